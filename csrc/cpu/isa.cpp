@@ -1,0 +1,62 @@
+// Compiled once per instruction set, NOPROP_ISA being its name: everything above in one unit, behind one table.
+#include "isa.h"
+
+#include "predict.cpp"
+
+namespace noprop {
+namespace {
+
+bool all_finite(const void* data, int32_t dtype, int64_t count) {
+  // a sum of x * 0 stays 0 unless some x is infinite or NaN
+  if (dtype == NOPROP_FLOAT32) {
+    const float* x = static_cast<const float*>(data);
+    Vec sum = {};
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) sum += load(x + i) * 0.0f;
+    if (i < count) sum += load_partial(x + i, (int)(count - i)) * 0.0f;
+    return sum_lanes(sum) == 0;
+  }
+  if (dtype == NOPROP_BFLOAT16) {
+    const uint16_t* x = static_cast<const uint16_t*>(data);
+    int bad = 0;
+    for (int64_t i = 0; i < count; ++i) bad |= (x[i] & 0x7f80) == 0x7f80;
+    return !bad;
+  }
+  return true;
+}
+
+// `rounds` bursts of multiply-adds, on as many accumulators as hide their latency; returns the billions of operations done
+double fma_gflop(int64_t rounds) {
+  constexpr int kSums = kLanes == 16 ? 24 : 12;
+  constexpr int64_t kRound = 100000;
+  Vec sums[kSums];
+#pragma GCC unroll 24
+  for (int i = 0; i < kSums; ++i) sums[i] = broadcast((float)i);  // all alike, they would be one
+  const Vec factor = broadcast(0.999f), term = broadcast(1e-3f);
+  for (int64_t k = 0; k < rounds * kRound; ++k) {
+#pragma GCC unroll 24
+    for (int i = 0; i < kSums; ++i) sums[i] = sums[i] * factor + term;
+  }
+  float kept = 0;
+#pragma GCC unroll 24
+  for (int i = 0; i < kSums; ++i) kept += sum_lanes(sums[i]);
+  volatile float sink = kept;  // the compiler must not drop the work
+  (void)sink;
+  return 2.0 * kLanes * kSums * kRound * 1e-9 * (double)rounds;
+}
+
+}  // namespace
+
+#define NOPROP_NAME2(isa) k_##isa
+#define NOPROP_NAME(isa) NOPROP_NAME2(isa)
+#define NOPROP_TEXT2(isa) #isa
+#define NOPROP_TEXT(isa) NOPROP_TEXT2(isa)
+
+extern const Isa NOPROP_NAME(NOPROP_ISA);
+const Isa NOPROP_NAME(NOPROP_ISA) = {
+    NOPROP_TEXT(NOPROP_ISA), kLanes,       train_bytes, train_slice,  noise_bytes,
+    noise_slice,             saved_bytes,  forward_slice, head_bytes, head_slice,
+    backward_bytes,          backward_slice, update_slice, predict_bytes, predict_rows,
+    all_finite,              fma_gflop};
+
+}  // namespace noprop

@@ -1,0 +1,94 @@
+// What a unit compiled for one instruction set offers, and what its functions share with the code around them.
+#pragma once
+
+#include "noprop.h"
+
+namespace noprop {
+
+constexpr int kMaxResults = 128;  // inputs and layers of a plan
+
+struct TrainTask {
+  const NopropSlices* slices;
+  const NopropNoise* noise;
+  const NopropMix* mix;
+  const NopropInput* inputs;
+  const float* z;
+  const NopropLabels* y;
+  const NopropRule* rule;
+  int64_t B, K;
+  const NopropTrainOut* out;
+  bool (*go_on)(void*);  // polled once per step
+  void* host;
+};
+
+struct NoiseTask {
+  float *z, *eps;
+  const int64_t* seeds;
+  const NopropNoise* noise;
+  const NopropMix* mix;
+  const NopropLabels* y;
+  int64_t B, M;
+};
+
+struct ForwardTask {
+  float* logits;
+  char* saved;  // of this slice, or null
+  const NopropSlices* slices;
+  const NopropInput* inputs;
+  int64_t first_row, rows, B;  // rows of the batch that this task does
+  bool training;
+};
+
+struct HeadTask {
+  float *loss, *error, *d_logits, *u_hat;
+  const float *logits, *eps;
+  const NopropMix* mix;
+  const NopropLabels* y;
+  int64_t B, M;
+};
+
+struct BackwardTask {
+  const NopropSlices* slices;
+  const char* saved;  // of this slice
+  const float* d_logits;
+  float* const* d_inputs;
+  const NopropRule* rule;
+  uint8_t* applied;
+  int64_t B;
+  bool training;
+};
+
+struct PredictTask {
+  float *logits, *u_hat, *z;
+  const NopropSlices* slices;
+  const int64_t* seeds;
+  const NopropInput* inputs;
+  const float *a, *b, *sqrt_c;
+  const NopropMix* mix;
+  int64_t S, R, B, first_row;
+  bool add_noise, keep_all;
+};
+
+// Each function does one slice i (or rows of one chain) in a workspace of the size that its neighbour tells.
+struct Isa {
+  const char* name;
+  int32_t lanes;
+  int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D);
+  void (*train_slice)(const TrainTask&, int64_t i, char* workspace);
+  int64_t (*noise_bytes)(int64_t B, int64_t D);
+  void (*noise_slice)(const NoiseTask&, int64_t i, char* workspace);
+  int64_t (*saved_bytes)(const NopropPlan*, int64_t B);
+  void (*forward_slice)(const ForwardTask&, int64_t i, char* workspace);
+  int64_t (*head_bytes)(int64_t B, int64_t M, int64_t D);
+  void (*head_slice)(const HeadTask&, int64_t i, char* workspace);
+  int64_t (*backward_bytes)(const NopropPlan*, int64_t B);
+  void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
+  void (*update_slice)(const NopropSlices&, int64_t i, const NopropRule&);
+  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D);
+  void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first, int64_t rows,
+                       char* workspace);
+  bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
+  double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: what this core can do
+};
+
+}  // namespace noprop

@@ -1,0 +1,67 @@
+// Normal noise as a function of (seed, stream, draw, block, row, column): Philox4x32-10 (Salmon et al. 2011) and
+// Box-Muller. A lane is a row; one counter gives four columns.
+#include "panels.h"
+
+namespace noprop {
+namespace {
+
+struct NoiseKey {
+  uint64_t seed;
+  uint32_t place;  // block | stream << 16 | site << 24
+  uint32_t draw;
+  uint32_t first_row;
+};
+
+NOPROP_INLINE void multiply_wide(UintVec a, uint32_t b, UintVec& high, UintVec& low) {
+  const WideVec product = __builtin_convertvector(a, WideVec) * (uint64_t)b;
+  high = __builtin_convertvector(product >> 32, UintVec);
+  low = a * b;
+}
+
+NOPROP_INLINE void philox(UintVec (&c)[4], uint64_t seed) {
+  uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    UintVec high0, low0, high1, low1;
+    multiply_wide(c[0], 0xD2511F53u, high0, low0);
+    multiply_wide(c[2], 0xCD9E8D57u, high1, low1);
+    c[0] = high1 ^ c[1] ^ key0;
+    c[2] = high0 ^ c[3] ^ key1;
+    c[1] = low1;
+    c[3] = low0;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+}
+
+// two normals from two words: sqrt(-2 ln u) {cos, sin}(2 pi v)
+NOPROP_INLINE void box_muller(UintVec r0, UintVec r1, Vec& first, Vec& second) {
+  const float unit = 1.0f / (1 << 24);
+  const Vec u = __builtin_convertvector((IntVec)(r0 >> 8) + 1, Vec) * unit;  // in (0, 1]
+  const Vec v = __builtin_convertvector((IntVec)(r1 >> 8), Vec) * unit;
+  const Vec squared = log(u) * -2.0f;
+  const Vec radius = sqrt(squared < Vec{} ? Vec{} : squared);
+  Vec cosine, sine;
+  cos_sin_turns(v, cosine, sine);
+  first = radius * cosine;
+  second = radius * sine;
+}
+
+// standard normals to panels (D, P); missing rows are zero
+inline void draw_normal(float* panels, const NoiseKey& key, int64_t D, const Panels& shape) {
+  for (int64_t g = 0; g < shape.vectors(); ++g) {
+    const UintVec row = (UintVec)lane_numbers() + (key.first_row + (uint32_t)(g * kLanes));
+    for (int64_t column = 0; column < D; column += 4) {
+      UintVec c[4] = {UintVec{} + (uint32_t)(column / 4), row, UintVec{} + key.place,
+                      UintVec{} + key.draw};
+      philox(c, key.seed);
+      Vec normal[4];
+      box_muller(c[0], c[1], normal[0], normal[1]);
+      box_muller(c[2], c[3], normal[2], normal[3]);
+      for (int64_t i = 0; i < 4 && column + i < D; ++i)
+        store(panels + shape.at(D, column + i, g), keep_first(normal[i], shape.B - g * kLanes));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace noprop

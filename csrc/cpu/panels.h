@@ -1,0 +1,136 @@
+// Activations are feature-major, in panels of rows: lane = row of the batch, so that a weight is broadcast along its own
+// row of the matrix and no weight is ever packed. A panel is (features, P) with P = cols * kLanes rows of the batch side
+// by side; the last panel's missing rows are zero or without effect.
+#pragma once
+
+#include "vec.h"
+
+namespace noprop {
+namespace {
+
+#if NOPROP_LANES == 16
+constexpr int kMaxCols = 4;  // 32 registers: 6 x 4, 8 x 3 and 12 x 2 vectors of sums, the operands beside them
+constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};
+#else
+constexpr int kMaxCols = 2;  // 16 registers
+constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
+#endif
+
+struct Panels {
+  int64_t B;      // rows of the batch
+  int64_t count;  // panels
+  int64_t P;      // rows in a panel
+  int cols;       // vectors in a panel's row
+
+  int64_t padded() const { return count * P; }
+  int64_t vectors() const { return count * cols; }
+  // of vector g (rows g * kLanes ...) of a feature, in an array of this many features
+  int64_t at(int64_t width, int64_t feature, int64_t g) const {
+    return (g / cols) * width * P + feature * P + (g % cols) * kLanes;
+  }
+};
+
+// panels as wide as the registers allow, evened out so that little is padded
+inline Panels make_panels(int64_t B) {
+  const int64_t vectors = (B + kLanes - 1) / kLanes;
+  const int64_t count = (vectors + kMaxCols - 1) / kMaxCols;
+  const int cols = (int)((vectors + count - 1) / count);
+  return {B, count, (int64_t)cols * kLanes, cols};
+}
+
+inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// rows (B, stride), zero-padded to whole vectors of features, to panels (width, P)
+inline void rows_to_panels(float* panels, const float* rows, int64_t stride, int64_t width,
+                           const Panels& shape) {
+  for (int64_t g = 0; g < shape.vectors(); ++g)
+    for (int64_t f = 0; f < width; f += kLanes) {
+      Vec square[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const int64_t b = g * kLanes + i;
+        square[i] = b < shape.B ? load(rows + b * stride + f) : Vec{};
+      }
+      transpose(square);
+      const int64_t features = width - f < kLanes ? width - f : kLanes;
+      for (int64_t i = 0; i < features; ++i) store(panels + shape.at(width, f + i, g), square[i]);
+    }
+}
+
+// panels (width, P) to rows (B, stride), padding the features to whole vectors with zeros; stride is a whole number of vectors
+inline void panels_to_rows(float* rows, const float* panels, int64_t stride, int64_t width,
+                           const Panels& shape) {
+  for (int64_t g = 0; g * kLanes < shape.B; ++g)
+    for (int64_t f = 0; f < width; f += kLanes) {
+      Vec square[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = f + i < width ? load(panels + shape.at(width, f + i, g)) : Vec{};
+      transpose(square);
+      const int64_t left = shape.B - g * kLanes;
+      for (int64_t i = 0; i < left && i < kLanes; ++i)
+        store(rows + (g * kLanes + i) * stride + f, square[i]);
+    }
+}
+
+// panels (width, P) to a caller's rows (B, width), where nothing may be written past a row
+inline void panels_to_exact_rows(float* rows, const float* panels, int64_t width,
+                                 const Panels& shape) {
+  for (int64_t b = 0; b < shape.B; ++b) {
+    const float* column = panels + shape.at(width, 0, b / kLanes) + b % kLanes;
+    for (int64_t f = 0; f < width; ++f) rows[b * width + f] = column[f * shape.P];
+  }
+}
+
+inline void exact_rows_to_panels(float* panels, const float* rows, int64_t width,
+                                 const Panels& shape) {
+  for (int64_t b = 0; b < shape.padded(); ++b) {
+    float* column = panels + shape.at(width, 0, b / kLanes) + b % kLanes;
+    for (int64_t f = 0; f < width; ++f) column[f * shape.P] = b < shape.B ? rows[b * width + f] : 0.0f;
+  }
+}
+
+// a number of row b, in a vector for the rows of vector g
+inline Vec row_numbers(const float* data, int64_t row_stride, int64_t g, const Panels& shape) {
+  Vec v = {};
+  for (int i = 0; i < kLanes; ++i) {
+    const int64_t b = g * kLanes + i;
+    if (b < shape.B) v[i] = data[b * row_stride];
+  }
+  return v;
+}
+
+// sums over rows go in chunks of this many, folded from the left
+constexpr int64_t kChunk = 128;
+constexpr int64_t kChunkVectors = kChunk / kLanes;
+
+// sum over the batch of one feature: f(g) is the vector of rows g * kLanes ..., zero in missing rows
+template <class F>
+NOPROP_INLINE float sum_rows(const Panels& shape, F f) {
+  float total = 0;
+  for (int64_t first = 0; first < shape.vectors(); first += kChunkVectors) {
+    const int64_t last =
+        first + kChunkVectors < shape.vectors() ? first + kChunkVectors : shape.vectors();
+    Vec sum = {};
+    for (int64_t g = first; g < last; ++g) sum += f(g);
+    total += sum_lanes(sum);
+  }
+  return total;
+}
+
+// calls body(Constant<cols>) for the panel's number of vectors
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+template <class Body>
+NOPROP_INLINE void with_cols(int cols, Body body) {
+  if (cols == 1) return body(Constant<1>{});
+  if (cols == 2) return body(Constant<2>{});
+#if NOPROP_LANES == 16
+  if (cols == 3) return body(Constant<3>{});
+  return body(Constant<4>{});
+#endif
+}
+
+}  // namespace
+}  // namespace noprop

@@ -1,0 +1,206 @@
+#include "cpu/pool.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace noprop {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Grows and is kept, since fresh pages cost more than a small step. Under AddressSanitizer it has the exact size each time,
+// and holds NaN, so that reading too far or too early shows.
+class Workspace {
+ public:
+  ~Workspace() { std::free(data_); }
+  char* get(int64_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    const bool fits = false;
+#else
+    const bool fits = data_ != nullptr && bytes <= size_;
+#endif
+    if (!fits) {
+      std::free(data_);
+      size_ = 0;
+      data_ = nullptr;
+      const int64_t whole = std::max<int64_t>(64, (bytes + 63) / 64 * 64);
+      data_ = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(whole)));
+      if (data_ == nullptr) return nullptr;
+      size_ = whole;
+#if defined(__SANITIZE_ADDRESS__)
+      std::memset(data_, 0xff, static_cast<size_t>(whole));
+#endif
+    }
+    return data_;
+  }
+
+ private:
+  char* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+constexpr double kSpinSeconds = 50e-6;
+constexpr double kPollSeconds = 0.05;
+
+}  // namespace
+
+bool Host::go_on(bool on_calling_thread) {
+  std::atomic_ref<int> stopped(stopped_);
+  if (stopped.load(std::memory_order_relaxed)) return false;
+  if (!on_calling_thread || host_.poll == nullptr) return true;
+  const double time = now();
+  if (time < next_poll_) return true;
+  next_poll_ = time + kPollSeconds;
+  if (host_.poll(host_.poll_data) == 0) return true;
+  stopped.store(1, std::memory_order_relaxed);
+  return false;
+}
+
+bool Host::stopped() const {
+  return std::atomic_ref<int>(const_cast<int&>(stopped_)).load(std::memory_order_relaxed) != 0;
+}
+
+class Pool {
+ public:
+  static Pool& instance() {
+    static std::atomic<Pool*> current{nullptr};
+    Pool* pool = current.load();
+    // a child process has none of its parent's threads; a pool is never destroyed, since its threads outlive static destruction
+    while (pool == nullptr || pool->process_ != getpid()) {
+      auto fresh = std::unique_ptr<Pool>(new Pool);
+      if (current.compare_exchange_strong(pool, fresh.get())) return *fresh.release();
+    }
+    return *pool;
+  }
+
+  bool run(int64_t count, int32_t threads, int64_t bytes, Host& host,
+           const std::function<void(int64_t, const Worker&)>& task) {
+    std::lock_guard<std::mutex> one_call(call_mutex_);  // a second caller's call waits
+    const int32_t helpers =
+        static_cast<int32_t>(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(count, 1))) - 1;
+    while (static_cast<int32_t>(threads_.size()) < helpers) {
+      workspaces_.push_back(std::make_unique<Workspace>());
+      const size_t id = threads_.size();
+      threads_.emplace_back([this, id] { work(id); });
+      threads_.back().detach();  // they end with the process
+    }
+    std::vector<char*> workspaces;
+    for (int32_t i = 0; i <= helpers; ++i) {
+      workspaces.push_back(workspaces_[static_cast<size_t>(i)]->get(bytes));
+      if (workspaces.back() == nullptr) return false;
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      next_task_.store(0, std::memory_order_relaxed);
+      count_ = count;
+      task_ = &task;
+      current_ = &workspaces;
+      helpers_ = helpers;
+      running_.store(helpers, std::memory_order_relaxed);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    if (helpers > 0) wake_.notify_all();
+    drain(Worker{true, workspaces[0]});
+    wait_for_helpers(host);
+    return true;
+  }
+
+ private:
+  Pool() : process_(getpid()) { workspaces_.push_back(std::make_unique<Workspace>()); }
+
+  void drain(const Worker& worker) {
+    for (;;) {
+      const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
+      if (task >= count_) return;
+      (*task_)(task, worker);
+    }
+  }
+
+  void work(size_t id) {
+    uint64_t seen = 0;
+    for (;;) {
+      const double parked_at = now() + kSpinSeconds;
+      while (generation_.load(std::memory_order_acquire) == seen && now() < parked_at)
+        std::this_thread::yield();
+      if (generation_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+      }
+      std::unique_lock<std::mutex> lock(mutex_);
+      seen = generation_.load(std::memory_order_acquire);
+      const bool takes_part = static_cast<int32_t>(id) < helpers_;
+      lock.unlock();
+      if (!takes_part) continue;
+      drain(Worker{false, (*current_)[id + 1]});
+      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        std::lock_guard<std::mutex> done(mutex_);
+        done_.notify_one();
+      }
+    }
+  }
+
+  void wait_for_helpers(Host& host) {
+    const double parked_at = now() + kSpinSeconds;
+    while (running_.load(std::memory_order_acquire) > 0 && now() < parked_at)
+      std::this_thread::yield();
+    while (running_.load(std::memory_order_acquire) > 0) {
+      host.go_on(true);
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_.wait_for(lock, std::chrono::duration<double>(kPollSeconds),
+                     [&] { return running_.load(std::memory_order_acquire) == 0; });
+    }
+  }
+
+  const pid_t process_;
+  std::mutex call_mutex_, mutex_;
+  std::condition_variable wake_, done_;
+  std::vector<std::thread> threads_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // the calling thread's first
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int64_t> next_task_{0};
+  std::atomic<int32_t> running_{0};
+  int64_t count_ = 0;
+  int32_t helpers_ = 0;
+  const std::function<void(int64_t, const Worker&)>* task_ = nullptr;
+  const std::vector<char*>* current_ = nullptr;
+};
+
+bool run_tasks(int64_t count, int32_t threads, int64_t bytes, Host& host,
+               const std::function<void(int64_t, const Worker&)>& run) {
+  return Pool::instance().run(count, threads, bytes, host, run);
+}
+
+int32_t available_processors() {
+  int32_t count = static_cast<int32_t>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) count = CPU_COUNT(&set);
+  // cgroup v2: "quota period" or "max period"; v1: two files
+  double quota = -1, period = -1;
+  std::string text;
+  if (std::ifstream file("/sys/fs/cgroup/cpu.max"); file >> text >> period && text != "max")
+    quota = std::stod(text);
+  if (std::ifstream file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"); quota < 0 && file >> quota)
+    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
+  if (quota > 0 && period > 0)
+    count = std::min(count, static_cast<int32_t>(std::max(1.0, quota / period + 0.5)));
+#endif
+  return std::max(count, 1);
+}
+
+}  // namespace noprop

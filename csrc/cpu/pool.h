@@ -1,0 +1,38 @@
+// A queue of tasks over a pool of threads of our own, parked between calls, re-created after fork.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "noprop.h"
+
+namespace noprop {
+
+// Asked by tasks between steps; on the calling thread it runs the caller's poll, several times a second.
+class Host {
+ public:
+  explicit Host(const NopropHost& host) : host_(host) {}
+  bool go_on(bool on_calling_thread);
+  bool stopped() const;
+
+ private:
+  const NopropHost& host_;
+  double next_poll_ = 0;
+  int stopped_ = 0;
+  friend class Pool;
+};
+
+struct Worker {
+  bool is_caller;
+  char* workspace;  // 64-byte aligned
+};
+
+// Runs task(0) .. task(count - 1), each once, on `threads` threads, the calling one among them. Each thread has a workspace of
+// `bytes`. False: no memory; nothing ran.
+bool run_tasks(int64_t count, int32_t threads, int64_t bytes, Host& host,
+               const std::function<void(int64_t task, const Worker&)>& run);
+
+// affinity and cgroup quota, at least 1
+int32_t available_processors();
+
+}  // namespace noprop

@@ -1,0 +1,293 @@
+// The C interface on the CPU: contents are checked, then slices (or rows of a chain) become tasks for the pool.
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/pool.h"
+#include "noprop.h"
+
+namespace noprop {
+
+extern const Isa k_avx512, k_avx2, k_baseline;
+
+namespace {
+
+#if defined(__x86_64__)
+const Isa* const kIsas[] = {&k_avx512, &k_avx2, &k_baseline};  // best first
+#else
+const Isa* const kIsas[] = {&k_baseline};
+#endif
+constexpr int32_t kNumIsas = sizeof kIsas / sizeof kIsas[0];
+
+bool runs_here(const Isa& isa) {
+#if defined(__x86_64__)
+  if (std::strcmp(isa.name, "avx512") == 0)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (std::strcmp(isa.name, "avx2") == 0)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+  return std::strcmp(isa.name, "baseline") == 0;
+}
+
+int32_t best_isa() {
+  for (int32_t i = 0; i < kNumIsas; ++i)
+    if (runs_here(*kIsas[i])) return i;
+  return kNumIsas - 1;
+}
+
+std::atomic<int32_t> used_isa{-1};
+
+int32_t isa_index() {
+  int32_t i = used_isa.load();
+  if (i < 0) used_isa.store(i = best_isa());
+  return i;
+}
+
+const Isa& isa() { return *kIsas[isa_index()]; }
+
+NopropResult finish(bool ran, const Host& host) {
+  if (!ran) return {NOPROP_NO_MEMORY, 0, 0};
+  return {host.stopped() ? NOPROP_STOPPED : NOPROP_OK, 0, 0};
+}
+
+constexpr NopropResult kFine = {NOPROP_OK, 0, 0};
+
+NopropResult check_indices(const int64_t* indices, int64_t count, int64_t rows) {
+  for (int64_t at = 0; at < count; ++at)
+    if (indices[at] < 0 || indices[at] >= rows) return {NOPROP_BAD_INDEX, at, indices[at]};
+  return kFine;
+}
+
+// labels, after their indices; n slices whose stride may be 0
+NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B, int64_t M) {
+  if (y.indices) {
+    const int64_t count = K * y.replicas * B;
+    if (const auto bad = check_indices(y.indices, count, y.rows); bad.status) return bad;
+    for (int64_t at = 0; at < count; ++at) {
+      const int64_t label = y.data[y.indices[at]];
+      if (label < 0 || label >= M) return {NOPROP_BAD_LABEL, y.indices[at], label};
+    }
+    return kFine;
+  }
+  for (int64_t k = 0; k < (y.step ? K : std::min<int64_t>(K, 1)); ++k)
+    for (int64_t i = 0; i < (y.slice ? n : std::min<int64_t>(n, 1)); ++i)
+      for (int64_t b = 0; b < B; ++b) {
+        const int64_t label = y.data[k * y.step + i * y.slice + b];
+        if (label < 0 || label >= M) return {NOPROP_BAD_LABEL, b, label};
+      }
+  return kFine;
+}
+
+int64_t bytes_of(int32_t dtype) {
+  return dtype == NOPROP_FLOAT32 ? 4 : dtype == NOPROP_BFLOAT16 ? 2 : 1;
+}
+
+// features that the call will read, all finite? Rows are checked in parallel.
+NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int64_t K, int64_t n,
+                         int64_t B, int32_t threads) {
+  if (input.indices)
+    if (const auto bad = check_indices(input.indices, K * input.replicas * B, input.rows); bad.status)
+      return bad;
+  if (input.dtype == NOPROP_UINT8) return kFine;
+  const int64_t runs = input.indices ? K * input.replicas
+                                     : (input.step ? K : std::min<int64_t>(K, 1)) *
+                                           (input.slice ? n : std::min<int64_t>(n, 1));
+  const int64_t slices = input.slice ? n : 1;
+  std::atomic<bool> finite{true};
+  NopropHost quiet = {threads, nullptr, nullptr};
+  Host host(quiet);
+  const char* data = static_cast<const char*>(input.data);
+  const int64_t size = bytes_of(input.dtype);
+  const bool ran = run_tasks(runs, threads, 0, host, [&](int64_t run, const Worker&) {
+    for (int64_t b = 0; b < B; ++b) {
+      const int64_t at = input.indices ? input.indices[run * B + b] * width
+                                       : run / slices * input.step + run % slices * input.slice +
+                                             b * width;
+      if (!isa().all_finite(data + at * size, input.dtype, width)) finite.store(false);
+    }
+  });
+  if (!ran) return {NOPROP_NO_MEMORY, 0, 0};
+  return finite ? kFine : NopropResult{NOPROP_BAD_INPUT, 0, j};
+}
+
+}  // namespace
+}  // namespace noprop
+
+using namespace noprop;
+
+extern "C" {
+
+NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
+                              const NopropMix* mix, const NopropInput* inputs, const float* z,
+                              const NopropLabels* y, const NopropRule* rule, int64_t B, int64_t K,
+                              const NopropTrainOut* out, const NopropHost* caller) {
+  const NopropPlan& plan = *slices->plan;
+  const int64_t n = slices->n, M = plan.layers[plan.num_layers - 1].width;
+  if (const auto bad = check_labels(*y, K, n, B, M); bad.status) return bad;
+  for (int32_t j = 0; j < plan.num_inputs; ++j) {
+    if (j == plan.z) continue;
+    const auto bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, caller->threads);
+    if (bad.status) return bad;
+  }
+  if (z && !isa().all_finite(z, NOPROP_FLOAT32, n * B * plan.input_widths[plan.z]))
+    return {NOPROP_BAD_INPUT, 0, plan.z};
+  Host host(*caller);
+  struct Poll {
+    Host* host;
+    bool is_caller;
+  };
+  const bool ran = run_tasks(
+      n, caller->threads, isa().train_bytes(&plan, B, mix->D), host,
+      [&](int64_t i, const Worker& worker) {
+        Poll poll = {&host, worker.is_caller};
+        const TrainTask task = {slices, noise, mix, inputs, z, y, rule, B, K, out,
+                                [](void* data) {
+                                  auto* p = static_cast<Poll*>(data);
+                                  return p->host->go_on(p->is_caller);
+                                },
+                                &poll};
+        isa().train_slice(task, i, worker.workspace);
+      });
+  return finish(ran, host);
+}
+
+NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
+                                  const NopropNoise* noise, const NopropMix* mix,
+                                  const NopropLabels* y, int64_t n, int64_t B, int64_t M,
+                                  const NopropHost* caller) {
+  if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
+  Host host(*caller);
+  const NoiseTask task = {z, eps, seeds, noise, mix, y, B, M};
+  const bool ran = run_tasks(
+      n, caller->threads, isa().noise_bytes(B, mix->D), host,
+      [&](int64_t i, const Worker& worker) { isa().noise_slice(task, i, worker.workspace); });
+  return finish(ran, host);
+}
+
+int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
+  return isa().saved_bytes(plan, B);
+}
+
+int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D) {
+  return isa().train_bytes(plan, B, D);
+}
+
+NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
+                                const NopropInput* inputs, int64_t B, int32_t training,
+                                const NopropHost* caller) {
+  const NopropPlan& plan = *slices->plan;
+  // rows are independent unless batch statistics bind them; what is saved is saved whole
+  const int64_t piece = training || saved ? B : 256;
+  const int64_t pieces = (B + piece - 1) / piece;
+  const int64_t slice_bytes = isa().saved_bytes(&plan, B);
+  const int64_t bytes = saved ? 0 : isa().saved_bytes(&plan, std::min(piece, B));
+  Host host(*caller);
+  const bool ran = run_tasks(
+      slices->n * pieces, caller->threads, bytes, host, [&](int64_t task, const Worker& worker) {
+        const int64_t i = task / pieces, first = task % pieces * piece;
+        char* kept = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr;
+        const ForwardTask job = {logits, kept, slices, inputs, first, std::min(piece, B - first),
+                                 B,      training != 0};
+        isa().forward_slice(job, i, worker.workspace);
+      });
+  return finish(ran, host);
+}
+
+NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* u_hat,
+                             const float* logits, const float* eps, const NopropMix* mix,
+                             const NopropLabels* y, int64_t n, int64_t B, int64_t M,
+                             const NopropHost* caller) {
+  if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
+  Host host(*caller);
+  const HeadTask task = {loss, error, d_logits, u_hat, logits, eps, mix, y, B, M};
+  const bool ran = run_tasks(
+      n, caller->threads, isa().head_bytes(B, M, mix->D), host,
+      [&](int64_t i, const Worker& worker) { isa().head_slice(task, i, worker.workspace); });
+  return finish(ran, host);
+}
+
+NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
+                                 const float* d_logits, float* const* d_inputs,
+                                 const NopropRule* rule, uint8_t* applied, int64_t B,
+                                 int32_t training, const NopropHost* caller) {
+  const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
+  Host host(*caller);
+  const bool ran = run_tasks(
+      slices->n, caller->threads, isa().backward_bytes(slices->plan, B), host,
+      [&](int64_t i, const Worker& worker) {
+        const BackwardTask task = {slices, static_cast<const char*>(saved) + i * slice_bytes,
+                                   d_logits, d_inputs, rule, applied, B, training != 0};
+        isa().backward_slice(task, i, worker.workspace);
+      });
+  return finish(ran, host);
+}
+
+NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
+                               const NopropRule* rule, const NopropHost* caller) {
+  Host host(*caller);
+  const bool ran = run_tasks(slices->n, caller->threads, 0, host, [&](int64_t i, const Worker&) {
+    if (apply[i]) isa().update_slice(*slices, i, *rule);
+  });
+  return finish(ran, host);
+}
+
+NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
+                                const int64_t* seeds, const NopropInput* inputs, const float* a,
+                                const float* b, const float* sqrt_c, const NopropMix* mix,
+                                int64_t S, int64_t R, int64_t B, int64_t first_row,
+                                int32_t add_noise, int32_t keep_all, const NopropHost* caller) {
+  const NopropPlan& plan = *slices->plan;
+  constexpr int64_t kRows = 128;
+  const int64_t pieces = (B + kRows - 1) / kRows;
+  Host host(*caller);
+  const PredictTask task = {logits, u_hat, z, slices, seeds, inputs,    a,        b,
+                            sqrt_c, mix,   S, R,      B,     first_row, add_noise != 0,
+                            keep_all != 0};
+  const bool ran = run_tasks(
+      S * R * pieces, caller->threads, isa().predict_bytes(&plan, std::min(kRows, B), mix->D), host,
+      [&](int64_t at, const Worker& worker) {
+        if (!host.go_on(worker.is_caller)) return;
+        const int64_t first = at % pieces * kRows;
+        isa().predict_rows(task, at / pieces / R, at / pieces % R, first,
+                           std::min(kRows, B - first), worker.workspace);
+      });
+  return finish(ran, host);
+}
+
+int32_t noprop_num_isas(void) { return kNumIsas; }
+const char* noprop_isa_name(int32_t i) { return kIsas[i]->name; }
+int32_t noprop_isa_runs(int32_t i) { return runs_here(*kIsas[i]); }
+int32_t noprop_isa_used(void) { return isa_index(); }
+
+int32_t noprop_set_isa(const char* name) {
+  if (name == nullptr) {
+    used_isa.store(best_isa());
+    return 1;
+  }
+  for (int32_t i = 0; i < kNumIsas; ++i)
+    if (std::strcmp(kIsas[i]->name, name) == 0 && runs_here(*kIsas[i])) {
+      used_isa.store(i);
+      return 1;
+    }
+  return 0;
+}
+
+int32_t noprop_processors(void) { return available_processors(); }
+
+double noprop_fma_gflop(int32_t threads, int64_t rounds) {
+  NopropHost quiet = {threads, nullptr, nullptr};
+  Host host(quiet);
+  std::vector<double> done(static_cast<size_t>(threads));
+  run_tasks(threads, threads, 0, host, [&](int64_t i, const Worker&) {
+    done[static_cast<size_t>(i)] = isa().fma_gflop(rounds);
+  });
+  double total = 0;
+  for (double part : done) total += part;
+  return total;
+}
+
+}  // extern "C"

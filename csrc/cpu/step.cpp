@@ -1,0 +1,321 @@
+// A visit: K steps of one slice, its weights and moments staying in this core's cache. Noise, forward, head, backward and
+// update in one pass; the loss is complete before the first write, so that a step that is not finite leaves no trace.
+#include "walk.cpp"
+
+namespace noprop {
+namespace {
+
+struct StepBuffers {
+  Saved saved;
+  Grads grads;
+  float *u_y, *eps, *p, *u_hat, *d_u_hat, *error;
+  int32_t* y;
+};
+
+inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
+                      const Panels& shape) {
+  const int64_t M = plan.layers[plan.num_layers - 1].width;
+  take_saved(work.saved, pieces, plan, shape);
+  take_grads(work.grads, pieces, plan, shape);
+  work.u_y = pieces.take<float>(D * shape.padded());
+  work.eps = pieces.take<float>(D * shape.padded());
+  work.p = pieces.take<float>(M * shape.padded());
+  work.u_hat = pieces.take<float>(D * shape.padded());
+  work.d_u_hat = pieces.take<float>(D * shape.padded());
+  work.error = pieces.take<float>(shape.padded());
+  work.y = pieces.take<int32_t>(shape.padded());
+}
+
+int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D) {
+  StepBuffers work;
+  Pieces counted = {nullptr};
+  take_step(work, counted, *plan, D, make_panels(B));
+  return counted.used;
+}
+
+inline bool is_finite(float x) { return x - x == 0; }
+
+// per row, sum over D of d_z times u_y or eps: gradients of signal and noise
+inline void number_grad(float* out, const float* d_z, const float* factor, int64_t D,
+                        const Panels& shape) {
+  for (int64_t b = 0; b < shape.B; ++b) {
+    const int64_t g = b / kLanes, lane = b % kLanes;
+    float sum = 0;
+    for (int64_t d = 0; d < D; ++d) {
+      const int64_t at = shape.at(D, d, g) + lane;
+      sum += d_z[at] * factor[at];
+    }
+    out[b] = sum;
+  }
+}
+
+inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuffers& work,
+                                const HeadInput& head, const HeadOutput& result,
+                                const Panels& shape) {
+  const NopropPlan& plan = *task.slices->plan;
+  const NopropTrainOut& out = *task.out;
+  const NopropMix& mix = *task.mix;
+  const int64_t B = task.B, D = mix.D, M = head.M;
+  for (int j = 0; j < plan.num_inputs; ++j)
+    if (out.d_inputs && out.d_inputs[j])
+      panels_to_exact_rows(out.d_inputs[j] + i * B * plan.input_widths[j], work.grads.value[j],
+                           plan.input_widths[j], shape);
+  const float* d_z = task.z ? nullptr : work.grads.value[plan.z];
+  const float* signal = mix.signal.data + i * mix.signal.slice;
+  if (out.d_signal) number_grad(out.d_signal + i * B, d_z, work.u_y, D, shape);
+  if (out.d_noise) number_grad(out.d_noise + i * B, d_z, work.eps, D, shape);
+  if (out.d_W_embed)
+    embedding_grad(out.d_W_embed + i * M * D, head, result, d_z, signal, mix.signal.row, shape);
+}
+
+// false: asked to stop before the step began
+inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
+                       const bool* input_wanted, const Panels& shape) {
+  const NopropSlices& slices = *task.slices;
+  const NopropPlan& plan = *slices.plan;
+  const NopropMix& mix = *task.mix;
+  const NopropTrainOut& out = *task.out;
+  const int64_t slice = slices.index[i], B = task.B, D = mix.D;
+  const bool updates = task.rule->kind != NOPROP_NONE;
+  if (!task.go_on(task.host)) return false;
+
+  for (int j = 0; j < plan.num_inputs; ++j)
+    if (j != plan.z)
+      load_input(work.saved.rows[j], work.saved.value[j], task.inputs[j], k, i, 0,
+                 plan.input_widths[j], B, shape);
+  load_labels(work.y, *task.y, k, i, shape);
+  embed(work.u_y, work.y, mix.W_embed, D, shape);
+
+  float* z = work.saved.value[plan.z];
+  const int64_t z_width = plan.input_widths[plan.z], z_stride = round_up(z_width);
+  draw_normal(work.eps, noise_key(*task.noise, slices.seeds[slice], task.noise->stream, k, i), D,
+              shape);
+  if (task.z)
+    exact_rows_to_panels(z, task.z + i * B * z_width, z_width, shape);
+  else
+    mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, slices.seeds[slice], mix, k, i,
+              shape);
+  panels_to_rows(work.saved.rows[plan.z], z, z_stride, z_width, shape);
+
+  walk_forward(work.saved, plan, slices.layers, slice, true, shape);
+  const int last = plan.num_inputs + plan.num_layers - 1;
+  const HeadInput head = {mix.head,
+                          width_of(plan, last),
+                          D,
+                          work.saved.value[last],
+                          mix.W_embed,
+                          work.u_y,
+                          work.eps,
+                          work.y,
+                          mix.weight.data + k * mix.weight.step + i * mix.weight.slice,
+                          mix.weight.row,
+                          mix.flow,
+                          mix.rows};
+  const HeadOutput result = {work.p, mix.W_embed ? work.u_hat : work.p, work.d_u_hat, work.error,
+                             work.grads.value[last]};
+  const float loss = head_step(head, result, shape);
+  const bool applied = is_finite(loss);
+  out.loss[k * slices.n + i] = loss;
+  out.applied[k * slices.n + i] = applied;
+  if (out.error) __builtin_memcpy(out.error + i * B, work.error, sizeof(float) * B);
+
+  Step step = {};
+  if (updates && applied)
+    step = make_step(*task.rule, task.rule->lr[k * task.rule->lr_step + i * task.rule->lr_slice],
+                     task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
+  bool any_wanted = !updates;
+  for (int j = 0; j < plan.num_inputs; ++j) any_wanted |= input_wanted[j];
+  if (applied || any_wanted) {
+    const BackwardPlan job = {plan, slices.layers, slice, i, input_wanted,
+                              updates && applied ? &step : nullptr, true};
+    walk_backward(job, work.saved, work.grads, shape);
+  }
+  write_train_outputs(task, i, work, head, result, shape);
+  if (!updates) {
+    for (int l = 0; l < plan.num_layers; ++l) {
+      const NopropState& state = slices.layers[l];
+      const int64_t H = plan.layers[l].width;
+      const int r = plan.num_inputs + l;
+      if (!plan.layers[l].norm || !state.batch_mean) continue;
+      __builtin_memcpy(state.batch_mean + i * H, work.saved.batch_mean[r], sizeof(float) * H);
+      __builtin_memcpy(state.batch_var + i * H, work.saved.batch_var[r], sizeof(float) * H);
+    }
+    return true;
+  }
+  if (applied) {
+    commit_statistics(work.saved, plan, slices.layers, slice);
+    slices.updates[slice] += 1;
+  }
+  slices.draws[slice] += 1;
+  return true;
+}
+
+void train_slice(const TrainTask& task, int64_t i, char* workspace) {
+  const NopropPlan& plan = *task.slices->plan;
+  const Panels shape = make_panels(task.B);
+  StepBuffers work;
+  Pieces pieces = {workspace};
+  take_step(work, pieces, plan, task.mix->D, shape);
+  const NopropTrainOut& out = *task.out;
+  bool input_wanted[kMaxResults];
+  for (int j = 0; j < plan.num_inputs; ++j)
+    input_wanted[j] = out.d_inputs && out.d_inputs[j];
+  const bool through_z = out.d_signal || out.d_noise || out.d_W_embed;
+  if (through_z && !task.z) input_wanted[plan.z] = true;
+  for (int64_t k = 0; k < task.K; ++k)
+    if (!train_step(task, k, i, work, input_wanted, shape)) return;
+}
+
+// z and eps alone
+int64_t noise_bytes(int64_t B, int64_t D) {
+  const Panels shape = make_panels(B);
+  Pieces counted = {nullptr};
+  for (int j = 0; j < 4; ++j) counted.take<float>(D * shape.padded());
+  counted.take<int32_t>(shape.padded());
+  return counted.used;
+}
+
+void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
+  const Panels shape = make_panels(task.B);
+  const int64_t D = task.mix->D, size = D * shape.padded();
+  Pieces pieces = {workspace};
+  float *z = pieces.take<float>(size), *second = pieces.take<float>(size);
+  float *u_y = pieces.take<float>(size), *eps = pieces.take<float>(size);
+  int32_t* y = pieces.take<int32_t>(shape.padded());
+  load_labels(y, *task.y, 0, i, shape);
+  embed(u_y, y, task.mix->W_embed, D, shape);
+  const uint64_t seed = task.seeds[i];
+  draw_normal(eps, noise_key(*task.noise, seed, task.noise->stream, 0, i), D, shape);
+  mix_noise(z, second, u_y, eps, *task.noise, seed, *task.mix, 0, i, shape);
+  if (task.z) panels_to_exact_rows(task.z + i * task.B * D, z, D, shape);
+  if (task.eps) panels_to_exact_rows(task.eps + i * task.B * D, eps, D, shape);
+}
+
+int64_t saved_bytes(const NopropPlan* plan, int64_t B) {
+  Saved saved;
+  Pieces counted = {nullptr};
+  take_saved(saved, counted, *plan, make_panels(B));
+  return counted.used;
+}
+
+void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
+  const NopropSlices& slices = *task.slices;
+  const NopropPlan& plan = *slices.plan;
+  const Panels shape = make_panels(task.rows);
+  Saved saved;
+  Pieces pieces = {task.saved ? task.saved : workspace};
+  take_saved(saved, pieces, plan, shape);
+  for (int j = 0; j < plan.num_inputs; ++j)
+    load_input(saved.rows[j], saved.value[j], task.inputs[j], 0, i, task.first_row,
+               plan.input_widths[j], task.B, shape);
+  walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
+  if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);
+  const int last = plan.num_inputs + plan.num_layers - 1;
+  const int64_t M = width_of(plan, last);
+  panels_to_exact_rows(task.logits + (i * task.B + task.first_row) * M, saved.value[last], M,
+                       shape);
+}
+
+int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
+  const Panels shape = make_panels(B);
+  Pieces counted = {nullptr};
+  for (int j = 0; j < 3; ++j) counted.take<float>(M * shape.padded());
+  for (int j = 0; j < 4; ++j) counted.take<float>(D * shape.padded());
+  counted.take<float>(shape.padded());
+  counted.take<int32_t>(shape.padded());
+  return counted.used;
+}
+
+void head_slice(const HeadTask& task, int64_t i, char* workspace) {
+  const NopropMix& mix = *task.mix;
+  const Panels shape = make_panels(task.B);
+  const int64_t B = task.B, M = task.M, D = mix.D, size = D * shape.padded();
+  Pieces pieces = {workspace};
+  float* logits = pieces.take<float>(M * shape.padded());
+  float* p = pieces.take<float>(M * shape.padded());
+  float* d_logits = pieces.take<float>(M * shape.padded());
+  float *u_y = pieces.take<float>(size), *eps = pieces.take<float>(size);
+  float *u_hat = pieces.take<float>(size), *d_u_hat = pieces.take<float>(size);
+  float* error = pieces.take<float>(shape.padded());
+  int32_t* y = pieces.take<int32_t>(shape.padded());
+  load_labels(y, *task.y, 0, i, shape);
+  embed(u_y, y, mix.W_embed, D, shape);
+  exact_rows_to_panels(logits, task.logits + i * B * M, M, shape);
+  if (task.eps) exact_rows_to_panels(eps, task.eps + i * B * D, D, shape);
+  const HeadInput in = {mix.head, M, D, logits, mix.W_embed, u_y, eps, y,
+                        mix.weight.data + i * mix.weight.slice, mix.weight.row, mix.flow, mix.rows};
+  const HeadOutput out = {p, mix.W_embed ? u_hat : p, d_u_hat, error, d_logits};
+  const float loss = head_step(in, out, shape);
+  if (task.loss) task.loss[i] = loss;
+  if (task.error) __builtin_memcpy(task.error + i * B, error, sizeof(float) * B);
+  if (task.d_logits) panels_to_exact_rows(task.d_logits + i * B * M, d_logits, M, shape);
+  if (task.u_hat && mix.head != NOPROP_CROSS_ENTROPY)
+    panels_to_exact_rows(task.u_hat + i * B * D, out.u_hat, D, shape);
+}
+
+int64_t backward_bytes(const NopropPlan* plan, int64_t B) {
+  Grads grads;
+  Pieces counted = {nullptr};
+  take_grads(grads, counted, *plan, make_panels(B));
+  return counted.used;
+}
+
+void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
+  const NopropSlices& slices = *task.slices;
+  const NopropPlan& plan = *slices.plan;
+  const Panels shape = make_panels(task.B);
+  Saved saved;
+  Pieces pieces = {const_cast<char*>(task.saved)};  // backward reads what lies there
+  take_saved(saved, pieces, plan, shape);
+  Grads grads;
+  Pieces scratch = {workspace};
+  take_grads(grads, scratch, plan, shape);
+  const int last = plan.num_inputs + plan.num_layers - 1;
+  const int64_t M = width_of(plan, last), slice = slices.index[i];
+  const float* d_logits = task.d_logits + i * task.B * M;
+  exact_rows_to_panels(grads.value[last], d_logits, M, shape);
+
+  bool input_wanted[kMaxResults];
+  for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = task.d_inputs[j] != nullptr;
+  bool apply = task.rule->kind != NOPROP_NONE;
+  if (apply) {
+    for (int64_t at = 0; at < task.B * M; ++at) apply = apply && is_finite(d_logits[at]);
+    task.applied[i] = apply;
+  }
+  Step step = {};
+  if (apply)
+    step = make_step(*task.rule, task.rule->lr[i * task.rule->lr_slice],
+                     task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
+  const BackwardPlan job = {plan,         slices.layers,          slice,        i,
+                            input_wanted, apply ? &step : nullptr, task.training};
+  walk_backward(job, saved, grads, shape);
+  for (int j = 0; j < plan.num_inputs; ++j)
+    if (task.d_inputs[j])
+      panels_to_exact_rows(task.d_inputs[j] + i * task.B * plan.input_widths[j], grads.value[j],
+                           plan.input_widths[j], shape);
+  if (apply) slices.updates[slice] += 1;
+}
+
+void update_slice(const NopropSlices& slices, int64_t i, const NopropRule& rule) {
+  const int64_t slice = slices.index[i];
+  const NopropPlan& plan = *slices.plan;
+  const Step step = make_step(rule, rule.lr[i * rule.lr_slice], rule.weight_decay[i * rule.decay_slice],
+                              slices.updates[slice]);
+  const auto update = [&](const NopropParam& param, int64_t size) {
+    update_run(param.value + slice * size, param.m ? param.m + slice * size : nullptr,
+               param.v ? param.v + slice * size : nullptr, param.grad + i * size, size, step);
+  };
+  for (int l = 0; l < plan.num_layers; ++l) {
+    const int64_t H = plan.layers[l].width;
+    const NopropState& state = slices.layers[l];
+    update(state.weight, H * in_width(plan, plan.layers[l]));
+    update(state.bias, H);
+    if (!plan.layers[l].norm) continue;
+    update(state.norm_weight, H);
+    update(state.norm_bias, H);
+  }
+  slices.updates[slice] += 1;
+}
+
+}  // namespace
+}  // namespace noprop

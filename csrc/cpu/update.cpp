@@ -1,0 +1,88 @@
+// The optimizers, on a run of a parameter and its gradient: torch.optim's formulas, in place, each array read and written once.
+#include "vec.h"
+
+namespace noprop {
+namespace {
+
+// one step's scalars, formed in float64 on the host
+struct Step {
+  int32_t kind;
+  bool nesterov, first;
+  float lr, decay, l2, momentum;
+  float beta1_rest, beta2, beta2_rest;  // 1 - beta1, beta2, 1 - beta2
+  float step_size, root_scale, eps;     // lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
+};
+
+inline Step make_step(const NopropRule& rule, double lr, double weight_decay, int64_t updates) {
+  Step s = {};
+  s.kind = rule.kind;
+  s.nesterov = rule.nesterov != 0;
+  s.lr = (float)lr;
+  s.momentum = (float)rule.momentum;
+  s.l2 = rule.kind == NOPROP_ADAMW ? 0.0f : (float)weight_decay;
+  s.decay = rule.kind == NOPROP_ADAMW ? (float)(1 - lr * weight_decay) : 1.0f;
+  if (rule.kind == NOPROP_SGD) return s;
+  const double t = (double)(updates + 1);
+  // beta^t in float32 would be wrong by 1e-5
+  const double rest1 = rule.beta1 > 0 ? -__builtin_expm1(t * __builtin_log(rule.beta1)) : 1.0;
+  const double rest2 = rule.beta2 > 0 ? -__builtin_expm1(t * __builtin_log(rule.beta2)) : 1.0;
+  s.beta1_rest = (float)(1 - rule.beta1);
+  s.beta2 = (float)rule.beta2;
+  s.beta2_rest = (float)(1 - rule.beta2);
+  s.step_size = (float)(lr / rest1);
+  s.root_scale = (float)(1 / __builtin_sqrt(rest2));
+  s.eps = (float)rule.eps;
+  return s;
+}
+
+NOPROP_INLINE void sgd(Vec& w, Vec& m, Vec g, const Step& s, bool has_m) {
+  g += w * s.l2;
+  if (has_m) {
+    m = m * s.momentum + g;
+    g = s.nesterov ? m * s.momentum + g : m;
+  }
+  w -= g * s.lr;
+}
+
+NOPROP_INLINE void adam(Vec& w, Vec& m, Vec& v, Vec g, const Step& s) {
+  g += w * s.l2;
+  w *= s.decay;
+  m += (g - m) * s.beta1_rest;
+  v = v * s.beta2 + (g * g) * s.beta2_rest;
+  w -= (m * s.step_size) / (sqrt(v) * s.root_scale + s.eps);
+}
+
+// w, m, v of `count` elements, from their gradient
+inline void update_run(float* w, float* m, float* v, const float* gradient, int64_t count,
+                       const Step& s) {
+  const bool is_sgd = s.kind == NOPROP_SGD;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Vec w_i = load(w + i), m_i = m ? load(m + i) : Vec{};
+    if (is_sgd) {
+      sgd(w_i, m_i, load(gradient + i), s, m != nullptr);
+    } else {
+      Vec v_i = load(v + i);
+      adam(w_i, m_i, v_i, load(gradient + i), s);
+      store(v + i, v_i);
+    }
+    store(w + i, w_i);
+    if (m) store(m + i, m_i);
+  }
+  const int rest = (int)(count - i);
+  if (rest == 0) return;
+  Vec w_i = load_partial(w + i, rest), m_i = m ? load_partial(m + i, rest) : Vec{};
+  const Vec g = load_partial(gradient + i, rest);
+  if (is_sgd) {
+    sgd(w_i, m_i, g, s, m != nullptr);
+  } else {
+    Vec v_i = load_partial(v + i, rest);
+    adam(w_i, m_i, v_i, g, s);
+    store_partial(v + i, v_i, rest);
+  }
+  store_partial(w + i, w_i, rest);
+  if (m) store_partial(m + i, m_i, rest);
+}
+
+}  // namespace
+}  // namespace noprop

@@ -1,0 +1,192 @@
+// Vectors of the widest register that this unit is compiled for, in GCC's and Clang's vector extensions.
+// No standard header with code in it here: an inline function compiled for AVX-512 could be the copy the linker keeps.
+#pragma once
+
+#include <stdint.h>
+#if defined(__SSE2__)
+#include <immintrin.h>  // always inlined: leaves no copy behind
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512F__)
+#define NOPROP_LANES 16
+#elif defined(__AVX2__)
+#define NOPROP_LANES 8
+#else
+#define NOPROP_LANES 4
+#endif
+#define NOPROP_INLINE inline __attribute__((always_inline))
+
+namespace noprop {
+namespace {
+
+constexpr int kLanes = NOPROP_LANES;
+
+typedef float Vec __attribute__((vector_size(4 * NOPROP_LANES)));
+typedef float UnalignedVec __attribute__((vector_size(4 * NOPROP_LANES), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(4 * NOPROP_LANES)));
+typedef uint32_t UintVec __attribute__((vector_size(4 * NOPROP_LANES)));
+typedef uint64_t WideVec __attribute__((vector_size(8 * NOPROP_LANES)));
+
+NOPROP_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+NOPROP_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+NOPROP_INLINE Vec broadcast(float x) { return x - Vec{}; }  // x - 0 is x, the sign of zero included
+
+// the first `count` (1..kLanes) lanes, the others zero
+NOPROP_INLINE Vec load_partial(const float* p, int count) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+#else
+  Vec v = {};
+  for (int i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+NOPROP_INLINE void store_partial(float* p, Vec v, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1), (__m512)v);
+#else
+  for (int i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+// lane numbers 0, 1, 2, ...
+NOPROP_INLINE IntVec lane_numbers() {
+  IntVec v = {};
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
+
+// v where lane < count, else 0
+NOPROP_INLINE Vec keep_first(Vec v, int64_t count) {
+  if (count >= kLanes) return v;
+  return lane_numbers() < (int32_t)count ? v : Vec{};
+}
+
+NOPROP_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// 0 below 0, NaN stays NaN
+NOPROP_INLINE Vec relu(Vec x) { return x < Vec{} ? Vec{} : x; }
+
+NOPROP_INLINE Vec sqrt(Vec x) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_sqrt_ps((__mmask16)-1, (__m512)x);  // GCC 12 warns of the unmasked one
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (Vec)_mm_sqrt_ps((__m128)x);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  return (Vec)vsqrtq_f32((float32x4_t)x);
+#else
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r[i] = __builtin_sqrtf(x[i]);
+  return r;
+#endif
+}
+
+// sum of the lanes, in halves: the order is fixed by kLanes
+NOPROP_INLINE float sum_lanes(Vec v) {
+  float part[kLanes];
+  __builtin_memcpy(part, &v, sizeof v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  return part[0];
+}
+
+#if NOPROP_LANES == 16
+#define NOPROP_ZIP_LOW(a, b) \
+  __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define NOPROP_ZIP_HIGH(a, b) \
+  __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif NOPROP_LANES == 8
+#define NOPROP_ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define NOPROP_ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else
+#define NOPROP_ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define NOPROP_ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#endif
+
+// transpose of a kLanes x kLanes square: each pass zips row i with row i + kLanes / 2
+NOPROP_INLINE void transpose(Vec (&rows)[kLanes]) {
+  for (int pass = 1; pass < kLanes; pass *= 2) {
+    Vec zipped[kLanes];
+    for (int i = 0; i < kLanes / 2; ++i) {
+      zipped[2 * i] = NOPROP_ZIP_LOW(rows[i], rows[i + kLanes / 2]);
+      zipped[2 * i + 1] = NOPROP_ZIP_HIGH(rows[i], rows[i + kLanes / 2]);
+    }
+    for (int i = 0; i < kLanes; ++i) rows[i] = zipped[i];
+  }
+}
+
+// exp(x), error below 2 ulp; 0 below -87.3, NaN stays NaN. The coefficients are Taylor's, enough on |r| <= ln(2) / 2.
+NOPROP_INLINE Vec exp(Vec x) {
+  const Vec low = broadcast(-87.3f), high = broadcast(88.3f);
+  const Vec clamped = x < low ? low : (x > high ? high : x);
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec n = (clamped * 1.44269504f + magic) - magic;
+  const Vec r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts
+  Vec p = broadcast(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = (p * r) * r + r + 1.0f;
+  const IntVec power = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  const Vec result = p * (Vec)power;
+  return x < low ? Vec{} : result;
+}
+
+// ln(x) for normal x > 0, error below 2 ulp: x = m 2^e with m in [sqrt(1/2), sqrt(2)), and
+// ln m = 2 atanh(s), s = (m - 1) / (m + 1), the series cut where its terms fall below 2^-25
+NOPROP_INLINE Vec log(Vec x) {
+  const IntVec bits = (IntVec)x;
+  IntVec exponent = (bits >> 23) - 127;
+  Vec m = (Vec)((bits & 0x007fffff) | 0x3f800000);
+  const IntVec upper = m > broadcast(1.41421356f);
+  m = upper ? m * 0.5f : m;
+  exponent -= upper;  // a true lane is -1
+  const Vec f = m - 1.0f;
+  const Vec s = f / (m + 1.0f);
+  const Vec s2 = s * s;
+  Vec p = broadcast(2.0f / 9);
+  p = p * s2 + 2.0f / 7;
+  p = p * s2 + 2.0f / 5;
+  p = p * s2 + 2.0f / 3;
+  // 2 s = f - s f exactly, so that a small f keeps its full precision
+  const Vec ln_m = f - s * (f - s2 * p);
+  const Vec e = __builtin_convertvector(exponent, Vec);
+  return e * 0.693359375f + (ln_m + e * -2.12194440e-4f);
+}
+
+// cos and sin of 2 pi v for v = k 2^-24 in [0, 1): the quadrant and what remains of it are exact
+NOPROP_INLINE void cos_sin_turns(Vec v, Vec& cosine, Vec& sine) {
+  const Vec magic = broadcast(12582912.0f);
+  const Vec quarter = v * 4.0f;
+  const Vec n = (quarter + magic) - magic;
+  const Vec r = quarter - n;  // in [-1/2, 1/2], in quarter turns
+  const Vec r2 = r * r;
+  // Taylor's coefficients of sin(pi/2 r) and cos(pi/2 r)
+  Vec s = broadcast(1.6044118e-4f);
+  s = s * r2 - 4.6817541e-3f;
+  s = s * r2 + 7.9692626e-2f;
+  s = s * r2 - 6.4596409e-1f;
+  s = s * r2 + 1.5707963f;
+  s = s * r;
+  Vec c = broadcast(-2.5202042e-5f);
+  c = c * r2 + 9.1926028e-4f;
+  c = c * r2 - 2.0863481e-2f;
+  c = c * r2 + 2.5366951e-1f;
+  c = c * r2 - 1.2337006f;
+  c = c * r2 + 1.0f;
+  const IntVec quadrant = __builtin_convertvector(n, IntVec) & 3;
+  const IntVec odd = (quadrant & 1) != 0;
+  const Vec a = odd ? s : c, b = odd ? c : s;
+  cosine = ((quadrant == 1) | (quadrant == 2)) ? -a : a;
+  sine = quadrant >= 2 ? -b : b;
+}
+
+}  // namespace
+}  // namespace noprop

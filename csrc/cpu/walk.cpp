@@ -1,0 +1,336 @@
+// The walk over a plan: where each result lies in a workspace, forward in order, backward in reverse.
+#include "dense.cpp"
+#include "head.cpp"
+#include "noise.cpp"
+#include "norm.cpp"
+#include "update.cpp"
+
+namespace noprop {
+namespace {
+
+// hands out pieces of a workspace; with no base it only counts
+struct Pieces {
+  char* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+// what forward leaves for backward
+struct Saved {
+  float* value[kMaxResults];      // panels of every result
+  float* rows[kMaxResults];       // of inputs: (B, round_up(width))
+  float* activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
+  float* x_hat[kMaxResults];      // of layers with norm
+  float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
+};
+
+struct Grads {
+  float* value[kMaxResults];  // panels of every result that needs one
+  bool written[kMaxResults];
+  float* rows;                              // (B, round_up(widest)): a source on its side
+  float *vector, *norm_weight, *norm_bias;  // (widest,)
+};
+
+inline int64_t width_of(const NopropPlan& plan, int32_t result) {
+  return result < plan.num_inputs ? plan.input_widths[result]
+                                  : plan.layers[result - plan.num_inputs].width;
+}
+
+inline int64_t in_width(const NopropPlan& plan, const NopropLayer& layer) {
+  int64_t in = 0;
+  for (int s = 0; s < layer.num_sources; ++s) in += width_of(plan, layer.sources[s]);
+  return in;
+}
+
+inline int64_t widest(const NopropPlan& plan) {
+  int64_t width = 0;
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
+    if (width_of(plan, r) > width) width = width_of(plan, r);
+  return width;
+}
+
+inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
+    const int64_t width = width_of(plan, r), size = width * shape.padded();
+    saved.value[r] = pieces.take<float>(size);
+    if (r < plan.num_inputs) {
+      saved.rows[r] = pieces.take<float>(shape.B * round_up(width));
+      continue;
+    }
+    const NopropLayer& layer = plan.layers[r - plan.num_inputs];
+    saved.activated[r] =
+        layer.relu && layer.add >= 0 ? pieces.take<float>(size) : saved.value[r];
+    if (layer.norm) {
+      saved.x_hat[r] = pieces.take<float>(size);
+      saved.batch_mean[r] = pieces.take<float>(width);
+      saved.batch_var[r] = pieces.take<float>(width);
+      saved.rstd[r] = pieces.take<float>(width);
+    }
+  }
+}
+
+inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
+    grads.value[r] = pieces.take<float>(width_of(plan, r) * shape.padded());
+  const int64_t width = widest(plan);
+  grads.rows = pieces.take<float>(shape.B * round_up(width));
+  grads.vector = pieces.take<float>(width);
+  grads.norm_weight = pieces.take<float>(width);
+  grads.norm_bias = pieces.take<float>(width);
+}
+
+// one row of an input as float32, from any of its types
+inline void load_row(float* out, const NopropInput& input, int64_t at, int64_t width) {
+  const float* f = static_cast<const float*>(input.data) + at;
+  const uint16_t* half = static_cast<const uint16_t*>(input.data) + at;
+  const uint8_t* byte = static_cast<const uint8_t*>(input.data) + at;
+  if (input.dtype == NOPROP_FLOAT32) {
+    __builtin_memcpy(out, f, sizeof(float) * width);
+  } else if (input.dtype == NOPROP_BFLOAT16) {
+    for (int64_t i = 0; i < width; ++i) {
+      const uint32_t bits = (uint32_t)half[i] << 16;
+      __builtin_memcpy(out + i, &bits, sizeof bits);
+    }
+  } else {
+    for (int64_t i = 0; i < width; ++i) out[i] = (float)byte[i];
+  }
+  if (input.scale)
+    for (int64_t i = 0; i < width; ++i) out[i] = out[i] * input.scale[i] + input.shift[i];
+}
+
+// rows first .. first + shape.B of step k, slice i to padded rows and panels
+inline void load_input(float* rows, float* panels, const NopropInput& input, int64_t k, int64_t i,
+                       int64_t first, int64_t width, int64_t B, const Panels& shape) {
+  const int64_t stride = round_up(width);
+  const int64_t* indices =
+      input.indices ? input.indices + (k * input.replicas + (input.replica ? input.replica[i] : 0)) * B
+                    : nullptr;
+  for (int64_t b = 0; b < shape.B; ++b) {
+    float* row = rows + b * stride;
+    const int64_t at = indices ? indices[first + b] * width
+                               : k * input.step + i * input.slice + (first + b) * width;
+    load_row(row, input, at, width);
+    for (int64_t f = width; f < stride; ++f) row[f] = 0;
+  }
+  rows_to_panels(panels, rows, stride, width, shape);
+}
+
+inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,
+                        const Panels& shape) {
+  const int64_t B = shape.B;
+  for (int64_t b = 0; b < shape.padded(); ++b) {
+    if (b >= B) {
+      y[b] = 0;
+    } else if (labels.indices) {
+      const int64_t replica = labels.replica ? labels.replica[i] : 0;
+      y[b] = (int32_t)labels.data[labels.indices[(k * labels.replicas + replica) * B + b]];
+    } else {
+      y[b] = (int32_t)labels.data[k * labels.step + i * labels.slice + b];
+    }
+  }
+}
+
+// u_y = W_embed[y], panels (D, P)
+inline void embed(float* u_y, const int32_t* y, const float* W_embed, int64_t D,
+                  const Panels& shape) {
+  for (int64_t g = 0; g < shape.vectors(); ++g)
+    for (int64_t d = 0; d < D; ++d) {
+      Vec v;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int32_t label = y[g * kLanes + lane];
+        v[lane] = W_embed ? W_embed[label * D + d] : (label == d ? 1.0f : 0.0f);
+      }
+      store(u_y + shape.at(D, d, g), keep_first(v, shape.B - g * kLanes));
+    }
+}
+
+inline NoiseKey noise_key(const NopropNoise& noise, uint64_t seed, uint32_t stream, int64_t k,
+                          int64_t i) {
+  const int64_t draw = noise.draw[k * noise.draw_step + i * noise.draw_slice];
+  const int64_t block = noise.block[k * noise.block_step + i * noise.block_slice];
+  return {seed, ((uint32_t)block & 0xffff) | stream << 16, (uint32_t)draw,
+          (uint32_t)noise.first_row};
+}
+
+// z = signal u_y + noise eps + sigma eps_1, panels (D, P); `second` holds eps_1 where sigma is not 0
+inline void mix_noise(float* z, float* second, const float* u_y, const float* eps,
+                      const NopropNoise& noise, uint64_t seed, const NopropMix& mix, int64_t k,
+                      int64_t i, const Panels& shape) {
+  const int64_t D = mix.D;
+  if (mix.sigma != 0) draw_normal(second, noise_key(noise, seed, 1, k, i), D, shape);
+  const float* signal = mix.signal.data + k * mix.signal.step + i * mix.signal.slice;
+  const float* level = mix.noise.data + k * mix.noise.step + i * mix.noise.slice;
+  for (int64_t g = 0; g < shape.vectors(); ++g) {
+    const Vec signal_g = row_numbers(signal, mix.signal.row, g, shape);
+    const Vec level_g = row_numbers(level, mix.noise.row, g, shape);
+    for (int64_t d = 0; d < D; ++d) {
+      const int64_t at = shape.at(D, d, g);
+      Vec v = signal_g * load(u_y + at) + level_g * load(eps + at);
+      if (mix.sigma != 0) v += load(second + at) * mix.sigma;
+      store(z + at, v);
+    }
+  }
+}
+
+inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
+                         int64_t slice, bool training, const Panels& shape) {
+  for (int l = 0; l < plan.num_layers; ++l) {
+    const NopropLayer& layer = plan.layers[l];
+    const NopropState& state = states[l];
+    const int r = plan.num_inputs + l;
+    const int64_t H = layer.width;
+    Source sources[kMaxResults];
+    for (int s = 0; s < layer.num_sources; ++s)
+      sources[s] = {saved.value[layer.sources[s]], width_of(plan, layer.sources[s])};
+    const float* weight = state.weight.value + slice * H * in_width(plan, layer);
+    const float* bias = state.bias.value + slice * H;
+    const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
+    float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
+    if (!layer.norm) {
+      dense_forward(saved.value[r], activated, sources, layer.num_sources, weight, bias, add,
+                    layer.relu, H, shape);
+      continue;
+    }
+    dense_forward(saved.x_hat[r], nullptr, sources, layer.num_sources, weight, bias, nullptr, false,
+                  H, shape);
+    const Norm norm = {state.norm_weight.value + slice * H, state.norm_bias.value + slice * H,
+                       state.running_mean + slice * H, state.running_var + slice * H,
+                       layer.norm_eps};
+    norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r],
+                 saved.batch_var[r], saved.rstd[r], norm, add, layer.relu, training, H, shape);
+  }
+}
+
+// the running statistics take in the batch's
+inline void commit_statistics(const Saved& saved, const NopropPlan& plan,
+                              const NopropState* states, int64_t slice) {
+  for (int l = 0; l < plan.num_layers; ++l) {
+    const NopropLayer& layer = plan.layers[l];
+    if (!layer.norm) continue;
+    const int r = plan.num_inputs + l;
+    const int64_t H = layer.width;
+    move_running(states[l].running_mean + slice * H, saved.batch_mean[r], layer.norm_momentum, H);
+    move_running(states[l].running_var + slice * H, saved.batch_var[r], layer.norm_momentum, H);
+  }
+}
+
+// d += or = grad, panels of `size` floats
+inline void add_grad(Grads& grads, int result, const float* d, int64_t size) {
+  float* to = grads.value[result];
+  for (int64_t i = 0; i < size; i += kLanes)
+    store(to + i, grads.written[result] ? load(to + i) + load(d + i) : load(d + i));
+  grads.written[result] = true;
+}
+
+// a small parameter's gradient to its optimizer, or to the caller's array; step null: neither
+inline void finish_vector(const NopropParam& param, const float* gradient, int64_t slice, int64_t i,
+                          int64_t H, const Step* step) {
+  if (param.grad) __builtin_memcpy(param.grad + i * H, gradient, sizeof(float) * H);
+  if (!step) return;
+  update_run(param.value + slice * H, param.m ? param.m + slice * H : nullptr,
+             param.v ? param.v + slice * H : nullptr, gradient, H, *step);
+}
+
+struct BackwardPlan {
+  const NopropPlan& plan;
+  const NopropState* states;
+  int64_t slice, i;         // position in the state, in the call
+  const bool* input_wanted; // by input
+  const Step* step;         // null: gradients only
+  bool training;
+};
+
+inline void weight_backward(const BackwardPlan& job, const Saved& saved, const Grads& grads, int l,
+                            const Panels& shape) {
+  const NopropLayer& layer = job.plan.layers[l];
+  const NopropParam& param = job.states[l].weight;
+  if (!job.step && !param.grad) return;
+  const int64_t H = layer.width, in = in_width(job.plan, layer);
+  const float* d_out = grads.value[job.plan.num_inputs + l];
+  float* w = param.value + job.slice * H * in;
+  float* m = param.m ? param.m + job.slice * H * in : nullptr;
+  float* v = param.v ? param.v + job.slice * H * in : nullptr;
+  float* grad = param.grad ? param.grad + job.i * H * in : nullptr;
+  int64_t first = 0;
+  for (int s = 0; s < layer.num_sources; ++s) {
+    const int source = layer.sources[s];
+    const int64_t width = width_of(job.plan, source), stride = round_up(width);
+    const float* rows = source < job.plan.num_inputs ? saved.rows[source] : grads.rows;
+    if (source >= job.plan.num_inputs)
+      panels_to_rows(grads.rows, saved.value[source], stride, width, shape);
+    dense_weight_grad(
+        d_out, rows, stride, width, H, shape,
+        [&](const float* gradient, int64_t o, int64_t f, int64_t count) {
+          const int64_t at = o * in + first + f;
+          if (grad) __builtin_memcpy(grad + at, gradient, sizeof(float) * count);
+          if (job.step)
+            update_run(w + at, m ? m + at : nullptr, v ? v + at : nullptr, gradient, count,
+                       *job.step);
+        },
+        [&](int64_t o, int64_t f, int64_t tile_rows, int64_t count) {
+          if (!job.step) return;
+          for (int64_t row = 0; row < tile_rows; ++row)
+            for (int64_t c = 0; c < count; c += 16) {  // a cache line
+              const int64_t at = (o + row) * in + first + f + c;
+              __builtin_prefetch(w + at, 1);
+              if (m) __builtin_prefetch(m + at, 1);
+              if (v) __builtin_prefetch(v + at, 1);
+            }
+        });
+    first += width;
+  }
+}
+
+// grads.value of the last result holds d_logits. In reverse: a layer's own gradients, its sources', then its update, since
+// the sources' gradients need the old weights.
+inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& grads,
+                          const Panels& shape) {
+  const NopropPlan& plan = job.plan;
+  const int results = plan.num_inputs + plan.num_layers;
+  for (int r = 0; r < results; ++r) grads.written[r] = r == results - 1;
+  for (int l = plan.num_layers - 1; l >= 0; --l) {
+    const NopropLayer& layer = plan.layers[l];
+    const NopropState& state = job.states[l];
+    const int r = plan.num_inputs + l;
+    const int64_t H = layer.width, in = in_width(plan, layer);
+    float* d = grads.value[r];
+    const auto wanted = [&](int source) {
+      return source >= plan.num_inputs || job.input_wanted[source];
+    };
+    if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H * shape.padded());
+    if (layer.relu) relu_grad(d, saved.activated[r], H, shape);
+    if (layer.norm)
+      norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],
+                    state.norm_weight.value + job.slice * H, job.training, H, shape);
+    if (layer.norm && job.training)  // the batch's mean takes the bias away: its gradient is exactly zero
+      __builtin_memset(grads.vector, 0, sizeof(float) * H);
+    else
+      dense_bias_grad(grads.vector, d, H, shape);
+    int64_t first = 0;
+    const float* weight = state.weight.value + job.slice * H * in;
+    for (int s = 0; s < layer.num_sources; ++s) {
+      const int source = layer.sources[s];
+      const int64_t width = width_of(plan, source);
+      if (wanted(source)) {
+        dense_input_grad(grads.value[source], grads.written[source], d, weight, in, first, width, H,
+                         shape);
+        grads.written[source] = true;
+      }
+      first += width;
+    }
+    weight_backward(job, saved, grads, l, shape);
+    finish_vector(state.bias, grads.vector, job.slice, job.i, H, job.step);
+    if (!layer.norm) continue;
+    finish_vector(state.norm_weight, grads.norm_weight, job.slice, job.i, H, job.step);
+    finish_vector(state.norm_bias, grads.norm_bias, job.slice, job.i, H, job.step);
+  }
+}
+
+}  // namespace
+}  // namespace noprop

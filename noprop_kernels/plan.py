@@ -1,0 +1,196 @@
+"""A block as data: named layers over named inputs, which every backend walks in order.
+
+The order inside a layer is product, bias, norm, activation, then `add` (an earlier result of the same
+width). Several inputs of one layer are concatenated, in the order given, without being copied together.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from .check import check_positive
+
+ACTIVATIONS = (None, "relu")
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Normalisation over the batch, as torch.nn.BatchNorm1d: biased variance in the step, unbiased in the
+    running statistics, which move by `momentum`.
+
+    Raises:
+        ValueError: eps is not above 0, or momentum not in [0, 1].
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0:
+            raise ValueError(f"BatchNorm: eps must be above 0, got {self.eps}")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"BatchNorm: momentum must be in [0, 1], got {self.momentum}")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer: add + activation(norm(concat(inputs) @ weight.T + bias)).
+
+    Args:
+        inputs: name, or names, of inputs of the plan or of earlier layers.
+        features: width of the result.
+        activation: None or "relu".
+        norm: None or a BatchNorm.
+        add: name of an earlier result of the same width, added last.
+
+    Raises:
+        ValueError: an argument does not fit.
+    """
+
+    inputs: str | tuple[str, ...]
+    features: int
+    activation: str | None = None
+    norm: BatchNorm | None = None
+    add: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive("Dense", "features", self.features)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"Dense: activation must be one of {ACTIVATIONS}, got {self.activation!r}"
+            )
+        if not self.sources:
+            raise ValueError("Dense: inputs must name at least one result, got none")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs)
+
+    def out_width(self) -> int:
+        return self.features
+
+    def parameters(self, in_width: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of one slice's parameters, by their names inside the layer."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight": (self.features, in_width),
+            "bias": (self.features,),
+        }
+        if self.norm is not None:
+            shapes |= {"norm.weight": (self.features,), "norm.bias": (self.features,)}
+        return shapes
+
+    def statistics(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one slice's running statistics, by their names inside the layer."""
+        if self.norm is None:
+            return {}
+        return {"norm.running_mean": (self.features,), "norm.running_var": (self.features,)}
+
+
+Layer = Dense
+
+
+class Plan:
+    """The layers of a block, checked: every name known, every width fitting, every result used.
+
+    Args:
+        inputs: shape of each input by name; only one-dimensional shapes so far. "z" is the noisy label
+            embedding and must be among them; every other input comes from the caller.
+        layers: the layers by name, each after what it reads; the last one's result are the logits.
+
+    Raises:
+        ValueError: a name, a width or an order does not fit.
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]
+    ) -> None:
+        if "z" not in inputs:
+            raise ValueError(f'Plan: inputs must have "z", the noisy embedding, got {list(inputs)}')
+        if not layers:
+            raise ValueError("Plan: layers must name at least one layer, got none")
+        widths: dict[str, int] = {}
+        for name, shape in inputs.items():
+            if len(shape) != 1:
+                raise ValueError(f"Plan: input {name!r} must have a shape (F,), got {shape}")
+            widths[name] = check_positive("Plan", f"the width of input {name!r}", shape[0])
+        in_widths: dict[str, int] = {}
+        unused = set(inputs)
+        for name, layer in layers.items():
+            if name in widths:
+                raise ValueError(f"Plan: {name!r} names two results")
+            if not name.isidentifier():
+                raise ValueError(f"Plan: a layer's name must be an identifier, got {name!r}")
+            for source in layer.sources + ((layer.add,) if layer.add else ()):
+                if source not in widths:
+                    raise ValueError(
+                        f"Plan: layer {name!r} reads {source!r}, which is no earlier result: "
+                        f"{list(widths)}"
+                    )
+                unused.discard(source)
+            if layer.add and widths[layer.add] != layer.out_width():
+                raise ValueError(
+                    f"Plan: layer {name!r} has width {layer.out_width()} and cannot add "
+                    f"{layer.add!r} of width {widths[layer.add]}"
+                )
+            in_widths[name] = sum(widths[source] for source in layer.sources)
+            widths[name] = layer.out_width()
+            unused.add(name)
+        output = list(layers)[-1]
+        if unused != {output}:
+            raise ValueError(f"Plan: results that no layer reads: {sorted(unused - {output})}")
+        self.inputs = MappingProxyType({name: tuple(shape) for name, shape in inputs.items()})
+        self.layers = MappingProxyType(dict(layers))
+        self.widths = MappingProxyType(widths)  # of every input and layer
+        self.in_widths = MappingProxyType(in_widths)  # of every layer's concatenated inputs
+        self.output = output
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one slice's parameters by their state_dict names, in plan order."""
+        return {
+            f"{name}.{part}": shape
+            for name, layer in self.layers.items()
+            for part, shape in layer.parameters(self.in_widths[name]).items()
+        }
+
+    def statistics(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one slice's running statistics by their state_dict names, in plan order."""
+        return {
+            f"{name}.{part}": shape
+            for name, layer in self.layers.items()
+            for part, shape in layer.statistics().items()
+        }
+
+    def num_parameters(self) -> int:
+        """Parameters of one block."""
+        return sum(math.prod(shape) for shape in self.parameters().values())
+
+    def has_norm(self) -> bool:
+        return any(layer.norm is not None for layer in self.layers.values())
+
+    def needs_gradient(self, wanted: frozenset[str] = frozenset()) -> frozenset[str]:
+        """Names whose results need a gradient: all layers, and the `wanted` inputs.
+
+        An input's gradient costs a product of its own, so that nothing computes one unasked.
+        """
+        return frozenset(self.layers) | wanted
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Plan)
+            and list(self.inputs.items()) == list(other.inputs.items())
+            and list(self.layers.items()) == list(other.layers.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.inputs.items()), tuple(self.layers.items())))
+
+    def __getstate__(self) -> dict[str, dict]:
+        return {"inputs": dict(self.inputs), "layers": dict(self.layers)}
+
+    def __setstate__(self, state: dict[str, dict]) -> None:
+        self.__init__(state["inputs"], state["layers"])  # a mappingproxy does not pickle
+
+    def __repr__(self) -> str:
+        layers = "".join(f"\n    {name}: {layer}," for name, layer in self.layers.items())
+        return f"Plan(inputs={dict(self.inputs)}, layers={{{layers}\n}})"
