@@ -1,5 +1,5 @@
-// The one file that knows pybind11: lists of integers and addresses to the structs of noprop.h. Every tensor behind an
-// address was checked, and is kept alive, by native.py.
+// The one file that knows pybind11: lists of integers and addresses to the structs of noprop.h.
+// Every tensor behind an address was checked, and is kept alive, by native.py.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -39,8 +39,8 @@ struct Plan {
       sources.push_back(layer[0].cast<std::vector<int32_t>>());
       layers.push_back({static_cast<int32_t>(sources.back().size()), nullptr,
                         layer[1].cast<int32_t>(), layer[2].cast<int32_t>(),
-                        layer[3].cast<int32_t>(), layer[4].cast<int32_t>(),
-                        layer[5].cast<float>(), layer[6].cast<float>()});
+                        layer[3].cast<int32_t>(), layer[4].cast<int32_t>(), layer[5].cast<float>(),
+                        layer[6].cast<float>()});
     }
     for (size_t l = 0; l < layers.size(); ++l) layers[l].sources = sources[l].data();
     plan = {static_cast<int32_t>(input_widths.size()), input_widths.data(), z,
@@ -49,7 +49,8 @@ struct Plan {
   Plan(const Plan&) = delete;
 };
 
-// addresses, 20 a layer: weight, bias, norm weight, norm bias, each (value, m, v, grad); running and batch mean and var
+// addresses, 20 a layer: weight, bias, norm weight, norm bias, each (value, m, v, grad); running
+// and batch mean and var
 struct Slices {
   std::vector<NopropState> states;
   NopropSlices slices;
@@ -112,12 +113,11 @@ std::vector<NopropInput> to_inputs(const py::list& list) {
   std::vector<NopropInput> inputs;
   for (const auto& item : list) {
     const auto t = item.cast<py::tuple>();
-    inputs.push_back({ptr<const void>(t[0].cast<Address>()), t[1].cast<int32_t>(),
-                      t[2].cast<int64_t>(), t[3].cast<int64_t>(),
-                      ptr<const int64_t>(t[4].cast<Address>()),
-                      ptr<const int64_t>(t[5].cast<Address>()), t[6].cast<int64_t>(),
-                      t[7].cast<int64_t>(), ptr<const float>(t[8].cast<Address>()),
-                      ptr<const float>(t[9].cast<Address>())});
+    inputs.push_back(
+        {ptr<const void>(t[0].cast<Address>()), t[1].cast<int32_t>(), t[2].cast<int64_t>(),
+         t[3].cast<int64_t>(), ptr<const int64_t>(t[4].cast<Address>()),
+         ptr<const int64_t>(t[5].cast<Address>()), t[6].cast<int64_t>(), t[7].cast<int64_t>(),
+         ptr<const float>(t[8].cast<Address>()), ptr<const float>(t[9].cast<Address>())});
   }
   return inputs;
 }
@@ -133,7 +133,8 @@ NopropLabels to_labels(const py::tuple& t) {
           t[6].cast<int64_t>()};
 }
 
-// (kind, lr, its step and slice strides, weight_decay, its stride, momentum, beta1, beta2, eps, nesterov)
+// (kind, lr, its step and slice strides, weight_decay, its stride, momentum, beta1, beta2, eps,
+// nesterov)
 NopropRule to_rule(const py::tuple& t) {
   return {t[0].cast<int32_t>(),
           ptr<const double>(t[1].cast<Address>()),
@@ -148,7 +149,8 @@ NopropRule to_rule(const py::tuple& t) {
           t[10].cast<int32_t>()};
 }
 
-// lets Python run its signal handlers, so that Ctrl-C answers; the exception waits until the threads have stopped
+// lets Python run its signal handlers, so that Ctrl-C answers; the exception waits until the
+// threads have stopped
 int poll_signals(void*) {
   const py::gil_scoped_acquire gil;
   return PyErr_CheckSignals();
@@ -195,26 +197,26 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     const NopropRule c_rule = to_rule(rule);
     std::vector<float*> c_d_inputs;
     for (const Address address : d_inputs) c_d_inputs.push_back(ptr<float>(address));
-    const NopropTrainOut c_out = {ptr<float>(out.at(0)), ptr<uint8_t>(out.at(1)),
-                                  ptr<float>(out.at(2)), c_d_inputs.data(), ptr<float>(out.at(3)),
-                                  ptr<float>(out.at(4)), ptr<float>(out.at(5))};
+    const NopropTrainOut c_out = {
+        ptr<float>(out.at(0)), ptr<uint8_t>(out.at(1)), ptr<float>(out.at(2)), c_d_inputs.data(),
+        ptr<float>(out.at(3)), ptr<float>(out.at(4)),   ptr<float>(out.at(5))};
     return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_train_cpu(&slices.slices, &c_noise, &c_mix, c_inputs.data(), ptr<const float>(z),
-                              &c_y, &c_rule, B, K, &c_out, host);
+      return noprop_train_cpu(&slices.slices, &c_noise, &c_mix, c_inputs.data(),
+                              ptr<const float>(z), &c_y, &c_rule, B, K, &c_out, host);
     });
   });
 
-  m.def("add_noise", [](Address z, Address eps, Address seeds, const py::tuple& noise,
-                        const py::tuple& mix, const py::tuple& y, int64_t n, int64_t B, int64_t M,
-                        int32_t threads) {
-    const NopropNoise c_noise = to_noise(noise);
-    const NopropMix c_mix = to_mix(mix);
-    const NopropLabels c_y = to_labels(y);
-    return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_add_noise_cpu(ptr<float>(z), ptr<float>(eps), ptr<const int64_t>(seeds),
-                                  &c_noise, &c_mix, &c_y, n, B, M, host);
-    });
-  });
+  m.def("add_noise",
+        [](Address z, Address eps, Address seeds, const py::tuple& noise, const py::tuple& mix,
+           const py::tuple& y, int64_t n, int64_t B, int64_t M, int32_t threads) {
+          const NopropNoise c_noise = to_noise(noise);
+          const NopropMix c_mix = to_mix(mix);
+          const NopropLabels c_y = to_labels(y);
+          return without_gil(threads, [&](const NopropHost* host) {
+            return noprop_add_noise_cpu(ptr<float>(z), ptr<float>(eps), ptr<const int64_t>(seeds),
+                                        &c_noise, &c_mix, &c_y, n, B, M, host);
+          });
+        });
 
   m.def("forward", [](const Plan& plan, Address logits, Address saved, const Addresses& state,
                       const Addresses& counters, int64_t n, const py::list& inputs, int64_t B,
@@ -239,20 +241,20 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     });
   });
 
-  m.def("backward", [](const Plan& plan, const Addresses& state, const Addresses& counters,
-                       int64_t n, Address saved, Address d_logits, const Addresses& d_inputs,
-                       const py::tuple& rule, Address applied, int64_t B, bool training,
-                       int32_t threads) {
-    const Slices slices(plan, state, counters, n);
-    const NopropRule c_rule = to_rule(rule);
-    std::vector<float*> c_d_inputs;
-    for (const Address address : d_inputs) c_d_inputs.push_back(ptr<float>(address));
-    return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_backward_cpu(&slices.slices, ptr<const void>(saved), ptr<const float>(d_logits),
-                                 c_d_inputs.data(), &c_rule, ptr<uint8_t>(applied), B, training,
-                                 host);
-    });
-  });
+  m.def("backward",
+        [](const Plan& plan, const Addresses& state, const Addresses& counters, int64_t n,
+           Address saved, Address d_logits, const Addresses& d_inputs, const py::tuple& rule,
+           Address applied, int64_t B, bool training, int32_t threads) {
+          const Slices slices(plan, state, counters, n);
+          const NopropRule c_rule = to_rule(rule);
+          std::vector<float*> c_d_inputs;
+          for (const Address address : d_inputs) c_d_inputs.push_back(ptr<float>(address));
+          return without_gil(threads, [&](const NopropHost* host) {
+            return noprop_backward_cpu(&slices.slices, ptr<const void>(saved),
+                                       ptr<const float>(d_logits), c_d_inputs.data(), &c_rule,
+                                       ptr<uint8_t>(applied), B, training, host);
+          });
+        });
 
   m.def("update", [](const Plan& plan, const Addresses& state, const Addresses& counters, int64_t n,
                      Address apply, const py::tuple& rule, int32_t threads) {
@@ -264,21 +266,22 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   });
 
   // out: logits, u_hat, z; coefficients: a, b, sqrt_c
-  m.def("predict", [](const Plan& plan, const Addresses& out, const Addresses& state,
-                      const Addresses& counters, int64_t n, Address seeds, const py::list& inputs,
-                      const Addresses& coefficients, const py::tuple& mix, int64_t S, int64_t R,
-                      int64_t B, int64_t first_row, bool add_noise, bool keep_all, int32_t threads) {
-    const Slices slices(plan, state, counters, n);
-    const auto c_inputs = to_inputs(inputs);
-    const NopropMix c_mix = to_mix(mix);
-    return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_predict_cpu(
-          ptr<float>(out.at(0)), ptr<float>(out.at(1)), ptr<float>(out.at(2)), &slices.slices,
-          ptr<const int64_t>(seeds), c_inputs.data(), ptr<const float>(coefficients.at(0)),
-          ptr<const float>(coefficients.at(1)), ptr<const float>(coefficients.at(2)), &c_mix, S, R,
-          B, first_row, add_noise, keep_all, host);
-    });
-  });
+  m.def("predict",
+        [](const Plan& plan, const Addresses& out, const Addresses& state,
+           const Addresses& counters, int64_t n, Address seeds, const py::list& inputs,
+           const Addresses& coefficients, const py::tuple& mix, int64_t S, int64_t R, int64_t B,
+           int64_t first_row, bool add_noise, bool keep_all, int32_t threads) {
+          const Slices slices(plan, state, counters, n);
+          const auto c_inputs = to_inputs(inputs);
+          const NopropMix c_mix = to_mix(mix);
+          return without_gil(threads, [&](const NopropHost* host) {
+            return noprop_predict_cpu(
+                ptr<float>(out.at(0)), ptr<float>(out.at(1)), ptr<float>(out.at(2)), &slices.slices,
+                ptr<const int64_t>(seeds), c_inputs.data(), ptr<const float>(coefficients.at(0)),
+                ptr<const float>(coefficients.at(1)), ptr<const float>(coefficients.at(2)), &c_mix,
+                S, R, B, first_row, add_noise, keep_all, host);
+          });
+        });
 
   m.def("isas", [] {
     std::vector<std::pair<std::string, bool>> isas;

@@ -1,11 +1,12 @@
 /* The C interface of the kernels: raw addresses, sizes, and nothing of Python or PyTorch.
  *
- * A block is a plan of layers over named inputs; results are numbered, inputs first, then layers in order. State is stacked over
- * the N slices of an object; a call runs the n slices at positions index[0..n). All floats are float32 and contiguous unless
- * a stride says otherwise; strides count elements. Nothing is allocated that outlives a call but each thread's workspace.
+ * A block is a plan of layers over named inputs; results are numbered, inputs first, then layers in
+ * order. State is stacked over the N slices of an object; a call runs the n slices at positions
+ * index[0..n). All floats are float32 and contiguous unless a stride says otherwise; strides count
+ * elements. Nothing is allocated that outlives a call but each thread's workspace.
  *
- * Contents (labels, row indices, features that are not finite) are checked before any write. Sizes and
- * addresses are trusted: the caller has checked them.
+ * Contents (labels, row indices, features that are not finite) are checked before any write. Sizes
+ * and addresses are trusted: the caller has checked them.
  */
 #ifndef NOPROP_H
 #define NOPROP_H
@@ -16,17 +17,20 @@
 extern "C" {
 #endif
 
-enum { NOPROP_SOFTMAX = 0, NOPROP_LINEAR = 1, NOPROP_CROSS_ENTROPY = 2 };          /* heads */
-enum { NOPROP_NONE = 0, NOPROP_SGD = 1, NOPROP_ADAM = 2, NOPROP_ADAMW = 3 };       /* rules */
-enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 };                /* inputs */
+enum { NOPROP_SOFTMAX = 0, NOPROP_LINEAR = 1, NOPROP_CROSS_ENTROPY = 2 };    /* heads */
+enum { NOPROP_NONE = 0, NOPROP_SGD = 1, NOPROP_ADAM = 2, NOPROP_ADAMW = 3 }; /* rules */
+enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 };          /* inputs */
 
 typedef enum {
   NOPROP_OK = 0,
-  NOPROP_STOPPED = 1,        /* poll asked for it; each slice stands at its own `draws` */
-  NOPROP_NO_MEMORY = 2,      /* nothing was written */
-  NOPROP_BAD_LABEL = 3,      /* where: position among the labels, value: the label; nothing was written */
-  NOPROP_BAD_INDEX = 4,      /* where: position among the indices, value: the index; nothing was written */
-  NOPROP_BAD_INPUT = 5,      /* value: the input with a feature that is not finite; nothing was written */
+  NOPROP_STOPPED = 1,   /* poll asked for it; each slice stands at its own `draws` */
+  NOPROP_NO_MEMORY = 2, /* nothing was written */
+  NOPROP_BAD_LABEL =
+      3, /* where: position among the labels, value: the label; nothing was written */
+  NOPROP_BAD_INDEX =
+      4, /* where: position among the indices, value: the index; nothing was written */
+  NOPROP_BAD_INPUT =
+      5, /* value: the input with a feature that is not finite; nothing was written */
 } NopropStatus;
 
 typedef struct {
@@ -68,10 +72,10 @@ typedef struct {
 typedef struct {
   const NopropPlan* plan;
   const NopropState* layers;
-  const int64_t* seeds;  /* (N,) */
-  int64_t* draws;        /* (N,) or null */
-  int64_t* updates;      /* (N,) or null */
-  const int64_t* index;  /* (n,) */
+  const int64_t* seeds; /* (N,) */
+  int64_t* draws;       /* (N,) or null */
+  int64_t* updates;     /* (N,) or null */
+  const int64_t* index; /* (n,) */
   int64_t n;
 } NopropSlices;
 
@@ -99,7 +103,8 @@ typedef struct {
 } NopropNoise;
 
 /* Rows of features: data[k * step + i * slice + b * width + f], or, with indices (K, R, B), row
- * indices[k, replica[i], b] of data (rows, width). A feature is data * scale + shift where those are given. */
+ * indices[k, replica[i], b] of data (rows, width). A feature is data * scale + shift where those
+ * are given. */
 typedef struct {
   const void* data;
   int32_t dtype;
@@ -138,60 +143,68 @@ typedef struct {
 } NopropHost;
 
 typedef struct {
-  float* loss;      /* (K, n) */
-  uint8_t* applied; /* (K, n) */
-  float* error;     /* (n, B) or null; like the rest below, for K = 1 */
-  float** d_inputs; /* by input: (n, B, width) or null */
+  float* loss;               /* (K, n) */
+  uint8_t* applied;          /* (K, n) */
+  float* error;              /* (n, B) or null; like the rest below, for K = 1 */
+  float** d_inputs;          /* by input: (n, B, width) or null */
   float *d_signal, *d_noise; /* (n, B) or null */
   float* d_W_embed;          /* (n, M, D) or null */
 } NopropTrainOut;
 
-/* K steps of every slice. rule.kind NOPROP_NONE writes gradients and changes no state. z null: drawn; else (n, B, width). */
-NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise, const NopropMix* mix,
-                              const NopropInput* inputs, const float* z, const NopropLabels* y,
-                              const NopropRule* rule, int64_t B, int64_t K,
+/* K steps of every slice. rule.kind NOPROP_NONE writes gradients and changes no state. z null:
+ * drawn; else (n, B, width). */
+NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
+                              const NopropMix* mix, const NopropInput* inputs, const float* z,
+                              const NopropLabels* y, const NopropRule* rule, int64_t B, int64_t K,
                               const NopropTrainOut* out, const NopropHost* host);
 
 /* z = signal * u_y + noise * eps + sigma * eps_1: z, eps (n, B, D) or null. */
-NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds, const NopropNoise* noise,
-                                  const NopropMix* mix, const NopropLabels* y, int64_t n, int64_t B,
-                                  int64_t M, const NopropHost* host);
+NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
+                                  const NopropNoise* noise, const NopropMix* mix,
+                                  const NopropLabels* y, int64_t n, int64_t B, int64_t M,
+                                  const NopropHost* host);
 
 /* Bytes of one slice's saved activations. */
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B);
 
-/* logits (n, B, M) in; inputs[i]: (n, B, width), the slice stride may be 0. saved: n * saved_bytes, 64-byte aligned, or null. */
+/* logits (n, B, M) in; inputs[i]: (n, B, width), the slice stride may be 0. saved: n * saved_bytes,
+ * 64-byte aligned, or null. */
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
                                 const NopropInput* inputs, int64_t B, int32_t training,
                                 const NopropHost* host);
 
-/* loss (n,), error (n, B), d_logits (n, B, M), u_hat (n, B, D), each or null, from logits (n, B, M) and eps (n, B, D) or null. */
+/* loss (n,), error (n, B), d_logits (n, B, M), u_hat (n, B, D), each or null, from logits (n, B, M)
+ * and eps (n, B, D) or null. */
 NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* u_hat,
                              const float* logits, const float* eps, const NopropMix* mix,
                              const NopropLabels* y, int64_t n, int64_t B, int64_t M,
                              const NopropHost* host);
 
-/* Gradients of a saved forward, or, with a rule, its update in place: applied (n,) says where d_logits is finite. */
-NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved, const float* d_logits,
-                                 float* const* d_inputs, const NopropRule* rule, uint8_t* applied,
-                                 int64_t B, int32_t training, const NopropHost* host);
+/* Gradients of a saved forward, or, with a rule, its update in place: applied (n,) says where
+ * d_logits is finite. */
+NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
+                                 const float* d_logits, float* const* d_inputs,
+                                 const NopropRule* rule, uint8_t* applied, int64_t B,
+                                 int32_t training, const NopropHost* host);
 
 /* One optimizer step of each parameter from its `grad`, where apply (n,) is not 0. */
-NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply, const NopropRule* rule,
-                               const NopropHost* host);
+NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
+                               const NopropRule* rule, const NopropHost* host);
 
-/* Chains of n / R blocks for R replicas and S samples. a, b, sqrt_c: (n / R,). logits (L, S, R, B, M), u_hat and z
- * (L, S, R, B, D) with L = n / R where keep_all, else 1. inputs[i]: (R, B, width), the replica stride may be 0. */
+/* Chains of n / R blocks for R replicas and S samples. a, b, sqrt_c: (n / R,). logits (L, S, R, B,
+ * M), u_hat and z (L, S, R, B, D) with L = n / R where keep_all, else 1. inputs[i]: (R, B, width),
+ * the replica stride may be 0. */
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
                                 const int64_t* seeds, const NopropInput* inputs, const float* a,
-                                const float* b, const float* sqrt_c, const NopropMix* mix, int64_t S,
-                                int64_t R, int64_t B, int64_t first_row, int32_t add_noise,
-                                int32_t keep_all, const NopropHost* host);
+                                const float* b, const float* sqrt_c, const NopropMix* mix,
+                                int64_t S, int64_t R, int64_t B, int64_t first_row,
+                                int32_t add_noise, int32_t keep_all, const NopropHost* host);
 
 /* Bytes of one thread's workspace in noprop_train_cpu. */
 int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D);
 
-/* Names of the instruction sets, best first: built into the library, and those this processor has. */
+/* Names of the instruction sets, best first: built into the library, and those this processor has.
+ */
 int32_t noprop_num_isas(void);
 const char* noprop_isa_name(int32_t i);
 int32_t noprop_isa_runs(int32_t i);
@@ -200,8 +213,8 @@ int32_t noprop_isa_used(void);
 int32_t noprop_set_isa(const char* name);
 /* Processors that this process may use: affinity and cgroup quota. */
 int32_t noprop_processors(void);
-/* Multiply-adds in registers on each of `threads` threads; returns the billions of operations done: what the machine's peak is
- * measured with. */
+/* Multiply-adds in registers on each of `threads` threads; returns the billions of operations done:
+ * what the machine's peak is measured with. */
 double noprop_fma_gflop(int32_t threads, int64_t rounds);
 
 #ifdef __cplusplus

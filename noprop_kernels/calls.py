@@ -1,10 +1,11 @@
 """What a backend is asked to do: plain records of tensors, checked before they are made.
 
-Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these records. Outputs
-are tensors that the caller made; a backend writes them and allocates nothing that outlives the call.
+Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these
+records. Outputs are tensors that the caller made; a backend writes them and allocates nothing that
+outlives the call.
 
-Letters: N slices that the object holds, n slices that the call runs, K steps, B rows, F features, D width of
-an embedding, M classes. "Expanded" dimensions may have stride 0.
+Letters: N slices that the object holds, n slices that the call runs, K steps, B rows, F features, D
+width of an embedding, M classes. "Expanded" dimensions may have stride 0.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +29,8 @@ class Slices:
         plan: the layers.
         params: (N, ...) float32 by state_dict name, in plan order.
         m, v: moments, as params; empty where the optimizer keeps none.
-        stats: running statistics (N, H) float32 by name ("hx.norm.running_mean"); empty without norm.
+        stats: running statistics (N, H) float32 by name ("hx.norm.running_mean"); empty without
+            norm.
         seeds, draws, updates: (N,) int64, on the CPU where the kernels run there.
         index: (n,) int64, on the CPU: positions of the slices to run, each at most once.
     """
@@ -46,7 +48,7 @@ class Slices:
 
 @dataclass
 class Noise:
-    """Where eps is drawn: counters (column // 4, first_row + row, block | stream << 16 | site << 24, draw).
+    """Where eps is drawn: counters (column // 4, first_row + row, block | stream << 16, draw).
 
     Args:
         seeds: (n,) int64, the Philox keys.
@@ -89,7 +91,7 @@ class Mix:
 
 @dataclass
 class Gather:
-    """Rows of a data set that stay where they are: row indices[k, replica[i], b] for step k, slice i, row b.
+    """Rows of a data set, not copied: indices[k, replica[i], b] for step k, slice i, row b.
 
     Args:
         data: (rows, F) float32 | bfloat16 | uint8, or (rows,) int64 for labels.
@@ -123,12 +125,13 @@ class AddNoiseCall:
 class ForwardCall:
     """logits of the selected slices.
 
-    `training` takes batch statistics, and moves the running ones at once. With `save`, `saved` is set to whatever
-    the backend needs for `backward`; it stays valid for any number of backward calls.
+    `training` takes batch statistics, and moves the running ones at once. With `save`, `saved` is
+    set to whatever the backend needs for `backward`; it stays valid for any number of backward
+    calls.
     """
 
     slices: Slices
-    inputs: Tensors  # (n, B, F) float32 by input name, "z" among them; the slice dimension may be expanded
+    inputs: Tensors  # (n, B, F) float32 by input name, "z" among them, n expanded
     logits: Tensor  # out: (n, B, M)
     training: bool
     save: bool
@@ -137,7 +140,7 @@ class ForwardCall:
 
 @dataclass
 class HeadCall:
-    """Loss of logits and its gradient. Outputs (K = 1): loss (n,), error (n, B), d_logits (n, B, M).
+    """Loss of logits and its gradient: loss (n,), error (n, B), d_logits (n, B, M), for K = 1.
 
     `eps` (n, B, D) is needed where flow is not 0. Each output may be None.
     """
@@ -165,8 +168,9 @@ class Rule:
 class BackwardCall:
     """Gradients of a saved forward for given d_logits (n, B, M).
 
-    Outputs: `grads` (n, ...) by parameter name, or None; `d_inputs` (n, B, F) by input name, those wanted. With `rule`
-    the parameters are updated in place instead, where `d_logits` is finite, `updates` advances and `applied` (n,) bool says so.
+    Outputs: `grads` (n, ...) by parameter name, or None; `d_inputs` (n, B, F) by input name, those
+    wanted. With `rule` the parameters are updated in place instead, where `d_logits` is finite,
+    `updates` advances and `applied` (n,) bool says so.
     """
 
     slices: Slices
@@ -180,7 +184,7 @@ class BackwardCall:
 
 @dataclass
 class UpdateCall:
-    """One optimizer step from given gradients (n, ...): slices with `apply` (n,) bool false are left alone.
+    """One optimizer step from gradients (n, ...), of the slices where `apply` (n,) bool says so.
 
     Moves params, m, v and `updates`; `draws` and statistics are the caller's.
     """
@@ -203,7 +207,8 @@ class TrainOut:
         d_signal, d_noise: (n, B): through z.
         d_W_embed: (n, M, D): through u_hat, the target and z.
         grads: (n, ...) by parameter name. Where given, nothing is updated, and
-        stats: (n, H) gets the batch's mean and unbiased variance by the name of the running statistic.
+        stats: (n, H) gets the batch's mean and unbiased variance by the name of the running
+            statistic.
     """
 
     loss: Tensor
@@ -221,13 +226,15 @@ class TrainOut:
 class TrainCall:
     """K steps of every selected slice: noise, forward, head, backward, update.
 
-    Per slice and step: where the loss is finite, the weights, moments, statistics and `updates` move; `draws` advances either
-    way. With `out.grads` (K = 1) gradients are written and no state moves, the counters included.
+    Per slice and step: where the loss is finite, the weights, moments, statistics and `updates`
+    move; `draws` advances either way. With `out.grads` (K = 1) gradients are written and no state
+    moves, the counters included.
 
-    `inputs` has every input of the plan but "z": (K, n, B, F) float32 with the last two dimensions contiguous and the first
-    two expanded, or a Gather. `z` is None where the kernel draws it, or features of it, (n, B, width) float32 (K = 1). Labels, as
-    `inputs`: (K, n, B) int64 expanded, or a Gather. noise.draw holds the draws of step k; contents (labels, indices, NaN
-    in x) are checked before any write.
+    `inputs` has every input of the plan but "z": (K, n, B, F) float32 with the last two dimensions
+    contiguous and the first two expanded, or a Gather. `z` is None where the kernel draws it, or
+    features of it, (n, B, width) float32 (K = 1). Labels, as `inputs`: (K, n, B) int64 expanded, or
+    a Gather. noise.draw holds the draws of step k; contents (labels, indices, NaN in x) are checked
+    before any write.
     """
 
     slices: Slices
@@ -244,10 +251,11 @@ class TrainCall:
 
 @dataclass
 class PredictCall:
-    """The chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps over the slices of each replica (eq. 3), no label anywhere.
+    """The chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps over the slices of each replica (eq. 3).
 
-    The n = R * L slices of `slices.index` are R replicas of a chain of L blocks in order. z_0 is drawn from stream 2 with
-    block 0xFFFF, the noise of chain step i (0..L-1) with block i; draw = index of the sample.
+    The n = R * L slices of `slices.index` are R replicas of a chain of L blocks in order. z_0 is
+    drawn from stream 2 with block 0xFFFF, the noise of chain step i (0..L-1) with block i; draw =
+    index of the sample.
 
     Args:
         inputs: (R, B, F) float32 by input name, without "z"; the first dimension may be expanded.
@@ -256,7 +264,8 @@ class PredictCall:
         first_row: position of row 0 in the whole batch.
         add_noise: false leaves sqrt(c) eps away; z_0 is drawn all the same.
 
-    Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or the last one only.
+    Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or
+        the last one only.
     """
 
     slices: Slices

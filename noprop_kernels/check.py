@@ -22,7 +22,7 @@ def check_tensor(
     dtype: Sequence[torch.dtype] = (torch.float32,),
     device: torch.device | None = None,
 ) -> Tensor:
-    """`value`, once it is a tensor of this shape (None: any size), one of these dtypes and this device.
+    """`value`, if it is a tensor of this shape (None: any size), of these dtypes, on this device.
 
     Raises:
         ValueError: it is not; the text names the argument, what it must be and what it is.

@@ -6,13 +6,12 @@
     error  = |u_hat - target|^2                            (sum over D)
     loss   = sum over rows of weight * error / rows
 
-With head "cross_entropy" the error of a row is -log softmax(logits)[y], which trains the output head and
-the local baselines. Kernels see these numbers and know neither a schedule nor a variant.
+With head "cross_entropy" the error of a row is -log softmax(logits)[y], which trains the output
+head and the local baselines. Kernels see these numbers and know neither a schedule nor a variant.
 """
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .schedule import NoiseSchedule
@@ -43,12 +42,13 @@ class Numbers:
 class DT:
     """NoProp-DT: block t denoises z_{t-1} ~ q(z_{t-1} | y) (arXiv:2503.24322v2, eq. 8).
 
-    signal = sqrt(alpha_bar_{t-1}), noise = sqrt(1 - alpha_bar_{t-1}), and the weight of block t's squared error
-    is (T / 2) eta (SNR(t) - SNR(t-1)).
+    signal = sqrt(alpha_bar_{t-1}), noise = sqrt(1 - alpha_bar_{t-1}), and the weight of block t's
+    squared error is (T / 2) eta (SNR(t) - SNR(t-1)).
 
     Args:
         schedule: the noise levels.
-        eta: the paper's loss weight; under Adam and AdamW it hardly matters, since both divide it out.
+        eta: the paper's loss weight; under Adam and AdamW it hardly matters, since both divide it
+            out.
     """
 
     schedule: NoiseSchedule

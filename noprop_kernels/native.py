@@ -47,7 +47,7 @@ def unavailable() -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """The extension's build, the instruction sets built in and whether they run here, and threads."""
+    """The extension's build, its instruction sets and whether they run here, and threads."""
     return {
         "compiler": _C.compiler,
         "isas": dict(_C.isas()),
@@ -64,7 +64,9 @@ def set_isa(name: str | None) -> None:
         ValueError: it is not built in, or does not run on this processor.
     """
     if not _C.set_isa(name or ""):
-        built = ", ".join(f"{isa} ({'runs' if runs else 'does not run'} here)" for isa, runs in _C.isas())
+        built = ", ".join(
+            f"{isa} ({'runs' if runs else 'does not run'} here)" for isa, runs in _C.isas()
+        )
         raise ValueError(f"NOPROP_ISA: must be one of {built}; got {name!r}")
 
 
@@ -74,7 +76,7 @@ def threads() -> int:
 
 
 def fma_gflop(num_threads: int, rounds: int) -> float:
-    """Do `rounds` bursts of multiply-adds on each thread; returns the billions of operations done."""
+    """`rounds` bursts of multiply-adds on each thread; returns the billions of operations done."""
     return _C.fma_gflop(num_threads, rounds)
 
 
@@ -305,9 +307,7 @@ def update(call: UpdateCall) -> None:
     slices, plan = call.slices, call.slices.plan
     state, counters = _state(slices, call.grads), _counters(slices)
     apply, n = call.apply.data_ptr(), len(slices.index)
-    result = _C.update(
-        _native_plan(plan), state, counters, n, apply, _rule(call.rule), threads()
-    )
+    result = _C.update(_native_plan(plan), state, counters, n, apply, _rule(call.rule), threads())
     _check("update", result, list(plan.inputs), plan.widths[plan.output])
 
 

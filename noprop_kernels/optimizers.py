@@ -1,4 +1,4 @@
-"""The optimizers that the kernels apply on the gradient's tile: torch.optim's names, defaults and formulas."""
+"""The optimizers that the kernels apply: torch.optim's names, defaults and formulas."""
 
 import math
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """AdamW, torch.optim.AdamW's formulas and default: weight_decay 1e-2 shrinks the weights, apart from the gradient.
+    """AdamW, torch.optim.AdamW's formulas and default: the decay is apart from the gradient.
 
     Args:
         lr: learning rate.

@@ -1,7 +1,8 @@
 """A block as data: named layers over named inputs, which every backend walks in order.
 
-The order inside a layer is product, bias, norm, activation, then `add` (an earlier result of the same
-width). Several inputs of one layer are concatenated, in the order given, without being copied together.
+The order inside a layer is product, bias, norm, activation, then `add` (an earlier result of the
+same width). Several inputs of one layer are concatenated, in the order given, without being copied
+together.
 """
 
 import math
@@ -16,8 +17,8 @@ ACTIVATIONS = (None, "relu")
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """Normalisation over the batch, as torch.nn.BatchNorm1d: biased variance in the step, unbiased in the
-    running statistics, which move by `momentum`.
+    """Normalisation over the batch, as torch.nn.BatchNorm1d: the variance is biased in the step,
+    unbiased in the running statistics, which move by `momentum`.
 
     Raises:
         ValueError: eps is not above 0, or momentum not in [0, 1].
@@ -94,17 +95,15 @@ class Plan:
     """The layers of a block, checked: every name known, every width fitting, every result used.
 
     Args:
-        inputs: shape of each input by name; only one-dimensional shapes so far. "z" is the noisy label
-            embedding and must be among them; every other input comes from the caller.
+        inputs: shape of each input by name; only one-dimensional shapes so far. "z" is the noisy
+            label embedding and must be among them; every other input comes from the caller.
         layers: the layers by name, each after what it reads; the last one's result are the logits.
 
     Raises:
         ValueError: a name, a width or an order does not fit.
     """
 
-    def __init__(
-        self, inputs: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]
-    ) -> None:
+    def __init__(self, inputs: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]) -> None:
         if "z" not in inputs:
             raise ValueError(f'Plan: inputs must have "z", the noisy embedding, got {list(inputs)}')
         if not layers:

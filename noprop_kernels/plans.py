@@ -27,7 +27,7 @@ def mlp(in_features: int, embed_dim: int, num_classes: int, hidden: int = 256) -
 
 
 def paper_dt(in_features: int, embed_dim: int, num_classes: int) -> Plan:
-    """The dense part of the paper's DT block (arXiv:2503.24322v2, fig. 5): batch norm and a skip connection.
+    """The dense part of the paper's DT block (arXiv:2503.24322v2, fig. 5): batch norm and a skip.
 
     x is what the block's convolutions give: 2048 features for 28 x 28 images, 3200 for 32 x 32.
 

@@ -33,7 +33,9 @@ class NoiseSchedule:
                 f"got {tuple(alpha_bar.shape)}"
             )
         if not bool((alpha_bar.diff() > 0).all()):
-            raise ValueError("NoiseSchedule: alpha_bar must grow with t (DDPM counts the other way)")
+            raise ValueError(
+                "NoiseSchedule: alpha_bar must grow with t (DDPM counts the other way)"
+            )
         if not (alpha_bar[0] >= 0 and alpha_bar[-1] < 1):
             raise ValueError(
                 "NoiseSchedule: alpha_bar must lie in [0, 1), got "
@@ -51,10 +53,11 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, T: int = 10, s: float = 0.008) -> "NoiseSchedule":
-        """The cosine schedule read as T + 1 noising steps: alpha_bar_t = f((T + 1 - t) / (T + 1)) / f(0).
+        """The cosine schedule of T + 1 steps: alpha_bar_t = f((T + 1 - t) / (T + 1)) / f(0).
 
-        f(u) = cos^2(pi/2 (u + s) / (1 + s)). The paper says "fixed cosine" and no more; this is the reading
-        with T + 1 finite levels and alpha_bar_T < 1, so that no signal-to-noise ratio has to be clipped.
+        f(u) = cos^2(pi/2 (u + s) / (1 + s)). The paper says "fixed cosine" and no more; this is the
+        reading with T + 1 finite levels and alpha_bar_T < 1, so that no signal-to-noise ratio has
+        to be clipped.
         """
         check_positive("NoiseSchedule.cosine", "T", T)
         u = torch.arange(T + 1, 0, -1, dtype=torch.float64) / (T + 1)

@@ -1,5 +1,6 @@
-// A dense layer over several sources: forward, input gradient, weight gradient. Biases and activations act on the tile
-// while it is in registers; the weight gradient's tile goes straight to the optimizer.
+// A dense layer over several sources: forward, input gradient, weight gradient. Biases and
+// activations act on the tile while it is in registers; the weight gradient's tile goes straight to
+// the optimizer.
 #include "product.h"
 
 namespace noprop {
@@ -10,7 +11,8 @@ struct Source {
   int64_t width;
 };
 
-// out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null) keeps what stood before `add`
+// out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
+// keeps what stood before `add`
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
                           int64_t H, const Panels& shape) {
@@ -65,38 +67,41 @@ inline void dense_input_grad(float* d_source, bool accumulate, const float* d_ou
   });
 }
 
-// The weight gradient d_out^T @ source, tile by tile: finish(gradient, o, f, count) gets `count` columns from f of row o.
-// rows: the source as (B, stride), padded to whole vectors. prefetch(o, f, rows, columns) names the tile that comes next.
+// The weight gradient d_out^T @ source, tile by tile: finish(gradient, o, f, count) gets `count`
+// columns from f of row o. rows: the source as (B, stride), padded to whole vectors. prefetch(o, f,
+// rows, columns) names the tile that comes next.
 template <class Finish, class Prefetch>
 inline void dense_weight_grad(const float* d_out, const float* rows, int64_t stride, int64_t width,
                               int64_t H, const Panels& shape, Finish finish, Prefetch prefetch) {
   const int64_t P = shape.P;
   const int64_t vectors = round_up(width) / kLanes;
   const int64_t strips = (vectors + kMaxCols - 1) / kMaxCols;
-  const int64_t wide = vectors - (vectors / strips) * strips;  // strips that get one vector more
-  int64_t f = 0;
-  for (int64_t strip = 0; strip < strips; ++strip) {
-    const int strip_cols = (int)(vectors / strips + (strip < wide ? 1 : 0));
-    const int64_t left = width - f < strip_cols * kLanes ? width - f : strip_cols * kLanes;
-    with_cols(strip_cols, [&](auto cols) {
-      constexpr int COLS = decltype(cols)::value;
-      for_row_tiles<COLS>(H, [&](auto tile_rows, int64_t o) {
-        constexpr int ROWS = decltype(tile_rows)::value;
-        const int64_t next = o + ROWS;
-        if (next < H) prefetch(next, f, next + ROWS <= H ? ROWS : H - next, left);
-        Vec c[ROWS][COLS] = {};
-        for (int64_t p = 0; p < shape.count; ++p) {
-          const int64_t K = shape.B - p * P < P ? shape.B - p * P : P;
-          multiply_tile(c, d_out + (p * H + o) * P, P, 1, rows + p * P * stride + f, stride, K);
-        }
-        alignas(64) float gradient[ROWS][COLS * kLanes];
-        for (int i = 0; i < ROWS; ++i)
-          for (int j = 0; j < COLS; ++j) store(&gradient[i][j * kLanes], c[i][j]);
-        for (int i = 0; i < ROWS; ++i) finish(&gradient[i][0], o + i, f, left);
-      });
-    });
-    f += strip_cols * kLanes;
-  }
+  const int64_t wide = vectors % strips;  // strips that get one vector more
+  const auto tile = [&](auto tile_rows, auto cols, int64_t o, int64_t f) {
+    constexpr int ROWS = decltype(tile_rows)::value, COLS = decltype(cols)::value;
+    Vec c[ROWS][COLS] = {};
+    for (int64_t p = 0; p < shape.count; ++p) {
+      const int64_t K = shape.B - p * P < P ? shape.B - p * P : P;
+      multiply_tile(c, d_out + (p * H + o) * P, P, 1, rows + p * P * stride + f, stride, K);
+    }
+    alignas(64) float gradient[ROWS][COLS * kLanes];
+    for (int i = 0; i < ROWS; ++i)
+      for (int j = 0; j < COLS; ++j) store(&gradient[i][j * kLanes], c[i][j]);
+    const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
+    for (int i = 0; i < ROWS; ++i) finish(&gradient[i][0], o + i, f, count);
+  };
+  for_row_tiles<kMaxCols>(H, [&](auto tile_rows, int64_t o) {
+    int64_t f = 0;
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const int cols = (int)(vectors / strips + (strip < wide ? 1 : 0));
+      const int64_t next = f + cols * kLanes;
+      if (next < width)
+        prefetch(o, next, decltype(tile_rows)::value,
+                 width - next < cols * kLanes ? width - next : cols * kLanes);
+      with_cols(cols, [&](auto constant) { tile(tile_rows, constant, o, f); });
+      f = next;
+    }
+  });
 }
 
 // d_bias[o] = sum over rows of d_out

@@ -1,9 +1,11 @@
-// The head: u_hat from logits, the row's error, its weighted sum, and d_logits, for rows side by side in lanes.
+// The head: u_hat from logits, the row's error, its weighted sum, and d_logits, for rows side by
+// side in lanes.
 //
 //   softmax        u_hat = softmax(logits) @ W_embed      d_logits = p (d_p - sum p d_p)
 //   linear         u_hat = logits @ W_embed               d_logits = d_p
 //   cross-entropy  error = -log softmax(logits)[y]        d_logits = (p - onehot(y)) weight / rows
-// with d_u_hat = 2 weight / rows (u_hat - target) and d_p = d_u_hat @ W_embed^T. One-hot embeddings need no product.
+// with d_u_hat = 2 weight / rows (u_hat - target) and d_p = d_u_hat @ W_embed^T. One-hot embeddings
+// need no product.
 #include "product.h"
 
 namespace noprop {
@@ -50,8 +52,8 @@ inline void multiply_panels(float* out, const float* a, int64_t a_row, int64_t a
 }
 
 // p = softmax(logits); returns what log sum exp(logits) - max is made of
-NOPROP_INLINE void softmax(float* p, const float* logits, int64_t M, int64_t g,
-                           const Panels& shape, Vec& largest, Vec& sum) {
+NOPROP_INLINE void softmax(float* p, const float* logits, int64_t M, int64_t g, const Panels& shape,
+                           Vec& largest, Vec& sum) {
   largest = load(logits + shape.at(M, 0, g));
   for (int64_t m = 1; m < M; ++m) largest = max(largest, load(logits + shape.at(M, m, g)));
   sum = Vec{};
@@ -148,13 +150,15 @@ inline float head_step(const HeadInput& in, const HeadOutput& out, const Panels&
   else
     denoising(in, out, shape);
   const float sum = sum_rows(shape, [&](int64_t g) {
-    const Vec weighted = load(out.error + g * kLanes) * row_numbers(in.weight, in.weight_row, g, shape);
+    const Vec weighted =
+        load(out.error + g * kLanes) * row_numbers(in.weight, in.weight_row, g, shape);
     return keep_first(weighted, shape.B - g * kLanes);
   });
   return sum / (float)in.rows;
 }
 
-// d_W_embed (M, D) by its three paths: u_hat, the target, and z (d_z may be null: features of the caller's)
+// d_W_embed (M, D) by its three paths: u_hat, the target, and z (d_z may be null: features of the
+// caller's)
 inline void embedding_grad(float* d_W, const HeadInput& in, const HeadOutput& out, const float* d_z,
                            const float* signal, int64_t signal_row, const Panels& shape) {
   const bool denoises = in.head != NOPROP_CROSS_ENTROPY;

@@ -1,4 +1,5 @@
-// Compiled once per instruction set, NOPROP_ISA being its name: everything above in one unit, behind one table.
+// Compiled once per instruction set, NOPROP_ISA being its name: everything above in one unit,
+// behind one table.
 #include "isa.h"
 
 #include "predict.cpp"
@@ -25,7 +26,8 @@ bool all_finite(const void* data, int32_t dtype, int64_t count) {
   return true;
 }
 
-// `rounds` bursts of multiply-adds, on as many accumulators as hide their latency; returns the billions of operations done
+// `rounds` bursts of multiply-adds, on as many accumulators as hide their latency; returns the
+// billions of operations done
 double fma_gflop(int64_t rounds) {
   constexpr int kSums = kLanes == 16 ? 24 : 12;
   constexpr int64_t kRound = 100000;
@@ -53,10 +55,22 @@ double fma_gflop(int64_t rounds) {
 #define NOPROP_TEXT(isa) NOPROP_TEXT2(isa)
 
 extern const Isa NOPROP_NAME(NOPROP_ISA);
-const Isa NOPROP_NAME(NOPROP_ISA) = {
-    NOPROP_TEXT(NOPROP_ISA), kLanes,       train_bytes, train_slice,  noise_bytes,
-    noise_slice,             saved_bytes,  forward_slice, head_bytes, head_slice,
-    backward_bytes,          backward_slice, update_slice, predict_bytes, predict_rows,
-    all_finite,              fma_gflop};
+const Isa NOPROP_NAME(NOPROP_ISA) = {NOPROP_TEXT(NOPROP_ISA),
+                                     kLanes,
+                                     train_bytes,
+                                     train_slice,
+                                     noise_bytes,
+                                     noise_slice,
+                                     saved_bytes,
+                                     forward_slice,
+                                     head_bytes,
+                                     head_slice,
+                                     backward_bytes,
+                                     backward_slice,
+                                     update_slice,
+                                     predict_bytes,
+                                     predict_rows,
+                                     all_finite,
+                                     fma_gflop};
 
 }  // namespace noprop

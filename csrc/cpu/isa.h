@@ -1,4 +1,5 @@
-// What a unit compiled for one instruction set offers, and what its functions share with the code around them.
+// What a unit compiled for one instruction set offers, and what its functions share with the code
+// around them.
 #pragma once
 
 #include "noprop.h"
@@ -69,7 +70,8 @@ struct PredictTask {
   bool add_noise, keep_all;
 };
 
-// Each function does one slice i (or rows of one chain) in a workspace of the size that its neighbour tells.
+// Each function does one slice i (or rows of one chain) in a workspace of the size that its
+// neighbour tells.
 struct Isa {
   const char* name;
   int32_t lanes;
@@ -85,8 +87,8 @@ struct Isa {
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
   void (*update_slice)(const NopropSlices&, int64_t i, const NopropRule&);
   int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D);
-  void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first, int64_t rows,
-                       char* workspace);
+  void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first,
+                       int64_t rows, char* workspace);
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
   double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: what this core can do
 };

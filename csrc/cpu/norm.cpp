@@ -1,5 +1,6 @@
-// Batch norm over the rows of a batch: x_hat = (y - mean) / sqrt(var + eps), value = activation(scale * x_hat + shift) + add.
-// Statistics are merged by (count, mean, M2) per chunk of rows, in order (Chan et al. 1983).
+// Batch norm over the rows of a batch: x_hat = (y - mean) / sqrt(var + eps), value =
+// activation(scale * x_hat + shift) + add. Statistics are merged by (count, mean, M2) per chunk of
+// rows, in order (Chan et al. 1983).
 #include "panels.h"
 
 namespace noprop {
@@ -34,8 +35,8 @@ inline Moments batch_moments(const float* y, int64_t H, int64_t feature, const P
 }
 
 struct Norm {
-  const float *scale, *shift;              // (H,)
-  const float *running_mean, *running_var; // (H,), used where not training
+  const float *scale, *shift;               // (H,)
+  const float *running_mean, *running_var;  // (H,), used where not training
   float eps;
 };
 
@@ -69,7 +70,8 @@ inline void norm_forward(float* value, float* activated, float* x_hat, float* ba
   }
 }
 
-// d_out becomes the gradient of y; with batch statistics d_y = scale rstd (d - (d_shift + x_hat d_scale) / B)
+// d_out becomes the gradient of y; with batch statistics d_y = scale rstd (d - (d_shift + x_hat
+// d_scale) / B)
 inline void norm_backward(float* d_out, float* d_scale, float* d_shift, const float* x_hat,
                           const float* rstd, const float* scale, bool training, int64_t H,
                           const Panels& shape) {

@@ -1,6 +1,7 @@
-// Activations are feature-major, in panels of rows: lane = row of the batch, so that a weight is broadcast along its own
-// row of the matrix and no weight is ever packed. A panel is (features, P) with P = cols * kLanes rows of the batch side
-// by side; the last panel's missing rows are zero or without effect.
+// Activations are feature-major, in panels of rows: lane = row of the batch, so that a weight is
+// broadcast along its own row of the matrix and no weight is ever packed. A panel is (features, P)
+// with P = cols * kLanes rows of the batch side by side; the last panel's missing rows are zero or
+// without effect.
 #pragma once
 
 #include "vec.h"
@@ -9,7 +10,8 @@ namespace noprop {
 namespace {
 
 #if NOPROP_LANES == 16
-constexpr int kMaxCols = 4;  // 32 registers: 6 x 4, 8 x 3 and 12 x 2 vectors of sums, the operands beside them
+constexpr int kMaxCols =
+    4;  // 32 registers: 6 x 4, 8 x 3 and 12 x 2 vectors of sums, the operands beside them
 constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};
 #else
 constexpr int kMaxCols = 2;  // 16 registers
@@ -56,7 +58,8 @@ inline void rows_to_panels(float* panels, const float* rows, int64_t stride, int
     }
 }
 
-// panels (width, P) to rows (B, stride), padding the features to whole vectors with zeros; stride is a whole number of vectors
+// panels (width, P) to rows (B, stride), padding the features to whole vectors with zeros; stride
+// is a whole number of vectors
 inline void panels_to_rows(float* rows, const float* panels, int64_t stride, int64_t width,
                            const Panels& shape) {
   for (int64_t g = 0; g * kLanes < shape.B; ++g)
@@ -84,7 +87,8 @@ inline void exact_rows_to_panels(float* panels, const float* rows, int64_t width
                                  const Panels& shape) {
   for (int64_t b = 0; b < shape.padded(); ++b) {
     float* column = panels + shape.at(width, 0, b / kLanes) + b % kLanes;
-    for (int64_t f = 0; f < width; ++f) column[f * shape.P] = b < shape.B ? rows[b * width + f] : 0.0f;
+    for (int64_t f = 0; f < width; ++f)
+      column[f * shape.P] = b < shape.B ? rows[b * width + f] : 0.0f;
   }
 }
 
@@ -102,7 +106,8 @@ inline Vec row_numbers(const float* data, int64_t row_stride, int64_t g, const P
 constexpr int64_t kChunk = 128;
 constexpr int64_t kChunkVectors = kChunk / kLanes;
 
-// sum over the batch of one feature: f(g) is the vector of rows g * kLanes ..., zero in missing rows
+// sum over the batch of one feature: f(g) is the vector of rows g * kLanes ..., zero in missing
+// rows
 template <class F>
 NOPROP_INLINE float sum_rows(const Panels& shape, F f) {
   float total = 0;

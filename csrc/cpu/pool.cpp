@@ -23,8 +23,8 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Grows and is kept, since fresh pages cost more than a small step. Under AddressSanitizer it has the exact size each time,
-// and holds NaN, so that reading too far or too early shows.
+// Grows and is kept, since fresh pages cost more than a small step. Under AddressSanitizer it has
+// the exact size each time, and holds NaN, so that reading too far or too early shows.
 class Workspace {
  public:
   ~Workspace() { std::free(data_); }
@@ -80,7 +80,8 @@ class Pool {
   static Pool& instance() {
     static std::atomic<Pool*> current{nullptr};
     Pool* pool = current.load();
-    // a child process has none of its parent's threads; a pool is never destroyed, since its threads outlive static destruction
+    // a child process has none of its parent's threads; a pool is never destroyed, since its
+    // threads outlive static destruction
     while (pool == nullptr || pool->process_ != getpid()) {
       auto fresh = std::unique_ptr<Pool>(new Pool);
       if (current.compare_exchange_strong(pool, fresh.get())) return *fresh.release();
@@ -92,7 +93,8 @@ class Pool {
            const std::function<void(int64_t, const Worker&)>& task) {
     std::lock_guard<std::mutex> one_call(call_mutex_);  // a second caller's call waits
     const int32_t helpers =
-        static_cast<int32_t>(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(count, 1))) - 1;
+        static_cast<int32_t>(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(count, 1))) -
+        1;
     while (static_cast<int32_t>(threads_.size()) < helpers) {
       workspaces_.push_back(std::make_unique<Workspace>());
       const size_t id = threads_.size();

@@ -8,7 +8,8 @@
 
 namespace noprop {
 
-// Asked by tasks between steps; on the calling thread it runs the caller's poll, several times a second.
+// Asked by tasks between steps; on the calling thread it runs the caller's poll, several times a
+// second.
 class Host {
  public:
   explicit Host(const NopropHost& host) : host_(host) {}
@@ -27,8 +28,8 @@ struct Worker {
   char* workspace;  // 64-byte aligned
 };
 
-// Runs task(0) .. task(count - 1), each once, on `threads` threads, the calling one among them. Each thread has a workspace of
-// `bytes`. False: no memory; nothing ran.
+// Runs task(0) .. task(count - 1), each once, on `threads` threads, the calling one among them.
+// Each thread has a workspace of `bytes`. False: no memory; nothing ran.
 bool run_tasks(int64_t count, int32_t threads, int64_t bytes, Host& host,
                const std::function<void(int64_t task, const Worker&)>& run);
 

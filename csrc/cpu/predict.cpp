@@ -1,5 +1,6 @@
-// The chain over a replica's blocks for some rows of the batch: z_t = a u_hat + b z_{t-1} + sqrt(c) eps. A row's result
-// depends on no other row, so that rows can be split over threads and calls at will.
+// The chain over a replica's blocks for some rows of the batch: z_t = a u_hat + b z_{t-1} + sqrt(c)
+// eps. A row's result depends on no other row, so that rows can be split over threads and calls at
+// will.
 #include "step.cpp"
 
 namespace noprop {

@@ -1,5 +1,6 @@
-// The one matrix product: a tile of ROWS x COLS vectors stays in registers while the summed index ascends, one accumulator
-// an element, never split. So an element's value depends on nothing but its operands' order.
+// The one matrix product: a tile of ROWS x COLS vectors stays in registers while the summed index
+// ascends, one accumulator an element, never split. So an element's value depends on nothing but
+// its operands' order.
 #pragma once
 
 #include "panels.h"

@@ -1,4 +1,5 @@
-// The C interface on the CPU: contents are checked, then slices (or rows of a chain) become tasks for the pool.
+// The C interface on the CPU: contents are checked, then slices (or rows of a chain) become tasks
+// for the pool.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -90,7 +91,8 @@ int64_t bytes_of(int32_t dtype) {
 NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int64_t K, int64_t n,
                          int64_t B, int32_t threads) {
   if (input.indices)
-    if (const auto bad = check_indices(input.indices, K * input.replicas * B, input.rows); bad.status)
+    if (const auto bad = check_indices(input.indices, K * input.replicas * B, input.rows);
+        bad.status)
       return bad;
   if (input.dtype == NOPROP_UINT8) return kFine;
   const int64_t runs = input.indices ? K * input.replicas
@@ -104,9 +106,9 @@ NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int
   const int64_t size = bytes_of(input.dtype);
   const bool ran = run_tasks(runs, threads, 0, host, [&](int64_t run, const Worker&) {
     for (int64_t b = 0; b < B; ++b) {
-      const int64_t at = input.indices ? input.indices[run * B + b] * width
-                                       : run / slices * input.step + run % slices * input.slice +
-                                             b * width;
+      const int64_t at = input.indices
+                             ? input.indices[run * B + b] * width
+                             : run / slices * input.step + run % slices * input.slice + b * width;
       if (!isa().all_finite(data + at * size, input.dtype, width)) finite.store(false);
     }
   });
@@ -133,25 +135,31 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     const auto bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, caller->threads);
     if (bad.status) return bad;
   }
-  if (z && !isa().all_finite(z, NOPROP_FLOAT32, n * B * plan.input_widths[plan.z]))
-    return {NOPROP_BAD_INPUT, 0, plan.z};
   Host host(*caller);
   struct Poll {
     Host* host;
     bool is_caller;
   };
-  const bool ran = run_tasks(
-      n, caller->threads, isa().train_bytes(&plan, B, mix->D), host,
-      [&](int64_t i, const Worker& worker) {
-        Poll poll = {&host, worker.is_caller};
-        const TrainTask task = {slices, noise, mix, inputs, z, y, rule, B, K, out,
-                                [](void* data) {
-                                  auto* p = static_cast<Poll*>(data);
-                                  return p->host->go_on(p->is_caller);
-                                },
-                                &poll};
-        isa().train_slice(task, i, worker.workspace);
-      });
+  const bool ran = run_tasks(n, caller->threads, isa().train_bytes(&plan, B, mix->D), host,
+                             [&](int64_t i, const Worker& worker) {
+                               Poll poll = {&host, worker.is_caller};
+                               const TrainTask task = {slices,
+                                                       noise,
+                                                       mix,
+                                                       inputs,
+                                                       z,
+                                                       y,
+                                                       rule,
+                                                       B,
+                                                       K,
+                                                       out,
+                                                       [](void* data) {
+                                                         auto* p = static_cast<Poll*>(data);
+                                                         return p->host->go_on(p->is_caller);
+                                                       },
+                                                       &poll};
+                               isa().train_slice(task, i, worker.workspace);
+                             });
   return finish(ran, host);
 }
 
@@ -190,8 +198,8 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
       slices->n * pieces, caller->threads, bytes, host, [&](int64_t task, const Worker& worker) {
         const int64_t i = task / pieces, first = task % pieces * piece;
         char* kept = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr;
-        const ForwardTask job = {logits, kept, slices, inputs, first, std::min(piece, B - first),
-                                 B,      training != 0};
+        const ForwardTask job = {
+            logits, kept, slices, inputs, first, std::min(piece, B - first), B, training != 0};
         isa().forward_slice(job, i, worker.workspace);
       });
   return finish(ran, host);
@@ -216,13 +224,15 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
                                  int32_t training, const NopropHost* caller) {
   const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
   Host host(*caller);
-  const bool ran = run_tasks(
-      slices->n, caller->threads, isa().backward_bytes(slices->plan, B), host,
-      [&](int64_t i, const Worker& worker) {
-        const BackwardTask task = {slices, static_cast<const char*>(saved) + i * slice_bytes,
-                                   d_logits, d_inputs, rule, applied, B, training != 0};
-        isa().backward_slice(task, i, worker.workspace);
-      });
+  const bool ran = run_tasks(slices->n, caller->threads, isa().backward_bytes(slices->plan, B),
+                             host, [&](int64_t i, const Worker& worker) {
+                               const BackwardTask task = {
+                                   slices,   static_cast<const char*>(saved) + i * slice_bytes,
+                                   d_logits, d_inputs,
+                                   rule,     applied,
+                                   B,        training != 0};
+                               isa().backward_slice(task, i, worker.workspace);
+                             });
   return finish(ran, host);
 }
 
@@ -244,17 +254,17 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   constexpr int64_t kRows = 128;
   const int64_t pieces = (B + kRows - 1) / kRows;
   Host host(*caller);
-  const PredictTask task = {logits, u_hat, z, slices, seeds, inputs,    a,        b,
-                            sqrt_c, mix,   S, R,      B,     first_row, add_noise != 0,
-                            keep_all != 0};
-  const bool ran = run_tasks(
-      S * R * pieces, caller->threads, isa().predict_bytes(&plan, std::min(kRows, B), mix->D), host,
-      [&](int64_t at, const Worker& worker) {
-        if (!host.go_on(worker.is_caller)) return;
-        const int64_t first = at % pieces * kRows;
-        isa().predict_rows(task, at / pieces / R, at / pieces % R, first,
-                           std::min(kRows, B - first), worker.workspace);
-      });
+  const PredictTask task = {
+      logits, u_hat, z, slices,    seeds,          inputs,       a, b, sqrt_c, mix,
+      S,      R,     B, first_row, add_noise != 0, keep_all != 0};
+  const bool ran = run_tasks(S * R * pieces, caller->threads,
+                             isa().predict_bytes(&plan, std::min(kRows, B), mix->D), host,
+                             [&](int64_t at, const Worker& worker) {
+                               if (!host.go_on(worker.is_caller)) return;
+                               const int64_t first = at % pieces * kRows;
+                               isa().predict_rows(task, at / pieces / R, at / pieces % R, first,
+                                                  std::min(kRows, B - first), worker.workspace);
+                             });
   return finish(ran, host);
 }
 

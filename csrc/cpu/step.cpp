@@ -1,5 +1,6 @@
-// A visit: K steps of one slice, its weights and moments staying in this core's cache. Noise, forward, head, backward and
-// update in one pass; the loss is complete before the first write, so that a step that is not finite leaves no trace.
+// A visit: K steps of one slice, its weights and moments staying in this core's cache. Noise,
+// forward, head, backward and update in one pass; the loss is complete before the first write, so
+// that a step that is not finite leaves no trace.
 #include "walk.cpp"
 
 namespace noprop {
@@ -35,13 +36,14 @@ int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D) {
 
 inline bool is_finite(float x) { return x - x == 0; }
 
-// per row, sum over D of d_z times u_y or eps: gradients of signal and noise
+// per row, sum over D of d_z times u_y or eps: gradients of signal and noise; 0 where z came from
+// the caller
 inline void number_grad(float* out, const float* d_z, const float* factor, int64_t D,
                         const Panels& shape) {
   for (int64_t b = 0; b < shape.B; ++b) {
     const int64_t g = b / kLanes, lane = b % kLanes;
     float sum = 0;
-    for (int64_t d = 0; d < D; ++d) {
+    for (int64_t d = 0; d_z && d < D; ++d) {
       const int64_t at = shape.at(D, d, g) + lane;
       sum += d_z[at] * factor[at];
     }
@@ -126,8 +128,8 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   bool any_wanted = !updates;
   for (int j = 0; j < plan.num_inputs; ++j) any_wanted |= input_wanted[j];
   if (applied || any_wanted) {
-    const BackwardPlan job = {plan, slices.layers, slice, i, input_wanted,
-                              updates && applied ? &step : nullptr, true};
+    const BackwardPlan job = {
+        plan, slices.layers, slice, i, input_wanted, updates && applied ? &step : nullptr, true};
     walk_backward(job, work.saved, work.grads, shape);
   }
   write_train_outputs(task, i, work, head, result, shape);
@@ -158,8 +160,7 @@ void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   take_step(work, pieces, plan, task.mix->D, shape);
   const NopropTrainOut& out = *task.out;
   bool input_wanted[kMaxResults];
-  for (int j = 0; j < plan.num_inputs; ++j)
-    input_wanted[j] = out.d_inputs && out.d_inputs[j];
+  for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = out.d_inputs && out.d_inputs[j];
   const bool through_z = out.d_signal || out.d_noise || out.d_W_embed;
   if (through_z && !task.z) input_wanted[plan.z] = true;
   for (int64_t k = 0; k < task.K; ++k)
@@ -242,15 +243,27 @@ void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   embed(u_y, y, mix.W_embed, D, shape);
   exact_rows_to_panels(logits, task.logits + i * B * M, M, shape);
   if (task.eps) exact_rows_to_panels(eps, task.eps + i * B * D, D, shape);
-  const HeadInput in = {mix.head, M, D, logits, mix.W_embed, u_y, eps, y,
-                        mix.weight.data + i * mix.weight.slice, mix.weight.row, mix.flow, mix.rows};
+  const HeadInput in = {mix.head,
+                        M,
+                        D,
+                        logits,
+                        mix.W_embed,
+                        u_y,
+                        eps,
+                        y,
+                        mix.weight.data + i * mix.weight.slice,
+                        mix.weight.row,
+                        mix.flow,
+                        mix.rows};
   const HeadOutput out = {p, mix.W_embed ? u_hat : p, d_u_hat, error, d_logits};
   const float loss = head_step(in, out, shape);
   if (task.loss) task.loss[i] = loss;
   if (task.error) __builtin_memcpy(task.error + i * B, error, sizeof(float) * B);
   if (task.d_logits) panels_to_exact_rows(task.d_logits + i * B * M, d_logits, M, shape);
-  if (task.u_hat && mix.head != NOPROP_CROSS_ENTROPY)
-    panels_to_exact_rows(task.u_hat + i * B * D, out.u_hat, D, shape);
+  if (!task.u_hat) return;
+  if (mix.head == NOPROP_CROSS_ENTROPY)
+    head_estimate(p, out.u_hat, mix.head, logits, mix.W_embed, M, D, shape);
+  panels_to_exact_rows(task.u_hat + i * B * D, out.u_hat, D, shape);
 }
 
 int64_t backward_bytes(const NopropPlan* plan, int64_t B) {
@@ -286,7 +299,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   if (apply)
     step = make_step(*task.rule, task.rule->lr[i * task.rule->lr_slice],
                      task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
-  const BackwardPlan job = {plan,         slices.layers,          slice,        i,
+  const BackwardPlan job = {plan,         slices.layers,           slice,        i,
                             input_wanted, apply ? &step : nullptr, task.training};
   walk_backward(job, saved, grads, shape);
   for (int j = 0; j < plan.num_inputs; ++j)
@@ -299,8 +312,8 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
 void update_slice(const NopropSlices& slices, int64_t i, const NopropRule& rule) {
   const int64_t slice = slices.index[i];
   const NopropPlan& plan = *slices.plan;
-  const Step step = make_step(rule, rule.lr[i * rule.lr_slice], rule.weight_decay[i * rule.decay_slice],
-                              slices.updates[slice]);
+  const Step step = make_step(rule, rule.lr[i * rule.lr_slice],
+                              rule.weight_decay[i * rule.decay_slice], slices.updates[slice]);
   const auto update = [&](const NopropParam& param, int64_t size) {
     update_run(param.value + slice * size, param.m ? param.m + slice * size : nullptr,
                param.v ? param.v + slice * size : nullptr, param.grad + i * size, size, step);

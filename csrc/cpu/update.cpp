@@ -1,4 +1,5 @@
-// The optimizers, on a run of a parameter and its gradient: torch.optim's formulas, in place, each array read and written once.
+// The optimizers, on a run of a parameter and its gradient: torch.optim's formulas, in place, each
+// array read and written once.
 #include "vec.h"
 
 namespace noprop {
@@ -49,7 +50,7 @@ NOPROP_INLINE void adam(Vec& w, Vec& m, Vec& v, Vec g, const Step& s) {
   w *= s.decay;
   m += (g - m) * s.beta1_rest;
   v = v * s.beta2 + (g * g) * s.beta2_rest;
-  w -= (m * s.step_size) / (sqrt(v) * s.root_scale + s.eps);
+  w -= divide_by_root(m * s.step_size, v, s.root_scale, s.eps);
 }
 
 // w, m, v of `count` elements, from their gradient

@@ -1,5 +1,6 @@
-// Vectors of the widest register that this unit is compiled for, in GCC's and Clang's vector extensions.
-// No standard header with code in it here: an inline function compiled for AVX-512 could be the copy the linker keeps.
+// Vectors of the widest register that this unit is compiled for, in GCC's and Clang's vector
+// extensions. No standard header with code in it here: an inline function compiled for AVX-512
+// could be the copy the linker keeps.
 #pragma once
 
 #include <stdint.h>
@@ -86,6 +87,26 @@ NOPROP_INLINE Vec sqrt(Vec x) {
 #endif
 }
 
+// numerator / (sqrt(v) * scale + eps), v >= 0, eps > 0. With AVX-512 from the 14-bit estimates of
+// the root and of the reciprocal and one Newton step each, which leaves 2^-28 beside the final
+// rounding (less for a subnormal v, whose root is far below eps) in half the time of the divider.
+NOPROP_INLINE Vec divide_by_root(Vec numerator, Vec v, float scale, float eps) {
+#if defined(__AVX512F__)
+  const Vec estimate = (Vec)_mm512_maskz_rsqrt14_ps((__mmask16)-1, (__m512)v);
+  const Vec rough = v * estimate;
+  const Vec root = (v - rough * rough) * (estimate * 0.5f) + rough;
+  const Vec infinity = broadcast(__builtin_inff());
+  const IntVec regular = (v > Vec{}) & (v < infinity);
+  const Vec d = (regular ? root : v) * scale + eps;
+  const Vec reciprocal = (Vec)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)d);
+  const Vec q = numerator * reciprocal;
+  const Vec refined = (numerator - q * d) * reciprocal + q;
+  return d < infinity ? refined : q;  // over infinity: 0
+#else
+  return numerator / (sqrt(v) * scale + eps);
+#endif
+}
+
 // sum of the lanes, in halves: the order is fixed by kLanes
 NOPROP_INLINE float sum_lanes(Vec v) {
   float part[kLanes];
@@ -120,7 +141,8 @@ NOPROP_INLINE void transpose(Vec (&rows)[kLanes]) {
   }
 }
 
-// exp(x), error below 2 ulp; 0 below -87.3, NaN stays NaN. The coefficients are Taylor's, enough on |r| <= ln(2) / 2.
+// exp(x), error below 2 ulp; 0 below -87.3, NaN stays NaN. The coefficients are Taylor's, enough on
+// |r| <= ln(2) / 2.
 NOPROP_INLINE Vec exp(Vec x) {
   const Vec low = broadcast(-87.3f), high = broadcast(88.3f);
   const Vec clamped = x < low ? low : (x > high ? high : x);

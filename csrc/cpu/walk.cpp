@@ -1,4 +1,5 @@
-// The walk over a plan: where each result lies in a workspace, forward in order, backward in reverse.
+// The walk over a plan: where each result lies in a workspace, forward in order, backward in
+// reverse.
 #include "dense.cpp"
 #include "head.cpp"
 #include "noise.cpp"
@@ -23,10 +24,11 @@ struct Pieces {
 
 // what forward leaves for backward
 struct Saved {
-  float* value[kMaxResults];      // panels of every result
-  float* rows[kMaxResults];       // of inputs: (B, round_up(width))
-  float* activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
-  float* x_hat[kMaxResults];      // of layers with norm
+  float* value[kMaxResults];  // panels of every result
+  float* rows[kMaxResults];   // of inputs: (B, round_up(width))
+  float*
+      activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
+  float* x_hat[kMaxResults];   // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
 };
 
@@ -64,8 +66,7 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
       continue;
     }
     const NopropLayer& layer = plan.layers[r - plan.num_inputs];
-    saved.activated[r] =
-        layer.relu && layer.add >= 0 ? pieces.take<float>(size) : saved.value[r];
+    saved.activated[r] = layer.relu && layer.add >= 0 ? pieces.take<float>(size) : saved.value[r];
     if (layer.norm) {
       saved.x_hat[r] = pieces.take<float>(size);
       saved.batch_mean[r] = pieces.take<float>(width);
@@ -109,8 +110,9 @@ inline void load_input(float* rows, float* panels, const NopropInput& input, int
                        int64_t first, int64_t width, int64_t B, const Panels& shape) {
   const int64_t stride = round_up(width);
   const int64_t* indices =
-      input.indices ? input.indices + (k * input.replicas + (input.replica ? input.replica[i] : 0)) * B
-                    : nullptr;
+      input.indices
+          ? input.indices + (k * input.replicas + (input.replica ? input.replica[i] : 0)) * B
+          : nullptr;
   for (int64_t b = 0; b < shape.B; ++b) {
     float* row = rows + b * stride;
     const int64_t at = indices ? indices[first + b] * width
@@ -158,7 +160,8 @@ inline NoiseKey noise_key(const NopropNoise& noise, uint64_t seed, uint32_t stre
           (uint32_t)noise.first_row};
 }
 
-// z = signal u_y + noise eps + sigma eps_1, panels (D, P); `second` holds eps_1 where sigma is not 0
+// z = signal u_y + noise eps + sigma eps_1, panels (D, P); `second` holds eps_1 where sigma is not
+// 0
 inline void mix_noise(float* z, float* second, const float* u_y, const float* eps,
                       const NopropNoise& noise, uint64_t seed, const NopropMix& mix, int64_t k,
                       int64_t i, const Panels& shape) {
@@ -202,14 +205,14 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
     const Norm norm = {state.norm_weight.value + slice * H, state.norm_bias.value + slice * H,
                        state.running_mean + slice * H, state.running_var + slice * H,
                        layer.norm_eps};
-    norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r],
-                 saved.batch_var[r], saved.rstd[r], norm, add, layer.relu, training, H, shape);
+    norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r],
+                 saved.rstd[r], norm, add, layer.relu, training, H, shape);
   }
 }
 
 // the running statistics take in the batch's
-inline void commit_statistics(const Saved& saved, const NopropPlan& plan,
-                              const NopropState* states, int64_t slice) {
+inline void commit_statistics(const Saved& saved, const NopropPlan& plan, const NopropState* states,
+                              int64_t slice) {
   for (int l = 0; l < plan.num_layers; ++l) {
     const NopropLayer& layer = plan.layers[l];
     if (!layer.norm) continue;
@@ -240,9 +243,9 @@ inline void finish_vector(const NopropParam& param, const float* gradient, int64
 struct BackwardPlan {
   const NopropPlan& plan;
   const NopropState* states;
-  int64_t slice, i;         // position in the state, in the call
-  const bool* input_wanted; // by input
-  const Step* step;         // null: gradients only
+  int64_t slice, i;          // position in the state, in the call
+  const bool* input_wanted;  // by input
+  const Step* step;          // null: gradients only
   bool training;
 };
 
@@ -287,8 +290,8 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
   }
 }
 
-// grads.value of the last result holds d_logits. In reverse: a layer's own gradients, its sources', then its update, since
-// the sources' gradients need the old weights.
+// grads.value of the last result holds d_logits. In reverse: a layer's own gradients, its sources',
+// then its update, since the sources' gradients need the old weights.
 inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& grads,
                           const Panels& shape) {
   const NopropPlan& plan = job.plan;
@@ -308,7 +311,8 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
     if (layer.norm)
       norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],
                     state.norm_weight.value + job.slice * H, job.training, H, shape);
-    if (layer.norm && job.training)  // the batch's mean takes the bias away: its gradient is exactly zero
+    if (layer.norm &&
+        job.training)  // the batch's mean takes the bias away: its gradient is exactly zero
       __builtin_memset(grads.vector, 0, sizeof(float) * H);
     else
       dense_bias_grad(grads.vector, d, H, shape);

@@ -1,0 +1,35 @@
+"""`python -m noprop_kernels`: versions, what is built, and which backend runs here."""
+
+import platform
+
+import torch
+
+from . import __version__, dispatch, native
+
+
+def main() -> None:
+    print(
+        f"noprop_kernels {__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+    print("CPU kernels:")
+    if reason := native.unavailable():
+        print(f"  not built: {reason}")
+    else:
+        dispatch.native_gap()  # applies NOPROP_ISA
+        built = dict(native.describe())
+        isas = built.pop("isas")
+        print(
+            "  isas:",
+            ", ".join(f"{isa} ({'runs' if runs else 'not here'})" for isa, runs in isas.items()),
+        )
+        for name, value in built.items():
+            print(f"  {name}: {value}")
+    print("backends:")
+    for name in (*dispatch.BACKENDS, *dispatch.LATER):
+        reason = dispatch.gap(name, None, torch.device("cpu"), "float32")
+        print(f"  {name}: {reason or 'runs here'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Which backend runs: the best that can, the one forced, or an error with every reason.
+
+A backend is forced by `use_backend`, else by an object's `backend=`, else by NOPROP_BACKEND.
+NOPROP_ISA forces the instruction set of the CPU kernels. This file alone reads environment
+variables.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from . import native, reference_walk
+from .plan import Dense, Plan
+
+ORDER = {"cpu": ("cpu", "reference")}  # by device; other devices have the reference alone
+BACKENDS: dict[str, ModuleType] = {"cpu": native, "reference": reference_walk}
+LATER = ("triton", "cuda")  # names of the design that this version does not have
+KINDS = {"cpu": (Dense,), "reference": (Dense,)}  # of layers that each backend walks
+KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = {"cpu": ("float32",), "reference": ("float32",)}
+
+_forced: ContextVar[str | None] = ContextVar("noprop_kernels_backend", default=None)
+
+
+class BackendError(RuntimeError):
+    """No backend can run the call; the text has the reason for each candidate."""
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Forces a backend inside the `with`: it runs or raises BackendError.
+
+    Args:
+        name: "cpu" or "reference".
+
+    Raises:
+        ValueError: no backend has this name.
+    """
+    token = _forced.set(check_name("use_backend", name))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def check_name(op: str, name: str) -> str:
+    known = (*BACKENDS, *LATER)
+    if name not in known:
+        raise ValueError(f"{op}: backend must be one of {known}, got {name!r}")
+    return name
+
+
+def choose(
+    plan: Plan, device: torch.device, precision: str = "float32", backend: str | None = None
+) -> ModuleType:
+    """The backend's module that runs `plan` on `device`.
+
+    Raises:
+        BackendError: none can, or the forced one cannot.
+    """
+    forced, by = forced_backend(backend)
+    candidates = (forced,) if forced else ORDER.get(device.type, ("reference",))
+    reasons: dict[str, str] = {}
+    for name in candidates:
+        reason = gap(name, plan, device, precision)
+        if reason is None:
+            if name == "reference" and not forced:
+                tell(reasons.get("cpu", f"no kernels for {device.type} in this version"))
+            return BACKENDS[name]
+        reasons[name] = reason
+    lines = [f"no backend can run this plan on {device} in {precision}"]
+    lines += [f"  {name}: {reason}" for name, reason in reasons.items()]
+    if forced:
+        lines.append(f"  forced by {by}")
+    lines.append("see `python -m noprop_kernels` for what is built")
+    raise BackendError("\n".join(lines))
+
+
+def forced_backend(backend: str | None) -> tuple[str | None, str]:
+    """The forced backend, if any, and what forces it."""
+    if name := _forced.get():
+        return name, f'use_backend("{name}")'
+    if backend is not None:
+        return backend, f'backend="{backend}"'
+    if name := os.environ.get("NOPROP_BACKEND"):
+        return check_name("NOPROP_BACKEND", name), f"NOPROP_BACKEND={name}"
+    return None, ""
+
+
+def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> str | None:
+    """Why backend `name` cannot run `plan` (None: any) on `device`, or None if it can."""
+    if name in LATER:
+        return "not part of this version"
+    if name == "cpu":
+        if reason := native_gap():
+            return reason
+        if device.type != "cpu":
+            return f"runs on the CPU only, the parameters are on {device}"
+    if precision not in PRECISIONS[name]:
+        return f"precision must be one of {PRECISIONS[name]} so far, got {precision!r}"
+    for layer in plan.layers.values() if plan else ():
+        if type(layer) not in KINDS[name]:
+            return f"does not walk layers of kind {type(layer).__name__}"
+    return None
+
+
+@cache
+def native_gap() -> str | None:
+    """Why the CPU kernels cannot run, or None; the first call applies NOPROP_ISA."""
+    if reason := native.unavailable():
+        return reason
+    if isa := os.environ.get("NOPROP_ISA"):
+        try:
+            native.set_isa(isa)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+@cache
+def tell(reason: str) -> None:
+    """Prints once per reason that the slow backend was chosen."""
+    print(f"noprop_kernels: the reference backend runs, slowly: {reason}", file=sys.stderr)
+
+
+def explain(what: Any, *, device: str | torch.device = "cpu", precision: str = "float32") -> str:
+    """Which backend runs this object, and the reason for every gap.
+
+    Args:
+        what: a DenoisingBlocks or OutputHead, or a Plan.
+        device, precision: for a Plan; an object has its own.
+
+    Returns:
+        Text, a line per backend.
+
+    Raises:
+        ValueError: `what` is neither.
+    """
+    plan, backend = what, None
+    if isinstance(getattr(what, "plan", None), Plan):
+        plan, backend = what.plan, what.backend
+        device, precision = what.device, what.precision
+    if not isinstance(plan, Plan):
+        raise ValueError(
+            f"explain: what must be a Plan or an object with one, got {type(what).__name__}"
+        )
+    device = torch.device(device)
+    forced, by = forced_backend(backend)
+    reasons = {name: gap(name, plan, device, precision) for name in (*BACKENDS, *LATER)}
+    candidates = (forced,) if forced else ORDER.get(device.type, ("reference",))
+    chosen = next((name for name in candidates if reasons[name] is None), None)
+    head = f"{type(what).__name__} on {device}, {precision}: {chosen or 'no backend can run it'}"
+    lines = [head + (f" (forced by {by})" if forced else "")]
+    for name, reason in reasons.items():
+        lines.append(f"  {name}: {reason or ('chosen' if name == chosen else 'could run')}")
+    return "\n".join(lines)

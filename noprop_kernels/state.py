@@ -1,0 +1,387 @@
+"""A stack of slices as an nn.Module: what blocks and the output head share.
+
+Parameters are named by the plan ("hx.weight", (N, out, in)); moments stand beside them
+("hx.weight_m"), and each slice
+has a seed and two counters: `draws` addresses noise, `updates` is Adam's step. All are ordinary
+contiguous tensors, so that .to(), deepcopy, pickle, safetensors and torch.optim work as on any
+module.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from . import dispatch
+from .calls import Gather, Mix, Noise, Rule, Slices, TrainCall, TrainOut
+from .check import check_tensor, shape_text
+from .goal import Numbers
+from .noise import initial_parameters
+from .optimizers import Optimizer
+from .plan import Plan
+
+INT64 = range(-(2**63), 2**63)
+
+
+class Node(nn.Module):
+    """A place in the module tree; it holds tensors and computes nothing."""
+
+
+def place(root: nn.Module, name: str, value: Tensor) -> None:
+    """Registers a parameter, or a plain tensor as a buffer, under its dotted name."""
+    *path, key = name.split(".")
+    module = root
+    for part in path:
+        if part not in module._modules:
+            try:
+                module.add_module(part, Node())
+            except KeyError:
+                raise ValueError(
+                    f"{type(root).__name__}: plan must not name a layer {part!r}, "
+                    "which is an attribute of the module"
+                ) from None
+        module = module.get_submodule(part)
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(key, value)
+    else:
+        module.register_buffer(key, value)
+
+
+def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
+    if not seeds or not all(type(value) is int and value in INT64 for value in seeds):
+        raise ValueError(f"{op}: seed must be an int64 or a list of at least one, got {seed!r}")
+    return seeds
+
+
+class StackedModule(nn.Module):
+    """Parameters, moments and counters of N slices, and the calls that move them.
+
+    Args:
+        plan: the layers.
+        seeds: (N,) int64.
+        numbers: of the step, one per slice.
+        embedding: (M, D) float32, or None for one-hot.
+        precision, backend: as DenoisingBlocks.
+        stream: of the noise in training.
+        M: classes.
+    """
+
+    seeds: Tensor
+    draws: Tensor
+    updates: Tensor
+    W_embed: Tensor | None
+    _signal: Tensor
+    _noise: Tensor
+    _weight: Tensor
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        seeds: Tensor,
+        numbers: Numbers,
+        embedding: Tensor | None,
+        optimizer: Optimizer | None,
+        precision: str,
+        backend: str | None,
+        stream: int,
+        M: int,
+    ) -> None:
+        super().__init__()
+        op, N = type(self).__name__, len(seeds)
+        if embedding is not None:
+            check_tensor(op, "embedding", embedding, shape=(M, None))
+            embedding = embedding.detach().clone(memory_format=torch.contiguous_format)
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            raise ValueError(
+                f"{op}: optimizer must be SGD, Adam or AdamW of noprop_kernels or None, "
+                f"got {type(optimizer).__name__}"
+            )
+        if optimizer is not None and isinstance(decays := optimizer.weight_decay, tuple):
+            if len(decays) != N:
+                raise ValueError(
+                    f"{op}: optimizer must have one weight_decay or {N}, got {len(decays)}"
+                )
+        if precision not in dispatch.KNOWN_PRECISIONS:
+            raise ValueError(
+                f"{op}: precision must be one of {dispatch.KNOWN_PRECISIONS}, got {precision!r}"
+            )
+        if backend is not None:
+            dispatch.check_name(op, backend)
+        self.plan = plan
+        self.optimizer = optimizer
+        self.precision = precision
+        self.backend = backend
+        self.M = M
+        self.D = M if embedding is None else embedding.shape[1]
+        self._stream = stream
+        self._head, self._flow, self._sigma = numbers.head, numbers.flow, numbers.sigma
+        self.register_buffer("W_embed", embedding)
+        self.register_buffer("seeds", seeds)
+        self.register_buffer("draws", torch.zeros(N, dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros(N, dtype=torch.int64))
+        for name in ("signal", "noise", "weight"):
+            self.register_buffer(f"_{name}", getattr(numbers, name), persistent=False)
+
+    def _initialise(self, block: Tensor) -> None:
+        """Draws the parameters, under block (N,), and makes their moments and statistics.
+
+        Last in a constructor: a layer may have no name that the object has for something else.
+        """
+        self._params = tuple(self.plan.parameters())
+        self._stats = tuple(self.plan.statistics())
+        moments = self.optimizer.moments if self.optimizer is not None else ()
+        with torch.no_grad():
+            params = initial_parameters(self.plan, self.seeds, block)
+        for name, value in params.items():
+            place(self, name, nn.Parameter(value))
+            for moment in moments:
+                place(self, f"{name}_{moment}", torch.zeros_like(value))
+        for name, shape in self.plan.statistics().items():
+            start = torch.ones if name.endswith("running_var") else torch.zeros
+            place(self, name, start(len(self), *shape))
+
+    @property
+    def device(self) -> torch.device:
+        return self.draws.device
+
+    def __len__(self) -> int:
+        """N, the slices held."""
+        return len(self.draws)
+
+    def advance(self) -> None:
+        """Moves every slice's `draws` by one, so that the next `loss` draws new noise."""
+        self.draws += 1
+
+    # every call of a backend
+
+    def _tensors(self, names: Iterable[str], suffix: str = "") -> dict[str, Tensor]:
+        """State at name + suffix by name, fit to be addressed by a kernel."""
+        found = {name: attrgetter(name + suffix)(self) for name in names}
+        N, device = len(self), self.device
+        for name, value in found.items():
+            ordinary = value.dtype == torch.float32 and value.is_contiguous()
+            if not (ordinary and value.shape[0] == N and value.device == device):
+                raise ValueError(
+                    f"{type(self).__name__}: {name}{suffix} must be a contiguous torch.float32 "
+                    f"tensor of {N} slices on {device}, got {shape_text(value.shape)} "
+                    f"{value.dtype} with strides {value.stride()} on {value.device}"
+                )
+        return found
+
+    def _slices(self, index: Tensor) -> Slices:
+        moments = self.optimizer.moments if self.optimizer is not None else ()
+        m, v = (
+            self._tensors(self._params, f"_{moment}") if moment in moments else {}
+            for moment in ("m", "v")
+        )
+        return Slices(
+            plan=self.plan,
+            params=self._tensors(self._params),
+            m=m,
+            v=v,
+            stats=self._tensors(self._stats),
+            seeds=self.seeds,
+            draws=self.draws,
+            updates=self.updates,
+            index=index,
+        )
+
+    def _run(self, name: str, call: Any, written: Sequence[Tensor] = ()) -> None:
+        """Runs one of BACKEND_FUNCTIONS; autograd learns what it wrote, even if stopped."""
+        backend = dispatch.choose(self.plan, self.device, self.precision, self.backend)
+        with torch.no_grad():
+            try:
+                getattr(backend, name)(call)
+            except ValueError:  # raised before anything is written
+                written = ()
+                raise
+            finally:
+                increment_version(written)
+
+    @staticmethod
+    def _state(slices: Slices) -> list[Tensor]:
+        groups = (slices.params, slices.m, slices.v, slices.stats)
+        return [*(tensor for group in groups for tensor in group.values()), slices.updates]
+
+    def _mix(self, index: Tensor, K: int, B: int, rows: int | None = None) -> Mix:
+        at = index.to(self.device)
+
+        def expand(numbers: Tensor) -> Tensor:
+            return numbers[at].view(1, -1, 1).expand(K, len(index), B)
+
+        return Mix(
+            signal=expand(self._signal),
+            noise=expand(self._noise),
+            weight=expand(self._weight),
+            flow=self._flow,
+            sigma=self._sigma,
+            head=self._head,
+            W_embed=self.W_embed,
+            D=self.D,
+            rows=B if rows is None else rows,
+        )
+
+    def _noise_at(
+        self, index: Tensor, block: Tensor, draw: Tensor | None = None, first_row: int = 0
+    ) -> Noise:
+        """The address of K steps' noise; draw (K, n) is by default the slices' own."""
+        K = len(block)
+        at = index.to(self.device)
+        if draw is None:
+            draw = self.draws[at] + torch.arange(K, device=self.device)[:, None]
+        return Noise(self.seeds[at], draw, block, self._stream, first_row)
+
+    # training
+
+    def _check_training(self, op: str, argument: str, B: int) -> None:
+        least = 2 if self.plan.has_norm() else 1
+        if B < least:
+            norm = " with batch norm" if least == 2 else ""
+            raise ValueError(
+                f"{op}: {argument} must have at least {least} rows in training{norm}, got {B}"
+            )
+
+    def _rule(self, op: str, lr: object, K: int, index: Tensor) -> Rule:
+        """The rule of K steps, whose lr is None, a number, (K,) or (K, n)."""
+        if self.optimizer is None:
+            raise ValueError(
+                f"{op}: optimizer must not be None here; give one to {type(self).__name__}, or use "
+                "loss(), a torch.optim optimizer and advance()"
+            )
+        n = len(index)
+        value = torch.as_tensor(self.optimizer.lr if lr is None else lr, dtype=torch.float64)
+        if value.ndim == 1 and len(value) == K:
+            value = value[:, None]
+        if value.shape not in ((), (K, 1), (K, n)):
+            raise ValueError(
+                f"{op}: lr must be a number or have shape ({K},) or ({K}, {n}), "
+                f"got {shape_text(value.shape)}"
+            )
+        # numbers on a GPU are not waited for
+        if value.device.type == "cpu" and not bool((value.isfinite() & (value >= 0)).all()):
+            raise ValueError(f"{op}: lr must be finite and at least 0, got {value.min().item()}")
+        decay = torch.as_tensor(self.optimizer.weight_decay, dtype=torch.float64).expand(len(self))
+        return Rule(
+            self.optimizer,
+            value.detach().to(self.device).expand(K, n),
+            decay[index].to(self.device),
+        )
+
+    def _step_lr(self, op: str, lr: object, index: Tensor) -> Rule:
+        """The rule of one step, whose lr is a number or (n,)."""
+        if lr is not None and not isinstance(lr, float | int):
+            lr = torch.as_tensor(lr, dtype=torch.float64)
+            lr = lr if lr.ndim == 0 else lr[None]
+        return self._rule(op, lr, 1, index)
+
+    def _train(
+        self,
+        *,
+        index: Tensor,
+        block: Tensor,
+        inputs: Mapping[str, Tensor | Gather],
+        y: Tensor | Gather,
+        B: int,
+        rule: Rule | None,
+        out: TrainOut,
+        z: Tensor | None = None,
+        draw: Tensor | None = None,
+        first_row: int = 0,
+        rows: int | None = None,
+    ) -> None:
+        """K steps of the selected slices, K = len(block): an update each, or `out.grads` once."""
+        K = len(block)
+        slices = self._slices(index)
+        call = TrainCall(
+            slices=slices,
+            noise=self._noise_at(index, block, draw, first_row),
+            mix=self._mix(index, K, B, rows),
+            inputs=dict(inputs),
+            z=z,
+            y=y,
+            rule=rule,
+            B=B,
+            K=K,
+            out=out,
+        )
+        self._run("train", call, () if rule is None else [*self._state(slices), slices.draws])
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device=self.device)
+
+    def _named(self, d_inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor] | None:
+        """d_x: a tensor where the plan has one input beside "z"."""
+        if len(self.plan.inputs) == 2 and d_inputs:
+            return next(iter(d_inputs.values()))
+        return d_inputs or None
+
+    def _new_out(self, K: int, n: int) -> TrainOut:
+        return TrainOut(
+            loss=torch.empty(K, n, device=self.device),
+            applied=torch.empty(K, n, dtype=torch.bool, device=self.device),
+        )
+
+    def _train_steps(
+        self,
+        op: str,
+        index: Tensor,
+        block: Tensor,
+        inputs: Mapping[str, Tensor | Gather],
+        y: Tensor | Gather,
+        B: int,
+        lr: object,
+    ) -> Tensor:
+        """Losses (K, n) of K steps in one call."""
+        K = len(block)
+        rule = self._rule(op, lr, K, index)
+        out = self._new_out(K, len(index))
+        if K > 0:
+            self._check_training(op, "indices", B)
+            self._train(index=index, block=block, inputs=inputs, y=y, B=B, rule=rule, out=out)
+        return out.loss
+
+    # what must stay true of the state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+            raise ValueError(
+                f"{type(self).__name__}: parameters must stay torch.float32, got {dtype}"
+            )
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As torch's, but a state of other slices or shapes is refused before anything is written.
+
+        Raises:
+            ValueError: keys (with strict), shapes, dtypes, seeds or t are not this object's.
+        """
+        if strict and (own := self.state_dict()).keys() != state_dict.keys():
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: state_dict must have the keys of this "
+                f"object, got without {sorted(own.keys() - state_dict.keys())}, "
+                f"with {sorted(state_dict.keys() - own.keys())}"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any
+    ) -> None:
+        op = f"{type(self).__name__}.load_state_dict"
+        for name, own in self.state_dict().items():
+            given = state_dict.get(prefix + name)
+            if given is None:
+                continue  # torch tells, unless strict is false
+            check_tensor(op, name, given, shape=own.shape, dtype=(own.dtype,))
+            if name in ("seeds", "t") and not torch.equal(own, given.to(own.device)):
+                raise ValueError(
+                    f"{op}: {name} must be {own.tolist()}, got {given.tolist()}; make the object "
+                    "with those of the state_dict"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)

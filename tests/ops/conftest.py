@@ -1,0 +1,14 @@
+"""The CPU kernels under test, with the instruction set that NOPROP_ISA names."""
+
+from types import ModuleType
+
+import pytest
+
+from noprop_kernels import dispatch, native
+
+
+@pytest.fixture(scope="session")
+def kernels() -> ModuleType:
+    reason = dispatch.native_gap()
+    assert reason is None, reason
+    return native

@@ -1,0 +1,100 @@
+"""The runner times only what is right, and the report copies figures without bending them."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+if not importlib.util.find_spec("bench"):
+    pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
+
+from bench import machine, report, run
+from bench.rivals.sequential import Sequential
+from bench.shapes import SHAPES, Shape
+
+
+def line(contender, ms, date="2026-01-01", maths="adamw", shape="small"):
+    return {
+        **{"contender": contender, "maths": maths, "shape": shape, "threads": 2, "K": 50},
+        **{"ms_per_step": ms, "ms_q20": ms * 0.9, "ms_q80": ms * 1.1, "share_of_peak": 0.5},
+        **{"compile_seconds": None, "memory_bytes": {"weights": 1, "optimizer": 2, "step": None}},
+        **{"date": date, "machine": {"cpu": "a cpu", "cores": 2}, "peak_gflops": 100.0},
+        **{"precision": "float32", "versions": {"torch": "2"}, "commit": "0123456789abcdef"},
+    }
+
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return path
+
+
+def test_latest_line_counts_and_the_ratio_is_to_the_best_rival(tmp_path):
+    old = write(tmp_path / "old", [line("ours", 99.0), line("slow", 30.0)])
+    new = write(tmp_path / "new", [line("ours", 10.0, "2026-02-01"), line("fast", 15.0)])
+    lines = report.read([new, old])
+    table, lost = report.headline(lines, "adamw")
+    assert "| 10.00 (9.00 to 11.00) | 15.00 `fast` | **1.50** | 50% |" in table
+    assert not lost and len(table.splitlines()) == 3
+    with_sgd = [*lines, line("baddbmm_sgd", 1.0, maths="sgd")]
+    assert report.headline(with_sgd, "adamw")[0] == table  # other maths is no rival
+
+
+def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):
+    results = write(tmp_path / "r", [line("ours", 20.0), line("fast", 15.0)])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
+    assert report.main([str(results), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert "Slower than the best rival: `small` (2 threads, K = 50: 0.75)." in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="bench:begin"):
+        report.main([str(results), "--readme", str(readme)])
+    assert readme.read_text() == "no markers"
+
+
+class Lazy(Sequential):
+    """Wrong: leaves the last block alone."""
+
+    def steps(self, indices, eps=None):
+        losses = super().steps(indices, eps)
+        with torch.no_grad():
+            for param, start in zip(
+                self.blocks[-1].parameters(), self.problem.weights.values(), strict=True
+            ):
+                param.copy_(start[-1])
+        return losses
+
+
+def test_runner_times_what_is_right_and_refuses_what_is_wrong(tmp_path, monkeypatch):
+    shape = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
+    monkeypatch.setitem(SHAPES, "made-up", shape)
+    monkeypatch.setattr(report, "ORDER", ["made-up"])
+    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 100.0)
+    monkeypatch.setattr(machine, "copy_gb_s", lambda threads: 10.0)
+    out = tmp_path / "lines.jsonl"
+    names = ["--contender", "ours", "sequential"]
+    common = ["--shape", "made-up", "--threads", "1", "--K", "1", "4", "--rounds", "3"]
+    before = torch.get_num_threads()
+    try:
+        assert run.main([*common, *names, "--out", str(out)]) == 0
+        lines = [json.loads(text) for text in out.read_text().splitlines()]
+        got = [(each["contender"], each["K"], each["rounds"]) for each in lines]
+        assert got == [("ours", 1, 3), ("ours", 4, 3), ("sequential", 1, 3), ("sequential", 4, 3)]
+        for each in lines:
+            assert each["ms_q20"] <= each["ms_per_step"] <= each["ms_q80"]
+            rate = shape.flop / (each["ms_per_step"] * 1e6)
+            assert each["share_of_peak"] == pytest.approx(rate / 100)
+        # all of a block's gradients and one step's activations at least
+        assert lines[2]["memory_bytes"]["step"] > 4 * shape.parameters / shape.T
+
+        wrong = run.Entry("sequential", Lazy)
+        monkeypatch.setattr(run, "RIVALS", (wrong,))
+        out.unlink()
+        assert run.main([*common, *names, "--out", str(out)]) == 1
+        lines = [json.loads(text) for text in out.read_text().splitlines()]
+        assert [each["contender"] for each in report.timed(lines)] == ["ours", "ours"]
+        assert "Mismatch" in next(each["error"] for each in lines if "error" in each)
+    finally:
+        torch.set_num_threads(before)

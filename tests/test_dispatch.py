@@ -1,0 +1,168 @@
+"""Choosing a backend: forced or automatic, and a reason for every gap."""
+
+from types import ModuleType
+
+import pytest
+import torch
+
+import noprop_kernels as nk
+from blocks_for_tests import PLANS, batch, make
+from noprop_kernels import __main__, dispatch, native, reference_walk
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NO_KERNELS = "no module named _C"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch):
+    """No backend forced from outside, and nothing remembered before or after."""
+    for name in ("NOPROP_BACKEND", "NOPROP_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    dispatch.native_gap.cache_clear()
+    dispatch.tell.cache_clear()
+    yield
+    dispatch.native_gap.cache_clear()
+    dispatch.tell.cache_clear()
+
+
+@pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "unavailable", lambda: NO_KERNELS)
+
+
+@pytest.fixture
+def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "unavailable", lambda: None)
+
+
+def choose(**options) -> ModuleType:
+    return dispatch.choose(PLANS["mlp"], options.pop("device", CPU), **options)
+
+
+def test_the_kernels_come_first(with_kernels, capsys):
+    assert choose() is native
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_reference_is_chosen_with_one_line_that_says_why(without_kernels, capsys):
+    assert choose() is reference_walk and choose() is reference_walk
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "reference" in err and NO_KERNELS in err
+    assert choose(device=CUDA) is reference_walk
+    assert "no kernels for cuda" in capsys.readouterr().err
+
+
+def test_forced_by_a_with_an_argument_or_the_environment(with_kernels, monkeypatch, capsys):
+    assert choose(backend="reference") is reference_walk
+    with nk.use_backend("reference"):
+        assert choose() is reference_walk
+        with nk.use_backend("cpu"):
+            assert choose(backend="reference") is native  # the innermost `with` comes first
+        assert choose() is reference_walk
+    assert choose() is native
+    monkeypatch.setenv("NOPROP_BACKEND", "reference")
+    assert choose() is reference_walk
+    assert choose(backend="cpu") is native
+    assert capsys.readouterr().err == ""
+
+
+def test_forced_it_never_falls_back(without_kernels, monkeypatch):
+    with pytest.raises(nk.BackendError, match=f'cpu: {NO_KERNELS}\n  forced by backend="cpu"'):
+        choose(backend="cpu")
+    with nk.use_backend("cpu"), pytest.raises(nk.BackendError, match=r'use_backend\("cpu"\)'):
+        choose()
+    monkeypatch.setenv("NOPROP_BACKEND", "triton")
+    with pytest.raises(nk.BackendError, match="triton: not part of this version\n.*NOPROP_BACKEND"):
+        choose()
+
+
+def test_a_name_that_does_not_exist(monkeypatch):
+    with pytest.raises(ValueError, match="use_backend: backend must be one of .* got 'mkl'"):
+        with nk.use_backend("mkl"):
+            pass
+    monkeypatch.setenv("NOPROP_BACKEND", "mkl")
+    with pytest.raises(ValueError, match="NOPROP_BACKEND: backend must be one of"):
+        choose()
+
+
+def test_the_error_has_a_reason_for_each_candidate(with_kernels):
+    with pytest.raises(nk.BackendError) as error:
+        choose(precision="bfloat16")
+    text = str(error.value)
+    for name in ("cpu", "reference"):
+        assert f"  {name}: precision must be one of ('float32',) so far, got 'bfloat16'" in text
+    with pytest.raises(nk.BackendError, match="runs on the CPU only, the parameters are on cuda"):
+        choose(device=CUDA, backend="cpu")
+
+
+def test_a_layer_that_no_backend_walks(with_kernels):
+    class Other(nk.Dense):
+        pass
+
+    dense = nk.Plan({"z": (2,)}, {"logits": nk.Dense("z", 2)})
+    other = nk.Plan({"z": (2,)}, {"logits": Other("z", 2)})
+    for name in dispatch.BACKENDS:
+        assert dispatch.gap(name, dense, CPU, "float32") is None
+        assert dispatch.gap(name, other, CPU, "float32") == "does not walk layers of kind Other"
+
+
+def test_isa_is_set_once_and_its_error_is_the_reason(with_kernels, monkeypatch):
+    seen = []
+
+    def set_isa(name: str) -> None:
+        seen.append(name)
+        if name == "neon":
+            raise ValueError("NOPROP_ISA: must be one of avx2, got 'neon'")
+
+    monkeypatch.setattr(native, "set_isa", set_isa)
+    monkeypatch.setenv("NOPROP_ISA", "avx2")
+    assert choose() is native and choose() is native
+    assert seen == ["avx2"]
+    dispatch.native_gap.cache_clear()
+    monkeypatch.setenv("NOPROP_ISA", "neon")
+    with pytest.raises(nk.BackendError, match="cpu: NOPROP_ISA: must be one of avx2, got 'neon'"):
+        choose(backend="cpu")
+
+
+def test_an_object_runs_on_the_backend_it_was_given(with_kernels, monkeypatch):
+    called = []
+    monkeypatch.setattr(native, "train", lambda call: called.append("cpu"))
+    monkeypatch.setattr(reference_walk, "train", lambda call: called.append("reference"))
+    make(backend="reference").train_step(*batch())
+    make().train_step(*batch())
+    assert called == ["reference", "cpu"]
+
+
+def test_explain(with_kernels, monkeypatch):
+    text = nk.explain(make())
+    assert text.splitlines()[0] == "DenoisingBlocks on cpu, float32: cpu"
+    assert "  cpu: chosen" in text and "  reference: could run" in text
+    assert "  triton: not part of this version" in text
+    assert "  cuda: not part of this version" in text
+    forced = nk.explain(make(backend="reference"))
+    assert 'reference (forced by backend="reference")' in forced and "cpu: could run" in forced
+    plan = nk.explain(PLANS["mlp"], precision="tf32")
+    assert plan.startswith("Plan on cpu, tf32: no backend can run it")
+    monkeypatch.setattr(native, "unavailable", lambda: NO_KERNELS)
+    dispatch.native_gap.cache_clear()
+    assert f"cpu: {NO_KERNELS}" in nk.explain(PLANS["mlp"])
+    with pytest.raises(ValueError, match="explain: what must be a Plan or an object with one"):
+        nk.explain(3)
+
+
+def test_the_command_prints_every_backend(without_kernels, capsys):
+    __main__.main()
+    out = capsys.readouterr().out
+    assert out.startswith(f"noprop_kernels {nk.__version__}, torch {torch.__version__}, Python 3.")
+    assert f"not built: {NO_KERNELS}" in out
+    for line in (f"cpu: {NO_KERNELS}", "reference: runs here", "triton: not part of this version"):
+        assert f"  {line}\n" in out
+
+
+def test_the_command_tells_the_build(with_kernels, monkeypatch, capsys):
+    build = {"compiler": "GNU 12", "isas": {"avx512": False, "avx2": True}, "threads": 2}
+    monkeypatch.setattr(native, "describe", lambda: build)
+    __main__.main()
+    out = capsys.readouterr().out
+    assert "  isas: avx512 (not here), avx2 (runs)\n  compiler: GNU 12\n  threads: 2\n" in out
