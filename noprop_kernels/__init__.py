@@ -1,6 +1,6 @@
 """Fused training of NoProp blocks (arXiv:2503.24322v2), each by its own loss, all at once."""
 
-from . import plans
+from . import native, plans
 from .blocks import DenoisingBlocks
 from .dispatch import BackendError, explain, use_backend
 from .goal import DT
@@ -11,6 +11,13 @@ from .results import Gradients, Prediction, Step, Update
 from .schedule import NoiseSchedule
 
 __version__ = "0.1.0"
+
+if _reason := native.unavailable():
+    raise ImportError(
+        f"noprop_kernels: the compiled extension _C cannot be loaded from {__path__[0]} "
+        f"({_reason}). If this is a source folder that hides an installed package, run Python "
+        "elsewhere; to work in the source folder, build it in place with `pip install -e .`"
+    )
 
 __all__ = [
     "DT",

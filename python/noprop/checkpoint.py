@@ -1,0 +1,133 @@
+"""A checkpoint: model.json and the tensors file that it names, always one whole state.
+
+The tensors are written first, under a name made of their sum; renaming model.json is the one
+moment at which the new state takes the old one's place. Both files carry their sums: a flipped bit
+is an error, never a wrong number.
+"""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import noprop_kernels as nk
+from noprop_kernels import dispatch, native
+
+from .errors import InputError, train_extra
+from .files import atomic_file
+
+RECORD = "model.json"
+FORMAT = 1
+
+
+def save(folder: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Writes a state into `folder`; after a crash at any moment the old one or the new one loads.
+
+    Args:
+        folder: the run's folder, made where it is missing.
+        content: what JSON can hold.
+        tensors: any shapes and dtypes, on any device.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: the disk refuses.
+    """
+    with train_extra():
+        from safetensors.torch import save as to_bytes
+    data = to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"tensors-{digest[:16]}.safetensors"
+    with atomic_file(folder / name) as file:
+        file.write(data)
+    record = {"format": FORMAT, **content, "tensors": {"file": name, "sha256": digest}}
+    with atomic_file(folder / RECORD) as file:
+        text = json.dumps(record | {"sha256": _digest(record)}, indent=1, allow_nan=False)
+        file.write(text.encode())
+    for pattern in ("tensors-*.safetensors", ".tensors-*", f".{RECORD}.*"):
+        for stale in folder.glob(pattern):
+            if stale.name != name:
+                stale.unlink()
+
+
+def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save` wrote into `folder`: content and tensors.
+
+    Raises:
+        InputError: a file is missing, cut short or changed, or of another format.
+        ImportError: safetensors is not installed.
+    """
+    with train_extra():
+        from safetensors.torch import load as from_bytes
+    record = load_content(folder)
+    path = folder / record["tensors"]["file"]
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != record["tensors"]["sha256"]:
+        raise InputError(f"{path} is corrupt: its sum is not the one in {RECORD}")
+    return record, from_bytes(data)
+
+
+def load_content(folder: Path) -> dict[str, Any]:
+    """The content alone, checked.
+
+    Raises:
+        InputError: model.json is missing, cut short or changed, or of another format.
+    """
+    path = folder / RECORD
+    text = _read(path)
+    try:
+        record = json.loads(text)
+        written = record.pop("sha256")
+        right = written == _digest(record)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is corrupt: it is no record with a sum") from error
+    if not right:
+        raise InputError(f"{path} is corrupt: its sum does not fit")
+    if record.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has format {record.get('format')}, this version reads format {FORMAT}"
+        )
+    return record
+
+
+def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
+    """What the bits of a run depend on, beside its settings: the backend, its build, the versions.
+
+    Raises:
+        BackendError: no backend runs the blocks.
+    """
+    module = dispatch.choose(blocks.plan, blocks.device, blocks.precision, blocks.backend)
+    backend = next(name for name, value in dispatch.BACKENDS.items() if value is module)
+    built = native.describe() if backend == "cpu" else {}
+    return {
+        "noprop": nk.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "backend": backend,
+        "instruction_set": built.get("isa_used"),
+        "compiler": built.get("compiler"),
+    }
+
+
+def differences(then: dict[str, str | None], now: dict[str, str | None]) -> list[str]:
+    """A line for each version that is not what it was."""
+    return [
+        f"{name} was {then.get(name)}, is {now.get(name)}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,104 @@
+"""Data sets by name: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, or FILE.npz.
+
+Files are looked for, and downloaded to, the folders that torchvision uses: MNIST/raw,
+FashionMNIST/raw, cifar-10-batches-py and cifar-100-python.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from .datasets import cifar, idx, npz
+from .datasets.dataset import Dataset
+from .datasets.split import hold_out
+from .download import (
+    CIFAR10,
+    CIFAR100,
+    FASHION_MNIST,
+    MNIST,
+    Say,
+    Source,
+    fetch_archive,
+    fetch_files,
+)
+from .errors import InputError, train_extra
+
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+DIGITS_TEST_FRACTION = 0.2
+
+
+def default_folder() -> Path:
+    """NOPROP_DATA, else noprop in the user's cache folder."""
+    if folder := os.environ.get("NOPROP_DATA"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noprop"
+
+
+def load(name: str, folder: Path | None = None, say: Say = lambda line: None) -> Dataset:
+    """The data set of that name.
+
+    Args:
+        name: one of NAMES, or the path of an .npz file.
+        folder: the data folder, which must exist; None is `default_folder()`, made for a download.
+        say: told what is downloaded.
+
+    Raises:
+        InputError: the name is unknown, or a file is corrupt, or missing and not to be downloaded.
+        ImportError: digits without scikit-learn.
+    """
+    if name.endswith(".npz"):
+        return npz.read(Path(name))
+    if name not in NAMES:
+        raise InputError(f"data must be one of {', '.join(NAMES)} or FILE.npz, got {name!r}")
+    if name == "digits":
+        return _digits()
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"the data folder {folder} does not exist")
+    folder = folder or default_folder()
+    if name == "mnist":
+        return _idx(name, folder / "MNIST" / "raw", MNIST, say)
+    if name == "fashion-mnist":
+        return _idx(name, folder / "FashionMNIST" / "raw", FASHION_MNIST, say)
+    if name == "cifar10":
+        files, labels = (cifar.CIFAR10_TRAIN, cifar.CIFAR10_TEST), "labels"
+        return _cifar(name, folder / "cifar-10-batches-py", CIFAR10, files, labels, 10, say)
+    files, labels = (cifar.CIFAR100_TRAIN, cifar.CIFAR100_TEST), "fine_labels"
+    return _cifar(name, folder / "cifar-100-python", CIFAR100, files, labels, 100, say)
+
+
+def _digits() -> Dataset:
+    """1797 images of 8 x 8, 0..16; a fifth, always the same rows, is the test."""
+    with train_extra():
+        from sklearn.datasets import load_digits
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(pixels).to(torch.uint8)  # whole numbers, kept in float64 there
+    y = torch.from_numpy(labels).long()
+    train, test = hold_out(len(x), DIGITS_TEST_FRACTION)
+    return Dataset("digits", x[train], y[train], x[test], y[test], classes=10)
+
+
+def _idx(name: str, folder: Path, sources: tuple[Source, ...], say: Say) -> Dataset:
+    missing = [s for s in sources if idx.find(folder, s.name.removesuffix(".gz")) is None]
+    fetch_files(missing, folder, say)
+    x, y = idx.read_split(folder, "train")
+    x_test, y_test = idx.read_split(folder, "t10k")
+    return Dataset(name, x, y, x_test, y_test, classes=10)
+
+
+def _cifar(
+    name: str,
+    folder: Path,
+    source: Source,
+    files: tuple[tuple[str, ...], tuple[str, ...]],
+    labels: str,
+    classes: int,
+    say: Say,
+) -> Dataset:
+    train, test = files
+    missing = [file for file in train + test if not (folder / file).is_file()]
+    if missing:
+        fetch_archive(source, folder, missing, say)
+    x, y = cifar.read_split(folder, train, labels)
+    x_test, y_test = cifar.read_split(folder, test, labels)
+    return Dataset(name, x, y, x_test, y_test, classes, channels=cifar.CHANNELS)

@@ -1,0 +1,1 @@
+"""Readers of published data files, one format a file."""

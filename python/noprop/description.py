@@ -1,0 +1,80 @@
+"""Plans, goals and optimizers as JSON and back: what a saved model says about itself."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import noprop_kernels as nk
+from noprop_kernels.optimizers import Optimizer
+from noprop_kernels.plan import BatchNorm, Dense, Plan
+
+from .errors import InputError
+
+Json = dict[str, Any]
+
+OPTIMIZERS = {kind.__name__: kind for kind in (nk.SGD, nk.Adam, nk.AdamW)}
+
+
+def field(record: Json, name: str, kind: type) -> Any:
+    """record[name], which must be there and of this kind.
+
+    Raises:
+        InputError: it is not.
+    """
+    value = record.get(name)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        got = "nothing" if value is None else type(value).__name__
+        raise InputError(f"a saved model must carry its {name} ({kind.__name__}), got {got}")
+    return value
+
+
+def plan_to_json(plan: Plan) -> Json:
+    layers = [[name, {"kind": "Dense", **asdict(layer)}] for name, layer in plan.layers.items()]
+    inputs = [[name, list(shape)] for name, shape in plan.inputs.items()]
+    return {"inputs": inputs, "layers": layers}  # lists of pairs: the order counts
+
+
+def plan_from_json(record: Json) -> Plan:
+    layers = {}
+    for name, values in field(record, "layers", list):
+        values = dict(values)
+        kind = values.pop("kind", None)
+        if kind != "Dense":
+            raise InputError(f"a saved plan has a layer of kind {kind!r}, this version knows Dense")
+        norm = values.pop("norm")
+        sources = values.pop("inputs")
+        layers[name] = Dense(
+            sources if isinstance(sources, str) else tuple(sources),
+            norm=None if norm is None else BatchNorm(**norm),
+            **values,
+        )
+    inputs = {name: tuple(shape) for name, shape in field(record, "inputs", list)}
+    return Plan(inputs, layers)
+
+
+def goal_to_json(goal: nk.DT) -> Json:
+    return {"kind": "DT", "eta": goal.eta, "alpha_bar": goal.schedule.alpha_bar.tolist()}
+
+
+def goal_from_json(record: Json) -> nk.DT:
+    if record.get("kind") != "DT":
+        raise InputError(f"a saved goal is of kind {record.get('kind')!r}, this version knows DT")
+    alpha_bar = torch.tensor(field(record, "alpha_bar", list), dtype=torch.float64)
+    return nk.DT(nk.NoiseSchedule(alpha_bar), eta=field(record, "eta", float))
+
+
+def optimizer_to_json(optimizer: Optimizer | None) -> Json | None:
+    return None if optimizer is None else {"kind": type(optimizer).__name__, **asdict(optimizer)}
+
+
+def optimizer_from_json(record: Json | None) -> Optimizer | None:
+    if record is None:
+        return None
+    values: Json = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    kind = values.pop("kind", None)
+    if kind not in OPTIMIZERS:
+        raise InputError(f"a saved optimizer is of kind {kind!r}, known are {list(OPTIMIZERS)}")
+    return OPTIMIZERS[kind](**values)

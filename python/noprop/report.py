@@ -1,0 +1,129 @@
+"""What a person reads: the table of a result, the sizes of a run, and what a run is."""
+
+import math
+from typing import Any
+
+import torch
+
+import noprop_kernels as nk
+from noprop_kernels import native
+
+from .errors import train_extra
+from .model import Model
+
+with train_extra():
+    from rich.console import Console
+    from rich.table import Table
+
+Json = dict[str, Any]
+FLOAT = 4  # bytes
+
+
+def show_result(console: Console, result: Json) -> None:
+    """Accuracy after each block, of each block alone, and the head's, as a table."""
+    table = Table(
+        title=f"{result['data']}: test accuracy, {result['samples']} samples of the chain"
+    )
+    table.add_column("block", justify="right")
+    table.add_column("after it in the chain", justify="right")
+    table.add_column("alone, from pure noise", justify="right")
+    pairs = zip(result["accuracy_per_block"], result["accuracy_alone"], strict=True)
+    for t, (chained, alone) in enumerate(pairs, 1):
+        table.add_row(str(t), f"{chained:.2%}", f"{alone:.2%}")
+    console.print(table)
+    lines = [
+        f"head on z_T, the paper's protocol:  {result['test_accuracy']:.2%} "
+        f"+- {result['test_accuracy_std']:.2%}",
+        f"without the last step's noise:      {result['accuracy_no_last_noise']:.2%}",
+        f"without noise in any step:          {result['accuracy_no_noise']:.2%}",
+    ]
+    if "val_accuracy" in result:
+        lines.append(f"held-out training rows, no noise:   {result['val_accuracy']:.2%}")
+    lines.append(
+        f"{result['train_seconds']:.1f} s of training, "
+        f"{result['samples_per_second']:,.0f} samples/s, "
+        f"{result['eval_seconds']:.1f} s of evaluation, "
+        f"{result['parameters']:,} parameters, "
+        f"backend {result['backend']}"
+    )
+    console.print("\n".join(lines), highlight=False)
+
+
+def sizes(model: Model, batch_size: int) -> Json:
+    """Parameters and bytes of training, in parts."""
+    plan = model.blocks.plan
+    parameters = model.num_parameters()
+    workers = min(torch.get_num_threads(), model.blocks.T)
+    moments = sum(
+        math.prod(value.shape)
+        for part in (model.blocks, model.head)
+        for name, value in part.named_buffers()
+        if name.endswith(("_m", "_v"))
+    )
+    widths = sum(layer.out_width() for layer in plan.layers.values())
+    activations = FLOAT * batch_size * widths * workers
+    workspace = None
+    if model.versions()["backend"] == "cpu":
+        each = native.workspace_bytes(plan, batch_size, model.blocks.D)
+        workspace = max(0, each * workers - activations)
+    return {
+        "parameters": parameters,
+        "parameters_per_block": plan.num_parameters(),
+        "bytes": {
+            "weights": FLOAT * parameters,
+            "gradients": 0,
+            "moments": FLOAT * moments,
+            "activations": activations,
+            "workspace": workspace,
+        },
+        "workers": workers,
+    }
+
+
+def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) -> None:
+    """What `--dry-run` prints: parameters, bytes and the backend, with the reasons."""
+    size = sizes(model, batch_size)
+    console.print(
+        f"{model.blocks.T} blocks of {size['parameters_per_block']:,} parameters, "
+        f"{size['parameters']:,} with the head",
+        highlight=False,
+    )
+    notes = {
+        "gradients": "  (the update runs inside the weight gradient)",
+        "activations": f"  (of the {size['workers']} blocks that run at a time)",
+        "workspace": "  (the rest of the kernels' own memory)",
+    }
+    for name, count in {**size["bytes"], "data": data_bytes}.items():
+        number = "not known" if count is None else f"{count:,} bytes"
+        console.print(f"  {name:<12}{number:>20}{notes.get(name, '')}", highlight=False)
+    console.print(nk.explain(model.blocks), highlight=False)
+
+
+def show_info(console: Console, content: Json) -> None:
+    """What a run is, from its record alone."""
+    model = content["model"]
+    training = content.get("training") or {}
+    table = Table(show_header=False, box=None)
+    goal = model["goal"]
+    rows: Json = {
+        "variant": f"{goal['kind']}, T = {len(goal['alpha_bar']) - 1}, eta = {goal['eta']}",
+        "schedule": " ".join(f"{value:.4f}" for value in goal["alpha_bar"]),
+        "order of t": " ".join(map(str, model["order"])),
+        "sampler": ", ".join(f"{key} {value}" for key, value in model["sampler"].items()),
+        "classes": model["classes"],
+    }
+    for name, layer in model["plan"]["layers"]:
+        values = {key: value for key, value in layer.items() if key != "kind" and value is not None}
+        rows[f"layer {name}"] = ", ".join(f"{key} {value}" for key, value in values.items())
+    rows |= training.get("settings", {})
+    if progress := training.get("progress"):
+        rows["epochs done"] = progress["epoch"]
+        rows["train seconds"] = f"{progress['seconds']:.1f}"
+    result = training.get("result") or {}
+    for name in ("test_accuracy", "test_accuracy_std", "val_accuracy"):
+        if name in result:
+            rows[name.replace("_", " ")] = f"{result[name]:.2%}"
+    rows |= {f"version of {name}": value for name, value in content["versions"].items()}
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    console.print(table, highlight=False)

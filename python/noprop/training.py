@@ -1,0 +1,246 @@
+"""The training loop: per epoch every block over the same batches, then the head, t by t.
+
+With fixed embeddings no block needs another, so that all blocks run together in calls of K steps,
+and the result is that of the paper's order (t outside, batches inside). The head is a learner of
+its own and goes in the order (epoch, t, batch). K is chosen from measured time alone: no result
+depends on it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noprop_kernels import noise
+from noprop_kernels.check import check_tensor
+
+from .datasets.dataset import statistics
+from .model import Model, Normalize
+
+CALL_SECONDS = 0.2  # aim for one call: Ctrl-C and the progress bar answer at this pace
+CLOCK = time.perf_counter
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything beside the model that a resumed run needs.
+
+    Attributes:
+        epoch: complete epochs.
+        block_steps, head_steps: steps done of the epoch that is under way.
+        loss_sum: per block, over the epoch's samples so far; head_loss_sum: the head's, over all t.
+        seconds, epoch_seconds: time spent on training so far, in all epochs and in this one.
+    """
+
+    epoch: int = 0
+    block_steps: int = 0
+    head_steps: int = 0
+    loss_sum: list[float] = field(default_factory=list)
+    head_loss_sum: float = 0.0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def add_time(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.epoch_seconds += seconds
+
+    def finish_epoch(self) -> None:
+        self.epoch += 1
+        self.block_steps = self.head_steps = 0
+        self.loss_sum, self.head_loss_sum, self.epoch_seconds = [], 0.0, 0.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A complete epoch.
+
+    Attributes:
+        epoch: its number, from 1.
+        loss: per block, mean over the samples.
+        head_loss: mean over the samples and t.
+        seconds: its training time.
+        samples_per_second: training samples, each counted once for all blocks.
+    """
+
+    epoch: int
+    loss: list[float]
+    head_loss: float
+    seconds: float
+    samples_per_second: float
+
+
+class Batches:
+    """The batches of an epoch: full ones, and a short last one.
+
+    A last batch of one row is left out where the plan has batch norm, which needs two.
+    """
+
+    def __init__(self, rows: int, batch_size: int, has_norm: bool) -> None:
+        self.size = batch_size
+        self.full, self.tail = divmod(rows, batch_size)
+        if self.tail == 1 and has_norm:
+            self.tail = 0
+        if self.steps == 0:
+            raise ValueError(f"fit: x must have at least 2 rows for batch norm, got {rows}")
+
+    @property
+    def steps(self) -> int:
+        return self.full + (self.tail > 0)
+
+    @property
+    def rows(self) -> int:
+        return self.full * self.size + self.tail
+
+    def take(self, order: Tensor, step: int, K: int) -> Tensor:
+        """Indices (k, B) of at most K steps from `step` on, all of one size."""
+        start = step * self.size
+        if step >= self.full:
+            return order[start : start + self.tail][None]
+        k = min(K, self.full - step)
+        return order[start : start + k * self.size].view(k, self.size)
+
+
+class Pace:
+    """How many steps a call makes: as many as take `CALL_SECONDS`, at most twice the last ones."""
+
+    def __init__(self) -> None:
+        self.K = 1
+
+    @contextmanager
+    def measure(self, steps: int) -> Iterator[None]:
+        begun = CLOCK()
+        yield
+        affordable = int(steps * CALL_SECONDS / max(CLOCK() - begun, 1e-9))
+        self.K = max(1, min(2 * self.K, affordable))
+
+
+def fit(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int = 10,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Progress:
+    """Trains `model` until `epochs` epochs are complete, or `stop()` is true.
+
+    Every block sees each row once an epoch; the head sees it T times (arXiv:2503.24322v2, alg. 1).
+    The order of the rows is a function of (seed, epoch). Stopping by `stop` and going on with the
+    returned `progress` gives the same bits as never having stopped. A KeyboardInterrupt is not
+    caught: it leaves a model that predicts, but no `progress` that fits it.
+
+    Args:
+        model: trained in place; without a normalisation it gets one mean and deviation of all of x.
+        x: (rows, F) uint8, counted as x / 255, or float32.
+        y: (rows,) int64 labels.
+        epochs: to be complete in the end, those of `progress` included.
+        batch_size: B; a short last batch is a step of its own.
+        seed: of the order of the rows; the model has its own.
+        progress: where to go on; moved along in place.
+        stop: asked after every call, several times a second.
+        on_call: told `progress` and the call's samples, each counted once for all blocks.
+        on_epoch: told of every complete epoch; its time counts as no training.
+
+    Returns:
+        `progress`, or a new one.
+
+    Raises:
+        ValueError: an argument does not fit.
+    """
+    if epochs < 0 or batch_size < 1:
+        raise ValueError(
+            f"fit: epochs must be at least 0 and batch_size at least 1, "
+            f"got {epochs} and {batch_size}"
+        )
+    _check_data(model, x, y)
+    if model.normalize is None:
+        model.normalize = statistics(x)
+    device = model.blocks.device
+    X, normalize = x, model.normalize
+    if model.encoder is not None:
+        X, normalize = model.features(x), None
+    loop = _Loop(model, X.to(device), y.to(device), normalize, batch_size)
+    progress = progress if progress is not None else Progress()
+    T, steps, rows = model.blocks.goal.T, loop.batches.steps, loop.batches.rows
+
+    while progress.epoch < epochs:
+        started = CLOCK()
+        order = noise.permutation(seed, progress.epoch, len(x)).to(device)
+        while progress.head_steps < T * steps:
+            if stop():
+                return progress
+            if progress.block_steps < steps:
+                samples = loop.train_blocks(progress, order)
+            else:
+                samples = loop.train_head(progress, order)
+            now = CLOCK()
+            progress.add_time(now - started)
+            on_call(progress, samples)
+            started = CLOCK()
+        done = Epoch(
+            epoch=progress.epoch + 1,
+            loss=[total / rows for total in progress.loss_sum],
+            head_loss=progress.head_loss_sum / (T * rows),
+            seconds=progress.epoch_seconds,
+            samples_per_second=rows / progress.epoch_seconds,
+        )
+        progress.finish_epoch()
+        on_epoch(done)
+    return progress
+
+
+def _check_data(model: Model, x: Tensor, y: Tensor) -> None:
+    width = None if model.encoder is not None else model.blocks.plan.widths.get("x")
+    check_tensor("fit", "x", x, shape=(None, width), dtype=(torch.uint8, torch.float32))
+    check_tensor("fit", "y", y, shape=(len(x),), dtype=(torch.int64,))
+    if len(x) == 0:
+        raise ValueError("fit: x must have at least 1 row, got 0")
+    low, high = y.aminmax()
+    if low < 0 or high >= model.blocks.M:
+        raise ValueError(
+            f"fit: y must be in 0..{model.blocks.M - 1}, got {int(low)} to {int(high)}"
+        )
+
+
+class _Loop:
+    """One call to the blocks or the head, where `progress` stands; returns its samples."""
+
+    def __init__(
+        self, model: Model, X: Tensor, Y: Tensor, normalize: Normalize | None, batch_size: int
+    ) -> None:
+        self.model, self.X, self.Y, self.normalize = model, X, Y, normalize
+        self.batches = Batches(len(X), batch_size, model.blocks.plan.has_norm())
+        self.block_pace, self.head_pace = Pace(), Pace()
+
+    def train_blocks(self, progress: Progress, order: Tensor) -> int:
+        indices = self.batches.take(order, progress.block_steps, self.block_pace.K)
+        with self.block_pace.measure(len(indices)):
+            losses = self.model.blocks.train_steps(
+                self.X, self.Y, indices, normalize=self.normalize
+            )  # (K, T)
+            sums = (losses.double().sum(0) * indices.shape[1]).tolist()
+        so_far = progress.loss_sum or [0.0] * len(sums)
+        progress.loss_sum = [a + b for a, b in zip(so_far, sums, strict=True)]
+        progress.block_steps += len(indices)
+        return indices.numel()
+
+    def train_head(self, progress: Progress, order: Tensor) -> int:
+        block, step = divmod(progress.head_steps, self.batches.steps)
+        indices = self.batches.take(order, step, self.head_pace.K)
+        with self.head_pace.measure(len(indices)):
+            losses = self.model.head.train_steps(self.Y, indices, block + 1)  # (K, 1)
+            progress.head_loss_sum += float(losses.double().sum()) * indices.shape[1]
+        progress.head_steps += len(indices)
+        return 0

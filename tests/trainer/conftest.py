@@ -1,0 +1,61 @@
+"""A small problem that is learned in a moment, and the trainer's parts made for it."""
+
+import numpy as np
+import pytest
+import torch
+
+import noprop
+import noprop_kernels as nk
+
+CLASSES, FEATURES = 3, 6
+
+
+def toy_rows(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Three well separated clouds of bytes."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, CLASSES, rows)
+    centre = 40 + 80 * np.eye(CLASSES, FEATURES)[y]
+    return np.clip(centre + random.normal(0, 15, centre.shape), 0, 255).astype(np.uint8), y
+
+
+@pytest.fixture
+def toy():
+    """x (130, 6) uint8 and y (130,) int64: four batches of 32 and a short one."""
+    x, y = toy_rows(130, seed=0)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+@pytest.fixture
+def toy_file(tmp_path):
+    """toy data with a test set, as an .npz file."""
+    x, y = toy_rows(130, seed=0)
+    x_test, y_test = toy_rows(60, seed=1)
+    path = tmp_path / "toy.npz"
+    np.savez(path, x=x, y=y, x_test=x_test, y_test=y_test)
+    return path
+
+
+@pytest.fixture
+def new_model():
+    """Makes equal untrained models."""
+
+    def make(T: int = 3, embedding: torch.Tensor | None = None, seed: int = 5) -> noprop.Model:
+        D = CLASSES if embedding is None else embedding.shape[1]
+        plan = nk.plans.mlp(FEATURES, D, CLASSES, hidden=8)
+        goal = nk.DT(nk.NoiseSchedule.cosine(T=T))
+        shared = {"embedding": embedding, "optimizer": nk.AdamW(lr=1e-2), "seed": seed}
+        blocks = nk.DenoisingBlocks(plan, goal, **shared)
+        return noprop.Model(blocks, nk.OutputHead(D, CLASSES, goal=goal, **shared))
+
+    return make
+
+
+@pytest.fixture
+def assert_same_state():
+    def check(one: noprop.Model, other: noprop.Model) -> None:
+        a, b = one.tensors(), other.tensors()
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+
+    return check

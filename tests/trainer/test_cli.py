@@ -1,0 +1,284 @@
+"""The command line: results, one clear error for each mistake, and runs that stop and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from noprop import checkpoint, cli, metrics, runs
+
+QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32"]
+
+
+def call(*args, code: int = 0):
+    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return result
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(autouse=True)
+def work_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # messages in one line
+    monkeypatch.delenv("NOPROP_DATA", raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(toy_file, tmp_path):
+    """A finished run of two epochs."""
+    call("train", "--data", toy_file, *QUICK, "--epochs", 2, "--out", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_digits_are_learned_in_a_few_epochs():
+    result = call(
+        *("train", "--hidden", 64, "--batch-size", 32, "--epochs", 10, "--json"),
+        *("--val-fraction", 0.1),
+    )
+    told = json.loads(result.stdout)
+    assert told["test_accuracy"] > 0.9 and told["val_accuracy"] > 0.9
+    assert told["accuracy_per_block"][0] > 0.9
+    assert "after it in the chain" in result.stderr and "paper's protocol" in result.stderr
+    assert told["run"] == "runs/digits-dt-mlp-1"
+    assert Path(told["run"], checkpoint.RECORD).is_file()
+
+
+SCHEMA = {
+    **dict.fromkeys(["test_accuracy", "test_accuracy_std", "accuracy_last_block"], float),
+    **dict.fromkeys(["accuracy_no_last_noise", "accuracy_no_noise"], float),
+    **dict.fromkeys(["accuracy_per_block", "accuracy_alone"], list),
+    **dict.fromkeys(["train_seconds", "eval_seconds", "samples_per_second"], float),
+    **dict.fromkeys(["lr", "weight_decay", "eta", "val_fraction"], float),
+    **dict.fromkeys(["parameters", "parameters_per_block", "epochs", "seed", "T", "hidden"], int),
+    **dict.fromkeys(["batch_size", "samples", "rows", "train_rows", "threads"], int),
+    **dict.fromkeys(["block_updates", "head_updates"], int),
+    **dict.fromkeys(["backend", "run", "data", "variant", "preset"], str),
+    **dict.fromkeys(["noprop", "torch", "python", "machine"], str),
+}
+
+
+def test_the_json_line(toy_file, tmp_path):
+    result = call("train", "--data", toy_file, *QUICK, "--epochs", 2, "--seed", 3, "--json")
+    assert result.stdout.count("\n") == 1
+    told = json.loads(result.stdout)
+    assert {name: type(told[name]) for name in SCHEMA} == SCHEMA
+    assert set(told) - set(SCHEMA) == {"instruction_set", "compiler"}
+    assert all(0 <= value <= 1 for value in told["accuracy_per_block"] + told["accuracy_alone"])
+    assert len(told["accuracy_per_block"]) == len(told["accuracy_alone"]) == 3
+    block = 8 * 6 + 8 + 8 * 3 + 8 + 8 * 16 + 8 + 3 * 8 + 3
+    assert told["parameters_per_block"] == block
+    assert told["parameters"] == 3 * block + 3 * 3 + 3
+    assert (told["block_updates"], told["head_updates"]) == (2 * 5, 3 * 2 * 5)
+    assert (told["train_rows"], told["rows"], told["seed"]) == (130, 60, 3)
+    speed = 2 * 130 / told["train_seconds"]
+    assert told["samples_per_second"] == pytest.approx(speed)
+    assert {line["epoch"] for line in metrics.read(Path(told["run"]))} == {1, 2}
+
+
+def test_dry_run_writes_nothing(toy_file, tmp_path):
+    before = tree(tmp_path)
+    result = call("train", "--data", toy_file, *QUICK, "--dry-run", "--out", "run", "--json")
+    assert tree(tmp_path) == before
+    told = json.loads(result.stdout)
+    parameters = told["parameters"]
+    assert told["bytes"]["weights"] == 4 * parameters
+    assert told["bytes"]["moments"] == 8 * parameters
+    assert told["bytes"]["gradients"] == 0
+    assert told["bytes"]["activations"] == 4 * 32 * (8 + 8 + 8 + 3) * told["workers"]
+    for text in ("3 blocks of 251 parameters", "gradients", "DenoisingBlocks on cpu", "chosen"):
+        assert text in result.stderr
+
+
+def test_eval_and_info_change_nothing(run, tmp_path):
+    before = tree(tmp_path)
+    saved = checkpoint.load_content(run)["training"]["result"]
+    told = json.loads(call("eval", run, "--json").stdout)
+    for name in ("test_accuracy", "accuracy_per_block", "accuracy_alone", "accuracy_no_noise"):
+        assert told[name] == saved[name]
+    assert json.loads(call("eval", run, "--samples", 2, "--json").stdout)["samples"] == 2
+    text = call("info", run).stdout
+    for part in ("mlp", "schedule", "epochs done", "test accuracy"):
+        assert part in text
+    assert json.loads(call("info", run, "--json").stdout)["training"]["progress"]["epoch"] == 2
+    assert tree(tmp_path) == before
+
+
+def tensors_of(folder: Path) -> str:
+    return checkpoint.load_content(folder)["tensors"]["sha256"]
+
+
+def test_a_longer_run_is_the_shorter_one_gone_on_with(run, toy_file):
+    metrics.append(run, {"epoch": 3})  # of epochs that a killed process had not saved
+    call("train", "--resume", run, "--epochs", 5, "--hidden", 8)
+    call("train", "--data", toy_file, *QUICK, "--epochs", 5, "--out", "straight")
+    assert tensors_of(run) == tensors_of(Path("straight"))
+    assert [line["epoch"] for line in metrics.read(run)] == [1, 2, 3, 4, 5]
+
+
+def test_threads_and_calls_change_no_bit(run, toy_file):
+    again = ["train", "--data", toy_file, *QUICK, "--epochs", 2, "--threads", 2, "--out", "again"]
+    call(*again)
+    assert tensors_of(run) == tensors_of(Path("again"))
+
+
+def test_ctrl_c_stops_saves_and_goes_on(toy_file, tmp_path):
+    """A process, SIGINT in the middle, exit 130, and in the end the bits of an unbroken run."""
+    args = ["--data", toy_file, *QUICK, "--out", "run", "--epochs", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "noprop", "train", *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    deadline = time.monotonic() + 60
+    while len(metrics.read(tmp_path / "run")) < 3 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume run" in errors and "Traceback" not in errors
+    done = checkpoint.load_content(tmp_path / "run")["training"]["progress"]["epoch"]
+    assert done >= 3
+    call("train", "--resume", "run", "--epochs", done + 2)
+    call("train", "--data", toy_file, *QUICK, "--epochs", done + 2, "--out", "straight")
+    assert tensors_of(Path("run")) == tensors_of(Path("straight"))
+
+
+def test_ctrl_c_between_two_steps_of_an_epoch(toy_file, monkeypatch):
+    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    advance = runs.fit
+
+    def interrupted(*args, on_call, **options):
+        def tell(progress, samples):
+            on_call(progress, samples)
+            if progress.epoch == 1 and progress.head_steps == 2:
+                signal.raise_signal(signal.SIGINT)
+
+        return advance(*args, on_call=tell, **options)
+
+    monkeypatch.setattr(runs, "fit", interrupted)
+    stopped = call("train", "--data", toy_file, *QUICK, "--epochs", 3, "--out", "run", code=130)
+    assert "interrupted in epoch 2" in stopped.stderr
+    progress = checkpoint.load_content(Path("run"))["training"]["progress"]
+    assert (progress["epoch"], progress["block_steps"], progress["head_steps"]) == (1, 5, 2)
+    monkeypatch.setattr(runs, "fit", advance)
+    call("train", "--resume", "run")
+    call("train", "--data", toy_file, *QUICK, "--epochs", 3, "--out", "straight")
+    assert tensors_of(Path("run")) == tensors_of(Path("straight"))
+
+
+def test_another_build_is_told(run):
+    content, tensors = checkpoint.load(run)
+    content["versions"]["instruction_set"] = "neon"
+    checkpoint.save(run, content, tensors)
+    assert "instruction_set was neon, is" in call("train", "--resume", run, "--epochs", 3).stderr
+
+
+USAGE = [
+    (["--frobnicate"], "No such option"),
+    (["--variant", "ct"], "'ct' is not available, there is: dt"),
+    (["--preset", "paper"], "'paper' is not available, there is: mlp"),
+    (["--device", "tpu"], "'tpu' is not available, there is: auto, cpu"),
+    (["--data", "imagenet"], "'imagenet' is not available, there is: digits"),
+    (["--backend", "abacus"], "backend must be one of"),
+    (["--hidden", "0"], "--hidden"),
+    (["--T", "ten"], "--T"),
+    (["--epochs", "0"], "--epochs"),
+    (["--lr", "nan"], "--lr|lr"),
+    (["--eta", "0"], "eta must be above 0"),
+    (["--val-fraction", "1"], "--val-fraction"),
+    (["--seed", str(2**63)], "seed must be an int64"),
+    (["--out", "full"], "full is not an empty folder"),
+    (["--out", "full/file"], "full/file is not an empty folder"),
+    (["--resume", "full", "--out", "other"], "leave --out away"),
+]
+
+
+@pytest.mark.parametrize("args, text", USAGE, ids=lambda value: " ".join(value)[:30])
+def test_usage_errors(args, text, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    before = tree(tmp_path)
+    result = call("train", *args, code=2)
+    assert any(part in result.stderr for part in text.split("|")), result.stderr
+    assert tree(tmp_path) == before
+
+
+OTHER = [
+    (["train", "--data", "mnist", "--data-dir", "nowhere"], "folder nowhere does not exist"),
+    (["train", "--data", "none.npz"], "none.npz cannot be read"),
+    (["train", "--data", "broken.npz"], "broken.npz cannot be read"),
+    (["train", "--data", "mnist", "--data-dir", "data"], "train-images-idx3-ubyte"),
+    (["train", "--backend", "triton"], "triton: not part of this version"),
+    (["train", "--resume", "nowhere"], "nowhere/model.json: No such file"),
+    (["train", "--resume", "broken"], "broken/model.json is corrupt"),
+    (["eval", "nowhere"], "nowhere/model.json: No such file"),
+    (["eval", "broken"], "broken/model.json is corrupt"),
+    (["info", "broken"], "broken/model.json is corrupt"),
+]
+
+
+@pytest.mark.parametrize("args, text", OTHER, ids=lambda value: " ".join(value)[:40])
+def test_other_errors(args, text, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model.json").write_text('{"format": 1')
+    (tmp_path / "broken.npz").write_bytes(b"PK broken")
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{prefix}-{kind}-ubyte").write_bytes(b"broken")
+    before = tree(tmp_path)
+    result = call(*args, code=1)
+    assert result.stderr.count("noprop: error:") == 1 and text in result.stderr
+    assert result.stdout == "" and tree(tmp_path) == before
+
+
+def test_a_run_does_not_change_its_settings(run, tmp_path):
+    before = tree(tmp_path)
+    for option, value, was in (("--hidden", 9, 8), ("--lr", 0.1, 0.001), ("--T", 4, 3)):
+        text = call("train", "--resume", run, option, value, code=2).stderr
+        assert option in text and f"begun with {was}" in text
+    assert tree(tmp_path) == before
+
+
+def test_other_data_are_refused(run, toy_file, tmp_path):
+    arrays = dict(np.load(toy_file))
+    arrays["x"][0, 0] ^= 1
+    np.savez(toy_file, **arrays)
+    before = tree(tmp_path)
+    for command in (["train", "--resume", run, "--epochs", 9], ["eval", run]):
+        assert "not those that" in call(*command, code=1).stderr
+    assert tree(tmp_path) == before
+
+
+def test_a_model_without_a_run_is_no_run(tmp_path, new_model):
+    new_model().save(tmp_path / "model")
+    assert "no run to go on with" in call("eval", "model", code=1).stderr
+    assert "dt" in call("info", "model").stdout.lower()
+
+
+def test_version_and_help():
+    assert call("--version").stdout.startswith("noprop ")
+    text = call("train", "--help").stdout
+    for option in ("--data-dir", "--val-fraction", "--resume", "--dry-run", "--json", "--T"):
+        assert option in text
