@@ -66,6 +66,8 @@ def choose(
         BackendError: none can, or the forced one cannot.
     """
     forced, by = forced_backend(backend)
+    if forced is None and device.type == "cpu" and (isa := os.environ.get("NOPROP_ISA")):
+        forced, by = "cpu", f"NOPROP_ISA={isa}"  # which only the CPU kernels can honour
     candidates = (forced,) if forced else ORDER.get(device.type, ("reference",))
     reasons: dict[str, str] = {}
     for name in candidates:

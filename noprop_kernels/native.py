@@ -24,7 +24,7 @@ from .calls import (
     TrainCall,
     UpdateCall,
 )
-from .optimizers import SGD, AdamW
+from .optimizers import SGD, Adam, AdamW
 from .plan import Plan
 
 try:
@@ -183,8 +183,10 @@ def _rule(rule: Rule | None) -> tuple:
     lr = (rule.lr.data_ptr(), *rule.lr.stride(), decay.data_ptr(), *decay.stride())
     if isinstance(optimizer, SGD):
         return (1, *lr, optimizer.momentum, 0.0, 0.0, 0.0, int(optimizer.nesterov))
-    kind = 3 if isinstance(optimizer, AdamW) else 2
-    return (kind, *lr, 0.0, *optimizer.betas, optimizer.eps, 0)
+    if isinstance(optimizer, Adam):
+        kind = 3 if isinstance(optimizer, AdamW) else 2
+        return (kind, *lr, 0.0, *optimizer.betas, optimizer.eps, 0)
+    raise AssertionError(type(optimizer))  # the caller refuses what is none of ours
 
 
 def _check(op: str, result: tuple[int, int, int], inputs: list[str], M: int) -> None:

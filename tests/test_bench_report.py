@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,6 +53,25 @@ def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):
     with pytest.raises(ValueError, match="bench:begin"):
         report.main([str(results), "--readme", str(readme)])
     assert readme.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("K", [1, 5])
+def test_sample_is_milliseconds_a_step(monkeypatch, K):
+    clock = 0.0
+
+    class Slow:
+        def steps(self, indices):
+            nonlocal clock
+            clock += 0.003 * len(indices)
+
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock))
+    assert run.sample(Slow(), torch.zeros(K, 2)) == pytest.approx(3.0)
+
+
+def test_shares_are_of_the_highest_peak():
+    busy, idle = line("ours", 10.0), line("fast", 15.0) | {"peak_gflops": 200.0}
+    section = report.readme_section([busy, idle])
+    assert "200 GF/s on 2" in section and "| **1.50** | 25% |" in section
 
 
 class Lazy(Sequential):

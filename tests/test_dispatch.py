@@ -69,7 +69,7 @@ def test_forced_by_a_with_an_argument_or_the_environment(with_kernels, monkeypat
 
 def test_forced_it_never_falls_back(without_kernels, monkeypatch):
     with pytest.raises(nk.BackendError, match=f'cpu: {NO_KERNELS}\n  forced by backend="cpu"'):
-        choose(backend="cpu")
+        choose()
     with nk.use_backend("cpu"), pytest.raises(nk.BackendError, match=r'use_backend\("cpu"\)'):
         choose()
     monkeypatch.setenv("NOPROP_BACKEND", "triton")
@@ -122,7 +122,7 @@ def test_isa_is_set_once_and_its_error_is_the_reason(with_kernels, monkeypatch):
     dispatch.native_gap.cache_clear()
     monkeypatch.setenv("NOPROP_ISA", "neon")
     with pytest.raises(nk.BackendError, match="cpu: NOPROP_ISA: must be one of avx2, got 'neon'"):
-        choose(backend="cpu")
+        choose()
 
 
 def test_an_object_runs_on_the_backend_it_was_given(with_kernels, monkeypatch):

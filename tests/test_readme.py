@@ -18,4 +18,6 @@ def test_example(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_there_are_examples_and_commands() -> None:
     assert len(EXAMPLES) >= 4
     for name in ("main", "test"):
-        assert re.search(rf"^<!-- command:{name} -->\n```bash\n.+?\n```", README, re.MULTILINE), name
+        assert re.search(rf"^<!-- command:{name} -->\n```bash\n.+?\n```", README, re.MULTILINE), (
+            name
+        )

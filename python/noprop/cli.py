@@ -18,7 +18,7 @@ from .errors import InputError, train_extra
 from .evaluation import SAMPLES
 from .progress import display
 from .runs import Run, Settings, Split, build, pick_device, stop_on_interrupt
-from .training import Progress
+from .training import LR_SCHEDULES, Progress
 
 with train_extra():
     import typer
@@ -31,7 +31,7 @@ OTHER_EPOCHS = 20
 INTERRUPTED = 130
 FIXED = (
     *("data", "variant", "preset", "hidden", "T", "batch_size", "lr", "weight_decay", "eta"),
-    *("seed", "val_fraction"),
+    *("lr_schedule", "seed", "val_fraction"),
 )  # what a resumed run cannot change
 
 app = typer.Typer(
@@ -100,6 +100,9 @@ def train(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 1e-3,
+    lr_schedule: Annotated[
+        str, typer.Option(help="cosine, to 0 over all epochs, or constant, as in the paper.")
+    ] = "cosine",
     weight_decay: Annotated[float, typer.Option(min=0)] = 1e-3,
     eta: Annotated[float, typer.Option(help="The paper's loss weight, above 0.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
@@ -127,6 +130,7 @@ def train(
     one_of("--variant", variant, VARIANTS)
     one_of("--preset", preset, PRESETS)
     one_of("--device", device, ("auto", "cpu"))
+    one_of("--lr-schedule", lr_schedule, LR_SCHEDULES)
     if threads is not None:
         torch.set_num_threads(threads)
     settings = Settings(
@@ -138,6 +142,7 @@ def train(
         epochs=epochs or EPOCHS.get(data_name, OTHER_EPOCHS),
         batch_size=batch_size,
         lr=lr,
+        lr_schedule=lr_schedule,
         weight_decay=weight_decay,
         eta=eta,
         seed=seed,
@@ -272,7 +277,13 @@ def resumed(
             )
     for line in changes:
         typer.echo(f"noprop: warning: {line}; from here on the bits may differ", err=True)
-    if epochs is not None:
+    if epochs is not None and epochs != run.settings.epochs:
+        if run.settings.lr_schedule == "cosine":
+            raise typer.BadParameter(
+                f"{folder} was begun with {run.settings.epochs} epochs and a cosine learning rate, "
+                "which is 0 at their end",
+                param_hint="--epochs",
+            )
         run.settings = replace(run.settings, epochs=epochs)
     return run
 

@@ -25,6 +25,7 @@ class Evaluation:
     Attributes:
         test_accuracy, test_accuracy_std: head on z_T, and its deviation over the samples.
         accuracy_per_block: argmax of block t's logits after t blocks of the chain.
+        accuracy_per_block_no_noise: the same in a chain without noise in any step, for one z_0.
         accuracy_alone: argmax of block t's logits on z ~ N(0, I), with no other block before it.
         accuracy_last_block: the last of accuracy_per_block.
         accuracy_no_last_noise: head on z_T without the last step's noise.
@@ -36,6 +37,7 @@ class Evaluation:
     test_accuracy: float
     test_accuracy_std: float
     accuracy_per_block: list[float]
+    accuracy_per_block_no_noise: list[float]
     accuracy_alone: list[float]
     accuracy_last_block: float
     accuracy_no_last_noise: float
@@ -88,6 +90,7 @@ def evaluate(
         test_accuracy=shares["final"].mean().item(),
         test_accuracy_std=shares["final"].std().item() if samples > 1 else 0.0,
         accuracy_per_block=per_block,
+        accuracy_per_block_no_noise=shares["quiet_chain"].mean(1).tolist(),
         accuracy_alone=shares["alone"].mean(1).tolist(),
         accuracy_last_block=per_block[-1],
         accuracy_no_last_noise=shares["no_last_noise"].mean().item(),
@@ -109,7 +112,7 @@ def _count(
 
     draws = {"samples": samples, "seed": seed, "first_row": first_row}
     chain = blocks.predict(features, noise=True, keep="all", **draws)
-    quiet = blocks.predict(features, noise=False, seed=seed, first_row=first_row)
+    quiet = blocks.predict(features, noise=False, keep="all", seed=seed, first_row=first_row)
     u_hat, z = chain.u_hat[:, :, 0], chain.z[:, :, 0]  # (T, S, B, D)
     z_0 = _z_0(model, len(x), **draws)
     T, schedule = blocks.goal.T, blocks.goal.schedule
@@ -123,7 +126,8 @@ def _count(
         "no_last_noise": right(
             model.read(schedule.a[T].item() * u_hat[-1] + schedule.b[T].item() * before_last)
         ),
-        "no_noise": right(model.read(quiet.z[:, 0])),  # (1,)
+        "quiet_chain": right(quiet.logits[:, :, 0]),  # (T, 1)
+        "no_noise": right(model.read(quiet.z[-1, :, 0])),  # (1,)
     }
 
 

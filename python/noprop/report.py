@@ -26,10 +26,12 @@ def show_result(console: Console, result: Json) -> None:
     )
     table.add_column("block", justify="right")
     table.add_column("after it in the chain", justify="right")
+    table.add_column("without noise in any step", justify="right")
     table.add_column("alone, from pure noise", justify="right")
-    pairs = zip(result["accuracy_per_block"], result["accuracy_alone"], strict=True)
-    for t, (chained, alone) in enumerate(pairs, 1):
-        table.add_row(str(t), f"{chained:.2%}", f"{alone:.2%}")
+    columns = ("accuracy_per_block", "accuracy_per_block_no_noise", "accuracy_alone")
+    accuracies = zip(*(result[name] for name in columns), strict=True)
+    for t, row in enumerate(accuracies, 1):
+        table.add_row(str(t), *(f"{accuracy:.2%}" for accuracy in row))
     console.print(table)
     lines = [
         f"head on z_T, the paper's protocol:  {result['test_accuracy']:.2%} "

@@ -40,6 +40,7 @@ class Settings:
     epochs: int = 40
     batch_size: int = 128
     lr: float = 1e-3
+    lr_schedule: str = "cosine"
     weight_decay: float = 1e-3
     eta: float = 0.1
     seed: int = 0
@@ -173,6 +174,7 @@ class Run:
             epochs=self.settings.epochs,
             batch_size=self.settings.batch_size,
             seed=self.settings.seed,
+            lr_schedule=self.settings.lr_schedule,
             progress=self.progress,
             stop=stop,
             on_call=lambda progress, samples: on_call(samples),

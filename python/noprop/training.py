@@ -6,6 +6,7 @@ its own and goes in the order (epoch, t, batch). K is chosen from measured time 
 depends on it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from noprop_kernels import noise
 from noprop_kernels.check import check_tensor
+from noprop_kernels.optimizers import Optimizer
 
 from .datasets.dataset import statistics
 from .model import Model, Normalize
 
+LR_SCHEDULES = ("constant", "cosine")
 CALL_SECONDS = 0.2  # aim for one call: Ctrl-C and the progress bar answer at this pace
 CLOCK = time.perf_counter
 
@@ -107,6 +110,18 @@ class Batches:
         return order[start : start + k * self.size].view(k, self.size)
 
 
+def learning_rates(lr: float, schedule: str, first: int, K: int, total: int) -> Tensor:
+    """(K,) float64: of the steps first, first + 1, ... among `total`, the same for any K.
+
+    "cosine" falls from lr to 0 as lr (1 + cos(pi step / total)) / 2.
+    """
+    if schedule == "constant":
+        return torch.full((K,), lr, dtype=torch.float64)
+    # math.cos, step by step: a vectorised cosine's last bit may depend on K
+    shares = [(1 + math.cos(math.pi * step / total)) / 2 for step in range(first, first + K)]
+    return lr * torch.tensor(shares, dtype=torch.float64)
+
+
 class Pace:
     """How many steps a call makes: as many as take `CALL_SECONDS`, at most twice the last ones."""
 
@@ -129,6 +144,7 @@ def fit(
     epochs: int = 10,
     batch_size: int = 128,
     seed: int = 0,
+    lr_schedule: str = "constant",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
@@ -148,6 +164,8 @@ def fit(
         epochs: to be complete in the end, those of `progress` included.
         batch_size: B; a short last batch is a step of its own.
         seed: of the order of the rows; the model has its own.
+        lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
+            to 0 over all `epochs`.
         progress: where to go on; moved along in place.
         stop: asked after every call, several times a second.
         on_call: told `progress` and the call's samples, each counted once for all blocks.
@@ -164,6 +182,8 @@ def fit(
             f"fit: epochs must be at least 0 and batch_size at least 1, "
             f"got {epochs} and {batch_size}"
         )
+    if lr_schedule not in LR_SCHEDULES:
+        raise ValueError(f"fit: lr_schedule must be one of {LR_SCHEDULES}, got {lr_schedule!r}")
     _check_data(model, x, y)
     if model.normalize is None:
         model.normalize = statistics(x)
@@ -171,7 +191,7 @@ def fit(
     X, normalize = x, model.normalize
     if model.encoder is not None:
         X, normalize = model.features(x), None
-    loop = _Loop(model, X.to(device), y.to(device), normalize, batch_size)
+    loop = _Loop(model, X.to(device), y.to(device), normalize, batch_size, epochs, lr_schedule)
     progress = progress if progress is not None else Progress()
     T, steps, rows = model.blocks.goal.T, loop.batches.steps, loop.batches.rows
 
@@ -218,17 +238,35 @@ class _Loop:
     """One call to the blocks or the head, where `progress` stands; returns its samples."""
 
     def __init__(
-        self, model: Model, X: Tensor, Y: Tensor, normalize: Normalize | None, batch_size: int
+        self,
+        model: Model,
+        X: Tensor,
+        Y: Tensor,
+        normalize: Normalize | None,
+        batch_size: int,
+        epochs: int,
+        lr_schedule: str,
     ) -> None:
         self.model, self.X, self.Y, self.normalize = model, X, Y, normalize
+        self.epochs, self.lr_schedule = epochs, lr_schedule
         self.batches = Batches(len(X), batch_size, model.blocks.plan.has_norm())
         self.block_pace, self.head_pace = Pace(), Pace()
 
+    def rates(
+        self, optimizer: Optimizer | None, epoch: int, done: int, steps: int, K: int
+    ) -> Tensor:
+        """(K,) learning rates of a learner that has done `done` of its `steps` of this epoch."""
+        assert optimizer is not None  # a learner without one has refused its first step
+        first, total = epoch * steps + done, self.epochs * steps
+        return learning_rates(optimizer.lr, self.lr_schedule, first, K, total)
+
     def train_blocks(self, progress: Progress, order: Tensor) -> int:
         indices = self.batches.take(order, progress.block_steps, self.block_pace.K)
+        blocks, steps = self.model.blocks, self.batches.steps
+        lr = self.rates(blocks.optimizer, progress.epoch, progress.block_steps, steps, len(indices))
         with self.block_pace.measure(len(indices)):
-            losses = self.model.blocks.train_steps(
-                self.X, self.Y, indices, normalize=self.normalize
+            losses = blocks.train_steps(
+                self.X, self.Y, indices, lr=lr, normalize=self.normalize
             )  # (K, T)
             sums = (losses.double().sum(0) * indices.shape[1]).tolist()
         so_far = progress.loss_sum or [0.0] * len(sums)
@@ -239,8 +277,10 @@ class _Loop:
     def train_head(self, progress: Progress, order: Tensor) -> int:
         block, step = divmod(progress.head_steps, self.batches.steps)
         indices = self.batches.take(order, step, self.head_pace.K)
+        head, steps = self.model.head, self.batches.steps * self.model.blocks.T
+        lr = self.rates(head.optimizer, progress.epoch, progress.head_steps, steps, len(indices))
         with self.head_pace.measure(len(indices)):
-            losses = self.model.head.train_steps(self.Y, indices, block + 1)  # (K, 1)
+            losses = head.train_steps(self.Y, indices, block + 1, lr=lr)  # (K, 1)
             progress.head_loss_sum += float(losses.double().sum()) * indices.shape[1]
         progress.head_steps += len(indices)
         return 0

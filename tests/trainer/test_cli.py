@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from noprop import checkpoint, cli, metrics, runs
 
-QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32"]
+QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--lr-schedule", "constant"]
 
 
 def call(*args, code: int = 0):
@@ -63,7 +63,7 @@ def test_digits_are_learned_in_a_few_epochs():
 SCHEMA = {
     **dict.fromkeys(["test_accuracy", "test_accuracy_std", "accuracy_last_block"], float),
     **dict.fromkeys(["accuracy_no_last_noise", "accuracy_no_noise"], float),
-    **dict.fromkeys(["accuracy_per_block", "accuracy_alone"], list),
+    **dict.fromkeys(["accuracy_per_block", "accuracy_per_block_no_noise", "accuracy_alone"], list),
     **dict.fromkeys(["train_seconds", "eval_seconds", "samples_per_second"], float),
     **dict.fromkeys(["lr", "weight_decay", "eta", "val_fraction"], float),
     **dict.fromkeys(["parameters", "parameters_per_block", "epochs", "seed", "T", "hidden"], int),
@@ -79,7 +79,7 @@ def test_the_json_line(toy_file, tmp_path):
     assert result.stdout.count("\n") == 1
     told = json.loads(result.stdout)
     assert {name: type(told[name]) for name in SCHEMA} == SCHEMA
-    assert set(told) - set(SCHEMA) == {"instruction_set", "compiler"}
+    assert set(told) - set(SCHEMA) == {"instruction_set", "compiler", "lr_schedule"}
     assert all(0 <= value <= 1 for value in told["accuracy_per_block"] + told["accuracy_alone"])
     assert len(told["accuracy_per_block"]) == len(told["accuracy_alone"]) == 3
     block = 8 * 6 + 8 + 8 * 3 + 8 + 8 * 16 + 8 + 3 * 8 + 3
@@ -130,6 +130,16 @@ def test_a_longer_run_is_the_shorter_one_gone_on_with(run, toy_file):
     call("train", "--data", toy_file, *QUICK, "--epochs", 5, "--out", "straight")
     assert tensors_of(run) == tensors_of(Path("straight"))
     assert [line["epoch"] for line in metrics.read(run)] == [1, 2, 3, 4, 5]
+
+
+def test_a_cosine_fixes_the_epochs(toy_file):
+    """Learning rates fall to 0 over all epochs, so that the last one hardly moves a weight."""
+    args = [*QUICK[:-2], "--epochs", 3, "--out"]
+    call("train", "--data", toy_file, *args, "cosine", "--lr-schedule", "cosine")
+    call("train", "--data", toy_file, *args, "default")
+    assert tensors_of(Path("cosine")) == tensors_of(Path("default"))
+    refused = call("train", "--resume", "cosine", "--epochs", 5, code=2)
+    assert "begun with 3 epochs and a cosine learning rate" in " ".join(refused.stderr.split())
 
 
 def test_threads_and_calls_change_no_bit(run, toy_file):

@@ -1,0 +1,117 @@
+"""What the runner asks of everything that it measures."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from .problem import Problem, Weights
+
+
+class Contender:
+    """Trains all T blocks of a problem, K steps a call.
+
+    Attributes:
+        maths: what is computed, "adamw", "sgd" or "end_to_end"; only equals are compared.
+
+    Args:
+        problem: what to train; its tensors are left as they are.
+        threads: cores it may use.
+    """
+
+    maths = "adamw"
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        self.problem = problem
+        self.shape = problem.shape
+        self.threads = threads
+        self.X, self.Y = problem.X, problem.Y
+        self.embedding = torch.eye(problem.shape.M)  # u_y = embedding[y]
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Losses (K, T) of K steps, or (K, 1) end to end.
+
+        Args:
+            indices: (K, B) int64, rows of X and Y.
+            eps: (K, T, B, D) float32, the noise; None: drawn here.
+        """
+        raise NotImplementedError
+
+    def weights(self) -> Weights:
+        """Copies of the weights now, named and shaped as the problem's."""
+        raise NotImplementedError
+
+    def check_eps(self, K: int, seed: int) -> tuple[Tensor | None, Tensor]:
+        """Noise for the correctness check: what to pass to `steps`, and what K steps then use."""
+        eps = self.problem.eps(K, seed)
+        return eps, eps
+
+    def resident(self) -> dict[str, int]:
+        """Bytes that stay between two steps, in parts."""
+        weights = 4 * self.shape.parameters
+        moments = 0 if self.maths == "sgd" else 2 * weights
+        return {"weights": weights, "optimizer": moments}
+
+    def step_bytes(self, indices: Tensor) -> int | None:
+        """Most bytes that a step holds beside `resident`: activations, gradients, workspace.
+
+        By PyTorch's own record of what it allocates; None where that does not see the work.
+        """
+        activities = [ProfilerActivity.CPU]
+        with quiet_stderr(), profile(activities=activities, profile_memory=True) as profiler:
+            self.steps(indices[:1])
+        events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        allocations = [event for event in events if event.name() == "[memory]"]
+        allocations.sort(key=lambda event: event.start_ns())
+        return max(accumulate(event.nbytes() for event in allocations))  # type: ignore
+
+    def close(self) -> None:
+        """Give back what outlives the object."""
+
+    def draw(self, K: int) -> Tensor:
+        """The noise of K steps in one call, which is faster than T or K of them."""
+        s = self.shape
+        return torch.randn(K, s.T, s.B, s.D)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, F) and u_y (B, D) of the rows (B,)."""
+        return self.X.index_select(0, rows), self.embedding.index_select(0, self.Y[rows])
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Nothing of what native code writes to stderr, which is the profiler's account of itself."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender by name, made when its turn comes.
+
+    Args:
+        name: as in the result files.
+        make: (problem, threads) to contender.
+        compiles: its first call compiles; failing to is then a result and no mistake.
+        slow: left out of a quick run.
+        min_threads: fewer make it a copy of another contender.
+    """
+
+    name: str
+    make: Callable[[Problem, int], Contender]
+    compiles: bool = False
+    slow: bool = False
+    min_threads: int = 1

@@ -1,0 +1,60 @@
+"""Our contender: noprop_kernels on the problem, through the names that every user has."""
+
+import torch
+from torch import Tensor
+
+import noprop_kernels as nk
+from noprop_kernels import native, noise
+
+from .contender import Contender, Entry
+from .problem import Problem, Weights
+
+SEED = 0
+
+
+class Ours(Contender):
+    def __init__(self, problem: Problem, threads: int) -> None:
+        super().__init__(problem, threads)
+        s = self.shape
+        make = nk.SGD if self.maths == "sgd" else nk.AdamW
+        self.plan = nk.plans.mlp(s.F, s.D, s.M, hidden=s.H)
+        self.blocks = nk.DenoisingBlocks(
+            self.plan,
+            nk.DT(nk.NoiseSchedule.cosine(T=s.T)),
+            optimizer=make(lr=problem.lr, weight_decay=problem.weight_decay),
+            seed=SEED,
+        )
+        params = dict(self.blocks.named_parameters())
+        with torch.no_grad():
+            for name, value in problem.weights.items():
+                params[name].copy_(value)
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        if eps is not None:
+            raise ValueError("ours: eps must be None, the noise is a function of the seed")
+        if len(indices) > 1:
+            return self.blocks.train_steps(self.X, self.Y, indices)
+        rows = indices[0]
+        x, y = self.X.index_select(0, rows), self.Y.index_select(0, rows)
+        return self.blocks.train_step(x, y).loss[None]
+
+    def weights(self) -> Weights:
+        return {name: p.detach().clone() for name, p in self.blocks.named_parameters()}
+
+    def check_eps(self, K: int, seed: int) -> tuple[None, Tensor]:
+        s = self.shape
+        seeds, block = torch.full((s.T,), SEED), torch.arange(s.T)
+        drawn = [
+            noise.normal(seeds, noise.STREAM_EPS, 0, draw, block, s.B, s.D) for draw in range(K)
+        ]
+        return None, torch.stack(drawn)
+
+    def step_bytes(self, indices: Tensor) -> int:
+        return self.threads * native.workspace_bytes(self.plan, self.shape.B, self.shape.D)
+
+
+class OursSGD(Ours):
+    maths = "sgd"
+
+
+OURS = (Entry("ours", Ours), Entry("ours_sgd", OursSGD))

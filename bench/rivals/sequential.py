@@ -1,0 +1,67 @@
+"""sequential: a module and a fused AdamW per block, eager autograd; what a user writes first."""
+
+import torch
+from torch import Tensor, nn
+
+from ..contender import Contender
+from ..problem import Problem, Weights
+
+
+class Block(nn.Module):
+    """u_hat = softmax(logits(f(hx(x), hz(z)))), with slice t of the problem's weights."""
+
+    def __init__(self, weights: Weights, t: int) -> None:
+        super().__init__()
+        F, H = weights["hx.weight"].shape[2], weights["hx.weight"].shape[1]
+        D, M = weights["hz.weight"].shape[2], weights["logits.weight"].shape[1]
+        self.hx, self.hz = nn.Linear(F, H), nn.Linear(D, H)
+        self.f, self.logits = nn.Linear(2 * H, H), nn.Linear(H, M)
+        self.load_state_dict({name: value[t] for name, value in weights.items()})
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        f = self.f(torch.cat([self.hx(x).relu(), self.hz(z).relu()], dim=1)).relu()
+        return self.logits(f).softmax(dim=1)
+
+
+def stack(blocks: list[Block]) -> Weights:
+    """The blocks' weights, stacked as the problem's."""
+    states = [block.state_dict() for block in blocks]
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+class Sequential(Contender):
+    def __init__(self, problem: Problem, threads: int) -> None:
+        super().__init__(problem, threads)
+        self.blocks = [Block(problem.weights, t) for t in range(self.shape.T)]
+        self.optimizers = [
+            torch.optim.AdamW(
+                block.parameters(), lr=problem.lr, weight_decay=problem.weight_decay, fused=True
+            )
+            for block in self.blocks
+        ]
+        # Python floats: a product with one needs no tensor
+        self.signal, self.noise = problem.signal.tolist(), problem.noise.tolist()
+        self.weight = problem.weight.tolist()
+
+    def step(self, t: int, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
+        """Block t's loss, after its update."""
+        z = torch.add(self.signal[t] * u_y, eps, alpha=self.noise[t])
+        error = (self.blocks[t](x, z) - u_y).square().sum(dim=1).mean()
+        loss = self.weight[t] * error
+        loss.backward()
+        self.optimizers[t].step()
+        self.optimizers[t].zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        K, T = len(indices), self.shape.T
+        eps = self.draw(K) if eps is None else eps
+        losses = torch.empty(K, T)
+        for k in range(K):
+            x, u_y = self.batch(indices[k])
+            for t in range(T):
+                losses[k, t] = self.step(t, x, u_y, eps[k, t])
+        return losses
+
+    def weights(self) -> Weights:
+        return stack(self.blocks)

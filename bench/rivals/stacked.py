@@ -1,0 +1,75 @@
+"""stacked: all T blocks as batched products, eager autograd, one fused AdamW on stacked weights.
+
+Two forms of the layer that reads the shared x: one GEMM with T * H columns, or baddbmm of x
+expanded to (T, B, F). The weights of f are two tensors, so that (hx, hz) is never concatenated.
+"""
+
+import torch
+from torch import Tensor
+
+from ..contender import Contender
+from ..problem import Problem, Weights
+
+
+def split(weights: Weights) -> Weights:
+    """Copies, with "f.weight" as "f.x" and "f.z", the halves that read hx and hz."""
+    params = {name: value.clone() for name, value in weights.items()}
+    params["f.x"], params["f.z"] = (
+        half.contiguous() for half in params.pop("f.weight").chunk(2, dim=2)
+    )
+    return params
+
+
+def join(params: Weights) -> Weights:
+    """The inverse of `split`, detached copies."""
+    weights = {name: value.detach().clone() for name, value in params.items()}
+    weights["f.weight"] = torch.cat([weights.pop("f.x"), weights.pop("f.z")], dim=2)
+    return weights
+
+
+def stem(weight: Tensor, bias: Tensor, x: Tensor, shared: bool) -> Tensor:
+    """x @ weight.mT + bias: (T, B, H) of weight (T, H, F) and x (B, F)."""
+    T, H, F = weight.shape
+    if shared:
+        wide = torch.addmm(bias.view(T * H), x, weight.view(T * H, F).T)
+        return wide.view(-1, T, H).transpose(0, 1)
+    return torch.baddbmm(bias[:, None], x.expand(T, -1, -1), weight.mT)
+
+
+def forward(p: Weights, x: Tensor, z: Tensor, shared: bool) -> Tensor:
+    """u_hat (T, B, D) of x (B, F) and z (T, B, D)."""
+    hx = stem(p["hx.weight"], p["hx.bias"], x, shared).relu()
+    hz = torch.baddbmm(p["hz.bias"][:, None], z, p["hz.weight"].mT).relu()
+    f = torch.baddbmm(torch.baddbmm(p["f.bias"][:, None], hx, p["f.x"].mT), hz, p["f.z"].mT).relu()
+    return torch.baddbmm(p["logits.bias"][:, None], f, p["logits.weight"].mT).softmax(dim=2)
+
+
+class Stacked(Contender):
+    def __init__(self, problem: Problem, threads: int, *, shared: bool) -> None:
+        super().__init__(problem, threads)
+        self.shared = shared
+        self.params = {name: w.requires_grad_() for name, w in split(problem.weights).items()}
+        self.optimizer = torch.optim.AdamW(
+            self.params.values(), lr=problem.lr, weight_decay=problem.weight_decay, fused=True
+        )
+        self.signal, self.noise = problem.signal[:, None, None], problem.noise[:, None, None]
+
+    def losses(self, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
+        """(T,) of x (B, F), u_y (B, D) and eps (T, B, D)."""
+        z = self.signal * u_y + self.noise * eps
+        error = (forward(self.params, x, z, self.shared) - u_y).square()
+        return self.problem.weight * error.sum(dim=2).mean(dim=1)
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        eps = self.draw(len(indices)) if eps is None else eps
+        history = []
+        for rows, e in zip(indices, eps, strict=True):
+            losses = self.losses(*self.batch(rows), e)
+            losses.sum().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            history.append(losses.detach())
+        return torch.stack(history)
+
+    def weights(self) -> Weights:
+        return join(self.params)

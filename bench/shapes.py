@@ -1,0 +1,57 @@
+"""The sizes that are measured, and the floating-point operations of one step."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """T blocks of the two-stem MLP plan (hx, hz, f, logits), B rows a step.
+
+    Args:
+        name: as in the result files.
+        B: rows of a mini-batch.
+        F: width of x.
+        H: width of the three hidden layers.
+        D: width of the label embedding; one-hot, so D = M.
+        M: classes.
+        T: blocks.
+        rows: of the data set that stays in memory, MNIST's number: far larger than any cache.
+    """
+
+    name: str
+    B: int
+    F: int
+    H: int
+    D: int
+    M: int
+    T: int
+    rows: int = 60_000
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all blocks."""
+        hx, hz = (self.F + 1) * self.H, (self.D + 1) * self.H
+        f, logits = (2 * self.H + 1) * self.H, (self.H + 1) * self.M
+        return self.T * (hx + hz + f + logits)
+
+    @property
+    def flop(self) -> int:
+        """Operations of one step of all blocks: only products, and only those that none can avoid.
+
+        4 * B * in * out for a layer that reads the plan's inputs (forward and weight gradient), 6
+        for any other (and the gradient of what it reads).
+        """
+        stems = 4 * (self.F + self.D) * self.H
+        rest = 6 * (2 * self.H * self.H + self.H * self.M)
+        return self.T * self.B * (stems + rest)
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("tiny", B=128, F=784, H=64, D=10, M=10, T=10),
+        Shape("small", B=128, F=784, H=256, D=10, M=10, T=10),
+        Shape("stream", B=32, F=784, H=256, D=10, M=10, T=10),
+        Shape("wide", B=128, F=784, H=1024, D=10, M=10, T=10),
+    )
+}

@@ -1,0 +1,87 @@
+"""The same steps in float64, as plainly as PyTorch says them: every contender must agree."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, one_hot
+
+from .problem import Problem, Weights
+
+
+def block(w: Weights, t: int, x: Tensor, z: Tensor) -> Tensor:
+    """u_hat (B, D) of block t (counted from 0)."""
+    hx = linear(x, w["hx.weight"][t], w["hx.bias"][t]).relu()
+    hz = linear(z, w["hz.weight"][t], w["hz.bias"][t]).relu()
+    f = linear(torch.cat([hx, hz], dim=1), w["f.weight"][t], w["f.bias"][t]).relu()
+    return linear(f, w["logits.weight"][t], w["logits.bias"][t]).softmax(dim=1)
+
+
+def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Tensor, Weights]:
+    """Losses and weights after the steps, float64.
+
+    Args:
+        problem: what to train.
+        maths: "adamw", "sgd" or "end_to_end".
+        indices: (K, B) int64.
+        eps: (K, T, B, D); end to end reads z_0 from its first block's.
+
+    Returns:
+        losses (K, T), or (K, 1) end to end; weights by name.
+    """
+    p, T = problem, problem.shape.T
+    w = {name: value.double().requires_grad_() for name, value in p.weights.items()}
+    make = torch.optim.SGD if maths == "sgd" else torch.optim.AdamW
+    optimizer = make(w.values(), lr=p.lr, weight_decay=p.weight_decay)
+    signal, noise, weight, a, b = (v.double() for v in (p.signal, p.noise, p.weight, p.a, p.b))
+    history = []
+    for rows, e in zip(indices, eps.double(), strict=True):
+        x, u_y = p.X[rows].double(), one_hot(p.Y[rows], p.shape.M).double()
+        if maths == "end_to_end":
+            z = u_hat = e[0]
+            for t in range(T):
+                u_hat = block(w, t, x, z)
+                z = a[t] * u_hat + b[t] * z
+            losses = (u_hat - u_y).square().sum(dim=1).mean().view(1)
+        else:
+            u_hats = [block(w, t, x, signal[t] * u_y + noise[t] * e[t]) for t in range(T)]
+            errors = torch.stack([(u_hat - u_y).square().sum(dim=1).mean() for u_hat in u_hats])
+            losses = weight * errors
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
+        history.append(losses.detach())
+    return torch.stack(history), {name: value.detach() for name, value in w.items()}
+
+
+class Mismatch(Exception):
+    """A contender computes something else."""
+
+
+def check(
+    problem: Problem, maths: str, indices: Tensor, eps: Tensor, losses: Tensor, weights: Weights
+) -> None:
+    """Raise unless float32 losses and weights are the twin's.
+
+    A loss may be off by 1e-4 of its size. Adam turns the rounding of a gradient near zero into a
+    step of up to lr, so that weights are compared as a whole: the root mean square error may be
+    1e-2 of the distance moved, and the rounding of the weights themselves.
+
+    Raises:
+        Mismatch: they differ; the text says where and by how much.
+    """
+    want_losses, want_weights = run(problem, maths, indices, eps)
+    error = ((losses.double() - want_losses).abs() / want_losses).max().item()
+    if not error <= 1e-4:
+        raise Mismatch(f"losses differ from the float64 twin's by {error:.1e} of their size")
+    for name, want in want_weights.items():
+        start = problem.weights[name].double()
+        moved = root_mean_square(want - start)
+        error = root_mean_square(weights[name].double() - want)
+        rounding = len(indices) * torch.finfo(torch.float32).eps * root_mean_square(start)
+        if not error <= 1e-2 * moved + rounding:
+            raise Mismatch(
+                f"{name} differs from the float64 twin's by {error:.1e}, moved by {moved:.1e}"
+            )
+
+
+def root_mean_square(value: Tensor) -> float:
+    return value.square().mean().sqrt().item()

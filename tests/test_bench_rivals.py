@@ -1,0 +1,83 @@
+"""Every rival of the benchmarks takes the steps of a plain float64 twin."""
+
+import importlib.util
+from functools import partial
+
+import pytest
+import torch
+
+if not importlib.util.find_spec("bench"):
+    pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
+
+from bench import twin
+from bench.problem import make_problem
+from bench.rivals import RIVALS
+from bench.shapes import SHAPES, Shape
+
+SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
+# aot_eager traces the same functions without minutes of g++; bench.run checks inductor's
+QUICK = {
+    entry.name: partial(entry.make, backend="aot_eager") if entry.compiles else entry.make
+    for entry in RIVALS
+    if "tuned" not in entry.name
+}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    # far from the benchmark's 1e-3, so that a wrong rate or a forgotten decay shows in three steps
+    return make_problem(SHAPE, seed=1, lr=1e-2, weight_decay=0.5)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_rival_takes_the_twins_steps(problem, name):
+    before = {key: value.clone() for key, value in problem.weights.items()}
+    contender = QUICK[name](problem, 2)
+    try:
+        indices, eps = problem.indices(3, seed=2), problem.eps(3, seed=3)
+        losses = torch.cat(
+            [contender.steps(indices[:1], eps[:1]), contender.steps(indices[1:], eps[1:])]
+        )
+        weights = contender.weights()
+    finally:
+        contender.close()
+    want_losses, want_weights = twin.run(problem, contender.maths, indices, eps)
+    torch.testing.assert_close(losses.double(), want_losses, rtol=1e-5, atol=1e-7)
+    assert weights.keys() == want_weights.keys()
+    for key, want in want_weights.items():
+        torch.testing.assert_close(weights[key].double(), want, rtol=1e-4, atol=1e-5, msg=key)
+    for key, value in problem.weights.items():
+        assert torch.equal(value, before[key]), f"{name} wrote the problem's {key}"
+    twin.check(problem, contender.maths, indices, eps, losses, weights)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_rival_draws_standard_normal_noise(name):
+    if name == "processes":
+        pytest.skip("a process runs block_major, which is tested here")
+    still = make_problem(SHAPE, seed=1, lr=0.0)  # only the noise moves its losses
+    contender = QUICK[name](still, 1)
+    rows = still.indices(1, seed=2).expand(100, -1)
+    torch.manual_seed(4)
+    drawn, given = contender.steps(rows), contender.steps(rows, still.eps(100, seed=3))
+    torch.testing.assert_close(drawn.mean(dim=0), given.mean(dim=0), rtol=0.03, atol=0)
+    torch.testing.assert_close(drawn.std(dim=0), given.std(dim=0), rtol=0.5, atol=0)
+
+
+def test_check_refuses_what_differs(problem):
+    indices, eps = problem.indices(1, seed=2), problem.eps(1, seed=3)
+    losses, weights = twin.run(problem, "adamw", indices, eps)
+    twin.check(problem, "adamw", indices, eps, losses, weights)
+    with pytest.raises(twin.Mismatch, match="losses"):
+        twin.check(problem, "adamw", indices, eps, losses * 1.001, weights)
+    bent = weights | {"hz.bias": weights["hz.bias"] + 0.02 * problem.lr}
+    with pytest.raises(twin.Mismatch, match="hz.bias"):
+        twin.check(problem, "adamw", indices, eps, losses, bent)
+
+
+def test_flop_and_parameters_of_small():
+    small = SHAPES["small"]
+    stems, rest = 4 * (784 + 10) * 256, 6 * (512 * 256 + 256 * 10)
+    assert small.flop == 10 * 128 * (stems + rest)
+    made = sum(value.numel() for value in make_problem(SHAPE).weights.values())
+    assert SHAPE.parameters == made
