@@ -68,39 +68,37 @@ inline void dense_input_grad(float* d_source, bool accumulate, const float* d_ou
 }
 
 // The weight gradient d_out^T @ source, tile by tile: finish(gradient, o, f, count) gets `count`
-// columns from f of row o. rows: the source as (B, stride), padded to whole vectors. prefetch(o, f,
-// rows, columns) names the tile that comes next.
+// columns from f of row o. strips: the source's. prefetch(o, f, rows, columns) names the tile that
+// comes next. Rows of the weights are the outer loop: their three arrays are then read along their
+// rows, as the hardware's prefetcher expects.
 template <class Finish, class Prefetch>
-inline void dense_weight_grad(const float* d_out, const float* rows, int64_t stride, int64_t width,
-                              int64_t H, const Panels& shape, Finish finish, Prefetch prefetch) {
+inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
+                              const Panels& shape, Finish finish, Prefetch prefetch) {
   const int64_t P = shape.P;
-  const int64_t vectors = round_up(width) / kLanes;
-  const int64_t strips = (vectors + kMaxCols - 1) / kMaxCols;
-  const int64_t wide = vectors % strips;  // strips that get one vector more
-  const auto tile = [&](auto tile_rows, auto cols, int64_t o, int64_t f) {
-    constexpr int ROWS = decltype(tile_rows)::value, COLS = decltype(cols)::value;
-    Vec c[ROWS][COLS] = {};
-    for (int64_t p = 0; p < shape.count; ++p) {
-      const int64_t K = shape.B - p * P < P ? shape.B - p * P : P;
-      multiply_tile(c, d_out + (p * H + o) * P, P, 1, rows + p * P * stride + f, stride, K);
-    }
-    alignas(64) float gradient[ROWS][COLS * kLanes];
-    for (int i = 0; i < ROWS; ++i)
-      for (int j = 0; j < COLS; ++j) store(&gradient[i][j * kLanes], c[i][j]);
-    const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
-    for (int i = 0; i < ROWS; ++i) finish(&gradient[i][0], o + i, f, count);
-  };
   for_row_tiles<kMaxCols>(H, [&](auto tile_rows, int64_t o) {
-    int64_t f = 0;
-    for (int64_t strip = 0; strip < strips; ++strip) {
-      const int cols = (int)(vectors / strips + (strip < wide ? 1 : 0));
-      const int64_t next = f + cols * kLanes;
-      if (next < width)
-        prefetch(o, next, decltype(tile_rows)::value,
-                 width - next < cols * kLanes ? width - next : cols * kLanes);
-      with_cols(cols, [&](auto constant) { tile(tile_rows, constant, o, f); });
-      f = next;
-    }
+    constexpr int ROWS = decltype(tile_rows)::value;
+    for_strips(width, [&](int64_t f, int strip_cols) {
+      const int64_t next = f + strip_cols * kLanes;
+      if (next < width) {
+        const int64_t left = width - next;
+        prefetch(o, next, ROWS, left < strip_cols * kLanes ? left : strip_cols * kLanes);
+      }
+      with_cols(strip_cols, [&](auto cols) {
+        constexpr int COLS = decltype(cols)::value;
+        const float* strip = strips + f * shape.B;
+        Vec c[ROWS][COLS] = {};
+        for (int64_t p = 0; p < shape.count; ++p) {
+          const int64_t K = shape.B - p * P < P ? shape.B - p * P : P;
+          multiply_tile(c, d_out + (p * H + o) * P, P, 1, strip + p * P * COLS * kLanes,
+                        COLS * kLanes, K);
+        }
+        alignas(64) float gradient[ROWS][COLS * kLanes];
+        for (int i = 0; i < ROWS; ++i)
+          for (int j = 0; j < COLS; ++j) store(&gradient[i][j * kLanes], c[i][j]);
+        const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
+        for (int i = 0; i < ROWS; ++i) finish(&gradient[i][0], o + i, f, count);
+      });
+    });
   });
 }
 

@@ -42,36 +42,58 @@ inline Panels make_panels(int64_t B) {
 
 inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// rows (B, stride), zero-padded to whole vectors of features, to panels (width, P)
-inline void rows_to_panels(float* panels, const float* rows, int64_t stride, int64_t width,
-                           const Panels& shape) {
-  for (int64_t g = 0; g < shape.vectors(); ++g)
-    for (int64_t f = 0; f < width; f += kLanes) {
-      Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        const int64_t b = g * kLanes + i;
-        square[i] = b < shape.B ? load(rows + b * stride + f) : Vec{};
-      }
-      transpose(square);
-      const int64_t features = width - f < kLanes ? width - f : kLanes;
-      for (int64_t i = 0; i < features; ++i) store(panels + shape.at(width, f + i, g), square[i]);
-    }
+// The other side of an activation, for weight gradients, whose lanes are features: strips of as
+// many features as fill a tile, each (B, strip) and contiguous, so that a product reads one stream
+// and the rows of the weights keep the prefetcher. Features are padded with zeros to whole vectors.
+// body(first feature, vectors) for each strip; it begins at first * B.
+template <class Body>
+NOPROP_INLINE void for_strips(int64_t width, Body body) {
+  const int64_t vectors = round_up(width) / kLanes;
+  const int64_t strips = (vectors + kMaxCols - 1) / kMaxCols;
+  const int64_t wide = vectors % strips;  // strips that get one vector more
+  int64_t first = 0;
+  for (int64_t strip = 0; strip < strips; ++strip) {
+    const int cols = (int)(vectors / strips + (strip < wide ? 1 : 0));
+    body(first, cols);
+    first += cols * kLanes;
+  }
 }
 
-// panels (width, P) to rows (B, stride), padding the features to whole vectors with zeros; stride
-// is a whole number of vectors
-inline void panels_to_rows(float* rows, const float* panels, int64_t stride, int64_t width,
-                           const Panels& shape) {
-  for (int64_t g = 0; g * kLanes < shape.B; ++g)
-    for (int64_t f = 0; f < width; f += kLanes) {
-      Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i)
-        square[i] = f + i < width ? load(panels + shape.at(width, f + i, g)) : Vec{};
-      transpose(square);
-      const int64_t left = shape.B - g * kLanes;
-      for (int64_t i = 0; i < left && i < kLanes; ++i)
-        store(rows + (g * kLanes + i) * stride + f, square[i]);
-    }
+inline void strips_to_panels(float* panels, const float* strips, int64_t width,
+                             const Panels& shape) {
+  for_strips(width, [&](int64_t first, int cols) {
+    const float* strip = strips + first * shape.B;
+    for (int64_t g = 0; g < shape.vectors(); ++g)
+      for (int j = 0; j < cols; ++j) {
+        Vec square[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          const int64_t b = g * kLanes + i;
+          square[i] = b < shape.B ? load(strip + (b * cols + j) * kLanes) : Vec{};
+        }
+        transpose(square);
+        const int64_t f = first + j * kLanes;
+        const int64_t features = width - f < kLanes ? width - f : kLanes;
+        for (int64_t i = 0; i < features; ++i) store(panels + shape.at(width, f + i, g), square[i]);
+      }
+  });
+}
+
+inline void panels_to_strips(float* strips, const float* panels, int64_t width,
+                             const Panels& shape) {
+  for_strips(width, [&](int64_t first, int cols) {
+    float* strip = strips + first * shape.B;
+    for (int64_t g = 0; g * kLanes < shape.B; ++g)
+      for (int j = 0; j < cols; ++j) {
+        const int64_t f = first + j * kLanes;
+        Vec square[kLanes];
+        for (int i = 0; i < kLanes; ++i)
+          square[i] = f + i < width ? load(panels + shape.at(width, f + i, g)) : Vec{};
+        transpose(square);
+        const int64_t left = shape.B - g * kLanes;
+        for (int64_t i = 0; i < left && i < kLanes; ++i)
+          store(strip + ((g * kLanes + i) * cols + j) * kLanes, square[i]);
+      }
+  });
 }
 
 // panels (width, P) to a caller's rows (B, width), where nothing may be written past a row

@@ -2,6 +2,9 @@
 
 #include <sched.h>
 #include <unistd.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -52,6 +55,28 @@ class Workspace {
  private:
   char* data_ = nullptr;
   int64_t size_ = 0;
+};
+
+// Numbers below 1e-38 count as zero while tasks run. The moments of a unit that has died shrink
+// into that range and stay there, and a step on them takes three times as long.
+class FlushDenormals {
+ public:
+#if defined(__SSE2__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));
+  }
+  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
 };
 
 constexpr double kSpinSeconds = 50e-6;
@@ -126,6 +151,7 @@ class Pool {
   Pool() : process_(getpid()) { workspaces_.push_back(std::make_unique<Workspace>()); }
 
   void drain(const Worker& worker) {
+    const FlushDenormals flush;
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
       if (task >= count_) return;

@@ -83,13 +83,13 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
 
   for (int j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z)
-      load_input(work.saved.rows[j], work.saved.value[j], task.inputs[j], k, i, 0,
+      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], k, i, 0,
                  plan.input_widths[j], B, shape);
   load_labels(work.y, *task.y, k, i, shape);
   embed(work.u_y, work.y, mix.W_embed, D, shape);
 
   float* z = work.saved.value[plan.z];
-  const int64_t z_width = plan.input_widths[plan.z], z_stride = round_up(z_width);
+  const int64_t z_width = plan.input_widths[plan.z];
   draw_normal(work.eps, noise_key(*task.noise, slices.seeds[slice], task.noise->stream, k, i), D,
               shape);
   if (task.z)
@@ -97,7 +97,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   else
     mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, slices.seeds[slice], mix, k, i,
               shape);
-  panels_to_rows(work.saved.rows[plan.z], z, z_stride, z_width, shape);
+  panels_to_strips(work.saved.strips[plan.z], z, z_width, shape);
 
   walk_forward(work.saved, plan, slices.layers, slice, true, shape);
   const int last = plan.num_inputs + plan.num_layers - 1;
@@ -207,7 +207,7 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   Pieces pieces = {task.saved ? task.saved : workspace};
   take_saved(saved, pieces, plan, shape);
   for (int j = 0; j < plan.num_inputs; ++j)
-    load_input(saved.rows[j], saved.value[j], task.inputs[j], 0, i, task.first_row,
+    load_input(saved.strips[j], saved.value[j], task.inputs[j], 0, i, task.first_row,
                plan.input_widths[j], task.B, shape);
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
   if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);

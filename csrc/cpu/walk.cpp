@@ -24,8 +24,8 @@ struct Pieces {
 
 // what forward leaves for backward
 struct Saved {
-  float* value[kMaxResults];  // panels of every result
-  float* rows[kMaxResults];   // of inputs: (B, round_up(width))
+  float* value[kMaxResults];   // panels of every result
+  float* strips[kMaxResults];  // of inputs
   float*
       activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
   float* x_hat[kMaxResults];   // of layers with norm
@@ -35,7 +35,7 @@ struct Saved {
 struct Grads {
   float* value[kMaxResults];  // panels of every result that needs one
   bool written[kMaxResults];
-  float* rows;                              // (B, round_up(widest)): a source on its side
+  float* strips;                            // a source's
   float *vector, *norm_weight, *norm_bias;  // (widest,)
 };
 
@@ -62,7 +62,7 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
     const int64_t width = width_of(plan, r), size = width * shape.padded();
     saved.value[r] = pieces.take<float>(size);
     if (r < plan.num_inputs) {
-      saved.rows[r] = pieces.take<float>(shape.B * round_up(width));
+      saved.strips[r] = pieces.take<float>(shape.B * round_up(width));
       continue;
     }
     const NopropLayer& layer = plan.layers[r - plan.num_inputs];
@@ -80,47 +80,50 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
     grads.value[r] = pieces.take<float>(width_of(plan, r) * shape.padded());
   const int64_t width = widest(plan);
-  grads.rows = pieces.take<float>(shape.B * round_up(width));
+  grads.strips = pieces.take<float>(shape.B * round_up(width));
   grads.vector = pieces.take<float>(width);
   grads.norm_weight = pieces.take<float>(width);
   grads.norm_bias = pieces.take<float>(width);
 }
 
-// one row of an input as float32, from any of its types
-inline void load_row(float* out, const NopropInput& input, int64_t at, int64_t width) {
-  const float* f = static_cast<const float*>(input.data) + at;
-  const uint16_t* half = static_cast<const uint16_t*>(input.data) + at;
-  const uint8_t* byte = static_cast<const uint8_t*>(input.data) + at;
+// features first .. first + count of an input's row at `at`, as float32, from any of its types
+inline void load_features(float* out, const NopropInput& input, int64_t at, int64_t first,
+                          int64_t count) {
+  const float* f = static_cast<const float*>(input.data) + at + first;
+  const uint16_t* half = static_cast<const uint16_t*>(input.data) + at + first;
+  const uint8_t* byte = static_cast<const uint8_t*>(input.data) + at + first;
   if (input.dtype == NOPROP_FLOAT32) {
-    __builtin_memcpy(out, f, sizeof(float) * width);
+    __builtin_memcpy(out, f, sizeof(float) * count);
   } else if (input.dtype == NOPROP_BFLOAT16) {
-    for (int64_t i = 0; i < width; ++i) {
+    for (int64_t i = 0; i < count; ++i) {
       const uint32_t bits = (uint32_t)half[i] << 16;
       __builtin_memcpy(out + i, &bits, sizeof bits);
     }
   } else {
-    for (int64_t i = 0; i < width; ++i) out[i] = (float)byte[i];
+    for (int64_t i = 0; i < count; ++i) out[i] = (float)byte[i];
   }
-  if (input.scale)
-    for (int64_t i = 0; i < width; ++i) out[i] = out[i] * input.scale[i] + input.shift[i];
+  if (!input.scale) return;
+  const float *scale = input.scale + first, *shift = input.shift + first;
+  for (int64_t i = 0; i < count; ++i) out[i] = out[i] * scale[i] + shift[i];
 }
 
-// rows first .. first + shape.B of step k, slice i to padded rows and panels
-inline void load_input(float* rows, float* panels, const NopropInput& input, int64_t k, int64_t i,
+// rows first .. first + shape.B of step k, slice i to strips and panels
+inline void load_input(float* strips, float* panels, const NopropInput& input, int64_t k, int64_t i,
                        int64_t first, int64_t width, int64_t B, const Panels& shape) {
-  const int64_t stride = round_up(width);
+  const int64_t replica = input.replica ? input.replica[i] : 0;
   const int64_t* indices =
-      input.indices
-          ? input.indices + (k * input.replicas + (input.replica ? input.replica[i] : 0)) * B
-          : nullptr;
+      input.indices ? input.indices + (k * input.replicas + replica) * B : nullptr;
   for (int64_t b = 0; b < shape.B; ++b) {
-    float* row = rows + b * stride;
     const int64_t at = indices ? indices[first + b] * width
                                : k * input.step + i * input.slice + (first + b) * width;
-    load_row(row, input, at, width);
-    for (int64_t f = width; f < stride; ++f) row[f] = 0;
+    for_strips(width, [&](int64_t f, int cols) {
+      float* out = strips + f * shape.B + b * cols * kLanes;
+      const int64_t count = width - f < cols * kLanes ? width - f : cols * kLanes;
+      load_features(out, input, at, f, count);
+      for (int64_t pad = count; pad < cols * kLanes; ++pad) out[pad] = 0;
+    });
   }
-  rows_to_panels(panels, rows, stride, width, shape);
+  strips_to_panels(panels, strips, width, shape);
 }
 
 inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,
@@ -263,12 +266,12 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
   int64_t first = 0;
   for (int s = 0; s < layer.num_sources; ++s) {
     const int source = layer.sources[s];
-    const int64_t width = width_of(job.plan, source), stride = round_up(width);
-    const float* rows = source < job.plan.num_inputs ? saved.rows[source] : grads.rows;
+    const int64_t width = width_of(job.plan, source);
+    const float* strips = source < job.plan.num_inputs ? saved.strips[source] : grads.strips;
     if (source >= job.plan.num_inputs)
-      panels_to_rows(grads.rows, saved.value[source], stride, width, shape);
+      panels_to_strips(grads.strips, saved.value[source], width, shape);
     dense_weight_grad(
-        d_out, rows, stride, width, H, shape,
+        d_out, strips, width, H, shape,
         [&](const float* gradient, int64_t o, int64_t f, int64_t count) {
           const int64_t at = o * in + first + f;
           if (grad) __builtin_memcpy(grad + at, gradient, sizeof(float) * count);
