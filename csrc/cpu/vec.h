@@ -89,7 +89,8 @@ NOPROP_INLINE Vec sqrt(Vec x) {
 
 // numerator / (sqrt(v) * scale + eps), v >= 0, eps > 0. With AVX-512 from the 14-bit estimates of
 // the root and of the reciprocal and one Newton step each, which leaves 2^-28 beside the final
-// rounding (less for a subnormal v, whose root is far below eps) in half the time of the divider.
+// rounding (14 bits for v below
+// 1e-33, whose root is far below eps) in half the time of the divider.
 NOPROP_INLINE Vec divide_by_root(Vec numerator, Vec v, float scale, float eps) {
 #if defined(__AVX512F__)
   const Vec estimate = (Vec)_mm512_maskz_rsqrt14_ps((__mmask16)-1, (__m512)v);
