@@ -105,7 +105,7 @@ inline void dense_weight_grad(const float* d_out, const float* strips, int64_t w
 // d_bias[o] = sum over rows of d_out
 inline void dense_bias_grad(float* d_bias, const float* d_out, int64_t H, const Panels& shape) {
   for (int64_t o = 0; o < H; ++o)
-    d_bias[o] = sum_rows(shape, [&](int64_t g) { return load(d_out + shape.at(H, o, g)); });
+    d_bias[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
 }
 
 // d_out = 0 where relu gave 0

@@ -149,9 +149,8 @@ inline float head_step(const HeadInput& in, const HeadOutput& out, const Panels&
     cross_entropy(in, out, shape);
   else
     denoising(in, out, shape);
-  const float sum = sum_rows(shape, [&](int64_t g) {
-    const Vec weighted =
-        load(out.error + g * kLanes) * row_numbers(in.weight, in.weight_row, g, shape);
+  const float sum = sum_rows(shape, 1, 0, [&](int64_t at, int64_t g) {
+    const Vec weighted = load(out.error + at) * row_numbers(in.weight, in.weight_row, g, shape);
     return keep_first(weighted, shape.B - g * kLanes);
   });
   return sum / (float)in.rows;
@@ -164,18 +163,17 @@ inline void embedding_grad(float* d_W, const HeadInput& in, const HeadOutput& ou
   const bool denoises = in.head != NOPROP_CROSS_ENTROPY;
   for (int64_t m = 0; m < in.M; ++m)
     for (int64_t d = 0; d < in.D; ++d)
-      d_W[m * in.D + d] = sum_rows(shape, [&](int64_t g) {
+      d_W[m * in.D + d] = sum_rows(shape, in.D, d, [&](int64_t at, int64_t g) {
         IntVec y;
         __builtin_memcpy(&y, in.y + g * kLanes, sizeof y);
         const IntVec is_y = y == (int32_t)m;
         Vec sum = {};
         if (denoises) {
-          const Vec d_u_hat = load(out.d_u_hat + shape.at(in.D, d, g));
+          const Vec d_u_hat = load(out.d_u_hat + at);
           sum = load(out.p + shape.at(in.M, m, g)) * d_u_hat - (is_y ? d_u_hat : Vec{});
         }
         if (d_z) {
-          const Vec through_z =
-              load(d_z + shape.at(in.D, d, g)) * row_numbers(signal, signal_row, g, shape);
+          const Vec through_z = load(d_z + at) * row_numbers(signal, signal_row, g, shape);
           sum += is_y ? through_z : Vec{};
         }
         return keep_first(sum, shape.B - g * kLanes);

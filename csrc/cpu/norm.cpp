@@ -57,8 +57,7 @@ inline void norm_forward(float* value, float* activated, float* x_hat, float* ba
       var = norm.running_var[o];
     }
     rstd[o] = 1.0f / __builtin_sqrtf(var + norm.eps);
-    for (int64_t g = 0; g < shape.vectors(); ++g) {
-      const int64_t at = shape.at(H, o, g);
+    for_vectors(shape, H, o, [&](int64_t at, int64_t) {
       const Vec hat = (load(x_hat + at) - mean) * rstd[o];
       store(x_hat + at, hat);
       Vec y = hat * norm.scale[o] + norm.shift[o];
@@ -66,7 +65,7 @@ inline void norm_forward(float* value, float* activated, float* x_hat, float* ba
       if (activated) store(activated + at, y);
       if (add) y += load(add + at);
       store(value + at, y);
-    }
+    });
   }
 }
 
@@ -77,18 +76,16 @@ inline void norm_backward(float* d_out, float* d_scale, float* d_shift, const fl
                           const Panels& shape) {
   const float per_row = 1.0f / (float)shape.B;
   for (int64_t o = 0; o < H; ++o) {
-    d_shift[o] = sum_rows(shape, [&](int64_t g) { return load(d_out + shape.at(H, o, g)); });
-    d_scale[o] = sum_rows(shape, [&](int64_t g) {
-      const int64_t at = shape.at(H, o, g);
+    d_shift[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
+    d_scale[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t g) {
       return keep_first(load(d_out + at) * load(x_hat + at), shape.B - g * kLanes);
     });
     const float factor = scale[o] * rstd[o];
-    for (int64_t g = 0; g < shape.vectors(); ++g) {
-      const int64_t at = shape.at(H, o, g);
+    for_vectors(shape, H, o, [&](int64_t at, int64_t g) {
       Vec d = load(d_out + at);
       if (training) d -= (load(x_hat + at) * d_scale[o] + d_shift[o]) * per_row;
       store(d_out + at, keep_first(d * factor, shape.B - g * kLanes));
-    }
+    });
   }
 }
 

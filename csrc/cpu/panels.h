@@ -9,12 +9,11 @@
 namespace noprop {
 namespace {
 
-#if NOPROP_LANES == 16
-constexpr int kMaxCols =
-    4;  // 32 registers: 6 x 4, 8 x 3 and 12 x 2 vectors of sums, the operands beside them
+#if NOPROP_REGISTERS == 32
+constexpr int kMaxCols = 4;  // 6 x 4, 8 x 3 and 12 x 2 vectors of sums, the operands beside them
 constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};
 #else
-constexpr int kMaxCols = 2;  // 16 registers
+constexpr int kMaxCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
 
@@ -128,19 +127,30 @@ inline Vec row_numbers(const float* data, int64_t row_stride, int64_t g, const P
 constexpr int64_t kChunk = 128;
 constexpr int64_t kChunkVectors = kChunk / kLanes;
 
-// sum over the batch of one feature: f(g) is the vector of rows g * kLanes ..., zero in missing
-// rows
-template <class F>
-NOPROP_INLINE float sum_rows(const Panels& shape, F f) {
-  float total = 0;
-  for (int64_t first = 0; first < shape.vectors(); first += kChunkVectors) {
-    const int64_t last =
-        first + kChunkVectors < shape.vectors() ? first + kChunkVectors : shape.vectors();
-    Vec sum = {};
-    for (int64_t g = first; g < last; ++g) sum += f(g);
-    total += sum_lanes(sum);
+// body(position, g) for the vectors of one feature, in the order of their rows
+template <class Body>
+NOPROP_INLINE void for_vectors(const Panels& shape, int64_t width, int64_t feature, Body body) {
+  int64_t g = 0;
+  for (int64_t p = 0; p < shape.count; ++p) {
+    const int64_t at = (p * width + feature) * shape.P;
+    for (int j = 0; j < shape.cols; ++j, ++g) body(at + j * kLanes, g);
   }
-  return total;
+}
+
+// sum over the batch of one feature: f(position, g) is the vector of rows g * kLanes ..., zero in
+// missing rows
+template <class F>
+NOPROP_INLINE float sum_rows(const Panels& shape, int64_t width, int64_t feature, F f) {
+  float total = 0;
+  Vec sum = {};
+  for_vectors(shape, width, feature, [&](int64_t at, int64_t g) {
+    if (g > 0 && g % kChunkVectors == 0) {
+      total += sum_lanes(sum);
+      sum = Vec{};
+    }
+    sum += f(at, g);
+  });
+  return total + sum_lanes(sum);
 }
 
 // calls body(Constant<cols>) for the panel's number of vectors
@@ -153,7 +163,7 @@ template <class Body>
 NOPROP_INLINE void with_cols(int cols, Body body) {
   if (cols == 1) return body(Constant<1>{});
   if (cols == 2) return body(Constant<2>{});
-#if NOPROP_LANES == 16
+#if NOPROP_REGISTERS == 32
   if (cols == 3) return body(Constant<3>{});
   return body(Constant<4>{});
 #endif

@@ -8,7 +8,7 @@ namespace {
 // one step's scalars, formed in float64 on the host
 struct Step {
   int32_t kind;
-  bool nesterov, first;
+  bool nesterov;
   float lr, decay, l2, momentum;
   float beta1_rest, beta2, beta2_rest;  // 1 - beta1, beta2, 1 - beta2
   float step_size, root_scale, eps;     // lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
@@ -36,53 +36,63 @@ inline Step make_step(const NopropRule& rule, double lr, double weight_decay, in
   return s;
 }
 
-NOPROP_INLINE void sgd(Vec& w, Vec& m, Vec g, const Step& s, bool has_m) {
-  g += w * s.l2;
-  if (has_m) {
-    m = m * s.momentum + g;
-    g = s.nesterov ? m * s.momentum + g : m;
+// torch.optim.SGD: has_m is a momentum above 0
+struct Sgd {
+  static constexpr bool kHasV = false;
+  NOPROP_INLINE static void move(Vec& w, Vec& m, Vec&, Vec g, const Step& s, bool has_m) {
+    g += w * s.l2;
+    if (has_m) {
+      m = m * s.momentum + g;
+      g = s.nesterov ? m * s.momentum + g : m;
+    }
+    w -= g * s.lr;
   }
-  w -= g * s.lr;
-}
+};
 
-NOPROP_INLINE void adam(Vec& w, Vec& m, Vec& v, Vec g, const Step& s) {
-  g += w * s.l2;
-  w *= s.decay;
-  m += (g - m) * s.beta1_rest;
-  v = v * s.beta2 + (g * g) * s.beta2_rest;
-  w -= divide_by_root(m * s.step_size, v, s.root_scale, s.eps);
+// torch.optim.Adam, whose decay is part of the gradient, and AdamW, whose decay is not
+template <bool DECOUPLED>
+struct Adam {
+  static constexpr bool kHasV = true;
+  NOPROP_INLINE static void move(Vec& w, Vec& m, Vec& v, Vec g, const Step& s, bool) {
+    if (DECOUPLED)
+      w *= s.decay;
+    else
+      g += w * s.l2;
+    m += (g - m) * s.beta1_rest;
+    v = v * s.beta2 + (g * g) * s.beta2_rest;
+    w -= divide_by_root(m * s.step_size, v, s.root_scale, s.eps);
+  }
+};
+
+template <class Rule>
+NOPROP_INLINE void move_run(float* w, float* m, float* v, const float* gradient, int64_t count,
+                            const Step& s) {
+  const bool has_m = m != nullptr;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Vec w_i = load(w + i), m_i = has_m ? load(m + i) : Vec{};
+    Vec v_i = Rule::kHasV ? load(v + i) : Vec{};
+    Rule::move(w_i, m_i, v_i, load(gradient + i), s, has_m);
+    store(w + i, w_i);
+    if (has_m) store(m + i, m_i);
+    if (Rule::kHasV) store(v + i, v_i);
+  }
+  const int rest = (int)(count - i);
+  if (rest == 0) return;
+  Vec w_i = load_partial(w + i, rest), m_i = has_m ? load_partial(m + i, rest) : Vec{};
+  Vec v_i = Rule::kHasV ? load_partial(v + i, rest) : Vec{};
+  Rule::move(w_i, m_i, v_i, load_partial(gradient + i, rest), s, has_m);
+  store_partial(w + i, w_i, rest);
+  if (has_m) store_partial(m + i, m_i, rest);
+  if (Rule::kHasV) store_partial(v + i, v_i, rest);
 }
 
 // w, m, v of `count` elements, from their gradient
 inline void update_run(float* w, float* m, float* v, const float* gradient, int64_t count,
                        const Step& s) {
-  const bool is_sgd = s.kind == NOPROP_SGD;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vec w_i = load(w + i), m_i = m ? load(m + i) : Vec{};
-    if (is_sgd) {
-      sgd(w_i, m_i, load(gradient + i), s, m != nullptr);
-    } else {
-      Vec v_i = load(v + i);
-      adam(w_i, m_i, v_i, load(gradient + i), s);
-      store(v + i, v_i);
-    }
-    store(w + i, w_i);
-    if (m) store(m + i, m_i);
-  }
-  const int rest = (int)(count - i);
-  if (rest == 0) return;
-  Vec w_i = load_partial(w + i, rest), m_i = m ? load_partial(m + i, rest) : Vec{};
-  const Vec g = load_partial(gradient + i, rest);
-  if (is_sgd) {
-    sgd(w_i, m_i, g, s, m != nullptr);
-  } else {
-    Vec v_i = load_partial(v + i, rest);
-    adam(w_i, m_i, v_i, g, s);
-    store_partial(v + i, v_i, rest);
-  }
-  store_partial(w + i, w_i, rest);
-  if (m) store_partial(m + i, m_i, rest);
+  if (s.kind == NOPROP_ADAMW) return move_run<Adam<true>>(w, m, v, gradient, count, s);
+  if (s.kind == NOPROP_ADAM) return move_run<Adam<false>>(w, m, v, gradient, count, s);
+  move_run<Sgd>(w, m, v, gradient, count, s);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <stdint.h>
 #if defined(__SSE2__)
 #include <immintrin.h>  // always inlined: leaves no copy behind
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
@@ -16,6 +16,11 @@
 #define NOPROP_LANES 8
 #else
 #define NOPROP_LANES 4
+#endif
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define NOPROP_REGISTERS 32
+#else
+#define NOPROP_REGISTERS 16
 #endif
 #define NOPROP_INLINE inline __attribute__((always_inline))
 
@@ -78,7 +83,7 @@ NOPROP_INLINE Vec sqrt(Vec x) {
   return (Vec)_mm256_sqrt_ps((__m256)x);
 #elif defined(__SSE2__)
   return (Vec)_mm_sqrt_ps((__m128)x);
-#elif defined(__ARM_NEON) && defined(__aarch64__)
+#elif defined(__aarch64__)
   return (Vec)vsqrtq_f32((float32x4_t)x);
 #else
   Vec r;
@@ -88,21 +93,22 @@ NOPROP_INLINE Vec sqrt(Vec x) {
 }
 
 // numerator / (sqrt(v) * scale + eps), v >= 0, eps > 0. With AVX-512 from the 14-bit estimates of
-// the root and of the reciprocal and one Newton step each, which leaves 2^-28 beside the final
-// rounding (14 bits for v below
-// 1e-33, whose root is far below eps) in half the time of the divider.
+// the root and of the reciprocal and one Newton step each, in half the time of the divider. That
+// leaves 2^-28 beside the final rounding, but 14 bits of a root below 1e-16, which is far below
+// eps; an infinite v counts as the largest number.
 NOPROP_INLINE Vec divide_by_root(Vec numerator, Vec v, float scale, float eps) {
 #if defined(__AVX512F__)
-  const Vec estimate = (Vec)_mm512_maskz_rsqrt14_ps((__mmask16)-1, (__m512)v);
+  const Vec largest = broadcast(__FLT_MAX__);
+  v = v < largest ? v : largest;
+  // a v of 0 has an estimate of 0 and so a root of 0
+  const __mmask16 above = _mm512_cmp_ps_mask((__m512)v, _mm512_set1_ps(__FLT_MIN__), _CMP_GE_OQ);
+  const Vec estimate = (Vec)_mm512_maskz_rsqrt14_ps(above, (__m512)v);
   const Vec rough = v * estimate;
   const Vec root = (v - rough * rough) * (estimate * 0.5f) + rough;
-  const Vec infinity = broadcast(__builtin_inff());
-  const IntVec regular = (v > Vec{}) & (v < infinity);
-  const Vec d = (regular ? root : v) * scale + eps;
+  const Vec d = root * scale + eps;
   const Vec reciprocal = (Vec)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)d);
   const Vec q = numerator * reciprocal;
-  const Vec refined = (numerator - q * d) * reciprocal + q;
-  return d < infinity ? refined : q;  // over infinity: 0
+  return (numerator - q * d) * reciprocal + q;
 #else
   return numerator / (sqrt(v) * scale + eps);
 #endif
