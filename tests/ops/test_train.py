@@ -104,14 +104,16 @@ def test_threads_do_not_change_a_bit(kernels: ModuleType, threads: int, monkeypa
 
 
 def test_units_that_died_do_not_slow_a_step(kernels: ModuleType) -> None:
-    """Moments that shrink below the normal range end at zero instead of staying there for ever."""
+    """Moments never enter the subnormal range, where they would stay, three times as slow."""
     call = make_train_call(PLANS["mlp"](17, 5, 6), 2, 2, 9, 1, optimizer=AdamW(weight_decay=0.0))
     for name in ("weight", "bias"):
         call.slices.params[f"hx.{name}"].fill_(-1.0)
         call.slices.m[f"hx.{name}"].fill_(1.2e-38)
     call.inputs["x"] = call.inputs["x"].abs()  # so that no unit of hx is ever on
     kernels.train(call)
-    assert all((call.slices.m[f"hx.{name}"] == 0).all() for name in ("weight", "bias"))
+    for name in ("weight", "bias"):
+        m = call.slices.m[f"hx.{name}"].abs()
+        assert ((m == 0) | (m >= torch.finfo(torch.float32).tiny)).all()
 
 
 BAD = {
