@@ -123,3 +123,25 @@ def test_one_row_has_no_batch_statistics(kernels: ModuleType) -> None:
     call = make_forward(PLANS["branches"](4, 3, 3), 1, 1, training=True, save=False)
     with pytest.raises(ValueError, match="batch norm needs at least 2 rows in training, got 1"):
         kernels.forward(call)
+
+
+@pytest.mark.parametrize("B", [1, 100, 128, 300])
+def test_sums_over_rows_fold_chunks_of_128_from_the_left(kernels: ModuleType, B: int) -> None:
+    """Bit for bit: inside a chunk lane by lane, the lanes then in halves."""
+    plan = Plan({"x": (3,), "z": (2,)}, {"logits": Dense(("x", "z"), 4)})
+    call = make_forward(plan, 1, B, training=True, save=True)
+    kernels.forward(call)
+    backward = make_backward(call, torch.randn(1, B, 4, generator=torch.Generator().manual_seed(B)))
+    kernels.backward(backward)
+    lanes = {"avx512": 16, "avx2": 8}.get(kernels.describe()["isa_used"], 4)
+    total = torch.zeros(4)
+    for chunk in backward.d_logits[0].split(128):
+        rows = torch.cat([chunk, torch.zeros(-len(chunk) % lanes, 4)]).view(-1, lanes, 4)
+        part = torch.zeros(lanes, 4)
+        for row in rows:
+            part = part + row
+        while len(part) > 1:
+            part = part[: len(part) // 2] + part[len(part) // 2 :]
+        total = total + part[0]
+    assert backward.grads is not None
+    assert torch.equal(backward.grads["logits.bias"][0], total)
