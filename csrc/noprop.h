@@ -6,7 +6,8 @@
  * elements. Nothing is allocated that outlives a call but each thread's workspace.
  *
  * Contents (labels, row indices, features that are not finite) are checked before any write. Sizes
- * and addresses are trusted: the caller has checked them.
+ * and addresses are trusted: the caller has checked them, and that some layer reads each result but
+ * the last.
  */
 #ifndef NOPROP_H
 #define NOPROP_H

@@ -29,7 +29,7 @@ bool all_finite(const void* data, int32_t dtype, int64_t count) {
 // `rounds` bursts of multiply-adds, on as many accumulators as hide their latency; returns the
 // billions of operations done
 double fma_gflop(int64_t rounds) {
-  constexpr int kSums = kLanes == 16 ? 24 : 12;
+  constexpr int kSums = NOPROP_REGISTERS == 32 ? 24 : 12;
   constexpr int64_t kRound = 100000;
   Vec sums[kSums];
 #pragma GCC unroll 24

@@ -12,18 +12,20 @@
 
 namespace noprop {
 
-extern const Isa k_avx512, k_avx2, k_baseline;
+extern const Isa k_avx512, k_avx2, k_neon, k_baseline;
 
 namespace {
 
 #if defined(__x86_64__)
 const Isa* const kIsas[] = {&k_avx512, &k_avx2, &k_baseline};  // best first
+#elif defined(__aarch64__)
+const Isa* const kIsas[] = {&k_neon};
 #else
 const Isa* const kIsas[] = {&k_baseline};
 #endif
 constexpr int32_t kNumIsas = sizeof kIsas / sizeof kIsas[0];
 
-bool runs_here(const Isa& isa) {
+bool runs_here([[maybe_unused]] const Isa& isa) {
 #if defined(__x86_64__)
   if (std::strcmp(isa.name, "avx512") == 0)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -31,7 +33,7 @@ bool runs_here(const Isa& isa) {
   if (std::strcmp(isa.name, "avx2") == 0)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  return std::strcmp(isa.name, "baseline") == 0;
+  return true;  // what every processor of this architecture has
 }
 
 int32_t best_isa() {
