@@ -18,7 +18,8 @@ class Contender:
     """Trains all T blocks of a problem, K steps a call.
 
     Attributes:
-        maths: what is computed, "adamw", "sgd" or "end_to_end"; only equals are compared.
+        maths: what is computed, "adamw", "sgd", "end_to_end" or "inference"; only equals are
+            compared.
 
     Args:
         problem: what to train; its tensors are left as they are.
@@ -57,6 +58,10 @@ class Contender:
         weights = 4 * self.shape.parameters
         moments = 0 if self.maths == "sgd" else 2 * weights
         return {"weights": weights, "optimizer": moments}
+
+    def gradient_bytes(self) -> int:
+        """Most bytes of parameters' gradients that exist at once."""
+        return 4 * self.shape.parameters
 
     def step_bytes(self, indices: Tensor) -> int | None:
         """Most bytes that a step holds beside `resident`: activations, gradients, workspace.
@@ -107,6 +112,7 @@ class Entry:
         make: (problem, threads) to contender.
         compiles: its first call compiles; failing to is then a result and no mistake.
         slow: left out of a quick run.
+        single: takes one step a call, and is timed at K = 1 alone.
         min_threads: fewer make it a copy of another contender.
     """
 
@@ -114,4 +120,5 @@ class Entry:
     make: Callable[[Problem, int], Contender]
     compiles: bool = False
     slow: bool = False
+    single: bool = False
     min_threads: int = 1

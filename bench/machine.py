@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,6 +89,25 @@ def best_rate(work: Callable[[], float], seconds: float) -> float:
         units = work()
         best = max(best, units / (time.perf_counter() - start))
     return best
+
+
+def circumstances(shape: str, threads: int) -> dict[str, Any]:
+    """What every result line says of its run."""
+    return {
+        "shape": shape,
+        "threads": threads,
+        "precision": "float32",
+        "cache": "warm",
+        "machine": describe(),
+        "versions": versions(),
+        "commit": commit(),
+        "date": now(),
+    }
+
+
+def rates(threads: int) -> dict[str, float]:
+    """The measured limits of the machine, for the result lines."""
+    return {"peak_gflops": peak_gflops(threads), "copy_gb_s": copy_gb_s(threads)}
 
 
 def peak_gflops(threads: int, seconds: float = 2.0) -> float:

@@ -11,23 +11,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .shapes import SHAPES
+from .shapes import INFERENCE_SHAPES, SHAPES
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-OURS = {"adamw": "ours", "sgd": "ours_sgd"}  # our contender by what is computed
-ORDER = list(SHAPES)
+OURS = ("ours", "ours_train_step", "ours_sgd")
+ORDER = [*SHAPES, *INFERENCE_SHAPES]
 
 Line = dict[str, Any]
 Group = tuple[str, int, int]  # shape, threads, K
 
 
 def read(paths: Iterable[Path]) -> list[Line]:
-    """The latest line of each contender, shape, threads, K and machine."""
+    """The latest line of each contender, shape, threads, K, kind and machine."""
     latest: dict[tuple, Line] = {}
     for path in paths:
         for text in path.read_text().splitlines():
             line = json.loads(text)
-            names = ("contender", "shape", "threads", "K")
+            names = ("contender", "maths", "shape", "threads", "K", "kind")
             key = (*(line.get(name) for name in names), line["machine"]["cpu"])
             if key not in latest or latest[key]["date"] <= line["date"]:
                 latest[key] = line
@@ -35,7 +35,8 @@ def read(paths: Iterable[Path]) -> list[Line]:
 
 
 def timed(lines: Iterable[Line]) -> list[Line]:
-    return [line for line in lines if "error" not in line]
+    """The lines of contenders that were timed side by side."""
+    return [line for line in lines if "error" not in line and line.get("kind") != "memory"]
 
 
 def groups(lines: Iterable[Line]) -> dict[Group, list[Line]]:
@@ -48,14 +49,13 @@ def groups(lines: Iterable[Line]) -> dict[Group, list[Line]]:
 
 def best_rival(group: Sequence[Line], maths: str) -> Line | None:
     """The fastest line that computes the same and is not ours."""
-    rivals = [
-        line for line in group if line["maths"] == maths and line["contender"] != OURS.get(maths)
-    ]
+    rivals = [line for line in group if line["maths"] == maths and line["contender"] not in OURS]
     return min(rivals, key=lambda line: line["ms_per_step"], default=None)
 
 
-def our_line(group: Sequence[Line], maths: str) -> Line | None:
-    return next((line for line in group if line["contender"] == OURS.get(maths)), None)
+def our_lines(group: Sequence[Line], maths: str) -> list[Line]:
+    """Ours in each way of calling it."""
+    return [line for line in group if line["maths"] == maths and line["contender"] in OURS]
 
 
 def mebibytes(line: Line) -> str:
@@ -83,6 +83,11 @@ def plain_table(lines: Sequence[Line]) -> str:
                     mebibytes(line),
                 )
             )
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Fixed-width columns, the first two to the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
     def text(row: Sequence[str]) -> str:
@@ -100,31 +105,34 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def headline(lines: Sequence[Line], maths: str) -> tuple[str, list[str]]:
-    """The table of ours against the best rival, and where we lose."""
+    """The table of ours against the best rival, "" without a pair, and where we lose."""
     rows, lost = [], []
     for (shape, threads, K), group in groups(lines).items():
-        ours, best = our_line(group, maths), best_rival(group, maths)
-        if ours is None or best is None:
+        best = best_rival(group, maths)
+        if best is None:
             continue
-        ratio = best["ms_per_step"] / ours["ms_per_step"]
-        if ratio < 1:
-            lost.append(f"`{shape}` ({threads} threads, K = {K}: {ratio:.2f})")
-        rows.append(
-            (
-                f"`{shape}`",
-                str(threads),
-                str(K),
-                f"{ours['ms_per_step']:.2f} ({ours['ms_q20']:.2f} to {ours['ms_q80']:.2f})",
-                f"{best['ms_per_step']:.2f} `{best['contender']}`",
-                f"**{ratio:.2f}**",
-                f"{ours['share_of_peak']:.0%}",
+        for ours in our_lines(group, maths):
+            ratio = best["ms_per_step"] / ours["ms_per_step"]
+            if ratio < 1:
+                name = f"`{ours['contender']}`"
+                lost.append(f"`{shape}` ({name}, {threads} threads, K = {K}: {ratio:.2f})")
+            rows.append(
+                (
+                    f"`{shape}`",
+                    str(threads),
+                    str(K),
+                    f"`{ours['contender']}`",
+                    f"{ours['ms_per_step']:.2f} ({ours['ms_q20']:.2f} to {ours['ms_q80']:.2f})",
+                    f"{best['ms_per_step']:.2f} `{best['contender']}`",
+                    f"**{ratio:.2f}**",
+                    f"{ours['share_of_peak']:.0%}",
+                )
             )
-        )
     header = (
-        *("shape", "threads", "K", "ours, ms a step (20 to 80 %)"),
+        *("shape", "threads", "K", "called", "ours, ms a step (20 to 80 %)"),
         *("best rival, ms", "ratio", "share of peak"),
     )
-    return markdown(header, rows), lost
+    return markdown(header, rows) if rows else "", lost
 
 
 def rivals_table(lines: Sequence[Line], K: int) -> str:
@@ -148,7 +156,7 @@ def rivals_table(lines: Sequence[Line], K: int) -> str:
     return markdown((f"ms a step, {threads} threads, K = {K}", *(f"`{s}`" for s in chosen)), rows)
 
 
-def memory_table(lines: Sequence[Line], shape: str, threads: int, K: int) -> str:
+def step_table(lines: Sequence[Line], shape: str, threads: int, K: int) -> str:
     """MiB in parts; "step": the most a step adds, of gradients, activations and workspace."""
     rows = []
     for line in groups(lines).get((shape, threads, K), []):
@@ -156,6 +164,18 @@ def memory_table(lines: Sequence[Line], shape: str, threads: int, K: int) -> str
         cells = (f"{parts[name] / 2**20:.1f}" for name in ("weights", "optimizer"))
         rows.append((f"`{line['contender']}`", *cells, mebibytes(line) or "not seen"))
     return markdown((f"MiB, `{shape}`", "weights", "optimizer", "step"), rows)
+
+
+def memory_rows(lines: Iterable[Line]) -> list[tuple[str, ...]]:
+    """Header and rows of bench.memory's lines: MiB in parts, and milliseconds a step."""
+    parts = ("weights", "gradients", "optimizer", "activations", "workspace")
+    rows: list[tuple[str, ...]] = [("shape", "contender", *parts, "RSS growth", "ms/step")]
+    for line in lines:
+        if line.get("kind") == "memory" and "error" not in line:
+            sizes = [line["memory_bytes"][part] for part in (*parts, "rss_growth")]
+            cells = (f"{size / 2**20:.1f}" for size in sizes)
+            rows.append((line["shape"], line["contender"], *cells, f"{line['ms_per_step']:.2f}"))
+    return rows
 
 
 def highest_peaks(lines: Iterable[Line]) -> dict[int, float]:
@@ -168,7 +188,7 @@ def highest_peaks(lines: Iterable[Line]) -> dict[int, float]:
 
 def rescaled(line: Line, peaks: dict[int, float]) -> Line:
     """A timed line's share of the highest peak."""
-    if "error" in line:
+    if "share_of_peak" not in line:
         return {}
     return {"share_of_peak": line["share_of_peak"] * line["peak_gflops"] / peaks[line["threads"]]}
 
@@ -181,8 +201,7 @@ def readme_section(lines: Sequence[Line]) -> str:
         if not timed(own):
             continue
         last = max(timed(own), key=lambda line: line["date"])
-        threads, K = last["threads"], max(line["K"] for line in timed(own))
-        peaks = highest_peaks(own)
+        peaks = highest_peaks(timed(own))
         own = [line | rescaled(line, peaks) for line in own]
         peak = ", ".join(f"{rate:.0f} GF/s on {count}" for count, rate in sorted(peaks.items()))
         parts.append(
@@ -190,16 +209,27 @@ def readme_section(lines: Sequence[Line]) -> str:
             f"{last['precision']}, torch {last['versions']['torch']}, {last['date'][:10]}, "
             f"commit `{last['commit'][:12]}`. Ratio: the best rival's time over ours."
         )
-        for maths, title in (("adamw", "AdamW"), ("sgd", "SGD")):
+        titles = {"adamw": "AdamW", "sgd": "SGD", "inference": "Inference, x1 and x1024 rows"}
+        for maths, title in titles.items():
             table, lost = headline(own, maths)
-            parts += [f"{title}:", table]
+            if table:
+                parts += [f"{title}:", table]
             if lost:
                 parts.append("Slower than the best rival: " + ", ".join(lost) + ".")
-        threads = max(line["threads"] for line in timed(own))
-        parts.append(rivals_table(own, K))
-        shapes = [s for s in ORDER if (s, threads, K) in groups(own)]
-        shape = "small" if "small" in shapes else shapes[-1]
-        parts.append(memory_table(own, shape, threads, K))
+        measured = memory_rows(own)
+        for answers in (False, True):
+            chosen = [line for line in own if (line["maths"] == "inference") is answers]
+            if not timed(chosen):
+                continue
+            K = max(line["K"] for line in timed(chosen))
+            threads = max(line["threads"] for line in timed(chosen))
+            parts.append(rivals_table(chosen, K))
+            if not answers and len(measured) == 1:
+                shapes = [s for s in ORDER if (s, threads, K) in groups(chosen)]
+                shape = "small" if "small" in shapes else shapes[-1]
+                parts.append(step_table(chosen, shape, threads, K))
+        if len(measured) > 1:
+            parts += ["Memory in MiB:", markdown(measured[0], measured[1:])]
         failed = {line["contender"]: line["error"] for line in own if "error" in line}
         parts += [f"`{name}` was not timed: {text[:200]}" for name, text in failed.items()]
     return "\n\n".join(parts)
@@ -239,7 +269,7 @@ def draw_chart(path: Path, lines: Sequence[Line]) -> None:
             if best and line:
                 places.append(at + (i + 0.5) * width - 0.4)
                 speeds.append(best["ms_per_step"] / line["ms_per_step"])
-        color = "black" if name == OURS["adamw"] else f"C{i % 10}"
+        color = "black" if name in OURS else f"C{i % 10}"
         axes.bar(places, speeds, width, label=name, color=color)
     axes.axhline(1, color="gray", linewidth=0.8)
     axes.set_xticks(range(len(chosen)), chosen)

@@ -1,6 +1,6 @@
 """The sizes that are measured, and the floating-point operations of one step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Shape:
         rest = 6 * (2 * self.H * self.H + self.H * self.M)
         return self.T * self.B * (stems + rest)
 
+    @property
+    def inference_flop(self) -> int:
+        """Operations of the chain on B rows: its products."""
+        inputs = self.F + self.D + 2 * self.H + self.M
+        return 2 * self.T * self.B * inputs * self.H
+
 
 SHAPES = {
     shape.name: shape
@@ -54,4 +60,10 @@ SHAPES = {
         Shape("stream", B=32, F=784, H=256, D=10, M=10, T=10),
         Shape("wide", B=128, F=784, H=1024, D=10, M=10, T=10),
     )
+}
+
+INFERENCE_SHAPES = {
+    (shape := replace(SHAPES[name], name=f"{name}_x{B}", B=B)).name: shape
+    for name in ("small", "wide")
+    for B in (1, 1024)
 }

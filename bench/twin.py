@@ -15,6 +15,15 @@ def block(w: Weights, t: int, x: Tensor, z: Tensor) -> Tensor:
     return linear(f, w["logits.weight"][t], w["logits.bias"][t]).softmax(dim=1)
 
 
+def chain(problem: Problem, w: Weights, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """u_hat_T and z_T (B, D) of the chain z_t = a_t u_hat_t + b_t z_{t-1} from z_0 = z."""
+    u_hat = z
+    for t, (a, b) in enumerate(zip(problem.a.double(), problem.b.double(), strict=True)):
+        u_hat = block(w, t, x, z)
+        z = a * u_hat + b * z
+    return u_hat, z
+
+
 def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Tensor, Weights]:
     """Losses and weights after the steps, float64.
 
@@ -31,15 +40,12 @@ def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Ten
     w = {name: value.double().requires_grad_() for name, value in p.weights.items()}
     make = torch.optim.SGD if maths == "sgd" else torch.optim.AdamW
     optimizer = make(w.values(), lr=p.lr, weight_decay=p.weight_decay)
-    signal, noise, weight, a, b = (v.double() for v in (p.signal, p.noise, p.weight, p.a, p.b))
+    signal, noise, weight = (value.double() for value in (p.signal, p.noise, p.weight))
     history = []
     for rows, e in zip(indices, eps.double(), strict=True):
         x, u_y = p.X[rows].double(), one_hot(p.Y[rows], p.shape.M).double()
         if maths == "end_to_end":
-            z = u_hat = e[0]
-            for t in range(T):
-                u_hat = block(w, t, x, z)
-                z = a[t] * u_hat + b[t] * z
+            u_hat, _ = chain(p, w, x, e[0])
             losses = (u_hat - u_y).square().sum(dim=1).mean().view(1)
         else:
             u_hats = [block(w, t, x, signal[t] * u_y + noise[t] * e[t]) for t in range(T)]
@@ -50,6 +56,19 @@ def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Ten
         optimizer.step()
         history.append(losses.detach())
     return torch.stack(history), {name: value.detach() for name, value in w.items()}
+
+
+def check_chain(problem: Problem, x: Tensor, z_0: Tensor, z_T: Tensor) -> None:
+    """Raise unless the float32 z_T (B, D) is the twin's within 1e-4; z_T is of the size of 1.
+
+    Raises:
+        Mismatch: it differs.
+    """
+    w = {name: value.double() for name, value in problem.weights.items()}
+    _, want = chain(problem, w, x.double(), z_0.double())
+    error = (z_T.double() - want).abs().max().item()
+    if not error <= 1e-4:
+        raise Mismatch(f"z_T differs from the float64 twin's by {error:.1e}")
 
 
 class Mismatch(Exception):

@@ -75,7 +75,8 @@ def check_inputs(
 def packed(x: Tensor) -> Tensor:
     """(slices, B, F) with contiguous rows; an expanded first dimension stays expanded."""
     if x.stride(0) == 0:
-        return x[:1].contiguous().expand(x.shape)
+        ready = x.stride()[1:] == (x.shape[2], 1)
+        return x if ready else x[:1].contiguous().expand(x.shape)
     return x.contiguous()
 
 
@@ -83,9 +84,9 @@ def check_labels(op: str, y: object, B: int | None, M: int, device: torch.device
     """`y`, (B,) int64; contents are looked at on the CPU alone, where that waits for nothing."""
     tensor = check_tensor(op, "y", y, shape=(B,), dtype=INT64, device=device)
     if device.type == "cpu" and tensor.numel():
-        low, high = tensor.aminmax()
+        low, high = map(int, tensor.aminmax())
         if low < 0 or high >= M:
-            raise ValueError(f"{op}: y must be in [0, {M}), got {int(low)} to {int(high)}")
+            raise ValueError(f"{op}: y must be in [0, {M}), got {low} to {high}")
     return tensor
 
 

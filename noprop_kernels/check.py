@@ -29,10 +29,10 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-    fits = len(value.shape) == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, value.shape, strict=True)
-    )
-    if not fits:
+    got = [*value.shape]
+    if len(got) != len(shape) or got != [
+        size if want is None else want for want, size in zip(shape, got, strict=True)
+    ]:
         raise ValueError(
             f"{op}: {name} must have shape {shape_text(shape)}, got {shape_text(value.shape)}"
         )

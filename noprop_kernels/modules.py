@@ -56,7 +56,7 @@ def shared_module(stack: "StackedModule", i: int) -> fx.GraphModule:
     """Slice i on the stack's storage, in its mode; detach() shares the version counter as well."""
 
     def view(name: str) -> Tensor:
-        return stack._tensors([name])[name].detach()[i]
+        return stack._tensors((name,))[0].detach()[i]
 
     return graph_module(stack.plan, view, view).train(stack.training)
 
@@ -65,7 +65,7 @@ def copied_module(stack: "StackedModule", i: int) -> fx.GraphModule:
     """Slice i with tensors of its own, in the stack's mode."""
 
     def copy(name: str) -> Tensor:
-        return stack._tensors([name])[name].detach()[i].clone()
+        return stack._tensors((name,))[0].detach()[i].clone()
 
     return graph_module(stack.plan, copy, copy).train(stack.training)
 
@@ -83,6 +83,6 @@ def load(stack: "StackedModule", blocks: Sequence[nn.Module]) -> None:
         for name, shape in shapes.items():
             check_tensor(op, name, state.get(name), shape=shape)
     with torch.no_grad():
-        for name, tensor in stack._tensors(shapes).items():
+        for name, tensor in zip(shapes, stack._tensors((*shapes,)), strict=True):
             for i, state in enumerate(states):
                 tensor[i].copy_(state[name])

@@ -5,6 +5,7 @@ it until the extension returns.
 """
 
 import functools
+import time
 from typing import Any
 
 import torch
@@ -72,7 +73,13 @@ def set_isa(name: str | None) -> None:
 
 def threads() -> int:
     """Threads a call uses: those that the process may have, at most torch.get_num_threads()."""
-    return min(_C.processors(), torch.get_num_threads())
+    return min(_processors(int(time.monotonic())), torch.get_num_threads())
+
+
+@functools.lru_cache(maxsize=1)
+def _processors(second: int) -> int:
+    """Read once a second: affinity and quota may change, and to read them takes 20 us."""
+    return _C.processors()
 
 
 def fma_gflop(num_threads: int, rounds: int) -> float:
@@ -108,19 +115,28 @@ def _native_plan(plan: Plan) -> Any:
     return _C.Plan(widths, number["z"], layers)
 
 
+@functools.lru_cache(maxsize=64)
+def _places(plan: Plan) -> dict[str, int]:
+    """Where each tensor's addresses begin in the extension's list, which has 20 a layer."""
+    parts = {"weight": 0, "bias": 4, "norm.weight": 8, "norm.bias": 12}
+    parts |= {"norm.running_mean": 16, "norm.running_var": 17}
+    return {
+        f"{layer}.{part}": 20 * i + place
+        for i, layer in enumerate(plan.layers)
+        for part, place in parts.items()
+    }
+
+
 def _state(
     slices: Slices, grads: dict[str, Tensor] | None = None, stats: dict[str, Tensor] | None = None
 ) -> list[int]:
-    groups = (slices.params, slices.m, slices.v, grads or {})
-    addresses = []
-    for layer in slices.plan.layers:
-        for part in ("weight", "bias", "norm.weight", "norm.bias"):
-            addresses += [_address(group.get(f"{layer}.{part}")) for group in groups]
-        for group in (slices.stats, stats or {}):
-            addresses += [
-                _address(group.get(f"{layer}.norm.{part}"))
-                for part in ("running_mean", "running_var")
-            ]
+    places = _places(slices.plan)
+    addresses = [0] * (20 * len(slices.plan.layers))
+    groups = ((slices.params, 0), (slices.m, 1), (slices.v, 2), (grads, 3))
+    for group, offset in (*groups, (slices.stats, 0), (stats, 2)):
+        if group:
+            for name, address in zip(group, map(Tensor.data_ptr, group.values()), strict=True):
+                addresses[places[name] + offset] = address
     return addresses
 
 

@@ -8,6 +8,7 @@ together.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 from .check import check_positive
@@ -182,6 +183,10 @@ class Plan:
         )
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash((tuple(self.inputs.items()), tuple(self.layers.items())))
 
     def __getstate__(self) -> dict[str, dict]:

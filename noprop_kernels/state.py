@@ -7,7 +7,8 @@ contiguous tensors, so that .to(), deepcopy, pickle, safetensors and torch.optim
 module.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -22,32 +23,24 @@ from .goal import Numbers
 from .noise import initial_parameters
 from .optimizers import Optimizer
 from .plan import Plan
+from .tree import all_names, find, place
 
 INT64 = range(-(2**63), 2**63)
+FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
 
 
-class Node(nn.Module):
-    """A place in the module tree; it holds tensors and computes nothing."""
+class Memo(dict):
+    """What calls keep for later ones, beside what it was made of, which they compare with what is
+    there now. An object's copies and files start without it.
+    """
 
+    def keep(self, key: tuple, value: Any) -> None:
+        if len(self) >= 64:
+            self.clear()
+        self[key] = value
 
-def place(root: nn.Module, name: str, value: Tensor) -> None:
-    """Registers a parameter, or a plain tensor as a buffer, under its dotted name."""
-    *path, key = name.split(".")
-    module = root
-    for part in path:
-        if part not in module._modules:
-            try:
-                module.add_module(part, Node())
-            except KeyError:
-                raise ValueError(
-                    f"{type(root).__name__}: plan must not name a layer {part!r}, "
-                    "which is an attribute of the module"
-                ) from None
-        module = module.get_submodule(part)
-    if isinstance(value, nn.Parameter):
-        module.register_parameter(key, value)
-    else:
-        module.register_buffer(key, value)
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Memo, ()
 
 
 def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
@@ -55,6 +48,22 @@ def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
     if not seeds or not all(type(value) is int and value in INT64 for value in seeds):
         raise ValueError(f"{op}: seed must be an int64 or a list of at least one, got {seed!r}")
     return seeds
+
+
+def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
+    """`lr`, a number, (K,) or (K, n), as (K, n) float64; any other is refused."""
+    value = torch.as_tensor(lr, dtype=torch.float64).detach()
+    if value.ndim == 1 and len(value) == K:
+        value = value[:, None]
+    if value.shape not in ((), (K, 1), (K, n)):
+        raise ValueError(
+            f"{op}: lr must be a number or have shape ({K},) or ({K}, {n}), "
+            f"got {shape_text(value.shape)}"
+        )
+    # numbers on a GPU are not waited for
+    if value.device.type == "cpu" and not bool((value.isfinite() & (value >= 0)).all()):
+        raise ValueError(f"{op}: lr must be finite and at least 0, got {value.min().item()}")
+    return value.expand(K, n)
 
 
 class StackedModule(nn.Module):
@@ -74,9 +83,8 @@ class StackedModule(nn.Module):
     draws: Tensor
     updates: Tensor
     W_embed: Tensor | None
-    _signal: Tensor
-    _noise: Tensor
-    _weight: Tensor
+    _numbers: Tensor
+    _buffers: dict[str, Any]  # read where nn.Module's search for an attribute would cost
 
     def __init__(
         self,
@@ -124,8 +132,8 @@ class StackedModule(nn.Module):
         self.register_buffer("seeds", seeds)
         self.register_buffer("draws", torch.zeros(N, dtype=torch.int64))
         self.register_buffer("updates", torch.zeros(N, dtype=torch.int64))
-        for name in ("signal", "noise", "weight"):
-            self.register_buffer(f"_{name}", getattr(numbers, name), persistent=False)
+        stacked = torch.stack([numbers.signal, numbers.noise, numbers.weight])
+        self.register_buffer("_numbers", stacked, persistent=False)
 
     def _initialise(self, block: Tensor) -> None:
         """Draws the parameters, under block (N,), and makes their moments and statistics.
@@ -134,6 +142,13 @@ class StackedModule(nn.Module):
         """
         self._params = tuple(self.plan.parameters())
         self._stats = tuple(self.plan.statistics())
+        self._memo = Memo()
+        shapes = {**self.plan.parameters(), **self.plan.statistics()}
+        self._shapes = {
+            name + suffix: (len(self), *shape)
+            for name, shape in shapes.items()
+            for suffix in ("", "_m", "_v")
+        }
         moments = self.optimizer.moments if self.optimizer is not None else ()
         with torch.no_grad():
             params = initial_parameters(self.plan, self.seeds, block)
@@ -147,11 +162,11 @@ class StackedModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.draws.device
+        return self._buffers["draws"].device
 
     def __len__(self) -> int:
         """N, the slices held."""
-        return len(self.draws)
+        return self._buffers["draws"].shape[0]
 
     def advance(self) -> None:
         """Moves every slice's `draws` by one, so that the next `loss` draws new noise."""
@@ -159,35 +174,37 @@ class StackedModule(nn.Module):
 
     # every call of a backend
 
-    def _tensors(self, names: Iterable[str], suffix: str = "") -> dict[str, Tensor]:
-        """State at name + suffix by name, fit to be addressed by a kernel."""
-        found = {name: attrgetter(name + suffix)(self) for name in names}
-        N, device = len(self), self.device
-        for name, value in found.items():
-            ordinary = value.dtype == torch.float32 and value.is_contiguous()
-            if not (ordinary and value.shape[0] == N and value.device == device):
+    def _tensors(self, names: tuple[str, ...]) -> list[Tensor]:
+        """The state's tensors as they are now, fit to be addressed by a kernel."""
+        tensors, device = find(self, names), self.device
+        facts = [[*map(fact, tensors)] for fact in FACTS]
+        if facts == self._memo.get((names, device)):
+            return tensors
+        for name, value, *got in zip(names, tensors, *facts, strict=True):
+            shape = self._shapes[name]
+            if got != [True, torch.float32, shape, device]:
                 raise ValueError(
-                    f"{type(self).__name__}: {name}{suffix} must be a contiguous torch.float32 "
-                    f"tensor of {N} slices on {device}, got {shape_text(value.shape)} "
+                    f"{type(self).__name__}: {name} must be a contiguous torch.float32 tensor of "
+                    f"shape {shape_text(shape)} on {device}, got {shape_text(value.shape)} "
                     f"{value.dtype} with strides {value.stride()} on {value.device}"
                 )
-        return found
+        self._memo.keep((names, device), facts)  # those of any tensors that fit
+        return tensors
 
     def _slices(self, index: Tensor) -> Slices:
         moments = self.optimizer.moments if self.optimizer is not None else ()
-        m, v = (
-            self._tensors(self._params, f"_{moment}") if moment in moments else {}
-            for moment in ("m", "v")
-        )
+        params, stats = self._params, self._stats
+        tensors = iter(self._tensors(all_names(params, moments, stats)))
+        buffers = self._buffers
         return Slices(
             plan=self.plan,
-            params=self._tensors(self._params),
-            m=m,
-            v=v,
-            stats=self._tensors(self._stats),
-            seeds=self.seeds,
-            draws=self.draws,
-            updates=self.updates,
+            params=dict(zip(params, tensors, strict=False)),
+            m=dict(zip(params, tensors, strict=False)) if "m" in moments else {},
+            v=dict(zip(params, tensors, strict=False)) if "v" in moments else {},
+            stats=dict(zip(stats, tensors, strict=True)),
+            seeds=buffers["seeds"],
+            draws=buffers["draws"],
+            updates=buffers["updates"],
             index=index,
         )
 
@@ -206,35 +223,45 @@ class StackedModule(nn.Module):
     @staticmethod
     def _state(slices: Slices) -> list[Tensor]:
         groups = (slices.params, slices.m, slices.v, slices.stats)
-        return [*(tensor for group in groups for tensor in group.values()), slices.updates]
+        return [*chain.from_iterable(group.values() for group in groups), slices.updates]
+
+    def _at(self, index: Tensor) -> slice | Tensor:
+        """`index` where the numbers are; of neighbours a slice, so that nothing is copied."""
+        positions = index.tolist()
+        if positions == list(range(positions[0], positions[-1] + 1)):
+            return slice(positions[0], positions[-1] + 1)
+        return index.to(self.device)
 
     def _mix(self, index: Tensor, K: int, B: int, rows: int | None = None) -> Mix:
-        at = index.to(self.device)
-
-        def expand(numbers: Tensor) -> Tensor:
-            return numbers[at].view(1, -1, 1).expand(K, len(index), B)
-
-        return Mix(
-            signal=expand(self._signal),
-            noise=expand(self._noise),
-            weight=expand(self._weight),
+        key = ("mix", *index.tolist(), K, B, rows)
+        numbers, W_embed = self._buffers["_numbers"], self._buffers["W_embed"]
+        before = self._memo.get(key)
+        if before is not None and before[0] is numbers and before[1].W_embed is W_embed:
+            return before[1]
+        at = numbers[:, None, self._at(index), None].expand(3, K, len(index), B)
+        mix = Mix(
+            signal=at[0],
+            noise=at[1],
+            weight=at[2],
             flow=self._flow,
             sigma=self._sigma,
             head=self._head,
-            W_embed=self.W_embed,
+            W_embed=W_embed,
             D=self.D,
             rows=B if rows is None else rows,
         )
+        self._memo.keep(key, (numbers, mix))
+        return mix
 
     def _noise_at(
         self, index: Tensor, block: Tensor, draw: Tensor | None = None, first_row: int = 0
     ) -> Noise:
         """The address of K steps' noise; draw (K, n) is by default the slices' own."""
-        K = len(block)
-        at = index.to(self.device)
+        K, at, buffers = len(block), self._at(index), self._buffers
         if draw is None:
-            draw = self.draws[at] + torch.arange(K, device=self.device)[:, None]
-        return Noise(self.seeds[at], draw, block, self._stream, first_row)
+            own: Tensor = buffers["draws"][None, at].clone()  # the call moves the original
+            draw = own if K == 1 else own + torch.arange(K, device=self.device)[:, None]
+        return Noise(buffers["seeds"][at], draw, block, self._stream, first_row)
 
     # training
 
@@ -253,24 +280,22 @@ class StackedModule(nn.Module):
                 f"{op}: optimizer must not be None here; give one to {type(self).__name__}, or use "
                 "loss(), a torch.optim optimizer and advance()"
             )
-        n = len(index)
-        value = torch.as_tensor(self.optimizer.lr if lr is None else lr, dtype=torch.float64)
-        if value.ndim == 1 and len(value) == K:
-            value = value[:, None]
-        if value.shape not in ((), (K, 1), (K, n)):
-            raise ValueError(
-                f"{op}: lr must be a number or have shape ({K},) or ({K}, {n}), "
-                f"got {shape_text(value.shape)}"
-            )
-        # numbers on a GPU are not waited for
-        if value.device.type == "cpu" and not bool((value.isfinite() & (value >= 0)).all()):
-            raise ValueError(f"{op}: lr must be finite and at least 0, got {value.min().item()}")
-        decay = torch.as_tensor(self.optimizer.weight_decay, dtype=torch.float64).expand(len(self))
-        return Rule(
+        n = index.shape[0]
+        lr = self.optimizer.lr if lr is None else lr
+        number, device = isinstance(lr, float | int), self.device
+        key = ("rule", *index.tolist(), K, device, lr)
+        before = self._memo.get(key) if number else None
+        if before is not None and before[0] is self.optimizer:
+            return before[1]
+        decay = torch.as_tensor(self.optimizer.weight_decay, dtype=torch.float64)
+        rule = Rule(
             self.optimizer,
-            value.detach().to(self.device).expand(K, n),
-            decay[index].to(self.device),
+            check_rates(op, lr, K, n).to(device),
+            decay.expand(len(self))[index].to(device),
         )
+        if number:
+            self._memo.keep(key, (self.optimizer, rule))
+        return rule
 
     def _step_lr(self, op: str, lr: object, index: Tensor) -> Rule:
         """The rule of one step, whose lr is a number or (n,)."""

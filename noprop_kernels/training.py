@@ -1,6 +1,7 @@
 """Blocks that train in fused steps: one, many in one call, or its halves, gradients and update."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class TrainedBlocks(StackedModule):
     """The slices (replica, block) of a goal's chain, and the fused training of any of them."""
 
     t: Tensor
+    _block: Tensor
 
     def __init__(
         self,
@@ -57,10 +59,11 @@ class TrainedBlocks(StackedModule):
             M=plan.widths[plan.output],
         )
         self.register_buffer("t", t)
+        self.register_buffer("_block", t - 1, persistent=False)
         self.goal = goal
         self.held = tuple(sorted(held))
         self.replicas = len(seeds)
-        self._initialise(t - 1)
+        self._initialise(self._block)
 
     @property
     def T(self) -> int:
@@ -105,10 +108,10 @@ class TrainedBlocks(StackedModule):
             BackendError: no backend can run it.
         """
         op = "train_step"
-        index = self._index(op, blocks)
+        index, empty = self._index(op, blocks), self._empty
+        n = len(index)
         rule = self._step_lr(op, lr, index)
-        inputs, B = self._batch(op, x, y, len(index))
-        n, empty = len(index), self._empty
+        inputs, B = self._batch(op, x, y, n)
         out = self._new_out(1, n)
         out.error = empty(n, B)
         if z is None:
@@ -237,7 +240,9 @@ class TrainedBlocks(StackedModule):
             first_row=first_row,
             rows=rows,
         )
-        return Gradients(out.grads, out.loss[0], out.error, out.applied[0], index, rows, out.stats)
+        return Gradients(
+            out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
+        )
 
     def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
         """The second half of `train_step`: moves the slices of `grads`, and `draws` by one.
@@ -289,16 +294,20 @@ class TrainedBlocks(StackedModule):
     def _index(self, op: str, blocks: Blocks) -> Tensor:
         """(n,) positions of the slices of `blocks`, replica-major."""
         if blocks is None:
-            return torch.arange(len(self))
+            return positions(self.held, self.held, self.replicas)
         ts = check_blocks(op, "blocks", [blocks] if isinstance(blocks, int) else blocks, self.T)
         if missing := [t for t in ts if t not in self.held]:
             raise ValueError(f"{op}: blocks must be among {list(self.held)}, held, got {missing}")
-        at = torch.tensor([self.held.index(t) for t in ts], dtype=torch.int64)
-        return (torch.arange(self.replicas)[:, None] * len(self.held) + at).flatten()
+        return positions(tuple(ts), self.held, self.replicas)
 
     def _noise_block(self, index: Tensor, K: int) -> Tensor:
         """Philox' block t - 1 of the slices, (K, n)."""
-        return (self.t[index.to(self.device)] - 1).expand(K, len(index))
+        block, key = self._buffers["_block"], ("block", *index.tolist(), K)
+        before = self._memo.get(key)
+        if before is None or before[0] is not block:
+            before = block, block[self._at(index)].expand(K, len(index))
+            self._memo.keep(key, before)
+        return before[1]
 
     def _batch(
         self, op: str, x: Inputs, y: Tensor, n: int, *, training: bool = True
@@ -317,6 +326,13 @@ class TrainedBlocks(StackedModule):
                 f'{op}: plan must have a "z" of the width D = {self.D} of an embedding where z is '
                 f"drawn, got {width}; train_step takes features of it as z="
             )
+
+
+@lru_cache(maxsize=256)
+def positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:
+    """(n,), where the blocks `ts` stand in every replica; of all calls alike, so never written."""
+    at = [r * len(held) + held.index(t) for r in range(replicas) for t in ts]
+    return torch.tensor(at, dtype=torch.int64, device="cpu")
 
 
 def check_blocks(op: str, name: str, blocks: Sequence[int], T: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
 from bench import machine, report, run
+from bench.contender import Contender
 from bench.rivals.sequential import Sequential
 from bench.shapes import SHAPES, Shape
 
@@ -41,13 +43,21 @@ def test_latest_line_counts_and_the_ratio_is_to_the_best_rival(tmp_path):
     assert report.headline(with_sgd, "adamw")[0] == table  # other maths is no rival
 
 
+def test_ours_is_shown_in_both_ways_of_calling_it():
+    lines = [line("ours", 10.0), line("ours_train_step", 12.0), line("fast", 15.0)]
+    table, lost = report.headline(lines, "adamw")
+    assert "| `ours` | 10.00" in table and "| **1.50** |" in table
+    assert "| `ours_train_step` | 12.00" in table and "| **1.25** |" in table
+    assert not lost and len(table.splitlines()) == 4
+
+
 def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):
     results = write(tmp_path / "r", [line("ours", 20.0), line("fast", 15.0)])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
     assert report.main([str(results), "--readme", str(readme)]) == 0
     text = readme.read_text()
-    assert "Slower than the best rival: `small` (2 threads, K = 50: 0.75)." in text
+    assert "Slower than the best rival: `small` (`ours`, 2 threads, K = 50: 0.75)." in text
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="bench:begin"):
@@ -59,10 +69,14 @@ def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):
 def test_sample_is_milliseconds_a_step(monkeypatch, K):
     clock = 0.0
 
-    class Slow:
-        def steps(self, indices):
+    class Slow(Contender):
+        def __init__(self):
+            pass
+
+        def steps(self, indices, eps=None):
             nonlocal clock
             clock += 0.003 * len(indices)
+            return indices
 
     monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock))
     assert run.sample(Slow(), torch.zeros(K, 2)) == pytest.approx(3.0)
@@ -94,27 +108,34 @@ def test_runner_times_what_is_right_and_refuses_what_is_wrong(tmp_path, monkeypa
     monkeypatch.setattr(machine, "peak_gflops", lambda threads: 100.0)
     monkeypatch.setattr(machine, "copy_gb_s", lambda threads: 10.0)
     out = tmp_path / "lines.jsonl"
-    names = ["--contender", "ours", "sequential"]
+    names = ["--contender", "ours", "ours_train_step", "sequential"]
     common = ["--shape", "made-up", "--threads", "1", "--K", "1", "4", "--rounds", "3"]
     before = torch.get_num_threads()
     try:
         assert run.main([*common, *names, "--out", str(out)]) == 0
         lines = [json.loads(text) for text in out.read_text().splitlines()]
         got = [(each["contender"], each["K"], each["rounds"]) for each in lines]
-        assert got == [("ours", 1, 3), ("ours", 4, 3), ("sequential", 1, 3), ("sequential", 4, 3)]
+        assert got == [
+            *(("ours", 1, 3), ("ours", 4, 3), ("ours_train_step", 1, 3)),
+            *(("sequential", 1, 3), ("sequential", 4, 3)),
+        ]
         for each in lines:
             assert each["ms_q20"] <= each["ms_per_step"] <= each["ms_q80"]
             rate = shape.flop / (each["ms_per_step"] * 1e6)
             assert each["share_of_peak"] == pytest.approx(rate / 100)
         # all of a block's gradients and one step's activations at least
-        assert lines[2]["memory_bytes"]["step"] > 4 * shape.parameters / shape.T
+        assert lines[3]["memory_bytes"]["step"] > 4 * shape.parameters / shape.T
 
-        wrong = run.Entry("sequential", Lazy)
-        monkeypatch.setattr(run, "RIVALS", (wrong,))
+        wrong = replace(run.TRAINING, entries=(*run.OURS, run.Entry("sequential", Lazy)))
+        monkeypatch.setattr(run, "TRAINING", wrong)
         out.unlink()
         assert run.main([*common, *names, "--out", str(out)]) == 1
         lines = [json.loads(text) for text in out.read_text().splitlines()]
-        assert [each["contender"] for each in report.timed(lines)] == ["ours", "ours"]
+        assert [each["contender"] for each in report.timed(lines)] == [
+            "ours",
+            "ours",
+            "ours_train_step",
+        ]
         assert "Mismatch" in next(each["error"] for each in lines if "error" in each)
     finally:
         torch.set_num_threads(before)

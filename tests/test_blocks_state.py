@@ -106,8 +106,11 @@ def test_to_keeps_the_state_and_refuses_other_dtypes(backend):
         with pytest.raises(ValueError, match="parameters must stay torch.float32, got torch."):
             convert()
     assert_same(snapshot(blocks), before)
-    assert blocks.to("meta").hx.weight.device.type == "meta"
-    assert blocks._signal.device.type == "meta"
+    index = torch.arange(T)
+    for device in ("cpu", "meta"):
+        assert blocks.to(device).hx.weight.device.type == device
+        assert blocks._mix(index, 1, B).signal.device.type == device
+        assert blocks._noise_block(index, 1).device.type == device
 
 
 def test_loading_keeps_every_address(backend):
@@ -192,3 +195,133 @@ def test_batches_of_any_layout_leave_the_caller_alone(backend):
     kept = x.clone(), y.clone()
     make().train_step(x, y, input_grad=True)
     assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]) and x.shape == (B, F)
+
+
+def new_hx(blocks: nk.DenoisingBlocks, value: torch.Tensor) -> None:
+    """Replaces a layer's weight by `value` in a parameter of its own."""
+    blocks.hx.weight = torch.nn.Parameter(value)
+
+
+def change_data(blocks: nk.DenoisingBlocks, value: torch.Tensor) -> None:
+    blocks.hx.weight.data = value
+
+
+def change_storage(blocks: nk.DenoisingBlocks, value: torch.Tensor) -> None:
+    with torch.no_grad():
+        blocks.hx.weight.set_(value)
+
+
+def change_module(blocks: nk.DenoisingBlocks, value: torch.Tensor) -> None:
+    blocks.hx = copy.deepcopy(blocks.hx)
+    blocks.hx.weight.data.copy_(value)
+
+
+def assign_state(blocks: nk.DenoisingBlocks, value: torch.Tensor) -> None:
+    blocks.load_state_dict({**snapshot(blocks), "hx.weight": value}, assign=True)
+
+
+def move(blocks: nk.DenoisingBlocks, value: torch.Tensor) -> None:
+    """As .to(device) does, whose copies have addresses of their own."""
+    blocks._apply(torch.clone)
+    blocks.hx.weight.data.copy_(value)
+
+
+@pytest.mark.parametrize(
+    "replace", [new_hx, change_data, change_storage, change_module, assign_state, move]
+)
+def test_a_step_takes_what_stands_there_now(backend, replace):
+    x, y = batch()
+    blocks, fresh = make("norm"), make("norm")
+    blocks.train_step(x, y)
+    fresh.load_state_dict(blocks.state_dict())
+    value = torch.randn(T, 6, F)
+    with torch.no_grad():
+        fresh.hx.weight.copy_(value)
+    old = blocks.hx.weight.detach()  # kept, so that nothing new stands at its address
+    replace(blocks, value.clone())
+    left = old.clone()
+    for _ in range(2):
+        assert torch.equal(blocks.train_step(x, y).loss, fresh.train_step(x, y).loss)
+    assert_same(snapshot(blocks), snapshot(fresh))
+    assert torch.equal(old, left)
+
+
+@pytest.mark.parametrize("name", ["hx.weight_m", "hx.weight_v", "hx.norm.running_mean", "draws"])
+def test_a_step_takes_the_buffers_that_stand_there_now(backend, name):
+    x, y = batch()
+    blocks, fresh = make("norm"), make("norm")
+    blocks.train_step(x, y)
+    fresh.load_state_dict(blocks.state_dict())
+    old = blocks.get_buffer(name)
+    path, _, key = name.rpartition(".")
+    setattr(blocks.get_submodule(path), key, old + 3)
+    fresh.get_buffer(name).add_(3)
+    left = old.clone()
+    assert torch.equal(blocks.train_step(x, y).loss, fresh.train_step(x, y).loss)
+    assert_same(snapshot(blocks), snapshot(fresh))
+    assert torch.equal(old, left)
+
+
+def test_a_copy_has_addresses_of_its_own(backend):
+    x, y = batch()
+    blocks = make("norm")
+    blocks.train_step(x, y)
+    for other in (copy.deepcopy(blocks), pickle.loads(pickle.dumps(blocks))):
+        before = snapshot(blocks)
+        other.train_step(x, y, blocks=2)
+        other.train_step(x, y)
+        assert_same(snapshot(blocks), before)
+        assert not torch.equal(other.hx.weight, blocks.hx.weight)
+
+
+@pytest.mark.parametrize(
+    "spoil, text",
+    [
+        (lambda m: m.mT, r"\(3, 6, 6\) torch.float32 with strides \(36, 1, 6\)"),
+        (lambda m: m[:2], r"got \(2, 6, 6\)"),
+        (lambda m: m.view(torch.int32), "got .* torch.int32"),
+        (lambda m: m.view(3, 36), r"got \(3, 36\)"),
+    ],
+    ids=["strides", "slices", "dtype", "shape"],
+)
+def test_a_tensor_spoilt_at_its_address_is_refused(backend, spoil, text):
+    x, y = batch()
+    blocks = nk.DenoisingBlocks(nk.plans.mlp(6, D, M, hidden=6), GOAL)
+    blocks.train_step(x[:, :6], y)
+    blocks.hx.weight_m.data = spoil(blocks.hx.weight_m)
+    with pytest.raises(ValueError, match=f"hx.weight_m must be a contiguous .*{text}"):
+        blocks.train_step(x[:, :6], y)
+    blocks.hx.weight_m = torch.zeros(3, 6, 6, device="meta")
+    with pytest.raises(ValueError, match="hx.weight_m must be a contiguous .* on meta"):
+        blocks.train_step(x[:, :6], y)
+    assert blocks.draws.eq(1).all()
+
+
+def test_numbers_of_a_step_follow_the_object(backend):
+    """The optimizer, its lr and the embedding as they are now, not as the step before had them."""
+    x, y = batch()
+    embedding, other = torch.randn(M, D), torch.randn(M, D)
+    blocks, fresh = make(embedding=embedding), make(embedding=other)
+    blocks.train_step(x, y, lr=0.1)
+    fresh.load_state_dict({**blocks.state_dict(), "W_embed": other})
+    blocks.W_embed = other.clone()
+    blocks.optimizer = fresh.optimizer = nk.AdamW(lr=0.02, weight_decay=(0.1, 0.2, 0.3))
+    for lr in (None, 0.1, 0.2, torch.tensor([0.1, 0.2, 0.3])):
+        fresh._memo.clear()
+        assert torch.equal(blocks.train_step(x, y, lr=lr).loss, fresh.train_step(x, y, lr=lr).loss)
+    assert_same(snapshot(blocks), snapshot(fresh))
+    for lr in (-1.0, float("nan"), float("inf")):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="lr must be finite"):
+                blocks.train_step(x, y, lr=lr)
+
+
+def test_what_gradients_return_is_the_callers(backend):
+    x, y = batch()
+    blocks, fresh = make(), make()
+    blocks.gradients(x, y).index.zero_()
+    blocks.gradients(x, y, blocks=2).index.zero_()
+    for t in (None, 2):
+        blocks.train_step(x, y, blocks=t)
+        fresh.train_step(x, y, blocks=t)
+    assert_same(snapshot(blocks), snapshot(fresh))

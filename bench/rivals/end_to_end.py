@@ -30,7 +30,7 @@ class EndToEnd(Contender):
         super().__init__(problem, threads)
         self.blocks = [Block(problem.weights, t) for t in range(self.shape.T)]
         self.a, self.b = problem.a.tolist(), problem.b.tolist()
-        self.checkpointed, self.parts = checkpointed, parts
+        self.checkpointed, self.parts, self.in_backward = checkpointed, parts, in_backward
         params = [param for block in self.blocks for param in block.parameters()]
         self.optimizers = []
         if in_backward:
@@ -72,6 +72,11 @@ class EndToEnd(Contender):
             for optimizer in self.optimizers:
                 self.update(optimizer)
         return history
+
+    def gradient_bytes(self) -> int:
+        if self.in_backward:  # each is freed by its own update
+            return 4 * max(param.numel() for param in self.blocks[0].parameters())
+        return super().gradient_bytes()
 
     def weights(self) -> Weights:
         return stack(self.blocks)

@@ -63,5 +63,8 @@ class Sequential(Contender):
                 losses[k, t] = self.step(t, x, u_y, eps[k, t])
         return losses
 
+    def gradient_bytes(self) -> int:
+        return 4 * self.shape.parameters // self.shape.T  # each block frees its own
+
     def weights(self) -> Weights:
         return stack(self.blocks)

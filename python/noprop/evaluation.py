@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop_kernels import noise
-
+from .export import z_0
 from .model import Model, in_parts
 
 SAMPLES = 5  # the paper's runs of inference
@@ -114,11 +113,11 @@ def _count(
     chain = blocks.predict(features, noise=True, keep="all", **draws)
     quiet = blocks.predict(features, noise=False, keep="all", seed=seed, first_row=first_row)
     u_hat, z = chain.u_hat[:, :, 0], chain.z[:, :, 0]  # (T, S, B, D)
-    z_0 = _z_0(model, len(x), **draws)
+    start = z_0(model, len(x), **draws)  # block 1 alone answers as block 1 of the chain
     T, schedule = blocks.goal.T, blocks.goal.schedule
-    before_last = z[-2] if T > 1 else z_0
+    before_last = z[-2] if T > 1 else start
     with torch.no_grad():
-        alone = [right(blocks.forward(features, z_0[s])) for s in range(samples)]  # (T,) each
+        alone = [right(blocks.forward(features, start[s])) for s in range(samples)]  # (T,) each
     return {
         "chain": right(chain.logits[:, :, 0]),
         "alone": torch.stack(alone, 1),
@@ -129,12 +128,3 @@ def _count(
         "quiet_chain": right(quiet.logits[:, :, 0]),  # (T, 1)
         "no_noise": right(model.read(quiet.z[-1, :, 0])),  # (1,)
     }
-
-
-def _z_0(model: Model, rows: int, *, samples: int, seed: int | None, first_row: int) -> Tensor:
-    """(S, B, D): the chain's own z_0, so that block 1 alone answers as block 1 of the chain."""
-    own = model.blocks.seeds[:1] if seed is None else torch.tensor([seed])
-    seeds = own.to(model.device).expand(samples)
-    draw = torch.arange(samples, device=model.device)
-    at = (noise.STREAM_INFERENCE, 0, draw, noise.BLOCK_Z_0, rows, model.blocks.D)
-    return noise.normal(seeds, *at, first_row=first_row)

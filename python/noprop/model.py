@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import noprop_kernels as nk
 from noprop_kernels.batches import scale_and_shift
 
-from . import checkpoint, description
+from . import checkpoint, description, export
 from .description import Json, field
 from .errors import InputError
 
@@ -151,6 +151,24 @@ class Model:
         with torch.no_grad():
             logits = self.head.forward(z.reshape(-1, z.shape[-1]))[0]
         return logits.view(*z.shape[:-1], -1)
+
+    def to_module(self, *, noise: bool = False) -> fx.GraphModule:
+        """Inference as one plain nn.Module: normalisation, encoder, T blocks, head, probabilities.
+
+        It is called as module(x), x (B, F) uint8 or float32, and returns softmax(logits) (B, M). It
+        has tensors of its own, is in eval mode, runs with PyTorch alone (an encoder needs its own
+        code), and goes through torch.export and torch.onnx. Without noise every row starts from
+        the same z_0, the buffer `z_0` (1, D), so that a row's answer does not depend on its place:
+        it is what `predict` answers for that row alone. `predict` gives the rows of a batch one
+        z_0 each; assign them, (B, D), to module.z_0 to get the same.
+
+        Args:
+            noise: draw z_0 and the noise of every step by torch.randn_like, in each call anew.
+
+        Raises:
+            ValueError: the plan has other inputs than "z" and one more.
+        """
+        return export.chain(self, noise)
 
     def save(self, folder: str | Path, training: Json | None = None) -> None:
         """Writes the model, optimizer state and counters included, into `folder` (checkpoint.py).
