@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, fx
 
 from . import autograd, modules
+from .arguments import seed_list
 from .batches import Inputs, check_inputs, check_labels, packed, rows_of, same_rows
 from .calls import AddNoiseCall, PredictCall
 from .check import check_count, check_positive
 from .results import Prediction, Update
-from .state import seed_list
 from .training import Blocks, TrainedBlocks
 
 

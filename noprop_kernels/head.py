@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import autograd
+from .arguments import seed_list
 from .batches import INT64, check_labels, gather_inputs, rows_of
 from .check import check_positive, check_tensor
 from .goal import DT, Numbers
@@ -13,7 +14,7 @@ from .noise import STREAM_HEAD
 from .optimizers import AdamW, Optimizer
 from .plan import Dense, Plan
 from .results import Step
-from .state import StackedModule, seed_list
+from .state import StackedModule
 
 INIT_BLOCK = 0xFFFF  # where its parameters are drawn: no block's
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from . import dispatch
+from .arguments import check_rates
 from .calls import Gather, Mix, Noise, Rule, Slices, TrainCall, TrainOut
 from .check import check_tensor, shape_text
 from .goal import Numbers
@@ -25,7 +26,6 @@ from .optimizers import Optimizer
 from .plan import Plan
 from .tree import all_names, find, place
 
-INT64 = range(-(2**63), 2**63)
 FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
 
 
@@ -41,29 +41,6 @@ class Memo(dict):
 
     def __reduce__(self) -> tuple[type, tuple]:
         return Memo, ()
-
-
-def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
-    if not seeds or not all(type(value) is int and value in INT64 for value in seeds):
-        raise ValueError(f"{op}: seed must be an int64 or a list of at least one, got {seed!r}")
-    return seeds
-
-
-def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
-    """`lr`, a number, (K,) or (K, n), as (K, n) float64; any other is refused."""
-    value = torch.as_tensor(lr, dtype=torch.float64).detach()
-    if value.ndim == 1 and len(value) == K:
-        value = value[:, None]
-    if value.shape not in ((), (K, 1), (K, n)):
-        raise ValueError(
-            f"{op}: lr must be a number or have shape ({K},) or ({K}, {n}), "
-            f"got {shape_text(value.shape)}"
-        )
-    # numbers on a GPU are not waited for
-    if value.device.type == "cpu" and not bool((value.isfinite() & (value >= 0)).all()):
-        raise ValueError(f"{op}: lr must be finite and at least 0, got {value.min().item()}")
-    return value.expand(K, n)
 
 
 class StackedModule(nn.Module):

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .arguments import seed_list
 from .batches import Inputs, Normalize, check_inputs, check_labels, gather_inputs, packed
 from .calls import UpdateCall
 from .check import check_count, check_positive, check_tensor
@@ -14,7 +15,7 @@ from .noise import STREAM_EPS
 from .optimizers import AdamW, Optimizer
 from .plan import Plan
 from .results import Gradients, Step
-from .state import StackedModule, seed_list
+from .state import StackedModule
 
 Blocks = int | Sequence[int] | None
 

@@ -1,0 +1,33 @@
+"""Arguments that carry numbers: seeds and learning rates, checked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .check import shape_text
+
+INT64 = range(-(2**63), 2**63)
+
+
+def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
+    if not seeds or not all(type(value) is int and value in INT64 for value in seeds):
+        raise ValueError(f"{op}: seed must be an int64 or a list of at least one, got {seed!r}")
+    return seeds
+
+
+def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
+    """`lr`, a number, (K,) or (K, n), as (K, n) float64; any other is refused."""
+    value = torch.as_tensor(lr, dtype=torch.float64).detach()
+    if value.ndim == 1 and len(value) == K:
+        value = value[:, None]
+    if value.shape not in ((), (K, 1), (K, n)):
+        raise ValueError(
+            f"{op}: lr must be a number or have shape ({K},) or ({K}, {n}), "
+            f"got {shape_text(value.shape)}"
+        )
+    # numbers on a GPU are not waited for
+    if value.device.type == "cpu" and not bool((value.isfinite() & (value >= 0)).all()):
+        raise ValueError(f"{op}: lr must be finite and at least 0, got {value.min().item()}")
+    return value.expand(K, n)
