@@ -26,7 +26,7 @@ with train_extra():
 
 VARIANTS = ("dt",)
 PRESETS = ("mlp",)
-EPOCHS = {"digits": 40}  # where --epochs is not given
+EPOCHS = {"digits": 100}  # where --epochs is not given
 OTHER_EPOCHS = 20
 INTERRUPTED = 130
 FIXED = (
@@ -96,7 +96,7 @@ def train(
     hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layers.")] = 256,
     T: Annotated[int, typer.Option("--T", min=1, help="Number of blocks.")] = 10,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="In all; default 40 for digits, else 20.")
+        int | None, typer.Option(min=1, help="In all; default 100 for digits, else 20.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 1e-3,
