@@ -16,8 +16,6 @@ from torch import Tensor
 
 from .schedule import NoiseSchedule
 
-HEADS = ("softmax", "linear", "cross_entropy")
-
 
 @dataclass(frozen=True)
 class Numbers:

@@ -93,9 +93,9 @@ NOPROP_INLINE Vec sqrt(Vec x) {
 }
 
 // numerator / (sqrt(v) * scale + eps), v >= 0, eps > 0. With AVX-512 from the 14-bit estimates of
-// the root and of the reciprocal and one Newton step each, in half the time of the divider. That
-// leaves 2^-28 beside the final rounding, but 14 bits of a root below 1e-16, which is far below
-// eps; an infinite v counts as the largest number.
+// the root and of the reciprocal and one Newton step each, since the divider would be the update's
+// bottleneck. That leaves 2^-28 beside the final rounding, but 14 bits of a root below 1e-16, which
+// is far below eps; an infinite v counts as the largest number.
 NOPROP_INLINE Vec divide_by_root(Vec numerator, Vec v, float scale, float eps) {
 #if defined(__AVX512F__)
   const Vec largest = broadcast(__FLT_MAX__);
