@@ -33,6 +33,9 @@ class Slices:
             norm.
         seeds, draws, updates: (N,) int64, on the CPU where the kernels run there.
         index: (n,) int64, on the CPU: positions of the slices to run, each at most once.
+        precision: "float32" | "tf32" | "bfloat16": what the operands of the layers' products
+            (weights, sources and output gradients) are rounded to. Products, sums, all else and the
+            state are float32.
     """
 
     plan: Plan
@@ -44,6 +47,7 @@ class Slices:
     draws: Tensor
     updates: Tensor
     index: Tensor
+    precision: str = "float32"
 
 
 @dataclass

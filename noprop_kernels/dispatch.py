@@ -24,7 +24,7 @@ BACKENDS: dict[str, ModuleType] = {"cpu": native, "reference": reference_walk}
 LATER = ("triton", "cuda")  # names of the design that this version does not have
 KINDS = {"cpu": (Dense,), "reference": (Dense,)}  # of layers that each backend walks
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
-PRECISIONS = {"cpu": ("float32",), "reference": ("float32",)}
+PRECISIONS = {"cpu": ("float32",), "reference": KNOWN_PRECISIONS}
 
 _forced: ContextVar[str | None] = ContextVar("noprop_kernels_backend", default=None)
 
@@ -106,7 +106,7 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
         if device.type != "cpu":
             return f"runs on the CPU only, the parameters are on {device}"
     if precision not in PRECISIONS[name]:
-        return f"precision must be one of {PRECISIONS[name]} so far, got {precision!r}"
+        return f"precision must be one of {PRECISIONS[name]}, got {precision!r}"
     for layer in plan.layers.values() if plan else ():
         if type(layer) not in KINDS[name]:
             return f"does not walk layers of kind {type(layer).__name__}"

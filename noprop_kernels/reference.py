@@ -55,19 +55,39 @@ def add_noise_gradient(d_z: Tensor, u_y: Tensor, eps: Tensor) -> tuple[Tensor, T
     return (d_z * up(u_y)).sum(-1), (d_z * up(eps)).sum(-1)
 
 
-def dense(sources: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def round_operand(value: Tensor, precision: str) -> Tensor:
+    """A product's operand: bfloat16 to nearest, ties to even; tf32 (10 bits) ties away from zero.
+
+    Products and sums of what is rounded are formed in the dtype of `value`.
+    """
+    if precision == "bfloat16":
+        return value.to(torch.bfloat16).to(value.dtype)
+    if precision == "tf32":
+        bits = value.float().view(torch.int32)
+        rounded = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+        return torch.where(value.isfinite(), rounded.to(value.dtype), value)
+    return value
+
+
+def dense(
+    sources: Sequence[Tensor], weight: Tensor, bias: Tensor, precision: str = "float32"
+) -> Tensor:
     """y = concat(sources) @ weight.T + bias: (n, B, F_i) each, (n, H, F), (n, H) -> (n, B, H)."""
-    return product(up(torch.cat(list(sources), -1)), up(weight).mT) + up(bias)[:, None]
+    x, w = up(torch.cat(list(sources), -1)), up(weight)
+    return product(*(round_operand(v, precision) for v in (x, w.mT))) + up(bias)[:, None]
 
 
-def dense_weight_gradient(d_y: Tensor, sources: Sequence[Tensor]) -> Tensor:
+def dense_weight_gradient(
+    d_y: Tensor, sources: Sequence[Tensor], precision: str = "float32"
+) -> Tensor:
     """d_weight = d_y.T @ concat(sources): (n, H, F)."""
-    return product(up(d_y).mT, up(torch.cat(list(sources), -1)))
+    operands = (up(d_y).mT, up(torch.cat(list(sources), -1)))
+    return product(*(round_operand(v, precision) for v in operands))
 
 
-def dense_input_gradient(d_y: Tensor, weight: Tensor) -> Tensor:
+def dense_input_gradient(d_y: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
     """d_concat = d_y @ weight: (n, B, F)."""
-    return product(up(d_y), up(weight))
+    return product(*(round_operand(v, precision) for v in (up(d_y), up(weight))))
 
 
 def relu(y: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class Saved:
     """What a backward pass needs of the forward one, by layer name."""
 
     training: bool
+    precision: str  # of the products
     results: Tensors  # of inputs and layers
     activated: Tensors  # before `add`
     y_hat: Tensors  # normalised, before scale and shift
@@ -24,14 +25,20 @@ class Saved:
 
 
 def forward_layers(
-    plan: Plan, params: Tensors, stats: Tensors, inputs: Tensors, *, training: bool
+    plan: Plan,
+    params: Tensors,
+    stats: Tensors,
+    inputs: Tensors,
+    *,
+    training: bool,
+    precision: str = "float32",
 ) -> Saved:
     """Every result of the plan; the logits are results[plan.output]."""
-    saved = Saved(training, dict(inputs), {}, {}, {}, {})
+    saved = Saved(training, precision, dict(inputs), {}, {}, {}, {})
     results = saved.results
     for name, layer in plan.layers.items():
         sources = [results[source] for source in layer.sources]
-        y = ref.dense(sources, params[f"{name}.weight"], params[f"{name}.bias"])
+        y = ref.dense(sources, params[f"{name}.weight"], params[f"{name}.bias"], precision)
         if layer.norm is not None:
             key = f"{name}.norm."
             if training:
@@ -76,7 +83,7 @@ def backward_layers(
                 training=saved.training,
             )
         sources = [saved.results[source] for source in layer.sources]
-        grads[f"{name}.weight"] = ref.dense_weight_gradient(d_y, sources)
+        grads[f"{name}.weight"] = ref.dense_weight_gradient(d_y, sources, saved.precision)
         # batch statistics take the bias away again: its gradient is zero, whatever the rounding
         frozen = layer.norm is not None and saved.training
         d_bias = ref.sum_rows(d_y)
@@ -84,7 +91,8 @@ def backward_layers(
         if needed.isdisjoint(layer.sources):
             continue
         widths = [plan.widths[source] for source in layer.sources]
-        parts = ref.dense_input_gradient(d_y, params[f"{name}.weight"]).split(widths, -1)
+        d_concat = ref.dense_input_gradient(d_y, params[f"{name}.weight"], saved.precision)
+        parts = d_concat.split(widths, -1)
         for source, part in reversed(list(zip(layer.sources, parts, strict=True))):
             if source in needed:
                 consumers[source].append(part)

@@ -156,7 +156,9 @@ def forward(call: ForwardCall) -> None:
         check_rows("forward", plan, call.logits.shape[1])
     params, stats = select(slices.params, index), select(slices.stats, index)
     inputs = {name: value.to(compute_dtype(slices)) for name, value in call.inputs.items()}
-    saved = forward_layers(plan, params, stats, inputs, training=call.training)
+    saved = forward_layers(
+        plan, params, stats, inputs, training=call.training, precision=slices.precision
+    )
     everyone = torch.ones(len(index), dtype=torch.bool, device=call.logits.device)
     move_statistics(slices, saved.batch, everyone)
     call.logits.copy_(saved.results[plan.output])
@@ -234,7 +236,7 @@ def train_step(call: TrainCall, step: int) -> None:
     else:
         inputs["z"] = call.z.to(dtype)
 
-    saved = forward_layers(plan, params, stats, inputs, training=True)
+    saved = forward_layers(plan, params, stats, inputs, training=True, precision=slices.precision)
     error, d_logits, p, d_u_hat = head_gradient(mix, y, saved.results[plan.output], eps, step)
     loss = ref.total_loss(error, mix.weight[step], mix.rows)
     finite = loss.isfinite()
@@ -282,7 +284,11 @@ def predict(call: PredictCall) -> None:
         z = draw(sample, random.BLOCK_Z_0)
         for i in range(L):
             params, stats = select(slices.params, chain[:, i]), select(slices.stats, chain[:, i])
-            saved = forward_layers(slices.plan, params, stats, inputs | {"z": z}, training=False)
+            saved = forward_layers(
+                *(slices.plan, params, stats, inputs | {"z": z}),
+                training=False,
+                precision=slices.precision,
+            )
             logits = saved.results[slices.plan.output]
             u_hat, _ = ref.predict_embedding(logits, call.W_embed, call.head)
             a, b, sqrt_c = (value[i].to(dtype) for value in (call.a, call.b, call.sqrt_c))

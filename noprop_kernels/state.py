@@ -183,6 +183,7 @@ class StackedModule(nn.Module):
             draws=buffers["draws"],
             updates=buffers["updates"],
             index=index,
+            precision=self.precision,
         )
 
     def _run(self, name: str, call: Any, written: Sequence[Tensor] = ()) -> None:
