@@ -44,8 +44,8 @@ void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int6
   take_chain(work, pieces, plan, D, shape);
   for (int j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z)
-      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], 0, replica, first,
-                 plan.input_widths[j], task.B, shape);
+      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], 0, replica, first, 0,
+                 shape.vectors(), plan.input_widths[j], task.B, shape);
 
   float* z = work.saved.value[plan.z];
   const auto key = [&](uint32_t block) {

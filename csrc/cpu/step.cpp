@@ -6,6 +6,29 @@
 namespace noprop {
 namespace {
 
+// a packed input holds, for each step and replica, its panels and then its strips
+inline int64_t packed_floats(int64_t width, const Panels& shape) {
+  return (width * shape.padded() + shape.B * round_up(width) + 15) / 16 * 16;
+}
+
+inline float* packed_panels(char* data, int64_t number, int64_t width, const Panels& shape) {
+  return reinterpret_cast<float*>(data) + number * packed_floats(width, shape);
+}
+
+int64_t packed_bytes(int64_t width, int64_t B) {
+  return (int64_t)sizeof(float) * packed_floats(width, make_panels(B));
+}
+
+bool pack_rows(const PackTask& task) {
+  const Panels shape = make_panels(task.B);
+  float* panels = packed_panels(task.data, task.number, task.width, shape);
+  NopropInput input = *task.input;
+  input.replica = &task.replica;  // of "slice 0"
+  const int64_t first = task.first_row / kLanes, last = (task.last_row + kLanes - 1) / kLanes;
+  return load_input(panels + task.width * shape.padded(), panels, input, task.k, 0, 0, first,
+                    last < shape.vectors() ? last : shape.vectors(), task.width, task.B, shape);
+}
+
 struct StepBuffers {
   Saved saved;
   Grads grads;
@@ -81,10 +104,20 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   const bool updates = task.rule->kind != NOPROP_NONE;
   if (!task.go_on(task.host)) return false;
 
-  for (int j = 0; j < plan.num_inputs; ++j)
-    if (j != plan.z)
-      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], k, i, 0,
-                 plan.input_widths[j], B, shape);
+  for (int j = 0; j < plan.num_inputs; ++j) {
+    const NopropInput& input = task.inputs[j];
+    const int64_t width = plan.input_widths[j];
+    if (j == plan.z) continue;
+    if (char* data = task.packed[j]) {
+      const int64_t replica = input.replica ? input.replica[i] : 0;
+      work.saved.value[j] =
+          packed_panels(data, (k - task.k_first) * input.replicas + replica, width, shape);
+      work.saved.strips[j] = work.saved.value[j] + width * shape.padded();
+    } else {
+      load_input(work.saved.strips[j], work.saved.value[j], input, k, i, 0, 0, shape.vectors(),
+                 width, B, shape);
+    }
+  }
   load_labels(work.y, *task.y, k, i, shape);
   embed(work.u_y, work.y, mix.W_embed, D, shape);
 
@@ -163,7 +196,7 @@ void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = out.d_inputs && out.d_inputs[j];
   const bool through_z = out.d_signal || out.d_noise || out.d_W_embed;
   if (through_z && !task.z) input_wanted[plan.z] = true;
-  for (int64_t k = 0; k < task.K; ++k)
+  for (int64_t k = task.k_first; k < task.k_last; ++k)
     if (!train_step(task, k, i, work, input_wanted, shape)) return;
 }
 
@@ -207,8 +240,8 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   Pieces pieces = {task.saved ? task.saved : workspace};
   take_saved(saved, pieces, plan, shape);
   for (int j = 0; j < plan.num_inputs; ++j)
-    load_input(saved.strips[j], saved.value[j], task.inputs[j], 0, i, task.first_row,
-               plan.input_widths[j], task.B, shape);
+    load_input(saved.strips[j], saved.value[j], task.inputs[j], 0, i, task.first_row, 0,
+               shape.vectors(), plan.input_widths[j], task.B, shape);
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
   if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);
   const int last = plan.num_inputs + plan.num_layers - 1;

@@ -88,44 +88,65 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
   grads.norm_bias = pieces.take<float>(width);
 }
 
-// features first .. first + count of an input's row at `at`, as float32, from any of its types
-inline void load_features(float* out, const NopropInput& input, int64_t at, int64_t first,
-                          int64_t count) {
-  const float* f = static_cast<const float*>(input.data) + at + first;
-  const uint16_t* half = static_cast<const uint16_t*>(input.data) + at + first;
-  const uint8_t* byte = static_cast<const uint8_t*>(input.data) + at + first;
-  if (input.dtype == NOPROP_FLOAT32) {
-    __builtin_memcpy(out, f, sizeof(float) * count);
-  } else if (input.dtype == NOPROP_BFLOAT16) {
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t bits = (uint32_t)half[i] << 16;
-      __builtin_memcpy(out + i, &bits, sizeof bits);
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = (float)byte[i];
-  }
-  if (!input.scale) return;
-  const float *scale = input.scale + first, *shift = input.shift + first;
-  for (int64_t i = 0; i < count; ++i) out[i] = out[i] * scale[i] + shift[i];
+// where a gathered input's rows of step k, slice i are named; null: it is not gathered
+inline const int64_t* row_indices(const NopropInput& input, int64_t k, int64_t i, int64_t B) {
+  if (!input.indices) return nullptr;
+  const int64_t replica = input.replica ? input.replica[i] : 0;
+  return input.indices + (k * input.replicas + replica) * B;
 }
 
-// rows first .. first + shape.B of step k, slice i to strips and panels
-inline void load_input(float* strips, float* panels, const NopropInput& input, int64_t k, int64_t i,
-                       int64_t first, int64_t width, int64_t B, const Panels& shape) {
-  const int64_t replica = input.replica ? input.replica[i] : 0;
-  const int64_t* indices =
-      input.indices ? input.indices + (k * input.replicas + replica) * B : nullptr;
-  for (int64_t b = 0; b < shape.B; ++b) {
-    const int64_t at = indices ? indices[first + b] * width
-                               : k * input.step + i * input.slice + (first + b) * width;
-    for_strips(width, [&](int64_t f, int cols) {
-      float* out = strips + f * shape.B + b * cols * kLanes;
-      const int64_t count = width - f < cols * kLanes ? width - f : cols * kLanes;
-      load_features(out, input, at, f, count);
-      for (int64_t pad = count; pad < cols * kLanes; ++pad) out[pad] = 0;
+// `count` features of an input at `at`, as float32, from any of its types; f is the first's number
+NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f, int count) {
+  Vec x;
+  if (input.dtype == NOPROP_FLOAT32) {
+    const float* data = static_cast<const float*>(input.data) + at;
+    x = count == kLanes ? load(data) : load_partial(data, count);
+  } else if (input.dtype == NOPROP_BFLOAT16) {
+    HalfVec half = {};
+    __builtin_memcpy(&half, static_cast<const uint16_t*>(input.data) + at,
+                     sizeof(uint16_t) * count);
+    x = (Vec)(__builtin_convertvector(half, UintVec) << 16);
+  } else {
+    ByteVec byte = {};
+    __builtin_memcpy(&byte, static_cast<const uint8_t*>(input.data) + at, count);
+    x = __builtin_convertvector(byte, Vec);
+  }
+  if (!input.scale) return x;
+  if (count == kLanes) return x * load(input.scale + f) + load(input.shift + f);
+  return x * load_partial(input.scale + f, count) + load_partial(input.shift + f, count);
+}
+
+// rows of vectors g_first .. g_last of an input of step k, slice i to strips and panels, a square
+// at a time; `first` is the batch's row that comes first. False: something is not finite.
+inline bool load_input(float* strips, float* panels, const NopropInput& input, int64_t k, int64_t i,
+                       int64_t first, int64_t g_first, int64_t g_last, int64_t width, int64_t B,
+                       const Panels& shape) {
+  const int64_t* indices = row_indices(input, k, i, B);
+  Vec zero = {};  // a sum of x * 0 stays 0 unless some x is infinite or NaN
+  for (int64_t g = g_first; g < g_last; ++g) {
+    int64_t at[kLanes];
+    const int64_t left = shape.B - g * kLanes, rows = left < kLanes ? left : kLanes;
+    for (int64_t b = 0; b < rows; ++b) {
+      const int64_t row = first + g * kLanes + b;
+      at[b] = indices ? indices[row] * width : k * input.step + i * input.slice + row * width;
+    }
+    for_strips(width, [&](int64_t start, int cols) {
+      float* strip = strips + start * shape.B + g * kLanes * cols * kLanes;
+      for (int j = 0; j < cols; ++j) {
+        const int64_t f = start + j * kLanes;
+        const int count = width - f < kLanes ? (int)(width - f) : kLanes;
+        Vec square[kLanes];
+        for (int64_t b = 0; b < kLanes; ++b) {
+          square[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
+          if (b < rows) store(strip + (b * cols + j) * kLanes, square[b]);
+          zero += square[b] * 0.0f;
+        }
+        transpose(square);
+        for (int c = 0; c < count; ++c) store(panels + shape.at(width, f + c, g), square[c]);
+      }
     });
   }
-  strips_to_panels(panels, false, strips, width, shape);
+  return sum_lanes(zero) == 0;
 }
 
 inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,
