@@ -55,10 +55,65 @@ constexpr double kPollSeconds = 0.05;
 
 }  // namespace
 
-bool Host::go_on(bool on_calling_thread) {
+// Beside a busy process the system may leave two of our threads on one processor for as long as a
+// call lasts, since moving one would only make two on the other. A share of the other processor is
+// still worth more than half of this one. So a worker that finds an earlier one on its processor
+// moves, and the caller moves helpers that wait behind it and have not even begun.
+class Apart {
+ public:
+  Apart() {
+    for (auto& place : place_) place.store(kAway);
+  }
+
+  void begin(int32_t worker) { tid_[at(worker)].store(gettid(), std::memory_order_relaxed); }
+  void call(int32_t helpers) {
+    for (int32_t i = 1; i <= helpers; ++i) place_[at(i)].store(kCalled, std::memory_order_relaxed);
+    helpers_ = helpers;
+  }
+  void leave(int32_t worker) { place_[at(worker)].store(kAway, std::memory_order_relaxed); }
+
+  void keep(int32_t worker) {
+    const int here = sched_getcpu();
+    place_[at(worker)].store(here, std::memory_order_relaxed);
+    if (worker > 0) {
+      for (int32_t other = 0; other < worker; ++other)
+        if (place_[at(other)].load(std::memory_order_relaxed) == here) return move(worker, worker);
+      return;
+    }
+    for (int32_t helper = 1; helper <= helpers_; ++helper) {
+      int called =
+          kCalled;  // moved once a call, in which it may have to wait for its new processor
+      if (place_[at(helper)].compare_exchange_strong(called, kAway)) move(helper, helper);
+    }
+  }
+
+ private:
+  static constexpr int kAway = -1, kCalled = -2, kMost = 256;
+  static size_t at(int32_t worker) { return static_cast<size_t>(std::min(worker, kMost - 1)); }
+
+  // to a processor that none of the first `others` workers is on; its affinity ends as it was
+  void move(int32_t worker, int32_t others) {
+    const pid_t tid = tid_[at(worker)].load(std::memory_order_relaxed);
+    cpu_set_t allowed;
+    if (tid == 0 || sched_getaffinity(tid, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t free = allowed;
+    for (int32_t other = 0; other < others; ++other)
+      if (const int cpu = place_[at(other)].load(std::memory_order_relaxed); cpu >= 0)
+        CPU_CLR(static_cast<size_t>(cpu), &free);
+    if (CPU_COUNT(&free) == 0 || sched_setaffinity(tid, sizeof free, &free) != 0) return;
+    sched_setaffinity(tid, sizeof allowed, &allowed);
+  }
+
+  std::atomic<int> place_[kMost];  // a processor, kAway, or kCalled
+  std::atomic<pid_t> tid_[kMost] = {};
+  int32_t helpers_ = 0;
+};
+
+bool Host::go_on(int32_t worker) {
+  if (apart_ != nullptr) apart_->keep(worker);
   std::atomic_ref<int> stopped(stopped_);
   if (stopped.load(std::memory_order_relaxed)) return false;
-  if (!on_calling_thread || host_.poll == nullptr) return true;
+  if (worker != 0 || host_.poll == nullptr) return true;
   const double time = now();
   if (time < next_poll_) return true;
   next_poll_ = time + kPollSeconds;
@@ -112,8 +167,10 @@ class Pool {
       running_.store(helpers, std::memory_order_relaxed);
       generation_.fetch_add(1, std::memory_order_release);
     }
+    apart_.call(helpers);
+    host.apart_ = &apart_;
     if (helpers > 0) wake_.notify_all();
-    drain(Worker{true, workspaces[0]});
+    drain(Worker{0, workspaces[0]});
     wait_for_helpers(host);
     return true;
   }
@@ -125,12 +182,13 @@ class Pool {
     const FlushDenormals flush;
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= count_) return;
+      if (task >= count_) return apart_.leave(worker.id);
       (*task_)(task, worker);
     }
   }
 
   void work(size_t id) {
+    apart_.begin(static_cast<int32_t>(id) + 1);
     uint64_t seen = 0;
     for (;;) {
       const double parked_at = now() + kSpinSeconds;
@@ -145,7 +203,7 @@ class Pool {
       const bool takes_part = static_cast<int32_t>(id) < helpers_;
       lock.unlock();
       if (!takes_part) continue;
-      drain(Worker{false, (*current_)[id + 1]});
+      drain(Worker{static_cast<int32_t>(id) + 1, (*current_)[id + 1]});
       if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
         std::lock_guard<std::mutex> done(mutex_);
         done_.notify_one();
@@ -158,7 +216,7 @@ class Pool {
     while (running_.load(std::memory_order_acquire) > 0 && now() < parked_at)
       std::this_thread::yield();
     while (running_.load(std::memory_order_acquire) > 0) {
-      host.go_on(true);
+      host.go_on(0);
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait_for(lock, std::chrono::duration<double>(kPollSeconds),
                      [&] { return running_.load(std::memory_order_acquire) == 0; });
@@ -166,6 +224,7 @@ class Pool {
   }
 
   const pid_t process_;
+  Apart apart_;
   std::mutex call_mutex_, mutex_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> threads_;

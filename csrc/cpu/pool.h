@@ -8,23 +8,26 @@
 
 namespace noprop {
 
-// Asked by tasks between steps; on the calling thread it runs the caller's poll, several times a
-// second.
+class Apart;
+
+// Asked by tasks between steps. On the calling thread, worker 0, it runs the caller's poll, several
+// times a second; the others see to it that no two workers share a processor.
 class Host {
  public:
   explicit Host(const NopropHost& host) : host_(host) {}
-  bool go_on(bool on_calling_thread);
+  bool go_on(int32_t worker);
   bool stopped() const;
 
  private:
   const NopropHost& host_;
   double next_poll_ = 0;
   int stopped_ = 0;
+  Apart* apart_ = nullptr;
   friend class Pool;
 };
 
 struct Worker {
-  bool is_caller;
+  int32_t id;       // 0: the calling thread
   char* workspace;  // 64-byte aligned
 };
 

@@ -217,7 +217,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   Host host(*caller);
   struct Poll {
     Host* host;
-    bool is_caller;
+    int32_t worker;
   };
   bool ran = true;
   for (int64_t first = 0; ran && first < K && !host.stopped(); first += visit.steps) {
@@ -231,7 +231,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     }
     ran = run_tasks(n, caller->threads, isa().train_bytes(&plan, B, mix->D), host,
                     [&](int64_t i, const Worker& worker) {
-                      Poll poll = {&host, worker.is_caller};
+                      Poll poll = {&host, worker.id};
                       const TrainTask task = {slices,
                                               noise,
                                               mix,
@@ -246,7 +246,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
                                               out,
                                               [](void* data) {
                                                 auto* p = static_cast<Poll*>(data);
-                                                return p->host->go_on(p->is_caller);
+                                                return p->host->go_on(p->worker);
                                               },
                                               &poll};
                       isa().train_slice(task, i, worker.workspace);
@@ -352,7 +352,7 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   const bool ran = run_tasks(S * R * pieces, caller->threads,
                              isa().predict_bytes(&plan, std::min(kRows, B), mix->D), host,
                              [&](int64_t at, const Worker& worker) {
-                               if (!host.go_on(worker.is_caller)) return;
+                               if (!host.go_on(worker.id)) return;
                                const int64_t first = at % pieces * kRows;
                                isa().predict_rows(task, at / pieces / R, at / pieces % R, first,
                                                   std::min(kRows, B - first), worker.workspace);
