@@ -24,7 +24,7 @@ BACKENDS: dict[str, ModuleType] = {"cpu": native, "reference": reference_walk}
 LATER = ("triton", "cuda")  # names of the design that this version does not have
 KINDS = {"cpu": (Dense,), "reference": (Dense,)}  # of layers that each backend walks
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
-PRECISIONS = {"cpu": ("float32",), "reference": KNOWN_PRECISIONS}
+PRECISIONS = {"cpu": ("float32", "bfloat16"), "reference": KNOWN_PRECISIONS}
 
 _forced: ContextVar[str | None] = ContextVar("noprop_kernels_backend", default=None)
 

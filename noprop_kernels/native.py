@@ -42,6 +42,7 @@ except ImportError as error:
     _missing = str(error)
 
 _HEADS = {"softmax": 0, "linear": 1, "cross_entropy": 2}
+_PRECISIONS = {"float32": 0, "bfloat16": 1}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 _NO_UPDATE = (0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0)
 _OMP_PAUSE_SOFT = 1  # of omp_pause_resource_t
@@ -130,9 +131,9 @@ def fma_gflop(num_threads: int, rounds: int) -> float:
     return _C.fma_gflop(num_threads, rounds)
 
 
-def workspace_bytes(plan: Plan, B: int, D: int) -> int:
+def workspace_bytes(plan: Plan, B: int, D: int, precision: str = "float32") -> int:
     """Bytes of one thread's workspace in a training call of B rows."""
-    return _native_plan(plan).workspace_bytes(B, D)
+    return _native_plan(plan, precision).workspace_bytes(B, D)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -140,7 +141,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _native_plan(plan: Plan) -> Any:
+def _native_plan(plan: Plan, precision: str) -> Any:
     number = {name: i for i, name in enumerate([*plan.inputs, *plan.layers])}
     layers = [
         (
@@ -155,7 +156,7 @@ def _native_plan(plan: Plan) -> Any:
         for layer in plan.layers.values()
     ]
     widths = [plan.inputs[name][0] for name in plan.inputs]
-    return _C.Plan(widths, number["z"], layers)
+    return _C.Plan(widths, number["z"], layers, _PRECISIONS[precision])
 
 
 @functools.lru_cache(maxsize=64)
@@ -273,7 +274,7 @@ def train(call: TrainCall) -> None:
         raise ValueError("train: a batch must have at least 1 row, got 0")
     _refuse_single_row("train", plan, call.B)
     result = _C.train(
-        _native_plan(plan),
+        _native_plan(plan, slices.precision),
         _state(slices, out.grads, out.stats),
         _counters(slices),
         len(slices.index),
@@ -317,7 +318,7 @@ def forward(call: ForwardCall) -> None:
     n, B, _ = call.logits.shape
     if call.training:
         _refuse_single_row("forward", plan, B)
-    native = _native_plan(plan)
+    native = _native_plan(plan, slices.precision)
     saved = None
     if call.save:
         # 16 floats more, so that the first slice can begin at a multiple of 64 bytes
@@ -359,7 +360,7 @@ def backward(call: BackwardCall) -> None:
             f"backward: the forward ran with {isa} and left its layout; now {_C.isa_used()} is used"
         )
     result = _C.backward(
-        _native_plan(plan),
+        _native_plan(plan, slices.precision),
         _state(slices, call.grads),
         _counters(slices),
         n,
@@ -380,7 +381,13 @@ def update(call: UpdateCall) -> None:
     state, counters = _state(slices, call.grads), _counters(slices)
     apply, n = call.apply.data_ptr(), len(slices.index)
     result = _C.update(
-        _native_plan(plan), state, counters, n, apply, _rule(call.rule), _call_threads()
+        _native_plan(plan, slices.precision),
+        state,
+        counters,
+        n,
+        apply,
+        _rule(call.rule),
+        _call_threads(),
     )
     _check("update", result, list(plan.inputs), plan.widths[plan.output])
 
@@ -394,7 +401,7 @@ def predict(call: PredictCall) -> None:
     unused = _number(zeros.expand(1, 1, 1))
     mix = (unused,) * 3 + (0.0, 0.0, _HEADS[call.head], _address(call.W_embed), call.D, B)
     result = _C.predict(
-        _native_plan(plan),
+        _native_plan(plan, slices.precision),
         [_address(t) for t in (call.logits, call.u_hat, call.z)],
         _state(slices),
         _counters(slices),

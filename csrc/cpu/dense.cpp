@@ -12,10 +12,11 @@ struct Source {
 };
 
 // out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
-// keeps what stood before `add`
+// keeps what stood before `add`. rounded: null, or room for kTileRows rows of the weight, whose
+// products then have bfloat16 operands, as the sources must be.
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
-                          int64_t H, const Panels& shape) {
+                          int64_t H, float* rounded, const Panels& shape) {
   int64_t in = 0;
   for (int s = 0; s < num_sources; ++s) in += sources[s].width;
   const int64_t P = shape.P;
@@ -23,9 +24,14 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
     constexpr int COLS = decltype(cols)::value;
     for_row_tiles<COLS>(H, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
+      const float* tile_weight = weight + o * in;
+      if (rounded) {
+        round_run(rounded, tile_weight, ROWS * in);
+        tile_weight = rounded;
+      }
       for (int64_t p = 0; p < shape.count; ++p) {
         Vec c[ROWS][COLS] = {};
-        const float* w = weight + o * in;
+        const float* w = tile_weight;
         for (int s = 0; s < num_sources; ++s) {
           const int64_t width = sources[s].width;
           multiply_tile(c, w, in, 1, sources[s].value + p * width * P, P, width);
@@ -47,9 +53,10 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
 // d_source (B, width) in strips = d_out (H, P) times columns first .. first + width of weight
 // (H, in). Lanes are columns. A tile goes down all rows of the weight, which in a wide one lie so
 // far apart that they push each other out of the caches: strips of columns are copied to `packed`
-// (2, H, kStrip), the next one row by row while this one's product runs.
+// (2, H, kStrip), the next one row by row while this one's product runs. rounds: the weight, to
+// bfloat16.
 inline void dense_input_grad(float* d_source, const float* d_out, const float* weight, int64_t in,
-                             int64_t first, int64_t width, int64_t H, float* packed,
+                             int64_t first, int64_t width, int64_t H, float* packed, bool rounds,
                              const Panels& shape) {
   const int64_t P = shape.P;
   constexpr int64_t kAhead = 8;  // rows: long enough for memory, few enough for the nearest cache
@@ -58,8 +65,9 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
     const float* from = weight + o * in + first + f;
     float* row = to + o * kStrip;
     int64_t c = 0;
-    for (; c + kLanes <= columns; c += kLanes) store(row + c, load(from + c));
-    if (c < columns) store(row + c, load_partial(from + c, (int)(columns - c)));
+    const auto put = [&](Vec w) { store(row + c, rounds ? round_bfloat16(w) : w); };
+    for (; c + kLanes <= columns; c += kLanes) put(load(from + c));
+    if (c < columns) put(load_partial(from + c, (int)(columns - c)));
     if (o + kAhead < H)
       for (c = 0; c < columns; c += 16) __builtin_prefetch(from + kAhead * in + c);
   };

@@ -31,6 +31,8 @@ struct TrainTask {
 // slices that read them; first_row is a multiple of 64.
 struct PackTask {
   char* data;
+  const NopropPlan* plan;
+  int32_t j;  // the input's number
   const NopropInput* input;
   int64_t width, B, number, k, replica, first_row, last_row;
 };

@@ -17,6 +17,7 @@ constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};  // 24 sums, the oper
 constexpr int kMaxCols = 2, kMaxStripCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
+constexpr int kMostTileRows = 12;
 constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
 struct Panels {

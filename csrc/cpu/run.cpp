@@ -160,10 +160,10 @@ Visit choose_visit(const NopropPlan& plan, const NopropInput* inputs, const Nopr
 }
 
 // packs an input's rows of steps k_first .. k_last for all slices
-NopropResult pack_input(char*& data, const NopropInput& input, int64_t j, int64_t width, int64_t B,
-                        int64_t k_first, int64_t k_last, int32_t threads) {
+NopropResult pack_input(char*& data, const NopropPlan& plan, const NopropInput& input, int32_t j,
+                        int64_t B, int64_t k_first, int64_t k_last, int32_t threads) {
   static thread_local std::vector<Workspace> kept(kMaxResults);  // by input
-  const int64_t runs = (k_last - k_first) * input.replicas;
+  const int64_t width = plan.input_widths[j], runs = (k_last - k_first) * input.replicas;
   data = kept[static_cast<size_t>(j)].get(runs * isa().packed_bytes(width, B));
   if (data == nullptr) return {NOPROP_NO_MEMORY, 0, 0};
   constexpr int64_t kRows = 64;
@@ -174,6 +174,8 @@ NopropResult pack_input(char*& data, const NopropInput& input, int64_t j, int64_
   const bool ran = run_tasks(runs * pieces, threads, 0, host, [&](int64_t task, const Worker&) {
     const int64_t run = task / pieces, first = task % pieces * kRows;
     const PackTask job = {data,
+                          &plan,
+                          j,
                           &input,
                           width,
                           B,
@@ -225,8 +227,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     char* packed[kMaxResults] = {};
     for (int32_t j = 0; j < plan.num_inputs; ++j) {
       if (!packs(j)) continue;
-      const auto bad = pack_input(packed[j], inputs[j], j, plan.input_widths[j], B, first, last,
-                                  caller->threads);
+      const auto bad = pack_input(packed[j], plan, inputs[j], j, B, first, last, caller->threads);
       if (bad.status) return bad;
     }
     ran = run_tasks(n, caller->threads, isa().train_bytes(&plan, B, mix->D), host,

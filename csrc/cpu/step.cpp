@@ -24,9 +24,11 @@ bool pack_rows(const PackTask& task) {
   float* panels = packed_panels(task.data, task.number, task.width, shape);
   NopropInput input = *task.input;
   input.replica = &task.replica;  // of "slice 0"
-  const int64_t first = task.first_row / kLanes, last = (task.last_row + kLanes - 1) / kLanes;
-  return load_input(panels + task.width * shape.padded(), panels, input, task.k, 0, 0, first,
-                    last < shape.vectors() ? last : shape.vectors(), task.width, task.B, shape);
+  const int64_t first = task.first_row / kLanes;
+  // the last piece has the missing rows too
+  const int64_t last = task.last_row == task.B ? shape.vectors() : task.last_row / kLanes;
+  return load_input(panels + task.width * shape.padded(), panels, input, *task.plan, task.j, task.k,
+                    0, 0, first, last, task.B, shape);
 }
 
 struct StepBuffers {
@@ -113,9 +115,10 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
       work.saved.value[j] =
           packed_panels(data, (k - task.k_first) * input.replicas + replica, width, shape);
       work.saved.strips[j] = work.saved.value[j] + width * shape.padded();
+      if (!keeps_value(plan, j)) work.saved.operand[j] = work.saved.value[j];
     } else {
-      load_input(work.saved.strips[j], work.saved.value[j], input, k, i, 0, 0, shape.vectors(),
-                 width, B, shape);
+      load_input(work.saved.strips[j], work.saved.value[j], input, plan, j, k, i, 0, 0,
+                 shape.vectors(), B, shape);
     }
   }
   load_labels(work.y, *task.y, k, i, shape);
@@ -130,7 +133,9 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   else
     mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, slices.seeds[slice], mix, k, i,
               shape);
-  panels_to_strips(work.saved.strips[plan.z], z, z_width, shape);
+  for (int j = 0; j < plan.num_inputs; ++j)
+    if (keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
+  panels_to_strips(work.saved.strips[plan.z], work.saved.operand[plan.z], z_width, shape);
 
   walk_forward(work.saved, plan, slices.layers, slice, true, shape);
   const int last = plan.num_inputs + plan.num_layers - 1;
@@ -239,9 +244,11 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   Saved saved;
   Pieces pieces = {task.saved ? task.saved : workspace};
   take_saved(saved, pieces, plan, shape);
-  for (int j = 0; j < plan.num_inputs; ++j)
-    load_input(saved.strips[j], saved.value[j], task.inputs[j], 0, i, task.first_row, 0,
-               shape.vectors(), plan.input_widths[j], task.B, shape);
+  for (int j = 0; j < plan.num_inputs; ++j) {
+    load_input(saved.strips[j], saved.value[j], task.inputs[j], plan, j, 0, i, task.first_row, 0,
+               shape.vectors(), task.B, shape);
+    if (keeps_value(plan, j)) round_operand(saved, plan, j, shape);
+  }
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
   if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);
   const int last = plan.num_inputs + plan.num_layers - 1;

@@ -66,6 +66,20 @@ NOPROP_INLINE void copy_run(float* out, const float* in, int64_t count) {
   if (i < count) store_partial(out + i, load_partial(in + i, (int)(count - i)), (int)(count - i));
 }
 
+// to bfloat16 and back: to nearest, ties to even; NaN stays NaN
+NOPROP_INLINE Vec round_bfloat16(Vec x) {
+  const UintVec bits = (UintVec)x;
+  const UintVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+  return x == x ? (Vec)rounded : x;
+}
+
+inline void round_run(float* out, const float* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, round_bfloat16(load(in + i)));
+  const int rest = (int)(count - i);
+  if (rest) store_partial(out + i, round_bfloat16(load_partial(in + i, rest)), rest);
+}
+
 // lane numbers 0, 1, 2, ...
 NOPROP_INLINE IntVec lane_numbers() {
   IntVec v = {};

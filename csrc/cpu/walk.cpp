@@ -24,12 +24,14 @@ struct Pieces {
 
 // what forward leaves for backward
 struct Saved {
-  float* value[kMaxResults];   // panels of every result
-  float* strips[kMaxResults];  // of inputs
+  float* value[kMaxResults];    // panels of every result
+  float* operand[kMaxResults];  // what products read: the value, or a rounded copy of it
+  float* strips[kMaxResults];   // of inputs
   float*
       activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
   float* x_hat[kMaxResults];   // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
+  float* rounded;  // rows of a weight, or null
 };
 
 struct Grads {
@@ -58,10 +60,22 @@ inline int64_t widest(const NopropPlan& plan) {
   return width;
 }
 
+// With bfloat16 operands most results are rounded where they are. These are not: what is added or
+// returned, and z, from which the chain goes on.
+inline bool keeps_value(const NopropPlan& plan, int r) {
+  bool keeps = r == plan.z || r == plan.num_inputs + plan.num_layers - 1;
+  for (int l = 0; l < plan.num_layers; ++l) keeps |= plan.layers[l].add == r;
+  return keeps;
+}
+
+inline bool rounds(const NopropPlan& plan) { return plan.precision == NOPROP_BFLOAT16; }
+
 inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), size = width * shape.padded();
     saved.value[r] = pieces.take<float>(size);
+    saved.operand[r] =
+        rounds(plan) && keeps_value(plan, r) ? pieces.take<float>(size) : saved.value[r];
     if (r < plan.num_inputs) {
       saved.strips[r] = pieces.take<float>(shape.B * round_up(width));
       continue;
@@ -75,6 +89,10 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
       saved.rstd[r] = pieces.take<float>(width);
     }
   }
+  int64_t in = 0;
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (in_width(plan, plan.layers[l]) > in) in = in_width(plan, plan.layers[l]);
+  saved.rounded = rounds(plan) ? pieces.take<float>(kMostTileRows * in) : nullptr;
 }
 
 inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
@@ -118,9 +136,11 @@ NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f,
 
 // rows of vectors g_first .. g_last of an input of step k, slice i to strips and panels, a square
 // at a time; `first` is the batch's row that comes first. False: something is not finite.
-inline bool load_input(float* strips, float* panels, const NopropInput& input, int64_t k, int64_t i,
-                       int64_t first, int64_t g_first, int64_t g_last, int64_t width, int64_t B,
-                       const Panels& shape) {
+inline bool load_input(float* strips, float* panels, const NopropInput& input,
+                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
+                       int64_t g_first, int64_t g_last, int64_t B, const Panels& shape) {
+  const int64_t width = plan.input_widths[j];
+  const bool rounds_strips = rounds(plan), rounds_panels = rounds_strips && !keeps_value(plan, j);
   const int64_t* indices = row_indices(input, k, i, B);
   Vec zero = {};  // a sum of x * 0 stays 0 unless some x is infinite or NaN
   for (int64_t g = g_first; g < g_last; ++g) {
@@ -132,14 +152,16 @@ inline bool load_input(float* strips, float* panels, const NopropInput& input, i
     }
     for_strips(width, [&](int64_t start, int cols) {
       float* strip = strips + start * shape.B + g * kLanes * cols * kLanes;
-      for (int j = 0; j < cols; ++j) {
-        const int64_t f = start + j * kLanes;
+      for (int column = 0; column < cols; ++column) {
+        const int64_t f = start + column * kLanes;
         const int count = width - f < kLanes ? (int)(width - f) : kLanes;
         Vec square[kLanes];
         for (int64_t b = 0; b < kLanes; ++b) {
-          square[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
-          if (b < rows) store(strip + (b * cols + j) * kLanes, square[b]);
-          zero += square[b] * 0.0f;
+          const Vec x = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
+          const Vec rounded = rounds_strips ? round_bfloat16(x) : x;
+          if (b < rows) store(strip + (b * cols + column) * kLanes, rounded);
+          square[b] = rounds_panels ? rounded : x;
+          zero += x * 0.0f;
         }
         transpose(square);
         for (int c = 0; c < count; ++c) store(panels + shape.at(width, f + c, g), square[c]);
@@ -207,6 +229,12 @@ inline void mix_noise(float* z, float* second, const float* u_y, const float* ep
   }
 }
 
+// what products read of a result, once its value is there
+inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  if (rounds(plan) && r != plan.num_inputs + plan.num_layers - 1)
+    round_run(saved.operand[r], saved.value[r], width_of(plan, r) * shape.padded());
+}
+
 inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
                          int64_t slice, bool training, const Panels& shape) {
   for (int l = 0; l < plan.num_layers; ++l) {
@@ -216,23 +244,25 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
     const int64_t H = layer.width;
     Source sources[kMaxResults];
     for (int s = 0; s < layer.num_sources; ++s)
-      sources[s] = {saved.value[layer.sources[s]], width_of(plan, layer.sources[s])};
+      sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s])};
     const float* weight = state.weight.value + slice * H * in_width(plan, layer);
     const float* bias = state.bias.value + slice * H;
     const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
     float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
     if (!layer.norm) {
       dense_forward(saved.value[r], activated, sources, layer.num_sources, weight, bias, add,
-                    layer.relu, H, shape);
+                    layer.relu, H, saved.rounded, shape);
+      round_operand(saved, plan, r, shape);
       continue;
     }
     dense_forward(saved.x_hat[r], nullptr, sources, layer.num_sources, weight, bias, nullptr, false,
-                  H, shape);
+                  H, saved.rounded, shape);
     const Norm norm = {state.norm_weight.value + slice * H, state.norm_bias.value + slice * H,
                        state.running_mean + slice * H, state.running_var + slice * H,
                        layer.norm_eps};
     norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r],
                  saved.rstd[r], norm, add, layer.relu, training, H, shape);
+    round_operand(saved, plan, r, shape);
   }
 }
 
@@ -296,7 +326,7 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
     const int64_t width = width_of(job.plan, source);
     const float* strips = source < job.plan.num_inputs ? saved.strips[source] : grads.strips;
     if (source >= job.plan.num_inputs)
-      panels_to_strips(grads.strips, saved.value[source], width, shape);
+      panels_to_strips(grads.strips, saved.operand[source], width, shape);
     dense_weight_grad(d_out, strips, width, H, shape,
                       [&](const float* gradient, int64_t stride, int64_t o, int64_t rows, int64_t f,
                           int64_t count) {
@@ -337,13 +367,15 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
       __builtin_memset(grads.vector, 0, sizeof(float) * H);
     else
       dense_bias_grad(grads.vector, d, H, shape);
+    if (rounds(plan)) round_run(d, d, H * shape.padded());
     int64_t first = 0;
     const float* weight = state.weight.value + job.slice * H * in;
     for (int s = 0; s < layer.num_sources; ++s) {
       const int source = layer.sources[s];
       const int64_t width = width_of(plan, source);
       if (wanted(source)) {
-        dense_input_grad(grads.strips, d, weight, in, first, width, H, grads.packed, shape);
+        dense_input_grad(grads.strips, d, weight, in, first, width, H, grads.packed, rounds(plan),
+                         shape);
         strips_to_panels(grads.value[source], grads.written[source], grads.strips, width, shape);
         grads.written[source] = true;
       }
