@@ -180,6 +180,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .def(py::init<std::vector<int32_t>, int32_t, const py::list&, int32_t>())
       .def("saved_bytes",
            [](const Plan& plan, int64_t B) { return noprop_saved_bytes_cpu(&plan.plan, B); })
+      .def("team_size",
+           [](const Plan& plan, int64_t n, int64_t B, int32_t threads) {
+             return noprop_team_size_cpu(&plan.plan, n, B, threads);
+           })
       .def("workspace_bytes", [](const Plan& plan, int64_t B, int64_t D) {
         return noprop_workspace_bytes_cpu(&plan.plan, B, D);
       });

@@ -136,6 +136,11 @@ def workspace_bytes(plan: Plan, B: int, D: int, precision: str = "float32") -> i
     return _native_plan(plan, precision).workspace_bytes(B, D)
 
 
+def team_size(plan: Plan, n: int, B: int) -> int:
+    """Threads that share each slice's work in a training call of n slices and B rows."""
+    return _native_plan(plan, "float32").team_size(n, B, threads())
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 

@@ -60,6 +60,14 @@ PLANS: dict[str, Callable[[int, int, int], Plan]] = {
     "paper_dt": plans.paper_dt,
     "branches": branches,
     "two_inputs": two_inputs,
+    "added_input": lambda F, D, M: Plan(
+        inputs={"x": (F,), "z": (D,)},
+        layers={
+            "h": Dense(("z", "x"), F, activation="relu", add="x"),
+            "u": Dense("h", D, norm=BatchNorm(), add="z"),
+            "logits": Dense(("u", "h"), M),
+        },
+    ),
     "one_layer": lambda F, D, M: Plan(
         inputs={"x": (F,), "z": (D,)}, layers={"logits": Dense(("x", "z"), M)}
     ),

@@ -20,9 +20,10 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
   int64_t in = 0;
   for (int s = 0; s < num_sources; ++s) in += sources[s].width;
   const int64_t P = shape.P;
+  const Range own = own_features(shape, H);
   with_cols(shape.cols, [&](auto cols) {
     constexpr int COLS = decltype(cols)::value;
-    for_row_tiles<COLS>(H, [&](auto rows, int64_t o) {
+    for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
       const float* tile_weight = weight + o * in;
       if (rounded) {
@@ -71,18 +72,20 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
     if (o + kAhead < H)
       for (c = 0; c < columns; c += 16) __builtin_prefetch(from + kAhead * in + c);
   };
-  for (int64_t o = 0; o < H; ++o) pack_row(packed, 0, o);
+  const Range own = own_columns(shape, width);
+  if (own.first == own.last) return;
+  for (int64_t o = 0; o < H; ++o) pack_row(packed, own.first, o);
   float* next_packed = packed + H * kStrip;
-  for_strips(width, [&](int64_t f, int strip_cols) {
+  for_own_strips(shape, width, [&](int64_t f, int strip_cols) {
     const int64_t next = f + strip_cols * kLanes;
-    int64_t done = next < width ? 0 : H;  // rows of the next strip
+    int64_t done = next < own.last ? 0 : H;  // rows of the next strip
     with_cols(strip_cols, [&](auto cols) {
       constexpr int COLS = decltype(cols)::value;
       const int64_t calls = (shape.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (H / kBurst + 1);
       const int64_t rows_a_call = (H + calls - 1) / calls;
       for (int64_t p = 0; p < shape.count; ++p) {
         const int64_t B = shape.B - p * P < P ? shape.B - p * P : P;
-        for_row_tiles<COLS>(B, [&](auto rows, int64_t b) {
+        for_row_tiles<COLS>(0, B, [&](auto rows, int64_t b) {
           constexpr int ROWS = decltype(rows)::value;
           Vec c[ROWS][COLS] = {};
           multiply_tile(c, d_out + p * H * P + b, 1, P, packed, kStrip, H, [&] {
@@ -110,7 +113,8 @@ template <class Finish>
 inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
                               const Panels& shape, Finish finish) {
   const int64_t P = shape.P;
-  for_row_tiles<kMaxStripCols>(H, [&](auto tile_rows, int64_t o) {
+  const Range own = own_part(shape, H, kTileRows[kMaxStripCols]);
+  for_row_tiles<kMaxStripCols>(own.first, own.last, [&](auto tile_rows, int64_t o) {
     constexpr int ROWS = decltype(tile_rows)::value;
     for_strips(width, [&](int64_t f, int strip_cols) {
       with_cols(strip_cols, [&](auto cols) {
@@ -133,16 +137,19 @@ inline void dense_weight_grad(const float* d_out, const float* strips, int64_t w
 
 // d_bias[o] = sum over rows of d_out
 inline void dense_bias_grad(float* d_bias, const float* d_out, int64_t H, const Panels& shape) {
-  for (int64_t o = 0; o < H; ++o)
+  const Range own = own_features(shape, H);
+  for (int64_t o = own.first; o < own.last; ++o)
     d_bias[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
 }
 
 // d_out = 0 where relu gave 0
 inline void relu_grad(float* d_out, const float* activated, int64_t H, const Panels& shape) {
-  for (int64_t i = 0; i < H * shape.padded(); i += kLanes) {
-    const Vec a = load(activated + i);
-    store(d_out + i, a <= Vec{} ? Vec{} : load(d_out + i));
-  }
+  for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+    for (int64_t i = at; i < at + count; i += kLanes) {
+      const Vec a = load(activated + i);
+      store(d_out + i, a <= Vec{} ? Vec{} : load(d_out + i));
+    }
+  });
 }
 
 }  // namespace

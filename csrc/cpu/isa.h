@@ -12,6 +12,13 @@ constexpr int64_t bytes_of(int32_t dtype) {
   return dtype == NOPROP_FLOAT32 ? 4 : dtype == NOPROP_BFLOAT16 ? 2 : 1;
 }
 
+// Threads that do a slice's work together, each its part of every stage, a barrier between stages.
+struct Team {
+  int32_t rank = 0, size = 1;
+  void (*wait)(void*) = nullptr;  // until all have called it
+  void* barrier = nullptr;
+};
+
 struct TrainTask {
   const NopropSlices* slices;
   const NopropNoise* noise;
@@ -25,6 +32,7 @@ struct TrainTask {
   const NopropTrainOut* out;
   bool (*go_on)(void*);  // polled once per step
   void* host;
+  Team team;
 };
 
 // Rows first_row .. last_row of an input's step and replica, to be packed at place `number` for all
@@ -90,7 +98,7 @@ struct PredictTask {
 struct Isa {
   const char* name;
   int32_t lanes;
-  int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D);
+  int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t team_size);
   void (*train_slice)(const TrainTask&, int64_t i, char* workspace);
   int64_t (*packed_bytes)(int64_t width, int64_t B);  // of one step and replica
   bool (*pack_rows)(const PackTask&);                 // false: something is not finite

@@ -238,6 +238,28 @@ class Pool {
   const std::vector<char*>* current_ = nullptr;
 };
 
+void Barrier::wait() {
+  const uint32_t round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  // a stage takes microseconds; a member that waits longer may be waiting for this processor
+  constexpr int kSpins = 2000;
+  for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
+    if (spin >= kSpins) {
+      std::this_thread::yield();
+      continue;
+    }
+#if defined(__SSE2__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+}
+
 bool run_tasks(int64_t count, int32_t threads, int64_t bytes, Host& host,
                const std::function<void(int64_t, const Worker&)>& run) {
   return Pool::instance().run(count, threads, bytes, host, run);

@@ -1,6 +1,7 @@
 // A queue of tasks over a pool of threads of our own, parked between calls, re-created after fork.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 
@@ -35,6 +36,18 @@ struct Worker {
 // Each thread has a workspace of `bytes`. False: no memory; nothing ran.
 bool run_tasks(int64_t count, int32_t threads, int64_t bytes, Host& host,
                const std::function<void(int64_t task, const Worker&)>& run);
+
+// Where a team's members wait for each other between stages; all of them have to be running.
+class Barrier {
+ public:
+  explicit Barrier(int32_t size) : size_(size) {}
+  void wait();
+
+ private:
+  const int32_t size_;
+  std::atomic<int32_t> arrived_{0};
+  std::atomic<uint32_t> round_{0};
+};
 
 // affinity and cgroup quota, at least 1
 int32_t available_processors();

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -125,16 +126,20 @@ bool is_shared(const NopropInput& input, int64_t n) {
   return n > input.replicas && (input.indices || input.slice == 0);
 }
 
-int64_t state_bytes(const NopropPlan& plan, const NopropRule& rule) {
-  int64_t weights = 0;
+int64_t weights(const NopropPlan& plan) {
+  int64_t count = 0;
   for (int32_t l = 0; l < plan.num_layers; ++l) {
     const NopropLayer& layer = plan.layers[l];
     for (int32_t s = 0; s < layer.num_sources; ++s) {
       const int32_t source = layer.sources[s], j = source - plan.num_inputs;
-      weights += int64_t{layer.width} * (j < 0 ? plan.input_widths[source] : plan.layers[j].width);
+      count += int64_t{layer.width} * (j < 0 ? plan.input_widths[source] : plan.layers[j].width);
     }
   }
-  return 4 * weights * (rule.kind == NOPROP_NONE ? 1 : rule.kind == NOPROP_SGD ? 2 : 3);
+  return count;
+}
+
+int64_t state_bytes(const NopropPlan& plan, const NopropRule& rule) {
+  return 4 * weights(plan) * (rule.kind == NOPROP_NONE ? 1 : rule.kind == NOPROP_SGD ? 2 : 3);
 }
 
 // How many steps a slice runs before the next one, and whether their rows are packed for all slices
@@ -157,6 +162,15 @@ Visit choose_visit(const NopropPlan& plan, const NopropInput* inputs, const Nopr
   static const int64_t second_level = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 1 << 20);
   return fit > 1 && 2 * state_bytes(plan, rule) <= second_level ? Visit{fit, true}
                                                                 : Visit{K, false};
+}
+
+// How many threads share a slice's work: all there are, where they outnumber the slices, as long as
+// each has enough to do between two barriers.
+int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {
+  constexpr int64_t kFlopAMember = 4'000'000, kMost = 64;
+  const int64_t step_flop = 6 * B * weights(plan);
+  return static_cast<int32_t>(std::max<int64_t>(
+      1, std::min({threads / std::max<int64_t>(n, 1), step_flop / kFlopAMember, kMost})));
 }
 
 // packs an input's rows of steps k_first .. k_last for all slices
@@ -216,11 +230,28 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
       bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, caller->threads);
     if (bad.status) return bad;
   }
+  const int32_t size = team_size(plan, n, B, caller->threads);
+  const int64_t bytes = isa().train_bytes(&plan, B, mix->D, size);
+  static thread_local std::deque<Workspace> kept;  // of teams; a worker's own serves it alone
+  std::vector<char*> workspaces(static_cast<size_t>(n));
+  if (size > 1) {
+    while (kept.size() < workspaces.size()) kept.emplace_back();
+    for (size_t i = 0; i < workspaces.size(); ++i)
+      if ((workspaces[i] = kept[i].get(bytes)) == nullptr) return {NOPROP_NO_MEMORY, 0, 0};
+  }
+  std::deque<Barrier> barriers;
+  for (int64_t i = 0; size > 1 && i < n; ++i) barriers.emplace_back(size);
+
   Host host(*caller);
   struct Poll {
     Host* host;
     int32_t worker;
   };
+  const auto go_on = [](void* data) {
+    auto* poll = static_cast<Poll*>(data);
+    return poll->host->go_on(poll->worker);
+  };
+  const auto wait = [](void* barrier) { static_cast<Barrier*>(barrier)->wait(); };
   bool ran = true;
   for (int64_t first = 0; ran && first < K && !host.stopped(); first += visit.steps) {
     const int64_t last = std::min(first + visit.steps, K);
@@ -230,28 +261,21 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
       const auto bad = pack_input(packed[j], plan, inputs[j], j, B, first, last, caller->threads);
       if (bad.status) return bad;
     }
-    ran = run_tasks(n, caller->threads, isa().train_bytes(&plan, B, mix->D), host,
-                    [&](int64_t i, const Worker& worker) {
-                      Poll poll = {&host, worker.id};
-                      const TrainTask task = {slices,
-                                              noise,
-                                              mix,
-                                              inputs,
-                                              z,
-                                              y,
-                                              rule,
-                                              B,
-                                              first,
-                                              last,
-                                              packed,
-                                              out,
-                                              [](void* data) {
-                                                auto* p = static_cast<Poll*>(data);
-                                                return p->host->go_on(p->worker);
-                                              },
-                                              &poll};
-                      isa().train_slice(task, i, worker.workspace);
-                    });
+    // members of a team are neighbours in the queue, and no more of them than threads
+    const auto run = [&](int64_t number, const Worker& worker) {
+      const int64_t i = number / size;
+      Poll poll = {&host, worker.id};
+      TrainTask task = {slices, noise, mix,    inputs, z,     y,     rule, B,
+                        first,  last,  packed, out,    go_on, &poll, {}};
+      char* workspace = worker.workspace;
+      if (size > 1) {
+        const auto at = static_cast<size_t>(i);
+        task.team = {static_cast<int32_t>(number % size), size, wait, &barriers[at]};
+        workspace = workspaces[at];
+      }
+      isa().train_slice(task, i, workspace);
+    };
+    ran = run_tasks(n * size, caller->threads, size > 1 ? 0 : bytes, host, run);
   }
   return finish(ran, host);
 }
@@ -274,7 +298,7 @@ int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
 }
 
 int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D) {
-  return isa().train_bytes(plan, B, D);
+  return isa().train_bytes(plan, B, D, 1);
 }
 
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
@@ -359,6 +383,10 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
                                                   std::min(kRows, B - first), worker.workspace);
                              });
   return finish(ran, host);
+}
+
+int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads) {
+  return team_size(*plan, n, B, threads);
 }
 
 int32_t noprop_num_isas(void) { return kNumIsas; }

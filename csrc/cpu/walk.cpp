@@ -31,14 +31,14 @@ struct Saved {
       activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
   float* x_hat[kMaxResults];   // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
-  float* rounded;  // rows of a weight, or null
+  float* rounded;  // rows of a weight, this member's, or null
 };
 
 struct Grads {
   float* value[kMaxResults];  // panels of every result that needs one
   bool written[kMaxResults];
-  float* strips;                            // a source's
-  float* packed;                            // columns of a weight, twice
+  float* strips;                            // of a layer's sources
+  float* packed;                            // columns of a weight, twice; this member's
   float *vector, *norm_weight, *norm_bias;  // (widest,)
 };
 
@@ -92,15 +92,25 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
   int64_t in = 0;
   for (int l = 0; l < plan.num_layers; ++l)
     if (in_width(plan, plan.layers[l]) > in) in = in_width(plan, plan.layers[l]);
-  saved.rounded = rounds(plan) ? pieces.take<float>(kMostTileRows * in) : nullptr;
+  const int64_t size = kMostTileRows * in, members = shape.team.size;
+  saved.rounded =
+      rounds(plan) ? pieces.take<float>(size * members) + shape.team.rank * size : nullptr;
 }
 
 inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
     grads.value[r] = pieces.take<float>(width_of(plan, r) * shape.padded());
   const int64_t width = widest(plan);
-  grads.strips = pieces.take<float>(shape.B * round_up(width));
-  grads.packed = pieces.take<float>(2 * width * kStrip);
+  int64_t in = 0;
+  for (int l = 0; l < plan.num_layers; ++l) {
+    int64_t padded = 0;
+    for (int s = 0; s < plan.layers[l].num_sources; ++s)
+      padded += round_up(width_of(plan, plan.layers[l].sources[s]));
+    if (padded > in) in = padded;
+  }
+  grads.strips = pieces.take<float>(shape.B * in);
+  const int64_t packed = 2 * width * kStrip;
+  grads.packed = pieces.take<float>(packed * shape.team.size) + shape.team.rank * packed;
   grads.vector = pieces.take<float>(width);
   grads.norm_weight = pieces.take<float>(width);
   grads.norm_bias = pieces.take<float>(width);
@@ -232,7 +242,9 @@ inline void mix_noise(float* z, float* second, const float* u_y, const float* ep
 // what products read of a result, once its value is there
 inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
   if (rounds(plan) && r != plan.num_inputs + plan.num_layers - 1)
-    round_run(saved.operand[r], saved.value[r], width_of(plan, r) * shape.padded());
+    for_own_runs(shape, width_of(plan, r), [&](int64_t at, int64_t count) {
+      round_run(saved.operand[r] + at, saved.value[r] + at, count);
+    });
 }
 
 inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
@@ -253,6 +265,7 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
       dense_forward(saved.value[r], activated, sources, layer.num_sources, weight, bias, add,
                     layer.relu, H, saved.rounded, shape);
       round_operand(saved, plan, r, shape);
+      wait_for_team(shape);
       continue;
     }
     dense_forward(saved.x_hat[r], nullptr, sources, layer.num_sources, weight, bias, nullptr, false,
@@ -263,6 +276,7 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
     norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r],
                  saved.rstd[r], norm, add, layer.relu, training, H, shape);
     round_operand(saved, plan, r, shape);
+    wait_for_team(shape);
   }
 }
 
@@ -279,24 +293,18 @@ inline void commit_statistics(const Saved& saved, const NopropPlan& plan, const 
   }
 }
 
-// d += or = grad, panels of `size` floats
-inline void add_grad(Grads& grads, int result, const float* d, int64_t size) {
+// d += or = grad, panels (H, P)
+inline void add_grad(Grads& grads, int result, const float* d, int64_t H, const Panels& shape) {
   float* to = grads.value[result];
-  for (int64_t i = 0; i < size; i += kLanes)
-    store(to + i, grads.written[result] ? load(to + i) + load(d + i) : load(d + i));
+  for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+    for (int64_t i = at; i < at + count; i += kLanes)
+      store(to + i, grads.written[result] ? load(to + i) + load(d + i) : load(d + i));
+  });
   grads.written[result] = true;
 }
 
 inline Run run_at(const NopropParam& param, int64_t at) {
   return {param.value + at, param.m ? param.m + at : nullptr, param.v ? param.v + at : nullptr};
-}
-
-// a small parameter's gradient to its optimizer, or to the caller's array; step null: neither
-inline void finish_vector(const NopropParam& param, const float* gradient, int64_t slice, int64_t i,
-                          int64_t H, const Step* step) {
-  if (param.grad) __builtin_memcpy(param.grad + i * H, gradient, sizeof(float) * H);
-  if (!step) return;
-  update_rows(run_at(param, slice * H), 0, gradient, 0, 1, H, *step);
 }
 
 struct BackwardPlan {
@@ -308,11 +316,22 @@ struct BackwardPlan {
   bool training;
 };
 
+// own features of a small parameter's gradient to its optimizer, or to the caller's array
+inline void finish_vector(const NopropParam& param, const float* gradient, const BackwardPlan& job,
+                          int64_t H, const Range& own) {
+  const int64_t count = own.last - own.first;
+  if (param.grad)
+    __builtin_memcpy(param.grad + job.i * H + own.first, gradient + own.first,
+                     sizeof(float) * count);
+  if (job.step)
+    update_rows(run_at(param, job.slice * H + own.first), 0, gradient + own.first, 0, 1, count,
+                *job.step);
+}
+
 inline void weight_backward(const BackwardPlan& job, const Saved& saved, const Grads& grads, int l,
                             const Panels& shape) {
   const NopropLayer& layer = job.plan.layers[l];
   const NopropParam& param = job.states[l].weight;
-  if (!job.step && !param.grad) return;
   const int64_t H = layer.width, in = in_width(job.plan, layer);
   const float* d_out = grads.value[job.plan.num_inputs + l];
   const Run all = run_at(param, job.slice * H * in);
@@ -321,12 +340,11 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
   };
   float* grad = param.grad ? param.grad + job.i * H * in : nullptr;
   int64_t first = 0;
+  const float* own_strips = grads.strips;
   for (int s = 0; s < layer.num_sources; ++s) {
     const int source = layer.sources[s];
     const int64_t width = width_of(job.plan, source);
-    const float* strips = source < job.plan.num_inputs ? saved.strips[source] : grads.strips;
-    if (source >= job.plan.num_inputs)
-      panels_to_strips(grads.strips, saved.operand[source], width, shape);
+    const float* strips = source < job.plan.num_inputs ? saved.strips[source] : own_strips;
     dense_weight_grad(d_out, strips, width, H, shape,
                       [&](const float* gradient, int64_t stride, int64_t o, int64_t rows, int64_t f,
                           int64_t count) {
@@ -338,6 +356,7 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
                           update_rows(at(from), in, gradient, stride, rows, count, *job.step);
                       });
     first += width;
+    own_strips += shape.B * round_up(width);
   }
 }
 
@@ -353,39 +372,48 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
     const NopropState& state = job.states[l];
     const int r = plan.num_inputs + l;
     const int64_t H = layer.width, in = in_width(plan, layer);
+    const Range own = own_features(shape, H);
     float* d = grads.value[r];
     const auto wanted = [&](int source) {
       return source >= plan.num_inputs || job.input_wanted[source];
     };
-    if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H * shape.padded());
+    if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H, shape);
     if (layer.relu) relu_grad(d, saved.activated[r], H, shape);
     if (layer.norm)
       norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],
                     state.norm_weight.value + job.slice * H, job.training, H, shape);
     if (layer.norm &&
         job.training)  // the batch's mean takes the bias away: its gradient is exactly zero
-      __builtin_memset(grads.vector, 0, sizeof(float) * H);
+      for (int64_t o = own.first; o < own.last; ++o) grads.vector[o] = 0;
     else
       dense_bias_grad(grads.vector, d, H, shape);
-    if (rounds(plan)) round_run(d, d, H * shape.padded());
+    finish_vector(state.bias, grads.vector, job, H, own);
+    if (layer.norm) {
+      finish_vector(state.norm_weight, grads.norm_weight, job, H, own);
+      finish_vector(state.norm_bias, grads.norm_bias, job, H, own);
+    }
+    if (rounds(plan))
+      for_own_runs(shape, H, [&](int64_t at, int64_t count) { round_run(d + at, d + at, count); });
+    wait_for_team(shape);
     int64_t first = 0;
+    float* strips = grads.strips;
     const float* weight = state.weight.value + job.slice * H * in;
+    const bool wants_weight = job.step || state.weight.grad;
     for (int s = 0; s < layer.num_sources; ++s) {
       const int source = layer.sources[s];
       const int64_t width = width_of(plan, source);
       if (wanted(source)) {
-        dense_input_grad(grads.strips, d, weight, in, first, width, H, grads.packed, rounds(plan),
-                         shape);
-        strips_to_panels(grads.value[source], grads.written[source], grads.strips, width, shape);
+        dense_input_grad(strips, d, weight, in, first, width, H, grads.packed, rounds(plan), shape);
+        strips_to_panels(grads.value[source], grads.written[source], strips, width, shape);
         grads.written[source] = true;
       }
+      if (wants_weight && source >= plan.num_inputs)
+        panels_to_strips(strips, saved.operand[source], width, shape);
       first += width;
+      strips += shape.B * round_up(width);
     }
-    weight_backward(job, saved, grads, l, shape);
-    finish_vector(state.bias, grads.vector, job.slice, job.i, H, job.step);
-    if (!layer.norm) continue;
-    finish_vector(state.norm_weight, grads.norm_weight, job.slice, job.i, H, job.step);
-    finish_vector(state.norm_bias, grads.norm_bias, job.slice, job.i, H, job.step);
+    wait_for_team(shape);
+    if (wants_weight) weight_backward(job, saved, grads, l, shape);
   }
 }
 

@@ -12,6 +12,8 @@ namespace noprop {
 // the exact size each time, and holds NaN, so that reading too far or too early shows.
 class Workspace {
  public:
+  Workspace() = default;
+  Workspace(const Workspace&) = delete;
   ~Workspace() { std::free(data_); }
   char* get(int64_t bytes) {
 #if defined(__SANITIZE_ADDRESS__)
