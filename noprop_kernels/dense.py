@@ -65,29 +65,33 @@ class Layer:
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     updates: Tensor | None = None
     saved: Any = None
+    made: Slices | None = None
 
     def slices(self, frozen: tuple[str, ...] = ()) -> Slices:
         """The layer as a stack of one slice; of what is frozen a copy moves."""
+        if self.made is not None and not frozen:
+            return self.made
+
+        def stacked(name: str, value: Tensor | None) -> Tensor:
+            if value is None:  # a layer without bias has one of zeros for the call
+                return self.weight.new_zeros(1, self.weight.shape[0])
+            value = value.detach()
+            return (value.clone() if name.split("_")[0] in frozen else value).unsqueeze(0)
 
         def group(suffix: str) -> Tensors:
-            tensors = self.moments if suffix else {"weight": self.weight, "bias": self.bias}
-            if f"weight{suffix}" not in tensors:
+            if f"weight{suffix}" not in self.moments:
                 return {}
-            found = {}
-            for part in PARTS:
-                value = tensors.get(part + suffix)
-                if value is None:  # a layer without bias has one of zeros for the call
-                    value = self.weight.new_zeros(self.weight.shape[0])
-                elif part in frozen:
-                    value = value.clone()
-                found[f"y.{part}"] = value.detach()[None]
-            return found
+            names = (f"weight{suffix}", f"bias{suffix}")
+            return {f"y.{name[:-2]}": stacked(name, self.moments.get(name)) for name in names}
 
         out_features, in_features = self.weight.shape
         counter = only_slice() if self.updates is None else self.updates
-        return Slices(
+        made = Slices(
             plan=plan_of(in_features, out_features, self.activation),
-            params=group(""),
+            params={
+                "y.weight": stacked("weight", self.weight),
+                "y.bias": stacked("bias", self.bias),
+            },
             m=group("_m"),
             v=group("_v"),
             stats={},
@@ -97,6 +101,8 @@ class Layer:
             index=only_slice(),
             precision=self.precision,
         )
+        self.made = None if frozen else made
+        return made
 
     def forward(self, x: Tensor, *, save: bool) -> Tensor:
         """y (*, out) of x (*, in)."""

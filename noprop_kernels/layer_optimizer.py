@@ -72,60 +72,43 @@ class LayerOptimizer:
         self, moments: Mapping[str, Tensor], updates: Tensor, parts: Sequence[str]
     ) -> dict[str, Any]:
         """What torch.optim's state_dict would be, for the parameters `parts` in order."""
-        step = updates.to(torch.float32)[0]
+        step = updates[0].to(torch.float32)
         state = {
-            i: {
-                "step": step.clone(),
-                **{theirs: moments[f"{part}_{ours}"] for ours, theirs in self._names().items()},
-            }
+            i: {"step": step.clone()}
+            | {theirs: moments[f"{part}_{ours}"] for ours, theirs in self._names().items()}
             for i, part in enumerate(parts)
         }
-        return {"state": state, "param_groups": [self._group() | {"params": [*range(len(parts))]}]}
+        group = asdict(self.settings) | self._constants() | {"params": [*range(len(parts))]}
+        return {"state": state, "param_groups": [group]}
 
     def load(
-        self, op: str, given: Mapping[str, Any], moments: Mapping[str, Tensor], updates: Tensor,
+        self,
+        op: str,
+        given: Mapping[str, Any],
+        moments: Mapping[str, Tensor],
+        updates: Tensor,
         parts: Sequence[str],
-    ) -> None:  # fmt: skip
-        """Takes moments, updates and numbers from a state_dict of this form, torch.optim's too.
+    ) -> None:
+        """Takes the numbers, moments and updates of such a state_dict, torch.optim's too.
 
         Raises:
             ValueError: it is of another optimizer or other parameters; nothing has changed.
         """
         groups = given.get("param_groups", ())
         if len(groups) != 1 or len(groups[0]["params"]) != len(parts):
+            held = [len(group["params"]) for group in groups]
             raise ValueError(
-                f"{op}: state_dict must have one group with {list(parts)}, got {groups}"
+                f"{op}: state_dict must have one group, of {list(parts)}, got groups of {held}"
             )
-        group = groups[0]
-        own, numbers = self._group(), asdict(self.settings)
-        for name, value in own.items():
-            fixed = name not in numbers
-            if name not in group and not fixed or fixed and group.get(name, value) != value:
-                raise ValueError(
-                    f"{op}: state_dict must be one of {type(self.settings).__name__}, "
-                    f"got a group with {name}={group.get(name)!r}"
-                )
-        for name in ("amsgrad", "maximize"):
-            if group.get(name):
-                raise ValueError(f"{op}: state_dict must be without {name}, got {name}=True")
-        settings = replace(
-            self.settings,
-            **{
-                name: float(group[name]) if name in ("lr", "weight_decay") else group[name]
-                for name in numbers
-            },
-        )
-        if settings.moments != self.moments:
-            raise ValueError(f"{op}: state_dict must have the moments of {self}, got {settings}")
+        settings = self._of_group(op, groups[0])
         steps, found = set(), {}
-        for part, key in zip(parts, group["params"], strict=True):
+        for part, key in zip(parts, groups[0]["params"], strict=True):
             entry = given["state"].get(key, {})
             steps.add(int(entry.get("step", 0)))
             for ours, theirs in self._names().items():
-                name = f"{part}_{ours}"
-                value = entry.get(theirs)
-                if value is not None:
-                    check_tensor(op, theirs, value, shape=moments[name].shape)
+                name, value = f"{part}_{ours}", entry.get(theirs)
+                if value is not None:  # torch.optim has none before the first step
+                    check_tensor(op, f"{part}'s {theirs}", value, shape=moments[name].shape)
                 found[name] = value
         if len(steps) != 1:
             raise ValueError(f"{op}: state_dict must have one step for all, got {sorted(steps)}")
@@ -135,20 +118,34 @@ class LayerOptimizer:
             for name, value in found.items():
                 moments[name].zero_() if value is None else moments[name].copy_(value)
 
+    def _of_group(self, op: str, group: Mapping[str, Any]) -> Optimizer:
+        numbers, constants = asdict(self.settings), self._constants()
+        other = {name for name in numbers if name not in group}
+        other |= {name for name, value in constants.items() if group.get(name, value) != value}
+        if not other:
+            given = {name: group[name] for name in numbers}
+            given |= {name: float(given[name]) for name in ("lr", "weight_decay")}
+            settings = replace(self.settings, **given)
+            if settings.moments == self.moments:
+                return settings
+            other = {"momentum"}
+        raise ValueError(
+            f"{op}: state_dict must be of {self}, got a group with "
+            + ", ".join(f"{name}={group.get(name)!r}" for name in sorted(other))
+        )
+
     def _names(self) -> dict[str, str]:
         """torch.optim's names of our moments."""
-        theirs = (
-            ("momentum_buffer",) if isinstance(self.settings, SGD) else ("exp_avg", "exp_avg_sq")
-        )
+        sgd = isinstance(self.settings, SGD)
+        theirs = ("momentum_buffer",) if sgd else ("exp_avg", "exp_avg_sq")
         return dict(zip(self.moments, theirs, strict=False))
 
-    def _group(self) -> dict[str, Any]:
-        """The numbers, and what tells torch.optim's optimizers from ours and from each other."""
-        kind = isinstance(self.settings, AdamW)
-        only = (
-            {"dampening": 0} if isinstance(self.settings, SGD) else {"decoupled_weight_decay": kind}
+    def _constants(self) -> dict[str, Any]:
+        """What torch.optim's optimizers can do beside ours, and what tells Adam from AdamW."""
+        decoupled = isinstance(self.settings, AdamW)
+        return {"dampening": 0, "amsgrad": False, "maximize": False} | (
+            {} if isinstance(self.settings, SGD) else {"decoupled_weight_decay": decoupled}
         )
-        return asdict(self.settings) | only
 
 
 def rule_of(settings: Optimizer, lr: float, weight_decay: float, device: torch.device) -> Rule:

@@ -11,13 +11,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from . import dispatch, functional
 from .check import check_tensor
 from .dense import PARTS, Layer, check_rows, plan_of
+from .eager import eager_only
 from .layer_optimizer import LayerOptimizer
 from .optimizers import AdamW, Optimizer
 
 OP = "Linear"
 
-# by weight, the graph's nodes that may still update it
-_nodes = WeakTensorKeyDictionary()
+_nodes = WeakTensorKeyDictionary()  # see nodes_of
 
 
 class Linear(nn.Linear):
@@ -72,6 +72,7 @@ class Linear(nn.Linear):
         self.optimizer = None if optimizer is None else LayerOptimizer(OP, optimizer)
         self.precision = precision
         self.backend = backend
+        self._facts: list[Any] = []  # those of any tensors that fit
         if self.optimizer is None:
             return
         for name, value in self.named_parameters():
@@ -103,7 +104,7 @@ class Linear(nn.Linear):
         weight, bias = self.weight, self.bias
         if self.optimizer is not None:
             if self.training and torch.is_grad_enabled() and self._learns():
-                return updating()(self, input, weight, bias)
+                return updating(self, input, weight, bias)
             if not self.training:
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
         return functional.dense(input, weight, bias, precision=self.precision, backend=self.backend)
@@ -146,32 +147,37 @@ class Linear(nn.Linear):
 
     def layer(self, input: Tensor) -> Layer:
         """The tensors as they are now, fit to be addressed by a kernel, and the backend."""
-        params, device = self._parameters, self.weight.device
-        shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
-        moments = {}
-        for name, value in (*params.items(), *self._buffers.items()):
-            if value is None or name == "updates":
-                continue
-            part = name.split("_")[0]
-            check_tensor(OP, name, value, shape=shapes[part], device=device)
-            if not value.is_contiguous():
-                raise ValueError(f"{OP}: {name} must be contiguous, got strides {value.stride()}")
-            if name != part:
-                moments[name] = value
-            elif not value.is_leaf:
-                raise ValueError(f"{OP}: {name} must be a parameter to be updated, got a result")
+        tensors = {**self._parameters, **self._buffers}
+        updates, device = tensors.pop("updates"), self.weight.device
+        facts = [
+            None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous(), t.is_leaf)
+            for t in tensors.values()
+        ]
+        if facts != self._facts:
+            self._check(tensors, device)
+            self._facts = facts
         check_rows(OP, "input", input, self.in_features, device)
         plan = plan_of(self.in_features, self.out_features, None)
-        backend = dispatch.choose(plan, device, self.precision, self.backend)
         return Layer(
-            weight=self.weight,
-            bias=self.bias,
+            weight=tensors.pop("weight"),
+            bias=tensors.pop("bias"),
             activation=None,
             precision=self.precision,
-            backend=backend,
-            moments=moments,
-            updates=self.updates,
+            backend=dispatch.choose(plan, device, self.precision, self.backend),
+            moments=tensors,
+            updates=updates,
         )
+
+    def _check(self, tensors: Mapping[str, Tensor | None], device: torch.device) -> None:
+        shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
+        for name, value in tensors.items():
+            if value is None:
+                continue
+            check_tensor(OP, name, value, shape=shapes[name.split("_")[0]], device=device)
+            if not value.is_contiguous():
+                raise ValueError(f"{OP}: {name} must be contiguous, got strides {value.stride()}")
+            if not value.is_leaf:
+                raise ValueError(f"{OP}: {name} must be a parameter to be updated, got a result")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
@@ -188,7 +194,7 @@ class Updating(torch.autograd.Function):
         y = ctx.layer.forward(x, save=True)
         ctx.save_for_backward(x, weight, bias)  # so that a change of what was read is noticed
         ctx.used = False
-        _nodes.setdefault(weight, WeakSet()).add(ctx)
+        nodes_of(weight).add(ctx)
         return y
 
     @staticmethod
@@ -205,6 +211,14 @@ class Updating(torch.autograd.Function):
         d_x, _ = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen)
         layer.saved = None
         return None, d_x, None, None
+
+
+def nodes_of(weight: Tensor) -> WeakSet:
+    """The nodes that may still update this weight, in whatever layers and graphs."""
+    found = _nodes.get(weight)
+    if found is None:
+        found = _nodes[weight] = WeakSet()
+    return found
 
 
 def trained(node: Any) -> list[str]:
@@ -231,12 +245,12 @@ def refuse(node: Any) -> None:
     if node.used:
         raise RuntimeError(f"{OP}: backward must run once for each forward, got a second one")
     try:
-        _, weight, _ = node.saved_tensors  # torch compares what forward read with what is there now
+        node.saved_tensors  # noqa: B018  # torch compares what forward read with what is there now
     except RuntimeError as error:
         raise RuntimeError(
             f"{OP}: input and parameters must be those of the forward until backward: {error}"
         ) from error
-    for other in _nodes.get(weight, ()):
+    for other in nodes_of(node.layer.weight):
         if other is not node and torch._C._will_engine_execute_node(other):
             raise RuntimeError(
                 f"{OP}: weight must be used once in one graph, since the first use's backward "
@@ -244,13 +258,4 @@ def refuse(node: Any) -> None:
             )
 
 
-@torch.compiler.disable(
-    reason="noprop_kernels.Linear updates its weights inside backward, which the compiler's graphs "
-    "cannot express; in eval mode, without gradients or with optimizer=None it is compiled"
-)
-def interrupting(*arguments: Any) -> Tensor:
-    return Updating.apply(*arguments)
-
-
-def updating() -> Callable[..., Tensor]:
-    return interrupting if torch.compiler.is_compiling() else Updating.apply
+updating = eager_only(Updating.apply)

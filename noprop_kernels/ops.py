@@ -5,7 +5,7 @@ kernel. An operation is a function of tensors alone, so that `dense`'s backward,
 the backend saved in its forward, runs that once more there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -21,8 +21,6 @@ from .dense import PARTS, Layer, plan_of
 from .layer_optimizer import rule_of
 from .noise import STREAM_EPS
 from .optimizers import SGD, Adam, AdamW, Optimizer
-
-Strings = str | None
 
 
 def register(
@@ -76,16 +74,16 @@ class DenseNode(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         ctx.saved_tensors  # noqa: B018  # raises where one changed since the forward
         _, input_grad, *wanted = ctx.needs_input_grad
-        d_x, grads = dense_gradients_of(ctx.layer, d_y, input_grad, dict(zip(PARTS, wanted)))
+        d_x, grads = dense_gradients_of(ctx.layer, d_y, input_grad, wanted)
         return None, d_x, *grads
 
 
 def dense_gradients_of(
-    layer: Layer, d_y: Tensor, input_grad: bool, wanted: dict[str, bool]
+    layer: Layer, d_y: Tensor, input_grad: bool, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """d_x, d_weight and d_bias, those that are wanted."""
-    tensors = {"weight": layer.weight, "bias": layer.bias}
-    grads = {part: torch.empty_like(tensors[part]) for part, wants in wanted.items() if wants}
+    shapes = zip(PARTS, (layer.weight.shape, layer.weight.shape[:1]), wanted, strict=True)
+    grads = {part: d_y.new_empty(shape) for part, shape, wants in shapes if wants}
     d_x, _ = layer.backward(d_y, input_grad=input_grad, grads=grads)
     return d_x, [grads.get(part) for part in PARTS]
 
@@ -113,7 +111,7 @@ def dense_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     layer = layer_of(weight, bias, activation, precision, backend)
     layer.forward(x, save=True)
-    d_x, grads = dense_gradients_of(layer, d_y, wanted[0], dict(zip(PARTS, wanted[1:])))
+    d_x, grads = dense_gradients_of(layer, d_y, wanted[0], wanted[1:])
     return tuple(d_y.new_empty(0) if g is None else g for g in (d_x, *grads))  # type: ignore
 
 
@@ -260,16 +258,16 @@ def save_noise(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 
 def noise_backward(ctx: Any, d_z: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    y, signal, W_embed, eps = ctx.saved_tensors
-    _, signal_grad, noise_grad, embedding_grad, *rest = ctx.needs_input_grad
+    y, signal, W_embed, eps = ctx.saved_tensors  # W_embed may be None
+    _, signal_grad, noise_grad, _, *rest = ctx.needs_input_grad
     d_signal = d_noise = d_W_embed = None
     if signal_grad:
         u_y = one_hot(y, ctx.D) if W_embed is None else W_embed[y]
         d_signal = (d_z * u_y).sum(-1)
     if noise_grad:
         d_noise = (d_z * eps).sum(-1)
-    if embedding_grad:
-        d_W_embed = one_hot(y, len(W_embed)).to(d_z.dtype).T @ (signal[:, None] * d_z)
+    if W_embed is not None and ctx.needs_input_grad[3]:
+        d_W_embed = torch.zeros_like(W_embed).index_add_(0, y, signal[:, None] * d_z)
     return None, d_signal, d_noise, d_W_embed, *(None for _ in rest)
 
 
