@@ -53,7 +53,6 @@ class Linear(nn.Linear):
 
     updates: Tensor
     _buffers: dict[str, Any]
-    _parameters: dict[str, Any]
 
     def __init__(
         self,
@@ -103,14 +102,12 @@ class Linear(nn.Linear):
         """
         weight, bias = self.weight, self.bias
         if self.optimizer is not None:
-            if self.training and torch.is_grad_enabled() and self._learns():
+            learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+            if self.training and torch.is_grad_enabled() and learns:
                 return updating(self, input, weight, bias)
             if not self.training:
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
         return functional.dense(input, weight, bias, precision=self.precision, backend=self.backend)
-
-    def _learns(self) -> bool:
-        return any(value is not None and value.requires_grad for value in self._parameters.values())
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, optimizer={self.optimizer}"
@@ -145,10 +142,10 @@ class Linear(nn.Linear):
 
     # every forward
 
-    def layer(self, input: Tensor) -> Layer:
+    def layer(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:
         """The tensors as they are now, fit to be addressed by a kernel, and the backend."""
-        tensors = {**self._parameters, **self._buffers}
-        updates, device = tensors.pop("updates"), self.weight.device
+        tensors = {"weight": weight, "bias": bias, **self._buffers}
+        updates, device = tensors.pop("updates"), weight.device
         facts = [
             None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous(), t.is_leaf)
             for t in tensors.values()
@@ -159,12 +156,12 @@ class Linear(nn.Linear):
         check_rows(OP, "input", input, self.in_features, device)
         plan = plan_of(self.in_features, self.out_features, None)
         return Layer(
-            weight=tensors.pop("weight"),
-            bias=tensors.pop("bias"),
+            weight=weight,
+            bias=bias,
             activation=None,
             precision=self.precision,
             backend=dispatch.choose(plan, device, self.precision, self.backend),
-            moments=tensors,
+            moments={name: value for name, value in tensors.items() if name not in PARTS},
             updates=updates,
         )
 
@@ -190,7 +187,7 @@ class Updating(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, module: Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.layer, ctx.optimizer = module.layer(x), module.optimizer
+        ctx.layer, ctx.optimizer = module.layer(x, weight, bias), module.optimizer
         y = ctx.layer.forward(x, save=True)
         ctx.save_for_backward(x, weight, bias)  # so that a change of what was read is noticed
         ctx.used = False
