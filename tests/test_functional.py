@@ -34,20 +34,20 @@ def test_noise_is_that_of_blocks_at_the_same_address(backend, embedded):
     plan = nk.plans.mlp(7, D if embedded else M, M, hidden=4)
     blocks = nk.DenoisingBlocks(plan, GOAL, embedding=W_embed, seed=[-3, 8])
     blocks.advance()
-    numbers = GOAL.numbers(torch.tensor(2))
+    numbers = GOAL.numbers(torch.tensor(3))
     z, eps = F.add_noise(
         labels(),
         numbers.signal.item(),
         numbers.noise.item(),
         seed=8,
         draw=1,
-        block=1,
+        block=2,
         first_row=4,
         W_embed=W_embed,
         num_classes=M,
     )
-    assert torch.equal(z, blocks.add_noise(labels(), blocks=2, first_row=4)[1])
-    want = normal(torch.tensor([8]), 0, 0, 1, 1, B, z.shape[1], first_row=4)[0]
+    assert torch.equal(z, blocks.add_noise(labels(), blocks=3, first_row=4)[1])
+    want = normal(torch.tensor([8]), 0, 0, 1, 2, B, z.shape[1], first_row=4)[0]
     torch.testing.assert_close(eps, want, rtol=0, atol=2e-6)
 
 
@@ -96,6 +96,17 @@ def test_dense_and_its_gradients_are_torch_s(backend, shape, bias, activation):
         close(got, want)
     with torch.no_grad():
         assert torch.equal(F.dense(x, w, b, activation=activation), y)
+
+
+def test_precision_is_that_of_the_operands():
+    x, w = rows(9, 7), rows(5, 7, seed=1)
+    y = F.dense(x, w, precision="bfloat16", backend="reference")
+    close(y, linear(x.bfloat16().float(), w.bfloat16().float()))
+    layer = nk.Linear(7, 5, bias=False, precision="bfloat16", backend="reference")
+    layer.load_state_dict({"weight": w})
+    assert torch.equal(layer(x), y)
+    with pytest.raises(nk.BackendError, match="precision must be one of"):
+        F.dense(x, w, precision="bfloat16", backend="cpu")
 
 
 def test_dense_of_strided_tensors(backend):
