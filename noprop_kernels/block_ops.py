@@ -2,7 +2,7 @@
 
 An operation gets the state as lists of tensors in the plan's order, and the plan by its text. Batch
 norm's running statistics are returned, and not moved, since an operation with a gradient may write
-nothing. As in ops.py, backward runs the forward once more.
+nothing. As in dense_ops.py, backward runs the forward once more.
 """
 
 from typing import TYPE_CHECKING, Any

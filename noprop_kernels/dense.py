@@ -64,8 +64,8 @@ class Layer:
     backend: ModuleType
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     updates: Tensor | None = None
-    saved: Any = None
-    made: Slices | None = None
+    saved: Any = field(default=None, init=False)
+    made: Slices | None = field(default=None, init=False)
 
     def slices(self, frozen: tuple[str, ...] = ()) -> Slices:
         """The layer as a stack of one slice; of what is frozen a copy moves."""
@@ -112,7 +112,7 @@ class Layer:
         call = ForwardCall(
             slices=self.slices(),
             inputs={"z": x.detach().contiguous().view(1, -1, x.shape[-1])},
-            logits=y.view(1, -1, y.shape[-1]),
+            logits=y.detach().view(1, -1, y.shape[-1]),  # a backend may keep it, y keeps the node
             training=False,
             save=save,
         )

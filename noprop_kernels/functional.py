@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import dispatch, ops
+from . import dense_ops, dispatch, label_ops
 from .arguments import seed_list
 from .check import check_count, check_positive, check_tensor
 from .dense import check_layer, check_rows
@@ -68,7 +68,7 @@ def add_noise(
     else:
         D = check_tensor(op, "W_embed", W_embed, shape=(None, None), device=y.device).shape[1]
     numbers = (per_row(op, "signal", signal, y), per_row(op, "noise", noise, y))
-    run = ops.noise_op if torch.compiler.is_compiling() else ops.noise_node
+    run = label_ops.noise_op if torch.compiler.is_compiling() else label_ops.noise_node
     return run(y, *numbers, W_embed, D, seed, draw, block, first_row, float(sigma), backend)
 
 
@@ -104,11 +104,11 @@ def dense(
         raise ValueError(f"{op}: activation must be one of {ACTIVATIONS}, got {activation!r}")
     dispatch.check_options(op, precision, backend)
     if torch.compiler.is_compiling():
-        return ops.dense_op(x, weight, bias, activation, precision, backend)
-    layer = ops.layer_of(weight, bias, activation, precision, backend)
+        return dense_ops.dense_op(x, weight, bias, activation, precision, backend)
+    layer = dense_ops.layer_of(weight, bias, activation, precision, backend)
     needs_grad = any(value is not None and value.requires_grad for value in (x, weight, bias))
     if torch.is_grad_enabled() and needs_grad:
-        return ops.DenseNode.apply(layer, x, weight, bias)
+        return dense_ops.DenseNode.apply(layer, x, weight, bias)
     return layer.forward(x, save=False)
 
 
@@ -160,7 +160,7 @@ def denoising_loss(
         raise ValueError(f"{op}: eps must be given where flow is not 0 and only there, got {flow=}")
     if eps is not None:
         check_tensor(op, "eps", eps, shape=(B, D), device=logits.device)
-    run = ops.error_op if torch.compiler.is_compiling() else ops.error_node
+    run = label_ops.error_op if torch.compiler.is_compiling() else label_ops.error_node
     error, _, _ = run(logits, y, W_embed, eps, head, float(flow), backend)
     return error if weight is None else error * per_row(op, "weight", weight, y)
 
@@ -220,7 +220,7 @@ def dense_update_(
         raise ValueError(f"{op}: lr must be finite and at least 0, got {lr}")
     dispatch.check_options(op, precision, backend)
     params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    names = ops.moment_names(optimizer, bias is not None)
+    names = dense_ops.moment_names(optimizer, bias is not None)
     if not state:
         for name in names:
             state[name] = torch.zeros_like(params[name[:-2]], requires_grad=False)
@@ -233,10 +233,10 @@ def dense_update_(
     for name, value in {**params, **state}.items():
         if not value.is_contiguous():
             raise ValueError(f"{op}: {name} must be contiguous, got strides {value.stride()}")
-    run = ops.dense_update_op if torch.compiler.is_compiling() else ops.dense_update_
+    run = dense_ops.dense_update_op if torch.compiler.is_compiling() else dense_ops.dense_update_
     applied, d_x = run(
         *(x.detach(), d_y.detach(), weight.detach(), None if bias is None else bias.detach()),
-        *([state[name] for name in names], state["updates"], *ops.describe(optimizer)),
+        *([state[name] for name in names], state["updates"], *dense_ops.describe(optimizer)),
         *(lr, optimizer.weight_decay, input_grad, precision, backend),
     )
     return applied, d_x if input_grad else None

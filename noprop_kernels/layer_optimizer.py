@@ -103,7 +103,7 @@ class LayerOptimizer:
         settings = self._of_group(op, groups[0])
         steps, found = set(), {}
         for part, key in zip(parts, groups[0]["params"], strict=True):
-            entry = given["state"].get(key, {})
+            entry = given.get("state", {}).get(key, {})
             steps.add(int(entry.get("step", 0)))
             for ours, theirs in self._names().items():
                 name, value = f"{part}_{ours}", entry.get(theirs)

@@ -142,7 +142,7 @@ class Linear(nn.Linear):
 
     # every forward
 
-    def layer(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:
+    def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:
         """The tensors as they are now, fit to be addressed by a kernel, and the backend."""
         tensors = {"weight": weight, "bias": bias, **self._buffers}
         updates, device = tensors.pop("updates"), weight.device
@@ -187,7 +187,7 @@ class Updating(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, module: Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.layer, ctx.optimizer = module.layer(x, weight, bias), module.optimizer
+        ctx.layer, ctx.optimizer = module._layer(x, weight, bias), module.optimizer
         y = ctx.layer.forward(x, save=True)
         ctx.save_for_backward(x, weight, bias)  # so that a change of what was read is noticed
         ctx.used = False
@@ -223,7 +223,7 @@ def trained(node: Any) -> list[str]:
     _, *edges = node.next_functions
     parts = [part for part, need in zip(PARTS, node.needs_input_grad[2:], strict=True) if need]
     found = [edge for edge, _ in edges if edge is not None]
-    try:
+    try:  # as torch.autograd.graph.register_multi_grad_hook asks
         asked = [torch._C._will_engine_execute_node(edge) for edge in found]
     except RuntimeError:  # torch.autograd.grad of a parameter: its gradient would be its result
         raise RuntimeError(

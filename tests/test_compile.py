@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import noprop_kernels as nk
 from blocks_for_tests import GOAL, PLANS, B, D, F, M, T, batch, make, snapshot
-from noprop_kernels import block_ops, ops
+from noprop_kernels import block_ops, dense_ops, label_ops
 
 # torch's own compiler looks at the .grad of a tensor inside the graph where it is interrupted
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -49,6 +49,14 @@ def test_functions_compile_whole(backend):
     grads = [torch.autograd.grad(value.sum(), leaves.values()) for value in (got, want)]
     for name, mine, eager in zip(leaves, *grads, strict=True):
         assert torch.equal(mine, eager), name
+
+
+def test_loss_module_compiles_whole(backend):
+    loss, logits = nk.DenoisingLoss(nn.Parameter(rows(M, 3))), rows(B, M, seed=1, grad=True)
+    losses = compiled(loss)(logits, batch()[1], 0.5)
+    assert torch.equal(losses, loss(logits, batch()[1], 0.5))
+    losses.sum().backward()
+    assert loss.W_embed.grad is not None and logits.grad is not None
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
@@ -205,13 +213,13 @@ def update_arguments():
     return (
         *(rows(B, F), rows(B, M), rows(M, F), rows(M)),
         *([value.clone() for value in moments], torch.zeros(1, dtype=torch.int64)),
-        *(*ops.describe(optimizer), 0.01, 0.1, True, "float32", None),
+        *(*dense_ops.describe(optimizer), 0.01, 0.1, True, "float32", None),
     )
 
 
 OPERATIONS = {
     "dense": lambda: (
-        ops.dense_op,
+        dense_ops.dense_op,
         (
             rows(2, B, F, grad=True),
             rows(M, F, grad=True),
@@ -222,11 +230,11 @@ OPERATIONS = {
         ),
     ),
     "dense, no bias": lambda: (
-        ops.dense_op,
+        dense_ops.dense_op,
         (rows(B, F, grad=True), rows(M, F, grad=True), None, None, "float32", None),
     ),
     "dense_gradients": lambda: (
-        ops.dense_gradients_op,
+        dense_ops.dense_gradients_op,
         (
             *(rows(B, M), rows(B, F), rows(M, F), rows(M)),
             [True, False, True],
@@ -236,17 +244,17 @@ OPERATIONS = {
         ),
     ),
     "denoising_error": lambda: (
-        ops.error_op,
+        label_ops.error_op,
         (rows(B, M, grad=True), batch()[1], rows(M, 3, grad=True), rows(B, 3), "linear", 1.0, None),
     ),
     "add_noise": lambda: (
-        ops.noise_op,
+        label_ops.noise_op,
         (
             *(batch()[1], rows(B, grad=True), rows(B, grad=True), rows(M, 3, grad=True)),
             *(3, 4, 5, 6, 7, 0.1, None),
         ),
     ),
-    "dense_update_": lambda: (ops.dense_update_op, update_arguments()),
+    "dense_update_": lambda: (dense_ops.dense_update_op, update_arguments()),
     "blocks_forward": lambda: (block_ops.forward_op, forward_arguments("mlp", True)),
     "blocks_forward, norm": lambda: (block_ops.forward_op, forward_arguments("norm", True)),
     "blocks_forward, eval": lambda: (block_ops.forward_op, forward_arguments("norm", False)),
