@@ -1,10 +1,12 @@
 """Fused training of NoProp blocks (arXiv:2503.24322v2), each by its own loss, all at once."""
 
-from . import native, plans
+from . import functional, native, plans
 from .blocks import DenoisingBlocks
 from .dispatch import BackendError, explain, use_backend
 from .goal import DT
 from .head import OutputHead
+from .linear import Linear
+from .loss import DenoisingLoss
 from .optimizers import SGD, Adam, AdamW
 from .plan import BatchNorm, Dense, Plan
 from .results import Gradients, Prediction, Step, Update
@@ -28,7 +30,9 @@ __all__ = [
     "BatchNorm",
     "Dense",
     "DenoisingBlocks",
+    "DenoisingLoss",
     "Gradients",
+    "Linear",
     "NoiseSchedule",
     "OutputHead",
     "Plan",
@@ -36,6 +40,7 @@ __all__ = [
     "Step",
     "Update",
     "explain",
+    "functional",
     "plans",
     "use_backend",
 ]

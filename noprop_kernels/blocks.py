@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from . import autograd, modules
+from . import autograd, block_ops, modules
 from .arguments import seed_list
-from .batches import Inputs, check_inputs, check_labels, packed, rows_of, same_rows
-from .calls import AddNoiseCall, PredictCall
+from .batches import Inputs, check_inputs, check_labels, rows_of, same_rows
+from .calls import AddNoiseCall
 from .check import check_count, check_positive
+from .eager import eager_only
 from .results import Prediction, Update
 from .training import Blocks, TrainedBlocks
 
@@ -40,6 +41,7 @@ class DenoisingBlocks(TrainedBlocks):
         ValueError: an argument does not fit.
     """
 
+    @eager_only
     def add_noise(self, y: Tensor, *, blocks: Blocks = None, first_row: int = 0) -> Tensor:
         """z_{t-1} = signal * u_y + noise * eps, at the address of the next step; changes nothing.
 
@@ -92,8 +94,10 @@ class DenoisingBlocks(TrainedBlocks):
         if B == 0:
             return self._empty(len(index), 0, self.M)
         ordered = {name: inputs[name] for name in self.plan.inputs}
-        return autograd.forward(self, ordered, index)
+        run = block_ops.forward if torch.compiler.is_compiling() else autograd.forward
+        return run(self, ordered, index)
 
+    @eager_only
     def loss(self, x: Inputs, y: Tensor, *, blocks: Blocks = None) -> Tensor:
         """loss = sum over rows of weight * |u_hat - u_y|^2 / B, differentiable in parameters and x.
 
@@ -117,6 +121,7 @@ class DenoisingBlocks(TrainedBlocks):
         logits = self.forward(x, self.add_noise(y, blocks=blocks), blocks=blocks)
         return autograd.Loss.apply(self, index, y, logits)
 
+    @eager_only
     def backward_update(
         self, logits: Tensor, d_logits: Tensor, *, lr: float | Tensor | None = None
     ) -> Update:
@@ -214,7 +219,8 @@ class DenoisingBlocks(TrainedBlocks):
         if keep not in ("last", "all"):
             raise ValueError(f'{op}: keep must be "last" or "all", got {keep!r}')
         self._check_draws_z(op)
-        R, T, S = self.replicas, self.T, check_positive(op, "samples", samples)
+        R, T = self.replicas, self.T
+        check_positive(op, "samples", samples)
         check_count(op, "first_row", first_row)
         inputs = check_inputs(op, x, self.plan, R, self.device)
         B = next(iter(inputs.values())).shape[1]
@@ -225,23 +231,19 @@ class DenoisingBlocks(TrainedBlocks):
                 raise ValueError(f"{op}: seed must be one or {R}, one per replica, got {seed!r}")
             seeds = torch.tensor(given, device=self.device).expand(R).contiguous()
         schedule, kept = self.goal.schedule, T if keep == "all" else 1
-        call = PredictCall(
-            slices=self._slices(torch.arange(len(self))),
-            seeds=seeds,
-            inputs={name: packed(value.detach()) for name, value in inputs.items()},
-            a=schedule.a[1:].float().to(self.device),
-            b=schedule.b[1:].float().to(self.device),
-            sqrt_c=schedule.c[1:].sqrt().float().to(self.device),
-            head=self._head,
-            W_embed=self.W_embed,
-            D=self.D,
-            first_row=first_row,
-            add_noise=noise,
-            logits=self._empty(kept, S, R, B, self.M),
-            u_hat=self._empty(kept, S, R, B, self.D),
-            z=self._empty(kept, S, R, B, self.D),
+        coefficients = (schedule.a, schedule.b, schedule.c.sqrt())
+        index = self._index(op, None)
+        arguments = (
+            list(inputs.values()),
+            seeds,
+            [value[1:].float().to(self.device) for value in coefficients],
+            *(self.W_embed, self._head, self.D, first_row, noise, kept, samples),
         )
-        if B:
-            self._run("predict", call)
-        results = (call.logits, call.u_hat, call.z)
+        if torch.compiler.is_compiling():
+            results = block_ops.predict(self, index, *arguments)
+        else:
+            call = block_ops.predict_call(self._slices(index), *arguments)
+            if B:
+                self._run("predict", call)
+            results = (call.logits, call.u_hat, call.z)
         return Prediction(*(results if keep == "all" else (result[0] for result in results)))

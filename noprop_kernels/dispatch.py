@@ -57,6 +57,13 @@ def check_name(op: str, name: str) -> str:
     return name
 
 
+def check_options(op: str, precision: str, backend: str | None) -> None:
+    if precision not in KNOWN_PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {KNOWN_PRECISIONS}, got {precision!r}")
+    if backend is not None:
+        check_name(op, backend)
+
+
 def choose(
     plan: Plan, device: torch.device, precision: str = "float32", backend: str | None = None
 ) -> ModuleType:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import autograd
+from . import autograd, block_ops
 from .arguments import seed_list
 from .batches import INT64, check_labels, gather_inputs, rows_of
 from .check import check_positive, check_tensor
+from .eager import eager_only
 from .goal import DT, Numbers
 from .noise import STREAM_HEAD
 from .optimizers import AdamW, Optimizer
@@ -98,8 +99,10 @@ class OutputHead(StackedModule):
         z = rows_of("forward", "z", z, self.D, len(self), self.device)
         if z.shape[1] == 0:
             return self._empty(len(self), 0, self.M)
-        return autograd.forward(self, {"z": z}, torch.arange(len(self)))
+        run = block_ops.forward if torch.compiler.is_compiling() else autograd.forward
+        return run(self, {"z": z}, torch.arange(len(self)))
 
+    @eager_only
     def train_step(self, y: Tensor, t: int, *, lr: float | Tensor | None = None) -> Step:
         """One step on z_T of the labels.
 
@@ -132,6 +135,7 @@ class OutputHead(StackedModule):
         )
         return Step(out.loss[0], out.error, out.applied[0])
 
+    @eager_only
     def train_steps(
         self,
         Y: Tensor,

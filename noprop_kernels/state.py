@@ -91,12 +91,7 @@ class StackedModule(nn.Module):
                 raise ValueError(
                     f"{op}: optimizer must have one weight_decay or {N}, got {len(decays)}"
                 )
-        if precision not in dispatch.KNOWN_PRECISIONS:
-            raise ValueError(
-                f"{op}: precision must be one of {dispatch.KNOWN_PRECISIONS}, got {precision!r}"
-            )
-        if backend is not None:
-            dispatch.check_name(op, backend)
+        dispatch.check_options(op, precision, backend)
         self.plan = plan
         self.optimizer = optimizer
         self.precision = precision

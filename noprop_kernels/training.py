@@ -10,6 +10,7 @@ from .arguments import seed_list
 from .batches import Inputs, Normalize, check_inputs, check_labels, gather_inputs, packed
 from .calls import UpdateCall
 from .check import check_count, check_positive, check_tensor
+from .eager import eager_only
 from .goal import DT
 from .noise import STREAM_EPS
 from .optimizers import AdamW, Optimizer
@@ -74,6 +75,7 @@ class TrainedBlocks(StackedModule):
     def extra_repr(self) -> str:
         return f"held={self.held}, replicas={self.replicas}, optimizer={self.optimizer}"
 
+    @eager_only
     def train_step(
         self,
         x: Inputs,
@@ -149,6 +151,7 @@ class TrainedBlocks(StackedModule):
             out.d_W_embed,
         )
 
+    @eager_only
     def train_steps(
         self,
         X: Inputs,
@@ -190,6 +193,7 @@ class TrainedBlocks(StackedModule):
         )
         return self._train_steps(op, index, self._noise_block(index, K), inputs, labels, B, lr)
 
+    @eager_only
     def gradients(
         self,
         x: Inputs,
@@ -245,6 +249,7 @@ class TrainedBlocks(StackedModule):
             out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
         )
 
+    @eager_only
     def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
         """The second half of `train_step`: moves the slices of `grads`, and `draws` by one.
 
@@ -329,11 +334,18 @@ class TrainedBlocks(StackedModule):
             )
 
 
-@lru_cache(maxsize=256)
 def positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:
     """(n,), where the blocks `ts` stand in every replica; of all calls alike, so never written."""
+    make = make_positions if torch.compiler.is_compiling() else kept_positions
+    return make(ts, held, replicas)
+
+
+def make_positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:
     at = [r * len(held) + held.index(t) for r in range(replicas) for t in ts]
     return torch.tensor(at, dtype=torch.int64, device="cpu")
+
+
+kept_positions = lru_cache(maxsize=256)(make_positions)
 
 
 def check_blocks(op: str, name: str, blocks: Sequence[int], T: int) -> list[int]:

@@ -10,6 +10,10 @@ whole steps: checked first (against float64), then timed in turns.
     backward         the gradients of all parameters for given d_logits
     update           AdamW of all parameters for given gradients
     backward_update  both in one: ours in one pass, without a gradient array
+    linear           one layer's forward, backward and AdamW: nk.Linear against torch.nn.Linear
+    dense_update     its gradients and AdamW for given input and d_y: nk.functional.dense_update_
+    dense            its forward: nk.functional.dense
+    loss             losses of a block's rows and d_logits: nk.DenoisingLoss
 
 `ours` calls the public objects, `ours_backend` the function that they call, where the public call
 does more: `update` looks at every gradient first, the head has no public call of its own, and the
@@ -28,6 +32,7 @@ from ..shapes import SHAPES
 from . import ours, rivals
 from .check import check_part
 from .given import Once, Part
+from .layers import LAYERS
 
 PARTS: dict[str, dict[str, Callable[[Part], Once]]] = {
     "draw": {"ours_backend": ours.draw, "torch_generator": rivals.torch_draw},
@@ -63,6 +68,7 @@ PARTS: dict[str, dict[str, Callable[[Part], Once]]] = {
         "eager": rivals.eager_backward_update,
         "compiled": rivals.compiled_backward_update,
     },
+    **LAYERS,
 }
 
 SUITE = Suite(

@@ -9,6 +9,7 @@ from ..contender import Contender
 from ..problem import Weights
 from ..rivals.stacked import join
 from ..rivals.step_compiled import adamw, rates
+from . import layers
 from .given import UPDATES, Part
 
 CHECK_CALLS = 3
@@ -17,6 +18,8 @@ CHECK_CALLS = 3
 def wanted(given: Part) -> Weights:
     """What the part's result must be, float64."""
     p = given.problem
+    if given.maths in layers.LAYERS:
+        return layers.wanted(given)
     x, u_y = given.x.double(), given.u_y.double()
     if given.maths == "head":
         logits = given.logits.double().requires_grad_()
@@ -69,8 +72,11 @@ def check_part(contender: Contender) -> list[float]:
         check_normal(contender, first)
         return seconds
     moves = contender.maths in ("update", "backward_update")
+    start_of = contender.problem.weights
+    if contender.maths in layers.MOVING:
+        moves, start_of = True, layers.Layer(contender).w
     for name, want in wanted(contender).items():
-        start = contender.problem.weights[name].double() if moves else torch.zeros(())
+        start = start_of[name].double() if moves else torch.zeros(())
         size = twin.root_mean_square(want - start)
         error = twin.root_mean_square(first[name] - want)
         rounding = torch.finfo(torch.float32).eps * twin.root_mean_square(start)

@@ -61,13 +61,17 @@ class Part(Contender):
         return torch.empty(0)
 
     def flop(self) -> int:
-        forward = self.shape.forward_flop
+        s, forward = self.shape, self.shape.forward_flop
+        layer = 2 * s.B * s.F * s.H  # of one product of `layers`' layer
         both = {"backward": self.shape.flop - forward, "backward_update": self.shape.flop - forward}
-        return ({"forward": forward} | both).get(self.maths, 0)
+        one = {"linear": 2 * layer, "dense_update": layer, "dense": layer}
+        return ({"forward": forward} | both | one).get(self.maths, 0)
 
     def traffic(self) -> int:
         arrays = {"forward": 1, "backward": 2, "update": 7, "backward_update": 6}
-        return 4 * self.shape.parameters * arrays.get(self.maths, 0)
+        one = {"linear": 7, "dense_update": 6, "dense": 1}
+        layer = (self.shape.F + 1) * self.shape.H * one.get(self.maths, 0)
+        return 4 * (self.shape.parameters * arrays.get(self.maths, 0) + layer)
 
     def step_bytes(self, indices: Tensor) -> None:
         return None

@@ -1,0 +1,258 @@
+"""nk.Linear: torch.nn.Linear whose weights are updated inside its backward."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from . import dispatch, functional
+from .check import check_tensor
+from .dense import PARTS, Layer, check_rows, plan_of
+from .eager import eager_only
+from .layer_optimizer import LayerOptimizer
+from .optimizers import AdamW, Optimizer
+
+OP = "Linear"
+
+_nodes = WeakTensorKeyDictionary()  # see nodes_of
+
+
+class Linear(nn.Linear):
+    """y = x @ weight.T + bias, as torch.nn.Linear; backward updates weight and bias.
+
+    The optimizer runs in the kernel of the weight gradient, which is never written to memory: no
+    `.grad`, no `zero_grad`, no `step`. Every backward that reaches the parameters is one update, at
+    the weights of the forward; a gradient of y that is not finite, or of no rows, updates nothing.
+    In eval mode, and for what has requires_grad=False, the parameters are constants.
+    torch.autograd.grad with respect to inputs alone updates nothing.
+
+    What an update inside backward cannot honour is a RuntimeError before anything is written: the
+    layer (or its weight, in two layers) twice in one graph, backward twice, create_graph=True,
+    gradients of the parameters by torch.autograd.grad, parameters changed between forward and
+    backward. What a layer cannot see: a gradient scaler's factor and clipping by the norm of
+    several layers' gradients, both of which act on `.grad`; a gradient summed over several
+    backwards, each of which is an update here; other uses of its weight in the graph.
+
+    Args:
+        in_features, out_features, bias: as torch.nn.Linear, with its initialisation.
+        optimizer: SGD, Adam or AdamW; None: backward leaves `.grad` to an optimizer outside.
+        precision: "float32" | "tf32" | "bfloat16", of the products' operands.
+        backend: a backend to force; None: the best that runs here.
+        device: of the parameters, as torch.nn.Linear.
+
+    Attributes:
+        optimizer: None, or its `lr` and `weight_decay`, which may be set between steps.
+        updates: (1,) int64, the updates so far.
+
+    Raises:
+        ValueError: an argument does not fit.
+    """
+
+    updates: Tensor
+    _buffers: dict[str, Any]
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        optimizer: Optimizer | None = AdamW(lr=1e-3),  # noqa: B008  # frozen
+        precision: str = "float32",
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        plan_of(in_features, out_features, None)  # checks the sizes
+        dispatch.check_options(OP, precision, backend)
+        super().__init__(in_features, out_features, bias, device=device, dtype=torch.float32)
+        self.optimizer = None if optimizer is None else LayerOptimizer(OP, optimizer)
+        self.precision = precision
+        self.backend = backend
+        self._facts: list[Any] = []  # those of any tensors that fit
+        if self.optimizer is None:
+            return
+        for name, value in self.named_parameters():
+            for moment in self.optimizer.moments:
+                zeros = torch.zeros_like(value, requires_grad=False)
+                self.register_buffer(f"{name}_{moment}", zeros, persistent=False)
+        counter = torch.zeros(1, dtype=torch.int64, device=device)
+        self.register_buffer("updates", counter, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """New weights as torch.nn.Linear's, and an optimizer that has done nothing yet."""
+        super().reset_parameters()
+        for buffer in self._buffers.values():
+            buffer.zero_()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch.nn.Linear's name
+        """y = input @ weight.T + bias.
+
+        Args:
+            input: (*, in) float32.
+
+        Returns:
+            (*, out) float32.
+
+        Raises:
+            ValueError: the input, or what became of the parameters, does not fit.
+            BackendError: no backend can run it.
+        """
+        weight, bias = self.weight, self.bias
+        if self.optimizer is not None:
+            learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+            if self.training and torch.is_grad_enabled() and learns:
+                return updating(self, input, weight, bias)
+            if not self.training:
+                weight, bias = weight.detach(), None if bias is None else bias.detach()
+        return functional.dense(input, weight, bias, precision=self.precision, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, optimizer={self.optimizer}"
+
+    # the optimizer's state, beside state_dict
+
+    def optimizer_state_dict(self) -> dict[str, Any]:
+        """Moments, count of updates and numbers of the optimizer, in the form of torch.optim's.
+
+        A torch.optim optimizer of the same kind over `parameters()` can load it, and the other way
+        round. Tensors are the layer's own, as in state_dict.
+
+        Raises:
+            ValueError: optimizer=None.
+        """
+        optimizer, parts = self._optimizer("optimizer_state_dict"), [*dict(self.named_parameters())]
+        return optimizer.state_dict(self._buffers, self.updates, parts)
+
+    def load_optimizer_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes what `optimizer_state_dict` returned, or torch.optim's of these parameters.
+
+        Raises:
+            ValueError: it is of another optimizer or shape, or optimizer=None; nothing has changed.
+        """
+        op, parts = "load_optimizer_state_dict", [*dict(self.named_parameters())]
+        self._optimizer(op).load(op, state_dict, self._buffers, self.updates, parts)
+
+    def _optimizer(self, op: str) -> LayerOptimizer:
+        if self.optimizer is None:
+            raise ValueError(f"{op}: optimizer must not be None; give one to {OP}")
+        return self.optimizer
+
+    # every forward
+
+    def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:
+        """The tensors as they are now, fit to be addressed by a kernel, and the backend."""
+        tensors = {"weight": weight, "bias": bias, **self._buffers}
+        updates, device = tensors.pop("updates"), weight.device
+        facts = [
+            None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous(), t.is_leaf)
+            for t in tensors.values()
+        ]
+        if facts != self._facts:
+            self._check(tensors, device)
+            self._facts = facts
+        check_rows(OP, "input", input, self.in_features, device)
+        plan = plan_of(self.in_features, self.out_features, None)
+        return Layer(
+            weight=weight,
+            bias=bias,
+            activation=None,
+            precision=self.precision,
+            backend=dispatch.choose(plan, device, self.precision, self.backend),
+            moments={name: value for name, value in tensors.items() if name not in PARTS},
+            updates=updates,
+        )
+
+    def _check(self, tensors: Mapping[str, Tensor | None], device: torch.device) -> None:
+        shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
+        for name, value in tensors.items():
+            if value is None:
+                continue
+            check_tensor(OP, name, value, shape=shapes[name.split("_")[0]], device=device)
+            if not value.is_contiguous():
+                raise ValueError(f"{OP}: {name} must be contiguous, got strides {value.stride()}")
+            if not value.is_leaf:
+                raise ValueError(f"{OP}: {name} must be a parameter to be updated, got a result")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+            raise ValueError(f"{OP}: parameters must stay torch.float32, got {dtype}")
+        return super()._apply(fn, recurse)
+
+
+class Updating(torch.autograd.Function):
+    """y = x @ weight.T + bias, whose backward updates weight and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, module: Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.layer, ctx.optimizer = module._layer(x, weight, bias), module.optimizer
+        y = ctx.layer.forward(x, save=True)
+        ctx.save_for_backward(x, weight, bias)  # so that a change of what was read is noticed
+        ctx.used = False
+        nodes_of(weight).add(ctx)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        layer, wanted = ctx.layer, trained(ctx)
+        refuse(ctx)
+        input_grad = ctx.needs_input_grad[1]
+        if not wanted:
+            d_x, _ = layer.backward(d_y, input_grad=input_grad)
+            return None, d_x, None, None
+        ctx.used = True
+        rule = ctx.optimizer.rule(d_y.device)
+        frozen = tuple(part for part in PARTS if part not in wanted)
+        d_x, _ = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen)
+        layer.saved = None
+        return None, d_x, None, None
+
+
+def nodes_of(weight: Tensor) -> WeakSet:
+    """The nodes that may still update this weight, in whatever layers and graphs."""
+    found = _nodes.get(weight)
+    if found is None:
+        found = _nodes[weight] = WeakSet()
+    return found
+
+
+def trained(node: Any) -> list[str]:
+    """The parameters that this pass of the engine asks for a gradient."""
+    _, *edges = node.next_functions
+    parts = [part for part, need in zip(PARTS, node.needs_input_grad[2:], strict=True) if need]
+    found = [edge for edge, _ in edges if edge is not None]
+    try:  # as torch.autograd.graph.register_multi_grad_hook asks
+        asked = [torch._C._will_engine_execute_node(edge) for edge in found]
+    except RuntimeError:  # torch.autograd.grad of a parameter: its gradient would be its result
+        raise RuntimeError(
+            f"{OP}: torch.autograd.grad must not ask for the gradient of a parameter, which is "
+            "updated inside backward; optimizer=None makes a layer with gradients"
+        ) from None
+    return [part for part, asks in zip(parts, asked, strict=True) if asks]
+
+
+def refuse(node: Any) -> None:
+    """Raises for what an update inside backward cannot honour, before anything is written."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{OP}: backward must be without create_graph=True, since the weights move inside it"
+        )
+    if node.used:
+        raise RuntimeError(f"{OP}: backward must run once for each forward, got a second one")
+    try:
+        node.saved_tensors  # noqa: B018  # torch compares what forward read with what is there now
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{OP}: input and parameters must be those of the forward until backward: {error}"
+        ) from error
+    for other in nodes_of(node.layer.weight):
+        if other is not node and torch._C._will_engine_execute_node(other):
+            raise RuntimeError(
+                f"{OP}: weight must be used once in one graph, since the first use's backward "
+                "moves what the second's needs, got it twice; optimizer=None allows it"
+            )
+
+
+updating = eager_only(Updating.apply)

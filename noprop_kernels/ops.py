@@ -1,0 +1,45 @@
+"""A function with its gradient as a node of torch's graph, and as an operation for torch.compile.
+
+Eager code does not pass through the operations: the dispatcher's Python costs more than a small
+kernel. An operation is a function of tensors alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+def register(
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    *,
+    mutates: tuple[str, ...] = (),
+) -> Any:
+    """The operation noprop_kernels::<name of `run`>."""
+    name = f"noprop_kernels::{run.__name__}"
+    operation = torch.library.custom_op(name, run, mutates_args=mutates)
+    operation.register_fake(fake)
+    if backward is not None:
+        operation.register_autograd(backward, setup_context=setup)
+    return operation
+
+
+def node(
+    run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The same as a node of torch's graph."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = run(*arguments)
+        # not as setup_context, for which torch inspects signatures, 45 us at each call
+        setup(ctx, arguments, output)
+        return output
+
+    methods = {"forward": forward, "backward": once_differentiable(backward)}
+    methods = {name: staticmethod(method) for name, method in methods.items()}
+    made: Any = type(run.__name__, (torch.autograd.Function,), methods)
+    return made.apply
