@@ -31,58 +31,80 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
           multiply_tile(c, w, in, 1, sources[s].value + p * width * P, P, width);
           w += width;
         }
-        for (int i = 0; i < ROWS; ++i)
-          for (int j = 0; j < COLS; ++j) {
-            const int64_t at = (p * H + o + i) * P + j * kLanes;
-            Vec y = c[i][j] + bias[o + i];
-            if (is_relu) y = relu(y);
-            if (activated) store(activated + at, y);
-            if (add) y += load(add + at);
-            store(out + at, y);
-          }
+        for_tile<ROWS, COLS>([&](int i, int j) {
+          const int64_t at = (p * H + o + i) * P + j * kLanes;
+          Vec y = c[i][j] + bias[o + i];
+          if (is_relu) y = relu(y);
+          if (activated) store(activated + at, y);
+          if (add) y += load(add + at);
+          store(out + at, y);
+        });
       }
     });
   });
 }
 
-// d_source (width, P) = or += d_out (H, P) times columns first .. first + width of weight (H, in)
-inline void dense_input_grad(float* d_source, bool accumulate, const float* d_out,
-                             const float* weight, int64_t in, int64_t first, int64_t width,
-                             int64_t H, const Panels& shape) {
+// d_source (B, width) in strips = d_out (H, P) times columns first .. first + width of weight
+// (H, in). Lanes are columns. A tile goes down all rows of the weight, which in a wide one lie so
+// far apart that they push each other out of the caches: strips of columns are copied to `packed`
+// (2, H, kStrip), the next one row by row while this one's product runs.
+inline void dense_input_grad(float* d_source, const float* d_out, const float* weight, int64_t in,
+                             int64_t first, int64_t width, int64_t H, float* packed,
+                             const Panels& shape) {
   const int64_t P = shape.P;
-  with_cols(shape.cols, [&](auto cols) {
-    constexpr int COLS = decltype(cols)::value;
-    for_row_tiles<COLS>(width, [&](auto rows, int64_t f) {
-      constexpr int ROWS = decltype(rows)::value;
+  constexpr int64_t kAhead = 8;  // rows: long enough for memory, few enough for the nearest cache
+  const auto pack_row = [&](float* to, int64_t f, int64_t o) __attribute__((always_inline)) {
+    const int64_t columns = width - f < kStrip ? width - f : kStrip;
+    const float* from = weight + o * in + first + f;
+    float* row = to + o * kStrip;
+    int64_t c = 0;
+    for (; c + kLanes <= columns; c += kLanes) store(row + c, load(from + c));
+    if (c < columns) store(row + c, load_partial(from + c, (int)(columns - c)));
+    if (o + kAhead < H)
+      for (c = 0; c < columns; c += 16) __builtin_prefetch(from + kAhead * in + c);
+  };
+  for (int64_t o = 0; o < H; ++o) pack_row(packed, 0, o);
+  float* next_packed = packed + H * kStrip;
+  for_strips(width, [&](int64_t f, int strip_cols) {
+    const int64_t next = f + strip_cols * kLanes;
+    int64_t done = next < width ? 0 : H;  // rows of the next strip
+    with_cols(strip_cols, [&](auto cols) {
+      constexpr int COLS = decltype(cols)::value;
+      const int64_t calls = (shape.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (H / kBurst + 1);
+      const int64_t rows_a_call = (H + calls - 1) / calls;
       for (int64_t p = 0; p < shape.count; ++p) {
-        Vec c[ROWS][COLS] = {};
-        multiply_tile(c, weight + first + f, 1, in, d_out + p * H * P, P, H);
-        for (int i = 0; i < ROWS; ++i)
-          for (int j = 0; j < COLS; ++j) {
-            float* at = d_source + (p * width + f + i) * P + j * kLanes;
-            store(at, accumulate ? load(at) + c[i][j] : c[i][j]);
-          }
+        const int64_t B = shape.B - p * P < P ? shape.B - p * P : P;
+        for_row_tiles<COLS>(B, [&](auto rows, int64_t b) {
+          constexpr int ROWS = decltype(rows)::value;
+          Vec c[ROWS][COLS] = {};
+          multiply_tile(c, d_out + p * H * P + b, 1, P, packed, kStrip, H, [&] {
+            for (int64_t r = 0; r < rows_a_call && done < H; ++r)
+              pack_row(next_packed, next, done++);
+          });
+          float* out = d_source + f * shape.B + (p * P + b) * COLS * kLanes;
+          for_tile<ROWS, COLS>(
+              [&](int i, int j) { store(out + (i * COLS + j) * kLanes, c[i][j]); });
+        });
       }
     });
+    for (; done < H; ++done) pack_row(next_packed, next, done);
+    float* full = packed;
+    packed = next_packed;
+    next_packed = full;
   });
 }
 
-// The weight gradient d_out^T @ source, tile by tile: finish(gradient, o, f, count) gets `count`
-// columns from f of row o. strips: the source's. prefetch(o, f, rows, columns) names the tile that
-// comes next. Rows of the weights are the outer loop: their three arrays are then read along their
-// rows, as the hardware's prefetcher expects.
-template <class Finish, class Prefetch>
+// The weight gradient d_out^T @ source, tile by tile: finish(gradient, stride, o, rows, f, count)
+// gets `count` columns from f of `rows` rows from o. strips: the source's. Rows of the weights are
+// the outer loop: the optimizer then reads its arrays along their rows, as the hardware's
+// prefetcher expects, which does better here than prefetches of our own.
+template <class Finish>
 inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
-                              const Panels& shape, Finish finish, Prefetch prefetch) {
+                              const Panels& shape, Finish finish) {
   const int64_t P = shape.P;
-  for_row_tiles<kMaxCols>(H, [&](auto tile_rows, int64_t o) {
+  for_row_tiles<kMaxStripCols>(H, [&](auto tile_rows, int64_t o) {
     constexpr int ROWS = decltype(tile_rows)::value;
     for_strips(width, [&](int64_t f, int strip_cols) {
-      const int64_t next = f + strip_cols * kLanes;
-      if (next < width) {
-        const int64_t left = width - next;
-        prefetch(o, next, ROWS, left < strip_cols * kLanes ? left : strip_cols * kLanes);
-      }
       with_cols(strip_cols, [&](auto cols) {
         constexpr int COLS = decltype(cols)::value;
         const float* strip = strips + f * shape.B;
@@ -93,10 +115,9 @@ inline void dense_weight_grad(const float* d_out, const float* strips, int64_t w
                         COLS * kLanes, K);
         }
         alignas(64) float gradient[ROWS][COLS * kLanes];
-        for (int i = 0; i < ROWS; ++i)
-          for (int j = 0; j < COLS; ++j) store(&gradient[i][j * kLanes], c[i][j]);
+        for_tile<ROWS, COLS>([&](int i, int j) { store(&gradient[i][j * kLanes], c[i][j]); });
         const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
-        for (int i = 0; i < ROWS; ++i) finish(&gradient[i][0], o + i, f, count);
+        finish(&gradient[0][0], COLS * kLanes, o, ROWS, f, count);
       });
     });
   });

@@ -9,13 +9,15 @@
 namespace noprop {
 namespace {
 
+// vectors side by side in a panel's row and in a strip's, and the tile's rows for each such number
 #if NOPROP_REGISTERS == 32
-constexpr int kMaxCols = 4;  // 6 x 4, 8 x 3 and 12 x 2 vectors of sums, the operands beside them
-constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};
+constexpr int kMaxCols = 4, kMaxStripCols = 3;
+constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};  // 24 sums, the operands beside them
 #else
-constexpr int kMaxCols = 2;
+constexpr int kMaxCols = 2, kMaxStripCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
+constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
 struct Panels {
   int64_t B;      // rows of the batch
@@ -48,7 +50,7 @@ inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; 
 template <class Body>
 NOPROP_INLINE void for_strips(int64_t width, Body body) {
   const int64_t vectors = round_up(width) / kLanes;
-  const int64_t strips = (vectors + kMaxCols - 1) / kMaxCols;
+  const int64_t strips = (vectors + kMaxStripCols - 1) / kMaxStripCols;
   const int64_t wide = vectors % strips;  // strips that get one vector more
   int64_t first = 0;
   for (int64_t strip = 0; strip < strips; ++strip) {
@@ -58,7 +60,8 @@ NOPROP_INLINE void for_strips(int64_t width, Body body) {
   }
 }
 
-inline void strips_to_panels(float* panels, const float* strips, int64_t width,
+// accumulate: added to what the panels hold
+inline void strips_to_panels(float* panels, bool accumulate, const float* strips, int64_t width,
                              const Panels& shape) {
   for_strips(width, [&](int64_t first, int cols) {
     const float* strip = strips + first * shape.B;
@@ -72,7 +75,10 @@ inline void strips_to_panels(float* panels, const float* strips, int64_t width,
         transpose(square);
         const int64_t f = first + j * kLanes;
         const int64_t features = width - f < kLanes ? width - f : kLanes;
-        for (int64_t i = 0; i < features; ++i) store(panels + shape.at(width, f + i, g), square[i]);
+        for (int64_t i = 0; i < features; ++i) {
+          float* at = panels + shape.at(width, f + i, g);
+          store(at, accumulate ? load(at) + square[i] : square[i]);
+        }
       }
   });
 }

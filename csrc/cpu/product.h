@@ -8,20 +8,50 @@
 namespace noprop {
 namespace {
 
-// c[i][j] += sum over k of a[i * a_row + k * a_k] * b[k * b_k + j * kLanes ...]
+// body(i, j) for each vector of a tile. Unrolled, or the tile would not stay in registers.
+template <int ROWS, int COLS, class Body>
+NOPROP_INLINE void for_tile(Body body) {
+#pragma GCC unroll 12
+  for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < COLS; ++j) body(i, j);
+  }
+}
+
+template <int ROWS, int COLS>
+NOPROP_INLINE void multiply_step(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row,
+                                 const float* b) {
+  Vec row[COLS];
+#pragma GCC unroll 4
+  for (int j = 0; j < COLS; ++j) row[j] = load(b + j * kLanes);
+#pragma GCC unroll 12
+  for (int i = 0; i < ROWS; ++i) {
+    const Vec factor = broadcast(a[i * a_row]);
+#pragma GCC unroll 4
+    for (int j = 0; j < COLS; ++j) c[i][j] += factor * row[j];
+  }
+}
+
+// c[i][j] += sum over k of a[i * a_row + k * a_k] * b[k * b_k + j * kLanes ...]; between() is
+// called every kBurst steps, for work that hides behind the product
+constexpr int64_t kBurst = 8;
+
+template <int ROWS, int COLS, class Between>
+NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row, int64_t a_k,
+                                 const float* b, int64_t b_k, int64_t K, Between between) {
+  int64_t k = 0;
+  for (; k + kBurst <= K; k += kBurst) {
+    between();
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kBurst; ++i, a += a_k, b += b_k) multiply_step(c, a, a_row, b);
+  }
+  for (; k < K; ++k, a += a_k, b += b_k) multiply_step(c, a, a_row, b);
+}
+
 template <int ROWS, int COLS>
 NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row, int64_t a_k,
                                  const float* b, int64_t b_k, int64_t K) {
-  for (int64_t k = 0; k < K; ++k) {
-    Vec row[COLS];
-    for (int j = 0; j < COLS; ++j) row[j] = load(b + j * kLanes);
-    for (int i = 0; i < ROWS; ++i) {
-      const Vec factor = broadcast(a[i * a_row]);
-      for (int j = 0; j < COLS; ++j) c[i][j] += factor * row[j];
-    }
-    a += a_k;
-    b += b_k;
-  }
+  multiply_tile(c, a, a_row, a_k, b, b_k, K, [] {});
 }
 
 // body(Constant<ROWS>, first row) over tiles of the best height for COLS, then smaller ones

@@ -315,8 +315,7 @@ void update_slice(const NopropSlices& slices, int64_t i, const NopropRule& rule)
   const Step step = make_step(rule, rule.lr[i * rule.lr_slice],
                               rule.weight_decay[i * rule.decay_slice], slices.updates[slice]);
   const auto update = [&](const NopropParam& param, int64_t size) {
-    update_run(param.value + slice * size, param.m ? param.m + slice * size : nullptr,
-               param.v ? param.v + slice * size : nullptr, param.grad + i * size, size, step);
+    update_rows(run_at(param, slice * size), 0, param.grad + i * size, 0, 1, size, step);
   };
   for (int l = 0; l < plan.num_layers; ++l) {
     const int64_t H = plan.layers[l].width;

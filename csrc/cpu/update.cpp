@@ -60,39 +60,51 @@ struct Adam {
       g += w * s.l2;
     m += (g - m) * s.beta1_rest;
     v = v * s.beta2 + (g * g) * s.beta2_rest;
-    w -= divide_by_root(m * s.step_size, v, s.root_scale, s.eps);
+    w -= divide_by_root(m, v, s.root_scale, s.eps) * s.step_size;
   }
 };
 
+// a parameter's arrays where a run of it begins; m and v null where the rule has none
+struct Run {
+  float *w, *m, *v;
+};
+
 template <class Rule>
-NOPROP_INLINE void move_run(float* w, float* m, float* v, const float* gradient, int64_t count,
-                            const Step& s) {
-  const bool has_m = m != nullptr;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    Vec w_i = load(w + i), m_i = has_m ? load(m + i) : Vec{};
-    Vec v_i = Rule::kHasV ? load(v + i) : Vec{};
-    Rule::move(w_i, m_i, v_i, load(gradient + i), s, has_m);
-    store(w + i, w_i);
-    if (has_m) store(m + i, m_i);
-    if (Rule::kHasV) store(v + i, v_i);
+NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradient,
+                             int64_t gradient_stride, int64_t rows, int64_t count, const Step& s) {
+  const bool has_m = at.m != nullptr;
+  for (int64_t row = 0; row < rows; ++row) {
+    float *w = at.w + row * stride, *m = at.m + row * stride, *v = at.v + row * stride;
+    const float* g = gradient + row * gradient_stride;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      Vec w_i = load(w + i), m_i = has_m ? load(m + i) : Vec{};
+      Vec v_i = Rule::kHasV ? load(v + i) : Vec{};
+      Rule::move(w_i, m_i, v_i, load(g + i), s, has_m);
+      store(w + i, w_i);
+      if (has_m) store(m + i, m_i);
+      if (Rule::kHasV) store(v + i, v_i);
+    }
+    const int rest = (int)(count - i);
+    if (rest == 0) continue;
+    Vec w_i = load_partial(w + i, rest), m_i = has_m ? load_partial(m + i, rest) : Vec{};
+    Vec v_i = Rule::kHasV ? load_partial(v + i, rest) : Vec{};
+    Rule::move(w_i, m_i, v_i, load_partial(g + i, rest), s, has_m);
+    store_partial(w + i, w_i, rest);
+    if (has_m) store_partial(m + i, m_i, rest);
+    if (Rule::kHasV) store_partial(v + i, v_i, rest);
   }
-  const int rest = (int)(count - i);
-  if (rest == 0) return;
-  Vec w_i = load_partial(w + i, rest), m_i = has_m ? load_partial(m + i, rest) : Vec{};
-  Vec v_i = Rule::kHasV ? load_partial(v + i, rest) : Vec{};
-  Rule::move(w_i, m_i, v_i, load_partial(gradient + i, rest), s, has_m);
-  store_partial(w + i, w_i, rest);
-  if (has_m) store_partial(m + i, m_i, rest);
-  if (Rule::kHasV) store_partial(v + i, v_i, rest);
 }
 
-// w, m, v of `count` elements, from their gradient
-inline void update_run(float* w, float* m, float* v, const float* gradient, int64_t count,
-                       const Step& s) {
-  if (s.kind == NOPROP_ADAMW) return move_run<Adam<true>>(w, m, v, gradient, count, s);
-  if (s.kind == NOPROP_ADAM) return move_run<Adam<false>>(w, m, v, gradient, count, s);
-  move_run<Sgd>(w, m, v, gradient, count, s);
+// `rows` rows of `count` elements, each array's `stride` apart, from their gradient
+inline void update_rows(const Run& at, int64_t stride, const float* gradient,
+                        int64_t gradient_stride, int64_t rows, int64_t count, const Step& s) {
+  const auto move = [&](auto rule) {
+    move_rows<decltype(rule)>(at, stride, gradient, gradient_stride, rows, count, s);
+  };
+  if (s.kind == NOPROP_ADAMW) return move(Adam<true>{});
+  if (s.kind == NOPROP_ADAM) return move(Adam<false>{});
+  move(Sgd{});
 }
 
 }  // namespace

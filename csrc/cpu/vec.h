@@ -58,6 +58,12 @@ NOPROP_INLINE void store_partial(float* p, Vec v, int count) {
 #endif
 }
 
+NOPROP_INLINE void copy_run(float* out, const float* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load(in + i));
+  if (i < count) store_partial(out + i, load_partial(in + i, (int)(count - i)), (int)(count - i));
+}
+
 // lane numbers 0, 1, 2, ...
 NOPROP_INLINE IntVec lane_numbers() {
   IntVec v = {};

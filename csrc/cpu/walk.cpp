@@ -36,6 +36,7 @@ struct Grads {
   float* value[kMaxResults];  // panels of every result that needs one
   bool written[kMaxResults];
   float* strips;                            // a source's
+  float* packed;                            // columns of a weight, twice
   float *vector, *norm_weight, *norm_bias;  // (widest,)
 };
 
@@ -81,6 +82,7 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
     grads.value[r] = pieces.take<float>(width_of(plan, r) * shape.padded());
   const int64_t width = widest(plan);
   grads.strips = pieces.take<float>(shape.B * round_up(width));
+  grads.packed = pieces.take<float>(2 * width * kStrip);
   grads.vector = pieces.take<float>(width);
   grads.norm_weight = pieces.take<float>(width);
   grads.norm_bias = pieces.take<float>(width);
@@ -123,7 +125,7 @@ inline void load_input(float* strips, float* panels, const NopropInput& input, i
       for (int64_t pad = count; pad < cols * kLanes; ++pad) out[pad] = 0;
     });
   }
-  strips_to_panels(panels, strips, width, shape);
+  strips_to_panels(panels, false, strips, width, shape);
 }
 
 inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,
@@ -234,13 +236,16 @@ inline void add_grad(Grads& grads, int result, const float* d, int64_t size) {
   grads.written[result] = true;
 }
 
+inline Run run_at(const NopropParam& param, int64_t at) {
+  return {param.value + at, param.m ? param.m + at : nullptr, param.v ? param.v + at : nullptr};
+}
+
 // a small parameter's gradient to its optimizer, or to the caller's array; step null: neither
 inline void finish_vector(const NopropParam& param, const float* gradient, int64_t slice, int64_t i,
                           int64_t H, const Step* step) {
   if (param.grad) __builtin_memcpy(param.grad + i * H, gradient, sizeof(float) * H);
   if (!step) return;
-  update_run(param.value + slice * H, param.m ? param.m + slice * H : nullptr,
-             param.v ? param.v + slice * H : nullptr, gradient, H, *step);
+  update_rows(run_at(param, slice * H), 0, gradient, 0, 1, H, *step);
 }
 
 struct BackwardPlan {
@@ -259,9 +264,10 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
   if (!job.step && !param.grad) return;
   const int64_t H = layer.width, in = in_width(job.plan, layer);
   const float* d_out = grads.value[job.plan.num_inputs + l];
-  float* w = param.value + job.slice * H * in;
-  float* m = param.m ? param.m + job.slice * H * in : nullptr;
-  float* v = param.v ? param.v + job.slice * H * in : nullptr;
+  const Run all = run_at(param, job.slice * H * in);
+  const auto at = [&](int64_t i) {
+    return Run{all.w + i, all.m ? all.m + i : nullptr, all.v ? all.v + i : nullptr};
+  };
   float* grad = param.grad ? param.grad + job.i * H * in : nullptr;
   int64_t first = 0;
   for (int s = 0; s < layer.num_sources; ++s) {
@@ -270,25 +276,16 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
     const float* strips = source < job.plan.num_inputs ? saved.strips[source] : grads.strips;
     if (source >= job.plan.num_inputs)
       panels_to_strips(grads.strips, saved.value[source], width, shape);
-    dense_weight_grad(
-        d_out, strips, width, H, shape,
-        [&](const float* gradient, int64_t o, int64_t f, int64_t count) {
-          const int64_t at = o * in + first + f;
-          if (grad) __builtin_memcpy(grad + at, gradient, sizeof(float) * count);
-          if (job.step)
-            update_run(w + at, m ? m + at : nullptr, v ? v + at : nullptr, gradient, count,
-                       *job.step);
-        },
-        [&](int64_t o, int64_t f, int64_t tile_rows, int64_t count) {
-          if (!job.step) return;
-          for (int64_t row = 0; row < tile_rows; ++row)
-            for (int64_t c = 0; c < count; c += 16) {  // a cache line
-              const int64_t at = (o + row) * in + first + f + c;
-              __builtin_prefetch(w + at, 1);
-              if (m) __builtin_prefetch(m + at, 1);
-              if (v) __builtin_prefetch(v + at, 1);
-            }
-        });
+    dense_weight_grad(d_out, strips, width, H, shape,
+                      [&](const float* gradient, int64_t stride, int64_t o, int64_t rows, int64_t f,
+                          int64_t count) {
+                        const int64_t from = o * in + first + f;
+                        for (int64_t row = 0; grad && row < rows; ++row)
+                          __builtin_memcpy(grad + from + row * in, gradient + row * stride,
+                                           sizeof(float) * count);
+                        if (job.step)
+                          update_rows(at(from), in, gradient, stride, rows, count, *job.step);
+                      });
     first += width;
   }
 }
@@ -325,8 +322,8 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
       const int source = layer.sources[s];
       const int64_t width = width_of(plan, source);
       if (wanted(source)) {
-        dense_input_grad(grads.value[source], grads.written[source], d, weight, in, first, width, H,
-                         shape);
+        dense_input_grad(grads.strips, d, weight, in, first, width, H, grads.packed, shape);
+        strips_to_panels(grads.value[source], grads.written[source], grads.strips, width, shape);
         grads.written[source] = true;
       }
       first += width;
