@@ -8,9 +8,9 @@ import noprop_kernels as nk
 from noprop_kernels import dispatch
 
 
-@pytest.fixture(params=list(dispatch.BACKENDS))
+@pytest.fixture(params=["cpu", "reference"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend in turn, forced for the test; skipped with the reason where it cannot run."""
+    """Every backend that is quick on a CPU, forced for the test; skipped where it cannot run."""
     name: str = request.param
     if name == "cpu" and (reason := dispatch.native_gap()):
         pytest.skip(f"backend cpu: {reason}")

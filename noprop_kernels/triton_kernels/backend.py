@@ -16,28 +16,19 @@ from ..calls import (
     ForwardCall,
     Gather,
     HeadCall,
-    Mix,
     PredictCall,
+    Rule,
     Slices,
     TrainCall,
     UpdateCall,
 )
-from ..plan import Plan
-from . import errors, graph, head as head_kernels, noise, update as update_kernels
-from .launch import (
-    Device,
-    Walk,
-    allocate,
-    classes,
-    head_blocks,
-    hyper,
-    launch_head,
-    log_betas,
-    rates_of,
-    rule_name,
-)
-from .shapes import ROWS, cdiv, power_of_2
-from .stages import Ask, backward_table, forward_table, train_table
+from . import errors, graph, noise
+from . import head as head_kernels
+from . import update as update_kernels
+from .launch import head_blocks, launch_add_noise, launch_head, noise_blocks, run
+from .shapes import ROWS, cdiv
+from .tables import Ask, backward_table, forward_table, train_table
+from .walk import Device, Walk, allocate, classes, hyper, log_betas, number, rates_of, rule_name
 
 
 @lru_cache(maxsize=8)
@@ -85,14 +76,9 @@ def add_noise(call: AddNoiseCall) -> None:
         bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
     if n * B == 0:
         return
-    device_of(device).launch(
-        noise.add_noise_kernel, (rows_tiles(B), n), call.z, call.eps, None, bad,
-        (call.y, *call.y.stride()), None, mix.W_embed, drawn.seeds, (drawn.draw, *drawn.draw.stride(), 0),
-        (drawn.block, *drawn.block.stride(), 0), (mix.signal, *mix.signal.stride()),
-        (mix.noise, *mix.noise.stride()), float(mix.sigma), 0, B, drawn.first_row,
-        M=M, D=mix.D, STREAM=drawn.stream, SECOND=mix.sigma != 0, ROWS=ROWS,
-        GROUPS=power_of_2(cdiv(mix.D, 4), 4, 32),
-    )  # fmt: skip
+    launch_add_noise(
+        device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, drawn, mix, 0
+    )
     if bad is not None:
         errors.report(drawn.seeds, bad.amax().clamp(max=1))
 
@@ -111,7 +97,7 @@ def forward(call: ForwardCall) -> None:
     at = {**allocate(table, call.logits.device), **call.inputs, plan.output: call.logits}
     walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
     walk.training = call.training
-    walk.run()
+    run(walk)
     call.saved = (at, call.training) if call.save else None
 
 
@@ -124,13 +110,15 @@ def backward(call: BackwardCall) -> None:
     outside |= {f"d:{plan.output}": call.d_logits}
     outside |= {f"grad:{name}": value for name, value in (call.grads or {}).items()}
     if call.applied is not None:
-        outside["applied"] = call.applied.view(torch.uint8)
+        outside[":applied"] = call.applied.view(torch.uint8)
     ask = Ask(
         n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision, training=training,
         wanted=frozenset(call.d_inputs), update=False, outside=frozenset(outside),
     )  # fmt: skip
     # gradients and an update are a walk each, the second without the inputs' gradients
-    asks = [(ask, None)] if call.rule is None or call.grads is not None else []
+    asks: list[tuple[Ask, Rule | None]] = []
+    if call.rule is None or call.grads is not None:
+        asks.append((ask, None))
     if call.rule is not None:
         wanted = frozenset() if asks else ask.wanted
         asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
@@ -141,7 +129,7 @@ def backward(call: BackwardCall) -> None:
         at = {**saved, **allocate(table, call.d_logits.device), **outside}
         walk = Walk(device_of(call.d_logits.device), table, slices, index_of(slices), B, at)
         walk.training, walk.rule = training, rule
-        walk.run()
+        run(walk)
 
 
 @torch.no_grad()
@@ -170,10 +158,9 @@ def head(call: HeadCall) -> None:
         )
     if call.loss is not None:
         applied = torch.empty(n, dtype=torch.uint8, device=y.device)
-        weight = (mix.weight, *mix.weight.stride())
         device.launch(
             update_kernels.loss_kernel, (n,), call.loss, applied, None, None, None, None, error,
-            weight, (), None, None, None, float(mix.rows), 0, B, rows_tiles(B),
+            number(mix.weight), (), None, None, None, float(mix.rows), 0, B, rows_tiles(B),
             RULE="none", **log_betas(None),
         )  # fmt: skip
     if call.u_hat is not None:
@@ -259,13 +246,13 @@ def ask_of(call: TrainCall, check: bool) -> Ask:
 def outputs_of(call: TrainCall) -> dict[str, Tensor]:
     """The caller's tensors by the table's names, but for inputs that change from step to step."""
     out = call.out
-    named = {"error": out.error, "d_signal": out.d_signal, "d_noise": out.d_noise}
-    named |= {"d_W_embed": out.d_W_embed, "z": call.z}
+    named = {":error": out.error, ":d_signal": out.d_signal, ":d_noise": out.d_noise}
+    named |= {":d_W_embed": out.d_W_embed, "z": call.z}
     named |= {f"d:{name}": value for name, value in out.d_inputs.items()}
     named |= {f"grad:{name}": value for name, value in (out.grads or {}).items()}
     if out.grads is not None:
         named |= {f"batch:{name}": value for name, value in (out.stats or {}).items()}
-    named |= {"loss": out.loss, "applied": out.applied.view(torch.uint8)}
+    named |= {":loss": out.loss, ":applied": out.applied.view(torch.uint8)}
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -323,7 +310,7 @@ def predict(call: PredictCall) -> None:
     buffers = allocate(table, call.z.device)
     grid = (rows_tiles(B), R)
     seeds = call.seeds.to(call.z.device)
-    shape = {"D": call.D, "ROWS": ROWS, "GROUPS": power_of_2(cdiv(call.D, 4), 4, 32)}
+    shape = {"D": call.D, **noise_blocks(call.D)}
 
     for sample in range(S):
         z = torch.empty(R, B, call.D, device=call.z.device)
@@ -338,7 +325,7 @@ def predict(call: PredictCall) -> None:
             walk = Walk(device, table, step, index_of(step), B, {**buffers, **call.inputs})
             walk.at |= {"z": z, plan.output: logits}
             walk.training = False
-            walk.run()
+            run(walk)
             launch_u_hat(device, u_hat, logits, call.W_embed, call.head)
             device.launch(
                 noise.chain_kernel, grid, call.z[at, sample], z, u_hat, call.a, call.b,

@@ -1,8 +1,8 @@
 """Dense layers in Triton: y = concat(sources) @ weight.T + bias, and the gradient of a result.
 
-A source is (pointer, stride of a slice, pointer to its slices' places or None), its rows contiguous;
-several are read one after another into one sum and never concatenated in memory. A product ascends
-over what it sums, never split, so that no bit depends on the grid.
+A source is (pointer, stride of a slice, its slices' places or None), its rows contiguous. Several
+are read one after another into one sum and never concatenated in memory. A product ascends over
+what it sums, never split, so that no bit depends on the grid.
 """
 
 import triton

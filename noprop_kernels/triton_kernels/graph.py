@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from ..calls import Gather, TrainCall
-from .launch import Walk
+from .launch import run
+from .walk import Walk
 
 
 def train(call: TrainCall, walk_of: Callable[[TrainCall], Walk]) -> None:
@@ -13,4 +14,4 @@ def train(call: TrainCall, walk_of: Callable[[TrainCall], Walk]) -> None:
 def launch_steps(call: TrainCall, walk: Walk) -> None:
     for k in range(call.K):
         walk.at |= {name: v[k] for name, v in call.inputs.items() if not isinstance(v, Gather)}
-        walk.run(k)
+        run(walk, k)

@@ -1,15 +1,10 @@
 """The walk over a table of stages: which kernel each one is, and what it is given."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..calls import Gather, Mix, Noise, Rule, Slices
-from ..optimizers import SGD, Adam, AdamW
+from ..calls import Gather, Mix, Noise
 from . import dense, head, noise, norm, numbers, update
 from .shapes import (
     ROWS,
@@ -20,135 +15,15 @@ from .shapes import (
     update_tiles,
     vector_block,
 )
-from .stages import Stage, Table, activated, behind_activation, consumers, floats, product_gradient
-
-Address = tuple  # a tensor and its strides, as number() and slice_of() of the kernels take them
-
-
-@dataclass
-class Device:
-    """How kernels are launched where the tensors are.
-
-    Args:
-        interpreted: Triton's interpreter runs them, on the CPU.
-        pdl: a launch may begin while the one before it ends.
-    """
-
-    interpreted: bool
-    pdl: bool
-
-    def precision(self, name: str) -> str:
-        return "bfloat16_as_float32" if self.interpreted and name == "bfloat16" else name
-
-    def launch(
-        self,
-        kernel: Any,
-        grid: tuple[int, ...],
-        *args: Any,
-        warps: int = 4,
-        stages: int = 2,
-        **meta,
-    ) -> None:
-        options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
-        if self.pdl:
-            options["launch_pdl"] = True
-        kernel[grid](*args, **meta, PDL=self.pdl, **options)
+from .stages import Stage
+from .tables import activated, behind_activation, consumers, product_gradient
+from .walk import Address, Device, Walk, classes, hyper, log_betas, number, rates_of, rule_name
 
 
-@dataclass
-class Walk:
-    """One call on a table: where its buffers are, and the records that it came with.
-
-    Args:
-        at: every buffer, and the tensors of the call by the table's names.
-        places: of inputs that only some slices have rows of their own in, (n,) int64 each.
-        index: (n,) int64, where the tensors are.
-    """
-
-    device: Device
-    table: Table
-    slices: Slices
-    index: Tensor
-    B: int
-    at: dict[str, Tensor]
-    places: dict[str, Tensor] = field(default_factory=dict)
-    inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
-    noise: Noise | None = None
-    mix: Mix | None = None
-    y: Tensor | Gather | None = None
-    rule: Rule | None = None
-    training: bool = True
-    errors: Tensor | None = None  # (1,) int32; None: contents need no look
-
-    @property
-    def n(self) -> int:
-        return self.index.shape[0]
-
-    def run(self, k: int = 0) -> None:
-        """Every stage of step k, in order."""
-        for stage in self.table.stages:
-            LAUNCHES[stage.kind](self, stage, k)
-
-    def launch(self, kernel: Any, stage: Stage, *args: Any, **meta: Any) -> None:
-        self.device.launch(kernel, stage.grid, *args, **meta)
-
-    def source(self, name: str) -> Address:
-        """A result or input as a product's source."""
-        tensor = self.at[name]
-        return tensor, tensor.stride(0), self.places.get(name)
-
-    def number(self, value: Tensor) -> Address:
-        """(K, n, B) or (K, n), expanded."""
-        return value, *value.stride()
-
-    def parameter(self, name: str) -> Address:
-        slices = self.slices
-        return (
-            slices.params[name],
-            slices.m.get(name),
-            slices.v.get(name),
-            self.at.get(f"grad:{name}"),
-        )
-
-
-def allocate(table: Table, device: torch.device) -> dict[str, Tensor]:
-    """The buffers of a table's workspace, views of one tensor."""
-    whole = torch.empty(table.floats, dtype=torch.float32, device=device)
-    views = {}
-    for name, shape in table.shapes.items():
-        start = table.offsets[name]
-        views[name] = whole[start : start + floats(shape)].view(shape[1]).view(shape[0])
-    return views
-
-
-def rule_name(rule: Rule | None) -> str:
-    if rule is None:
-        return "none"
-    optimizer = rule.optimizer
-    if isinstance(optimizer, SGD):
-        momentum = "nesterov" if optimizer.nesterov else "momentum"
-        return momentum if optimizer.momentum else "sgd"
-    assert isinstance(optimizer, Adam)  # the caller refuses what is none of ours
-    return "adamw" if isinstance(optimizer, AdamW) else "adam"
-
-
-def hyper(rule: Rule | None) -> tuple[float, ...]:
-    """The optimizer's own numbers, formed in float64."""
-    optimizer = rule.optimizer if rule is not None else None
-    if isinstance(optimizer, SGD):
-        return (optimizer.momentum,)
-    if isinstance(optimizer, Adam):
-        beta_1, beta_2 = optimizer.betas
-        return 1 - beta_1, beta_2, 1 - beta_2, optimizer.eps
-    return (0.0,)
-
-
-def log_betas(rule: Rule | None) -> dict[str, float]:
-    """ln beta; of a beta of 0 what gives exp(ln beta) = 0."""
-    optimizer = rule.optimizer if rule is not None else None
-    betas = optimizer.betas if isinstance(optimizer, Adam) else (0.0, 0.0)
-    logs = [math.log(beta) if beta > 0 else -1e4 for beta in betas]
-    return {"LOG_BETA_1": logs[0], "LOG_BETA_2": logs[1]}
+def run(walk: Walk, k: int = 0) -> None:
+    """Every stage of step k, in order."""
+    for stage in walk.table.stages:
+        LAUNCHES[stage.kind](walk, stage, k)
 
 
 def gather(walk: Walk, stage: Stage, k: int) -> None:
@@ -158,7 +33,7 @@ def gather(walk: Walk, stage: Stage, k: int) -> None:
         data, indices = (value.data,), (value.indices, len(value.data))
         scale, shift, out = value.scale, value.shift, walk.at[name]
     else:
-        data, indices, scale, shift, out = walk.number(value)[:3], None, None, None, None
+        data, indices, scale, shift, out = number(value)[:3], None, None, None, None
     walk.launch(
         noise.gather_kernel, stage, out, walk.at.get(f"bad:{name}"), data, indices, scale, shift,
         k, walk.B, F=F, ROWS=ROWS, BLOCK_F=power_of_2(F, 16, 256),
@@ -166,25 +41,32 @@ def gather(walk: Walk, stage: Stage, k: int) -> None:
 
 
 def add_noise(walk: Walk, stage: Stage, k: int) -> None:
-    drawn, mix, y = walk.noise, walk.mix, walk.y
+    drawn, mix, y, at = walk.noise, walk.mix, walk.y, walk.at
     assert drawn is not None and mix is not None and y is not None
+    z = at["z"] if "z" in stage.writes else None
+    launch_add_noise(
+        walk.device, stage.grid, z, at.get(":eps"), at[":y"], at.get("bad::y"), y, drawn, mix, k
+    )
+
+
+def launch_add_noise(
+    device: Device, grid: tuple[int, ...], z: Tensor | None, eps: Tensor | None,
+    labels: Tensor | None, bad: Tensor | None, y: Tensor | Gather, drawn: Noise, mix: Mix, k: int,
+) -> None:  # fmt: skip
     if isinstance(y, Gather):
-        labels, indices = (y.data,), (y.indices, y.replica, y.indices.shape[1], len(y.data))
+        read, indices = (y.data,), (y.indices, y.replica, y.indices.shape[1], len(y.data))
     else:
-        labels, indices = walk.number(y), None
-    draws, blocks = ((*walk.number(v), 0) for v in (drawn.draw, drawn.block))
-    walk.launch(
-        noise.add_noise_kernel, stage,
-        walk.at.get("z") if "z" in stage.writes else None, walk.at.get("eps"), walk.at.get("y"),
-        walk.at.get("bad:y"), labels, indices, mix.W_embed, drawn.seeds, draws, blocks,
-        walk.number(mix.signal), walk.number(mix.noise), mix.sigma, k, walk.B, drawn.first_row,
-        M=classes(mix), D=mix.D, STREAM=drawn.stream, SECOND=mix.sigma != 0, ROWS=ROWS,
-        GROUPS=power_of_2(cdiv(mix.D, 4), 4, 32),
+        read, indices = number(y), None
+    device.launch(
+        noise.add_noise_kernel, grid, z, eps, labels, bad, read, indices, mix.W_embed, drawn.seeds,
+        number(drawn.draw), number(drawn.block), number(mix.signal), number(mix.noise),
+        float(mix.sigma), k, mix.signal.shape[2], drawn.first_row, M=classes(mix), D=mix.D,
+        STREAM=drawn.stream, SECOND=mix.sigma != 0, **noise_blocks(mix.D),
     )  # fmt: skip
 
 
-def classes(mix: Mix) -> int:
-    return mix.D if mix.W_embed is None else len(mix.W_embed)
+def noise_blocks(D: int) -> dict[str, int]:
+    return {"ROWS": ROWS, "GROUPS": power_of_2(cdiv(D, 4), 4, 32)}
 
 
 def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
@@ -232,8 +114,8 @@ def head_gradient(walk: Walk, stage: Stage, k: int) -> None:
     plan, mix, at = walk.slices.plan, walk.mix, walk.at
     assert mix is not None
     launch_head(
-        walk.device, stage.grid, at["error"], at[f"d:{plan.output}"], at.get("d_u_hat"), at.get("p"),
-        at[plan.output], at["y"], at.get("eps"), mix, k,
+        walk.device, stage.grid, at[":error"], at[f"d:{plan.output}"], at.get(":d_u_hat"),
+        at.get(":p"), at[plan.output], at[":y"], at.get(":eps"), mix, k,
     )  # fmt: skip
 
 
@@ -245,8 +127,9 @@ def launch_head(
     _, B, M = logits.shape
     device.launch(
         head.head_kernel, grid, error, d_logits, d_u_hat, p, logits, y,
-        eps if mix.flow != 0 else None, mix.W_embed, (mix.weight, *mix.weight.stride()),
-        float(mix.flow), float(mix.rows), k, B, M=M, D=mix.D, HEAD=mix.head, **head_blocks(M, mix.D),
+        eps if mix.flow != 0 else None, mix.W_embed, number(mix.weight),
+        float(mix.flow), float(mix.rows), k, B, M=M, D=mix.D, HEAD=mix.head,
+        **head_blocks(M, mix.D),
     )  # fmt: skip
 
 
@@ -259,25 +142,18 @@ def loss(walk: Walk, stage: Stage, k: int) -> None:
     bad = tuple((at[name], walk.places.get(name.removeprefix("bad:"))) for name in names)
     lr, decay = rates_of(rule)
     walk.launch(
-        update.loss_kernel, stage, at["loss"][k], at["applied"][k], at.get("rates"), slices.draws,
-        slices.updates, walk.errors, at["error"], walk.number(mix.weight), bad, lr, decay,
+        update.loss_kernel, stage, at[":loss"][k], at[":applied"][k], at.get(":rates"),
+        slices.draws, slices.updates, walk.errors, at[":error"], number(mix.weight), bad, lr, decay,
         walk.index, float(mix.rows), k, walk.B, cdiv(walk.B, ROWS),
         RULE=rule_name(rule), **log_betas(rule),
     )  # fmt: skip
-
-
-def rates_of(rule: Rule | None) -> tuple[Address | None, Address | None]:
-    if rule is None:
-        return None, None
-    lr, decay = rule.lr, rule.weight_decay
-    return (lr, *lr.stride()), (decay, *decay.stride())
 
 
 def rates(walk: Walk, stage: Stage, k: int) -> None:
     d_logits = walk.at.get(f"d:{walk.slices.plan.output}")
     lr, decay = rates_of(walk.rule)
     walk.launch(
-        update.rates_kernel, stage, walk.at["rates"], walk.at.get("applied"), walk.slices.updates,
+        update.rates_kernel, stage, walk.at[":rates"], walk.at.get(":applied"), walk.slices.updates,
         d_logits, lr, decay, walk.index, k, 0 if d_logits is None else d_logits[0].numel(),
         RULE=rule_name(walk.rule), **log_betas(walk.rule),
     )  # fmt: skip
@@ -326,19 +202,19 @@ def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
     at, mix = walk.at, walk.mix
     assert mix is not None
     walk.launch(
-        numbers.numbers_gradient_kernel, stage, at["d_signal"], at["d_noise"], at["d:z"], at["eps"],
-        at["y"], mix.W_embed, walk.B, D=mix.D, ROWS=ROWS, BLOCK_D=power_of_2(mix.D, 16, 64),
+        numbers.numbers_gradient_kernel, stage, at[":d_signal"], at[":d_noise"], at["d:z"],
+        at[":eps"], at[":y"], mix.W_embed, walk.B, D=mix.D, ROWS=ROWS, BLOCK_D=power_of_2(mix.D, 16, 64),
     )  # fmt: skip
 
 
 def embedding_gradient(walk: Walk, stage: Stage, k: int) -> None:
     at, mix = walk.at, walk.mix
     assert mix is not None
-    d_u_hat = at["d_u_hat"] if "d_u_hat" in stage.reads else None
+    d_u_hat = at[":d_u_hat"] if ":d_u_hat" in stage.reads else None
     walk.launch(
-        numbers.embedding_gradient_kernel, stage, at["d_W_embed"], at.get("p"), d_u_hat,
-        at["d:z"] if "d:z" in stage.reads else None, at["y"], walk.number(mix.signal), k, walk.B,
-        M=at["d_W_embed"].shape[1], D=mix.D, BLOCK_M=16, BLOCK_D=16, BLOCK_B=32,
+        numbers.embedding_gradient_kernel, stage, at[":d_W_embed"], at.get(":p"), d_u_hat,
+        at["d:z"] if "d:z" in stage.reads else None, at[":y"], number(mix.signal), k, walk.B,
+        M=at[":d_W_embed"].shape[1], D=mix.D, BLOCK_M=16, BLOCK_D=16, BLOCK_B=32,
     )  # fmt: skip
 
 
@@ -359,10 +235,10 @@ def update_all(walk: Walk, stage: Stage, k: int) -> None:
                     batch = at[f"batch:{part}"]
                     statistics.append((slices.stats[part], batch, layer.norm.momentum))
     tiles = update_tiles(plan, walk.training, bool(statistics))
-    blocks = update_blocks(slices.precision)
+    blocks = update_blocks()
     walk.launch(
         update.update_kernel, stage, tuple(weights), tuple(vectors), tuple(statistics),
-        at.get("rates"), hyper(walk.rule), walk.index, walk.B, WEIGHTS=tiles.weights,
+        at.get(":rates"), hyper(walk.rule), walk.index, walk.B, WEIGHTS=tiles.weights,
         VECTORS=tiles.vectors, STATISTICS=tiles.statistics, RULE=rule_name(walk.rule),
         PRECISION=walk.device.precision(slices.precision), BLOCK_H=blocks.rows,
         BLOCK_B=blocks.depth, warps=blocks.warps, stages=blocks.stages,

@@ -32,17 +32,19 @@ def cos_sin_turns(word):
     c = c * r2 - 1.2337006
     c = c * r2 + 1.0
     odd = (quadrant & 1) == 1
-    cosine, sine = tl.where(odd, s, c), tl.where(odd, c, s)
+    cosine = tl.where(odd, s, c)
+    sine = tl.where(odd, c, s)
     turned = ((quadrant + 1) & 2) == 2  # quadrants 1 and 2
     return tl.where(turned, -cosine, cosine), tl.where((quadrant & 2) == 2, -sine, sine)
 
 
 @triton.jit
 def box_muller(r0, r1):
+    """Two tiles of normals from two of words: sqrt(-2 ln u) {cos, sin}(2 pi v)."""
     u = ((r0 >> 8).to(tl.int32) + 1).to(tl.float32) * 5.960464477539063e-08  # 2^-24: in (0, 1]
     radius = tl.sqrt_rn(tl.maximum(-2.0 * tl.log(u), 0.0))
-    cosine, sine = cos_sin_turns(r1)
-    return radius * cosine, radius * sine
+    turns = cos_sin_turns(r1)
+    return radius * turns[0], radius * turns[1]
 
 
 @triton.jit
@@ -116,8 +118,8 @@ def add_noise_kernel(
         label = tl.load(number(y, k, i) + row * y[3], mask=real, other=0)
         bad = tl.zeros((ROWS,), tl.int32)
     else:
-        at = (k.to(tl.int64) * indices[2] + tl.load(indices[1] + i)) * B + row
-        index = tl.load(indices[0] + at, mask=real, other=0)
+        batch = (k.to(tl.int64) * indices[2] + tl.load(indices[1] + i)) * B
+        index = tl.load(indices[0] + batch + row, mask=real, other=0)
         found = (index >= 0) & (index < indices[3])
         label = tl.load(y[0] + tl.where(found, index, 0), mask=real, other=0)
         bad = tl.where(found, 0, 2)

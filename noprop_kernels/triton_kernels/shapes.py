@@ -1,4 +1,4 @@
-"""Static launch configurations, by what a kernel computes; none depends on B, n or the device's load.
+"""Static launch configurations, by what a kernel computes; none depends on B, n or the device.
 
 The order of sums inside a program follows its block, so that whatever decides a block is a function
 of the plan and the precision alone.
@@ -10,6 +10,7 @@ from functools import lru_cache
 from ..plan import Plan
 
 ROWS = 16  # of a program of the head and of the noise
+SUM_ROWS, SUM_DONE, SUM_ZERO = 0, 1, 2  # a vector's gradient: summed here, before, or always 0
 
 
 def cdiv(a: int, b: int) -> int:
@@ -41,13 +42,13 @@ def dense_blocks(columns: int, precision: str) -> Blocks:
     if precision == "float32":  # multiply-adds, not a matrix instruction
         return Blocks(32, width, 32, 4, 3)
     if columns >= 1024:
-        return Blocks(128, 128, 32 if precision == "tf32" else 64, 8, 3)
-    return Blocks(64, width, 32 if precision == "tf32" else 64, 4, 3)
+        return Blocks(128, 128, 32, 8, 3)
+    return Blocks(64, width, 32, 4, 3)
 
 
-def update_blocks(precision: str) -> Blocks:
+def update_blocks() -> Blocks:
     """For (H, B) @ (B, F): rows x columns of a weight, depth along B."""
-    return Blocks(64, 64, 32, 4, 3 if precision == "float32" else 2)
+    return Blocks(64, 64, 32, 8, 2)  # the optimizer's tiles need the registers of 8 warps
 
 
 def vector_block(width: int) -> int:
@@ -67,14 +68,14 @@ class UpdateTiles:
     """
 
     weights: tuple[tuple[int, ...], ...]
-    vectors: tuple[tuple, ...]
+    vectors: tuple[tuple[int, ...], ...]
     statistics: tuple[tuple[int, ...], ...]
     total: int
 
 
 @lru_cache(maxsize=256)
 def update_tiles(plan: Plan, training: bool, moving: bool) -> UpdateTiles:
-    blocks = update_blocks("float32")
+    blocks = update_blocks()
     first, weights, vectors, statistics = 0, [], [], []
     for name, layer in plan.layers.items():
         H, column = layer.features, 0
@@ -84,9 +85,9 @@ def update_tiles(plan: Plan, training: bool, moving: bool) -> UpdateTiles:
             last = first + cdiv(H, blocks.rows) * cdiv(F, block)
             weights.append((first, last, H, F, plan.in_widths[name], column, block))
             first, column = last, column + F
-    for name, layer in plan.layers.items():
+    for layer in plan.layers.values():
         H, frozen = layer.features, layer.norm is not None and training
-        sums = ["zero" if frozen else "rows"] + ["done"] * 2 * (layer.norm is not None)
+        sums = [SUM_ZERO if frozen else SUM_ROWS] + [SUM_DONE] * 2 * (layer.norm is not None)
         for kind in sums:
             last = first + cdiv(H, blocks.rows)
             vectors.append((first, last, H, kind))

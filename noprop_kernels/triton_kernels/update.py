@@ -15,11 +15,14 @@ A parameter is (itself, m, v, its gradient's place); what a rule does not use is
 import triton
 import triton.language as tl
 
+from . import shapes
 from .dense import slice_of
 from .head import slice_loss
 from .norm import move_statistic
 from .tiles import CHUNK_ROWS, begin, multiply
 
+SUM_ROWS = tl.constexpr(shapes.SUM_ROWS)
+SUM_DONE = tl.constexpr(shapes.SUM_DONE)
 RATES = tl.constexpr(4)  # numbers of a slice: lr, decay, sqrt(c_2), and 1 where it moves
 
 
@@ -198,15 +201,15 @@ def vector_tile(
 ):  # fmt: skip
     """A bias: the sum of d_y over rows; a norm's parameter: its sum is there; part (param, sum)."""
     h = tile * BLOCK_H + tl.arange(0, BLOCK_H)
-    if SUM == "rows":
+    if SUM == SUM_ROWS:
         g = tl.zeros((BLOCK_H,), tl.float32)
         for first in range(0, B, CHUNK_ROWS):
             row = first + tl.arange(0, CHUNK_ROWS)
             d_at = part[1] + i * B * H + row[:, None].to(tl.int64) * H + h[None, :]
             g += tl.sum(tl.load(d_at, mask=(row < B)[:, None] & (h < H)[None, :], other=0.0), 0)
-    elif SUM == "done":
+    elif SUM == SUM_DONE:
         g = tl.load(part[1] + i * H + h, mask=h < H, other=0.0)
-    else:  # "zero": batch statistics take such a bias away again
+    else:  # batch statistics take such a bias away again
         g = tl.zeros((BLOCK_H,), tl.float32)
     put_gradient(part[0], g, at * H + h, i * H + h, h < H, rates_ptr, hyper, RULE)
 
