@@ -159,9 +159,7 @@ def triton_gap(device: torch.device) -> str | None:
         return f"needs Triton {'.'.join(map(str, OLDEST_TRITON))} or later, found {version}"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type == "cpu":
-        return (
-            None if interpreted else "on the CPU only in Triton's interpreter, TRITON_INTERPRET=1"
-        )
+        return None if interpreted else "runs on a CPU only where TRITON_INTERPRET=1 is set"
     if device.type != "cuda":
         return f"runs on NVIDIA and AMD GPUs, the parameters are on {device}"
     if interpreted:

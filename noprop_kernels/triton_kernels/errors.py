@@ -6,10 +6,10 @@ and the next call that finds the copy done raises. Nothing ever waits.
 """
 
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 TEXTS = {
     1: "labels must be in 0..M-1, got one out of range",
@@ -25,7 +25,7 @@ class Mail:
     sent: torch.cuda.Event | None = None
 
 
-_mail: "WeakKeyDictionary[Tensor, Mail]" = WeakKeyDictionary()  # by an object's `updates`
+_mail = WeakTensorKeyDictionary()  # by an object's `updates`
 
 
 def flags_of(owner: Tensor) -> Tensor:

@@ -203,7 +203,8 @@ def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
     assert mix is not None
     walk.launch(
         numbers.numbers_gradient_kernel, stage, at[":d_signal"], at[":d_noise"], at["d:z"],
-        at[":eps"], at[":y"], mix.W_embed, walk.B, D=mix.D, ROWS=ROWS, BLOCK_D=power_of_2(mix.D, 16, 64),
+        at[":eps"], at[":y"], mix.W_embed, walk.B,
+        D=mix.D, ROWS=ROWS, BLOCK_D=power_of_2(mix.D, 16, 64),
     )  # fmt: skip
 
 
