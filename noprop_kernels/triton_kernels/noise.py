@@ -186,7 +186,7 @@ def chain_kernel(
         if before_ptr is None or sqrt_c_ptr is not None:
             block = BLOCK_Z_0 if before_ptr is None else step
             place = tl.full((), STREAM_INFERENCE << 16, tl.int64) | block
-            e0, e1, e2, e3 = draw_normal(seed, place, sample, counter_row, group)
+            e0, e1, e2, e3 = draw_normal(seed, place, sample.to(tl.int64), counter_row, group)
         else:
             e0, e1, e2, e3 = None, None, None, None
         for j in tl.static_range(4):
