@@ -33,6 +33,8 @@ class DenoisingBlocks(TrainedBlocks):
         held: the t to keep in memory; None: all of 1..T.
         precision: "float32".
         backend: a backend to force; None: the best that runs here.
+        blocks_per_launch: slices that a GPU trains at once, whose activations it has in memory;
+            None: all of a call. It changes no bit.
 
     Raises:
         ValueError: an argument does not fit.

@@ -274,9 +274,7 @@ def walk_of(call: TrainCall) -> Walk:
         B=call.B,
         at={**allocate(table, device), **outputs_of(call)},
         places={
-            name: value.replica
-            for name, value in call.inputs.items()
-            if isinstance(value, Gather) and value.indices.shape[1] > 1
+            name: value.replica for name, value in call.inputs.items() if isinstance(value, Gather)
         },
         inputs=call.inputs,
         noise=call.noise,

@@ -1,9 +1,11 @@
 """What the stages of a call are launched with: the device, the buffers and the call's records."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -41,7 +43,10 @@ class Device:
         options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
         if self.pdl:
             options["launch_pdl"] = True
-        kernel[grid](*args, **meta, PDL=self.pdl, **options)
+        # a GPU does not warn of NaN, so NumPy under the interpreter shall not
+        quiet = numpy.errstate(all="ignore") if self.interpreted else nullcontext()
+        with quiet:
+            kernel[grid](*args, **meta, PDL=self.pdl, **options)
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Walk:
 
     Args:
         at: every buffer, and the tensors of the call by the table's names.
-        places: of inputs that only some slices have rows of their own in, (n,) int64 each.
+        places: where each slice's rows of a gathered input are, (n,) int64.
         index: (n,) int64, where the tensors are.
     """
 

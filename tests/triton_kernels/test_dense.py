@@ -143,7 +143,6 @@ def test_backward_runs_as_often_as_asked(kernels: ModuleType) -> None:
     assert all(torch.equal(first.grads[name], second.grads[name]) for name in first.grads)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_backward_with_a_rule_updates_where_d_logits_is_finite(kernels: ModuleType) -> None:
     calls = []
     for backend in (kernels, reference_walk):

@@ -56,7 +56,6 @@ def test_logits_of_any_size(kernels: ModuleType, head: str) -> None:
             assert_matches(*trio, terms=20, name=name)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("head", ["softmax", "linear", "cross_entropy"])
 def test_logits_that_are_not_finite_show_in_their_row_alone(

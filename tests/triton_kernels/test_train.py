@@ -115,7 +115,6 @@ def test_slices_that_were_not_asked_for_stay(kernels: ModuleType) -> None:
             assert not torch.equal(after[chosen], old[chosen]) or name.endswith("left.bias]"), name
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_loss_that_is_not_finite_leaves_its_slice(kernels: ModuleType) -> None:
     call = make_train_call(PLANS["branches"](9, 5, 6), 2, 2, 9, 2, optimizer=AdamW())
     call.slices.index[:] = torch.arange(2)
@@ -172,7 +171,6 @@ def test_bad_contents_are_found_before_any_write(kernels: ModuleType, text: str)
         assert torch.equal(after.nan_to_num(7), old.nan_to_num(7)), name
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("text", BAD)
 def test_where_nothing_waits_bad_contents_skip_the_step(
     kernels: ModuleType, text: str, monkeypatch
