@@ -96,16 +96,16 @@ def forward(call: ForwardCall) -> None:
     table = forward_table(plan, ask, call.save)
     at = {**allocate(table, call.logits.device), **call.inputs, plan.output: call.logits}
     walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
-    walk.training = call.training
+    walk.training, walk.inputs = call.training, dict(call.inputs)
     run(walk)
-    call.saved = (at, call.training) if call.save else None
+    call.saved = (at, walk.inputs, call.training) if call.save else None
 
 
 @torch.no_grad()
 def backward(call: BackwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.d_logits.shape
-    saved, training = call.saved
+    saved, inputs, training = call.saved
     outside = {f"d:{name}": value for name, value in call.d_inputs.items()}
     outside |= {f"d:{plan.output}": call.d_logits}
     outside |= {f"grad:{name}": value for name, value in (call.grads or {}).items()}
@@ -128,7 +128,7 @@ def backward(call: BackwardCall) -> None:
             continue
         at = {**saved, **allocate(table, call.d_logits.device), **outside}
         walk = Walk(device_of(call.d_logits.device), table, slices, index_of(slices), B, at)
-        walk.training, walk.rule = training, rule
+        walk.training, walk.rule, walk.inputs = training, rule, inputs
         run(walk)
 
 
@@ -327,7 +327,7 @@ def predict(call: PredictCall) -> None:
             step = dataclasses.replace(slices, index=chain[:, i].contiguous())
             walk = Walk(device, table, step, index_of(step), B, {**buffers, **call.inputs})
             walk.at |= {"z": z, plan.output: logits}
-            walk.training = False
+            walk.training, walk.inputs = False, dict(call.inputs)
             run(walk)
             launch_u_hat(device, u_hat, logits, call.W_embed, call.head)
             device.launch(

@@ -1,6 +1,6 @@
 """Dense layers in Triton: y = concat(sources) @ weight.T + bias, and the gradient of a result.
 
-A source is (pointer, stride of a slice, its slices' places or None), its rows contiguous. Several
+A source is (pointer, 1 or 0: whether its slices differ, their places or None), contiguous. Several
 are read one after another into one sum and never concatenated in memory. A product ascends over
 what it sums, never split, so that no bit depends on the grid.
 """
@@ -12,12 +12,12 @@ from .tiles import activate, begin, multiply
 
 
 @triton.jit
-def slice_of(source, i):
-    """Where slice i begins in a source."""
+def slice_of(source, i, size):
+    """Where slice i begins in a source, whose slices have `size` entries each."""
     if source[2] is None:
-        return source[0] + i * source[1]
+        return source[0] + i * source[1] * size
     else:
-        return source[0] + tl.load(source[2] + i) * source[1]
+        return source[0] + tl.load(source[2] + i) * source[1] * size
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def dense_kernel(
     total = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     w = w_ptr + at * (H * IN_WIDTH)
     for s in tl.static_range(len(WIDTHS)):
-        x = slice_of(sources[s], i)
+        x = slice_of(sources[s], i, B.to(tl.int64) * WIDTHS[s])
         total = add_product(
             total, x, w, row, column, B, H, WIDTHS[s], 1, IN_WIDTH, BLOCK_K[s], PRECISION
         )
@@ -77,7 +77,7 @@ def dense_kernel(
     if activated_ptr is not None:
         tl.store(activated_ptr + i * B * H + out_at, y, mask=inside)
     if add is not None:
-        y += tl.load(slice_of(add, i) + out_at, mask=inside, other=0.0)
+        y += tl.load(slice_of(add, i, B.to(tl.int64) * H) + out_at, mask=inside, other=0.0)
     tl.store(out_ptr + i * B * H + out_at, y, mask=inside)
 
 

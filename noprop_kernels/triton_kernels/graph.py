@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import Gather, TrainCall
 from .launch import run
-from .walk import Walk
+from .walk import Walk, stored
 
 STEPS = 32  # of a graph; more are replays of it, since no bit depends on K
 GRAPHS = 16  # kept of an object
@@ -216,11 +216,6 @@ def key_of(call: TrainCall) -> tuple:
         else:
             key.append((path, value))
     return tuple(key)
-
-
-def stored(value: Tensor) -> Tensor:
-    """The entries that an expanded tensor has in memory."""
-    return value[tuple(slice(0, 1 if stride == 0 else None) for stride in value.stride())]
 
 
 def with_own_tensors(call: TrainCall) -> TrainCall:

@@ -98,7 +98,7 @@ def head_kernel(
     y_ptr,  # (n, B) int64
     eps_ptr,  # (n, B, D), or None: flow is 0
     W_ptr,  # (M, D), or None
-    weight,  # (pointer, strides of K, n, B)
+    weight,  # a number (K, n, B)
     flow,
     rows,
     k,
@@ -119,7 +119,8 @@ def head_kernel(
     at = i * B + row
     logits_ptr += at * M
     y = tl.load(y_ptr + at, mask=real, other=0)
-    scale = tl.load(number(weight, k, i) + row * weight[3], mask=real, other=0.0) / rows
+    n = tl.num_programs(1)
+    scale = tl.load(number(weight, k, i, n, B) + row * weight[3], mask=real, other=0.0) / rows
     largest, total = softmax_sums(logits_ptr, real, M, BLOCK_M)
 
     if HEAD == "cross_entropy":
@@ -200,12 +201,12 @@ def p_gradient(
 
 
 @triton.jit
-def slice_loss(error_ptr, weight, rows, k, i, B):
+def slice_loss(error_ptr, weight, rows, k, i, n, B):
     """sum over rows of weight * error / rows, by chunks folded from the left."""
     total = 0.0
     for first in range(0, B, CHUNK_ROWS):
         row = first + tl.arange(0, CHUNK_ROWS)
         error = tl.load(error_ptr + i * B + row, mask=row < B, other=0.0)
-        share = tl.load(number(weight, k, i) + row * weight[3], mask=row < B, other=0.0)
+        share = tl.load(number(weight, k, i, n, B) + row * weight[3], mask=row < B, other=0.0)
         total += tl.sum(share * error, 0)
     return total / rows

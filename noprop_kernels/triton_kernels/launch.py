@@ -17,7 +17,18 @@ from .shapes import (
 )
 from .stages import Stage
 from .tables import activated, behind_activation, consumers, product_gradient
-from .walk import Address, Device, Walk, classes, hyper, log_betas, number, rates_of, rule_name
+from .walk import (
+    Address,
+    Device,
+    Walk,
+    classes,
+    differs,
+    hyper,
+    log_betas,
+    number,
+    rates_of,
+    rule_name,
+)
 
 
 def run(walk: Walk, k: int = 0) -> None:
@@ -30,13 +41,14 @@ def gather(walk: Walk, stage: Stage, k: int) -> None:
     name = stage.name
     value, F = walk.inputs[name], walk.slices.plan.widths[name]
     if isinstance(value, Gather):
-        data, indices = (value.data,), (value.indices, len(value.data))
+        data, indices, rows = (value.data,), value.indices, len(value.data)
         scale, shift, out = value.scale, value.shift, walk.at[name]
     else:
-        data, indices, scale, shift, out = number(value)[:3], None, None, None, None
+        data = (walk.at[name], int(differs(walk.at[name], 0)))
+        indices, rows, scale, shift, out = None, 0, None, None, None
     walk.launch(
-        noise.gather_kernel, stage, out, walk.at.get(f"bad:{name}"), data, indices, scale, shift,
-        k, walk.B, F=F, ROWS=ROWS, BLOCK_F=power_of_2(F, 16, 256),
+        noise.gather_kernel, stage, out, walk.at.get(f"bad:{name}"), data, indices, rows, scale,
+        shift, k, walk.B, F=F, ROWS=ROWS, BLOCK_F=power_of_2(F, 16, 256),
     )  # fmt: skip
 
 
@@ -54,11 +66,12 @@ def launch_add_noise(
     labels: Tensor | None, bad: Tensor | None, y: Tensor | Gather, drawn: Noise, mix: Mix, k: int,
 ) -> None:  # fmt: skip
     if isinstance(y, Gather):
-        read, indices = (y.data,), (y.indices, y.replica, y.indices.shape[1], len(y.data))
+        read, indices, R, rows = (y.data,), (y.indices, y.replica), y.indices.shape[1], len(y.data)
     else:
-        read, indices = number(y), None
+        read, indices, R, rows = number(y), None, 0, 0
     device.launch(
-        noise.add_noise_kernel, grid, z, eps, labels, bad, read, indices, mix.W_embed, drawn.seeds,
+        noise.add_noise_kernel, grid, z, eps, labels, bad, read, indices, R, rows, mix.W_embed,
+        drawn.seeds,
         number(drawn.draw), number(drawn.block), number(mix.signal), number(mix.noise),
         float(mix.sigma), k, mix.signal.shape[2], drawn.first_row, M=classes(mix), D=mix.D,
         STREAM=drawn.stream, SECOND=mix.sigma != 0, **noise_blocks(mix.D),

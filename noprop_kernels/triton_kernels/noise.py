@@ -84,19 +84,21 @@ def store_noisy(z_ptr, eps_ptr, W_ptr, y, signal, noise, sigma, eps, eps_1, at, 
         tl.store(z_ptr + at, z, mask=inside)
 
 
-@triton.jit(do_not_specialize=["k", "B", "first_row"])
+@triton.jit(do_not_specialize=["R", "rows", "k", "B", "first_row"])
 def add_noise_kernel(
     z_ptr,  # (n, B, D)
     eps_ptr,  # (n, B, D)
     labels_ptr,  # (n, B) int64, or None: the labels as the head reads them
     bad_ptr,  # (n, tiles) int32, or None: 1 where a label is out of range, 2 where an index is
-    y,  # (pointer, strides of K, n, B), or with indices (pointer to the data set's labels,)
-    indices,  # (pointer (K, R, B), pointer to replica (n,), R, rows of the data set), or None
+    y,  # a number (K, n, B), or with indices (pointer to the data set's labels,)
+    indices,  # (pointer (K, R, B), pointer to replica (n,)), or None
+    R,
+    rows,  # of the data set
     W_ptr,  # (M, D), or None: one-hot
     seeds_ptr,  # (n,)
-    draw,  # (pointer, strides of K, n)
-    block,  # (pointer, strides of K, n)
-    signal,  # (pointer, strides of K, n, B)
+    draw,  # a number (K, n)
+    block,  # a number (K, n)
+    signal,  # a number (K, n, B)
     noise,
     sigma,
     k,
@@ -111,16 +113,16 @@ def add_noise_kernel(
     PDL: tl.constexpr,
 ):
     begin(PDL)
-    i = tl.program_id(1).to(tl.int64)
+    i, n = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < B
     if indices is None:
-        label = tl.load(number(y, k, i) + row * y[3], mask=real, other=0)
+        label = tl.load(number(y, k, i, n, B) + row * y[3], mask=real, other=0)
         bad = tl.zeros((ROWS,), tl.int32)
     else:
-        batch = (k.to(tl.int64) * indices[2] + tl.load(indices[1] + i)) * B
+        batch = (k.to(tl.int64) * R + tl.load(indices[1] + i)) * B
         index = tl.load(indices[0] + batch + row, mask=real, other=0)
-        found = (index >= 0) & (index < indices[3])
+        found = (index >= 0) & (index < rows)
         label = tl.load(y[0] + tl.where(found, index, 0), mask=real, other=0)
         bad = tl.where(found, 0, 2)
     known = (label >= 0) & (label < M)
@@ -132,9 +134,9 @@ def add_noise_kernel(
         tl.store(bad_ptr + i * tl.num_programs(0) + tl.program_id(0), bad)
 
     seed = tl.load(seeds_ptr + i)
-    count, place = tl.load(number(draw, k, i)), tl.load(number(block, k, i))
-    signals = tl.load(number(signal, k, i) + row * signal[3], mask=real, other=0.0)
-    noises = tl.load(number(noise, k, i) + row * noise[3], mask=real, other=0.0)
+    count, place = tl.load(number(draw, k, i, n, B)), tl.load(number(block, k, i, n, B))
+    signals = tl.load(number(signal, k, i, n, B) + row * signal[3], mask=real, other=0.0)
+    noises = tl.load(number(noise, k, i, n, B) + row * noise[3], mask=real, other=0.0)
     counter_row = row.to(tl.int64) + first_row
     for start in range(0, (D + 3) // 4, GROUPS):
         group = start + tl.arange(0, GROUPS)
@@ -205,12 +207,13 @@ def chain_kernel(
             tl.store(z_ptr + at, z, mask=inside)
 
 
-@triton.jit(do_not_specialize=["k", "B"])
+@triton.jit(do_not_specialize=["rows", "k", "B"])
 def gather_kernel(
     out_ptr,  # (R, B, F) float32, or None: the rows are only looked at
     bad_ptr,  # (R, tiles) int32, or None: 2 where an index is out of range, 4 where x is not finite
-    data,  # (pointer,), or without indices (pointer, strides of K, R)
-    indices,  # (pointer (K, R, B), rows of the data set), or None
+    data,  # (pointer,), or without indices (pointer, whether replicas differ)
+    indices_ptr,  # (K, R, B), or None
+    rows,  # of the data set
     scale_ptr,  # (F,), or None
     shift_ptr,  # (F,), or None
     k,
@@ -226,12 +229,12 @@ def gather_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < B
     bad = tl.zeros((ROWS,), tl.int32)
-    if indices is None:
-        source = number(data, k, r) + row.to(tl.int64) * F
+    if indices_ptr is None:
+        source = data[0] + (r * data[1] * B + row) * F
     else:
         at = (k.to(tl.int64) * tl.num_programs(1) + r) * B + row
-        index = tl.load(indices[0] + at, mask=real, other=0)
-        found = (index >= 0) & (index < indices[1])
+        index = tl.load(indices_ptr + at, mask=real, other=0)
+        found = (index >= 0) & (index < rows)
         bad = tl.where(found, 0, 2)
         source = data[0] + tl.where(found, index, 0) * F
     for start in range(0, F, BLOCK_F):

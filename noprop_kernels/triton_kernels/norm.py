@@ -96,7 +96,7 @@ def norm_kernel(
         if activated_ptr is not None:
             tl.store(activated_ptr + i * B * H + place, y, mask=inside)
         if add is not None:
-            y += tl.load(slice_of(add, i) + place, mask=inside, other=0.0)
+            y += tl.load(slice_of(add, i, B.to(tl.int64) * H) + place, mask=inside, other=0.0)
         tl.store(out_ptr + i * B * H + place, y, mask=inside)
 
 

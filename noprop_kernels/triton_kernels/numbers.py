@@ -50,7 +50,7 @@ def embedding_gradient_kernel(
     d_u_hat_ptr,  # (n, B, D), likewise
     d_z_ptr,  # (n, B, D), or None: z is the caller's
     y_ptr,  # (n, B) int64
-    signal,  # (pointer, strides of K, n, B)
+    signal,  # a number (K, n, B)
     k,
     B,
     M: tl.constexpr,
@@ -85,7 +85,11 @@ def embedding_gradient_kernel(
                 by_prediction = multiply(p, d_u_hat, by_prediction, "float32")
                 d_u_y -= d_u_hat
             if d_z_ptr is not None:
-                share = tl.load(number(signal, k, i) + row * signal[3], mask=real, other=0.0)
+                share = tl.load(
+                    number(signal, k, i, tl.num_programs(2), B) + row * signal[3],
+                    mask=real,
+                    other=0.0,
+                )
                 z_at = d_z_ptr + at[:, None] * D + d[None, :]
                 d_u_y += share[:, None] * tl.load(z_at, mask=inside, other=0.0)
             by_label = multiply(label, d_u_y, by_label, "float32")

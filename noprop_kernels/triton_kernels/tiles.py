@@ -55,9 +55,12 @@ def activate(value, RELU: tl.constexpr):
 
 
 @triton.jit
-def number(source, k, i):
-    """Address of row 0 of a number of step k and slice i; source is (pointer, strides of K, n, B).
+def number(source, k, i, n, B):
+    """Address of row 0 of a number (K, n, B) of step k and slice i; of row b: b * source[3] more.
 
-    An expanded number has strides of 0.
+    A source is (pointer, and 1 or 0 for each of K, n and B: whether the number differs along it).
+    Strides would each compile a kernel of their own.
     """
-    return source[0] + k.to(tl.int64) * source[1] + i * source[2]
+    rows = 1 + (B - 1) * source[3]
+    slices = 1 + (n - 1) * source[2]
+    return source[0] + (k.to(tl.int64) * source[1] * slices + i * source[2]) * rows

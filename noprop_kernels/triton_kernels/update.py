@@ -19,7 +19,7 @@ from . import shapes
 from .dense import slice_of
 from .head import slice_loss
 from .norm import move_statistic
-from .tiles import CHUNK_ROWS, begin, multiply
+from .tiles import CHUNK_ROWS, begin, multiply, number
 
 SUM_ROWS = tl.constexpr(shapes.SUM_ROWS)
 SUM_DONE = tl.constexpr(shapes.SUM_DONE)
@@ -28,13 +28,13 @@ RATES = tl.constexpr(4)  # numbers of a slice: lr, decay, sqrt(c_2), and 1 where
 
 @triton.jit
 def store_rates(
-    rates_ptr, updates_ptr, lr, decay, k, i, at, apply,
+    rates_ptr, updates_ptr, lr, decay, k, i, n, at, apply,
     RULE: tl.constexpr, LOG_BETA_1: tl.constexpr, LOG_BETA_2: tl.constexpr,
 ):  # fmt: skip
     """What depends on lr, decay or updates, in float64 and rounded once; counts the update."""
     updates = tl.load(updates_ptr + at) + 1
-    rate = tl.load(lr[0] + k.to(tl.int64) * lr[1] + i * lr[2])
-    wd = tl.load(decay[0] + i * decay[1])
+    rate = tl.load(number(lr, k, i, n, 1))
+    wd = tl.load(number(decay, k, i, n, 1))
     root = tl.full((), 1.0, tl.float64)
     if RULE == "adamw":
         wd = 1.0 - rate * wd
@@ -58,10 +58,10 @@ def loss_kernel(
     updates_ptr,  # (N,)
     errors_ptr,  # (1,) int32: flags of all that was bad, or None: contents were checked
     error_ptr,  # (n, B)
-    weight,  # (pointer, strides of K, n, B)
+    weight,  # a number (K, n, B)
     bad,  # flags of labels and inputs, (pointer (slots, TILES), places of the slices or None) each
-    lr,  # (pointer, strides of K, n) float64
-    decay,  # (pointer, stride) float64
+    lr,  # a number (K, n), float64
+    decay,  # a number (n,), float64
     index_ptr,  # (n,)
     rows,
     k,
@@ -74,8 +74,8 @@ def loss_kernel(
 ):
     """The loss of a slice, whether it is finite, and the rates of its update."""
     begin(PDL)
-    i = tl.program_id(0).to(tl.int64)
-    loss = slice_loss(error_ptr, weight, rows, k, i, B)
+    i, n = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    loss = slice_loss(error_ptr, weight, rows, k, i, n, B)
     apply = tl.abs(loss) < float("inf")
     if errors_ptr is not None:
         flags = tl.zeros((128,), tl.int32)
@@ -93,7 +93,7 @@ def loss_kernel(
         at = tl.load(index_ptr + i)
         tl.store(draws_ptr + at, tl.load(draws_ptr + at) + 1)
         store_rates(
-            rates_ptr, updates_ptr, lr, decay, k, i, at, apply, RULE, LOG_BETA_1, LOG_BETA_2
+            rates_ptr, updates_ptr, lr, decay, k, i, n, at, apply, RULE, LOG_BETA_1, LOG_BETA_2
         )
 
 
@@ -115,7 +115,7 @@ def rates_kernel(
 ):
     """The rates of an update where d_logits is finite, or where `applied` says so."""
     begin(PDL)
-    i = tl.program_id(0).to(tl.int64)
+    i, n = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     if d_logits_ptr is None:
         apply = tl.load(applied_ptr + i) != 0
     else:
@@ -128,7 +128,7 @@ def rates_kernel(
         if applied_ptr is not None:
             tl.store(applied_ptr + i, apply.to(tl.uint8))
     at = tl.load(index_ptr + i)
-    store_rates(rates_ptr, updates_ptr, lr, decay, k, i, at, apply, RULE, LOG_BETA_1, LOG_BETA_2)
+    store_rates(rates_ptr, updates_ptr, lr, decay, k, i, n, at, apply, RULE, LOG_BETA_1, LOG_BETA_2)
 
 
 @triton.jit
@@ -179,7 +179,7 @@ def weight_tile(
     across = tl.cdiv(F, BLOCK_F)
     h = tile // across * BLOCK_H + tl.arange(0, BLOCK_H)
     f = tile % across * BLOCK_F + tl.arange(0, BLOCK_F)
-    d_y_ptr, x_ptr = part[1] + i * B * H, slice_of(part[2], i)
+    d_y_ptr, x_ptr = part[1] + i * B * H, slice_of(part[2], i, B.to(tl.int64) * F)
     g = tl.zeros((BLOCK_H, BLOCK_F), tl.float32)
     for start in range(0, B, BLOCK_B):
         row = start + tl.arange(0, BLOCK_B)

@@ -13,7 +13,7 @@ from ..calls import Gather, Mix, Noise, Rule, Slices
 from ..optimizers import SGD, Adam, AdamW
 from .stages import Stage, Table, floats
 
-Address = tuple  # a tensor and its strides, as number() and slice_of() of the kernels take them
+Address = tuple  # a tensor and how it is read: number() and slice_of() of the kernels
 
 
 @dataclass
@@ -83,8 +83,9 @@ class Walk:
 
     def source(self, name: str) -> Address:
         """A result or input as a product's source."""
-        tensor = self.at[name]
-        return tensor, tensor.stride(0), self.places.get(name)
+        tensor, places = self.at[name], self.places.get(name)
+        shared = name in self.inputs and places is None and not differs(tensor, 0)
+        return tensor, int(not shared), places
 
     def parameter(self, name: str) -> Address:
         slices = self.slices
@@ -96,9 +97,21 @@ class Walk:
         )
 
 
+def stored(value: Tensor) -> Tensor:
+    """The entries that an expanded tensor has in memory."""
+    return value[tuple(slice(0, 1 if stride == 0 else None) for stride in value.stride())]
+
+
+def differs(value: Tensor, dim: int) -> bool:
+    return value.shape[dim] > 1 and value.stride(dim) != 0
+
+
 def number(value: Tensor) -> Address:
-    """(K, n, B) or (K, n), expanded."""
-    return value, *value.stride()
+    """(K, n, B), (K, n) or (n,), expanded, as number() of the kernels takes it."""
+    slices = int(value.stride(min(1, value.ndim - 1)) != 0)  # for one slice as for more
+    steps = int(value.ndim > 1 and differs(value, 0))
+    rows = int(value.ndim == 3 and differs(value, 2))
+    return stored(value).contiguous(), steps, slices, rows
 
 
 def allocate(table: Table, device: torch.device) -> dict[str, Tensor]:
@@ -149,4 +162,4 @@ def rates_of(rule: Rule | None) -> tuple[Address | None, Address | None]:
     if rule is None:
         return None, None
     lr, decay = rule.lr, rule.weight_decay
-    return (lr, *lr.stride()), (decay, *decay.stride())
+    return number(lr), number(decay)
