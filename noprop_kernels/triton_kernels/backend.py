@@ -160,7 +160,7 @@ def head(call: HeadCall) -> None:
         applied = torch.empty(n, dtype=torch.uint8, device=y.device)
         device.launch(
             update_kernels.loss_kernel, (n,), call.loss, applied, None, None, None, None, error,
-            number(mix.weight), (), None, None, None, float(mix.rows), 0, B, rows_tiles(B),
+            number(mix.weight), (), None, None, None, float(mix.rows), 0, B, rows_tiles(B), FLAGS=0,
             RULE="none", **log_betas(None),
         )  # fmt: skip
     if call.u_hat is not None:

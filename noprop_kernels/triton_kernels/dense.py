@@ -50,6 +50,7 @@ def dense_kernel(
     H: tl.constexpr,
     WIDTHS: tl.constexpr,
     IN_WIDTH: tl.constexpr,
+    ADDS: tl.constexpr,  # there is a source to add
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
@@ -76,7 +77,7 @@ def dense_kernel(
     out_at = row[:, None].to(tl.int64) * H + column[None, :]
     if activated_ptr is not None:
         tl.store(activated_ptr + i * B * H + out_at, y, mask=inside)
-    if add is not None:
+    if ADDS:
         y += tl.load(slice_of(add, i, B.to(tl.int64) * H) + out_at, mask=inside, other=0.0)
     tl.store(out_ptr + i * B * H + out_at, y, mask=inside)
 

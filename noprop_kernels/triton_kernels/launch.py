@@ -95,7 +95,7 @@ def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
         walk.source(layer.add) if plain and layer.add else None,
         slices.params[f"{name}.weight"], slices.params[f"{name}.bias"], walk.index, walk.B,
         H=layer.features, WIDTHS=widths, IN_WIDTH=sum(widths),
-        RELU=plain and layer.activation == "relu",
+        ADDS=plain and layer.add is not None, RELU=plain and layer.activation == "relu",
         PRECISION=walk.device.precision(slices.precision),
         BLOCK_B=blocks.rows, BLOCK_H=blocks.columns, BLOCK_K=blocks.depths(widths),
         warps=blocks.warps, stages=blocks.stages,
@@ -114,7 +114,8 @@ def norm_forward(walk: Walk, stage: Stage, k: int) -> None:
         walk.at[f"rstd:{name}"], None if batch[0] is None else batch, walk.at[f"y:{name}"],
         walk.source(layer.add) if layer.add else None, slices.params[key + "weight"],
         slices.params[key + "bias"], statistics, walk.index, layer.norm.eps, layer.norm.momentum,
-        walk.B, H=layer.features, TRAINING=walk.training, MOVE=key + "running_mean" in stage.writes,
+        walk.B, H=layer.features, TRAINING=walk.training,
+        MOVE=key + "running_mean" in stage.writes, ADDS=layer.add is not None,
         RELU=layer.activation == "relu", BLOCK_H=vector_block(layer.features),
     )  # fmt: skip
 
@@ -157,7 +158,7 @@ def loss(walk: Walk, stage: Stage, k: int) -> None:
     walk.launch(
         update.loss_kernel, stage, at[":loss"][k], at[":applied"][k], at.get(":rates"),
         slices.draws, slices.updates, walk.errors, at[":error"], number(mix.weight), bad, lr, decay,
-        walk.index, float(mix.rows), k, walk.B, cdiv(walk.B, ROWS),
+        walk.index, float(mix.rows), k, walk.B, cdiv(walk.B, ROWS), FLAGS=len(bad),
         RULE=rule_name(rule), **log_betas(rule),
     )  # fmt: skip
 

@@ -57,6 +57,7 @@ def norm_kernel(
     H: tl.constexpr,
     TRAINING: tl.constexpr,
     MOVE: tl.constexpr,  # the running statistics, at once
+    ADDS: tl.constexpr,  # there is a source to add
     RELU: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,
@@ -95,7 +96,7 @@ def norm_kernel(
         y = activate(weight[None, :] * y_hat + bias[None, :], RELU)
         if activated_ptr is not None:
             tl.store(activated_ptr + i * B * H + place, y, mask=inside)
-        if add is not None:
+        if ADDS:
             y += tl.load(slice_of(add, i, B.to(tl.int64) * H) + place, mask=inside, other=0.0)
         tl.store(out_ptr + i * B * H + place, y, mask=inside)
 

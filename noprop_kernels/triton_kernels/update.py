@@ -67,6 +67,7 @@ def loss_kernel(
     k,
     B,
     TILES,
+    FLAGS: tl.constexpr,  # how many there are in `bad`
     RULE: tl.constexpr,
     LOG_BETA_1: tl.constexpr,
     LOG_BETA_2: tl.constexpr,
@@ -79,7 +80,7 @@ def loss_kernel(
     apply = tl.abs(loss) < float("inf")
     if errors_ptr is not None:
         flags = tl.zeros((128,), tl.int32)
-        for j in tl.static_range(len(bad)):
+        for j in tl.static_range(FLAGS):
             slot = i if bad[j][1] is None else tl.load(bad[j][1] + i)
             for first in range(0, TILES, 128):
                 tile = first + tl.arange(0, 128)
