@@ -39,16 +39,16 @@ Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 @dataclass
 class Graph:
-    """K steps, captured.
+    """K steps, captured. It holds nothing of the object, which would then live for ever.
 
     Args:
-        call: whose fresh tensors are the graph's own.
-        walk: its workspace.
+        fresh: its own tensors for what changes from call to call.
+        held: whatever else it reads or writes that is no one else's.
         replay: runs the steps again.
     """
 
-    call: TrainCall
-    walk: Walk
+    fresh: dict[Path, Tensor]
+    held: list[Tensor]
     replay: Callable[[], None]
 
 
@@ -113,14 +113,16 @@ def train_by_graph(
         own = with_own_tensors(call)
         walk = walk_of(own)
         replay = capture(lambda: launch_steps(own, walk))
-        graph = Graph(own, walk, replay)
+        held = [walk.index, *(walk.at[name] for name in walk.table.shapes)]
+        graph = Graph(dict(fresh(own)), held, replay)
     remember(graphs, key, graph)
-    for (path, given), (_, kept) in zip(fresh(call), fresh(graph.call), strict=True):
+    for path, given in fresh(call):
         if path[0] != "out":
-            stored(kept).copy_(stored(given), non_blocking=True)
+            stored(graph.fresh[path]).copy_(stored(given), non_blocking=True)
     graph.replay()
-    call.out.loss.copy_(graph.call.out.loss)
-    call.out.applied.copy_(graph.call.out.applied)
+    for path, given in fresh(call):
+        if path[0] == "out":
+            given.copy_(graph.fresh[path])
 
 
 def remember(graphs: "OrderedDict[Any, Graph | None]", key: Any, graph: Graph | None) -> None:

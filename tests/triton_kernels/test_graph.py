@@ -1,5 +1,8 @@
 """Graphs of K steps, with a host's stand-in for the capture: keys, own buffers, bounds."""
 
+import gc
+import threading
+import weakref
 from collections import OrderedDict
 from types import ModuleType
 
@@ -111,6 +114,20 @@ def test_a_graph_has_tensors_of_its_own() -> None:
         assert [s == 0 for s in given.stride()] == [s == 0 for s in kept.stride()], path
 
 
+def test_a_graph_lets_its_object_die(kernels: ModuleType) -> None:
+    call = make()
+    owner, weight = (
+        weakref.ref(t) for t in (call.slices.updates, call.slices.params["logits.bias"])
+    )
+    known = graph.object_of(call.slices.updates)
+    for _ in range(2):
+        graph.train_by_graph(call, kernels.walk_of, known.graphs, lambda launches: lambda: None)
+    assert [type(kept) for kept in known.graphs.values()] == [graph.Graph]
+    del call
+    gc.collect()
+    assert owner() is None and weight() is None
+
+
 def test_few_graphs_are_kept(kernels: ModuleType, monkeypatch) -> None:
     monkeypatch.setattr(graph, "GRAPHS", 2)
     monkeypatch.setattr(graph, "launch_steps", lambda call, walk: None)
@@ -134,8 +151,6 @@ def test_steps_and_slices_of_a_call_are_calls(kernels: ModuleType) -> None:
 
 
 def test_a_second_thread_waits(kernels: ModuleType, monkeypatch) -> None:
-    import threading
-
     call, order = make(), []
     inside, go = threading.Event(), threading.Event()
 
