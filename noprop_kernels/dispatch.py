@@ -98,6 +98,13 @@ def load(name: str) -> ModuleType:
     return import_module(f".{BACKENDS[name]}", __package__)
 
 
+def name_of(module: ModuleType) -> str:
+    """The name of a backend that `choose` gave."""
+    return next(
+        name for name, path in BACKENDS.items() if module.__name__ == f"{__package__}.{path}"
+    )
+
+
 def forced_backend(backend: str | None) -> tuple[str | None, str]:
     """The forced backend, if any, and what forces it."""
     if name := _forced.get():

@@ -73,6 +73,7 @@ def add_noise(call: AddNoiseCall) -> None:
     if device.type == "cpu":
         reference_walk.check_range("add_noise", "y", call.y, M)
     else:
+        errors.raise_found(errors.owner_of(device), "add_noise")
         bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
     if n * B == 0:
         return
@@ -80,7 +81,7 @@ def add_noise(call: AddNoiseCall) -> None:
         device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, drawn, mix, 0
     )
     if bad is not None:
-        errors.report(drawn.seeds, bad.amax().clamp(max=1))
+        errors.report(bad.amax())
 
 
 @torch.no_grad()
@@ -140,8 +141,9 @@ def head(call: HeadCall) -> None:
     if y.device.type == "cpu":
         reference_walk.check_range("head", "y", y, M)
     else:
+        errors.raise_found(errors.owner_of(y.device), "head")
         bad = (y < 0) | (y >= M)
-        errors.report(mix.weight, bad.any())
+        errors.report(bad.any())
         y = torch.where(bad, 0, y)
     if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
         raise ValueError("head: eps must be given where flow is not 0, got None")
@@ -289,7 +291,7 @@ def walk_of(call: TrainCall) -> Walk:
 def train(call: TrainCall) -> None:
     if call.K == 0:
         return
-    errors.raise_found(call.slices.updates)
+    errors.raise_found(call.slices.updates, "train")
     check_train(call)
     graph.train(call, walk_of)
     errors.send(call.slices.updates)

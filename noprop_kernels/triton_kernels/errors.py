@@ -6,6 +6,7 @@ and the next call that finds the copy done raises. Nothing ever waits.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +29,12 @@ class Mail:
 _mail = WeakTensorKeyDictionary()  # by an object's `updates`
 
 
+@lru_cache(maxsize=8)
+def owner_of(device: torch.device) -> Tensor:
+    """Stands for the calls on a device that are no object's: add_noise and head."""
+    return torch.empty(0, device=device)
+
+
 def flags_of(owner: Tensor) -> Tensor:
     """(1,) int32 of an object, on its device; kernels set bits of it."""
     if owner not in _mail:
@@ -37,8 +44,9 @@ def flags_of(owner: Tensor) -> Tensor:
     return _mail[owner].flags
 
 
-def report(owner: Tensor, flag: Tensor) -> None:
-    """Sets bits of an object from a tensor on its device."""
+def report(flag: Tensor) -> None:
+    """Sets bits from a tensor on a device, of a call that is no object's."""
+    owner = owner_of(flag.device)
     flags_of(owner).bitwise_or_(flag.to(torch.int32))
     send(owner)
 
@@ -54,11 +62,12 @@ def send(owner: Tensor) -> None:
         mail.sent.record()
 
 
-def raise_found(owner: Tensor, *, wait: bool = False) -> None:
+def raise_found(owner: Tensor, op: str, *, wait: bool = False) -> None:
     """Raises what earlier calls met, once.
 
     Args:
-        owner: the object's `updates`.
+        owner: the object's `updates`, or `owner_of` a device.
+        op: for the text.
         wait: for the last call to end; else only what has already arrived is looked at.
 
     Raises:
@@ -77,4 +86,4 @@ def raise_found(owner: Tensor, *, wait: bool = False) -> None:
         mail.copy.zero_()
         mail.flags.zero_()
         found = "; ".join(text for bit, text in TEXTS.items() if bits & bit)
-        raise ValueError(f"train: in an earlier call {found}; the steps that met it were skipped")
+        raise ValueError(f"{op}: in an earlier call {found}; the steps that met it were skipped")

@@ -96,7 +96,8 @@ def test_operands_are_rounded_as_the_reference_rounds(kernels: ModuleType, preci
     "B, inside, out", [(1, 1, 1), (33, 113, 7), (7, 16, 70), (65, 40, 17), (130, 3, 65)]
 )
 def test_sizes(kernels: ModuleType, B: int, inside: int, out: int) -> None:
-    plan = Plan({"x": (inside,), "z": (2,)}, {"logits": Dense(("x", "z"), out)})
+    inputs = {"x": (inside,), "z": (2,), "t": (3,)}
+    plan = Plan(inputs, {"logits": Dense(("z", "x", "t"), out)})
     check(kernels, plan, 1, B, True, "float32")
 
 
