@@ -7,18 +7,23 @@ from pathlib import Path
 
 from . import machine
 from .contender import Entry
-from .report import Line
+from .lines import Line
 
 
 def parser(
     prog: str, about: str | None, shapes: Iterable[str], entries: Sequence[Entry], quick: str
 ) -> argparse.ArgumentParser:
     """The options of every command; `quick` tells what --quick does."""
-    made = argparse.ArgumentParser(prog=f"python -m bench.{prog}", description=about)
-    names = [entry.name for entry in entries]
+    made = argparse.ArgumentParser(
+        prog=f"python -m bench.{prog}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = list(dict.fromkeys(entry.name for entry in entries))
     made.add_argument("--quick", action="store_true", help=quick)
-    made.add_argument("--shape", nargs="+", choices=list(shapes), help="default: all")
-    made.add_argument("--contender", nargs="+", choices=names, help="default: all")
+    for option, known in (("shape", list(shapes)), ("contender", names)):
+        text = f"default all: {', '.join(known)}"
+        made.add_argument(f"--{option}", nargs="+", choices=known, metavar="NAME", help=text)
     made.add_argument("--threads", nargs="+", type=int, help="default: 1 and all cores")
     made.add_argument("--out", type=Path, help="append JSON lines to this file")
     return made

@@ -13,13 +13,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from .problem import Problem, Weights
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 class Contender:
     """Trains all T blocks of a problem, K steps a call.
 
     Attributes:
-        maths: what is computed, "adamw", "sgd", "end_to_end" or "inference"; only equals are
-            compared.
+        maths: what is computed, "adamw", "sgd", "end_to_end", "inference" or a part of a step; only
+            equals are compared.
 
     Args:
         problem: what to train; its tensors are left as they are.
@@ -53,6 +55,15 @@ class Contender:
         eps = self.problem.eps(K, seed)
         return eps, eps
 
+    def flop(self) -> int:
+        """Operations of a step, of products alone."""
+        return self.shape.flop
+
+    def traffic(self) -> int:
+        """Bytes of weights and optimizer that a step at K = 1 reads and writes, each once."""
+        resident = self.resident()
+        return 2 * (resident["weights"] + resident["optimizer"])
+
     def resident(self) -> dict[str, int]:
         """Bytes that stay between two steps, in parts."""
         weights = 4 * self.shape.parameters
@@ -79,10 +90,13 @@ class Contender:
     def close(self) -> None:
         """Give back what outlives the object."""
 
-    def draw(self, K: int) -> Tensor:
-        """The noise of K steps in one call, which is faster than T or K of them."""
-        s = self.shape
-        return torch.randn(K, s.T, s.B, s.D)
+    def draw(self, K: int, B: int) -> Tensor:
+        """The noise of K steps of B rows in one call, which is faster than T or K of them."""
+        return torch.randn(K, self.shape.T, B, self.shape.D)
+
+    def autocast(self) -> torch.autocast:
+        """PyTorch's own way to the problem's precision; float32: nothing."""
+        return torch.autocast("cpu", torch.bfloat16, self.problem.precision == "bfloat16")
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, F) and u_y (B, D) of the rows (B,)."""
@@ -113,7 +127,8 @@ class Entry:
         compiles: its first call compiles; failing to is then a result and no mistake.
         slow: left out of a quick run.
         single: takes one step a call, and is timed at K = 1 alone.
-        min_threads: fewer make it a copy of another contender.
+        min_threads: fewer make it a copy of another contender, or are more than it can be held to.
+        precisions: of products' operands, those that it knows.
     """
 
     name: str
@@ -122,3 +137,4 @@ class Entry:
     slow: bool = False
     single: bool = False
     min_threads: int = 1
+    precisions: tuple[str, ...] = ("float32",)

@@ -23,7 +23,7 @@ from .ours import SEED, Ours
 from .problem import Problem
 from .rivals.sequential import Block
 from .rivals.stacked import split, stem
-from .run import Suite, run
+from .run import Suite, measure_rounds, run
 from .shapes import INFERENCE_SHAPES
 
 CHECK_CALLS = 3
@@ -53,6 +53,12 @@ class Inference(Contender):
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         """z_T of the last of len(indices) answers."""
         return [self.answer() for _ in indices][-1]
+
+    def flop(self) -> int:
+        return self.shape.forward_flop
+
+    def traffic(self) -> int:
+        return 4 * self.shape.parameters  # every weight, read once
 
     def resident(self) -> dict[str, int]:
         return {"weights": 4 * self.shape.parameters, "optimizer": 0}
@@ -179,8 +185,8 @@ INFERENCE = Suite(
     shapes=INFERENCE_SHAPES,
     quick_shapes=("small_x1", "small_x1024"),
     Ks=(1,),
-    flop=lambda shape: shape.inference_flop,
     check=check_answers,
+    measure=measure_rounds,
 )
 
 

@@ -91,12 +91,12 @@ def best_rate(work: Callable[[], float], seconds: float) -> float:
     return best
 
 
-def circumstances(shape: str, threads: int) -> dict[str, Any]:
+def circumstances(shape: str, threads: int, precision: str = "float32") -> dict[str, Any]:
     """What every result line says of its run."""
     return {
         "shape": shape,
         "threads": threads,
-        "precision": "float32",
+        "precision": precision,
         "cache": "warm",
         "machine": describe(),
         "versions": versions(),
@@ -105,9 +105,16 @@ def circumstances(shape: str, threads: int) -> dict[str, Any]:
     }
 
 
-def rates(threads: int) -> dict[str, float]:
-    """The measured limits of the machine, for the result lines."""
-    return {"peak_gflops": peak_gflops(threads), "copy_gb_s": copy_gb_s(threads)}
+def rates(threads: int, state_bytes: int) -> dict[str, float]:
+    """The measured limits of the machine, for the result lines.
+
+    `copy_gb_s` is memory's; `state_gb_s` that of whichever cache the state of all blocks fits into.
+    """
+    return {
+        "peak_gflops": peak_gflops(threads),
+        "copy_gb_s": copy_gb_s(threads, 2 * COPY_BYTES),
+        "state_gb_s": copy_gb_s(threads, state_bytes),
+    }
 
 
 def peak_gflops(threads: int, seconds: float = 2.0) -> float:
@@ -136,18 +143,24 @@ def peak_gflops(threads: int, seconds: float = 2.0) -> float:
         torch.set_num_threads(before)
 
 
-def copy_gb_s(threads: int, seconds: float = 0.5) -> float:
-    """Bytes read and written a second by one large copy, in 1e9."""
+def copy_gb_s(threads: int, size: int, seconds: float = 0.5) -> float:
+    """Bytes read and written a second, in 1e9, by copies between two arrays of `size` in sum.
+
+    The best of one thread and all: a small copy is not worth waking the others.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        source = torch.ones(COPY_BYTES // 4)
+        source = torch.ones(size // 8)
         target = torch.empty_like(source)
 
         def copy() -> float:
             target.copy_(source)
-            return 2e-9 * COPY_BYTES
+            return 8e-9 * len(source)
 
-        return best_rate(copy, seconds)
+        rates = []
+        for count in {1, threads}:
+            torch.set_num_threads(count)
+            rates.append(best_rate(copy, seconds / 2))
+        return max(rates)
     finally:
         torch.set_num_threads(before)

@@ -13,21 +13,23 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from . import command, machine
 from .contender import Contender
+from .lines import Line
 from .ours import OURS, Ours
 from .problem import Problem, make_problem
-from .report import Line, aligned, memory_rows
 from .rivals import RIVALS
-from .run import sample
 from .shapes import SHAPES, Shape
+from .tables import aligned, memory_rows
 
 NAMES = (
     *("ours", "sequential", "stacked_shared", "step_compiled"),
@@ -36,7 +38,7 @@ NAMES = (
 )
 ENTRIES = {entry.name: entry for entry in (*OURS, *RIVALS) if entry.name in NAMES}
 WARM_STEPS = 3
-SAMPLES = 5
+STEPS = 12
 TIMEOUT = 600  # seconds, of which compiling takes most
 BATCHES = 4  # of rows of the data set, which is no part of what is measured
 
@@ -54,7 +56,7 @@ def measure(name: str, shape: Shape, threads: int) -> Line:
     before = status("VmRSS")
     contender = ready(name, problem, threads)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
-    samples = [sample(contender, problem.indices(1, seed=10 + i)) for i in range(SAMPLES)]
+    seconds = [step_seconds(contender, problem.indices(1, seed=10 + i)) for i in range(STEPS)]
     growth = status("VmHWM") - before
     indices = problem.indices(1, seed=3)
     step, gradients = contender.step_bytes(indices), contender.gradient_bytes()
@@ -68,7 +70,7 @@ def measure(name: str, shape: Shape, threads: int) -> Line:
     }
     return {
         "maths": contender.maths,
-        "ms_per_step": statistics.median(samples),
+        "ms_per_step": statistics.median(seconds) * 1e3,
         "memory_bytes": contender.resident() | parts,
     }
 
@@ -79,6 +81,12 @@ def ready(name: str, problem: Problem, threads: int) -> Contender:
     for i in range(WARM_STEPS):
         contender.steps(problem.indices(1, seed=i))
     return contender
+
+
+def step_seconds(contender: Contender, indices: Tensor) -> float:
+    begin = time.perf_counter()
+    contender.steps(indices)
+    return time.perf_counter() - begin
 
 
 def give_back() -> None:
@@ -140,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{shape}, {threads} threads", flush=True)
             lines: list[Line] = []
             for entry in chosen:
-                line = base | {"contender": entry.name}
+                line, begin = base | {"contender": entry.name}, time.perf_counter()
                 try:
                     line |= measure_apart(entry.name, SHAPES[shape], threads)
                 except Exception as error:
@@ -148,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     text = traceback.format_exception_only(error)[-1].strip()
                     print(f"  {entry.name}: not measured: {text}", flush=True)
                     line["error"] = text
+                print(f"  {entry.name}: {time.perf_counter() - begin:.0f} s", flush=True)
                 lines.append(line)
             print(aligned(memory_rows(lines)), flush=True)
             command.append(options.out, lines)

@@ -6,7 +6,7 @@ from torch import Tensor
 import noprop_kernels as nk
 from noprop_kernels import native, noise
 
-from .contender import Contender, Entry
+from .contender import PRECISIONS, Contender, Entry
 from .problem import Problem, Weights
 
 SEED = 0
@@ -25,6 +25,8 @@ class Ours(Contender):
             nk.DT(nk.NoiseSchedule.cosine(T=s.T)),
             optimizer=make(lr=problem.lr, weight_decay=problem.weight_decay),
             seed=SEED,
+            precision=problem.precision,
+            backend="cpu",  # or none: the reference, which runs anything, is no contender
         )
         params = dict(self.blocks.named_parameters())
         with torch.no_grad():
@@ -51,6 +53,14 @@ class Ours(Contender):
         ]
         return None, torch.stack(drawn)
 
+    def resident(self) -> dict[str, int]:
+        """Of the object's own tensors; the counters are seeds, draws, updates and the like."""
+        buffers = {name: buffer.nbytes for name, buffer in self.blocks.named_buffers()}
+        moments = sum(size for name, size in buffers.items() if name.endswith(("_m", "_v")))
+        weights = sum(parameter.nbytes for parameter in self.blocks.parameters())
+        counters = sum(buffers.values()) - moments
+        return {"weights": weights, "optimizer": moments, "counters": counters}
+
     def gradient_bytes(self) -> int:
         return 0  # a tile's gradient is used in registers, or in the workspace
 
@@ -75,7 +85,7 @@ class OursSGD(Ours):
 
 
 OURS = (
-    Entry("ours", Ours),
-    Entry("ours_train_step", OursTrainStep, single=True),
+    Entry("ours", Ours, precisions=PRECISIONS),
+    Entry("ours_train_step", OursTrainStep, single=True, precisions=PRECISIONS),
     Entry("ours_sgd", OursSGD, slow=True),
 )

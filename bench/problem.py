@@ -12,6 +12,7 @@ then AdamW. Nothing here comes from the library that is measured.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Problem:
         X: (rows, F) float32.
         Y: (rows,) int64.
         lr, weight_decay: of AdamW.
+        precision: of the operands of products, "float32" | "bfloat16"; all else is float32.
     """
 
     shape: Shape
@@ -46,6 +48,7 @@ class Problem:
     Y: Tensor
     lr: float = 1e-3
     weight_decay: float = 1e-3
+    precision: str = "float32"
 
     def indices(self, K: int, seed: int) -> Tensor:
         """(K, B) int64: rows of K mini-batches."""
@@ -59,8 +62,11 @@ class Problem:
         return torch.randn(K, s.T, s.B, s.D, generator=generator)
 
 
-def make_problem(shape: Shape, seed: int = 0, **optimizer: float) -> Problem:
-    """A problem of this shape, with torch.nn.Linear's initial weights and random data."""
+def make_problem(shape: Shape, seed: int = 0, **settings: Any) -> Problem:
+    """A problem of this shape, with torch.nn.Linear's initial weights and random data.
+
+    `settings` are lr, weight_decay and precision.
+    """
     generator = torch.Generator().manual_seed(seed)
     fan_in = {"hx": shape.F, "hz": shape.D, "f": 2 * shape.H, "logits": shape.H}
     weights: Weights = {}
@@ -71,7 +77,7 @@ def make_problem(shape: Shape, seed: int = 0, **optimizer: float) -> Problem:
             weights[f"{name}.{part}"] = uniform / math.sqrt(width)
     X = torch.randn(shape.rows, shape.F, generator=generator)
     Y = torch.randint(shape.M, (shape.rows,), generator=generator)
-    return Problem(shape, *schedule(shape.T), weights=weights, X=X, Y=Y, **optimizer)
+    return Problem(shape, *schedule(shape.T), weights=weights, X=X, Y=Y, **settings)
 
 
 def schedule(T: int, eta: float = 0.1) -> tuple[Tensor, ...]:

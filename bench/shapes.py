@@ -35,6 +35,11 @@ class Shape:
         return self.T * (hx + hz + f + logits)
 
     @property
+    def state_bytes(self) -> int:
+        """Weights and AdamW's two moments of all blocks, float32."""
+        return 12 * self.parameters
+
+    @property
     def flop(self) -> int:
         """Operations of one step of all blocks: only products, and only those that none can avoid.
 
@@ -46,8 +51,8 @@ class Shape:
         return self.T * self.B * (stems + rest)
 
     @property
-    def inference_flop(self) -> int:
-        """Operations of the chain on B rows: its products."""
+    def forward_flop(self) -> int:
+        """Operations of every block's products on B rows, once: a forward pass, or the chain."""
         inputs = self.F + self.D + 2 * self.H + self.M
         return 2 * self.T * self.B * inputs * self.H
 
@@ -66,4 +71,25 @@ INFERENCE_SHAPES = {
     (shape := replace(SHAPES[name], name=f"{name}_x{B}", B=B)).name: shape
     for name in ("small", "wide")
     for B in (1, 1024)
+}
+
+SCALES = {
+    "T": (1, 2, 5, 10, 20),
+    "B": (1, 8, 32, 128, 512),
+    "H": (32, 64, 128, 256, 512, 1024),
+}
+
+
+def scaled(axis: str, value: int) -> Shape:
+    """`small` with another T, B or H."""
+    small = SHAPES["small"]
+    if getattr(small, axis) == value:
+        return small
+    return replace(small, name=f"small_{axis}{value}", **{axis: value})
+
+
+SCALING_SHAPES = {
+    (shape := scaled(axis, value)).name: shape
+    for axis, values in SCALES.items()
+    for value in values
 }

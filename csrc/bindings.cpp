@@ -29,7 +29,7 @@ struct Plan {
   NopropPlan plan;
 
   // a layer: (sources, width, relu, add, norm, eps, momentum)
-  Plan(std::vector<int32_t> widths, int32_t z, const py::list& described)
+  Plan(std::vector<int32_t> widths, int32_t z, const py::list& described, int32_t precision)
       : input_widths(std::move(widths)) {
     constexpr size_t kMost = 128;
     if (input_widths.size() + described.size() > kMost)
@@ -44,7 +44,7 @@ struct Plan {
     }
     for (size_t l = 0; l < layers.size(); ++l) layers[l].sources = sources[l].data();
     plan = {static_cast<int32_t>(input_widths.size()), input_widths.data(), z,
-            static_cast<int32_t>(layers.size()), layers.data()};
+            static_cast<int32_t>(layers.size()),       layers.data(),       precision};
   }
   Plan(const Plan&) = delete;
 };
@@ -177,9 +177,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("compiler") = NOPROP_COMPILER;
 
   py::class_<Plan>(m, "Plan")
-      .def(py::init<std::vector<int32_t>, int32_t, const py::list&>())
+      .def(py::init<std::vector<int32_t>, int32_t, const py::list&, int32_t>())
       .def("saved_bytes",
            [](const Plan& plan, int64_t B) { return noprop_saved_bytes_cpu(&plan.plan, B); })
+      .def("team_size",
+           [](const Plan& plan, int64_t n, int64_t B, int32_t threads) {
+             return noprop_team_size_cpu(&plan.plan, n, B, threads);
+           })
       .def("workspace_bytes", [](const Plan& plan, int64_t B, int64_t D) {
         return noprop_workspace_bytes_cpu(&plan.plan, B, D);
       });

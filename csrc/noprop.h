@@ -20,7 +20,7 @@ extern "C" {
 
 enum { NOPROP_SOFTMAX = 0, NOPROP_LINEAR = 1, NOPROP_CROSS_ENTROPY = 2 };    /* heads */
 enum { NOPROP_NONE = 0, NOPROP_SGD = 1, NOPROP_ADAM = 2, NOPROP_ADAMW = 3 }; /* rules */
-enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 };          /* inputs */
+enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 }; /* inputs, precisions */
 
 typedef enum {
   NOPROP_OK = 0,
@@ -61,6 +61,9 @@ typedef struct {
   int32_t z; /* the input that is the noisy embedding */
   int32_t num_layers;
   const NopropLayer* layers;
+  /* NOPROP_FLOAT32, or NOPROP_BFLOAT16: the operands of the layers' products (weights, sources and
+   * output gradients) are rounded to it; products, sums, all else and the state are float32. */
+  int32_t precision;
 } NopropPlan;
 
 /* One layer's state; the norm's members are null without norm. */
@@ -203,6 +206,10 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
 
 /* Bytes of one thread's workspace in noprop_train_cpu. */
 int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D);
+
+/* Threads that share each slice's work in noprop_train_cpu, as they do where they outnumber the
+ * slices. */
+int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads);
 
 /* Names of the instruction sets, best first: built into the library, and those this processor has.
  */

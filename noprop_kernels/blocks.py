@@ -31,7 +31,9 @@ class DenoisingBlocks(TrainedBlocks):
         optimizer: SGD, Adam or AdamW; None makes a plain module, for `loss` and torch.optim.
         seed: of the parameters and the noise; a list makes one replica for each.
         held: the t to keep in memory; None: all of 1..T.
-        precision: "float32".
+        precision: "float32", or "bfloat16" | "tf32": what the operands of the layers' products
+            (weights, sources, output gradients) are rounded to; all else is float32. The CPU
+            kernels have no tf32.
         backend: a backend to force; None: the best that runs here.
         blocks_per_launch: slices that a GPU trains at once, whose activations it has in memory;
             None: all of a call. It changes no bit.

@@ -30,7 +30,11 @@ BACKENDS = {  # modules by name, each imported when it first runs
 LATER = ("cuda",)  # names of the design that this version does not have
 KINDS = dict.fromkeys(BACKENDS, (Dense,))  # of layers that each backend walks
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
-PRECISIONS = {"cpu": ("float32",), "triton": KNOWN_PRECISIONS, "reference": KNOWN_PRECISIONS}
+PRECISIONS = {
+    "cpu": ("float32", "bfloat16"),
+    "triton": KNOWN_PRECISIONS,
+    "reference": KNOWN_PRECISIONS,
+}
 OLDEST_TRITON = (3, 6)
 
 _forced: ContextVar[str | None] = ContextVar("noprop_kernels_backend", default=None)

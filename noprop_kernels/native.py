@@ -4,8 +4,13 @@ The one file that reads an address. Every tensor was checked before its call was
 it until the extension returns.
 """
 
+import contextlib
+import ctypes
 import functools
+import os
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,8 +42,11 @@ except ImportError as error:
     _missing = str(error)
 
 _HEADS = {"softmax": 0, "linear": 1, "cross_entropy": 2}
+_PRECISIONS = {"float32": 0, "bfloat16": 1}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 _NO_UPDATE = (0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0)
+_OMP_PAUSE_SOFT = 1  # of omp_pause_resource_t
+_PARENT = os.getpid()
 _STOPPED, _NO_MEMORY, _BAD_LABEL, _BAD_INDEX, _BAD_INPUT = 1, 2, 3, 4, 5
 
 
@@ -76,6 +84,42 @@ def threads() -> int:
     return min(_processors(int(time.monotonic())), torch.get_num_threads())
 
 
+@functools.cache
+def _openmp_pause() -> Callable[[int], int] | None:
+    """omp_pause_resource_all of the OpenMP runtime that PyTorch loaded, or None.
+
+    Not in a forked child, where the runtime would wait for threads that only its parent has.
+    """
+    if os.getpid() != _PARENT:
+        return None
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    libraries = {line.split()[-1] for line in maps.splitlines() if "omp" in line}
+    for path in sorted(libraries):
+        if Path(path).name.startswith(("libgomp", "libomp")):
+            with contextlib.suppress(OSError, AttributeError):
+                return ctypes.CDLL(path).omp_pause_resource_all
+    return None
+
+
+os.register_at_fork(after_in_child=_openmp_pause.cache_clear)
+
+
+def _call_threads() -> int:
+    """Threads for a call that may use several.
+
+    After a parallel operation of PyTorch's its OpenMP threads spin for a millisecond or more on the
+    processors that our threads need. They are let go here, and made anew by the next such
+    operation, in some tens of microseconds.
+    """
+    count = threads()
+    if count > 1 and (pause := _openmp_pause()) is not None:
+        pause(_OMP_PAUSE_SOFT)
+    return count
+
+
 @functools.lru_cache(maxsize=1)
 def _processors(second: int) -> int:
     """Read once a second: affinity and quota may change, and to read them takes 20 us."""
@@ -87,9 +131,14 @@ def fma_gflop(num_threads: int, rounds: int) -> float:
     return _C.fma_gflop(num_threads, rounds)
 
 
-def workspace_bytes(plan: Plan, B: int, D: int) -> int:
+def workspace_bytes(plan: Plan, B: int, D: int, precision: str = "float32") -> int:
     """Bytes of one thread's workspace in a training call of B rows."""
-    return _native_plan(plan).workspace_bytes(B, D)
+    return _native_plan(plan, precision).workspace_bytes(B, D)
+
+
+def team_size(plan: Plan, n: int, B: int) -> int:
+    """Threads that share each slice's work in a training call of n slices and B rows."""
+    return _native_plan(plan, "float32").team_size(n, B, threads())
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -97,7 +146,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _native_plan(plan: Plan) -> Any:
+def _native_plan(plan: Plan, precision: str) -> Any:
     number = {name: i for i, name in enumerate([*plan.inputs, *plan.layers])}
     layers = [
         (
@@ -112,7 +161,7 @@ def _native_plan(plan: Plan) -> Any:
         for layer in plan.layers.values()
     ]
     widths = [plan.inputs[name][0] for name in plan.inputs]
-    return _C.Plan(widths, number["z"], layers)
+    return _C.Plan(widths, number["z"], layers, _PRECISIONS[precision])
 
 
 @functools.lru_cache(maxsize=64)
@@ -230,7 +279,7 @@ def train(call: TrainCall) -> None:
         raise ValueError("train: a batch must have at least 1 row, got 0")
     _refuse_single_row("train", plan, call.B)
     result = _C.train(
-        _native_plan(plan),
+        _native_plan(plan, slices.precision),
         _state(slices, out.grads, out.stats),
         _counters(slices),
         len(slices.index),
@@ -245,7 +294,7 @@ def train(call: TrainCall) -> None:
         [_address(t) for t in (out.loss, out.applied, out.error)]
         + [_address(t) for t in (out.d_signal, out.d_noise, out.d_W_embed)],
         [_address(out.d_inputs.get(name)) for name in plan.inputs],
-        threads(),
+        _call_threads(),
     )
     _check("train", result, list(plan.inputs), plan.widths[plan.output])
 
@@ -255,7 +304,16 @@ def add_noise(call: AddNoiseCall) -> None:
     M = call.mix.D if call.mix.W_embed is None else len(call.mix.W_embed)
     seeds, noise, mix, y = call.noise.seeds, _noise(call.noise), _mix(call.mix), _labels(call.y)
     result = _C.add_noise(
-        _address(call.z), _address(call.eps), seeds.data_ptr(), noise, mix, y, n, B, M, threads()
+        _address(call.z),
+        _address(call.eps),
+        seeds.data_ptr(),
+        noise,
+        mix,
+        y,
+        n,
+        B,
+        M,
+        _call_threads(),
     )
     _check("add_noise", result, [], M)
 
@@ -265,7 +323,7 @@ def forward(call: ForwardCall) -> None:
     n, B, _ = call.logits.shape
     if call.training:
         _refuse_single_row("forward", plan, B)
-    native = _native_plan(plan)
+    native = _native_plan(plan, slices.precision)
     saved = None
     if call.save:
         # 16 floats more, so that the first slice can begin at a multiple of 64 bytes
@@ -282,7 +340,7 @@ def forward(call: ForwardCall) -> None:
         _inputs(plan, call.inputs),
         B,
         call.training,
-        threads(),
+        _call_threads(),
     )
     _check("forward", result, list(plan.inputs), plan.widths[plan.output])
     call.saved = (saved, call.training, _C.isa_used()) if call.save else None
@@ -292,7 +350,9 @@ def head(call: HeadCall) -> None:
     n, B, M = call.logits.shape
     outputs = [_address(t) for t in (call.loss, call.error, call.d_logits, call.u_hat)]
     logits, eps = call.logits.data_ptr(), _address(call.eps)
-    result = _C.head(outputs, logits, eps, _mix(call.mix), _labels(call.y), n, B, M, threads())
+    result = _C.head(
+        outputs, logits, eps, _mix(call.mix), _labels(call.y), n, B, M, _call_threads()
+    )
     _check("head", result, [], M)
 
 
@@ -305,7 +365,7 @@ def backward(call: BackwardCall) -> None:
             f"backward: the forward ran with {isa} and left its layout; now {_C.isa_used()} is used"
         )
     result = _C.backward(
-        _native_plan(plan),
+        _native_plan(plan, slices.precision),
         _state(slices, call.grads),
         _counters(slices),
         n,
@@ -316,7 +376,7 @@ def backward(call: BackwardCall) -> None:
         _address(call.applied),
         B,
         training,
-        threads(),
+        _call_threads(),
     )
     _check("backward", result, list(plan.inputs), M)
 
@@ -325,7 +385,15 @@ def update(call: UpdateCall) -> None:
     slices, plan = call.slices, call.slices.plan
     state, counters = _state(slices, call.grads), _counters(slices)
     apply, n = call.apply.data_ptr(), len(slices.index)
-    result = _C.update(_native_plan(plan), state, counters, n, apply, _rule(call.rule), threads())
+    result = _C.update(
+        _native_plan(plan, slices.precision),
+        state,
+        counters,
+        n,
+        apply,
+        _rule(call.rule),
+        _call_threads(),
+    )
     _check("update", result, list(plan.inputs), plan.widths[plan.output])
 
 
@@ -338,7 +406,7 @@ def predict(call: PredictCall) -> None:
     unused = _number(zeros.expand(1, 1, 1))
     mix = (unused,) * 3 + (0.0, 0.0, _HEADS[call.head], _address(call.W_embed), call.D, B)
     result = _C.predict(
-        _native_plan(plan),
+        _native_plan(plan, slices.precision),
         [_address(t) for t in (call.logits, call.u_hat, call.z)],
         _state(slices),
         _counters(slices),
@@ -353,6 +421,6 @@ def predict(call: PredictCall) -> None:
         call.first_row,
         call.add_noise,
         len(call.z) > 1 or len(slices.index) == R,
-        threads(),
+        _call_threads(),
     )
     _check("predict", result, list(plan.inputs), M)

@@ -60,6 +60,14 @@ PLANS: dict[str, Callable[[int, int, int], Plan]] = {
     "paper_dt": plans.paper_dt,
     "branches": branches,
     "two_inputs": two_inputs,
+    "added_input": lambda F, D, M: Plan(
+        inputs={"x": (F,), "z": (D,)},
+        layers={
+            "h": Dense(("z", "x"), F, activation="relu", add="x"),
+            "u": Dense("h", D, norm=BatchNorm(), add="z"),
+            "logits": Dense(("u", "h"), M),
+        },
+    ),
     "one_layer": lambda F, D, M: Plan(
         inputs={"x": (F,), "z": (D,)}, layers={"logits": Dense(("x", "z"), M)}
     ),
@@ -331,7 +339,12 @@ def clone_call(call: Any, dtype: torch.dtype | None = None) -> Any:
 
 def one_slice(call: TrainCall, i: int, step: int) -> TrainCall:
     """Step `step` of slice i as a call of its own, on the same state."""
-    part, cut = slice(i, i + 1), slice(step, step + 1)
+    return one_step(call, step, slice(i, i + 1))
+
+
+def one_step(call: TrainCall, step: int, part: slice) -> TrainCall:
+    """Step `step` of the slices in `part` as a call of its own, on the same state."""
+    cut, n = slice(step, step + 1), len(call.slices.index[part])
 
     def rows(value: Tensor | Gather) -> Tensor | Gather:
         if isinstance(value, Tensor):
@@ -357,7 +370,7 @@ def one_slice(call: TrainCall, i: int, step: int) -> TrainCall:
         ),
         K=1,
         out=dataclasses.replace(
-            call.out, loss=torch.zeros(1, 1), applied=torch.zeros(1, 1, dtype=torch.bool)
+            call.out, loss=torch.zeros(1, n), applied=torch.zeros(1, n, dtype=torch.bool)
         ),
     )
 

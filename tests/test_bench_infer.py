@@ -25,6 +25,7 @@ def test_answers_are_the_twins(entry):
     assert len(infer.check_answers(contender)) == infer.CHECK_CALLS
     z_T = contender.steps(torch.zeros(1, 1))
     assert z_T.shape == (12, 5)
+    assert contender.flop() == SHAPE.forward_flop and contender.traffic() == 4 * SHAPE.parameters
     with pytest.raises(twin.Mismatch, match="z_T differs"):
         twin.check_chain(contender.problem, contender.x, contender.z_0, z_T + 2e-4)
     with pytest.raises(twin.Mismatch):
@@ -42,8 +43,8 @@ class Short(infer.Modules):
 
 def test_command_writes_lines_that_the_report_reads(tmp_path, monkeypatch, capsys):
     shapes = {"made-up": SHAPE}
-    monkeypatch.setattr(report, "ORDER", list(shapes))
-    monkeypatch.setattr(machine, "rates", lambda threads: {"peak_gflops": 9.0, "copy_gb_s": 1.0})
+    rates = {"peak_gflops": 9.0, "copy_gb_s": 1.0, "state_gb_s": 1.0}
+    monkeypatch.setattr(machine, "rates", lambda threads, state_bytes: rates)
     monkeypatch.setattr(machine, "peak_gflops", lambda threads: 9.0)
     eager = tuple(entry for entry in infer.INFERENCE.entries if not entry.compiles)
     suite = replace(infer.INFERENCE, shapes=shapes, entries=eager)
@@ -65,5 +66,5 @@ def test_command_writes_lines_that_the_report_reads(tmp_path, monkeypatch, capsy
 
 def test_flop_of_one_row():
     shape = INFERENCE_SHAPES["small_x1"]
-    assert shape.inference_flop == 2 * 10 * (784 * 256 + 10 * 256 + 512 * 256 + 256 * 10)
+    assert shape.forward_flop == 2 * 10 * (784 * 256 + 10 * 256 + 512 * 256 + 256 * 10)
     assert shape.B == 1 and replace(shape, name="small", B=128) == SHAPES["small"]

@@ -11,8 +11,11 @@ if not importlib.util.find_spec("bench"):
 if sys.platform != "linux":
     pytest.skip("the peak is read from /proc", allow_module_level=True)
 
-from bench import memory, report
+from bench import memory
+from bench.lines import timed
+from bench.problem import make_problem
 from bench.shapes import SHAPES, Shape
+from bench.tables import memory_rows
 
 SHAPE = Shape("made-up", B=16, F=512, H=512, D=10, M=10, T=4, rows=64)  # 12.3 MB of weights
 WEIGHTS = 4 * SHAPE.parameters
@@ -36,6 +39,15 @@ def test_peak_holds_the_parts_and_gradients_show(measured):
     assert all_["rss_growth"] - one["rss_growth"] > 0.5 * (all_["gradients"] - one["gradients"])
 
 
+def test_ours_tells_its_own_tensors():
+    contender = memory.ENTRIES["ours"].make(make_problem(SHAPE), 1)
+    resident = contender.resident()
+    assert (resident["weights"], resident["optimizer"]) == (WEIGHTS, 2 * WEIGHTS)
+    assert contender.traffic() == 2 * SHAPE.state_bytes
+    # seeds, draws, updates, t and its block in int64, and three numbers of the step
+    assert resident["counters"] == SHAPE.T * (5 * 8 + 3 * 4)
+
+
 def test_command_writes_lines_and_a_table(measured, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SHAPES, "made-up", SHAPE)
     asked = []
@@ -54,10 +66,10 @@ def test_command_writes_lines_and_a_table(measured, tmp_path, monkeypatch, capsy
     assert asked == [(n, "made-up", 1) for n in ("sequential", "end_to_end", "ours")]
     lines = [json.loads(text) for text in out.read_text().splitlines()]
     assert [line.get("error") for line in lines] == [None, None, "RuntimeError: no room"]
-    assert not report.timed(lines)  # alone in its process: no rival to the lines of bench.run
+    assert not timed(lines)  # alone in its process: no rival to the lines of bench.run
     printed = capsys.readouterr().out
     assert f"{WEIGHTS / 2**20:.1f}" in printed and "ours: not measured" in printed
-    assert len(report.memory_rows(lines)) == 3
+    assert len(memory_rows(lines)) == 3
 
 
 def test_what_fails_says_why():

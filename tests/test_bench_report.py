@@ -11,7 +11,8 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import machine, report, run
+from bench import lines as result_lines
+from bench import machine, report, run, scaling, tables
 from bench.contender import Contender
 from bench.rivals.sequential import Sequential
 from bench.shapes import SHAPES, Shape
@@ -35,17 +36,19 @@ def write(path, lines):
 def test_latest_line_counts_and_the_ratio_is_to_the_best_rival(tmp_path):
     old = write(tmp_path / "old", [line("ours", 99.0), line("slow", 30.0)])
     new = write(tmp_path / "new", [line("ours", 10.0, "2026-02-01"), line("fast", 15.0)])
-    lines = report.read([new, old])
-    table, lost = report.headline(lines, "adamw")
+    lines = result_lines.read([new, old])
+    table, lost = tables.headline(lines, "adamw")
     assert "| 10.00 (9.00 to 11.00) | 15.00 `fast` | **1.50** | 50% |" in table
     assert not lost and len(table.splitlines()) == 3
+    low = write(tmp_path / "low", [line("ours", 5.0) | {"precision": "bfloat16"}])
+    assert len(result_lines.read([old, low, new])) == 4  # another precision is another thing
     with_sgd = [*lines, line("baddbmm_sgd", 1.0, maths="sgd")]
-    assert report.headline(with_sgd, "adamw")[0] == table  # other maths is no rival
+    assert tables.headline(with_sgd, "adamw")[0] == table  # other maths is no rival
 
 
 def test_ours_is_shown_in_both_ways_of_calling_it():
     lines = [line("ours", 10.0), line("ours_train_step", 12.0), line("fast", 15.0)]
-    table, lost = report.headline(lines, "adamw")
+    table, lost = tables.headline(lines, "adamw")
     assert "| `ours` | 10.00" in table and "| **1.50** |" in table
     assert "| `ours_train_step` | 12.00" in table and "| **1.25** |" in table
     assert not lost and len(table.splitlines()) == 4
@@ -65,6 +68,23 @@ def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):
     assert readme.read_text() == "no markers"
 
 
+def test_other_kinds_and_precisions_are_no_rivals():
+    plain = [line("ours", 10.0), line("fast", 15.0)]
+    table = tables.headline(plain, "adamw")[0]
+    low = [each | {"precision": "bfloat16", "ms_per_step": 5.0} for each in plain]
+    part = line("fast", 1.0, maths="forward") | {"kind": "parts", "share_of_copy": 0.25}
+    part |= {"share_of_peak": 0.75}
+    scaled = line("fast", 1.0) | {"kind": "scaling", "flop_per_step": 10**9, "state_gb_s": 50.0}
+    beside = line("sequential", 7.0) | {"kind": "neighbour", "busy_ms_per_step": 9.0}
+    beside |= {"slowdown": 1.25, "slowdown_q20": 1.125, "slowdown_q80": 1.5, "ideal_slowdown": 1.3}
+    more = [*low, part, part | {"contender": "ours", "ms_per_step": 2.0}, scaled, beside]
+    section = report.readme_section([*plain, *more])
+    assert table in section and "AdamW, bfloat16:" in section
+    assert "| small | 2 | forward | ours | 2.00 (0.9000 to 1.10) | 1.00 fast | 0.50 |" in section
+    assert "| small | sequential | 50 | 7.00 | 9.00 | 1.25 (1.12 to 1.50) | 1.30 |" in section
+    assert "| small | 50 | 1.00 | 10.00 |  |" in section
+
+
 @pytest.mark.parametrize("K", [1, 5])
 def test_sample_is_milliseconds_a_step(monkeypatch, K):
     clock = 0.0
@@ -80,6 +100,28 @@ def test_sample_is_milliseconds_a_step(monkeypatch, K):
 
     monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock))
     assert run.sample(Slow(), torch.zeros(K, 2)) == pytest.approx(3.0)
+
+
+def test_scaling_tells_the_floor(tmp_path, monkeypatch, capsys):
+    rates = {"peak_gflops": 100.0, "copy_gb_s": 10.0, "state_gb_s": 10.0}
+    monkeypatch.setattr(machine, "rates", lambda threads, state_bytes: rates)
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    shape = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
+    eager = [entry for entry in scaling.SUITE.entries if not entry.compiles]
+    suite = replace(scaling.SUITE, shapes={"made-up": shape}, entries=eager)
+    out, before = tmp_path / "lines.jsonl", torch.get_num_threads()
+    try:
+        assert run.run(suite, ["--rounds", "3", "--out", str(out)]) == 0
+    finally:
+        torch.set_num_threads(before)
+    lines = [json.loads(text) for text in out.read_text().splitlines()]
+    assert [(each["contender"], each["kind"], each["K"]) for each in lines] == [
+        ("ours", "scaling", 20),
+        ("stacked_shared", "scaling", 20),
+    ]
+    floor = shape.flop / 100e6 + 24 * shape.parameters / 10e6
+    assert result_lines.floor_ms(lines[0]) == pytest.approx(floor)
+    assert f"{floor:.4f}" in capsys.readouterr().out
 
 
 def test_shares_are_of_the_highest_peak():
@@ -104,9 +146,8 @@ class Lazy(Sequential):
 def test_runner_times_what_is_right_and_refuses_what_is_wrong(tmp_path, monkeypatch):
     shape = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
     monkeypatch.setitem(SHAPES, "made-up", shape)
-    monkeypatch.setattr(report, "ORDER", ["made-up"])
     monkeypatch.setattr(machine, "peak_gflops", lambda threads: 100.0)
-    monkeypatch.setattr(machine, "copy_gb_s", lambda threads: 10.0)
+    monkeypatch.setattr(machine, "copy_gb_s", lambda threads, size: 10.0)
     out = tmp_path / "lines.jsonl"
     names = ["--contender", "ours", "ours_train_step", "sequential"]
     common = ["--shape", "made-up", "--threads", "1", "--K", "1", "4", "--rounds", "3"]
@@ -131,7 +172,7 @@ def test_runner_times_what_is_right_and_refuses_what_is_wrong(tmp_path, monkeypa
         out.unlink()
         assert run.main([*common, *names, "--out", str(out)]) == 1
         lines = [json.loads(text) for text in out.read_text().splitlines()]
-        assert [each["contender"] for each in report.timed(lines)] == [
+        assert [each["contender"] for each in result_lines.timed(lines)] == [
             "ours",
             "ours",
             "ours_train_step",

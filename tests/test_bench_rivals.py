@@ -1,6 +1,7 @@
 """Every rival of the benchmarks takes the steps of a plain float64 twin."""
 
 import importlib.util
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,15 +10,22 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import twin
+from bench import run, twin
 from bench.problem import make_problem
 from bench.rivals import RIVALS
+from bench.rivals.stacked import Stacked
 from bench.shapes import SHAPES, Shape
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
+
+
 # aot_eager traces the same functions without minutes of g++; bench.run checks inductor's
+def traced(entry):
+    return entry.compiles and entry.name != "jax_step"
+
+
 QUICK = {
-    entry.name: partial(entry.make, **({"backend": "aot_eager"} if entry.compiles else {}))
+    entry.name: partial(entry.make, **({"backend": "aot_eager"} if traced(entry) else {}))
     for entry in RIVALS
     if "tuned" not in entry.name
 }
@@ -62,6 +70,41 @@ def test_rival_draws_standard_normal_noise(name):
     drawn, given = contender.steps(rows), contender.steps(rows, still.eps(100, seed=3))
     torch.testing.assert_close(drawn.mean(dim=0), given.mean(dim=0), rtol=0.03, atol=0)
     torch.testing.assert_close(drawn.std(dim=0), given.std(dim=0), rtol=0.5, atol=0)
+
+
+LOW = [entry.name for entry in RIVALS if "bfloat16" in entry.precisions and entry.name in QUICK]
+
+
+@pytest.mark.parametrize("name", LOW)
+def test_rival_rounds_the_operands_of_its_products(problem, name):
+    shape = replace(SHAPE, F=300, H=64)  # wide enough for roundings to add up
+    low = make_problem(shape, seed=1, lr=1e-2, precision="bfloat16")
+    contender = QUICK[name](low, 1)
+    assert len(run.check_steps(contender)) == run.CHECK_STEPS
+    indices, eps = low.indices(1, seed=2), low.eps(1, seed=3)
+    exact = QUICK[name](replace(low, precision="float32"), 1).steps(indices, eps)
+    rounded = QUICK[name](low, 1).steps(indices, eps)
+    error = ((rounded - exact) / exact).abs().max()
+    assert 1e-5 < error < 1e-3  # float32 alone is within 1e-6
+
+
+def test_check_refuses_more_than_twice_the_error_of_plain_bfloat16(problem):
+    low = replace(problem, precision="bfloat16")
+    indices, eps = problem.indices(3, seed=2), problem.eps(3, seed=3)
+    plain = Stacked(low, 1, shared=True)
+    plain = plain.steps(indices, eps), plain.weights()
+    losses, weights = twin.run(problem, "adamw", indices, eps)
+    for factor, passes in ((2, True), (4, False)):
+        bent = {
+            name: value + factor * (plain[1][name] - value) if name == "hx.weight" else value
+            for name, value in weights.items()
+        }
+        checked = partial(twin.check, problem, "adamw", indices, eps, losses, bent, plain)
+        if passes:
+            checked()
+        else:
+            with pytest.raises(twin.Mismatch, match="hx.weight"):
+                checked()
 
 
 def test_check_refuses_what_differs(problem):

@@ -1,8 +1,11 @@
 """The rivals: plain PyTorch, none knows our library, each written as its own experts would."""
 
+import importlib.util
 from functools import partial
 
-from ..contender import Entry
+from ..contender import PRECISIONS, Contender, Entry
+from ..machine import cores
+from ..problem import Problem
 from .baddbmm_sgd import BaddbmmSGD
 from .block_major import BlockMajor
 from .compiled import Compiled
@@ -12,29 +15,35 @@ from .sequential import Sequential
 from .stacked import Stacked
 from .step_compiled import StepCompiled
 
+
+def step_compiled(name: str, slow: bool = False, **how: bool) -> Entry:
+    make = partial(StepCompiled, **how)
+    return Entry(name, make, compiles=True, slow=slow, precisions=PRECISIONS)
+
+
+def jax_step(problem: Problem, threads: int) -> Contender:
+    """Imported here, since jax takes its threads when it is."""
+    from .jax_step import JaxStep
+
+    return JaxStep(problem, threads)
+
+
+JAX = ()
+if importlib.util.find_spec("jax"):
+    JAX = (Entry("jax_step", jax_step, compiles=True, slow=True, min_threads=cores()),)
+
 RIVALS = (
-    Entry("sequential", Sequential),
+    Entry("sequential", Sequential, precisions=PRECISIONS),
     Entry("block_major", BlockMajor, slow=True),
     Entry("processes", Processes, min_threads=2),
-    Entry("stacked_shared", partial(Stacked, shared=True)),
+    Entry("stacked_shared", partial(Stacked, shared=True), precisions=PRECISIONS),
     Entry("stacked_expanded", partial(Stacked, shared=False), slow=True),
-    Entry("compiled", Compiled, compiles=True, slow=True),
-    Entry("step_compiled", partial(StepCompiled, in_place=True), compiles=True),
-    Entry(
-        "step_compiled_functional", partial(StepCompiled, in_place=False), compiles=True, slow=True
-    ),
-    Entry(
-        "step_compiled_tuned",
-        partial(StepCompiled, in_place=True, tuned=True),
-        compiles=True,
-        slow=True,
-    ),
-    Entry(
-        "step_compiled_functional_tuned",
-        partial(StepCompiled, in_place=False, tuned=True),
-        compiles=True,
-        slow=True,
-    ),
+    Entry("compiled", Compiled, compiles=True, slow=True, precisions=PRECISIONS),
+    step_compiled("step_compiled", in_place=True),
+    step_compiled("step_compiled_functional", in_place=False, slow=True),
+    step_compiled("step_compiled_tuned", in_place=True, tuned=True, slow=True),
+    step_compiled("step_compiled_functional_tuned", in_place=False, tuned=True, slow=True),
+    *JAX,
     Entry("baddbmm_sgd", BaddbmmSGD, slow=True),
     Entry("end_to_end", EndToEnd, slow=True),
     Entry("end_to_end_checkpointed", partial(EndToEnd, checkpointed=True), slow=True),

@@ -22,7 +22,7 @@ class BaddbmmSGD(Contender):
 
     @torch.no_grad()
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
-        eps = self.draw(len(indices)) if eps is None else eps
+        eps = self.draw(*indices.shape) if eps is None else eps
         history = [self.step(*self.batch(rows), e) for rows, e in zip(indices, eps, strict=True)]
         return torch.stack(history)
 

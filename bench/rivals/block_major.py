@@ -9,7 +9,7 @@ from .sequential import Sequential
 class BlockMajor(Sequential):
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         K, T = len(indices), self.shape.T
-        eps = self.draw(K) if eps is None else eps
+        eps = self.draw(*indices.shape) if eps is None else eps
         losses = torch.empty(K, T)
         batches = [self.batch(rows) for rows in indices]  # gathered once for all blocks
         for t in range(T):

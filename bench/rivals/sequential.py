@@ -20,7 +20,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         f = self.f(torch.cat([self.hx(x).relu(), self.hz(z).relu()], dim=1)).relu()
-        return self.logits(f).softmax(dim=1)
+        return self.logits(f).softmax(dim=1, dtype=torch.float32)
 
 
 def stack(blocks: list[Block]) -> Weights:
@@ -46,7 +46,9 @@ class Sequential(Contender):
     def step(self, t: int, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
         """Block t's loss, after its update."""
         z = torch.add(self.signal[t] * u_y, eps, alpha=self.noise[t])
-        error = (self.blocks[t](x, z) - u_y).square().sum(dim=1).mean()
+        with self.autocast():
+            u_hat = self.blocks[t](x, z)
+        error = (u_hat - u_y).square().sum(dim=1).mean()
         loss = self.weight[t] * error
         loss.backward()
         self.optimizers[t].step()
@@ -55,7 +57,7 @@ class Sequential(Contender):
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         K, T = len(indices), self.shape.T
-        eps = self.draw(K) if eps is None else eps
+        eps = self.draw(*indices.shape) if eps is None else eps
         losses = torch.empty(K, T)
         for k in range(K):
             x, u_y = self.batch(indices[k])

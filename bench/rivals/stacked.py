@@ -37,11 +37,17 @@ def stem(weight: Tensor, bias: Tensor, x: Tensor, shared: bool) -> Tensor:
 
 
 def forward(p: Weights, x: Tensor, z: Tensor, shared: bool) -> Tensor:
-    """u_hat (T, B, D) of x (B, F) and z (T, B, D)."""
+    """Logits (T, B, M) of x (B, F) and z (T, B, D)."""
     hx = stem(p["hx.weight"], p["hx.bias"], x, shared).relu()
     hz = torch.baddbmm(p["hz.bias"][:, None], z, p["hz.weight"].mT).relu()
     f = torch.baddbmm(torch.baddbmm(p["f.bias"][:, None], hx, p["f.x"].mT), hz, p["f.z"].mT).relu()
-    return torch.baddbmm(p["logits.bias"][:, None], f, p["logits.weight"].mT).softmax(dim=2)
+    return torch.baddbmm(p["logits.bias"][:, None], f, p["logits.weight"].mT)
+
+
+def losses_of(logits: Tensor, u_y: Tensor, weight: Tensor) -> Tensor:
+    """(T,) of logits (T, B, M) and u_y (B, D)."""
+    error = (logits.softmax(dim=2, dtype=torch.float32) - u_y).square()
+    return weight * error.sum(dim=2).mean(dim=1)
 
 
 class Stacked(Contender):
@@ -57,11 +63,12 @@ class Stacked(Contender):
     def losses(self, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
         """(T,) of x (B, F), u_y (B, D) and eps (T, B, D)."""
         z = self.signal * u_y + self.noise * eps
-        error = (forward(self.params, x, z, self.shared) - u_y).square()
-        return self.problem.weight * error.sum(dim=2).mean(dim=1)
+        with self.autocast():
+            logits = forward(self.params, x, z, self.shared)
+        return losses_of(logits, u_y, self.problem.weight)
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
-        eps = self.draw(len(indices)) if eps is None else eps
+        eps = self.draw(*indices.shape) if eps is None else eps
         history = []
         for rows, e in zip(indices, eps, strict=True):
             losses = self.losses(*self.batch(rows), e)

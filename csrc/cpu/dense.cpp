@@ -12,20 +12,27 @@ struct Source {
 };
 
 // out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
-// keeps what stood before `add`
+// keeps what stood before `add`. rounded: null, or room for kTileRows rows of the weight, whose
+// products then have bfloat16 operands, as the sources must be.
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
-                          int64_t H, const Panels& shape) {
+                          int64_t H, float* rounded, const Panels& shape) {
   int64_t in = 0;
   for (int s = 0; s < num_sources; ++s) in += sources[s].width;
   const int64_t P = shape.P;
+  const Range own = own_features(shape, H);
   with_cols(shape.cols, [&](auto cols) {
     constexpr int COLS = decltype(cols)::value;
-    for_row_tiles<COLS>(H, [&](auto rows, int64_t o) {
+    for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
+      const float* tile_weight = weight + o * in;
+      if (rounded) {
+        round_run(rounded, tile_weight, ROWS * in);
+        tile_weight = rounded;
+      }
       for (int64_t p = 0; p < shape.count; ++p) {
         Vec c[ROWS][COLS] = {};
-        const float* w = weight + o * in;
+        const float* w = tile_weight;
         for (int s = 0; s < num_sources; ++s) {
           const int64_t width = sources[s].width;
           multiply_tile(c, w, in, 1, sources[s].value + p * width * P, P, width);
@@ -47,9 +54,10 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
 // d_source (B, width) in strips = d_out (H, P) times columns first .. first + width of weight
 // (H, in). Lanes are columns. A tile goes down all rows of the weight, which in a wide one lie so
 // far apart that they push each other out of the caches: strips of columns are copied to `packed`
-// (2, H, kStrip), the next one row by row while this one's product runs.
+// (2, H, kStrip), the next one row by row while this one's product runs. rounds: the weight, to
+// bfloat16.
 inline void dense_input_grad(float* d_source, const float* d_out, const float* weight, int64_t in,
-                             int64_t first, int64_t width, int64_t H, float* packed,
+                             int64_t first, int64_t width, int64_t H, float* packed, bool rounds,
                              const Panels& shape) {
   const int64_t P = shape.P;
   constexpr int64_t kAhead = 8;  // rows: long enough for memory, few enough for the nearest cache
@@ -58,23 +66,26 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
     const float* from = weight + o * in + first + f;
     float* row = to + o * kStrip;
     int64_t c = 0;
-    for (; c + kLanes <= columns; c += kLanes) store(row + c, load(from + c));
-    if (c < columns) store(row + c, load_partial(from + c, (int)(columns - c)));
+    const auto put = [&](Vec w) { store(row + c, rounds ? round_bfloat16(w) : w); };
+    for (; c + kLanes <= columns; c += kLanes) put(load(from + c));
+    if (c < columns) put(load_partial(from + c, (int)(columns - c)));
     if (o + kAhead < H)
       for (c = 0; c < columns; c += 16) __builtin_prefetch(from + kAhead * in + c);
   };
-  for (int64_t o = 0; o < H; ++o) pack_row(packed, 0, o);
+  const Range own = own_columns(shape, width);
+  if (own.first == own.last) return;
+  for (int64_t o = 0; o < H; ++o) pack_row(packed, own.first, o);
   float* next_packed = packed + H * kStrip;
-  for_strips(width, [&](int64_t f, int strip_cols) {
+  for_own_strips(shape, width, [&](int64_t f, int strip_cols) {
     const int64_t next = f + strip_cols * kLanes;
-    int64_t done = next < width ? 0 : H;  // rows of the next strip
+    int64_t done = next < own.last ? 0 : H;  // rows of the next strip
     with_cols(strip_cols, [&](auto cols) {
       constexpr int COLS = decltype(cols)::value;
       const int64_t calls = (shape.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (H / kBurst + 1);
       const int64_t rows_a_call = (H + calls - 1) / calls;
       for (int64_t p = 0; p < shape.count; ++p) {
         const int64_t B = shape.B - p * P < P ? shape.B - p * P : P;
-        for_row_tiles<COLS>(B, [&](auto rows, int64_t b) {
+        for_row_tiles<COLS>(0, B, [&](auto rows, int64_t b) {
           constexpr int ROWS = decltype(rows)::value;
           Vec c[ROWS][COLS] = {};
           multiply_tile(c, d_out + p * H * P + b, 1, P, packed, kStrip, H, [&] {
@@ -102,7 +113,8 @@ template <class Finish>
 inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
                               const Panels& shape, Finish finish) {
   const int64_t P = shape.P;
-  for_row_tiles<kMaxStripCols>(H, [&](auto tile_rows, int64_t o) {
+  const Range own = own_part(shape, H, kTileRows[kMaxStripCols]);
+  for_row_tiles<kMaxStripCols>(own.first, own.last, [&](auto tile_rows, int64_t o) {
     constexpr int ROWS = decltype(tile_rows)::value;
     for_strips(width, [&](int64_t f, int strip_cols) {
       with_cols(strip_cols, [&](auto cols) {
@@ -125,16 +137,19 @@ inline void dense_weight_grad(const float* d_out, const float* strips, int64_t w
 
 // d_bias[o] = sum over rows of d_out
 inline void dense_bias_grad(float* d_bias, const float* d_out, int64_t H, const Panels& shape) {
-  for (int64_t o = 0; o < H; ++o)
+  const Range own = own_features(shape, H);
+  for (int64_t o = own.first; o < own.last; ++o)
     d_bias[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
 }
 
 // d_out = 0 where relu gave 0
 inline void relu_grad(float* d_out, const float* activated, int64_t H, const Panels& shape) {
-  for (int64_t i = 0; i < H * shape.padded(); i += kLanes) {
-    const Vec a = load(activated + i);
-    store(d_out + i, a <= Vec{} ? Vec{} : load(d_out + i));
-  }
+  for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+    for (int64_t i = at; i < at + count; i += kLanes) {
+      const Vec a = load(activated + i);
+      store(d_out + i, a <= Vec{} ? Vec{} : load(d_out + i));
+    }
+  });
 }
 
 }  // namespace

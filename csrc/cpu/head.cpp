@@ -38,7 +38,7 @@ inline void multiply_panels(float* out, const float* a, int64_t a_row, int64_t a
                             int64_t rows, int64_t K, const Panels& shape) {
   with_cols(shape.cols, [&](auto cols) {
     constexpr int COLS = decltype(cols)::value;
-    for_row_tiles<COLS>(rows, [&](auto tile_rows, int64_t r) {
+    for_row_tiles<COLS>(0, rows, [&](auto tile_rows, int64_t r) {
       constexpr int ROWS = decltype(tile_rows)::value;
       for (int64_t p = 0; p < shape.count; ++p) {
         Vec c[ROWS][COLS] = {};

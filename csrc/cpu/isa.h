@@ -8,6 +8,17 @@ namespace noprop {
 
 constexpr int kMaxResults = 128;  // inputs and layers of a plan
 
+constexpr int64_t bytes_of(int32_t dtype) {
+  return dtype == NOPROP_FLOAT32 ? 4 : dtype == NOPROP_BFLOAT16 ? 2 : 1;
+}
+
+// Threads that do a slice's work together, each its part of every stage, a barrier between stages.
+struct Team {
+  int32_t rank = 0, size = 1;
+  void (*wait)(void*) = nullptr;  // until all have called it
+  void* barrier = nullptr;
+};
+
 struct TrainTask {
   const NopropSlices* slices;
   const NopropNoise* noise;
@@ -16,10 +27,22 @@ struct TrainTask {
   const float* z;
   const NopropLabels* y;
   const NopropRule* rule;
-  int64_t B, K;
+  int64_t B, k_first, k_last;  // steps of this visit
+  char* const* packed;         // by input: its rows in these steps, packed for all slices, or null
   const NopropTrainOut* out;
   bool (*go_on)(void*);  // polled once per step
   void* host;
+  Team team;
+};
+
+// Rows first_row .. last_row of an input's step and replica, to be packed at place `number` for all
+// slices that read them; first_row is a multiple of 64.
+struct PackTask {
+  char* data;
+  const NopropPlan* plan;
+  int32_t j;  // the input's number
+  const NopropInput* input;
+  int64_t width, B, number, k, replica, first_row, last_row;
 };
 
 struct NoiseTask {
@@ -75,8 +98,10 @@ struct PredictTask {
 struct Isa {
   const char* name;
   int32_t lanes;
-  int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D);
+  int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t team_size);
   void (*train_slice)(const TrainTask&, int64_t i, char* workspace);
+  int64_t (*packed_bytes)(int64_t width, int64_t B);  // of one step and replica
+  bool (*pack_rows)(const PackTask&);                 // false: something is not finite
   int64_t (*noise_bytes)(int64_t B, int64_t D);
   void (*noise_slice)(const NoiseTask&, int64_t i, char* workspace);
   int64_t (*saved_bytes)(const NopropPlan*, int64_t B);

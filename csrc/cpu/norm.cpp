@@ -44,7 +44,8 @@ struct Norm {
 inline void norm_forward(float* value, float* activated, float* x_hat, float* batch_mean,
                          float* batch_var, float* rstd, const Norm& norm, const float* add,
                          bool is_relu, bool training, int64_t H, const Panels& shape) {
-  for (int64_t o = 0; o < H; ++o) {
+  const Range own = own_features(shape, H);
+  for (int64_t o = own.first; o < own.last; ++o) {
     float mean, var;
     if (training) {
       const Moments moments = batch_moments(x_hat, H, o, shape);
@@ -75,7 +76,8 @@ inline void norm_backward(float* d_out, float* d_scale, float* d_shift, const fl
                           const float* rstd, const float* scale, bool training, int64_t H,
                           const Panels& shape) {
   const float per_row = 1.0f / (float)shape.B;
-  for (int64_t o = 0; o < H; ++o) {
+  const Range own = own_features(shape, H);
+  for (int64_t o = own.first; o < own.last; ++o) {
     d_shift[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
     d_scale[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t g) {
       return keep_first(load(d_out + at) * load(x_hat + at), shape.B - g * kLanes);

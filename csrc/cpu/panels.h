@@ -4,6 +4,7 @@
 // without effect.
 #pragma once
 
+#include "isa.h"
 #include "vec.h"
 
 namespace noprop {
@@ -17,6 +18,7 @@ constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};  // 24 sums, the oper
 constexpr int kMaxCols = 2, kMaxStripCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
+constexpr int kMostTileRows = 12;
 constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
 struct Panels {
@@ -24,6 +26,7 @@ struct Panels {
   int64_t count;  // panels
   int64_t P;      // rows in a panel
   int cols;       // vectors in a panel's row
+  Team team;      // whose member works on them
 
   int64_t padded() const { return count * P; }
   int64_t vectors() const { return count * cols; }
@@ -38,7 +41,36 @@ inline Panels make_panels(int64_t B) {
   const int64_t vectors = (B + kLanes - 1) / kLanes;
   const int64_t count = (vectors + kMaxCols - 1) / kMaxCols;
   const int cols = (int)((vectors + count - 1) / count);
-  return {B, count, (int64_t)cols * kLanes, cols};
+  return {B, count, (int64_t)cols * kLanes, cols, {}};
+}
+
+inline void wait_for_team(const Panels& shape) {
+  if (shape.team.size > 1) shape.team.wait(shape.team.barrier);
+}
+
+// This member's part of `count` things, in whole units. No part changes a value: what one member
+// sums, it sums as one alone would.
+struct Range {
+  int64_t first, last;
+};
+
+inline Range own_part(const Panels& shape, int64_t count, int64_t unit) {
+  const int64_t units = (count + unit - 1) / unit, rank = shape.team.rank, size = shape.team.size;
+  const int64_t first = units * rank / size * unit, last = units * (rank + 1) / size * unit;
+  return {first < count ? first : count, last < count ? last : count};
+}
+
+// of a layer's features, the same in all that is done to one after the other without a barrier
+inline Range own_features(const Panels& shape, int64_t H) {
+  return own_part(shape, H, kTileRows[shape.cols]);
+}
+
+// body(position, floats) for the runs of own features in panels (H, P)
+template <class Body>
+NOPROP_INLINE void for_own_runs(const Panels& shape, int64_t H, Body body) {
+  const Range own = own_features(shape, H);
+  for (int64_t p = 0; p < shape.count; ++p)
+    body((p * H + own.first) * shape.P, (own.last - own.first) * shape.P);
 }
 
 inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -60,10 +92,33 @@ NOPROP_INLINE void for_strips(int64_t width, Body body) {
   }
 }
 
+// this member's columns: whole strips
+inline Range own_columns(const Panels& shape, int64_t width) {
+  int64_t count = 0, number = 0;
+  for_strips(width, [&](int64_t, int) { ++count; });
+  const Range own = own_part(shape, count, 1);
+  Range columns = {width, width};
+  for_strips(width, [&](int64_t f, int) {
+    if (number == own.first) columns.first = f;
+    if (number == own.last) columns.last = f;
+    ++number;
+  });
+  return columns;
+}
+
+// body(first feature, vectors) for each of this member's strips
+template <class Body>
+NOPROP_INLINE void for_own_strips(const Panels& shape, int64_t width, Body body) {
+  const Range own = own_columns(shape, width);
+  for_strips(width, [&](int64_t f, int cols) {
+    if (f >= own.first && f < own.last) body(f, cols);
+  });
+}
+
 // accumulate: added to what the panels hold
 inline void strips_to_panels(float* panels, bool accumulate, const float* strips, int64_t width,
                              const Panels& shape) {
-  for_strips(width, [&](int64_t first, int cols) {
+  for_own_strips(shape, width, [&](int64_t first, int cols) {
     const float* strip = strips + first * shape.B;
     for (int64_t g = 0; g < shape.vectors(); ++g)
       for (int j = 0; j < cols; ++j) {
@@ -85,7 +140,7 @@ inline void strips_to_panels(float* panels, bool accumulate, const float* strips
 
 inline void panels_to_strips(float* strips, const float* panels, int64_t width,
                              const Panels& shape) {
-  for_strips(width, [&](int64_t first, int cols) {
+  for_own_strips(shape, width, [&](int64_t first, int cols) {
     float* strip = strips + first * shape.B;
     for (int64_t g = 0; g * kLanes < shape.B; ++g)
       for (int j = 0; j < cols; ++j) {

@@ -19,43 +19,14 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/workspace.h"
+
 namespace noprop {
 namespace {
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-
-// Grows and is kept, since fresh pages cost more than a small step. Under AddressSanitizer it has
-// the exact size each time, and holds NaN, so that reading too far or too early shows.
-class Workspace {
- public:
-  ~Workspace() { std::free(data_); }
-  char* get(int64_t bytes) {
-#if defined(__SANITIZE_ADDRESS__)
-    const bool fits = false;
-#else
-    const bool fits = data_ != nullptr && bytes <= size_;
-#endif
-    if (!fits) {
-      std::free(data_);
-      size_ = 0;
-      data_ = nullptr;
-      const int64_t whole = std::max<int64_t>(64, (bytes + 63) / 64 * 64);
-      data_ = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(whole)));
-      if (data_ == nullptr) return nullptr;
-      size_ = whole;
-#if defined(__SANITIZE_ADDRESS__)
-      std::memset(data_, 0xff, static_cast<size_t>(whole));
-#endif
-    }
-    return data_;
-  }
-
- private:
-  char* data_ = nullptr;
-  int64_t size_ = 0;
-};
 
 // Numbers below 1e-38 count as zero while tasks run. The moments of a unit that has died shrink
 // into that range and stay there, and a step on them takes three times as long.
@@ -84,10 +55,65 @@ constexpr double kPollSeconds = 0.05;
 
 }  // namespace
 
-bool Host::go_on(bool on_calling_thread) {
+// Beside a busy process the system may leave two of our threads on one processor for as long as a
+// call lasts, since moving one would only make two on the other. A share of the other processor is
+// still worth more than half of this one. So a worker that finds an earlier one on its processor
+// moves, and the caller moves helpers that wait behind it and have not even begun.
+class Apart {
+ public:
+  Apart() {
+    for (auto& place : place_) place.store(kAway);
+  }
+
+  void begin(int32_t worker) { tid_[at(worker)].store(gettid(), std::memory_order_relaxed); }
+  void call(int32_t helpers) {
+    for (int32_t i = 1; i <= helpers; ++i) place_[at(i)].store(kCalled, std::memory_order_relaxed);
+    helpers_ = helpers;
+  }
+  void leave(int32_t worker) { place_[at(worker)].store(kAway, std::memory_order_relaxed); }
+
+  void keep(int32_t worker) {
+    const int here = sched_getcpu();
+    place_[at(worker)].store(here, std::memory_order_relaxed);
+    if (worker > 0) {
+      for (int32_t other = 0; other < worker; ++other)
+        if (place_[at(other)].load(std::memory_order_relaxed) == here) return move(worker, worker);
+      return;
+    }
+    for (int32_t helper = 1; helper <= helpers_; ++helper) {
+      int called =
+          kCalled;  // moved once a call, in which it may have to wait for its new processor
+      if (place_[at(helper)].compare_exchange_strong(called, kAway)) move(helper, helper);
+    }
+  }
+
+ private:
+  static constexpr int kAway = -1, kCalled = -2, kMost = 256;
+  static size_t at(int32_t worker) { return static_cast<size_t>(std::min(worker, kMost - 1)); }
+
+  // to a processor that none of the first `others` workers is on; its affinity ends as it was
+  void move(int32_t worker, int32_t others) {
+    const pid_t tid = tid_[at(worker)].load(std::memory_order_relaxed);
+    cpu_set_t allowed;
+    if (tid == 0 || sched_getaffinity(tid, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t free = allowed;
+    for (int32_t other = 0; other < others; ++other)
+      if (const int cpu = place_[at(other)].load(std::memory_order_relaxed); cpu >= 0)
+        CPU_CLR(static_cast<size_t>(cpu), &free);
+    if (CPU_COUNT(&free) == 0 || sched_setaffinity(tid, sizeof free, &free) != 0) return;
+    sched_setaffinity(tid, sizeof allowed, &allowed);
+  }
+
+  std::atomic<int> place_[kMost];  // a processor, kAway, or kCalled
+  std::atomic<pid_t> tid_[kMost] = {};
+  int32_t helpers_ = 0;
+};
+
+bool Host::go_on(int32_t worker) {
+  if (apart_ != nullptr) apart_->keep(worker);
   std::atomic_ref<int> stopped(stopped_);
   if (stopped.load(std::memory_order_relaxed)) return false;
-  if (!on_calling_thread || host_.poll == nullptr) return true;
+  if (worker != 0 || host_.poll == nullptr) return true;
   const double time = now();
   if (time < next_poll_) return true;
   next_poll_ = time + kPollSeconds;
@@ -141,8 +167,10 @@ class Pool {
       running_.store(helpers, std::memory_order_relaxed);
       generation_.fetch_add(1, std::memory_order_release);
     }
+    apart_.call(helpers);
+    host.apart_ = &apart_;
     if (helpers > 0) wake_.notify_all();
-    drain(Worker{true, workspaces[0]});
+    drain(Worker{0, workspaces[0]});
     wait_for_helpers(host);
     return true;
   }
@@ -154,12 +182,13 @@ class Pool {
     const FlushDenormals flush;
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= count_) return;
+      if (task >= count_) return apart_.leave(worker.id);
       (*task_)(task, worker);
     }
   }
 
   void work(size_t id) {
+    apart_.begin(static_cast<int32_t>(id) + 1);
     uint64_t seen = 0;
     for (;;) {
       const double parked_at = now() + kSpinSeconds;
@@ -174,7 +203,7 @@ class Pool {
       const bool takes_part = static_cast<int32_t>(id) < helpers_;
       lock.unlock();
       if (!takes_part) continue;
-      drain(Worker{false, (*current_)[id + 1]});
+      drain(Worker{static_cast<int32_t>(id) + 1, (*current_)[id + 1]});
       if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
         std::lock_guard<std::mutex> done(mutex_);
         done_.notify_one();
@@ -187,7 +216,7 @@ class Pool {
     while (running_.load(std::memory_order_acquire) > 0 && now() < parked_at)
       std::this_thread::yield();
     while (running_.load(std::memory_order_acquire) > 0) {
-      host.go_on(true);
+      host.go_on(0);
       std::unique_lock<std::mutex> lock(mutex_);
       done_.wait_for(lock, std::chrono::duration<double>(kPollSeconds),
                      [&] { return running_.load(std::memory_order_acquire) == 0; });
@@ -195,6 +224,7 @@ class Pool {
   }
 
   const pid_t process_;
+  Apart apart_;
   std::mutex call_mutex_, mutex_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> threads_;
@@ -207,6 +237,28 @@ class Pool {
   const std::function<void(int64_t, const Worker&)>* task_ = nullptr;
   const std::vector<char*>* current_ = nullptr;
 };
+
+void Barrier::wait() {
+  const uint32_t round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  // a stage takes microseconds; a member that waits longer may be waiting for this processor
+  constexpr int kSpins = 2000;
+  for (int spin = 0; round_.load(std::memory_order_acquire) == round; ++spin) {
+    if (spin >= kSpins) {
+      std::this_thread::yield();
+      continue;
+    }
+#if defined(__SSE2__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+}
 
 bool run_tasks(int64_t count, int32_t threads, int64_t bytes, Host& host,
                const std::function<void(int64_t, const Worker&)>& run) {

@@ -43,9 +43,11 @@ void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int6
   Pieces pieces = {workspace};
   take_chain(work, pieces, plan, D, shape);
   for (int j = 0; j < plan.num_inputs; ++j)
-    if (j != plan.z)
-      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], 0, replica, first,
-                 plan.input_widths[j], task.B, shape);
+    if (j != plan.z) {
+      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], plan, j, 0, replica,
+                 first, 0, shape.vectors(), task.B, shape);
+      if (keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
+    }
 
   float* z = work.saved.value[plan.z];
   const auto key = [&](uint32_t block) {
@@ -55,6 +57,7 @@ void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int6
   draw_normal(z, key(kStartBlock), D, shape);
   float* u_hat = mix.W_embed ? work.u_hat : work.p;
   for (int64_t l = 0; l < L; ++l) {
+    round_operand(work.saved, plan, plan.z, shape);
     walk_forward(work.saved, plan, slices.layers, slices.index[replica * L + l], false, shape);
     head_estimate(work.p, u_hat, mix.head, work.saved.value[last], mix.W_embed, M, D, shape);
     if (task.add_noise) draw_normal(work.eps, key((uint32_t)l), D, shape);

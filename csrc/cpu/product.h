@@ -54,11 +54,11 @@ NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a
   multiply_tile(c, a, a_row, a_k, b, b_k, K, [] {});
 }
 
-// body(Constant<ROWS>, first row) over tiles of the best height for COLS, then smaller ones
+// body(Constant<ROWS>, first row) over row .. rows in tiles of the best height for COLS, then
+// smaller ones
 template <int COLS, class Body>
-NOPROP_INLINE void for_row_tiles(int64_t rows, Body body) {
+NOPROP_INLINE void for_row_tiles(int64_t row, int64_t rows, Body body) {
   constexpr int kRows = kTileRows[COLS];
-  int64_t row = 0;
   for (; row + kRows <= rows; row += kRows) body(Constant<kRows>{}, row);
   if constexpr (kRows > 8)
     for (; row + 8 <= rows; row += 8) body(Constant<8>{}, row);

@@ -1,13 +1,17 @@
 // The C interface on the CPU: contents are checked, then slices (or rows of a chain) become tasks
 // for the pool.
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/pool.h"
+#include "cpu/workspace.h"
 #include "noprop.h"
 
 namespace noprop {
@@ -65,6 +69,10 @@ NopropResult check_indices(const int64_t* indices, int64_t count, int64_t rows) 
   return kFine;
 }
 
+NopropResult check_indices(const NopropInput& input, int64_t K, int64_t B) {
+  return input.indices ? check_indices(input.indices, K * input.replicas * B, input.rows) : kFine;
+}
+
 // labels, after their indices; n slices whose stride may be 0
 NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B, int64_t M) {
   if (y.indices) {
@@ -85,17 +93,9 @@ NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B
   return kFine;
 }
 
-int64_t bytes_of(int32_t dtype) {
-  return dtype == NOPROP_FLOAT32 ? 4 : dtype == NOPROP_BFLOAT16 ? 2 : 1;
-}
-
 // features that the call will read, all finite? Rows are checked in parallel.
 NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int64_t K, int64_t n,
                          int64_t B, int32_t threads) {
-  if (input.indices)
-    if (const auto bad = check_indices(input.indices, K * input.replicas * B, input.rows);
-        bad.status)
-      return bad;
   if (input.dtype == NOPROP_UINT8) return kFine;
   const int64_t runs = input.indices ? K * input.replicas
                                      : (input.step ? K : std::min<int64_t>(K, 1)) *
@@ -118,6 +118,92 @@ NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int
   return finite ? kFine : NopropResult{NOPROP_BAD_INPUT, 0, j};
 }
 
+// Slices that read the same rows can share their packed form. It is kept for few steps, so that it
+// is still in a cache when the last slice reads it.
+constexpr int64_t kSharedBytes = int64_t{4} << 20;
+
+bool is_shared(const NopropInput& input, int64_t n) {
+  return n > input.replicas && (input.indices || input.slice == 0);
+}
+
+int64_t weights(const NopropPlan& plan) {
+  int64_t count = 0;
+  for (int32_t l = 0; l < plan.num_layers; ++l) {
+    const NopropLayer& layer = plan.layers[l];
+    for (int32_t s = 0; s < layer.num_sources; ++s) {
+      const int32_t source = layer.sources[s], j = source - plan.num_inputs;
+      count += int64_t{layer.width} * (j < 0 ? plan.input_widths[source] : plan.layers[j].width);
+    }
+  }
+  return count;
+}
+
+int64_t state_bytes(const NopropPlan& plan, const NopropRule& rule) {
+  return 4 * weights(plan) * (rule.kind == NOPROP_NONE ? 1 : rule.kind == NOPROP_SGD ? 2 : 3);
+}
+
+// How many steps a slice runs before the next one, and whether their rows are packed for all slices
+// first. A visit of all K steps loads a slice's state once; one of as many steps as can be packed
+// gathers rows once, and suits a state that is small beside the second-level cache.
+struct Visit {
+  int64_t steps;
+  bool packs;
+};
+
+Visit choose_visit(const NopropPlan& plan, const NopropInput* inputs, const NopropRule& rule,
+                   int64_t n, int64_t B, int64_t K) {
+  int64_t step_bytes = 0;
+  for (int32_t j = 0; j < plan.num_inputs; ++j)
+    if (j != plan.z && is_shared(inputs[j], n))
+      step_bytes += inputs[j].replicas * isa().packed_bytes(plan.input_widths[j], B);
+  if (step_bytes == 0) return {K, false};
+  const int64_t fit = kSharedBytes / step_bytes;
+  if (K <= fit) return {K, true};
+  static const int64_t second_level = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 1 << 20);
+  return fit > 1 && 2 * state_bytes(plan, rule) <= second_level ? Visit{fit, true}
+                                                                : Visit{K, false};
+}
+
+// How many threads share a slice's work: all there are, where they outnumber the slices, as long as
+// each has enough to do between two barriers.
+int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {
+  constexpr int64_t kFlopAMember = 4'000'000, kMost = 64;
+  const int64_t step_flop = 6 * B * weights(plan);
+  return static_cast<int32_t>(std::max<int64_t>(
+      1, std::min({threads / std::max<int64_t>(n, 1), step_flop / kFlopAMember, kMost})));
+}
+
+// packs an input's rows of steps k_first .. k_last for all slices
+NopropResult pack_input(char*& data, const NopropPlan& plan, const NopropInput& input, int32_t j,
+                        int64_t B, int64_t k_first, int64_t k_last, int32_t threads) {
+  static thread_local std::vector<Workspace> kept(kMaxResults);  // by input
+  const int64_t width = plan.input_widths[j], runs = (k_last - k_first) * input.replicas;
+  data = kept[static_cast<size_t>(j)].get(runs * isa().packed_bytes(width, B));
+  if (data == nullptr) return {NOPROP_NO_MEMORY, 0, 0};
+  constexpr int64_t kRows = 64;
+  const int64_t pieces = (B + kRows - 1) / kRows;
+  std::atomic<bool> finite{true};
+  NopropHost quiet = {threads, nullptr, nullptr};
+  Host host(quiet);
+  const bool ran = run_tasks(runs * pieces, threads, 0, host, [&](int64_t task, const Worker&) {
+    const int64_t run = task / pieces, first = task % pieces * kRows;
+    const PackTask job = {data,
+                          &plan,
+                          j,
+                          &input,
+                          width,
+                          B,
+                          run,
+                          k_first + run / input.replicas,
+                          run % input.replicas,
+                          first,
+                          std::min(first + kRows, B)};
+    if (!isa().pack_rows(job)) finite.store(false);
+  });
+  if (!ran) return {NOPROP_NO_MEMORY, 0, 0};
+  return finite ? kFine : NopropResult{NOPROP_BAD_INPUT, 0, j};
+}
+
 }  // namespace
 }  // namespace noprop
 
@@ -132,36 +218,65 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   const NopropPlan& plan = *slices->plan;
   const int64_t n = slices->n, M = plan.layers[plan.num_layers - 1].width;
   if (const auto bad = check_labels(*y, K, n, B, M); bad.status) return bad;
+  const Visit visit = choose_visit(plan, inputs, *rule, n, B, K);
+  const auto packs = [&](int32_t j) {
+    return j != plan.z && visit.packs && is_shared(inputs[j], n);
+  };
   for (int32_t j = 0; j < plan.num_inputs; ++j) {
     if (j == plan.z) continue;
-    const auto bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, caller->threads);
+    NopropResult bad = check_indices(inputs[j], K, B);
+    // a single visit's rows are checked as they are packed, before its first step
+    if (!bad.status && !(packs(j) && visit.steps == K))
+      bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, caller->threads);
     if (bad.status) return bad;
   }
+  const int32_t size = team_size(plan, n, B, caller->threads);
+  const int64_t bytes = isa().train_bytes(&plan, B, mix->D, size);
+  static thread_local std::deque<Workspace> kept;  // of teams; a worker's own serves it alone
+  std::vector<char*> workspaces(static_cast<size_t>(n));
+  if (size > 1) {
+    while (kept.size() < workspaces.size()) kept.emplace_back();
+    for (size_t i = 0; i < workspaces.size(); ++i)
+      if ((workspaces[i] = kept[i].get(bytes)) == nullptr) return {NOPROP_NO_MEMORY, 0, 0};
+  }
+  std::deque<Barrier> barriers;
+  for (int64_t i = 0; size > 1 && i < n; ++i) barriers.emplace_back(size);
+
   Host host(*caller);
   struct Poll {
     Host* host;
-    bool is_caller;
+    int32_t worker;
   };
-  const bool ran = run_tasks(n, caller->threads, isa().train_bytes(&plan, B, mix->D), host,
-                             [&](int64_t i, const Worker& worker) {
-                               Poll poll = {&host, worker.is_caller};
-                               const TrainTask task = {slices,
-                                                       noise,
-                                                       mix,
-                                                       inputs,
-                                                       z,
-                                                       y,
-                                                       rule,
-                                                       B,
-                                                       K,
-                                                       out,
-                                                       [](void* data) {
-                                                         auto* p = static_cast<Poll*>(data);
-                                                         return p->host->go_on(p->is_caller);
-                                                       },
-                                                       &poll};
-                               isa().train_slice(task, i, worker.workspace);
-                             });
+  const auto go_on = [](void* data) {
+    auto* poll = static_cast<Poll*>(data);
+    return poll->host->go_on(poll->worker);
+  };
+  const auto wait = [](void* barrier) { static_cast<Barrier*>(barrier)->wait(); };
+  bool ran = true;
+  for (int64_t first = 0; ran && first < K && !host.stopped(); first += visit.steps) {
+    const int64_t last = std::min(first + visit.steps, K);
+    char* packed[kMaxResults] = {};
+    for (int32_t j = 0; j < plan.num_inputs; ++j) {
+      if (!packs(j)) continue;
+      const auto bad = pack_input(packed[j], plan, inputs[j], j, B, first, last, caller->threads);
+      if (bad.status) return bad;
+    }
+    // members of a team are neighbours in the queue, and no more of them than threads
+    const auto run = [&](int64_t number, const Worker& worker) {
+      const int64_t i = number / size;
+      Poll poll = {&host, worker.id};
+      TrainTask task = {slices, noise, mix,    inputs, z,     y,     rule, B,
+                        first,  last,  packed, out,    go_on, &poll, {}};
+      char* workspace = worker.workspace;
+      if (size > 1) {
+        const auto at = static_cast<size_t>(i);
+        task.team = {static_cast<int32_t>(number % size), size, wait, &barriers[at]};
+        workspace = workspaces[at];
+      }
+      isa().train_slice(task, i, workspace);
+    };
+    ran = run_tasks(n * size, caller->threads, size > 1 ? 0 : bytes, host, run);
+  }
   return finish(ran, host);
 }
 
@@ -183,7 +298,7 @@ int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
 }
 
 int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D) {
-  return isa().train_bytes(plan, B, D);
+  return isa().train_bytes(plan, B, D, 1);
 }
 
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
@@ -262,12 +377,16 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   const bool ran = run_tasks(S * R * pieces, caller->threads,
                              isa().predict_bytes(&plan, std::min(kRows, B), mix->D), host,
                              [&](int64_t at, const Worker& worker) {
-                               if (!host.go_on(worker.is_caller)) return;
+                               if (!host.go_on(worker.id)) return;
                                const int64_t first = at % pieces * kRows;
                                isa().predict_rows(task, at / pieces / R, at / pieces % R, first,
                                                   std::min(kRows, B - first), worker.workspace);
                              });
   return finish(ran, host);
+}
+
+int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads) {
+  return team_size(*plan, n, B, threads);
 }
 
 int32_t noprop_num_isas(void) { return kNumIsas; }

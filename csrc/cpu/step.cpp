@@ -6,11 +6,37 @@
 namespace noprop {
 namespace {
 
+// a packed input holds, for each step and replica, its panels and then its strips
+inline int64_t packed_floats(int64_t width, const Panels& shape) {
+  return (width * shape.padded() + shape.B * round_up(width) + 15) / 16 * 16;
+}
+
+inline float* packed_panels(char* data, int64_t number, int64_t width, const Panels& shape) {
+  return reinterpret_cast<float*>(data) + number * packed_floats(width, shape);
+}
+
+int64_t packed_bytes(int64_t width, int64_t B) {
+  return (int64_t)sizeof(float) * packed_floats(width, make_panels(B));
+}
+
+bool pack_rows(const PackTask& task) {
+  const Panels shape = make_panels(task.B);
+  float* panels = packed_panels(task.data, task.number, task.width, shape);
+  NopropInput input = *task.input;
+  input.replica = &task.replica;  // of "slice 0"
+  const int64_t first = task.first_row / kLanes;
+  // the last piece has the missing rows too
+  const int64_t last = task.last_row == task.B ? shape.vectors() : task.last_row / kLanes;
+  return load_input(panels + task.width * shape.padded(), panels, input, *task.plan, task.j, task.k,
+                    0, 0, first, last, task.B, shape);
+}
+
 struct StepBuffers {
   Saved saved;
   Grads grads;
   float *u_y, *eps, *p, *u_hat, *d_u_hat, *error;
   int32_t* y;
+  int32_t *goes_on, *applied;  // told to the whole team by its first member
 };
 
 inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
@@ -25,12 +51,16 @@ inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan,
   work.d_u_hat = pieces.take<float>(D * shape.padded());
   work.error = pieces.take<float>(shape.padded());
   work.y = pieces.take<int32_t>(shape.padded());
+  work.goes_on = pieces.take<int32_t>(1);
+  work.applied = pieces.take<int32_t>(1);
 }
 
-int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D) {
+int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
   StepBuffers work;
   Pieces counted = {nullptr};
-  take_step(work, counted, *plan, D, make_panels(B));
+  Panels shape = make_panels(B);
+  shape.team.size = team_size;
+  take_step(work, counted, *plan, D, shape);
   return counted.used;
 }
 
@@ -70,6 +100,61 @@ inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuff
     embedding_grad(out.d_W_embed + i * M * D, head, result, d_z, signal, mix.signal.row, shape);
 }
 
+// labels, noise and z of a step: too little to be divided
+inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
+                      const Panels& shape) {
+  const NopropSlices& slices = *task.slices;
+  const NopropPlan& plan = *slices.plan;
+  const NopropMix& mix = *task.mix;
+  const int64_t D = mix.D, z_width = plan.input_widths[plan.z];
+  const uint64_t seed = slices.seeds[slices.index[i]];
+  load_labels(work.y, *task.y, k, i, shape);
+  embed(work.u_y, work.y, mix.W_embed, D, shape);
+  float* z = work.saved.value[plan.z];
+  draw_normal(work.eps, noise_key(*task.noise, seed, task.noise->stream, k, i), D, shape);
+  if (task.z)
+    exact_rows_to_panels(z, task.z + i * task.B * z_width, z_width, shape);
+  else
+    mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, seed, mix, k, i, shape);
+  round_operand(work.saved, plan, plan.z, shape);
+  panels_to_strips(work.saved.strips[plan.z], work.saved.operand[plan.z], z_width, shape);
+}
+
+// this member's part of the inputs' rows
+inline void load_inputs(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
+                        const Panels& shape) {
+  const NopropPlan& plan = *task.slices->plan;
+  const Range own = own_part(shape, shape.vectors(), 1);
+  for (int j = 0; j < plan.num_inputs; ++j) {
+    const NopropInput& input = task.inputs[j];
+    const int64_t width = plan.input_widths[j];
+    if (j == plan.z) continue;
+    if (char* data = task.packed[j]) {
+      const int64_t replica = input.replica ? input.replica[i] : 0;
+      work.saved.value[j] =
+          packed_panels(data, (k - task.k_first) * input.replicas + replica, width, shape);
+      work.saved.strips[j] = work.saved.value[j] + width * shape.padded();
+      if (!rounds(plan) || !keeps_value(plan, j)) work.saved.operand[j] = work.saved.value[j];
+    } else {
+      load_input(work.saved.strips[j], work.saved.value[j], input, plan, j, k, i, 0, own.first,
+                 own.last, task.B, shape);
+    }
+  }
+}
+
+// batch statistics to the caller instead of the running ones
+inline void write_statistics(const Saved& saved, const NopropPlan& plan, const NopropState* states,
+                             int64_t i) {
+  for (int l = 0; l < plan.num_layers; ++l) {
+    const NopropState& state = states[l];
+    const int64_t H = plan.layers[l].width;
+    const int r = plan.num_inputs + l;
+    if (!plan.layers[l].norm || !state.batch_mean) continue;
+    __builtin_memcpy(state.batch_mean + i * H, saved.batch_mean[r], sizeof(float) * H);
+    __builtin_memcpy(state.batch_var + i * H, saved.batch_var[r], sizeof(float) * H);
+  }
+}
+
 // false: asked to stop before the step began
 inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
                        const bool* input_wanted, const Panels& shape) {
@@ -77,33 +162,26 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   const NopropPlan& plan = *slices.plan;
   const NopropMix& mix = *task.mix;
   const NopropTrainOut& out = *task.out;
-  const int64_t slice = slices.index[i], B = task.B, D = mix.D;
-  const bool updates = task.rule->kind != NOPROP_NONE;
-  if (!task.go_on(task.host)) return false;
+  const int64_t slice = slices.index[i], B = task.B;
+  const bool updates = task.rule->kind != NOPROP_NONE, is_first = shape.team.rank == 0;
+  Panels alone = shape;
+  alone.team = {};
 
-  for (int j = 0; j < plan.num_inputs; ++j)
-    if (j != plan.z)
-      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], k, i, 0,
-                 plan.input_widths[j], B, shape);
-  load_labels(work.y, *task.y, k, i, shape);
-  embed(work.u_y, work.y, mix.W_embed, D, shape);
-
-  float* z = work.saved.value[plan.z];
-  const int64_t z_width = plan.input_widths[plan.z];
-  draw_normal(work.eps, noise_key(*task.noise, slices.seeds[slice], task.noise->stream, k, i), D,
-              shape);
-  if (task.z)
-    exact_rows_to_panels(z, task.z + i * B * z_width, z_width, shape);
-  else
-    mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, slices.seeds[slice], mix, k, i,
-              shape);
-  panels_to_strips(work.saved.strips[plan.z], z, z_width, shape);
+  const bool goes_on = task.go_on(task.host);
+  if (is_first) *work.goes_on = goes_on;
+  load_inputs(task, k, i, work, shape);
+  if (is_first && goes_on) draw_step(task, k, i, work, alone);
+  wait_for_team(shape);
+  if (!*work.goes_on) return false;
+  for (int j = 0; rounds(plan) && j < plan.num_inputs; ++j)
+    if (j != plan.z && keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
+  if (rounds(plan)) wait_for_team(shape);
 
   walk_forward(work.saved, plan, slices.layers, slice, true, shape);
   const int last = plan.num_inputs + plan.num_layers - 1;
   const HeadInput head = {mix.head,
                           width_of(plan, last),
-                          D,
+                          mix.D,
                           work.saved.value[last],
                           mix.W_embed,
                           work.u_y,
@@ -115,12 +193,16 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
                           mix.rows};
   const HeadOutput result = {work.p, mix.W_embed ? work.u_hat : work.p, work.d_u_hat, work.error,
                              work.grads.value[last]};
-  const float loss = head_step(head, result, shape);
-  const bool applied = is_finite(loss);
-  out.loss[k * slices.n + i] = loss;
-  out.applied[k * slices.n + i] = applied;
-  if (out.error) __builtin_memcpy(out.error + i * B, work.error, sizeof(float) * B);
+  if (is_first) {
+    const float loss = head_step(head, result, alone);
+    *work.applied = is_finite(loss);
+    out.loss[k * slices.n + i] = loss;
+    out.applied[k * slices.n + i] = is_finite(loss);
+    if (out.error) __builtin_memcpy(out.error + i * B, work.error, sizeof(float) * B);
+  }
+  wait_for_team(shape);
 
+  const bool applied = *work.applied;
   Step step = {};
   if (updates && applied)
     step = make_step(*task.rule, task.rule->lr[k * task.rule->lr_step + i * task.rule->lr_slice],
@@ -132,16 +214,11 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
         plan, slices.layers, slice, i, input_wanted, updates && applied ? &step : nullptr, true};
     walk_backward(job, work.saved, work.grads, shape);
   }
-  write_train_outputs(task, i, work, head, result, shape);
+  wait_for_team(shape);
+  if (!is_first) return true;
+  write_train_outputs(task, i, work, head, result, alone);
   if (!updates) {
-    for (int l = 0; l < plan.num_layers; ++l) {
-      const NopropState& state = slices.layers[l];
-      const int64_t H = plan.layers[l].width;
-      const int r = plan.num_inputs + l;
-      if (!plan.layers[l].norm || !state.batch_mean) continue;
-      __builtin_memcpy(state.batch_mean + i * H, work.saved.batch_mean[r], sizeof(float) * H);
-      __builtin_memcpy(state.batch_var + i * H, work.saved.batch_var[r], sizeof(float) * H);
-    }
+    write_statistics(work.saved, plan, slices.layers, i);
     return true;
   }
   if (applied) {
@@ -154,7 +231,8 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
 
 void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   const NopropPlan& plan = *task.slices->plan;
-  const Panels shape = make_panels(task.B);
+  Panels shape = make_panels(task.B);
+  shape.team = task.team;
   StepBuffers work;
   Pieces pieces = {workspace};
   take_step(work, pieces, plan, task.mix->D, shape);
@@ -163,7 +241,7 @@ void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = out.d_inputs && out.d_inputs[j];
   const bool through_z = out.d_signal || out.d_noise || out.d_W_embed;
   if (through_z && !task.z) input_wanted[plan.z] = true;
-  for (int64_t k = 0; k < task.K; ++k)
+  for (int64_t k = task.k_first; k < task.k_last; ++k)
     if (!train_step(task, k, i, work, input_wanted, shape)) return;
 }
 
@@ -206,9 +284,11 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   Saved saved;
   Pieces pieces = {task.saved ? task.saved : workspace};
   take_saved(saved, pieces, plan, shape);
-  for (int j = 0; j < plan.num_inputs; ++j)
-    load_input(saved.strips[j], saved.value[j], task.inputs[j], 0, i, task.first_row,
-               plan.input_widths[j], task.B, shape);
+  for (int j = 0; j < plan.num_inputs; ++j) {
+    load_input(saved.strips[j], saved.value[j], task.inputs[j], plan, j, 0, i, task.first_row, 0,
+               shape.vectors(), task.B, shape);
+    if (keeps_value(plan, j)) round_operand(saved, plan, j, shape);
+  }
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
   if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);
   const int last = plan.num_inputs + plan.num_layers - 1;

@@ -33,6 +33,8 @@ typedef float Vec __attribute__((vector_size(4 * NOPROP_LANES)));
 typedef float UnalignedVec __attribute__((vector_size(4 * NOPROP_LANES), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(4 * NOPROP_LANES)));
 typedef uint32_t UintVec __attribute__((vector_size(4 * NOPROP_LANES)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * NOPROP_LANES)));
+typedef uint8_t ByteVec __attribute__((vector_size(NOPROP_LANES)));
 typedef uint64_t WideVec __attribute__((vector_size(8 * NOPROP_LANES)));
 
 NOPROP_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
@@ -62,6 +64,20 @@ NOPROP_INLINE void copy_run(float* out, const float* in, int64_t count) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) store(out + i, load(in + i));
   if (i < count) store_partial(out + i, load_partial(in + i, (int)(count - i)), (int)(count - i));
+}
+
+// to bfloat16 and back: to nearest, ties to even; NaN stays NaN
+NOPROP_INLINE Vec round_bfloat16(Vec x) {
+  const UintVec bits = (UintVec)x;
+  const UintVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+  return x == x ? (Vec)rounded : x;
+}
+
+inline void round_run(float* out, const float* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, round_bfloat16(load(in + i)));
+  const int rest = (int)(count - i);
+  if (rest) store_partial(out + i, round_bfloat16(load_partial(in + i, rest)), rest);
 }
 
 // lane numbers 0, 1, 2, ...

@@ -66,7 +66,7 @@ def sizes(model: Model, batch_size: int) -> Json:
     activations = FLOAT * batch_size * widths * workers
     workspace = None
     if model.versions()["backend"] == "cpu":
-        each = native.workspace_bytes(plan, batch_size, model.blocks.D)
+        each = native.workspace_bytes(plan, batch_size, model.blocks.D, model.blocks.precision)
         workspace = max(0, each * workers - activations)
     return {
         "parameters": parameters,

@@ -122,7 +122,7 @@ static Case* make_case(const char* isa, const Shape* shape, const Goal* goal, in
   memcpy(c->layers, shape->layers, sizeof c->layers);
   NopropLayer* last = &c->layers[shape->num_layers - 1];
   last->width = (int32_t)goal->M;
-  c->plan = (NopropPlan){2, kInputWidths, 1, shape->num_layers, c->layers};
+  c->plan = (NopropPlan){2, kInputWidths, 1, shape->num_layers, c->layers, NOPROP_FLOAT32};
   make_states(c, &random);
   for (int s = 0; s < SLICES; ++s) {
     c->seeds[s] = INT64_C(0x123456789abcdef) * (s + 1);

@@ -26,8 +26,12 @@ static const NopropLayer kLayers[LAYERS] = {
     {.num_sources = 1, .sources = kFromF, .width = CLASSES, .relu = 0, .add = -1},
 };
 static const int64_t kIn[LAYERS] = {PIXELS, CLASSES, 2 * HIDDEN, HIDDEN};
-static const NopropPlan kPlan = {
-    .num_inputs = 2, .input_widths = kInputWidths, .z = 1, .num_layers = LAYERS, .layers = kLayers};
+static const NopropPlan kPlan = {.num_inputs = 2,
+                                 .input_widths = kInputWidths,
+                                 .z = 1,
+                                 .num_layers = LAYERS,
+                                 .layers = kLayers,
+                                 .precision = NOPROP_FLOAT32};
 
 typedef struct {
   uint8_t* pixels;  /* (ROWS, PIXELS) */

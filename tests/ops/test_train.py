@@ -5,7 +5,15 @@ from types import ModuleType
 import pytest
 import torch
 
-from calls_for_tests import PLANS, assert_calls_match, clone_call, make_train_call, results
+from calls_for_tests import (
+    PLANS,
+    assert_calls_match,
+    clone_call,
+    make_train_call,
+    one_slice,
+    one_step,
+    results,
+)
 from noprop_kernels import reference_walk
 from noprop_kernels.calls import TrainCall
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
@@ -153,3 +161,36 @@ def test_a_bad_row_that_no_step_reads_does_no_harm(kernels: ModuleType) -> None:
     call.inputs["x"].data[unread] = torch.nan
     kernels.train(call)
     assert call.out.applied.all()
+
+
+def long_visit_call() -> TrainCall:
+    """Rows of 0.9 MB a step in both orders: those of seven steps are not packed at once."""
+    plan = PLANS["mlp"](401, 5, 6)
+    return make_train_call(plan, 3, 3, 130, 7, optimizer=AdamW(), gather=True, seed=3)
+
+
+def test_the_length_of_a_visit_does_not_change_a_bit(kernels: ModuleType) -> None:
+    call = long_visit_call()
+    step_by_step, alone = clone_call(call), clone_call(call)
+    kernels.train(call)
+    for k in range(call.K):
+        kernels.train(one_step(step_by_step, k, slice(None)))
+    for i in range(3):
+        for k in range(call.K):
+            kernels.train(one_slice(alone, i, k))
+    for group in ("params", "m", "v"):
+        for name, value in getattr(call.slices, group).items():
+            assert torch.equal(value, getattr(step_by_step.slices, group)[name]), name
+            assert torch.equal(value, getattr(alone.slices, group)[name]), name
+
+
+def test_a_bad_row_of_a_later_visit_is_found_before_any_write(kernels: ModuleType) -> None:
+    call = long_visit_call()
+    x = call.inputs["x"]
+    x.indices[:] = x.indices.clamp(min=1)
+    x.indices[6, :, 129], x.data[0, 400] = 0, torch.nan
+    before = clone_call(call)
+    with pytest.raises(ValueError, match="x must be finite"):
+        kernels.train(call)
+    for (name, after), (_, old) in zip(results(call), results(before), strict=True):
+        assert torch.equal(after.nan_to_num(7), old.nan_to_num(7)), name

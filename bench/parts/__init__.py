@@ -1,0 +1,1 @@
+"""The parts of a step, each against the torch operations that it replaces."""
