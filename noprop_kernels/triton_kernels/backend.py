@@ -4,7 +4,10 @@ On CPU tensors Triton's interpreter runs the kernels, for the tests.
 """
 
 import dataclasses
-from functools import lru_cache
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +66,20 @@ def rows_tiles(B: int) -> int:
     return cdiv(B, ROWS)
 
 
-@torch.no_grad()
+def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A function of the backend: no autograd, and launches where its tensors are."""
+
+    @wraps(function)
+    def guarded(call: Any) -> None:
+        device = where(call.slices) if hasattr(call, "slices") else call.y.device
+        guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with torch.no_grad(), guard:
+            function(call)
+
+    return guarded
+
+
+@entry
 def add_noise(call: AddNoiseCall) -> None:
     _, n, B = call.y.shape
     mix, drawn = call.mix, call.noise
@@ -84,7 +100,7 @@ def add_noise(call: AddNoiseCall) -> None:
         errors.report(bad.amax())
 
 
-@torch.no_grad()
+@entry
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.logits.shape
@@ -102,7 +118,7 @@ def forward(call: ForwardCall) -> None:
     call.saved = (at, walk.inputs, call.training) if call.save else None
 
 
-@torch.no_grad()
+@entry
 def backward(call: BackwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.d_logits.shape
@@ -133,7 +149,7 @@ def backward(call: BackwardCall) -> None:
         run(walk)
 
 
-@torch.no_grad()
+@entry
 def head(call: HeadCall) -> None:
     mix, y = call.mix, call.y[0].contiguous()
     n, B, M = call.logits.shape
@@ -180,7 +196,7 @@ def launch_u_hat(
     )  # fmt: skip
 
 
-@torch.no_grad()
+@entry
 def update(call: UpdateCall) -> None:
     slices, rule = call.slices, call.rule
     index = index_of(slices)
@@ -287,7 +303,7 @@ def walk_of(call: TrainCall) -> Walk:
     )
 
 
-@torch.no_grad()
+@entry
 def train(call: TrainCall) -> None:
     if call.K == 0:
         return
@@ -297,7 +313,7 @@ def train(call: TrainCall) -> None:
     errors.send(call.slices.updates)
 
 
-@torch.no_grad()
+@entry
 def predict(call: PredictCall) -> None:
     slices, plan = call.slices, call.slices.plan
     R, B = len(call.seeds), call.z.shape[3]
