@@ -25,10 +25,12 @@ def main() -> None:
         )
         for name, value in built.items():
             print(f"  {name}: {value}")
-    print("backends:")
-    for name in (*dispatch.BACKENDS, *dispatch.LATER):
-        reason = dispatch.gap(name, None, torch.device("cpu"), "float32")
-        print(f"  {name}: {reason or 'runs here'}")
+    print(f"Triton: {dispatch.triton_version() or 'not installed'}")
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        print(f"backends on {device}:")
+        for name in (*dispatch.BACKENDS, *dispatch.LATER):
+            reason = dispatch.gap(name, None, torch.device(device), "float32")
+            print(f"  {name}: {reason or 'runs here'}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ class DenoisingBlocks(TrainedBlocks):
             (weights, sources, output gradients) are rounded to; all else is float32. The CPU
             kernels have no tf32.
         backend: a backend to force; None: the best that runs here.
+        blocks_per_launch: slices that a GPU trains at once, whose activations it has in memory;
+            None: all of a call. It changes no bit.
 
     Raises:
         ValueError: an argument does not fit.

@@ -234,6 +234,9 @@ class TrainCall:
     move; `draws` advances either way. With `out.grads` (K = 1) gradients are written and no state
     moves, the counters included.
 
+    `blocks_per_launch` slices, all where None, are worked on at once by a GPU, whose memory for
+    activations it bounds; it changes no bit.
+
     `inputs` has every input of the plan but "z": (K, n, B, F) float32 with the last two dimensions
     contiguous and the first two expanded, or a Gather. `z` is None where the kernel draws it, or
     features of it, (n, B, width) float32 (K = 1). Labels, as `inputs`: (K, n, B) int64 expanded, or
@@ -251,6 +254,7 @@ class TrainCall:
     B: int
     K: int
     out: TrainOut
+    blocks_per_launch: int | None = None
 
 
 @dataclass

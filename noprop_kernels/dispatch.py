@@ -11,20 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from importlib import import_module, metadata
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from . import native, reference_walk
+from . import native
 from .plan import Dense, Plan
 
-ORDER = {"cpu": ("cpu", "reference")}  # by device; other devices have the reference alone
-BACKENDS: dict[str, ModuleType] = {"cpu": native, "reference": reference_walk}
-LATER = ("triton", "cuda")  # names of the design that this version does not have
-KINDS = {"cpu": (Dense,), "reference": (Dense,)}  # of layers that each backend walks
+# by device; other devices have the reference alone
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+BACKENDS = {  # modules by name, each imported when it first runs
+    "cpu": "native",
+    "triton": "triton_kernels.backend",
+    "reference": "reference_walk",
+}
+LATER = ("cuda",)  # names of the design that this version does not have
+KINDS = dict.fromkeys(BACKENDS, (Dense,))  # of layers that each backend walks
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
-PRECISIONS = {"cpu": ("float32", "bfloat16"), "reference": KNOWN_PRECISIONS}
+PRECISIONS = {
+    "cpu": ("float32", "bfloat16"),
+    "triton": KNOWN_PRECISIONS,
+    "reference": KNOWN_PRECISIONS,
+}
+OLDEST_TRITON = (3, 6)
 
 _forced: ContextVar[str | None] = ContextVar("noprop_kernels_backend", default=None)
 
@@ -38,7 +49,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Forces a backend inside the `with`: it runs or raises BackendError.
 
     Args:
-        name: "cpu" or "reference".
+        name: "cpu", "triton" or "reference".
 
     Raises:
         ValueError: no backend has this name.
@@ -81,8 +92,8 @@ def choose(
         reason = gap(name, plan, device, precision)
         if reason is None:
             if name == "reference" and not forced:
-                tell(reasons.get("cpu", f"no kernels for {device.type} in this version"))
-            return BACKENDS[name]
+                tell("; ".join(reasons.values()) or f"no kernels for {device.type}")
+            return load(name)
         reasons[name] = reason
     lines = [f"no backend can run this plan on {device} in {precision}"]
     lines += [f"  {name}: {reason}" for name, reason in reasons.items()]
@@ -90,6 +101,19 @@ def choose(
         lines.append(f"  forced by {by}")
     lines.append("see `python -m noprop_kernels` for what is built")
     raise BackendError("\n".join(lines))
+
+
+@cache
+def load(name: str) -> ModuleType:
+    """A backend's module."""
+    return import_module(f".{BACKENDS[name]}", __package__)
+
+
+def name_of(module: ModuleType) -> str:
+    """The name of a backend that `choose` gave."""
+    return next(
+        name for name, path in BACKENDS.items() if module.__name__ == f"{__package__}.{path}"
+    )
 
 
 def forced_backend(backend: str | None) -> tuple[str | None, str]:
@@ -112,6 +136,8 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
             return reason
         if device.type != "cpu":
             return f"runs on the CPU only, the parameters are on {device}"
+    if name == "triton" and (reason := triton_gap(device)):
+        return reason
     if precision not in PRECISIONS[name]:
         return f"precision must be one of {PRECISIONS[name]}, got {precision!r}"
     for layer in plan.layers.values() if plan else ():
@@ -130,6 +156,37 @@ def native_gap() -> str | None:
             native.set_isa(isa)
         except ValueError as error:
             return str(error)
+    return None
+
+
+@cache
+def triton_version() -> str | None:
+    """The installed Triton's version; nothing of it is imported."""
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def triton_gap(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on `device`, or None."""
+    version = triton_version()
+    if version is None:
+        return "Triton is not installed; the extra noprop-kernels[triton] brings it"
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
+        return f"needs Triton {'.'.join(map(str, OLDEST_TRITON))} or later, found {version}"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type == "cpu":
+        return None if interpreted else "runs on a CPU only where TRITON_INTERPRET=1 is set"
+    if device.type != "cuda":
+        return f"runs on NVIDIA and AMD GPUs, the parameters are on {device}"
+    if interpreted:
+        return "TRITON_INTERPRET=1 is set, which is for tensors on the CPU"
+    if not torch.cuda.is_available():
+        return "no GPU that PyTorch can use"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        found = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        return f"needs a GPU of compute capability 8.0 or later, found {found}"
     return None
 
 

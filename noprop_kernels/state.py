@@ -60,6 +60,7 @@ class StackedModule(nn.Module):
     draws: Tensor
     updates: Tensor
     W_embed: Tensor | None
+    blocks_per_launch: int | None = None
     _numbers: Tensor
     _buffers: dict[str, Any]  # read where nn.Module's search for an attribute would cost
 
@@ -203,7 +204,7 @@ class StackedModule(nn.Module):
         positions = index.tolist()
         if positions == list(range(positions[0], positions[-1] + 1)):
             return slice(positions[0], positions[-1] + 1)
-        return index.to(self.device)
+        return index.to(self.device, non_blocking=True)
 
     def _mix(self, index: Tensor, K: int, B: int, rows: int | None = None) -> Mix:
         key = ("mix", *index.tolist(), K, B, rows)
@@ -263,8 +264,8 @@ class StackedModule(nn.Module):
         decay = torch.as_tensor(self.optimizer.weight_decay, dtype=torch.float64)
         rule = Rule(
             self.optimizer,
-            check_rates(op, lr, K, n).to(device),
-            decay.expand(len(self))[index].to(device),
+            check_rates(op, lr, K, n).to(device, non_blocking=True),
+            decay.expand(len(self))[index].to(device, non_blocking=True),
         )
         if number:
             self._memo.keep(key, (self.optimizer, rule))
@@ -306,6 +307,7 @@ class StackedModule(nn.Module):
             B=B,
             K=K,
             out=out,
+            blocks_per_launch=self.blocks_per_launch,
         )
         self._run("train", call, () if rule is None else [*self._state(slices), slices.draws])
 

@@ -38,8 +38,11 @@ class TrainedBlocks(StackedModule):
         held: Sequence[int] | None = None,
         precision: str = "float32",
         backend: str | None = None,
+        blocks_per_launch: int | None = None,
     ) -> None:
         op = "DenoisingBlocks"
+        if blocks_per_launch is not None:
+            check_positive(op, "blocks_per_launch", blocks_per_launch)
         if not isinstance(plan, Plan):
             raise ValueError(f"{op}: plan must be a Plan, got {type(plan).__name__}")
         if len(plan.inputs) < 2:
@@ -63,6 +66,7 @@ class TrainedBlocks(StackedModule):
         self.register_buffer("t", t)
         self.register_buffer("_block", t - 1, persistent=False)
         self.goal = goal
+        self.blocks_per_launch = blocks_per_launch
         self.held = tuple(sorted(held))
         self.replicas = len(seeds)
         self._initialise(self._block)

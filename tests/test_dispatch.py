@@ -1,5 +1,8 @@
 """Choosing a backend: forced or automatic, and a reason for every gap."""
 
+import re
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -11,15 +14,17 @@ from noprop_kernels import __main__, dispatch, native, reference_walk
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NO_KERNELS = "no module named _C"
+NO_TRITON = "Triton is not installed; the extra noprop-kernels[triton] brings it"
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch):
     """No backend forced from outside, and nothing remembered before or after."""
-    for name in ("NOPROP_BACKEND", "NOPROP_ISA"):
+    for name in ("NOPROP_BACKEND", "NOPROP_ISA", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
     dispatch.native_gap.cache_clear()
     dispatch.tell.cache_clear()
+    monkeypatch.setattr(dispatch, "triton_version", lambda: None)
     yield
     dispatch.native_gap.cache_clear()
     dispatch.tell.cache_clear()
@@ -50,7 +55,7 @@ def test_the_reference_is_chosen_with_one_line_that_says_why(without_kernels, ca
     assert out == "" and err.count("\n") == 1
     assert "reference" in err and NO_KERNELS in err
     assert choose(device=CUDA) is reference_walk
-    assert "no kernels for cuda" in capsys.readouterr().err
+    assert NO_TRITON in capsys.readouterr().err
 
 
 def test_forced_by_a_with_an_argument_or_the_environment(with_kernels, monkeypatch, capsys):
@@ -73,7 +78,7 @@ def test_forced_it_never_falls_back(without_kernels, monkeypatch):
     with nk.use_backend("cpu"), pytest.raises(nk.BackendError, match=r'use_backend\("cpu"\)'):
         choose()
     monkeypatch.setenv("NOPROP_BACKEND", "triton")
-    with pytest.raises(nk.BackendError, match="triton: not part of this version\n.*NOPROP_BACKEND"):
+    with pytest.raises(nk.BackendError, match=f"triton: {re.escape(NO_TRITON)}\n.*NOPROP_BACKEND"):
         choose()
 
 
@@ -103,7 +108,7 @@ def test_a_layer_that_no_backend_walks(with_kernels):
 
     dense = nk.Plan({"z": (2,)}, {"logits": nk.Dense("z", 2)})
     other = nk.Plan({"z": (2,)}, {"logits": Other("z", 2)})
-    for name in dispatch.BACKENDS:
+    for name in ("cpu", "reference"):
         assert dispatch.gap(name, dense, CPU, "float32") is None
         assert dispatch.gap(name, other, CPU, "float32") == "does not walk layers of kind Other"
 
@@ -139,7 +144,7 @@ def test_explain(with_kernels, monkeypatch):
     text = nk.explain(make())
     assert text.splitlines()[0] == "DenoisingBlocks on cpu, float32: cpu"
     assert "  cpu: chosen" in text and "  reference: could run" in text
-    assert "  triton: not part of this version" in text
+    assert f"  triton: {NO_TRITON}" in text
     assert "  cuda: not part of this version" in text
     forced = nk.explain(make(backend="reference"))
     assert 'reference (forced by backend="reference")' in forced and "cpu: could run" in forced
@@ -157,7 +162,7 @@ def test_the_command_prints_every_backend(without_kernels, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"noprop_kernels {nk.__version__}, torch {torch.__version__}, Python 3.")
     assert f"not built: {NO_KERNELS}" in out
-    for line in (f"cpu: {NO_KERNELS}", "reference: runs here", "triton: not part of this version"):
+    for line in (f"cpu: {NO_KERNELS}", "reference: runs here", f"triton: {NO_TRITON}"):
         assert f"  {line}\n" in out
 
 
@@ -167,3 +172,50 @@ def test_the_command_tells_the_build(with_kernels, monkeypatch, capsys):
     __main__.main()
     out = capsys.readouterr().out
     assert "  isas: avx512 (not here), avx2 (runs)\n  compiler: GNU 12\n  threads: 2\n" in out
+
+
+def test_triton_says_what_it_lacks(monkeypatch):
+    def gap(device: torch.device = CPU) -> str | None:
+        return dispatch.gap("triton", PLANS["mlp"], device, "tf32")
+
+    assert gap() == NO_TRITON
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.5.1")
+    assert gap() == "needs Triton 3.6 or later, found 3.5.1"
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.10.0+git1")
+    assert gap() == "runs on a CPU only where TRITON_INTERPRET=1 is set"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gap(CUDA) == "no GPU that PyTorch can use"
+    assert "the parameters are on meta" in gap(torch.device("meta"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert gap(CUDA) == "needs a GPU of compute capability 8.0 or later, found 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert gap(CUDA) is None
+    assert nk.explain(PLANS["mlp"], device=CUDA).startswith("Plan on cuda, float32: triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert gap() is None
+    assert "TRITON_INTERPRET=1 is set" in gap(CUDA)
+
+
+def test_triton_is_not_chosen_on_the_cpu_unless_forced(with_kernels, monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose() is native
+    with pytest.raises(nk.BackendError, match="no backend can run"):
+        monkeypatch.setattr(dispatch, "gap", lambda name, *_: None if name == "triton" else "no")
+        choose()
+
+
+def test_nothing_of_triton_is_imported_until_it_runs():
+    code = """
+import sys, torch
+before = "triton" in sys.modules
+import noprop_kernels as nk
+from noprop_kernels import __main__, dispatch
+blocks = nk.DenoisingBlocks(nk.plans.mlp(3, 2, 2, hidden=4), nk.DT(nk.NoiseSchedule.cosine(2)))
+nk.explain(blocks)
+dispatch.gap("triton", None, torch.device("cpu"), "float32")
+blocks.train_step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+assert before or "triton" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

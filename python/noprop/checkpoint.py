@@ -100,7 +100,7 @@ def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
         BackendError: no backend runs the blocks.
     """
     module = dispatch.choose(blocks.plan, blocks.device, blocks.precision, blocks.backend)
-    backend = next(name for name, value in dispatch.BACKENDS.items() if value is module)
+    backend = dispatch.name_of(module)
     built = native.describe() if backend == "cpu" else {}
     return {
         "noprop": nk.__version__,

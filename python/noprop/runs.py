@@ -222,8 +222,9 @@ class Run:
 
 def pick_device(name: str) -> torch.device:
     """auto: a GPU that this version has kernels for, else the CPU."""
-    if name == "auto" and torch.cuda.is_available() and "cuda" in dispatch.ORDER:
-        return torch.device("cuda")
+    cuda = torch.device("cuda")
+    if name == "auto" and dispatch.gap("triton", None, cuda, "float32") is None:
+        return cuda
     return torch.device("cpu")
 
 

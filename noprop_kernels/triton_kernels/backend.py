@@ -1,0 +1,356 @@
+"""The Triton backend: the seven functions of calls.py, each a walk over a table of stages.
+
+On CPU tensors Triton's interpreter runs the kernels, for the tests.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import lru_cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference_walk
+from ..calls import (
+    AddNoiseCall,
+    BackwardCall,
+    ForwardCall,
+    Gather,
+    HeadCall,
+    PredictCall,
+    Rule,
+    Slices,
+    TrainCall,
+    UpdateCall,
+)
+from . import errors, graph, noise
+from . import head as head_kernels
+from . import update as update_kernels
+from .launch import head_blocks, launch_add_noise, launch_head, noise_blocks, run
+from .shapes import ROWS, cdiv
+from .tables import Ask, backward_table, forward_table, train_table
+from .walk import Device, Walk, allocate, classes, hyper, log_betas, number, rates_of, rule_name
+
+
+@lru_cache(maxsize=8)
+def device_of(device: torch.device) -> Device:
+    if device.type == "cpu":
+        return Device(interpreted=True, pdl=False)
+    hopper = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    return Device(interpreted=False, pdl=hopper)
+
+
+@lru_cache(maxsize=256)
+def placed(index: tuple[int, ...], device: torch.device) -> Tensor:
+    """(n,) int64 on a device; from pinned memory, so that nothing waits."""
+    host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
+
+
+def where(slices: Slices) -> torch.device:
+    return next(iter(slices.params.values())).device
+
+
+def index_of(slices: Slices) -> Tensor:
+    device = where(slices)
+    return slices.index if device.type == "cpu" else placed(tuple(slices.index.tolist()), device)
+
+
+def as_bytes(flags: Tensor | None) -> Tensor | None:
+    return None if flags is None else flags.view(torch.uint8)
+
+
+def rows_tiles(B: int) -> int:
+    return cdiv(B, ROWS)
+
+
+def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A function of the backend: no autograd, and launches where its tensors are."""
+
+    @wraps(function)
+    def guarded(call: Any) -> None:
+        device = where(call.slices) if hasattr(call, "slices") else call.y.device
+        guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with torch.no_grad(), guard:
+            function(call)
+
+    return guarded
+
+
+@entry
+def add_noise(call: AddNoiseCall) -> None:
+    _, n, B = call.y.shape
+    mix, drawn = call.mix, call.noise
+    device = call.y.device
+    M = classes(mix)
+    bad = None
+    if device.type == "cpu":
+        reference_walk.check_range("add_noise", "y", call.y, M)
+    else:
+        errors.raise_found(errors.owner_of(device), "add_noise")
+        bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
+    if n * B == 0:
+        return
+    launch_add_noise(
+        device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, drawn, mix, 0
+    )
+    if bad is not None:
+        errors.report(bad.amax())
+
+
+@entry
+def forward(call: ForwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    n, B, M = call.logits.shape
+    if call.training:
+        reference_walk.check_rows("forward", plan, B)
+    ask = Ask(
+        n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision, training=call.training,
+        statistics="now" if call.training else "", outside=frozenset({plan.output}),
+    )  # fmt: skip
+    table = forward_table(plan, ask, call.save)
+    at = {**allocate(table, call.logits.device), **call.inputs, plan.output: call.logits}
+    walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
+    walk.training, walk.inputs = call.training, dict(call.inputs)
+    run(walk)
+    call.saved = (at, walk.inputs, call.training) if call.save else None
+
+
+@entry
+def backward(call: BackwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    n, B, M = call.d_logits.shape
+    saved, inputs, training = call.saved
+    outside = {f"d:{name}": value for name, value in call.d_inputs.items()}
+    outside |= {f"d:{plan.output}": call.d_logits}
+    outside |= {f"grad:{name}": value for name, value in (call.grads or {}).items()}
+    if call.applied is not None:
+        outside[":applied"] = call.applied.view(torch.uint8)
+    ask = Ask(
+        n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision, training=training,
+        wanted=frozenset(call.d_inputs), update=False, outside=frozenset(outside),
+    )  # fmt: skip
+    # gradients and an update are a walk each, the second without the inputs' gradients
+    asks: list[tuple[Ask, Rule | None]] = []
+    if call.rule is None or call.grads is not None:
+        asks.append((ask, None))
+    if call.rule is not None:
+        wanted = frozenset() if asks else ask.wanted
+        asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
+    for ask, rule in asks:
+        table = backward_table(plan, ask, rule is not None or call.grads is not None)
+        if not table.stages:
+            continue
+        at = {**saved, **allocate(table, call.d_logits.device), **outside}
+        walk = Walk(device_of(call.d_logits.device), table, slices, index_of(slices), B, at)
+        walk.training, walk.rule, walk.inputs = training, rule, inputs
+        run(walk)
+
+
+@entry
+def head(call: HeadCall) -> None:
+    mix, y = call.mix, call.y[0].contiguous()
+    n, B, M = call.logits.shape
+    device = device_of(y.device)
+    if y.device.type == "cpu":
+        reference_walk.check_range("head", "y", y, M)
+    else:
+        errors.raise_found(errors.owner_of(y.device), "head")
+        bad = (y < 0) | (y >= M)
+        errors.report(bad.any())
+        y = torch.where(bad, 0, y)
+    if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
+        raise ValueError("head: eps must be given where flow is not 0, got None")
+    if n * B == 0:
+        return
+    scratch = torch.empty(n, B, 1 + mix.D, device=y.device)
+    error = scratch.view(-1)[: n * B].view(n, B) if call.error is None else call.error
+    d_u_hat = scratch.view(-1)[n * B :].view(n, B, mix.D)
+    grid = (rows_tiles(B), n)
+    outputs = (call.loss, call.error, call.d_logits)
+    if any(value is not None for value in outputs):
+        launch_head(
+            device, grid, error, call.d_logits, d_u_hat, None, call.logits, y, call.eps, mix, 0
+        )
+    if call.loss is not None:
+        applied = torch.empty(n, dtype=torch.uint8, device=y.device)
+        device.launch(
+            update_kernels.loss_kernel, (n,), call.loss, applied, None, None, None, None, error,
+            number(mix.weight), (), None, None, None, float(mix.rows), 0, B, rows_tiles(B), FLAGS=0,
+            RULE="none", **log_betas(None),
+        )  # fmt: skip
+    if call.u_hat is not None:
+        launch_u_hat(device, call.u_hat, call.logits, mix.W_embed, mix.head)
+
+
+def launch_u_hat(
+    device: Device, u_hat: Tensor, logits: Tensor, W_embed: Tensor | None, name: str
+) -> None:
+    n, B, M = logits.shape
+    D = u_hat.shape[-1]
+    device.launch(
+        head_kernels.u_hat_kernel, (rows_tiles(B), n), u_hat, logits, W_embed, B, M=M, D=D,
+        LINEAR=name == "linear", **head_blocks(M, D),
+    )  # fmt: skip
+
+
+@entry
+def update(call: UpdateCall) -> None:
+    slices, rule = call.slices, call.rule
+    index = index_of(slices)
+    n, device = len(index), device_of(where(slices))
+    rates = torch.empty(n, 4, device=where(slices))
+    lr, decay = rates_of(rule)
+    device.launch(
+        update_kernels.rates_kernel, (n,), rates, as_bytes(call.apply), slices.updates, None,
+        lr, decay, index, 0, 0, RULE=rule_name(rule), **log_betas(rule),
+    )  # fmt: skip
+    for name, param in slices.params.items():
+        size = param[0].numel()
+        device.launch(
+            update_kernels.apply_kernel, (cdiv(size, 1024), n),
+            (param, slices.m.get(name), slices.v.get(name), None), call.grads[name], rates,
+            hyper(rule), index, size, RULE=rule_name(rule), BLOCK=1024,
+        )  # fmt: skip
+
+
+def contents_are_checked(device: torch.device) -> bool:
+    """On the CPU the host looks at labels, indices and inputs; on a GPU the kernels do."""
+    return device.type == "cpu"
+
+
+def check_train(call: TrainCall) -> None:
+    if contents_are_checked(where(call.slices)):
+        reference_walk.check_train(call)
+        return
+    if call.B == 0:
+        raise ValueError("train: a batch must have at least 1 row, got 0")
+    reference_walk.check_rows("train", call.slices.plan, call.B)
+    if call.rule is None and call.out.grads is None:
+        raise ValueError("train: a call without grads must have a rule, got None")
+
+
+def ask_of(call: TrainCall, check: bool) -> Ask:
+    """What the table of a training call is for."""
+    plan, out, mix = call.slices.plan, call.out, call.mix
+    drawn, updates = call.z is None, out.grads is None
+    numbers = out.d_signal is not None or out.d_noise is not None
+    wanted = set(out.d_inputs)
+    if drawn and (numbers or out.d_W_embed is not None):
+        wanted.add("z")
+    gathered = tuple(name for name, value in call.inputs.items() if isinstance(value, Gather))
+    replicas = [
+        value.indices.shape[1] for value in call.inputs.values() if isinstance(value, Gather)
+    ]
+    return Ask(
+        n=len(call.slices.index),
+        B=call.B,
+        M=plan.widths[plan.output],
+        D=mix.D,
+        R=max(replicas, default=1),
+        precision=call.slices.precision,
+        gathered=gathered,
+        looked_at=tuple(name for name in call.inputs if name not in gathered) if check else (),
+        drawn=drawn,
+        eps=mix.flow != 0 or numbers,
+        wanted=frozenset(wanted),
+        numbers=drawn and numbers,
+        d_W_embed=out.d_W_embed is not None,
+        embedded=mix.head != "cross_entropy",
+        update=updates,
+        statistics="later" if updates and plan.has_norm() else "",
+        check=check,
+        outside=frozenset(outputs_of(call)),
+    )
+
+
+def outputs_of(call: TrainCall) -> dict[str, Tensor]:
+    """The caller's tensors by the table's names, but for inputs that change from step to step."""
+    out = call.out
+    named = {":error": out.error, ":d_signal": out.d_signal, ":d_noise": out.d_noise}
+    named |= {":d_W_embed": out.d_W_embed, "z": call.z}
+    named |= {f"d:{name}": value for name, value in out.d_inputs.items()}
+    named |= {f"grad:{name}": value for name, value in (out.grads or {}).items()}
+    if out.grads is not None:
+        named |= {f"batch:{name}": value for name, value in (out.stats or {}).items()}
+    named |= {":loss": out.loss, ":applied": out.applied.view(torch.uint8)}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def walk_of(call: TrainCall) -> Walk:
+    """Everything that the steps of a training call need, workspace included."""
+    slices, device = call.slices, where(call.slices)
+    caught = None if contents_are_checked(device) else errors.flags_of(slices.updates)
+    table = train_table(slices.plan, ask_of(call, caught is not None))
+    return Walk(
+        device=device_of(device),
+        table=table,
+        slices=slices,
+        index=index_of(slices),
+        B=call.B,
+        at={**allocate(table, device), **outputs_of(call)},
+        places={
+            name: value.replica for name, value in call.inputs.items() if isinstance(value, Gather)
+        },
+        inputs=call.inputs,
+        noise=call.noise,
+        mix=call.mix,
+        y=call.y,
+        rule=None if call.out.grads is not None else call.rule,
+        errors=caught,
+    )
+
+
+@entry
+def train(call: TrainCall) -> None:
+    if call.K == 0:
+        return
+    errors.raise_found(call.slices.updates, "train")
+    check_train(call)
+    graph.train(call, walk_of)
+    errors.send(call.slices.updates)
+
+
+@entry
+def predict(call: PredictCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    R, B = len(call.seeds), call.z.shape[3]
+    L, S = len(call.a), call.z.shape[1]
+    if B == 0:
+        return
+    chain = slices.index.reshape(R, L)
+    device = device_of(call.z.device)
+    outside = frozenset({plan.output})
+    ask = Ask(
+        n=R, B=B, M=call.logits.shape[-1], D=call.D, precision=slices.precision, training=False,
+        outside=outside,
+    )  # fmt: skip
+    table = forward_table(plan, ask, False)
+    buffers = allocate(table, call.z.device)
+    grid = (rows_tiles(B), R)
+    seeds = call.seeds.to(call.z.device)
+    shape = {"D": call.D, **noise_blocks(call.D)}
+
+    for sample in range(S):
+        z = torch.empty(R, B, call.D, device=call.z.device)
+        device.launch(
+            noise.chain_kernel, grid, z, None, None, None, None, None, seeds, sample, 0, B,
+            call.first_row, **shape,
+        )  # fmt: skip
+        for i in range(L):
+            at = i if len(call.z) == L else 0
+            logits, u_hat = call.logits[at, sample], call.u_hat[at, sample]
+            step = dataclasses.replace(slices, index=chain[:, i].contiguous())
+            walk = Walk(device, table, step, index_of(step), B, {**buffers, **call.inputs})
+            walk.at |= {"z": z, plan.output: logits}
+            walk.training, walk.inputs = False, dict(call.inputs)
+            run(walk)
+            launch_u_hat(device, u_hat, logits, call.W_embed, call.head)
+            device.launch(
+                noise.chain_kernel, grid, call.z[at, sample], z, u_hat, call.a, call.b,
+                call.sqrt_c if call.add_noise else None, seeds, sample, i, B, call.first_row,
+                **shape,
+            )  # fmt: skip
+            z = call.z[at, sample]
