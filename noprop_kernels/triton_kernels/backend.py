@@ -111,7 +111,9 @@ def forward(call: ForwardCall) -> None:
         statistics="now" if call.training else "", outside=frozenset({plan.output}),
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
-    at = {**allocate(table, call.logits.device), **call.inputs, plan.output: call.logits}
+    # a view of the logits, or what is saved would hold the result whose graph holds it
+    logits = call.logits.detach()
+    at = {**allocate(table, call.logits.device), **call.inputs, plan.output: logits}
     walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
     walk.training, walk.inputs = call.training, dict(call.inputs)
     run(walk)

@@ -109,6 +109,9 @@ def train(
     val_fraction: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of training rows held out.")
     ] = 0.0,
+    precision: Annotated[
+        str, typer.Option(help="Of the products' operands: float32 or bfloat16.")
+    ] = "float32",
     threads: Threads = None,
     backend: Backend = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
@@ -131,6 +134,7 @@ def train(
     one_of("--preset", preset, PRESETS)
     one_of("--device", device, ("auto", "cpu"))
     one_of("--lr-schedule", lr_schedule, LR_SCHEDULES)
+    one_of("--precision", precision, ("float32", "bfloat16"))
     if threads is not None:
         torch.set_num_threads(threads)
     settings = Settings(
@@ -147,6 +151,7 @@ def train(
         eta=eta,
         seed=seed,
         val_fraction=val_fraction,
+        precision=precision,
     )
     if resume is not None:
         if out is not None:

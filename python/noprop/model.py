@@ -195,6 +195,7 @@ class Model:
                     "blocks": description.optimizer_to_json(self.blocks.optimizer),
                     "head": description.optimizer_to_json(self.head.optimizer),
                 },
+                "precision": {"blocks": self.blocks.precision, "head": self.head.precision},
                 "classes": self.blocks.M,
                 "embed_dim": self.blocks.D,
             },
@@ -256,6 +257,7 @@ def from_checkpoint(
         plan = description.plan_from_json(field(record, "plan", dict))
         goal = description.goal_from_json(field(record, "goal", dict))
         optimizers = field(record, "optimizers", dict)
+        precision = {"blocks": "float32", "head": "float32"} | record.get("precision", {})
         if field(record, "sampler", dict) != SAMPLER:
             raise InputError(f"a saved model must have the sampler {SAMPLER}")
         if field(record, "order", list) != list(range(1, goal.T + 1)):
@@ -270,6 +272,7 @@ def from_checkpoint(
             embedding=embedding,
             optimizer=description.optimizer_from_json(optimizers.get("blocks")),
             seed=int(tensors["blocks.seeds"][0]),
+            precision=precision["blocks"],
             backend=backend,
         )
         head = nk.OutputHead(
@@ -279,6 +282,7 @@ def from_checkpoint(
             embedding=embedding,
             optimizer=description.optimizer_from_json(optimizers.get("head")),
             seed=int(tensors["head.seeds"][0]),
+            precision=precision["head"],
             backend=backend,
         )
         blocks.load_state_dict(_part(tensors, "blocks."))

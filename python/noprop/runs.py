@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch
 
 from . import checkpoint, metrics
 from .data import Dataset, hold_out
@@ -45,6 +44,7 @@ class Settings:
     eta: float = 0.1
     seed: int = 0
     val_fraction: float = 0.0
+    precision: str = "float32"
 
     @classmethod
     def from_json(cls, record: Json) -> "Settings":
@@ -52,6 +52,7 @@ class Settings:
         Raises:
             InputError: a setting is missing or unknown.
         """
+        record = {"precision": "float32"} | record  # which runs did not record at first
         names = {item.name for item in fields(cls)}
         if record.keys() != names:
             raise InputError(f"the run's settings must be {sorted(names)}, got {sorted(record)}")
@@ -90,6 +91,7 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
     shared = {
         "optimizer": nk.AdamW(lr=settings.lr, weight_decay=settings.weight_decay),
         "seed": settings.seed,
+        "precision": settings.precision,
         "backend": backend,
     }
     blocks = nk.DenoisingBlocks(plan, goal, **shared)
@@ -221,11 +223,8 @@ class Run:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU that this version has kernels for, else the CPU."""
-    cuda = torch.device("cuda")
-    if name == "auto" and dispatch.gap("triton", None, cuda, "float32") is None:
-        return cuda
-    return torch.device("cpu")
+    """auto: the CPU, until the kernels for GPUs have run on one."""
+    return torch.device("cpu" if name == "auto" else name)
 
 
 @contextmanager

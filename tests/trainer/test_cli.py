@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import noprop
 from noprop import checkpoint, cli, metrics, runs
 
 QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--lr-schedule", "constant"]
@@ -69,7 +70,7 @@ SCHEMA = {
     **dict.fromkeys(["parameters", "parameters_per_block", "epochs", "seed", "T", "hidden"], int),
     **dict.fromkeys(["batch_size", "samples", "rows", "train_rows", "threads"], int),
     **dict.fromkeys(["block_updates", "head_updates"], int),
-    **dict.fromkeys(["backend", "run", "data", "variant", "preset"], str),
+    **dict.fromkeys(["backend", "run", "data", "variant", "preset", "precision"], str),
     **dict.fromkeys(["noprop", "torch", "python", "machine"], str),
 }
 
@@ -90,6 +91,20 @@ def test_the_json_line(toy_file, tmp_path):
     speed = 2 * 130 / told["train_seconds"]
     assert told["samples_per_second"] == pytest.approx(speed)
     assert {line["epoch"] for line in metrics.read(Path(told["run"]))} == {1, 2}
+
+
+def test_a_run_keeps_its_precision(toy_file, tmp_path):
+    names = ("float32", "bfloat16")
+    for name in names:
+        options = (*QUICK, "--epochs", 1, "--out", name, "--precision", name, "--json")
+        told = json.loads(call("train", "--data", toy_file, *options).stdout)
+        assert told["precision"] == name
+        model = noprop.load(name)
+        assert (model.blocks.precision, model.head.precision) == (name, name)
+        resumed = call("train", "--resume", name, "--epochs", 1, "--json")
+        assert json.loads(resumed.stdout)["precision"] == name
+    weights = [noprop.load(name).blocks.state_dict()["hx.weight"] for name in names]
+    assert not torch.equal(*weights)
 
 
 def test_dry_run_writes_nothing(toy_file, tmp_path):
@@ -238,7 +253,7 @@ OTHER = [
     (["train", "--data", "none.npz"], "none.npz cannot be read"),
     (["train", "--data", "broken.npz"], "broken.npz cannot be read"),
     (["train", "--data", "mnist", "--data-dir", "data"], "train-images-idx3-ubyte"),
-    (["train", "--backend", "triton"], "triton: not part of this version"),
+    (["train", "--backend", "cuda"], "cuda: not part of this version"),
     (["train", "--resume", "nowhere"], "nowhere/model.json: No such file"),
     (["train", "--resume", "broken"], "broken/model.json is corrupt"),
     (["eval", "nowhere"], "nowhere/model.json: No such file"),
