@@ -1,7 +1,7 @@
 // The chain over a replica's blocks for some rows of the batch: z_t = a u_hat + b z_{t-1} + sqrt(c)
 // eps. A row's result depends on no other row, so that rows can be split over threads and calls at
 // will.
-#include "step.cpp"
+#include "parts.cpp"
 
 namespace noprop {
 namespace {

@@ -1,0 +1,133 @@
+// What a step begins with: rows of the inputs, labels, embeddings, noise and z, in panels and
+// strips.
+#include "noise.cpp"
+#include "saved.h"
+
+namespace noprop {
+namespace {
+
+// where a gathered input's rows of step k, slice i are named; null: it is not gathered
+inline const int64_t* row_indices(const NopropInput& input, int64_t k, int64_t i, int64_t B) {
+  if (!input.indices) return nullptr;
+  const int64_t replica = input.replica ? input.replica[i] : 0;
+  return input.indices + (k * input.replicas + replica) * B;
+}
+
+// `count` features of an input at `at`, as float32, from any of its types; f is the first's number
+NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f, int count) {
+  Vec x;
+  if (input.dtype == NOPROP_FLOAT32) {
+    const float* data = static_cast<const float*>(input.data) + at;
+    x = count == kLanes ? load(data) : load_partial(data, count);
+  } else if (input.dtype == NOPROP_BFLOAT16) {
+    HalfVec half = {};
+    __builtin_memcpy(&half, static_cast<const uint16_t*>(input.data) + at,
+                     sizeof(uint16_t) * count);
+    x = (Vec)(__builtin_convertvector(half, UintVec) << 16);
+  } else {
+    ByteVec byte = {};
+    __builtin_memcpy(&byte, static_cast<const uint8_t*>(input.data) + at, count);
+    x = __builtin_convertvector(byte, Vec);
+  }
+  if (!input.scale) return x;
+  if (count == kLanes) return x * load(input.scale + f) + load(input.shift + f);
+  return x * load_partial(input.scale + f, count) + load_partial(input.shift + f, count);
+}
+
+// rows of vectors g_first .. g_last of an input of step k, slice i to strips and panels, a square
+// at a time; `first` is the batch's row that comes first. False: something is not finite.
+inline bool load_input(float* strips, float* panels, const NopropInput& input,
+                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
+                       int64_t g_first, int64_t g_last, int64_t B, const Panels& shape) {
+  const int64_t width = plan.input_widths[j];
+  const bool rounds_strips = rounds(plan), rounds_panels = rounds_strips && !keeps_value(plan, j);
+  const int64_t* indices = row_indices(input, k, i, B);
+  Vec zero = {};  // a sum of x * 0 stays 0 unless some x is infinite or NaN
+  for (int64_t g = g_first; g < g_last; ++g) {
+    int64_t at[kLanes];
+    const int64_t left = shape.B - g * kLanes, rows = left < kLanes ? left : kLanes;
+    for (int64_t b = 0; b < rows; ++b) {
+      const int64_t row = first + g * kLanes + b;
+      at[b] = indices ? indices[row] * width : k * input.step + i * input.slice + row * width;
+    }
+    for_strips(width, [&](int64_t start, int cols) {
+      float* strip = strips + start * shape.B + g * kLanes * cols * kLanes;
+      for (int column = 0; column < cols; ++column) {
+        const int64_t f = start + column * kLanes;
+        const int count = width - f < kLanes ? (int)(width - f) : kLanes;
+        Vec square[kLanes];
+        for (int64_t b = 0; b < kLanes; ++b) {
+          const Vec x = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
+          const Vec rounded = rounds_strips ? round_bfloat16(x) : x;
+          if (b < rows) store(strip + (b * cols + column) * kLanes, rounded);
+          square[b] = rounds_panels ? rounded : x;
+          zero += x * 0.0f;
+        }
+        transpose(square);
+        for (int c = 0; c < count; ++c) store(panels + shape.at(width, f + c, g), square[c]);
+      }
+    });
+  }
+  return sum_lanes(zero) == 0;
+}
+
+inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,
+                        const Panels& shape) {
+  const int64_t B = shape.B;
+  for (int64_t b = 0; b < shape.padded(); ++b) {
+    if (b >= B) {
+      y[b] = 0;
+    } else if (labels.indices) {
+      const int64_t replica = labels.replica ? labels.replica[i] : 0;
+      y[b] = (int32_t)labels.data[labels.indices[(k * labels.replicas + replica) * B + b]];
+    } else {
+      y[b] = (int32_t)labels.data[k * labels.step + i * labels.slice + b];
+    }
+  }
+}
+
+// u_y = W_embed[y], panels (D, P)
+inline void embed(float* u_y, const int32_t* y, const float* W_embed, int64_t D,
+                  const Panels& shape) {
+  for (int64_t g = 0; g < shape.vectors(); ++g)
+    for (int64_t d = 0; d < D; ++d) {
+      Vec v;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int32_t label = y[g * kLanes + lane];
+        v[lane] = W_embed ? W_embed[label * D + d] : (label == d ? 1.0f : 0.0f);
+      }
+      store(u_y + shape.at(D, d, g), keep_first(v, shape.B - g * kLanes));
+    }
+}
+
+inline NoiseKey noise_key(const NopropNoise& noise, uint64_t seed, uint32_t stream, int64_t k,
+                          int64_t i) {
+  const int64_t draw = noise.draw[k * noise.draw_step + i * noise.draw_slice];
+  const int64_t block = noise.block[k * noise.block_step + i * noise.block_slice];
+  return {seed, ((uint32_t)block & 0xffff) | stream << 16, (uint32_t)draw,
+          (uint32_t)noise.first_row};
+}
+
+// z = signal u_y + noise eps + sigma eps_1, panels (D, P); `second` holds eps_1 where sigma is not
+// 0
+inline void mix_noise(float* z, float* second, const float* u_y, const float* eps,
+                      const NopropNoise& noise, uint64_t seed, const NopropMix& mix, int64_t k,
+                      int64_t i, const Panels& shape) {
+  const int64_t D = mix.D;
+  if (mix.sigma != 0) draw_normal(second, noise_key(noise, seed, 1, k, i), D, shape);
+  const float* signal = mix.signal.data + k * mix.signal.step + i * mix.signal.slice;
+  const float* level = mix.noise.data + k * mix.noise.step + i * mix.noise.slice;
+  for (int64_t g = 0; g < shape.vectors(); ++g) {
+    const Vec signal_g = row_numbers(signal, mix.signal.row, g, shape);
+    const Vec level_g = row_numbers(level, mix.noise.row, g, shape);
+    for (int64_t d = 0; d < D; ++d) {
+      const int64_t at = shape.at(D, d, g);
+      Vec v = signal_g * load(u_y + at) + level_g * load(eps + at);
+      if (mix.sigma != 0) v += load(second + at) * mix.sigma;
+      store(z + at, v);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace noprop

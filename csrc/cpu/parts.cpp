@@ -1,0 +1,173 @@
+// The parts of a step as calls of their own, for autograd and for losses of the caller's: noise,
+// forward, head, backward, update, each for one slice.
+#include "step.cpp"
+
+namespace noprop {
+namespace {
+
+// z and eps alone
+int64_t noise_bytes(int64_t B, int64_t D) {
+  const Panels shape = make_panels(B);
+  Pieces counted = {nullptr};
+  for (int j = 0; j < 4; ++j) counted.take<float>(D * shape.padded());
+  counted.take<int32_t>(shape.padded());
+  return counted.used;
+}
+
+void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
+  const Panels shape = make_panels(task.B);
+  const int64_t D = task.mix->D, size = D * shape.padded();
+  Pieces pieces = {workspace};
+  float *z = pieces.take<float>(size), *second = pieces.take<float>(size);
+  float *u_y = pieces.take<float>(size), *eps = pieces.take<float>(size);
+  int32_t* y = pieces.take<int32_t>(shape.padded());
+  load_labels(y, *task.y, 0, i, shape);
+  embed(u_y, y, task.mix->W_embed, D, shape);
+  const uint64_t seed = task.seeds[i];
+  draw_normal(eps, noise_key(*task.noise, seed, task.noise->stream, 0, i), D, shape);
+  mix_noise(z, second, u_y, eps, *task.noise, seed, *task.mix, 0, i, shape);
+  if (task.z) panels_to_exact_rows(task.z + i * task.B * D, z, D, shape);
+  if (task.eps) panels_to_exact_rows(task.eps + i * task.B * D, eps, D, shape);
+}
+
+int64_t saved_bytes(const NopropPlan* plan, int64_t B) {
+  Saved saved;
+  Pieces counted = {nullptr};
+  take_saved(saved, counted, *plan, make_panels(B));
+  return counted.used;
+}
+
+void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
+  const NopropSlices& slices = *task.slices;
+  const NopropPlan& plan = *slices.plan;
+  const Panels shape = make_panels(task.rows);
+  Saved saved;
+  Pieces pieces = {task.saved ? task.saved : workspace};
+  take_saved(saved, pieces, plan, shape);
+  for (int j = 0; j < plan.num_inputs; ++j) {
+    load_input(saved.strips[j], saved.value[j], task.inputs[j], plan, j, 0, i, task.first_row, 0,
+               shape.vectors(), task.B, shape);
+    if (keeps_value(plan, j)) round_operand(saved, plan, j, shape);
+  }
+  walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
+  if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);
+  const int last = plan.num_inputs + plan.num_layers - 1;
+  const int64_t M = width_of(plan, last);
+  panels_to_exact_rows(task.logits + (i * task.B + task.first_row) * M, saved.value[last], M,
+                       shape);
+}
+
+int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
+  const Panels shape = make_panels(B);
+  Pieces counted = {nullptr};
+  for (int j = 0; j < 3; ++j) counted.take<float>(M * shape.padded());
+  for (int j = 0; j < 4; ++j) counted.take<float>(D * shape.padded());
+  counted.take<float>(shape.padded());
+  counted.take<int32_t>(shape.padded());
+  return counted.used;
+}
+
+void head_slice(const HeadTask& task, int64_t i, char* workspace) {
+  const NopropMix& mix = *task.mix;
+  const Panels shape = make_panels(task.B);
+  const int64_t B = task.B, M = task.M, D = mix.D, size = D * shape.padded();
+  Pieces pieces = {workspace};
+  float* logits = pieces.take<float>(M * shape.padded());
+  float* p = pieces.take<float>(M * shape.padded());
+  float* d_logits = pieces.take<float>(M * shape.padded());
+  float *u_y = pieces.take<float>(size), *eps = pieces.take<float>(size);
+  float *u_hat = pieces.take<float>(size), *d_u_hat = pieces.take<float>(size);
+  float* error = pieces.take<float>(shape.padded());
+  int32_t* y = pieces.take<int32_t>(shape.padded());
+  load_labels(y, *task.y, 0, i, shape);
+  embed(u_y, y, mix.W_embed, D, shape);
+  exact_rows_to_panels(logits, task.logits + i * B * M, M, shape);
+  if (task.eps) exact_rows_to_panels(eps, task.eps + i * B * D, D, shape);
+  const HeadInput in = {mix.head,
+                        M,
+                        D,
+                        logits,
+                        mix.W_embed,
+                        u_y,
+                        eps,
+                        y,
+                        mix.weight.data + i * mix.weight.slice,
+                        mix.weight.row,
+                        mix.flow,
+                        mix.rows};
+  const HeadOutput out = {p, mix.W_embed ? u_hat : p, d_u_hat, error, d_logits};
+  const float loss = head_step(in, out, shape);
+  if (task.loss) task.loss[i] = loss;
+  if (task.error) __builtin_memcpy(task.error + i * B, error, sizeof(float) * B);
+  if (task.d_logits) panels_to_exact_rows(task.d_logits + i * B * M, d_logits, M, shape);
+  if (!task.u_hat) return;
+  if (mix.head == NOPROP_CROSS_ENTROPY)
+    head_estimate(p, out.u_hat, mix.head, logits, mix.W_embed, M, D, shape);
+  panels_to_exact_rows(task.u_hat + i * B * D, out.u_hat, D, shape);
+}
+
+int64_t backward_bytes(const NopropPlan* plan, int64_t B) {
+  Grads grads;
+  Pieces counted = {nullptr};
+  take_grads(grads, counted, *plan, make_panels(B));
+  return counted.used;
+}
+
+void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
+  const NopropSlices& slices = *task.slices;
+  const NopropPlan& plan = *slices.plan;
+  const Panels shape = make_panels(task.B);
+  Saved saved;
+  Pieces pieces = {const_cast<char*>(task.saved)};  // backward reads what lies there
+  take_saved(saved, pieces, plan, shape);
+  Grads grads;
+  Pieces scratch = {workspace};
+  take_grads(grads, scratch, plan, shape);
+  const int last = plan.num_inputs + plan.num_layers - 1;
+  const int64_t M = width_of(plan, last), slice = slices.index[i];
+  const float* d_logits = task.d_logits + i * task.B * M;
+  exact_rows_to_panels(grads.value[last], d_logits, M, shape);
+
+  bool input_wanted[kMaxResults];
+  for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = task.d_inputs[j] != nullptr;
+  bool apply = task.rule->kind != NOPROP_NONE;
+  if (apply) {
+    for (int64_t at = 0; at < task.B * M; ++at) apply = apply && is_finite(d_logits[at]);
+    task.applied[i] = apply;
+  }
+  Step step = {};
+  if (apply)
+    step = make_step(*task.rule, task.rule->lr[i * task.rule->lr_slice],
+                     task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
+  const BackwardPlan job = {plan,         slices.layers,           slice,        i,
+                            input_wanted, apply ? &step : nullptr, task.training};
+  walk_backward(job, saved, grads, shape);
+  for (int j = 0; j < plan.num_inputs; ++j)
+    if (task.d_inputs[j])
+      panels_to_exact_rows(task.d_inputs[j] + i * task.B * plan.input_widths[j], grads.value[j],
+                           plan.input_widths[j], shape);
+  if (apply) slices.updates[slice] += 1;
+}
+
+void update_slice(const NopropSlices& slices, int64_t i, const NopropRule& rule) {
+  const int64_t slice = slices.index[i];
+  const NopropPlan& plan = *slices.plan;
+  const Step step = make_step(rule, rule.lr[i * rule.lr_slice],
+                              rule.weight_decay[i * rule.decay_slice], slices.updates[slice]);
+  const auto update = [&](const NopropParam& param, int64_t size) {
+    update_rows(run_at(param, slice * size), 0, param.grad + i * size, 0, 1, size, step);
+  };
+  for (int l = 0; l < plan.num_layers; ++l) {
+    const int64_t H = plan.layers[l].width;
+    const NopropState& state = slices.layers[l];
+    update(state.weight, H * in_width(plan, plan.layers[l]));
+    update(state.bias, H);
+    if (!plan.layers[l].norm) continue;
+    update(state.norm_weight, H);
+    update(state.norm_bias, H);
+  }
+  slices.updates[slice] += 1;
+}
+
+}  // namespace
+}  // namespace noprop

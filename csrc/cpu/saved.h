@@ -1,0 +1,117 @@
+// Where each result of a plan lies in a workspace, and what of it products read.
+#pragma once
+
+#include "panels.h"
+
+namespace noprop {
+namespace {
+
+// hands out pieces of a workspace; with no base it only counts
+struct Pieces {
+  char* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+// what forward leaves for backward
+struct Saved {
+  float* value[kMaxResults];    // panels of every result
+  float* operand[kMaxResults];  // what products read: the value, or a rounded copy of it
+  float* strips[kMaxResults];   // of inputs
+  float*
+      activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
+  float* x_hat[kMaxResults];   // of layers with norm
+  float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
+  float* rounded;  // rows of a weight, this member's, or null
+};
+
+struct Grads {
+  float* value[kMaxResults];  // panels of every result that needs one
+  bool written[kMaxResults];
+  float* strips;                            // of a layer's sources
+  float* packed;                            // columns of a weight, twice; this member's
+  float *vector, *norm_weight, *norm_bias;  // (widest,)
+};
+
+inline int64_t width_of(const NopropPlan& plan, int32_t result) {
+  return result < plan.num_inputs ? plan.input_widths[result]
+                                  : plan.layers[result - plan.num_inputs].width;
+}
+
+inline int64_t in_width(const NopropPlan& plan, const NopropLayer& layer) {
+  int64_t in = 0;
+  for (int s = 0; s < layer.num_sources; ++s) in += width_of(plan, layer.sources[s]);
+  return in;
+}
+
+inline int64_t widest(const NopropPlan& plan) {
+  int64_t width = 0;
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
+    if (width_of(plan, r) > width) width = width_of(plan, r);
+  return width;
+}
+
+// With bfloat16 operands most results are rounded where they are. These are not: what is added or
+// returned, and z, from which the chain goes on.
+inline bool keeps_value(const NopropPlan& plan, int r) {
+  bool keeps = r == plan.z || r == plan.num_inputs + plan.num_layers - 1;
+  for (int l = 0; l < plan.num_layers; ++l) keeps |= plan.layers[l].add == r;
+  return keeps;
+}
+
+inline bool rounds(const NopropPlan& plan) { return plan.precision == NOPROP_BFLOAT16; }
+
+inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
+    const int64_t width = width_of(plan, r), size = width * shape.padded();
+    saved.value[r] = pieces.take<float>(size);
+    saved.operand[r] =
+        rounds(plan) && keeps_value(plan, r) ? pieces.take<float>(size) : saved.value[r];
+    if (r < plan.num_inputs) {
+      saved.strips[r] = pieces.take<float>(shape.B * round_up(width));
+      continue;
+    }
+    const NopropLayer& layer = plan.layers[r - plan.num_inputs];
+    saved.activated[r] = layer.relu && layer.add >= 0 ? pieces.take<float>(size) : saved.value[r];
+    if (layer.norm) {
+      saved.x_hat[r] = pieces.take<float>(size);
+      saved.batch_mean[r] = pieces.take<float>(width);
+      saved.batch_var[r] = pieces.take<float>(width);
+      saved.rstd[r] = pieces.take<float>(width);
+    }
+  }
+  int64_t in = 0;
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (in_width(plan, plan.layers[l]) > in) in = in_width(plan, plan.layers[l]);
+  const int64_t size = kMostTileRows * in, members = shape.team.size;
+  saved.rounded =
+      rounds(plan) ? pieces.take<float>(size * members) + shape.team.rank * size : nullptr;
+}
+
+inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
+    grads.value[r] = pieces.take<float>(width_of(plan, r) * shape.padded());
+  const int64_t width = widest(plan);
+  int64_t in = 0;
+  for (int l = 0; l < plan.num_layers; ++l) {
+    int64_t padded = 0;
+    for (int s = 0; s < plan.layers[l].num_sources; ++s)
+      padded += round_up(width_of(plan, plan.layers[l].sources[s]));
+    if (padded > in) in = padded;
+  }
+  grads.strips = pieces.take<float>(shape.B * in);
+  const int64_t packed = 2 * width * kStrip;
+  grads.packed = pieces.take<float>(packed * shape.team.size) + shape.team.rank * packed;
+  grads.vector = pieces.take<float>(width);
+  grads.norm_weight = pieces.take<float>(width);
+  grads.norm_bias = pieces.take<float>(width);
+}
+
+}  // namespace
+}  // namespace noprop
