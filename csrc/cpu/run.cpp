@@ -1,7 +1,5 @@
 // The C interface on the CPU: contents are checked, then slices (or rows of a chain) become tasks
 // for the pool.
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -11,6 +9,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/pool.h"
+#include "cpu/visit.h"
 #include "cpu/workspace.h"
 #include "noprop.h"
 
@@ -118,92 +117,6 @@ NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int
   return finite ? kFine : NopropResult{NOPROP_BAD_INPUT, 0, j};
 }
 
-// Slices that read the same rows can share their packed form. It is kept for few steps, so that it
-// is still in a cache when the last slice reads it.
-constexpr int64_t kSharedBytes = int64_t{4} << 20;
-
-bool is_shared(const NopropInput& input, int64_t n) {
-  return n > input.replicas && (input.indices || input.slice == 0);
-}
-
-int64_t weights(const NopropPlan& plan) {
-  int64_t count = 0;
-  for (int32_t l = 0; l < plan.num_layers; ++l) {
-    const NopropLayer& layer = plan.layers[l];
-    for (int32_t s = 0; s < layer.num_sources; ++s) {
-      const int32_t source = layer.sources[s], j = source - plan.num_inputs;
-      count += int64_t{layer.width} * (j < 0 ? plan.input_widths[source] : plan.layers[j].width);
-    }
-  }
-  return count;
-}
-
-int64_t state_bytes(const NopropPlan& plan, const NopropRule& rule) {
-  return 4 * weights(plan) * (rule.kind == NOPROP_NONE ? 1 : rule.kind == NOPROP_SGD ? 2 : 3);
-}
-
-// How many steps a slice runs before the next one, and whether their rows are packed for all slices
-// first. A visit of all K steps loads a slice's state once; one of as many steps as can be packed
-// gathers rows once, and suits a state that is small beside the second-level cache.
-struct Visit {
-  int64_t steps;
-  bool packs;
-};
-
-Visit choose_visit(const NopropPlan& plan, const NopropInput* inputs, const NopropRule& rule,
-                   int64_t n, int64_t B, int64_t K) {
-  int64_t step_bytes = 0;
-  for (int32_t j = 0; j < plan.num_inputs; ++j)
-    if (j != plan.z && is_shared(inputs[j], n))
-      step_bytes += inputs[j].replicas * isa().packed_bytes(plan.input_widths[j], B);
-  if (step_bytes == 0) return {K, false};
-  const int64_t fit = kSharedBytes / step_bytes;
-  if (K <= fit) return {K, true};
-  static const int64_t second_level = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 1 << 20);
-  return fit > 1 && 2 * state_bytes(plan, rule) <= second_level ? Visit{fit, true}
-                                                                : Visit{K, false};
-}
-
-// How many threads share a slice's work: all there are, where they outnumber the slices, as long as
-// each has enough to do between two barriers.
-int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {
-  constexpr int64_t kFlopAMember = 4'000'000, kMost = 64;
-  const int64_t step_flop = 6 * B * weights(plan);
-  return static_cast<int32_t>(std::max<int64_t>(
-      1, std::min({threads / std::max<int64_t>(n, 1), step_flop / kFlopAMember, kMost})));
-}
-
-// packs an input's rows of steps k_first .. k_last for all slices
-NopropResult pack_input(char*& data, const NopropPlan& plan, const NopropInput& input, int32_t j,
-                        int64_t B, int64_t k_first, int64_t k_last, int32_t threads) {
-  static thread_local std::vector<Workspace> kept(kMaxResults);  // by input
-  const int64_t width = plan.input_widths[j], runs = (k_last - k_first) * input.replicas;
-  data = kept[static_cast<size_t>(j)].get(runs * isa().packed_bytes(width, B));
-  if (data == nullptr) return {NOPROP_NO_MEMORY, 0, 0};
-  constexpr int64_t kRows = 64;
-  const int64_t pieces = (B + kRows - 1) / kRows;
-  std::atomic<bool> finite{true};
-  NopropHost quiet = {threads, nullptr, nullptr};
-  Host host(quiet);
-  const bool ran = run_tasks(runs * pieces, threads, 0, host, [&](int64_t task, const Worker&) {
-    const int64_t run = task / pieces, first = task % pieces * kRows;
-    const PackTask job = {data,
-                          &plan,
-                          j,
-                          &input,
-                          width,
-                          B,
-                          run,
-                          k_first + run / input.replicas,
-                          run % input.replicas,
-                          first,
-                          std::min(first + kRows, B)};
-    if (!isa().pack_rows(job)) finite.store(false);
-  });
-  if (!ran) return {NOPROP_NO_MEMORY, 0, 0};
-  return finite ? kFine : NopropResult{NOPROP_BAD_INPUT, 0, j};
-}
-
 }  // namespace
 }  // namespace noprop
 
@@ -218,7 +131,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   const NopropPlan& plan = *slices->plan;
   const int64_t n = slices->n, M = plan.layers[plan.num_layers - 1].width;
   if (const auto bad = check_labels(*y, K, n, B, M); bad.status) return bad;
-  const Visit visit = choose_visit(plan, inputs, *rule, n, B, K);
+  const Visit visit = choose_visit(isa(), plan, inputs, *rule, n, B, K);
   const auto packs = [&](int32_t j) {
     return j != plan.z && visit.packs && is_shared(inputs[j], n);
   };
@@ -258,8 +171,9 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     char* packed[kMaxResults] = {};
     for (int32_t j = 0; j < plan.num_inputs; ++j) {
       if (!packs(j)) continue;
-      const auto bad = pack_input(packed[j], plan, inputs[j], j, B, first, last, caller->threads);
-      if (bad.status) return bad;
+      const auto bad =
+          pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, caller->threads);
+      if (bad) return {bad, 0, j};
     }
     // members of a team are neighbours in the queue, and no more of them than threads
     const auto run = [&](int64_t number, const Worker& worker) {

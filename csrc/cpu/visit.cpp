@@ -1,0 +1,92 @@
+#include "cpu/visit.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cpu/pool.h"
+#include "cpu/workspace.h"
+
+namespace noprop {
+namespace {
+
+// of packed rows: few steps', so that they are still in a cache when the last slice reads them
+constexpr int64_t kSharedBytes = int64_t{4} << 20;
+
+int64_t weights(const NopropPlan& plan) {
+  int64_t count = 0;
+  for (int32_t l = 0; l < plan.num_layers; ++l) {
+    const NopropLayer& layer = plan.layers[l];
+    for (int32_t s = 0; s < layer.num_sources; ++s) {
+      const int32_t source = layer.sources[s], j = source - plan.num_inputs;
+      count += int64_t{layer.width} * (j < 0 ? plan.input_widths[source] : plan.layers[j].width);
+    }
+  }
+  return count;
+}
+
+int64_t state_bytes(const NopropPlan& plan, const NopropRule& rule) {
+  return 4 * weights(plan) * (rule.kind == NOPROP_NONE ? 1 : rule.kind == NOPROP_SGD ? 2 : 3);
+}
+
+}  // namespace
+
+bool is_shared(const NopropInput& input, int64_t n) {
+  return n > input.replicas && (input.indices || input.slice == 0);
+}
+
+Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
+                   const NopropRule& rule, int64_t n, int64_t B, int64_t K) {
+  int64_t step_bytes = 0;
+  for (int32_t j = 0; j < plan.num_inputs; ++j)
+    if (j != plan.z && is_shared(inputs[j], n))
+      step_bytes += inputs[j].replicas * isa.packed_bytes(plan.input_widths[j], B);
+  if (step_bytes == 0) return {K, false};
+  const int64_t fit = kSharedBytes / step_bytes;
+  if (K <= fit) return {K, true};
+  static const int64_t second_level = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 1 << 20);
+  return fit > 1 && 2 * state_bytes(plan, rule) <= second_level ? Visit{fit, true}
+                                                                : Visit{K, false};
+}
+
+int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {
+  constexpr int64_t kFlopAMember = 4'000'000, kMost = 64;
+  const int64_t step_flop = 6 * B * weights(plan);
+  return static_cast<int32_t>(std::max<int64_t>(
+      1, std::min({threads / std::max<int64_t>(n, 1), step_flop / kFlopAMember, kMost})));
+}
+
+NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
+                        const NopropInput& input, int32_t j, int64_t B, int64_t k_first,
+                        int64_t k_last, int32_t threads) {
+  static thread_local std::vector<Workspace> kept(kMaxResults);  // by input
+  const int64_t width = plan.input_widths[j], runs = (k_last - k_first) * input.replicas;
+  data = kept[static_cast<size_t>(j)].get(runs * isa.packed_bytes(width, B));
+  if (data == nullptr) return NOPROP_NO_MEMORY;
+  constexpr int64_t kRows = 64;
+  const int64_t pieces = (B + kRows - 1) / kRows;
+  std::atomic<bool> finite{true};
+  NopropHost quiet = {threads, nullptr, nullptr};
+  Host host(quiet);
+  const bool ran = run_tasks(runs * pieces, threads, 0, host, [&](int64_t task, const Worker&) {
+    const int64_t run = task / pieces, first = task % pieces * kRows;
+    const PackTask job = {data,
+                          &plan,
+                          j,
+                          &input,
+                          width,
+                          B,
+                          run,
+                          k_first + run / input.replicas,
+                          run % input.replicas,
+                          first,
+                          std::min(first + kRows, B)};
+    if (!isa.pack_rows(job)) finite.store(false);
+  });
+  if (!ran) return NOPROP_NO_MEMORY;
+  return finite ? NOPROP_OK : NOPROP_BAD_INPUT;
+}
+
+}  // namespace noprop

@@ -1,0 +1,35 @@
+// How a training call is divided: the length of a visit, what is packed for all slices, and how
+// many threads share a slice.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+
+namespace noprop {
+
+// How many steps a slice runs before the next one, and whether their rows are packed for all slices
+// first. A visit of all K steps loads a slice's state once; one of as many steps as can be packed
+// gathers rows once, and suits a state that is small beside the second-level cache.
+struct Visit {
+  int64_t steps;
+  bool packs;
+};
+
+Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
+                   const NopropRule& rule, int64_t n, int64_t B, int64_t K);
+
+// whether slices read the same rows of an input, and so can share their packed form
+bool is_shared(const NopropInput& input, int64_t n);
+
+// Packs input j's rows of steps k_first .. k_last for all slices into memory that this thread
+// keeps. NOPROP_BAD_INPUT: something is not finite.
+NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
+                        const NopropInput& input, int32_t j, int64_t B, int64_t k_first,
+                        int64_t k_last, int32_t threads);
+
+// How many threads share a slice's work: all there are, where they outnumber the slices, as long as
+// each has enough to do between two barriers.
+int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads);
+
+}  // namespace noprop
