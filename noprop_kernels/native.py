@@ -4,18 +4,14 @@ The one file that reads an address. Every tensor was checked before its call was
 it until the extension returns.
 """
 
-import contextlib
-import ctypes
 import functools
-import os
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import openmp
 from .calls import (
     AddNoiseCall,
     BackwardCall,
@@ -45,8 +41,6 @@ _HEADS = {"softmax": 0, "linear": 1, "cross_entropy": 2}
 _PRECISIONS = {"float32": 0, "bfloat16": 1}
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 _NO_UPDATE = (0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0)
-_OMP_PAUSE_SOFT = 1  # of omp_pause_resource_t
-_PARENT = os.getpid()
 _STOPPED, _NO_MEMORY, _BAD_LABEL, _BAD_INDEX, _BAD_INPUT = 1, 2, 3, 4, 5
 
 
@@ -84,39 +78,11 @@ def threads() -> int:
     return min(_processors(int(time.monotonic())), torch.get_num_threads())
 
 
-@functools.cache
-def _openmp_pause() -> Callable[[int], int] | None:
-    """omp_pause_resource_all of the OpenMP runtime that PyTorch loaded, or None.
-
-    Not in a forked child, where the runtime would wait for threads that only its parent has.
-    """
-    if os.getpid() != _PARENT:
-        return None
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:
-        return None
-    libraries = {line.split()[-1] for line in maps.splitlines() if "omp" in line}
-    for path in sorted(libraries):
-        if Path(path).name.startswith(("libgomp", "libomp")):
-            with contextlib.suppress(OSError, AttributeError):
-                return ctypes.CDLL(path).omp_pause_resource_all
-    return None
-
-
-os.register_at_fork(after_in_child=_openmp_pause.cache_clear)
-
-
 def _call_threads() -> int:
-    """Threads for a call that may use several.
-
-    After a parallel operation of PyTorch's its OpenMP threads spin for a millisecond or more on the
-    processors that our threads need. They are let go here, and made anew by the next such
-    operation, in some tens of microseconds.
-    """
+    """Threads for a call; where it may use several, PyTorch's make room."""
     count = threads()
-    if count > 1 and (pause := _openmp_pause()) is not None:
-        pause(_OMP_PAUSE_SOFT)
+    if count > 1:
+        openmp.let_go()
     return count
 
 
