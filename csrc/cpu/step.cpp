@@ -117,7 +117,10 @@ inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& 
   else
     mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, seed, mix, k, i, shape);
   round_operand(work.saved, plan, plan.z, shape);
-  panels_to_strips(work.saved.strips[plan.z], work.saved.operand[plan.z], z_width, shape);
+  with_pairs(plan, [&](auto pairs) {
+    panels_to_strips<pairs.value>(work.saved.strips[plan.z],
+                                  pairs.value ? z : work.saved.operand[plan.z], z_width, shape);
+  });
 }
 
 // this member's part of the inputs' rows
