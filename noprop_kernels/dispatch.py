@@ -19,6 +19,7 @@ import torch
 
 from . import native
 from .plan import Dense, Plan
+from .triton_kernels import errors
 
 # by device; on others nothing runs but the reference, where it is forced
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
@@ -217,6 +218,27 @@ def triton_gap(device: torch.device) -> str | None:
         found = "{}.{}".format(*torch.cuda.get_device_capability(device))
         return f"needs a GPU of compute capability 8.0 or later, found {found}"
     return None
+
+
+def check_device(device: str | torch.device | None = None) -> None:
+    """Waits for a GPU and raises what its kernels met in calls so far, of objects and functions.
+
+    A kernel flags a label or an index out of range, or an input that is not finite. Unasked,
+    the error comes with a later call of the same object, or for nk.functional with a later call of
+    it on the same device. On the CPU contents are checked before a call: there is nothing to find.
+
+    Args:
+        device: None: every GPU that calls were made on.
+
+    Raises:
+        ValueError: an earlier call's contents did not fit; the text has the op and what it met.
+    """
+    if device is not None:
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+    for known in errors.devices() if device is None else (device,):
+        errors.check(known)
 
 
 @cache

@@ -25,6 +25,7 @@ from .noise import initial_parameters
 from .optimizers import Optimizer
 from .plan import Plan
 from .tree import all_names, find, place
+from .triton_kernels import errors
 
 FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
 
@@ -144,6 +145,21 @@ class StackedModule(nn.Module):
     def advance(self) -> None:
         """Moves every slice's `draws` by one, so that the next `loss` draws new noise."""
         self.draws += 1
+
+    def check(self) -> None:
+        """Waits for the GPU and raises what it flagged in this object's calls so far.
+
+        A GPU looks at contents where a call may not wait: labels and indices out of range, inputs
+        that are not finite. A training step that meets one is skipped, and the error comes with a
+        later call, or here. On the CPU contents are checked before anything is written, and this
+        does nothing.
+
+        Raises:
+            ValueError: contents of an earlier call did not fit; the text has the op and what it
+                met. It is raised once.
+            RuntimeError: a CUDA graph is being captured.
+        """
+        errors.check(self.device, self.updates)
 
     # every call of a backend
 

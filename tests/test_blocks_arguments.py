@@ -154,6 +154,31 @@ def test_forward_loss_and_noise():
     assert blocks.add_noise(Y[:0]).shape == (T, 0, D)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_inputs_that_are_not_finite(backend, value):
+    """On the CPU they are found at once, wherever a call takes x, and `check` finds nothing."""
+    x = X.clone()
+    x[-1, -1] = value
+    blocks, z = make(), torch.zeros(B, D)
+    before = snapshot(blocks)
+    own = X.expand(T, B, F).clone()
+    own[1, 0, 0] = value
+    for op, call in [
+        ("predict", lambda: blocks.predict(x)),
+        ("forward", lambda: blocks(x, z)),
+        ("forward", lambda: blocks(own, z)),
+        ("forward", lambda: blocks.loss(x, Y)),
+        ("train", lambda: blocks.gradients(x, Y)),
+    ]:
+        with pytest.raises(ValueError, match=f"{op}: x must be finite, got NaN or infinity"):
+            call()
+    assert_same(snapshot(blocks), before)
+    blocks.check()
+    nk.check_device()
+    nk.check_device("cpu")
+    assert blocks(X, torch.full((B, D), value)).shape == (T, B, M)  # z is a result of the caller's
+
+
 @pytest.mark.parametrize("call", ["train_step", "train_steps", "update", "backward_update"])
 def test_a_plain_module_does_not_update(call):
     blocks = make(optimizer=None)

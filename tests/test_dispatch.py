@@ -200,9 +200,7 @@ def test_the_command_prints_every_backend(without_kernels, without_gpus, monkeyp
 def test_the_command_names_each_gpu(with_kernels, with_gpus, monkeypatch, capsys):
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
     by_index = {0: (9, 0), 1: (7, 5)}
-    monkeypatch.setattr(
-        torch.cuda, "get_device_capability", lambda device: by_index[device.index]
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: by_index[device.index])
     __main__.main()
     on = parts(capsys.readouterr().out)
     names = [

@@ -25,13 +25,25 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
+from ..check import check_finite
 from . import errors, graph, noise
 from . import head as head_kernels
 from . import update as update_kernels
 from .launch import head_blocks, launch_add_noise, launch_head, noise_blocks, run
 from .shapes import ROWS, cdiv
 from .tables import Ask, backward_table, forward_table, train_table
-from .walk import Device, Walk, allocate, classes, hyper, log_betas, number, rates_of, rule_name
+from .walk import (
+    Device,
+    Walk,
+    allocate,
+    classes,
+    hyper,
+    log_betas,
+    number,
+    rates_of,
+    rule_name,
+    stored,
+)
 
 
 @lru_cache(maxsize=8)
@@ -85,11 +97,11 @@ def add_noise(call: AddNoiseCall) -> None:
     mix, drawn = call.mix, call.noise
     device = call.y.device
     M = classes(mix)
-    bad = None
-    if device.type == "cpu":
+    bad, owner = None, owner_of(call.owner, device)
+    if contents_are_checked(device):
         reference_walk.check_range("add_noise", "y", call.y, M)
     else:
-        errors.raise_found(errors.owner_of(device), "add_noise")
+        errors.raise_found(owner)
         bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
     if n * B == 0:
         return
@@ -97,13 +109,15 @@ def add_noise(call: AddNoiseCall) -> None:
         device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, drawn, mix, 0
     )
     if bad is not None:
-        errors.report(bad.amax())
+        errors.report(owner, "add_noise", bad.amax())
 
 
 @entry
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.logits.shape
+    if call.check:
+        look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
     if call.training:
         reference_walk.check_rows("forward", plan, B)
     ask = Ask(
@@ -156,12 +170,13 @@ def head(call: HeadCall) -> None:
     mix, y = call.mix, call.y[0].contiguous()
     n, B, M = call.logits.shape
     device = device_of(y.device)
-    if y.device.type == "cpu":
+    if contents_are_checked(y.device):
         reference_walk.check_range("head", "y", y, M)
     else:
-        errors.raise_found(errors.owner_of(y.device), "head")
+        owner = owner_of(call.owner, y.device)
+        errors.raise_found(owner)
         bad = (y < 0) | (y >= M)
-        errors.report(bad.any())
+        errors.report(owner, "loss", bad.any())
         y = torch.where(bad, 0, y)
     if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
         raise ValueError("head: eps must be given where flow is not 0, got None")
@@ -221,6 +236,29 @@ def update(call: UpdateCall) -> None:
 def contents_are_checked(device: torch.device) -> bool:
     """On the CPU the host looks at labels, indices and inputs; on a GPU the kernels do."""
     return device.type == "cpu"
+
+
+def owner_of(owner: Tensor | None, device: torch.device) -> Tensor:
+    """Whose errors a call's are: an object's, or the device's."""
+    return errors.owner_of(device) if owner is None else owner
+
+
+def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
+    """Inputs must be finite: looked at here, or by a kernel that flags what the next call tells."""
+    device = owner.device
+    if contents_are_checked(device):
+        check_finite(op, inputs)
+        return
+    errors.raise_found(owner)
+    flags, bit = errors.flags_of(owner), errors.INPUTS << errors.shift_of(op)
+    for name, value in inputs.items():
+        x = stored(value)
+        if name != "z" and x.numel():
+            device_of(device).launch(
+                noise.look_kernel, (cdiv(x.numel(), 4096),), flags, x.contiguous(), x.numel(),
+                BIT=bit, BLOCK=4096,
+            )  # fmt: skip
+    errors.send(owner)
 
 
 def check_train(call: TrainCall) -> None:
@@ -309,7 +347,7 @@ def walk_of(call: TrainCall) -> Walk:
 def train(call: TrainCall) -> None:
     if call.K == 0:
         return
-    errors.raise_found(call.slices.updates, "train")
+    errors.raise_found(call.slices.updates)
     check_train(call)
     graph.train(call, walk_of)
     errors.send(call.slices.updates)
@@ -322,6 +360,7 @@ def predict(call: PredictCall) -> None:
     L, S = len(call.a), call.z.shape[1]
     if B == 0:
         return
+    look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
     chain = slices.index.reshape(R, L)
     device = device_of(call.z.device)
     outside = frozenset({plan.output})
