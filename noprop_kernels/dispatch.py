@@ -6,7 +6,6 @@ variables.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ import torch
 
 from . import native
 from .plan import Dense, Plan
+from .telling import tell
 from .triton_kernels import errors
 
 # by device; on others nothing runs but the reference, where it is forced
@@ -93,7 +93,7 @@ def choose(
         reason = gap(name, plan, device, precision)
         if reason is None:
             if name == "reference" and not forced:
-                tell("; ".join(reasons.values()))
+                tell(f"the reference backend runs, slowly: {'; '.join(reasons.values())}")
             return load(name)
         reasons[name] = reason
     lines = [f"no backend can run this plan on {device} in {precision}"]
@@ -239,12 +239,6 @@ def check_device(device: str | torch.device | None = None) -> None:
             device = torch.device("cuda", torch.cuda.current_device())
     for known in errors.devices() if device is None else (device,):
         errors.check(known)
-
-
-@cache
-def tell(reason: str) -> None:
-    """Prints once per reason that the slow backend was chosen."""
-    print(f"noprop_kernels: the reference backend runs, slowly: {reason}", file=sys.stderr)
 
 
 def explain(what: Any, *, device: str | torch.device = "cpu", precision: str = "float32") -> str:

@@ -204,7 +204,7 @@ class StackedModule(nn.Module):
         with torch.no_grad():
             try:
                 getattr(backend, name)(call)
-            except ValueError:  # raised before anything is written
+            except (ValueError, MemoryError):  # raised before anything is written
                 written = ()
                 raise
             finally:

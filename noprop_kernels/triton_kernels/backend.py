@@ -34,6 +34,7 @@ from .shapes import ROWS, cdiv
 from .tables import Ask, backward_table, forward_table, train_table
 from .walk import (
     Device,
+    Room,
     Walk,
     allocate,
     classes,
@@ -79,16 +80,34 @@ def rows_tiles(B: int) -> int:
 
 
 def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A function of the backend: no autograd, and launches where its tensors are."""
+    """A function of the backend: no autograd, and launches where its tensors are.
+
+    What it needs beside its arguments it allocates before a launch that writes state.
+    """
 
     @wraps(function)
     def guarded(call: Any) -> None:
         device = where(call.slices) if hasattr(call, "slices") else call.y.device
         guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with torch.no_grad(), guard:
-            function(call)
+            try:
+                function(call)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(no_memory(function.__name__, call, device, error)) from error
 
     return guarded
+
+
+def no_memory(op: str, call: Any, device: torch.device, error: BaseException) -> str:
+    instead = "fewer rows at a time need less"
+    if isinstance(call, TrainCall):
+        n = len(call.slices.index)
+        at_once = n if call.blocks_per_launch is None else min(n, call.blocks_per_launch)
+        instead = "a smaller batch needs less"
+        if at_once > 1:
+            instead += f", and so does blocks_per_launch below {at_once}, with the same result"
+    told = ". ".join(str(error).split(". ")[:2])
+    return f"{op}: no memory on {device}, nothing was changed; {instead} ({told})"
 
 
 @entry
@@ -319,7 +338,7 @@ def outputs_of(call: TrainCall) -> dict[str, Tensor]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def walk_of(call: TrainCall) -> Walk:
+def walk_of(call: TrainCall, room: Room) -> Walk:
     """Everything that the steps of a training call need, workspace included."""
     slices, device = call.slices, where(call.slices)
     caught = None if contents_are_checked(device) else errors.flags_of(slices.updates)
@@ -330,7 +349,7 @@ def walk_of(call: TrainCall) -> Walk:
         slices=slices,
         index=index_of(slices),
         B=call.B,
-        at={**allocate(table, device), **outputs_of(call)},
+        at={**allocate(table, device, room), **outputs_of(call)},
         places={
             name: value.replica for name, value in call.inputs.items() if isinstance(value, Gather)
         },
