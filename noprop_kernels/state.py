@@ -81,7 +81,8 @@ class StackedModule(nn.Module):
         super().__init__()
         op, N = type(self).__name__, len(seeds)
         if embedding is not None:
-            check_tensor(op, "embedding", embedding, shape=(M, None))
+            # an object is made on the CPU and moved as a whole
+            check_tensor(op, "embedding", embedding, shape=(M, None), device=seeds.device)
             embedding = embedding.detach().clone(memory_format=torch.contiguous_format)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise ValueError(
@@ -387,17 +388,19 @@ class StackedModule(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(  # type: ignore[override]
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict, *args: Any
     ) -> None:
         op = f"{type(self).__name__}.load_state_dict"
+        # assigned, they would leave the object on two devices
+        device = self.device if local_metadata.get("assign_to_params_buffers") else None
         for name, own in self.state_dict().items():
             given = state_dict.get(prefix + name)
             if given is None:
                 continue  # torch tells, unless strict is false
-            check_tensor(op, name, given, shape=own.shape, dtype=(own.dtype,))
+            check_tensor(op, name, given, shape=own.shape, dtype=(own.dtype,), device=device)
             if name in ("seeds", "t") and not torch.equal(own, given.to(own.device)):
                 raise ValueError(
                     f"{op}: {name} must be {own.tolist()}, got {given.tolist()}; make the object "
                     "with those of the state_dict"
                 )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
