@@ -19,6 +19,11 @@ Json = dict[str, Any]
 FLOAT = 4  # bytes
 
 
+def say(console: Console, line: str) -> None:
+    """A line that stays one where no terminal breaks it."""
+    console.print(line, highlight=False, soft_wrap=True)
+
+
 def show_result(console: Console, result: Json) -> None:
     """Accuracy after each block, of each block alone, and the head's, as a table."""
     table = Table(
