@@ -155,6 +155,23 @@ def test_a_run_of_another_device_goes_on(toy_file):
     assert json.loads(told.stdout)["device"] == "cpu"
 
 
+def test_a_run_goes_where_it_is_asked_to(toy_file, tmp_path, monkeypatch):
+    """Nothing runs on "meta", which is told before anything is written."""
+    call("train", "--data", toy_file, *QUICK, "--out", "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    meta = devices.Device(torch.device("meta"), "asked for")
+    monkeypatch.setattr(cli, "pick_device", lambda *_: meta)
+    for command in (
+        ("train", "--data", toy_file, *QUICK, "--out", "other"),
+        ("train", "--resume", "run"),
+        ("eval", "run"),
+    ):
+        text = call(*command, code=1).stderr
+        assert "noprop: error: no backend can run this plan on meta" in text
+    assert not (tmp_path / "other").exists()
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
 # memory
 
 
