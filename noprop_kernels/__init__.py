@@ -2,7 +2,7 @@
 
 from . import functional, native, plans
 from .blocks import DenoisingBlocks
-from .dispatch import BackendError, explain, use_backend
+from .dispatch import BackendError, check_device, explain, use_backend
 from .goal import DT
 from .head import OutputHead
 from .linear import Linear
@@ -39,6 +39,7 @@ __all__ = [
     "Prediction",
     "Step",
     "Update",
+    "check_device",
     "explain",
     "functional",
     "plans",

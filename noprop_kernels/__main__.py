@@ -1,6 +1,7 @@
 """`python -m noprop_kernels`: versions, what is built, and which backend runs here."""
 
 import platform
+from collections.abc import Iterator
 
 import torch
 
@@ -26,11 +27,23 @@ def main() -> None:
         for name, value in built.items():
             print(f"  {name}: {value}")
     print(f"Triton: {dispatch.triton_version() or 'not installed'}")
-    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-        print(f"backends on {device}:")
+    for device, what in devices():
+        print(f"backends on {device}{what}:")
         for name in (*dispatch.BACKENDS, *dispatch.LATER):
-            reason = dispatch.gap(name, None, torch.device(device), "float32")
+            reason = dispatch.gap(name, None, device, "float32")
             print(f"  {name}: {reason or 'runs here'}")
+
+
+def devices() -> Iterator[tuple[torch.device, str]]:
+    """The CPU and each GPU, with what it is; where there is none, "cuda" for the reasons."""
+    yield torch.device("cpu"), ""
+    if not torch.cuda.is_available():
+        yield torch.device("cuda"), ""
+        return
+    for i in range(torch.cuda.device_count()):
+        device = torch.device("cuda", i)
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        yield device, f" ({torch.cuda.get_device_name(device)}, compute capability {capability})"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class Forward(torch.autograd.Function):
             logits=logits,
             training=stack.training,
             save=save,
+            check=True,
+            owner=stack.updates,
         )
         stack._run("forward", call, [*call.slices.stats.values()] if stack.training else ())
         if save:
@@ -129,6 +131,7 @@ class Loss(torch.autograd.Function):
             loss=loss,
             error=None,
             d_logits=d_logits,
+            owner=stack.updates,
         )
         stack._run("head", call)
         ctx.save_for_backward(d_logits)

@@ -150,7 +150,8 @@ def gather_inputs(
         data = {name: value.flatten(0, 1) for name, value in data.items()}
         labels = labels.flatten()
     K, per_replica, B = indices.shape
-    replica = (replica if per_replica > 1 else torch.zeros_like(replica)).to(device)
+    replica = replica if per_replica > 1 else torch.zeros_like(replica)
+    replica = replica.to(device, non_blocking=True)
     return (
         {
             name: Gather(value.contiguous(), indices, replica, *affine[name])
@@ -183,7 +184,8 @@ def scale_and_shift(
     if not bool((std > 0).all()):
         raise ValueError(f"{op}: normalize must have a std above 0, got {std.min().item()}")
     scale, shift = 1 / (unit * std), -mean / std
-    return scale.float().to(data.device), shift.float().to(data.device)
+    scale, shift = (value.float().to(data.device, non_blocking=True) for value in (scale, shift))
+    return scale, shift
 
 
 def per_feature(op: str, value: float | Sequence[float] | Tensor, F: int) -> Tensor:

@@ -100,6 +100,7 @@ def run_forward(
         logits=params[0].new_empty(n, B, _plans[plan].widths[_plans[plan].output]),
         training=training,
         save=save,
+        check=not save,  # the forward of a backward has been checked
     )
     with torch.no_grad():
         chosen.forward(call)

@@ -67,7 +67,8 @@ class DenoisingBlocks(TrainedBlocks):
         if B:
             noise = self._noise_at(index, self._noise_block(index, 1), first_row=first_row)
             labels = y.contiguous().expand(1, n, B)
-            self._run("add_noise", AddNoiseCall(noise, self._mix(index, 1, B), labels, z, None))
+            mix = self._mix(index, 1, B)
+            self._run("add_noise", AddNoiseCall(noise, mix, labels, z, None, self.updates))
         return z
 
     def forward(self, x: Inputs, z: Tensor, *, blocks: Blocks = None) -> Tensor:
@@ -245,6 +246,7 @@ class DenoisingBlocks(TrainedBlocks):
             results = block_ops.predict(self, index, *arguments)
         else:
             call = block_ops.predict_call(self._slices(index), *arguments)
+            call.owner = self.updates
             if B:
                 self._run("predict", call)
             results = (call.logits, call.u_hat, call.z)

@@ -115,7 +115,9 @@ class Gather:
 class AddNoiseCall:
     """z = signal * u_y + noise * eps + sigma * eps_1.
 
-    Outputs (K = 1): z (n, B, D) and eps (n, B, D) float32; either may be None.
+    Outputs (K = 1): z (n, B, D) and eps (n, B, D) float32; either may be None. Labels out of range
+    are an error before any write on the CPU, and on a GPU one of `owner`'s (an object's `updates`;
+    None: the device's), told later.
     """
 
     noise: Noise
@@ -123,6 +125,7 @@ class AddNoiseCall:
     y: Tensor  # (K, n, B) int64, expanded
     z: Tensor | None
     eps: Tensor | None
+    owner: Tensor | None = None
 
 
 @dataclass
@@ -131,7 +134,8 @@ class ForwardCall:
 
     `training` takes batch statistics, and moves the running ones at once. With `save`, `saved` is
     set to whatever the backend needs for `backward`; it stays valid for any number of backward
-    calls.
+    calls. With `check` inputs but "z" must be finite, else they may be anything; `owner` as in
+    AddNoiseCall.
     """
 
     slices: Slices
@@ -140,13 +144,16 @@ class ForwardCall:
     training: bool
     save: bool
     saved: Any = None
+    check: bool = False
+    owner: Tensor | None = None
 
 
 @dataclass
 class HeadCall:
     """Loss of logits and its gradient: loss (n,), error (n, B), d_logits (n, B, M), for K = 1.
 
-    `eps` (n, B, D) is needed where flow is not 0. Each output may be None.
+    `eps` (n, B, D) is needed where flow is not 0. Each output may be None. `owner` as in
+    AddNoiseCall.
     """
 
     mix: Mix
@@ -157,6 +164,7 @@ class HeadCall:
     error: Tensor | None
     d_logits: Tensor | None
     u_hat: Tensor | None = None  # (n, B, D)
+    owner: Tensor | None = None
 
 
 @dataclass
@@ -273,7 +281,7 @@ class PredictCall:
         add_noise: false leaves sqrt(c) eps away; z_0 is drawn all the same.
 
     Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or
-        the last one only.
+        the last one only. Inputs must be finite; `owner` as in AddNoiseCall.
     """
 
     slices: Slices
@@ -290,3 +298,4 @@ class PredictCall:
     logits: Tensor
     u_hat: Tensor
     z: Tensor
+    owner: Tensor | None = None

@@ -1,6 +1,7 @@
 """Checks of arguments: every public function names what an argument must be and what it is."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -42,6 +43,14 @@ def check_tensor(
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name} must be on {device}, got {value.device}")
     return value
+
+
+def check_finite(op: str, inputs: Mapping[str, Tensor]) -> None:
+    """Looks at inputs' contents, which on a GPU would wait; "z" may be anything."""
+    for name, value in inputs.items():
+        value = value[:1] if value.stride(0) == 0 else value  # slices share it
+        if name != "z" and value.numel() and not all(map(math.isfinite, value.aminmax())):
+            raise ValueError(f"{op}: {name} must be finite, got NaN or infinity")
 
 
 def check_positive(op: str, name: str, value: object) -> int:

@@ -157,7 +157,7 @@ class Layer:
         with torch.no_grad():
             try:
                 self.backend.backward(call)
-            except ValueError:  # raised before anything is written
+            except (ValueError, MemoryError):  # raised before anything is written
                 written = []
                 raise
             finally:

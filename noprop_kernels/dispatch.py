@@ -6,7 +6,6 @@ variables.
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,8 +18,10 @@ import torch
 
 from . import native
 from .plan import Dense, Plan
+from .telling import tell
+from .triton_kernels import errors
 
-# by device; other devices have the reference alone
+# by device; on others nothing runs but the reference, where it is forced
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
 BACKENDS = {  # modules by name, each imported when it first runs
     "cpu": "native",
@@ -36,6 +37,7 @@ PRECISIONS = {
     "reference": KNOWN_PRECISIONS,
 }
 OLDEST_TRITON = (3, 6)
+INSTEAD = 'use .to("cpu") instead, or .to("cuda") where there is an NVIDIA or AMD GPU'
 
 _forced: ContextVar[str | None] = ContextVar("noprop_kernels_backend", default=None)
 
@@ -86,21 +88,29 @@ def choose(
     forced, by = forced_backend(backend)
     if forced is None and device.type == "cpu" and (isa := os.environ.get("NOPROP_ISA")):
         forced, by = "cpu", f"NOPROP_ISA={isa}"  # which only the CPU kernels can honour
-    candidates = (forced,) if forced else ORDER.get(device.type, ("reference",))
     reasons: dict[str, str] = {}
-    for name in candidates:
+    for name in candidates(device, forced):
         reason = gap(name, plan, device, precision)
         if reason is None:
             if name == "reference" and not forced:
-                tell("; ".join(reasons.values()) or f"no kernels for {device.type}")
+                tell(f"the reference backend runs, slowly: {'; '.join(reasons.values())}")
             return load(name)
         reasons[name] = reason
     lines = [f"no backend can run this plan on {device} in {precision}"]
     lines += [f"  {name}: {reason}" for name, reason in reasons.items()]
     if forced:
         lines.append(f"  forced by {by}")
+    if device.type not in ORDER:
+        slow = forced is None and device_gap(device) is None
+        lines.append(f"  no kernels for {device.type}")
+        lines.append(INSTEAD + (', or force backend="reference", which is slow' if slow else ""))
     lines.append("see `python -m noprop_kernels` for what is built")
     raise BackendError("\n".join(lines))
+
+
+def candidates(device: torch.device, forced: str | None) -> tuple[str, ...]:
+    """The backends that may run there, best first."""
+    return (forced,) if forced else ORDER.get(device.type, ())
 
 
 @cache
@@ -138,6 +148,8 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
             return f"runs on the CPU only, the parameters are on {device}"
     if name == "triton" and (reason := triton_gap(device)):
         return reason
+    if name == "reference" and (reason := device_gap(device)):
+        return reason
     if precision not in PRECISIONS[name]:
         return f"precision must be one of {PRECISIONS[name]}, got {precision!r}"
     for layer in plan.layers.values() if plan else ():
@@ -156,6 +168,24 @@ def native_gap() -> str | None:
             native.set_isa(isa)
         except ValueError as error:
             return str(error)
+    return None
+
+
+def device_gap(device: torch.device) -> str | None:
+    """Why PyTorch cannot compute on `device`, or None."""
+    if device.type == "meta":
+        return "tensors on meta have no contents"
+    if device.type == "mps":
+        return "rates of the optimizers are formed in float64, which mps does not have"
+    if device.type != "cuda":
+        return None
+    if not torch.cuda.is_available():
+        if torch.version.cuda is None and torch.version.hip is None:
+            return f"no GPU that PyTorch can use: torch {torch.__version__} is built for CPUs alone"
+        return "no GPU that PyTorch can use"
+    count = torch.cuda.device_count()
+    if device.index is not None and device.index >= count:
+        return f"no GPU {device}, there are {count}"
     return None
 
 
@@ -182,18 +212,33 @@ def triton_gap(device: torch.device) -> str | None:
         return f"runs on NVIDIA and AMD GPUs, the parameters are on {device}"
     if interpreted:
         return "TRITON_INTERPRET=1 is set, which is for tensors on the CPU"
-    if not torch.cuda.is_available():
-        return "no GPU that PyTorch can use"
+    if reason := device_gap(device):
+        return reason
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         found = "{}.{}".format(*torch.cuda.get_device_capability(device))
         return f"needs a GPU of compute capability 8.0 or later, found {found}"
     return None
 
 
-@cache
-def tell(reason: str) -> None:
-    """Prints once per reason that the slow backend was chosen."""
-    print(f"noprop_kernels: the reference backend runs, slowly: {reason}", file=sys.stderr)
+def check_device(device: str | torch.device | None = None) -> None:
+    """Waits for a GPU and raises what its kernels met in calls so far, of objects and functions.
+
+    A kernel flags a label or an index out of range, or an input that is not finite. Unasked,
+    the error comes with a later call of the same object, or for nk.functional with a later call of
+    it on the same device. On the CPU contents are checked before a call: there is nothing to find.
+
+    Args:
+        device: None: every GPU that calls were made on.
+
+    Raises:
+        ValueError: an earlier call's contents did not fit; the text has the op and what it met.
+    """
+    if device is not None:
+        device = torch.device(device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+    for known in errors.devices() if device is None else (device,):
+        errors.check(known)
 
 
 def explain(what: Any, *, device: str | torch.device = "cpu", precision: str = "float32") -> str:
@@ -220,8 +265,7 @@ def explain(what: Any, *, device: str | torch.device = "cpu", precision: str = "
     device = torch.device(device)
     forced, by = forced_backend(backend)
     reasons = {name: gap(name, plan, device, precision) for name in (*BACKENDS, *LATER)}
-    candidates = (forced,) if forced else ORDER.get(device.type, ("reference",))
-    chosen = next((name for name in candidates if reasons[name] is None), None)
+    chosen = next((name for name in candidates(device, forced) if reasons[name] is None), None)
     head = f"{type(what).__name__} on {device}, {precision}: {chosen or 'no backend can run it'}"
     lines = [head + (f" (forced by {by})" if forced else "")]
     for name, reason in reasons.items():

@@ -176,4 +176,4 @@ class OutputHead(StackedModule):
             raise ValueError(f"{op}: t must be an int or a tensor ({K},), got {type(t).__name__}")
         if K and not (1 <= int(ts.min()) and int(ts.max()) <= self.goal.T):
             raise ValueError(f"{op}: t must be in 1..{self.goal.T}, got {ts.unique().tolist()}")
-        return (ts - 1).to(self.device)[:, None].expand(K, len(self))
+        return (ts - 1).to(self.device, non_blocking=True)[:, None].expand(K, len(self))

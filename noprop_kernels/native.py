@@ -26,6 +26,7 @@ from .calls import (
     TrainCall,
     UpdateCall,
 )
+from .check import check_finite
 from .optimizers import SGD, Adam, AdamW
 from .plan import Plan
 
@@ -287,6 +288,8 @@ def add_noise(call: AddNoiseCall) -> None:
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, _ = call.logits.shape
+    if call.check:
+        check_finite("forward", call.inputs)
     if call.training:
         _refuse_single_row("forward", plan, B)
     native = _native_plan(plan, slices.precision)
@@ -368,6 +371,7 @@ def predict(call: PredictCall) -> None:
     _, S, R, B, M = call.logits.shape
     if B == 0:
         return
+    check_finite("predict", call.inputs)
     zeros = torch.zeros(1)
     unused = _number(zeros.expand(1, 1, 1))
     mix = (unused,) * 3 + (0.0, 0.0, _HEADS[call.head], _address(call.W_embed), call.D, B)

@@ -24,6 +24,7 @@ from .calls import (
     TrainCall,
     UpdateCall,
 )
+from .check import check_finite
 from .plan import Plan
 from .reference_layers import backward_layers, forward_layers
 
@@ -152,6 +153,8 @@ def add_noise(call: AddNoiseCall) -> None:
 def forward(call: ForwardCall) -> None:
     slices = call.slices
     plan, index = slices.plan, slices.index
+    if call.check:
+        check_finite("forward", call.inputs)
     if call.training:
         check_rows("forward", plan, call.logits.shape[1])
     params, stats = select(slices.params, index), select(slices.stats, index)
@@ -268,6 +271,7 @@ def train_step(call: TrainCall, step: int) -> None:
 
 @torch.no_grad()
 def predict(call: PredictCall) -> None:
+    check_finite("predict", call.inputs)
     slices = call.slices
     R, B = len(call.seeds), call.z.shape[3]
     L, S = len(call.a), call.z.shape[1]

@@ -25,6 +25,7 @@ from .noise import initial_parameters
 from .optimizers import Optimizer
 from .plan import Plan
 from .tree import all_names, find, place
+from .triton_kernels import errors
 
 FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
 
@@ -80,7 +81,8 @@ class StackedModule(nn.Module):
         super().__init__()
         op, N = type(self).__name__, len(seeds)
         if embedding is not None:
-            check_tensor(op, "embedding", embedding, shape=(M, None))
+            # an object is made on the CPU and moved as a whole
+            check_tensor(op, "embedding", embedding, shape=(M, None), device=seeds.device)
             embedding = embedding.detach().clone(memory_format=torch.contiguous_format)
         if optimizer is not None and not isinstance(optimizer, Optimizer):
             raise ValueError(
@@ -145,6 +147,21 @@ class StackedModule(nn.Module):
         """Moves every slice's `draws` by one, so that the next `loss` draws new noise."""
         self.draws += 1
 
+    def check(self) -> None:
+        """Waits for the GPU and raises what it flagged in this object's calls so far.
+
+        A GPU looks at contents where a call may not wait: labels and indices out of range, inputs
+        that are not finite. A training step that meets one is skipped, and the error comes with a
+        later call, or here. On the CPU contents are checked before anything is written, and this
+        does nothing.
+
+        Raises:
+            ValueError: contents of an earlier call did not fit; the text has the op and what it
+                met. It is raised once.
+            RuntimeError: a CUDA graph is being captured.
+        """
+        errors.check(self.device, self.updates)
+
     # every call of a backend
 
     def _tensors(self, names: tuple[str, ...]) -> list[Tensor]:
@@ -188,7 +205,7 @@ class StackedModule(nn.Module):
         with torch.no_grad():
             try:
                 getattr(backend, name)(call)
-            except ValueError:  # raised before anything is written
+            except (ValueError, MemoryError):  # raised before anything is written
                 written = ()
                 raise
             finally:
@@ -371,17 +388,19 @@ class StackedModule(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(  # type: ignore[override]
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict, *args: Any
     ) -> None:
         op = f"{type(self).__name__}.load_state_dict"
+        # assigned, they would leave the object on two devices
+        device = self.device if local_metadata.get("assign_to_params_buffers") else None
         for name, own in self.state_dict().items():
             given = state_dict.get(prefix + name)
             if given is None:
                 continue  # torch tells, unless strict is false
-            check_tensor(op, name, given, shape=own.shape, dtype=(own.dtype,))
+            check_tensor(op, name, given, shape=own.shape, dtype=(own.dtype,), device=device)
             if name in ("seeds", "t") and not torch.equal(own, given.to(own.device)):
                 raise ValueError(
                     f"{op}: {name} must be {own.tolist()}, got {given.tolist()}; make the object "
                     "with those of the state_dict"
                 )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

@@ -19,6 +19,7 @@ from .results import Gradients, Step
 from .state import StackedModule
 
 Blocks = int | Sequence[int] | None
+BOOL = (torch.bool,)
 
 
 class TrainedBlocks(StackedModule):
@@ -282,6 +283,10 @@ class TrainedBlocks(StackedModule):
             raise ValueError(f"{op}: grads must have {list(shapes)}, got {list(grads.by_name)}")
         for name, shape in shapes.items():
             check_tensor(op, name, grads.by_name[name], shape=(n, *shape), device=self.device)
+        check_tensor(op, "applied", grads.applied, shape=(n,), dtype=BOOL, device=self.device)
+        for name, shape in self.plan.statistics().items():
+            if name in grads.stats:
+                check_tensor(op, name, grads.stats[name], shape=(n, *shape), device=self.device)
         rule = self._step_lr(op, lr, index)
         apply = grads.applied.clone()
         for grad in grads.by_name.values():

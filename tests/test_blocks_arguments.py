@@ -1,5 +1,6 @@
 """Bad input: the argument is named, and nothing has changed."""
 
+import dataclasses
 import math
 
 import pytest
@@ -154,6 +155,86 @@ def test_forward_loss_and_noise():
     assert blocks.add_noise(Y[:0]).shape == (T, 0, D)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_inputs_that_are_not_finite(backend, value):
+    """On the CPU they are found at once, wherever a call takes x, and `check` finds nothing."""
+    x = X.clone()
+    x[-1, -1] = value
+    blocks, z = make(), torch.zeros(B, D)
+    before = snapshot(blocks)
+    own = X.expand(T, B, F).clone()
+    own[1, 0, 0] = value
+    for op, call in [
+        ("predict", lambda: blocks.predict(x)),
+        ("forward", lambda: blocks(x, z)),
+        ("forward", lambda: blocks(own, z)),
+        ("forward", lambda: blocks.loss(x, Y)),
+        ("train", lambda: blocks.gradients(x, Y)),
+    ]:
+        with pytest.raises(ValueError, match=f"{op}: x must be finite, got NaN or infinity"):
+            call()
+    assert_same(snapshot(blocks), before)
+    blocks.check()
+    nk.check_device()
+    nk.check_device("cpu")
+    assert blocks(X, torch.full((B, D), value)).shape == (T, B, M)  # z is a result of the caller's
+
+
+def elsewhere(value: torch.Tensor) -> torch.Tensor:
+    return value.to("meta")
+
+
+Z = torch.zeros(B, D)
+DEVICES = {
+    "train_step x": ("x", lambda b: b.train_step(elsewhere(X), Y)),
+    "train_step y": ("y", lambda b: b.train_step(X, elsewhere(Y))),
+    "train_step z": ("z", lambda b: b.train_step(X, Y, z=elsewhere(Z.expand(T, B, D)))),
+    "train_steps X": ("X", lambda b: b.train_steps(elsewhere(data()[0]), data()[1], ROWS)),
+    "train_steps Y": ("Y", lambda b: b.train_steps(data()[0], elsewhere(data()[1]), ROWS)),
+    "train_steps indices": ("indices", lambda b: b.train_steps(*data(), elsewhere(ROWS))),
+    "gradients x": ("x", lambda b: b.gradients(elsewhere(X), Y)),
+    "gradients y": ("y", lambda b: b.gradients(X, elsewhere(Y))),
+    "forward x": ("x", lambda b: b.forward(elsewhere(X), Z)),
+    "forward z": ("z", lambda b: b.forward(X, elsewhere(Z))),
+    "loss y": ("y", lambda b: b.loss(X, elsewhere(Y))),
+    "predict x": ("x", lambda b: b.predict(elsewhere(X))),
+    "add_noise y": ("y", lambda b: b.add_noise(elsewhere(Y))),
+    "backward_update d_logits": (
+        "d_logits",
+        lambda b: b.backward_update(b.eval()(X, Z), elsewhere(torch.ones(T, B, M))),
+    ),
+    "update applied": (
+        "applied",
+        lambda b: b.update(
+            dataclasses.replace(b.gradients(X, Y), applied=elsewhere(torch.ones(T).bool()))
+        ),
+    ),
+    "update stats": (
+        "hx.norm.running_mean",
+        lambda b: b.update(
+            dataclasses.replace(
+                b.gradients(X, Y), stats={"hx.norm.running_mean": elsewhere(torch.ones(T, 6))}
+            )
+        ),
+    ),
+    "load_state_dict seeds": (
+        "seeds",
+        lambda b: b.load_state_dict(
+            {name: elsewhere(value) for name, value in b.state_dict().items()}, assign=True
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name, call", DEVICES.values(), ids=DEVICES)
+def test_tensors_on_another_device(name, call):
+    blocks = make("norm")
+    before = snapshot(blocks)
+    with pytest.raises(ValueError, match=rf"{name} must be on cpu, got meta"):
+        call(blocks)
+    assert_same(snapshot(blocks), before)
+
+
 @pytest.mark.parametrize("call", ["train_step", "train_steps", "update", "backward_update"])
 def test_a_plain_module_does_not_update(call):
     blocks = make(optimizer=None)
@@ -184,6 +265,7 @@ def test_a_plain_module_does_not_update(call):
             r"embedding must have shape \(5, any\), got \(6, 5\)",
         ),
         ({"embedding": torch.zeros(M, D).double()}, "embedding must be torch.float32"),
+        ({"embedding": torch.zeros(M, D, device="meta")}, "embedding must be on cpu, got meta"),
         ({"optimizer": torch.optim.AdamW}, "optimizer must be SGD, Adam or AdamW"),
         (
             {"optimizer": nk.SGD(weight_decay=(0.1, 0.2))},

@@ -40,6 +40,20 @@ def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "unavailable", lambda: None)
 
 
+@pytest.fixture
+def with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs, as far as questions go."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+
+
+@pytest.fixture
+def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def choose(**options) -> ModuleType:
     return dispatch.choose(PLANS["mlp"], options.pop("device", CPU), **options)
 
@@ -49,7 +63,7 @@ def test_the_kernels_come_first(with_kernels, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_reference_is_chosen_with_one_line_that_says_why(without_kernels, capsys):
+def test_the_reference_is_chosen_with_one_line_that_says_why(without_kernels, with_gpus, capsys):
     assert choose() is reference_walk and choose() is reference_walk
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
@@ -157,13 +171,48 @@ def test_explain(with_kernels, monkeypatch):
         nk.explain(3)
 
 
-def test_the_command_prints_every_backend(without_kernels, capsys):
+def parts(out: str) -> dict[str, list[str]]:
+    """Lines of `python -m noprop_kernels` by device."""
+    _, *found = out.split("backends on ")
+    return {part.partition(":\n")[0]: part.splitlines()[1:] for part in found}
+
+
+def test_the_command_prints_every_backend(without_kernels, without_gpus, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     __main__.main()
     out = capsys.readouterr().out
     assert out.startswith(f"noprop_kernels {nk.__version__}, torch {torch.__version__}, Python 3.")
     assert f"not built: {NO_KERNELS}" in out
-    for line in (f"cpu: {NO_KERNELS}", "reference: runs here", f"triton: {NO_TRITON}"):
-        assert f"  {line}\n" in out
+    on = parts(out)
+    assert [*on] == ["cpu", "cuda"]
+    assert on["cpu"] == [
+        f"  cpu: {NO_KERNELS}",
+        f"  triton: {NO_TRITON}",
+        "  reference: runs here",
+        "  cuda: not part of this version",
+    ]
+    assert "  reference: no GPU that PyTorch can use" in on["cuda"]
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
+    __main__.main()
+    assert "  triton: no GPU that PyTorch can use" in parts(capsys.readouterr().out)["cuda"]
+
+
+def test_the_command_names_each_gpu(with_kernels, with_gpus, monkeypatch, capsys):
+    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
+    by_index = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: by_index[device.index])
+    __main__.main()
+    on = parts(capsys.readouterr().out)
+    names = [
+        "cuda:0 (Card 0, compute capability 9.0)",
+        "cuda:1 (Card 1, compute capability 7.5)",
+    ]
+    assert [*on] == ["cpu", *names]
+    assert "  triton: runs here" in on[names[0]]
+    assert "  triton: needs a GPU of compute capability 8.0 or later, found 7.5" in on[names[1]]
+    for name in names:
+        assert "  cpu: runs on the CPU only, the parameters are on cuda" in on[name][0]
+        assert "  reference: runs here" in on[name]
 
 
 def test_the_command_tells_the_build(with_kernels, monkeypatch, capsys):
@@ -184,9 +233,14 @@ def test_triton_says_what_it_lacks(monkeypatch):
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.10.0+git1")
     assert gap() == "runs on a CPU only where TRITON_INTERPRET=1 is set"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert gap(CUDA).endswith(f"torch {torch.__version__} is built for CPUs alone")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert gap(CUDA) == "no GPU that PyTorch can use"
     assert "the parameters are on meta" in gap(torch.device("meta"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert gap(torch.device("cuda", 1)) == "no GPU cuda:1, there are 1"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert gap(CUDA) == "needs a GPU of compute capability 8.0 or later, found 7.5"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -195,6 +249,30 @@ def test_triton_says_what_it_lacks(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert gap() is None
     assert "TRITON_INTERPRET=1 is set" in gap(CUDA)
+
+
+def test_a_device_without_kernels_is_refused_with_what_to_use_instead(with_kernels, capsys):
+    for name in ("meta", "mps", "xpu"):
+        with pytest.raises(nk.BackendError) as error:
+            choose(device=torch.device(name))
+        text = str(error.value)
+        assert f"  no kernels for {name}\n" in text and 'use .to("cpu") instead' in text
+        assert ("reference" in text) == (name == "xpu")
+    assert choose(device=torch.device("xpu"), backend="reference") is reference_walk
+    for name, reason in (("meta", "no contents"), ("mps", "float64")):
+        with pytest.raises(nk.BackendError, match=f"reference: .*{reason}"):
+            choose(device=torch.device(name), backend="reference")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("call", ["train_step", "predict", "forward", "add_noise", "gradients"])
+def test_an_object_on_a_device_without_kernels(with_kernels, call):
+    blocks = make().to("meta")
+    x, y = (value.to("meta") for value in batch())
+    z = torch.empty(len(x), blocks.D, device="meta")
+    arguments = {"predict": (x,), "forward": (x, z), "add_noise": (y,)}
+    with pytest.raises(nk.BackendError, match="no kernels for meta"):
+        getattr(blocks, call)(*arguments.get(call, (x, y)))
 
 
 def test_triton_is_not_chosen_on_the_cpu_unless_forced(with_kernels, monkeypatch):

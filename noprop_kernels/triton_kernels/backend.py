@@ -25,13 +25,26 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
+from ..check import check_finite
 from . import errors, graph, noise
 from . import head as head_kernels
 from . import update as update_kernels
 from .launch import head_blocks, launch_add_noise, launch_head, noise_blocks, run
 from .shapes import ROWS, cdiv
 from .tables import Ask, backward_table, forward_table, train_table
-from .walk import Device, Walk, allocate, classes, hyper, log_betas, number, rates_of, rule_name
+from .walk import (
+    Device,
+    Room,
+    Walk,
+    allocate,
+    classes,
+    hyper,
+    log_betas,
+    number,
+    rates_of,
+    rule_name,
+    stored,
+)
 
 
 @lru_cache(maxsize=8)
@@ -67,16 +80,34 @@ def rows_tiles(B: int) -> int:
 
 
 def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A function of the backend: no autograd, and launches where its tensors are."""
+    """A function of the backend: no autograd, and launches where its tensors are.
+
+    What it needs beside its arguments it allocates before a launch that writes state.
+    """
 
     @wraps(function)
     def guarded(call: Any) -> None:
         device = where(call.slices) if hasattr(call, "slices") else call.y.device
         guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with torch.no_grad(), guard:
-            function(call)
+            try:
+                function(call)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(no_memory(function.__name__, call, device, error)) from error
 
     return guarded
+
+
+def no_memory(op: str, call: Any, device: torch.device, error: BaseException) -> str:
+    instead = "fewer rows at a time need less"
+    if isinstance(call, TrainCall):
+        n = len(call.slices.index)
+        at_once = n if call.blocks_per_launch is None else min(n, call.blocks_per_launch)
+        instead = "a smaller batch needs less"
+        if at_once > 1:
+            instead += f", and so does blocks_per_launch below {at_once}, with the same result"
+    told = ". ".join(str(error).split(". ")[:2])
+    return f"{op}: no memory on {device}, nothing was changed; {instead} ({told})"
 
 
 @entry
@@ -85,11 +116,11 @@ def add_noise(call: AddNoiseCall) -> None:
     mix, drawn = call.mix, call.noise
     device = call.y.device
     M = classes(mix)
-    bad = None
-    if device.type == "cpu":
+    bad, owner = None, owner_of(call.owner, device)
+    if contents_are_checked(device):
         reference_walk.check_range("add_noise", "y", call.y, M)
     else:
-        errors.raise_found(errors.owner_of(device), "add_noise")
+        errors.raise_found(owner)
         bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
     if n * B == 0:
         return
@@ -97,13 +128,15 @@ def add_noise(call: AddNoiseCall) -> None:
         device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, drawn, mix, 0
     )
     if bad is not None:
-        errors.report(bad.amax())
+        errors.report(owner, "add_noise", bad.amax())
 
 
 @entry
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.logits.shape
+    if call.check:
+        look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
     if call.training:
         reference_walk.check_rows("forward", plan, B)
     ask = Ask(
@@ -156,12 +189,13 @@ def head(call: HeadCall) -> None:
     mix, y = call.mix, call.y[0].contiguous()
     n, B, M = call.logits.shape
     device = device_of(y.device)
-    if y.device.type == "cpu":
+    if contents_are_checked(y.device):
         reference_walk.check_range("head", "y", y, M)
     else:
-        errors.raise_found(errors.owner_of(y.device), "head")
+        owner = owner_of(call.owner, y.device)
+        errors.raise_found(owner)
         bad = (y < 0) | (y >= M)
-        errors.report(bad.any())
+        errors.report(owner, "loss", bad.any())
         y = torch.where(bad, 0, y)
     if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
         raise ValueError("head: eps must be given where flow is not 0, got None")
@@ -223,6 +257,29 @@ def contents_are_checked(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def owner_of(owner: Tensor | None, device: torch.device) -> Tensor:
+    """Whose errors a call's are: an object's, or the device's."""
+    return errors.owner_of(device) if owner is None else owner
+
+
+def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
+    """Inputs must be finite: looked at here, or by a kernel that flags what the next call tells."""
+    device = owner.device
+    if contents_are_checked(device):
+        check_finite(op, inputs)
+        return
+    errors.raise_found(owner)
+    flags, bit = errors.flags_of(owner), errors.INPUTS << errors.shift_of(op)
+    for name, value in inputs.items():
+        x = stored(value)
+        if name != "z" and x.numel():
+            device_of(device).launch(
+                noise.look_kernel, (cdiv(x.numel(), 4096),), flags, x.contiguous(), x.numel(),
+                BIT=bit, BLOCK=4096,
+            )  # fmt: skip
+    errors.send(owner)
+
+
 def check_train(call: TrainCall) -> None:
     if contents_are_checked(where(call.slices)):
         reference_walk.check_train(call)
@@ -281,7 +338,7 @@ def outputs_of(call: TrainCall) -> dict[str, Tensor]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def walk_of(call: TrainCall) -> Walk:
+def walk_of(call: TrainCall, room: Room) -> Walk:
     """Everything that the steps of a training call need, workspace included."""
     slices, device = call.slices, where(call.slices)
     caught = None if contents_are_checked(device) else errors.flags_of(slices.updates)
@@ -292,7 +349,7 @@ def walk_of(call: TrainCall) -> Walk:
         slices=slices,
         index=index_of(slices),
         B=call.B,
-        at={**allocate(table, device), **outputs_of(call)},
+        at={**allocate(table, device, room), **outputs_of(call)},
         places={
             name: value.replica for name, value in call.inputs.items() if isinstance(value, Gather)
         },
@@ -309,7 +366,7 @@ def walk_of(call: TrainCall) -> Walk:
 def train(call: TrainCall) -> None:
     if call.K == 0:
         return
-    errors.raise_found(call.slices.updates, "train")
+    errors.raise_found(call.slices.updates)
     check_train(call)
     graph.train(call, walk_of)
     errors.send(call.slices.updates)
@@ -322,6 +379,7 @@ def predict(call: PredictCall) -> None:
     L, S = len(call.a), call.z.shape[1]
     if B == 0:
         return
+    look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
     chain = slices.index.reshape(R, L)
     device = device_of(call.z.device)
     outside = frozenset({plan.output})

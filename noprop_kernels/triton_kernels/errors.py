@@ -1,8 +1,8 @@
 """Contents that only a GPU has seen: flagged there, raised here when the host next comes by.
 
-A kernel that meets a label or an index out of range, or an input that is not finite, skips its
-slice's step and sets a bit. The bits of an object are copied to pinned memory behind every call,
-and the next call that finds the copy done raises. Nothing ever waits.
+A kernel that meets a label or an index out of range, or an input that is not finite, sets a bit,
+and in training skips its slice's step. The bits of an object are copied to pinned memory behind
+every call, and the next call that finds the copy done raises. Nothing ever waits but `check`.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+LABELS, INDICES, INPUTS = 1, 2, 4
 TEXTS = {
-    1: "labels must be in 0..M-1, got one out of range",
-    2: "indices must name rows of the data, got one out of range",
-    4: "inputs must be finite, got NaN or infinity",
+    LABELS: "labels must be in 0..M-1, got one out of range",
+    INDICES: "indices must name rows of the data, got one out of range",
+    INPUTS: "inputs must be finite, got NaN or infinity",
 }
+OPS = ("train", "forward", "predict", "add_noise", "loss")  # each has WIDTH bits, in this order
+WIDTH = len(TEXTS)
+LATE = (
+    "(a GPU tells this late; check() of the object, or noprop_kernels.check_device(), after a call "
+    "waits for it and tells whether it was that one)"
+)
 
 
 @dataclass
@@ -31,7 +38,7 @@ _mail = WeakTensorKeyDictionary()  # by an object's `updates`
 
 @lru_cache(maxsize=8)
 def owner_of(device: torch.device) -> Tensor:
-    """Stands for the calls on a device that are no object's: add_noise and head."""
+    """Stands for the calls on a device that are no object's, as those of nk.functional."""
     return torch.empty(0, device=device)
 
 
@@ -44,10 +51,14 @@ def flags_of(owner: Tensor) -> Tensor:
     return _mail[owner].flags
 
 
-def report(flag: Tensor) -> None:
-    """Sets bits from a tensor on a device, of a call that is no object's."""
-    owner = owner_of(flag.device)
-    flags_of(owner).bitwise_or_(flag.to(torch.int32))
+def shift_of(op: str) -> int:
+    """Where the bits of an op begin; those of "train" are the lowest, as its kernels set them."""
+    return WIDTH * OPS.index(op)
+
+
+def report(owner: Tensor, op: str, bits: Tensor) -> None:
+    """Sets bits that a call has found, an integer tensor on the device."""
+    flags_of(owner).bitwise_or_(bits.to(torch.int32) << shift_of(op))
     send(owner)
 
 
@@ -62,13 +73,11 @@ def send(owner: Tensor) -> None:
         mail.sent.record()
 
 
-def raise_found(owner: Tensor, op: str, *, wait: bool = False) -> None:
-    """Raises what earlier calls met, once.
+def raise_found(owner: Tensor) -> None:
+    """Raises, once, what earlier calls met, as far as the host has been told.
 
     Args:
         owner: the object's `updates`, or `owner_of` a device.
-        op: for the text.
-        wait: for the last call to end; else only what has already arrived is looked at.
 
     Raises:
         ValueError: contents of an earlier call did not fit.
@@ -76,14 +85,38 @@ def raise_found(owner: Tensor, op: str, *, wait: bool = False) -> None:
     mail = _mail.get(owner)
     if mail is None or (owner.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    if mail.sent is not None:
-        if wait:
-            mail.sent.synchronize()
-        elif not mail.sent.query():
-            return
-    bits = int(mail.copy)
-    if bits:
-        mail.copy.zero_()
-        mail.flags.zero_()
-        found = "; ".join(text for bit, text in TEXTS.items() if bits & bit)
-        raise ValueError(f"{op}: in an earlier call {found}; the steps that met it were skipped")
+    if mail.sent is None or mail.sent.query():
+        raise_bits(mail, int(mail.copy))
+
+
+def devices() -> set[torch.device]:
+    """Where calls were made whose contents the host has not seen."""
+    return {owner.device for owner in _mail}
+
+
+def check(device: torch.device, owner: Tensor | None = None) -> None:
+    """Waits for the device, and raises what calls of `owner` met, or of anyone there."""
+    if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("check: cannot wait while a CUDA graph is captured")
+        torch.cuda.synchronize(device)
+    owners = [key for key in _mail if key.device == device] if owner is None else [owner]
+    for key in owners:
+        if key in _mail:
+            # not the copy, which steps inside a caller's graph do not send
+            raise_bits(_mail[key], int(_mail[key].flags))
+
+
+def raise_bits(mail: Mail, bits: int) -> None:
+    if bits == 0:
+        return
+    mail.copy.zero_()
+    mail.flags.zero_()
+    lines = []
+    for op in OPS:
+        of_op = bits >> shift_of(op)
+        found = "; ".join(text for bit, text in TEXTS.items() if of_op & bit)
+        outcome = "the steps that met it were skipped" if op == "train" else "its results are wrong"
+        if found:
+            lines.append(f"{op}: in an earlier call {found}; {outcome}")
+    raise ValueError("\n".join([*lines, LATE]))

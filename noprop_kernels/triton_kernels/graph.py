@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import Gather, TrainCall
+from ..telling import tell
 from .launch import run
-from .walk import Walk, stored
+from .walk import Room, Walk, compact, stored
 
 STEPS = 32  # of a graph; more are replays of it, since no bit depends on K
 GRAPHS = 16  # kept of an object
@@ -35,6 +36,7 @@ FRESH = {
 }
 Path = tuple[str, ...]
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
+WalkOf = Callable[[TrainCall, Room], Walk]
 
 
 @dataclass
@@ -54,10 +56,13 @@ class Graph:
 
 @dataclass
 class Object:
-    """What belongs to one object: its lock, and its graphs by key; None was seen once."""
+    """What belongs to one object: its lock, its graphs by key (None was seen once), and by stream
+    the workspace that they share.
+    """
 
     lock: Any = field(default_factory=threading.RLock)
     graphs: "OrderedDict[Any, Graph | None]" = field(default_factory=OrderedDict)
+    rooms: dict[int, Room] = field(default_factory=dict)
 
 
 _objects = WeakTensorKeyDictionary()  # by `updates`
@@ -71,23 +76,30 @@ def object_of(owner: Tensor) -> Object:
         return _objects[owner]
 
 
-def train(call: TrainCall, walk_of: Callable[[TrainCall], Walk]) -> None:
-    """Every step of the call; a second thread's call on the same object waits."""
+def train(call: TrainCall, walk_of: WalkOf) -> None:
+    """Every step of the call; a second thread's call on the same object waits.
+
+    The workspace is there before the first launch, so that a call for which there is no memory
+    changes nothing.
+    """
     owner, n = call.slices.updates, len(call.slices.index)
     known = object_of(owner)
     group = n if call.blocks_per_launch is None else call.blocks_per_launch
+    groups = [slice(first, first + group) for first in range(0, n, group)]
     with known.lock:
-        plain = not owner.is_cuda or call.K == 1 or torch.cuda.is_current_stream_capturing()
-        for first in range(0, n, group):
-            slices = slice(first, first + group)
-            if plain:
-                part = part_of(call, slice(None), slices)
-                launch_steps(part, walk_of(part))
-                continue
-            stream = torch.cuda.current_stream(owner.device).cuda_stream
-            for start in range(0, call.K, STEPS):
-                part = part_of(call, slice(start, start + STEPS), slices)
-                train_by_graph(part, walk_of, known.graphs, capture_cuda, stream)
+        captured = owner.is_cuda and torch.cuda.is_current_stream_capturing()
+        stream = torch.cuda.current_stream(owner.device).cuda_stream if owner.is_cuda else 0
+        # a caller's graph may outlive the room of a stream
+        room = Room() if captured else known.rooms.get(stream, Room())
+        if captured or not owner.is_cuda or call.K == 1:
+            parts = [part_of(call, slice(None), slices) for slices in groups]
+            walks = [walk_of(part, room) for part in parts]
+            for part, walk in zip(parts, walks, strict=True):
+                launch_steps(part, walk)
+            return
+        steps = [slice(start, start + STEPS) for start in range(0, call.K, STEPS)]
+        parts = [part_of(call, rows, slices) for slices in groups for rows in steps]
+        train_by_graphs(parts, walk_of, known, capture_cuda, stream, room)
 
 
 def launch_steps(call: TrainCall, walk: Walk) -> None:
@@ -96,25 +108,50 @@ def launch_steps(call: TrainCall, walk: Walk) -> None:
         run(walk, k)
 
 
+def train_by_graphs(
+    parts: list[TrainCall],
+    walk_of: WalkOf,
+    known: Object,
+    capture: Capture,
+    stream: int,
+    room: Room,
+) -> None:
+    """The parts of a call in order: new ones by plain launches, those seen before by a graph."""
+    keys = [(stream, *key_of(part)) for part in parts]
+    without = {
+        len(part.slices.index): part
+        for part, key in zip(parts, keys, strict=True)
+        if known.graphs.get(key) is None
+    }
+    for part in without.values():
+        walk_of(part, room)  # which takes the room that all of that size need
+    for part, key in zip(parts, keys, strict=True):
+        train_by_graph(part, key, walk_of, known, capture, stream, room)
+
+
 def train_by_graph(
     call: TrainCall,
-    walk_of: Callable[[TrainCall], Walk],
-    graphs: "OrderedDict[Any, Graph | None]",
+    key: Any,
+    walk_of: WalkOf,
+    known: Object,
     capture: Capture,
-    stream: int = 0,
+    stream: int,
+    room: Room,
 ) -> None:
-    key = stream, *key_of(call)
+    graphs = known.graphs
     if key not in graphs:
-        launch_steps(call, walk_of(call))
+        launch_steps(call, walk_of(call, room))
         remember(graphs, key, None)
         return
     graph = graphs[key]
     if graph is None:
-        own = with_own_tensors(call)
-        walk = walk_of(own)
-        replay = capture(lambda: launch_steps(own, walk))
-        held = [walk.index, *(walk.at[name] for name in walk.table.shapes)]
-        graph = Graph(dict(fresh(own)), held, replay)
+        try:
+            graph = graph_of(call, walk_of, capture, room)
+        except torch.OutOfMemoryError:  # after steps of the same call that are done
+            tell("no memory for a CUDA graph; plain launches run instead, with the same results")
+            launch_steps(call, walk_of(call, room))
+            return
+        known.rooms[stream] = room
     remember(graphs, key, graph)
     for path, given in fresh(call):
         if path[0] != "out":
@@ -123,6 +160,14 @@ def train_by_graph(
     for path, given in fresh(call):
         if path[0] == "out":
             given.copy_(graph.fresh[path])
+
+
+def graph_of(call: TrainCall, walk_of: WalkOf, capture: Capture, room: Room) -> Graph:
+    own = with_own_tensors(call)
+    walk = walk_of(own, room)
+    replay = capture(lambda: launch_steps(own, walk))
+    held = [walk.index, *(walk.at[name] for name in walk.table.shapes)]
+    return Graph(dict(fresh(own)), held, replay)
 
 
 def remember(graphs: "OrderedDict[Any, Graph | None]", key: Any, graph: Graph | None) -> None:
@@ -155,7 +200,11 @@ def part_of(call: TrainCall, steps: slice, slices: slice) -> TrainCall:
         return value if value is None else value[slices]
 
     noise, mix, rule, out = call.noise, call.mix, call.rule, call.out
-    both = {name: getattr(mix, name)[steps, slices] for name in ("signal", "noise", "weight")}
+
+    def numbers(value: Tensor) -> Tensor:
+        return compact(value[steps, slices])
+
+    both = {name: numbers(getattr(mix, name)) for name in ("signal", "noise", "weight")}
     results = {
         item.name: cut(getattr(out, item.name)) for item in fields(out) if item.name != "loss"
     }
@@ -166,15 +215,14 @@ def part_of(call: TrainCall, steps: slice, slices: slice) -> TrainCall:
         noise=replace(
             noise,
             seeds=noise.seeds[slices],
-            draw=noise.draw[steps, slices],
-            block=noise.block[steps, slices],
+            draw=numbers(noise.draw),
+            block=numbers(noise.block),
         ),
         mix=replace(mix, **both),
         inputs={name: rows(value) for name, value in call.inputs.items()},
         z=cut(call.z),
         y=rows(call.y),
-        rule=rule
-        and replace(rule, lr=rule.lr[steps, slices], weight_decay=rule.weight_decay[slices]),
+        rule=rule and replace(rule, lr=numbers(rule.lr), weight_decay=rule.weight_decay[slices]),
         K=len(range(call.K)[steps]),
         out=replace(out, **results),
     )

@@ -207,6 +207,23 @@ def chain_kernel(
             tl.store(z_ptr + at, z, mask=inside)
 
 
+@triton.jit(do_not_specialize=["size"])
+def look_kernel(
+    flags_ptr,  # (1,) int32
+    x_ptr,  # (size,)
+    size,
+    BIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Sets a bit where x is not finite."""
+    begin(PDL)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < size, other=0.0)
+    bad = tl.max(tl.where(tl.abs(x) < float("inf"), 0, BIT), 0)
+    tl.atomic_or(flags_ptr, bad, mask=bad != 0)
+
+
 @triton.jit(do_not_specialize=["rows", "k", "B"])
 def gather_kernel(
     out_ptr,  # (R, B, F) float32, or None: the rows are only looked at

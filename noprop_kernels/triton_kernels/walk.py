@@ -114,9 +114,27 @@ def number(value: Tensor) -> Address:
     return stored(value).contiguous(), steps, slices, rows
 
 
-def allocate(table: Table, device: torch.device) -> dict[str, Tensor]:
+def compact(value: Tensor) -> Tensor:
+    """An expanded tensor whose entries lie together, so that no launch has to copy them."""
+    kept = stored(value)
+    return value if kept.is_contiguous() else kept.contiguous().expand(value.shape)
+
+
+@dataclass
+class Room:
+    """Memory for workspaces of which one is used at a time; made anew where it is too small."""
+
+    whole: Tensor | None = None
+
+    def take(self, size: int, device: torch.device) -> Tensor:
+        if self.whole is None or self.whole.numel() < size:
+            self.whole = torch.empty(size, dtype=torch.float32, device=device)
+        return self.whole
+
+
+def allocate(table: Table, device: torch.device, room: Room | None = None) -> dict[str, Tensor]:
     """The buffers of a table's workspace, views of one tensor."""
-    whole = torch.empty(table.floats, dtype=torch.float32, device=device)
+    whole = (Room() if room is None else room).take(table.floats, device)
     views = {}
     for name, shape in table.shapes.items():
         start = table.offsets[name]

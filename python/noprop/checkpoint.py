@@ -22,6 +22,7 @@ from .files import atomic_file
 
 RECORD = "model.json"
 FORMAT = 1
+OF_DEVICE = {"device", "backend", "instruction_set", "compiler", "triton"}  # versions of one thing
 
 
 def save(folder: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -99,10 +100,13 @@ def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
     Raises:
         BackendError: no backend runs the blocks.
     """
-    module = dispatch.choose(blocks.plan, blocks.device, blocks.precision, blocks.backend)
+    device = blocks.device
+    module = dispatch.choose(blocks.plan, device, blocks.precision, blocks.backend)
     backend = dispatch.name_of(module)
     built = native.describe() if backend == "cpu" else {}
     return {
+        # of a GPU its model, whose bits are the same whatever its index
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "noprop": nk.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -110,14 +114,21 @@ def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
         "backend": backend,
         "instruction_set": built.get("isa_used"),
         "compiler": built.get("compiler"),
+        "triton": dispatch.triton_version() if backend == "triton" else None,
     }
 
 
 def differences(then: dict[str, str | None], now: dict[str, str | None]) -> list[str]:
-    """A line for each version that is not what it was."""
-    return [
+    """A line for each version that is not what it was; one for a device and what goes with it."""
+    then, now = ({"device": "cpu"} | one for one in (then, now))  # runs did not record it at first
+    names, lines = then.keys() | now.keys(), []
+    if then["device"] != now["device"]:
+        names -= OF_DEVICE
+        places = (f"{one['device']} (backend {one.get('backend')})" for one in (then, now))
+        lines.append("device was {}, is {}: the algorithm is the same".format(*places))
+    return lines + [
         f"{name} was {then.get(name)}, is {now.get(name)}"
-        for name in sorted(then.keys() | now.keys())
+        for name in sorted(names)
         if then.get(name) != now.get(name)
     ]
 

@@ -14,10 +14,11 @@ from noprop_kernels import BackendError, dispatch
 
 from . import __version__, checkpoint, data, report
 from .data import Dataset
+from .devices import NAMES, Device, pick_device
 from .errors import InputError, train_extra
 from .evaluation import SAMPLES
 from .progress import display
-from .runs import Run, Settings, Split, build, pick_device, stop_on_interrupt
+from .runs import Run, Settings, Split, build, stop_on_interrupt
 from .training import LR_SCHEDULES, Progress
 
 with train_extra():
@@ -29,6 +30,10 @@ PRESETS = ("mlp",)
 EPOCHS = {"digits": 100}  # where --epochs is not given
 OTHER_EPOCHS = 20
 INTERRUPTED = 130
+LESS_MEMORY = (
+    "noprop: a smaller --batch-size needs less memory; so does --blocks-per-launch on a GPU, with "
+    "the same result, with which --resume goes on"
+)
 FIXED = (
     *("data", "variant", "preset", "hidden", "T", "batch_size", "lr", "weight_decay", "eta"),
     *("lr_schedule", "seed", "val_fraction"),
@@ -47,7 +52,10 @@ DataDir = Annotated[
     typer.Option(help="Folder of the data files; default NOPROP_DATA, else a cache folder."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")]
-Backend = Annotated[str | None, typer.Option(help="Force a backend: cpu or reference.")]
+Backend = Annotated[str | None, typer.Option(help="Force a backend: cpu, triton or reference.")]
+OnDevice = Annotated[
+    str, typer.Option(help=f"One of: {', '.join(NAMES)}. auto: a GPU that the kernels run on.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line last, on stdout.")]
 
 
@@ -60,6 +68,9 @@ def plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **options)
         except (InputError, BackendError, ImportError, OSError) as error:
             typer.echo(f"noprop: error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            typer.echo(f"noprop: error: {error}\n{LESS_MEMORY}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("noprop: interrupted", err=True)
@@ -114,7 +125,10 @@ def train(
     ] = "float32",
     threads: Threads = None,
     backend: Backend = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: OnDevice = "auto",
+    blocks_per_launch: Annotated[
+        int | None, typer.Option(min=1, help="That a GPU trains at once; fewer need less memory.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; default a new one in runs.")
     ] = None,
@@ -132,7 +146,7 @@ def train(
         one_of("--data", data_name, (*data.NAMES, "FILE.npz"))
     one_of("--variant", variant, VARIANTS)
     one_of("--preset", preset, PRESETS)
-    one_of("--device", device, ("auto", "cpu"))
+    place = checked_device(device, backend)
     one_of("--lr-schedule", lr_schedule, LR_SCHEDULES)
     one_of("--precision", precision, ("float32", "bfloat16"))
     if threads is not None:
@@ -156,20 +170,22 @@ def train(
     if resume is not None:
         if out is not None:
             raise typer.BadParameter("--resume goes on in its own folder: leave --out away")
-        run = resumed(context, resume, settings, epochs, backend)
+        run = resumed(context, resume, settings, epochs, backend, place)
         content, split = data_of(run, data_dir)
     else:
         run, content, split = new_run(free_folder(out, settings), settings, data_dir, backend)
-    run.model.to(pick_device(device))
-    run.model.versions()  # raises where no backend runs, before anything is written
+        run.model.to(place.device)
+    run.model.blocks.blocks_per_launch = blocks_per_launch
+    where = place.told(run.model)  # raises where no backend runs, before anything is written
     if dry_run:
+        report.say(console, where)
         size = report.sizes(run.model, run.settings.batch_size)
         report.show_plan(console, run.model, run.settings.batch_size, split.x.nbytes)
         if as_json:
             typer.echo(json.dumps({**asdict(run.settings), **run.model.versions(), **size}))
         return
 
-    console.print(f"{run.settings.data}: {len(split.x)} rows, into {run.folder}", highlight=False)
+    report.say(console, f"{run.settings.data}: {len(split.x)} rows, into {run.folder}, {where}")
     rows = len(split.x)
     done = run.progress.epoch * rows + run.progress.block_steps * run.settings.batch_size
     shown = display(console, epochs=run.settings.epochs, rows=rows, done=done)
@@ -195,14 +211,18 @@ def evaluate_run(
     data_dir: DataDir = None,
     threads: Threads = None,
     backend: Backend = None,
+    device: OnDevice = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Test a run again, by the paper's protocol; the run stays as it is."""
     console = Console(stderr=as_json)
     if threads is not None:
         torch.set_num_threads(threads)
-    run, _ = Run.load(folder, checked_backend(backend))
+    place = checked_device(device, backend)
+    run, _ = Run.load(folder, backend, place.device)
     content, split = data_of(run, data_dir)
+    where = place.told(run.model)
+    report.say(console, f"{run.settings.data}: {len(content.x_test)} rows, {where}")
     finish(console, run.test(content, split, samples), as_json)
 
 
@@ -232,6 +252,14 @@ def checked_backend(name: str | None) -> str | None:
     return name
 
 
+def checked_device(name: str, backend: str | None) -> Device:
+    checked_backend(backend)
+    try:
+        return pick_device(name, backend)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
+
+
 def free_folder(out: Path | None, settings: Settings) -> Path:
     """`out`, if it is free, or a new name in runs; makes nothing."""
     if out is not None:
@@ -255,7 +283,7 @@ def new_run(
     content = load_data(settings.data, data_dir)
     split = Split.of(content, settings.val_fraction)
     try:
-        model = build(settings, content, split, checked_backend(backend))
+        model = build(settings, content, split, backend)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     return Run(out, settings, model, Progress(), content.fingerprint()), content, split
@@ -267,9 +295,10 @@ def resumed(
     settings: Settings,
     epochs: int | None,
     backend: str | None,
+    place: Device,
 ) -> Run:
     """The run in `folder`, once no option on the command line contradicts it."""
-    run, changes = Run.load(folder, checked_backend(backend))
+    run, changes = Run.load(folder, backend, place.device)
     for name in FIXED:
         parameter = "data_name" if name == "data" else name
         source = context.get_parameter_source(parameter)

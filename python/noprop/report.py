@@ -19,6 +19,11 @@ Json = dict[str, Any]
 FLOAT = 4  # bytes
 
 
+def say(console: Console, line: str) -> None:
+    """A line that stays one where no terminal breaks it."""
+    console.print(line, highlight=False, soft_wrap=True)
+
+
 def show_result(console: Console, result: Json) -> None:
     """Accuracy after each block, of each block alone, and the head's, as a table."""
     table = Table(
@@ -55,7 +60,9 @@ def sizes(model: Model, batch_size: int) -> Json:
     """Parameters and bytes of training, in parts."""
     plan = model.blocks.plan
     parameters = model.num_parameters()
-    workers = min(torch.get_num_threads(), model.blocks.T)
+    backend = model.versions()["backend"]
+    at_once = model.blocks.blocks_per_launch if backend == "triton" else torch.get_num_threads()
+    workers = min(at_once or model.blocks.T, model.blocks.T)
     moments = sum(
         math.prod(value.shape)
         for part in (model.blocks, model.head)
@@ -65,7 +72,7 @@ def sizes(model: Model, batch_size: int) -> Json:
     widths = sum(layer.out_width() for layer in plan.layers.values())
     activations = FLOAT * batch_size * widths * workers
     workspace = None
-    if model.versions()["backend"] == "cpu":
+    if backend == "cpu":
         each = native.workspace_bytes(plan, batch_size, model.blocks.D, model.blocks.precision)
         workspace = max(0, each * workers - activations)
     return {

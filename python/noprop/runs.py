@@ -111,11 +111,14 @@ class Run:
     result: Json | None = None
 
     @classmethod
-    def load(cls, folder: Path, backend: str | None = None) -> tuple["Run", list[str]]:
-        """The run in `folder`, and a line for each version that has changed since.
+    def load(
+        cls, folder: Path, backend: str | None = None, device: torch.device | str = "cpu"
+    ) -> tuple["Run", list[str]]:
+        """The run in `folder` on a device, and a line for each version that has changed since.
 
         Raises:
             InputError: a file is missing or corrupt, or it was not saved by a run.
+            BackendError: no backend runs it there.
         """
         content, tensors = checkpoint.load(folder)
         training = content.get("training")
@@ -124,7 +127,7 @@ class Run:
         run = cls(
             folder,
             Settings.from_json(field(training, "settings", dict)),
-            from_checkpoint(content, tensors, backend=backend),
+            from_checkpoint(content, tensors, backend=backend).to(device),
             Progress(**field(training, "progress", dict)),
             field(training, "data_sha256", str),
             training.get("result"),
@@ -169,19 +172,23 @@ class Run:
                 self.save()
                 saved_at = time.monotonic()
 
-        fit(
-            self.model,
-            split.x,
-            split.y,
-            epochs=self.settings.epochs,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
-            lr_schedule=self.settings.lr_schedule,
-            progress=self.progress,
-            stop=stop,
-            on_call=lambda progress, samples: on_call(samples),
-            on_epoch=after_epoch,
-        )
+        try:
+            fit(
+                self.model,
+                split.x,
+                split.y,
+                epochs=self.settings.epochs,
+                batch_size=self.settings.batch_size,
+                seed=self.settings.seed,
+                lr_schedule=self.settings.lr_schedule,
+                progress=self.progress,
+                stop=stop,
+                on_call=lambda progress, samples: on_call(samples),
+                on_epoch=after_epoch,
+            )
+        except MemoryError:  # of a call that has changed nothing: the run can go on from here
+            self.save()
+            raise
         self.save()
         return self.progress.epoch >= self.settings.epochs
 
@@ -220,11 +227,6 @@ class Run:
         if split.x_val is not None:
             summary["val_accuracy"] = self.watch(split)[1]
         return summary
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: the CPU, until the kernels for GPUs have run on one."""
-    return torch.device("cpu" if name == "auto" else name)
 
 
 @contextmanager

@@ -123,7 +123,9 @@ def learning_rates(lr: float, schedule: str, first: int, K: int, total: int) -> 
 
 
 class Pace:
-    """How many steps a call makes: as many as take `CALL_SECONDS`, at most twice the last ones."""
+    """How many steps a call makes: what takes half to all of CALL_SECONDS, at most twice as many
+    as the last ones.
+    """
 
     def __init__(self) -> None:
         self.K = 1
@@ -133,7 +135,8 @@ class Pace:
         begun = CLOCK()
         yield
         affordable = int(steps * CALL_SECONDS / max(CLOCK() - begun, 1e-9))
-        self.K = max(1, min(2 * self.K, affordable))
+        # powers of 2, so that a GPU needs few CUDA graphs
+        self.K = max(1, min(2 * self.K, 1 << affordable.bit_length() >> 1))
 
 
 def fit(
@@ -186,12 +189,14 @@ def fit(
         raise ValueError(f"fit: lr_schedule must be one of {LR_SCHEDULES}, got {lr_schedule!r}")
     _check_data(model, x, y)
     if model.normalize is None:
-        model.normalize = statistics(x)
+        mean, std = statistics(x)
+        model.normalize = mean.cpu(), std.cpu()
     device = model.blocks.device
     X, normalize = x, model.normalize
     if model.encoder is not None:
         X, normalize = model.features(x), None
-    loop = _Loop(model, X.to(device), y.to(device), normalize, batch_size, epochs, lr_schedule)
+    X, Y = _placed(X, y, device)
+    loop = _Loop(model, X, Y, normalize, batch_size, epochs, lr_schedule)
     progress = progress if progress is not None else Progress()
     T, steps, rows = model.blocks.goal.T, loop.batches.steps, loop.batches.rows
 
@@ -209,6 +214,8 @@ def fit(
             progress.add_time(now - started)
             on_call(progress, samples)
             started = CLOCK()
+        for part in (model.blocks, model.head):
+            part.check()  # what a GPU found in the last calls
         done = Epoch(
             epoch=progress.epoch + 1,
             loss=[total / rows for total in progress.loss_sum],
@@ -219,6 +226,17 @@ def fit(
         progress.finish_epoch()
         on_epoch(done)
     return progress
+
+
+def _placed(X: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The data where they are trained on, from the first step to the last."""
+    try:
+        return X.to(device), y.to(device)
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"fit: no memory on {device} for the {X.nbytes + y.nbytes:,} bytes of the data, which "
+            "stay there while they are trained on; train on the CPU instead"
+        ) from error
 
 
 def _check_data(model: Model, x: Tensor, y: Tensor) -> None:

@@ -119,6 +119,86 @@ def test_bad_contents_skip_the_step_and_are_told_later(what: str) -> None:
         blocks.train_step(*(value[:B] for value in data()))
 
 
+@pytest.mark.parametrize("op", ["train", "forward", "predict", "add_noise"])
+def test_check_waits_and_tells(op: str) -> None:
+    X, Y = data()
+    blocks, x, y = make(), X[:B].clone(), Y[:B].clone()
+    x[3, 2], y[5] = torch.nan, M
+    calls = {
+        "train": lambda: blocks.train_step(x, Y[:B]),
+        "forward": lambda: blocks(x, torch.zeros(B, M, device="cuda")),
+        "predict": lambda: blocks.predict(x),
+        "add_noise": lambda: blocks.add_noise(y),
+    }
+    calls[op]()
+    make().check()
+    with pytest.raises(ValueError, match=f"{op}: in an earlier call"):
+        blocks.check()
+    blocks.check()
+    assert blocks.updates.tolist() == [0] * T
+
+
+def test_check_of_the_device_is_of_functions_too() -> None:
+    y = torch.tensor([0, M], device="cuda")
+    nk.functional.add_noise(y, 0.5, 0.5, seed=1, num_classes=M)
+    with pytest.raises(ValueError, match="add_noise: in an earlier call labels"):
+        nk.check_device("cuda")
+    nk.check_device()
+
+
+def test_check_sees_what_the_caller_s_graph_met() -> None:
+    X, Y = data()
+    blocks, x, y = make(), X[:B].clone(), Y[:B].clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        blocks.train_step(x, y)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        blocks.train_step(x, y)
+    graph.replay()
+    blocks.check()
+    y[0] = M
+    graph.replay()
+    with pytest.raises(ValueError, match="train: in an earlier call labels"):
+        blocks.check()
+
+
+def test_no_memory_changes_nothing() -> None:
+    X, Y = data()
+    blocks, small = make(), make(blocks_per_launch=1)
+    rows = torch.randint(500, (2, 200_000), device="cuda")
+    before = {name: value.clone() for name, value in blocks.state_dict().items()}
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    used = torch.cuda.memory_reserved()
+    # three slices' workspace takes 963 MiB, one slice's 346
+    torch.cuda.set_per_process_memory_fraction((used + 600 * 2**20) / total)
+    try:
+        with pytest.raises(MemoryError, match="train: no memory on cuda.*blocks_per_launch below"):
+            blocks.train_steps(X, Y, rows)
+        small.train_steps(X, Y, rows)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for name, value in blocks.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    blocks.train_steps(X, Y, rows)
+    assert same(blocks, small)
+
+
+def test_tensors_on_another_device_are_named() -> None:
+    X, Y = data()
+    blocks = make()
+    for call, name in [
+        (lambda: blocks.train_step(X[:B].cpu(), Y[:B]), "x"),
+        (lambda: blocks.train_steps(X, Y, indices(1).cpu()), "indices"),
+        (lambda: blocks.predict(X.cpu()), "x"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} must be on cuda:0, got cpu"):
+            call()
+
+
 def test_predict_and_autograd() -> None:
     X, Y = data()
     ours, theirs = (make(backend=b) for b in ("triton", "reference"))

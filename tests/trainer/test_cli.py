@@ -71,7 +71,7 @@ SCHEMA = {
     **dict.fromkeys(["batch_size", "samples", "rows", "train_rows", "threads"], int),
     **dict.fromkeys(["block_updates", "head_updates"], int),
     **dict.fromkeys(["backend", "run", "data", "variant", "preset", "precision"], str),
-    **dict.fromkeys(["noprop", "torch", "python", "machine"], str),
+    **dict.fromkeys(["noprop", "torch", "python", "machine", "device"], str),
 }
 
 
@@ -80,7 +80,7 @@ def test_the_json_line(toy_file, tmp_path):
     assert result.stdout.count("\n") == 1
     told = json.loads(result.stdout)
     assert {name: type(told[name]) for name in SCHEMA} == SCHEMA
-    assert set(told) - set(SCHEMA) == {"instruction_set", "compiler", "lr_schedule"}
+    assert set(told) - set(SCHEMA) == {"instruction_set", "compiler", "lr_schedule", "triton"}
     assert all(0 <= value <= 1 for value in told["accuracy_per_block"] + told["accuracy_alone"])
     assert len(told["accuracy_per_block"]) == len(told["accuracy_alone"]) == 3
     block = 8 * 6 + 8 + 8 * 3 + 8 + 8 * 16 + 8 + 3 * 8 + 3
@@ -222,7 +222,7 @@ USAGE = [
     (["--frobnicate"], "No such option"),
     (["--variant", "ct"], "'ct' is not available, there is: dt"),
     (["--preset", "paper"], "'paper' is not available, there is: mlp"),
-    (["--device", "tpu"], "'tpu' is not available, there is: auto, cpu"),
+    (["--device", "tpu"], "'tpu' is not available, there is: auto, cpu, cuda, cuda:N"),
     (["--data", "imagenet"], "'imagenet' is not available, there is: digits"),
     (["--backend", "abacus"], "backend must be one of"),
     (["--hidden", "0"], "--hidden"),

@@ -79,6 +79,18 @@ def test_stop_save_load_and_go_on(tmp_path, toy, new_model, assert_same_state, m
     assert epochs[-1].epoch == 2
 
 
+def test_a_call_takes_a_power_of_two_of_steps_that_its_time_affords(monkeypatch):
+    """At 0.2 s: as a GPU has a CUDA graph for each length, few lengths are few graphs."""
+    pace, lengths = training.Pace(), []
+    for seconds in (0.03, 0.06, 0.12, 0.5, 0.9):
+        times = iter((0.0, seconds))
+        monkeypatch.setattr(training, "CLOCK", lambda times=times: next(times))
+        with pace.measure(pace.K):
+            pass
+        lengths.append(pace.K)
+    assert lengths == [2, 4, 4, 1, 1]
+
+
 def test_losses_told_do_not_depend_on_the_cut(toy, new_model, monkeypatch):
     told = []
     for seconds in (0.0, 10.0):

@@ -3,16 +3,17 @@
 import gc
 import threading
 import weakref
-from collections import OrderedDict
 from types import ModuleType
 
 import pytest
 import torch
 
 from calls_for_tests import PLANS, clone_call, make_train_call, results
+from noprop_kernels import telling
 from noprop_kernels.calls import TrainCall
 from noprop_kernels.optimizers import Adam, AdamW
 from noprop_kernels.triton_kernels import graph
+from noprop_kernels.triton_kernels.walk import Room
 
 pytestmark = pytest.mark.triton
 
@@ -50,10 +51,12 @@ class Recorder:
         return replay
 
 
-def run(calls: list[TrainCall], kernels: ModuleType, graphs: OrderedDict) -> Recorder:
-    recorder = Recorder()
+def run(calls: list[TrainCall], kernels: ModuleType, known: graph.Object | None = None) -> Recorder:
+    """The calls one after another, as on a GPU where a Recorder captures."""
+    recorder, known = Recorder(), known or graph.Object()
     for call in calls:
-        graph.train_by_graph(call, kernels.walk_of, graphs, recorder)
+        room = known.rooms.get(0, Room())
+        graph.train_by_graphs([call], kernels.walk_of, known, recorder, 0, room)
     return recorder
 
 
@@ -65,7 +68,7 @@ def test_replays_are_the_steps_themselves(kernels: ModuleType) -> None:
     for other, call in zip([plain, *others], calls, strict=True):
         other.inputs["x"].data, other.y.data = call.inputs["x"].data, call.y.data
         kernels.train(other)
-    recorder = run(calls, kernels, OrderedDict())
+    recorder = run(calls, kernels)
     assert (recorder.captures, recorder.replays) == (1, 3)
     for done, expected in zip(calls, [plain, *others], strict=True):
         assert torch.equal(done.out.loss, expected.out.loss)
@@ -121,7 +124,9 @@ def test_a_graph_lets_its_object_die(kernels: ModuleType) -> None:
     )
     known = graph.object_of(call.slices.updates)
     for _ in range(2):
-        graph.train_by_graph(call, kernels.walk_of, known.graphs, lambda launches: lambda: None)
+        graph.train_by_graphs(
+            [call], kernels.walk_of, known, lambda launches: lambda: None, 0, Room()
+        )
     assert [type(kept) for kept in known.graphs.values()] == [graph.Graph]
     del call
     gc.collect()
@@ -131,13 +136,49 @@ def test_a_graph_lets_its_object_die(kernels: ModuleType) -> None:
 def test_few_graphs_are_kept(kernels: ModuleType, monkeypatch) -> None:
     monkeypatch.setattr(graph, "GRAPHS", 2)
     monkeypatch.setattr(graph, "launch_steps", lambda call, walk: None)
-    graphs: OrderedDict = OrderedDict()
+    known = graph.Object()
     for B in (3, 4, 5, 3):
         call = make_train_call(
             PLANS["one_layer"](5, 5, 6), 3, 2, B, 1, optimizer=AdamW(), gather=True
         )
-        recorder = run([call], kernels, graphs)
-        assert recorder.captures == 0 and len(graphs) <= 2
+        recorder = run([call], kernels, known)
+        assert recorder.captures == 0 and len(known.graphs) <= 2
+
+
+def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
+    kernels: ModuleType, monkeypatch, capsys
+) -> None:
+    def refuse(call: TrainCall) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    telling.tell.cache_clear()
+    first = make()
+    calls = [first, on_the_state_of(first, 1), on_the_state_of(first, 2)]
+    plain = clone_call(first)
+    others = [plain, on_the_state_of(plain, 1), on_the_state_of(plain, 2)]
+    for other, call in zip(others, calls, strict=True):
+        other.inputs["x"].data, other.y.data = call.inputs["x"].data, call.y.data
+        kernels.train(other)
+    known = graph.Object()
+    monkeypatch.setattr(graph, "with_own_tensors", refuse)
+    assert run(calls, kernels, known).captures == 0
+    assert capsys.readouterr().err.count("no memory for a CUDA graph") == 1
+    assert not known.rooms and [*known.graphs.values()] == [None]
+    for done, expected in zip(calls, others, strict=True):
+        assert torch.equal(done.out.loss, expected.out.loss)
+    for (name, got), (_, expected) in zip(results(first), results(plain), strict=True):
+        assert torch.equal(got, expected), name
+    telling.tell.cache_clear()
+
+
+def test_an_object_s_graphs_share_a_workspace(kernels: ModuleType) -> None:
+    first, known = make(), graph.Object()
+    rows = {"per_row": True}
+    others = [on_the_state_of(first, seed, **rows) for seed in (2, 3)]
+    assert run([first, on_the_state_of(first, 1), *others], kernels, known).captures == 2
+    held = [tensor for made in known.graphs.values() for tensor in made.held[1:]]
+    places = {tensor.untyped_storage().data_ptr() for tensor in held}
+    assert places == {known.rooms[0].whole.untyped_storage().data_ptr()}
 
 
 def test_steps_and_slices_of_a_call_are_calls(kernels: ModuleType) -> None:

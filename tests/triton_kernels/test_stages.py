@@ -198,7 +198,7 @@ def test_stages_touch_what_the_table_says(
     )
     if check:
         call.out.d_inputs.clear()
-    made = kernels.walk_of(call)
+    made = kernels.walk_of(call, walk.Room())
     for stage in made.table.stages:
         made.at = Watched({**made.at, **{k: v[0] for k, v in call.inputs.items() if not check}})
         launch.LAUNCHES[stage.kind](made, stage, 0)

@@ -192,8 +192,8 @@ def test_where_nothing_waits_bad_contents_skip_the_step(
         assert value.isfinite().all()
     with pytest.raises(ValueError, match=f"train: in an earlier call {text}"):
         kernels.train(call)
-    errors.raise_found(call.slices.updates, "train")  # once
-    errors.raise_found(good.slices.updates, "train")
+    errors.raise_found(call.slices.updates)  # once
+    errors.raise_found(good.slices.updates)
 
 
 @pytest.mark.parametrize("B, rows", [(0, 1), (1, 2)])

@@ -1,0 +1,79 @@
+"""Which device a run goes on, and why."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from noprop_kernels import dispatch
+
+from .model import Model
+
+NAMES = ("auto", "cpu", "cuda", "cuda:N")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run goes on.
+
+    Args:
+        device: with its index, if it is a GPU.
+        why: "asked for", or what `auto` went by.
+    """
+
+    device: torch.device
+    why: str
+
+    @property
+    def name(self) -> str:
+        """cpu, or cuda:0 with what it is."""
+        if self.device.type != "cuda":
+            return str(self.device)
+        return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+
+    def told(self, model: Model) -> str:
+        """Device and backend of a model that was moved here, each with the reason.
+
+        Raises:
+            BackendError: no backend runs the model.
+        """
+        forced, by = dispatch.forced_backend(model.blocks.backend)
+        backend = f"backend {model.versions()['backend']}" + (f" ({by})" if forced else "")
+        return f"on {self.name} ({self.why}), {backend}"
+
+
+def is_name(name: str) -> bool:
+    return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
+
+
+def pick_device(name: str, backend: str | None = None) -> Device:
+    """The device of one of NAMES; auto is a GPU that our kernels run on, else the CPU.
+
+    Args:
+        name: auto, cpu, cuda (the current GPU) or cuda:N.
+        backend: the one that is forced, if any.
+
+    Raises:
+        ValueError: no such name, or a GPU that cannot be used; the text has the reason and what to
+            use instead.
+    """
+    if not is_name(name):
+        raise ValueError(f"{name!r} is not available, there is: {', '.join(NAMES)}")
+    if name == "cpu":
+        return Device(torch.device("cpu"), "asked for")
+    forced, by = dispatch.forced_backend(backend)
+    if name == "auto" and forced not in (None, "triton"):
+        return Device(torch.device("cpu"), f"auto, with {by}")
+    asked = torch.device("cuda" if name == "auto" else name)
+    reason = dispatch.device_gap(asked) or dispatch.gap(forced or "triton", None, asked, "float32")
+    if reason is None:
+        index = torch.cuda.current_device() if asked.index is None else asked.index
+        why = "auto: the Triton kernels run on it" if name == "auto" else "asked for"
+        return Device(torch.device("cuda", index), why)
+    if name == "auto":
+        return Device(torch.device("cpu"), f"auto: {reason}")
+    forced_by = f", forced by {by}" if forced else ""
+    raise ValueError(
+        f"{name} cannot be used: {reason} (backend {forced or 'triton'}{forced_by}); "
+        "use --device cpu, or auto, which takes a GPU where one can be used"
+    )
