@@ -22,11 +22,12 @@ constexpr int kMostTileRows = 12;
 constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
 struct Panels {
-  int64_t B;      // rows of the batch
-  int64_t count;  // panels
-  int64_t P;      // rows in a panel
-  int cols;       // vectors in a panel's row
-  Team team;      // whose member works on them
+  int64_t B;                  // rows of the batch
+  int64_t count;              // panels
+  int64_t P;                  // rows in a panel
+  int cols;                   // vectors in a panel's row
+  Team team;                  // whose member works on them
+  bool has_few_rows = false;  // products have lanes of output features: few_rows.h
 
   int64_t padded() const { return count * P; }
   int64_t vectors() const { return count * cols; }
@@ -42,6 +43,13 @@ inline Panels make_panels(int64_t B) {
   const int64_t count = (vectors + kMaxCols - 1) / kMaxCols;
   const int cols = (int)((vectors + count - 1) / count);
   return {B, count, (int64_t)cols * kLanes, cols, {}};
+}
+
+// for passes whose products may have lanes of output features
+inline Panels make_forward_panels(int64_t B) {
+  Panels shape = make_panels(B);
+  shape.has_few_rows = B <= kLanes;
+  return shape;
 }
 
 inline void wait_for_team(const Panels& shape) {
@@ -62,7 +70,7 @@ inline Range own_part(const Panels& shape, int64_t count, int64_t unit) {
 
 // of a layer's features, the same in all that is done to one after the other without a barrier
 inline Range own_features(const Panels& shape, int64_t H) {
-  return own_part(shape, H, kTileRows[shape.cols]);
+  return own_part(shape, H, shape.has_few_rows ? kLanes : kTileRows[shape.cols]);
 }
 
 // body(position, floats) for the runs of own features in panels (H, P)

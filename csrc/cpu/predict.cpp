@@ -26,7 +26,7 @@ inline void take_chain(ChainBuffers& work, Pieces& pieces, const NopropPlan& pla
 int64_t predict_bytes(const NopropPlan* plan, int64_t B, int64_t D) {
   ChainBuffers work;
   Pieces counted = {nullptr};
-  take_chain(work, counted, *plan, D, make_panels(B));
+  take_chain(work, counted, *plan, D, make_forward_panels(B));
   return counted.used;
 }
 
@@ -35,7 +35,7 @@ void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int6
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
   const NopropMix& mix = *task.mix;
-  const Panels shape = make_panels(rows);
+  const Panels shape = make_forward_panels(rows);
   const int64_t D = mix.D, L = slices.n / task.R;
   const int last = plan.num_inputs + plan.num_layers - 1;
   const int64_t M = width_of(plan, last);
@@ -46,7 +46,7 @@ void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int6
     if (j != plan.z) {
       load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], plan, j, 0, replica,
                  first, 0, shape.vectors(), task.B, shape);
-      if (keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
+      make_operand(work.saved, plan, j, shape);
     }
 
   float* z = work.saved.value[plan.z];
@@ -57,7 +57,7 @@ void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int6
   draw_normal(z, key(kStartBlock), D, shape);
   float* u_hat = mix.W_embed ? work.u_hat : work.p;
   for (int64_t l = 0; l < L; ++l) {
-    round_operand(work.saved, plan, plan.z, shape);
+    make_operand(work.saved, plan, plan.z, shape);
     walk_forward(work.saved, plan, slices.layers, slices.index[replica * L + l], false, shape);
     head_estimate(work.p, u_hat, mix.head, work.saved.value[last], mix.W_embed, M, D, shape);
     if (task.add_noise) draw_normal(work.eps, key((uint32_t)l), D, shape);

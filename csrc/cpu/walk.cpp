@@ -9,11 +9,19 @@ namespace noprop {
 namespace {
 
 // what products read of a result, once its value is there
-inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
-  if (rounds(plan) && r != plan.num_inputs + plan.num_layers - 1)
-    for_own_runs(shape, width_of(plan, r), [&](int64_t at, int64_t count) {
+inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  if (r == plan.num_inputs + plan.num_layers - 1) return;
+  const int64_t width = width_of(plan, r);
+  if (rounds(plan))
+    for_own_runs(shape, width, [&](int64_t at, int64_t count) {
       round_run(saved.operand[r] + at, saved.value[r] + at, count);
     });
+  if (!shape.has_few_rows) return;
+  const int64_t rows = few_rows(shape.B);
+  const Range own = own_features(shape, width);
+  for (int64_t f = own.first; f < own.last; ++f)
+    for (int64_t b = 0; b < rows; ++b)
+      saved.few[r][f * rows + b] = saved.operand[r][f * kLanes + b];
 }
 
 inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
@@ -25,7 +33,8 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
     const int64_t H = layer.width;
     Source sources[kMaxResults];
     for (int s = 0; s < layer.num_sources; ++s)
-      sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s])};
+      sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s]),
+                    saved.few[layer.sources[s]]};
     const float* weight = state.weight.value + slice * H * in_width(plan, layer);
     const float* bias = state.bias.value + slice * H;
     const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
@@ -33,7 +42,7 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
     if (!layer.norm) {
       dense_forward(saved.value[r], activated, sources, layer.num_sources, weight, bias, add,
                     layer.relu, H, saved.rounded, shape);
-      round_operand(saved, plan, r, shape);
+      make_operand(saved, plan, r, shape);
       wait_for_team(shape);
       continue;
     }
@@ -44,7 +53,7 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
                        layer.norm_eps};
     norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r],
                  saved.rstd[r], norm, add, layer.relu, training, H, shape);
-    round_operand(saved, plan, r, shape);
+    make_operand(saved, plan, r, shape);
     wait_for_team(shape);
   }
 }
