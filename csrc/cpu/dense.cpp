@@ -35,25 +35,29 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
   with_few_rows(shape.B, [&](auto rows) {
     constexpr int ROWS = decltype(rows)::value;
     const auto tile = [&](auto full, auto rounded, int64_t o, int64_t count) {
-      Vec c[ROWS] = {};
-      OutputRows<decltype(full)::value> outputs = {weight + o * in, in, count};
+      constexpr bool FULL = decltype(full)::value, ROUNDS = decltype(rounded)::value;
+      Vec c[kFewVectors][ROWS] = {};
+      OutputRows<FULL> outputs = {weight + o * in, in, count};
       for (int s = 0; s < num_sources; ++s) {
-        multiply_few<decltype(full)::value, decltype(rounded)::value>(c, outputs, sources[s].few,
-                                                                      sources[s].width);
+        multiply_few<FULL, ROUNDS>(c, outputs, sources[s].few, sources[s].width);
         outputs.weight += sources[s].width;
       }
-      Vec square[kLanes] = {};
-      for (int r = 0; r < ROWS; ++r) square[r] = c[r];
-      transpose(square);
-      for (int64_t i = 0; i < count; ++i) out.finish(square[i], o + i, (o + i) * kLanes);
+      for (int64_t first = 0; first < count; first += kLanes) {
+        Vec square[kLanes] = {};
+        for (int r = 0; r < ROWS; ++r) square[r] = c[first / kLanes][r];
+        transpose(square);
+        for (int64_t i = 0; i < kLanes && first + i < count; ++i)
+          out.finish(square[i], o + first + i, (o + first + i) * kLanes);
+      }
     };
-    for (int64_t o = own.first; o < own.last; o += kLanes) {
-      const int64_t count = own.last - o < kLanes ? own.last - o : kLanes;
-      const bool is_full = count == kLanes;
-      if (is_full && rounds) tile(Constant<1>{}, Constant<1>{}, o, count);
-      if (is_full && !rounds) tile(Constant<1>{}, Constant<0>{}, o, count);
-      if (!is_full && rounds) tile(Constant<0>{}, Constant<1>{}, o, count);
-      if (!is_full && !rounds) tile(Constant<0>{}, Constant<0>{}, o, count);
+    for (int64_t o = own.first; o < own.last; o += kFewOutputs) {
+      const int64_t count = own.last - o;
+      if (count >= kFewOutputs)
+        rounds ? tile(Constant<1>{}, Constant<1>{}, o, kFewOutputs)
+               : tile(Constant<1>{}, Constant<0>{}, o, kFewOutputs);
+      else
+        rounds ? tile(Constant<0>{}, Constant<1>{}, o, count)
+               : tile(Constant<0>{}, Constant<0>{}, o, count);
     }
   });
 }

@@ -59,7 +59,7 @@ NOPROP_INLINE Vec join_quarters(Part part) {
 }
 #endif
 
-// kLanes outputs' rows of a weight (out, in); where there are fewer, the last one again
+// kFewOutputs rows of a weight (out, in); where there are fewer, the last one again
 template <bool FULL>
 struct OutputRows {
   const float* weight;
@@ -72,12 +72,12 @@ struct OutputRows {
 
 // w[i] = what the outputs have for input k + i; four inputs at once make the cheapest square
 template <bool FULL>
-NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int64_t k) {
+NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int g, int64_t k) {
   Vec mixed[4];  // 128-bit part q of the j-th: output 4 q + j
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j)
     mixed[j] = join_quarters([&](int q) __attribute__((always_inline)) {
-      return load_quarter(outputs.row(4 * q + j) + k);
+      return load_quarter(outputs.row(g * kLanes + 4 * q + j) + k);
     });
   const Vec low = NOPROP_PAIR_LOW(mixed[0], mixed[1]), high = NOPROP_PAIR_HIGH(mixed[0], mixed[1]);
   const Vec low_2 = NOPROP_PAIR_LOW(mixed[2], mixed[3]);
@@ -88,41 +88,45 @@ NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int
   w[3] = NOPROP_HALF_HIGH(high, high_2);
 }
 
-// c[r] += sum over k of the outputs' weights times x[k * ROWS + r]; ROUNDS: weights, to bfloat16
+// c[g][r] += sum over k of the weights of the outputs from g * kLanes times x[k * ROWS + r].
+// ROUNDS: weights, to bfloat16
 template <bool FULL, bool ROUNDS, int ROWS>
-NOPROP_INLINE void multiply_few(Vec (&c)[ROWS], const OutputRows<FULL>& outputs, const float* x,
-                                int64_t K) {
-  const auto step = [&](Vec w, const float* factors) __attribute__((always_inline)) {
+NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FULL>& outputs,
+                                const float* x, int64_t K) {
+  const auto step = [&](int g, Vec w, int64_t k) __attribute__((always_inline)) {
     if (ROUNDS) w = round_bfloat16(w);
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) c[r] += w * factors[r];
+    for (int r = 0; r < ROWS; ++r) c[g][r] += w * x[k * ROWS + r];
   };
   int64_t k = 0;
   for (; k + 4 <= K; k += 4) {
-    Vec w[4];
-    load_square(w, outputs, k);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) step(w[i], x + (k + i) * ROWS);
+    for (int g = 0; g < kFewVectors; ++g) {
+      Vec w[4];
+      load_square(w, outputs, g, k);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) step(g, w[i], k + i);
+    }
   }
-  for (; k < K; ++k) {
-    Vec w;
-    for (int i = 0; i < kLanes; ++i) w[i] = outputs.row(i)[k];
-    step(w, x + k * ROWS);
-  }
+  for (; k < K; ++k)
+    for (int g = 0; g < kFewVectors; ++g) {
+      Vec w;
+      for (int i = 0; i < kLanes; ++i) w[i] = outputs.row(g * kLanes + i)[k];
+      step(g, w, k);
+    }
 }
 
 // body(Constant<ROWS>) for few_rows(B)
 template <class Body>
 NOPROP_INLINE void with_few_rows(int64_t B, Body body) {
   if (B <= 1) return body(Constant<1>{});
-  if (B <= 2) return body(Constant<2>{});
 #if NOPROP_LANES >= 8
-  if (B <= 4) return body(Constant<4>{});
+  if (B <= 2) return body(Constant<2>{});
 #endif
 #if NOPROP_LANES >= 16
-  if (B <= 8) return body(Constant<8>{});
+  if (B <= 4) return body(Constant<4>{});
 #endif
-  return body(Constant<kLanes>{});
+  return body(Constant<kMostFewRows>{});
 }
 
 }  // namespace

@@ -19,6 +19,11 @@ constexpr int kMaxCols = 2, kMaxStripCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
 constexpr int kMostTileRows = 12;
+// A batch of so few rows has products whose lanes are output features: few_rows.h. So many vectors
+// of them at once hide the latency of a multiply-add behind each other, or behind the shuffles.
+constexpr int kMostFewRows = kLanes / 2;
+constexpr int kFewVectors = kLanes == 16 ? 1 : 2;
+constexpr int kFewOutputs = kFewVectors * kLanes;
 constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
 struct Panels {
@@ -48,7 +53,7 @@ inline Panels make_panels(int64_t B) {
 // for passes whose products may have lanes of output features
 inline Panels make_forward_panels(int64_t B) {
   Panels shape = make_panels(B);
-  shape.has_few_rows = B <= kLanes;
+  shape.has_few_rows = B <= kMostFewRows;
   return shape;
 }
 
@@ -70,7 +75,7 @@ inline Range own_part(const Panels& shape, int64_t count, int64_t unit) {
 
 // of a layer's features, the same in all that is done to one after the other without a barrier
 inline Range own_features(const Panels& shape, int64_t H) {
-  return own_part(shape, H, shape.has_few_rows ? kLanes : kTileRows[shape.cols]);
+  return own_part(shape, H, shape.has_few_rows ? kFewOutputs : kTileRows[shape.cols]);
 }
 
 // body(position, floats) for the runs of own features in panels (H, P)
