@@ -111,9 +111,9 @@ struct Isa {
   int64_t (*backward_bytes)(const NopropPlan*, int64_t B);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
   void (*update_slice)(const NopropSlices&, int64_t i, const NopropRule&);
-  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D);
+  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t team_size);
   void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first,
-                       int64_t rows, char* workspace);
+                       int64_t rows, const Team&, char* workspace);
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
   double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: what this core can do
 };
