@@ -1,9 +1,12 @@
 // The C interface on the CPU: contents are checked, then slices (or rows of a chain) become tasks
 // for the pool.
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -265,19 +268,25 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   const NopropPlan& plan = *slices->plan;
   constexpr int64_t kRows = 128;
   const int64_t pieces = (B + kRows - 1) / kRows, most_rows = std::min(kRows, B);
-  const int32_t size = predict_team_size(plan, S * R * pieces, most_rows, caller->threads);
+  const int64_t count = S * R * pieces;
+  const int32_t size = crew_size(plan, count, most_rows, caller->threads);
   const PredictTask task = {
       logits, u_hat, z, slices,    seeds,          inputs,       a, b, sqrt_c, mix,
       S,      R,     B, first_row, add_noise != 0, keep_all != 0};
   Host host(*caller);
+  const std::unique_ptr<Crew[]> crews(new Crew[static_cast<size_t>(size > 1 ? count : 0)]);
   const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
-    // a team has begun as a whole, and goes on as a whole
+    // the members of a crew are there for each other
     if (!host.go_on(worker.id) && team.size == 1) return;
+    Crew alone;
+    Crew& crew = team.size > 1 ? crews[static_cast<size_t>(at)] : alone;
     const int64_t first = at % pieces * kRows;
     isa().predict_rows(task, at / pieces / R, at / pieces % R, first, std::min(kRows, B - first),
-                       team, worker.workspace);
+                       crew, worker.workspace);
   };
-  const bool ran = run_teams(S * R * pieces, size, caller->threads,
+  for (int64_t at = 0; size > 1 && at < count; ++at)
+    crews[static_cast<size_t>(at)] = {size, [] { sched_yield(); }};
+  const bool ran = run_teams(count, size, caller->threads,
                              isa().predict_bytes(&plan, most_rows, mix->D, size), host, run);
   return finish(ran, host);
 }

@@ -62,9 +62,9 @@ int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads)
   return shared_by(n, 6 * B * weights(plan), 4'000'000, threads);
 }
 
-int32_t predict_team_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
+int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
   // one row of a product takes as long as four do, that of reading the weights
-  return shared_by(chains, 2 * std::max<int64_t>(B, 4) * weights(plan), 200'000, threads);
+  return shared_by(chains, 2 * std::max<int64_t>(B, 4) * weights(plan), 1'000'000, threads);
 }
 
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,

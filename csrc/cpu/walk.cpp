@@ -24,52 +24,23 @@ inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, cons
       saved.few[r][f * rows + b] = saved.operand[r][f * kLanes + b];
 }
 
-// Which results a team's other members have perhaps not finished. A layer waits for what it reads,
-// and the last one for everything, so that two walks never overlap.
-struct Pending {
-  bool at[kMaxResults] = {};
-  bool any = false;
-
-  void add(int result) { any = at[result] = true; }
-  void wait(const Panels& shape) {
-    wait_for_team(shape);
-    *this = {};
-  }
-  void wait_for(const NopropPlan& plan, int l, const Panels& shape) {
-    const NopropLayer& layer = plan.layers[l];
-    bool needed = l + 1 == plan.num_layers ? any : layer.add >= 0 && at[layer.add];
-    for (int s = 0; s < layer.num_sources; ++s) needed |= at[layer.sources[s]];
-    if (needed) wait(shape);
-  }
-};
-
-// z_pending: z may not be there yet for a team's other members
-inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
-                         int64_t slice, bool training, const Panels& shape,
-                         bool z_pending = false) {
-  Pending pending;
-  if (z_pending) pending.add(plan.z);
-  for (int l = 0; l < plan.num_layers; ++l) {
-    pending.wait_for(plan, l, shape);
-    pending.add(plan.num_inputs + l);
-    const NopropLayer& layer = plan.layers[l];
-    const NopropState& state = states[l];
-    const int r = plan.num_inputs + l;
-    const int64_t H = layer.width;
-    Source sources[kMaxResults];
-    for (int s = 0; s < layer.num_sources; ++s)
-      sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s]),
-                    saved.few[layer.sources[s]]};
-    const float* weight = state.weight.value + slice * H * in_width(plan, layer);
-    const float* bias = state.bias.value + slice * H;
-    const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
-    float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
-    if (!layer.norm) {
-      dense_forward(saved.value[r], activated, sources, layer.num_sources, weight, bias, add,
-                    layer.relu, H, saved.rounded, shape);
-      make_operand(saved, plan, r, shape);
-      continue;
-    }
+inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
+                          int l, int64_t slice, bool training, const Panels& shape) {
+  const NopropLayer& layer = plan.layers[l];
+  const int r = plan.num_inputs + l;
+  const int64_t H = layer.width;
+  Source sources[kMaxResults];
+  for (int s = 0; s < layer.num_sources; ++s)
+    sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s]),
+                  saved.few[layer.sources[s]]};
+  const float* weight = state.weight.value + slice * H * in_width(plan, layer);
+  const float* bias = state.bias.value + slice * H;
+  const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
+  float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
+  if (!layer.norm) {
+    dense_forward(saved.value[r], activated, sources, layer.num_sources, weight, bias, add,
+                  layer.relu, H, saved.rounded, shape);
+  } else {
     dense_forward(saved.x_hat[r], nullptr, sources, layer.num_sources, weight, bias, nullptr, false,
                   H, saved.rounded, shape);
     const Norm norm = {state.norm_weight.value + slice * H, state.norm_bias.value + slice * H,
@@ -77,9 +48,16 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
                        layer.norm_eps};
     norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r],
                  saved.rstd[r], norm, add, layer.relu, training, H, shape);
-    make_operand(saved, plan, r, shape);
   }
-  pending.wait(shape);
+  make_operand(saved, plan, r, shape);
+}
+
+inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
+                         int64_t slice, bool training, const Panels& shape) {
+  for (int l = 0; l < plan.num_layers; ++l) {
+    forward_layer(saved, plan, states[l], l, slice, training, shape);
+    wait_for_team(shape);
+  }
 }
 
 // the running statistics take in the batch's
