@@ -1,7 +1,7 @@
 // A dense layer over several sources: forward, input gradient, weight gradient. Biases and
 // activations act on the tile while it is in registers; the weight gradient's tile goes straight to
 // the optimizer.
-#include "product.h"
+#include "few_rows.h"
 
 namespace noprop {
 namespace {
@@ -9,7 +9,58 @@ namespace {
 struct Source {
   const float* value;  // panels (width, P)
   int64_t width;
+  const float* few = nullptr;  // (width, few_rows(B)), for a batch of few rows
 };
+
+// what becomes of a sum in a layer, and where it goes
+struct DenseOut {
+  float *value, *activated;
+  const float *bias, *add;
+  bool is_relu;
+
+  NOPROP_INLINE void finish(Vec sum, int64_t o, int64_t at) const {
+    Vec y = sum + bias[o];
+    if (is_relu) y = relu(y);
+    if (activated) store(activated + at, y);
+    if (add) y += load(add + at);
+    store(value + at, y);
+  }
+};
+
+// own features of a layer whose sources are there for few rows; rounds: the weight, to bfloat16
+inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_sources,
+                           const float* weight, int64_t in, int64_t H, bool rounds,
+                           const Panels& shape) {
+  const Range own = own_features(shape, H);
+  with_few_rows(shape.B, [&](auto rows) {
+    constexpr int ROWS = decltype(rows)::value;
+    const auto tile = [&](auto full, auto rounded, int64_t o, int64_t count) {
+      constexpr bool FULL = decltype(full)::value, ROUNDS = decltype(rounded)::value;
+      Vec c[kFewVectors][ROWS] = {};
+      OutputRows<FULL> outputs = {weight + o * in, in, count};
+      for (int s = 0; s < num_sources; ++s) {
+        multiply_few<FULL, ROUNDS>(c, outputs, sources[s].few, sources[s].width);
+        outputs.weight += sources[s].width;
+      }
+      for (int64_t first = 0; first < count; first += kLanes) {
+        Vec square[kLanes] = {};
+        for (int r = 0; r < ROWS; ++r) square[r] = c[first / kLanes][r];
+        transpose(square);
+        for (int64_t i = 0; i < kLanes && first + i < count; ++i)
+          out.finish(square[i], o + first + i, (o + first + i) * kLanes);
+      }
+    };
+    for (int64_t o = own.first; o < own.last; o += kFewOutputs) {
+      const int64_t count = own.last - o;
+      if (count >= kFewOutputs)
+        rounds ? tile(Constant<1>{}, Constant<1>{}, o, kFewOutputs)
+               : tile(Constant<1>{}, Constant<0>{}, o, kFewOutputs);
+      else
+        rounds ? tile(Constant<0>{}, Constant<1>{}, o, count)
+               : tile(Constant<0>{}, Constant<0>{}, o, count);
+    }
+  });
+}
 
 // out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
 // keeps what stood before `add`. rounded: null, or room for kTileRows rows of the weight, whose
@@ -24,6 +75,9 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
     in += sources[s].width;
     in_terms += terms<PAIRS>(sources[s].width);
   }
+  const DenseOut result = {out, activated, bias, add, is_relu};
+  if (shape.has_few_rows)
+    return dense_few_rows(result, sources, num_sources, weight, in, H, rounded != nullptr, shape);
   const int64_t P = shape.P;
   const Range own = own_features(shape, H);
   with_cols(shape.cols, [&](auto cols) {
@@ -53,14 +107,8 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
           multiply_tile<PAIRS>(c, w, in_terms, 1, sources[s].value + p * K * P, P, K);
           w += K;
         }
-        for_tile<ROWS, COLS>([&](int i, int j) {
-          const int64_t at = (p * H + o + i) * P + j * kLanes;
-          Vec y = c[i][j] + bias[o + i];
-          if (is_relu) y = relu(y);
-          if (activated) store(activated + at, y);
-          if (add) y += load(add + at);
-          store(out + at, y);
-        });
+        for_tile<ROWS, COLS>(
+            [&](int i, int j) { result.finish(c[i][j], o + i, (p * H + o + i) * P + j * kLanes); });
       }
     });
   });

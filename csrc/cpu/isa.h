@@ -19,6 +19,15 @@ struct Team {
   void* barrier = nullptr;
 };
 
+// What threads share that do a chain together (crew.h), at first as it stands here.
+struct Crew {
+  int32_t size = 1;
+  void (*yield)() = nullptr;
+  uint64_t next = 0;    // stage << 32 | number of its next tile; stage 0 has none
+  int32_t done = 0;     // tiles of the stage
+  int32_t arrived = 0;  // members, the first of which leads
+};
+
 struct TrainTask {
   const NopropSlices* slices;
   const NopropNoise* noise;
@@ -111,9 +120,9 @@ struct Isa {
   int64_t (*backward_bytes)(const NopropPlan*, int64_t B);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
   void (*update_slice)(const NopropSlices&, int64_t i, const NopropRule&);
-  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D);
+  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t crew_size);
   void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first,
-                       int64_t rows, char* workspace);
+                       int64_t rows, Crew&, char* workspace);
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
   double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: what this core can do
 };

@@ -19,14 +19,25 @@ constexpr int kMaxCols = 2, kMaxStripCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
 constexpr int kMostTileRows = 12;
+// A batch of so few rows has products whose lanes are output features: few_rows.h. So many vectors
+// of them at once hide the latency of a multiply-add behind each other, or behind the shuffles.
+constexpr int kMostFewRows = kLanes / 2;
+constexpr int kFewVectors = kLanes == 16 ? 1 : 2;
+constexpr int kFewOutputs = kFewVectors * kLanes;
 constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
+struct Range {
+  int64_t first, last;
+};
+
 struct Panels {
-  int64_t B;      // rows of the batch
-  int64_t count;  // panels
-  int64_t P;      // rows in a panel
-  int cols;       // vectors in a panel's row
-  Team team;      // whose member works on them
+  int64_t B;                  // rows of the batch
+  int64_t count;              // panels
+  int64_t P;                  // rows in a panel
+  int cols;                   // vectors in a panel's row
+  Team team;                  // whose member works on them
+  bool has_few_rows = false;  // products have lanes of output features: few_rows.h
+  Range tile = {0, 0};        // of a layer's features those that are done; empty: all of its part
 
   int64_t padded() const { return count * P; }
   int64_t vectors() const { return count * cols; }
@@ -50,10 +61,6 @@ inline void wait_for_team(const Panels& shape) {
 
 // This member's part of `count` things, in whole units. No part changes a value: what one member
 // sums, it sums as one alone would.
-struct Range {
-  int64_t first, last;
-};
-
 inline Range own_part(const Panels& shape, int64_t count, int64_t unit) {
   const int64_t units = (count + unit - 1) / unit, rank = shape.team.rank, size = shape.team.size;
   const int64_t first = units * rank / size * unit, last = units * (rank + 1) / size * unit;
@@ -61,8 +68,13 @@ inline Range own_part(const Panels& shape, int64_t count, int64_t unit) {
 }
 
 // of a layer's features, the same in all that is done to one after the other without a barrier
+inline int64_t feature_unit(const Panels& shape) {
+  return shape.has_few_rows ? kFewOutputs : kTileRows[shape.cols];
+}
+
 inline Range own_features(const Panels& shape, int64_t H) {
-  return own_part(shape, H, kTileRows[shape.cols]);
+  if (shape.tile.last > 0) return shape.tile;
+  return own_part(shape, H, feature_unit(shape));
 }
 
 // body(position, floats) for the runs of own features in panels (H, P)

@@ -164,13 +164,17 @@ class Pool {
       task_ = &task;
       current_ = &workspaces;
       helpers_ = helpers;
-      running_.store(helpers, std::memory_order_relaxed);
       generation_.fetch_add(1, std::memory_order_release);
     }
     apart_.call(helpers);
     host.apart_ = &apart_;
     if (helpers > 0) wake_.notify_all();
     drain(Worker{0, workspaces[0]});
+    if (helpers > 0) {
+      // those that have not come, since another process keeps them from running, are not needed
+      std::lock_guard<std::mutex> lock(mutex_);
+      helpers_ = 0;
+    }
     wait_for_helpers(host);
     return true;
   }
@@ -201,6 +205,7 @@ class Pool {
       std::unique_lock<std::mutex> lock(mutex_);
       seen = generation_.load(std::memory_order_acquire);
       const bool takes_part = static_cast<int32_t>(id) < helpers_;
+      if (takes_part) running_.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
       if (!takes_part) continue;
       drain(Worker{static_cast<int32_t>(id) + 1, (*current_)[id + 1]});
@@ -231,9 +236,9 @@ class Pool {
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // the calling thread's first
   std::atomic<uint64_t> generation_{0};
   std::atomic<int64_t> next_task_{0};
-  std::atomic<int32_t> running_{0};
+  std::atomic<int32_t> running_{0};  // helpers that have joined
   int64_t count_ = 0;
-  int32_t helpers_ = 0;
+  int32_t helpers_ = 0;  // that may join the call
   const std::function<void(int64_t, const Worker&)>* task_ = nullptr;
   const std::vector<char*>* current_ = nullptr;
 };

@@ -1,16 +1,18 @@
 // The C interface on the CPU: contents are checked, then slices (or rows of a chain) become tasks
 // for the pool.
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <deque>
+#include <memory>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/pool.h"
+#include "cpu/teams.h"
 #include "cpu/visit.h"
-#include "cpu/workspace.h"
 #include "noprop.h"
 
 namespace noprop {
@@ -146,15 +148,6 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   }
   const int32_t size = team_size(plan, n, B, caller->threads);
   const int64_t bytes = isa().train_bytes(&plan, B, mix->D, size);
-  static thread_local std::deque<Workspace> kept;  // of teams; a worker's own serves it alone
-  std::vector<char*> workspaces(static_cast<size_t>(n));
-  if (size > 1) {
-    while (kept.size() < workspaces.size()) kept.emplace_back();
-    for (size_t i = 0; i < workspaces.size(); ++i)
-      if ((workspaces[i] = kept[i].get(bytes)) == nullptr) return {NOPROP_NO_MEMORY, 0, 0};
-  }
-  std::deque<Barrier> barriers;
-  for (int64_t i = 0; size > 1 && i < n; ++i) barriers.emplace_back(size);
 
   Host host(*caller);
   struct Poll {
@@ -165,7 +158,6 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     auto* poll = static_cast<Poll*>(data);
     return poll->host->go_on(poll->worker);
   };
-  const auto wait = [](void* barrier) { static_cast<Barrier*>(barrier)->wait(); };
   bool ran = true;
   for (int64_t first = 0; ran && first < K && !host.stopped(); first += visit.steps) {
     const int64_t last = std::min(first + visit.steps, K);
@@ -176,21 +168,13 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
           pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, caller->threads);
       if (bad) return {bad, 0, j};
     }
-    // members of a team are neighbours in the queue, and no more of them than threads
-    const auto run = [&](int64_t number, const Worker& worker) {
-      const int64_t i = number / size;
+    const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
       Poll poll = {&host, worker.id};
-      TrainTask task = {slices, noise, mix,    inputs, z,     y,     rule, B,
-                        first,  last,  packed, out,    go_on, &poll, {}};
-      char* workspace = worker.workspace;
-      if (size > 1) {
-        const auto at = static_cast<size_t>(i);
-        task.team = {static_cast<int32_t>(number % size), size, wait, &barriers[at]};
-        workspace = workspaces[at];
-      }
-      isa().train_slice(task, i, workspace);
+      const TrainTask task = {slices, noise, mix,    inputs, z,     y,     rule, B,
+                              first,  last,  packed, out,    go_on, &poll, team};
+      isa().train_slice(task, i, worker.workspace);
     };
-    ran = run_tasks(n * size, caller->threads, size > 1 ? 0 : bytes, host, run);
+    ran = run_teams(n, size, caller->threads, bytes, host, run);
   }
   return finish(ran, host);
 }
@@ -284,19 +268,27 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
                                 int32_t add_noise, int32_t keep_all, const NopropHost* caller) {
   const NopropPlan& plan = *slices->plan;
   constexpr int64_t kRows = 128;
-  const int64_t pieces = (B + kRows - 1) / kRows;
-  Host host(*caller);
+  const int64_t pieces = (B + kRows - 1) / kRows, most_rows = std::min(kRows, B);
+  const int64_t count = S * R * pieces;
+  const int32_t size = crew_size(plan, count, most_rows, caller->threads);
   const PredictTask task = {
       logits, u_hat, z, slices,    seeds,          inputs,       a, b, sqrt_c, mix,
       S,      R,     B, first_row, add_noise != 0, keep_all != 0};
-  const bool ran = run_tasks(S * R * pieces, caller->threads,
-                             isa().predict_bytes(&plan, std::min(kRows, B), mix->D), host,
-                             [&](int64_t at, const Worker& worker) {
-                               if (!host.go_on(worker.id)) return;
-                               const int64_t first = at % pieces * kRows;
-                               isa().predict_rows(task, at / pieces / R, at / pieces % R, first,
-                                                  std::min(kRows, B - first), worker.workspace);
-                             });
+  Host host(*caller);
+  const std::unique_ptr<Crew[]> crews(new Crew[static_cast<size_t>(size > 1 ? count : 0)]);
+  const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
+    // the members of a crew are there for each other
+    if (!host.go_on(worker.id) && team.size == 1) return;
+    Crew alone;
+    Crew& crew = team.size > 1 ? crews[static_cast<size_t>(at)] : alone;
+    const int64_t first = at % pieces * kRows;
+    isa().predict_rows(task, at / pieces / R, at / pieces % R, first, std::min(kRows, B - first),
+                       crew, worker.workspace);
+  };
+  for (int64_t at = 0; size > 1 && at < count; ++at)
+    crews[static_cast<size_t>(at)] = {size, [] { sched_yield(); }};
+  const bool ran = run_teams(count, size, caller->threads,
+                             isa().predict_bytes(&plan, most_rows, mix->D, size), host, run);
   return finish(ran, host);
 }
 

@@ -1,7 +1,7 @@
 // Where each result of a plan lies in a workspace, and what of it products read.
 #pragma once
 
-#include "panels.h"
+#include "few_rows.h"
 
 namespace noprop {
 namespace {
@@ -28,7 +28,8 @@ struct Saved {
       activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
   float* x_hat[kMaxResults];   // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
-  float* rounded;  // rows of a weight, this member's, or null
+  float* rounded;           // rows of a weight, this member's, or null
+  float* few[kMaxResults];  // of a batch of few rows, operands (width, few_rows(B))
 };
 
 struct Grads {
@@ -78,6 +79,13 @@ NOPROP_INLINE void with_pairs(const NopropPlan& plan, Body body) {
   body(Constant<0>{});
 }
 
+// for passes whose products may have lanes of output features; pairs have none such
+inline Panels make_forward_panels(const NopropPlan& plan, int64_t B) {
+  Panels shape = make_panels(B);
+  shape.has_few_rows = B <= kMostFewRows && !has_pairs(plan);
+  return shape;
+}
+
 inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), size = width * shape.padded();
@@ -103,6 +111,10 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
   const int64_t size = kMostTileRows * in, members = shape.team.size;
   saved.rounded =
       rounds(plan) ? pieces.take<float>(size * members) + shape.team.rank * size : nullptr;
+  // last, so that the rest lies where it does without them
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
+    saved.few[r] =
+        shape.has_few_rows ? pieces.take<float>(width_of(plan, r) * few_rows(shape.B)) : nullptr;
 }
 
 inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {

@@ -31,6 +31,13 @@ int64_t state_bytes(const NopropPlan& plan, const NopropRule& rule) {
   return 4 * weights(plan) * (rule.kind == NOPROP_NONE ? 1 : rule.kind == NOPROP_SGD ? 2 : 3);
 }
 
+// threads for each of n tasks, so that each of them has that much of a task's work
+int32_t shared_by(int64_t n, int64_t flop, int64_t flop_a_member, int32_t threads) {
+  constexpr int64_t kMost = 64;
+  return static_cast<int32_t>(std::max<int64_t>(
+      1, std::min({threads / std::max<int64_t>(n, 1), flop / flop_a_member, kMost})));
+}
+
 }  // namespace
 
 bool is_shared(const NopropInput& input, int64_t n) {
@@ -52,10 +59,12 @@ Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* in
 }
 
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {
-  constexpr int64_t kFlopAMember = 4'000'000, kMost = 64;
-  const int64_t step_flop = 6 * B * weights(plan);
-  return static_cast<int32_t>(std::max<int64_t>(
-      1, std::min({threads / std::max<int64_t>(n, 1), step_flop / kFlopAMember, kMost})));
+  return shared_by(n, 6 * B * weights(plan), 4'000'000, threads);
+}
+
+int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
+  // one row of a product takes as long as four do, that of reading the weights
+  return shared_by(chains, 2 * std::max<int64_t>(B, 4) * weights(plan), 1'000'000, threads);
 }
 
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,

@@ -9,48 +9,61 @@ namespace noprop {
 namespace {
 
 // what products read of a result, once its value is there
-inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
-  if (!rounds(plan) || r == plan.num_inputs + plan.num_layers - 1) return;
-  if constexpr (kHasPairs)
-    return pair_panels(saved.operand[r], saved.value[r], width_of(plan, r), shape);
-  for_own_runs(shape, width_of(plan, r), [&](int64_t at, int64_t count) {
-    round_run(saved.operand[r] + at, saved.value[r] + at, count);
-  });
+inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  if (r == plan.num_inputs + plan.num_layers - 1) return;
+  const int64_t width = width_of(plan, r);
+  if (has_pairs(plan)) {
+    if (saved.operand[r] != saved.value[r])
+      pair_panels(saved.operand[r], saved.value[r], width, shape);
+  } else if (rounds(plan)) {
+    for_own_runs(shape, width, [&](int64_t at, int64_t count) {
+      round_run(saved.operand[r] + at, saved.value[r] + at, count);
+    });
+  }
+  if (!shape.has_few_rows) return;
+  const int64_t rows = few_rows(shape.B);
+  const Range own = own_features(shape, width);
+  for (int64_t f = own.first; f < own.last; ++f)
+    for (int64_t b = 0; b < rows; ++b)
+      saved.few[r][f * rows + b] = saved.operand[r][f * kLanes + b];
 }
 
-inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
-                         int64_t slice, bool training, const Panels& shape) {
-  for (int l = 0; l < plan.num_layers; ++l) {
-    const NopropLayer& layer = plan.layers[l];
-    const NopropState& state = states[l];
-    const int r = plan.num_inputs + l;
-    const int64_t H = layer.width;
-    Source sources[kMaxResults];
-    for (int s = 0; s < layer.num_sources; ++s)
-      sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s])};
-    const float* weight = state.weight.value + slice * H * in_width(plan, layer);
-    const float* bias = state.bias.value + slice * H;
-    const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
-    float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
-    const auto multiply = [&](float* out, float* kept, const float* added, bool is_relu) {
-      with_pairs(plan, [&](auto pairs) {
-        dense_forward<pairs.value>(out, kept, sources, layer.num_sources, weight, bias, added,
-                                   is_relu, H, saved.rounded, shape);
-      });
-    };
-    if (!layer.norm) {
-      multiply(saved.value[r], activated, add, layer.relu);
-      round_operand(saved, plan, r, shape);
-      wait_for_team(shape);
-      continue;
-    }
+inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
+                          int l, int64_t slice, bool training, const Panels& shape) {
+  const NopropLayer& layer = plan.layers[l];
+  const int r = plan.num_inputs + l;
+  const int64_t H = layer.width;
+  Source sources[kMaxResults];
+  for (int s = 0; s < layer.num_sources; ++s)
+    sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s]),
+                  saved.few[layer.sources[s]]};
+  const float* weight = state.weight.value + slice * H * in_width(plan, layer);
+  const float* bias = state.bias.value + slice * H;
+  const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
+  float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
+  const auto multiply = [&](float* out, float* kept, const float* added, bool is_relu) {
+    with_pairs(plan, [&](auto pairs) {
+      dense_forward<pairs.value>(out, kept, sources, layer.num_sources, weight, bias, added,
+                                 is_relu, H, saved.rounded, shape);
+    });
+  };
+  if (!layer.norm) {
+    multiply(saved.value[r], activated, add, layer.relu);
+  } else {
     multiply(saved.x_hat[r], nullptr, nullptr, false);
     const Norm norm = {state.norm_weight.value + slice * H, state.norm_bias.value + slice * H,
                        state.running_mean + slice * H, state.running_var + slice * H,
                        layer.norm_eps};
     norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r],
                  saved.rstd[r], norm, add, layer.relu, training, H, shape);
-    round_operand(saved, plan, r, shape);
+  }
+  make_operand(saved, plan, r, shape);
+}
+
+inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
+                         int64_t slice, bool training, const Panels& shape) {
+  for (int l = 0; l < plan.num_layers; ++l) {
+    forward_layer(saved, plan, states[l], l, slice, training, shape);
     wait_for_team(shape);
   }
 }

@@ -1,0 +1,133 @@
+// The product of a batch that does not fill a vector with its rows: lanes are output features.
+// Weights lie input by input, so squares of them are transposed in registers. An element has one
+// accumulator that ascends over its inputs, as everywhere, and so the same bits.
+#pragma once
+
+#include "product.h"
+
+namespace noprop {
+namespace {
+
+// Rows of the batch that a product then takes, a power of two.
+inline int64_t few_rows(int64_t B) {
+  int64_t rows = 1;
+  while (rows < B) rows *= 2;
+  return rows;
+}
+
+typedef float Quarter __attribute__((vector_size(16)));
+typedef float UnalignedQuarter __attribute__((vector_size(16), aligned(4), may_alias));
+
+NOPROP_INLINE Quarter load_quarter(const float* p) {
+  return *reinterpret_cast<const UnalignedQuarter*>(p);
+}
+
+// Within each 128 bits of two vectors: their first (last) halves' elements in turn, and their first
+// (last) halves. Joined: a vector of 128-bit parts, part(i) being the i-th.
+#if NOPROP_LANES == 16
+#define NOPROP_PAIR_LOW(a, b) \
+  __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define NOPROP_PAIR_HIGH(a, b) \
+  __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define NOPROP_HALF_LOW(a, b) \
+  __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define NOPROP_HALF_HIGH(a, b) \
+  __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+template <class Part>
+NOPROP_INLINE Vec join_quarters(Part part) {
+  const auto low = __builtin_shufflevector(part(0), part(1), 0, 1, 2, 3, 4, 5, 6, 7);
+  const auto high = __builtin_shufflevector(part(2), part(3), 0, 1, 2, 3, 4, 5, 6, 7);
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#elif NOPROP_LANES == 8
+#define NOPROP_PAIR_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define NOPROP_PAIR_HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define NOPROP_HALF_LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define NOPROP_HALF_HIGH(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+template <class Part>
+NOPROP_INLINE Vec join_quarters(Part part) {
+  return __builtin_shufflevector(part(0), part(1), 0, 1, 2, 3, 4, 5, 6, 7);
+}
+#else
+#define NOPROP_PAIR_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define NOPROP_PAIR_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define NOPROP_HALF_LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define NOPROP_HALF_HIGH(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
+template <class Part>
+NOPROP_INLINE Vec join_quarters(Part part) {
+  return part(0);
+}
+#endif
+
+// kFewOutputs rows of a weight (out, in); where there are fewer, the last one again
+template <bool FULL>
+struct OutputRows {
+  const float* weight;
+  int64_t in, count;
+
+  NOPROP_INLINE const float* row(int64_t i) const {
+    return weight + (FULL || i < count ? i : count - 1) * in;
+  }
+};
+
+// w[i] = what the outputs have for input k + i; four inputs at once make the cheapest square
+template <bool FULL>
+NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int g, int64_t k) {
+  Vec mixed[4];  // 128-bit part q of the j-th: output 4 q + j
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j)
+    mixed[j] = join_quarters([&](int q) __attribute__((always_inline)) {
+      return load_quarter(outputs.row(g * kLanes + 4 * q + j) + k);
+    });
+  const Vec low = NOPROP_PAIR_LOW(mixed[0], mixed[1]), high = NOPROP_PAIR_HIGH(mixed[0], mixed[1]);
+  const Vec low_2 = NOPROP_PAIR_LOW(mixed[2], mixed[3]);
+  const Vec high_2 = NOPROP_PAIR_HIGH(mixed[2], mixed[3]);
+  w[0] = NOPROP_HALF_LOW(low, low_2);
+  w[1] = NOPROP_HALF_HIGH(low, low_2);
+  w[2] = NOPROP_HALF_LOW(high, high_2);
+  w[3] = NOPROP_HALF_HIGH(high, high_2);
+}
+
+// c[g][r] += sum over k of the weights of the outputs from g * kLanes times x[k * ROWS + r].
+// ROUNDS: weights, to bfloat16
+template <bool FULL, bool ROUNDS, int ROWS>
+NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FULL>& outputs,
+                                const float* x, int64_t K) {
+  const auto step = [&](int g, Vec w, int64_t k) __attribute__((always_inline)) {
+    if (ROUNDS) w = round_bfloat16(w);
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) c[g][r] += w * x[k * ROWS + r];
+  };
+  int64_t k = 0;
+  for (; k + 4 <= K; k += 4) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kFewVectors; ++g) {
+      Vec w[4];
+      load_square(w, outputs, g, k);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) step(g, w[i], k + i);
+    }
+  }
+  for (; k < K; ++k)
+    for (int g = 0; g < kFewVectors; ++g) {
+      Vec w;
+      for (int i = 0; i < kLanes; ++i) w[i] = outputs.row(g * kLanes + i)[k];
+      step(g, w, k);
+    }
+}
+
+// body(Constant<ROWS>) for few_rows(B)
+template <class Body>
+NOPROP_INLINE void with_few_rows(int64_t B, Body body) {
+  if (B <= 1) return body(Constant<1>{});
+#if NOPROP_LANES >= 8
+  if (B <= 2) return body(Constant<2>{});
+#endif
+#if NOPROP_LANES >= 16
+  if (B <= 4) return body(Constant<4>{});
+#endif
+  return body(Constant<kMostFewRows>{});
+}
+
+}  // namespace
+}  // namespace noprop
