@@ -231,10 +231,13 @@ def check_device(device: str | torch.device | None = None) -> None:
         device: None: every GPU that calls were made on.
 
     Raises:
-        ValueError: an earlier call's contents did not fit; the text has the op and what it met.
+        ValueError: an earlier call's contents did not fit; the text has the op and what it met. Or
+            there is no such GPU.
     """
     if device is not None:
         device = torch.device(device)
+        if device.type == "cuda" and (reason := device_gap(device)):
+            raise ValueError(f"check_device: device must be a GPU that is there, got {reason}")
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
     for known in errors.devices() if device is None else (device,):

@@ -197,6 +197,14 @@ def test_the_command_prints_every_backend(without_kernels, without_gpus, monkeyp
     assert "  triton: no GPU that PyTorch can use" in parts(capsys.readouterr().out)["cuda"]
 
 
+def test_check_device_of_a_gpu_that_is_not_there(without_gpus):
+    for device in ("cuda", "cuda:1", CUDA):
+        with pytest.raises(ValueError, match="check_device: device must be a GPU that is there"):
+            nk.check_device(device)
+    nk.check_device("cpu")
+    nk.check_device()
+
+
 def test_the_command_names_each_gpu(with_kernels, with_gpus, monkeypatch, capsys):
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
     by_index = {0: (9, 0), 1: (7, 5)}

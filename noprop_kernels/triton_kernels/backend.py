@@ -195,7 +195,8 @@ def head(call: HeadCall) -> None:
         owner = owner_of(call.owner, y.device)
         errors.raise_found(owner)
         bad = (y < 0) | (y >= M)
-        errors.report(owner, "loss", bad.any())
+        op = "denoising_loss" if call.owner is None else "loss"
+        errors.report(owner, op, bad.any())
         y = torch.where(bad, 0, y)
     if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
         raise ValueError("head: eps must be given where flow is not 0, got None")

@@ -18,7 +18,8 @@ TEXTS = {
     INDICES: "indices must name rows of the data, got one out of range",
     INPUTS: "inputs must be finite, got NaN or infinity",
 }
-OPS = ("train", "forward", "predict", "add_noise", "loss")  # each has WIDTH bits, in this order
+# by the names that callers know; each has WIDTH bits, in this order
+OPS = ("train", "forward", "predict", "add_noise", "loss", "denoising_loss")
 WIDTH = len(TEXTS)
 LATE = (
     "(a GPU tells this late; check() of the object, or noprop_kernels.check_device(), after a call "

@@ -126,11 +126,24 @@ def test_a_call_of_the_loop_synchronises_once(monkeypatch) -> None:
     noprop.fit(model, x, y, epochs=2, batch_size=64)
 
 
-def test_no_memory_for_the_data_is_told(monkeypatch) -> None:
+def test_data_that_are_there_already() -> None:
+    x, y = (torch.from_numpy(value) for value in rows(300, np.random.default_rng(2)))
+    goal = nk.DT(nk.NoiseSchedule.cosine(2))
+    states = []
+    for device in ("cpu", "cuda"):
+        blocks = nk.DenoisingBlocks(nk.plans.mlp(12, 5, 5, hidden=32), goal)
+        model = noprop.Model(blocks, nk.OutputHead(5, 5, goal=goal)).to("cuda")
+        noprop.fit(model, x.to(device), y.to(device), epochs=2, batch_size=64)
+        assert model.normalize is not None and model.normalize[0].device.type == "cpu"
+        states.append(model.tensors())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_no_memory_for_the_data_is_told() -> None:
     goal = nk.DT(nk.NoiseSchedule.cosine(2))
     blocks = nk.DenoisingBlocks(nk.plans.mlp(1000, 5, 5, hidden=8), goal)
     model = noprop.Model(blocks, nk.OutputHead(5, 5, goal=goal)).to("cuda")
-    free, total = torch.cuda.mem_get_info()
+    _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(64 * 2**20 / total)
     try:
         x = torch.zeros(40_000, 1000)  # 160 MB

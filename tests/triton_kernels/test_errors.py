@@ -118,7 +118,7 @@ def test_every_op_is_told_at_once() -> None:
 
 FUNCTIONS = {
     "add_noise": lambda: nk.functional.add_noise(spoiled_y(), 0.5, 0.5, seed=1, num_classes=M),
-    "loss": lambda: nk.DenoisingLoss()(torch.zeros(B, M), spoiled_y()),
+    "denoising_loss": lambda: nk.DenoisingLoss()(torch.zeros(B, M), spoiled_y()),
 }
 
 
@@ -133,6 +133,17 @@ def test_functions_are_the_device_s(op: str) -> None:
     with pytest.raises(ValueError, match=f"^{op}: in an earlier call {LABELS}"):
         nk.functional.add_noise(batch()[1], 0.5, 0.5, seed=1, num_classes=M)
     nk.functional.add_noise(batch()[1], 0.5, 0.5, seed=1, num_classes=M)
+
+
+def test_operations_of_a_compiled_function_are_the_device_s() -> None:
+    from noprop_kernels import block_ops
+
+    blocks = make()
+    x, nothing = spoiled_x().expand(T, B, 7), z().expand(T, B, D)
+    block_ops.forward(blocks, {"x": x, "z": nothing}, torch.arange(T))
+    blocks.check()
+    with pytest.raises(ValueError, match=f"^forward: in an earlier call {INPUTS}"):
+        nk.check_device()
 
 
 @pytest.mark.parametrize("device", [None, "cpu", CPU])

@@ -73,7 +73,7 @@ def statistics(x: Tensor, channels: int = 1) -> tuple[Tensor, Tensor]:
     runs = x.reshape(len(x), channels, -1)
     if x.dtype == torch.uint8:
         # 256 counts hold all that the moments need, and spare a floating-point copy
-        value = torch.arange(256, dtype=torch.float64) / 255
+        value = torch.arange(256, dtype=torch.float64, device=x.device) / 255
         counts = torch.stack(
             [torch.bincount(runs[:, c].flatten(), minlength=256) for c in range(channels)]
         ).double()  # (channels, 256)
