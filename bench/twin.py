@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, one_hot
+from torch.nn.functional import linear
 
 from .problem import Problem, Weights
 
@@ -15,16 +15,23 @@ def logits(w: Weights, t: int, x: Tensor, z: Tensor) -> Tensor:
     return linear(f, w["logits.weight"][t], w["logits.bias"][t])
 
 
-def block(w: Weights, t: int, x: Tensor, z: Tensor) -> Tensor:
-    """u_hat (B, D) of block t."""
-    return logits(w, t, x, z).softmax(dim=1)
+def block(w: Weights, t: int, x: Tensor, z: Tensor, W: Tensor) -> Tensor:
+    """u_hat (B, D) of block t, with embeddings W (M, D)."""
+    return logits(w, t, x, z).softmax(dim=1) @ W
+
+
+def embedding(problem: Problem) -> Tensor:
+    """(M, D) float64."""
+    if problem.embedding is None:
+        return torch.eye(problem.shape.M, dtype=torch.float64, device=problem.device)
+    return problem.embedding.double()
 
 
 def chain(problem: Problem, w: Weights, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """u_hat_T and z_T (B, D) of the chain z_t = a_t u_hat_t + b_t z_{t-1} from z_0 = z."""
-    u_hat = z
+    u_hat, W = z, embedding(problem)
     for t, (a, b) in enumerate(zip(problem.a.double(), problem.b.double(), strict=True)):
-        u_hat = block(w, t, x, z)
+        u_hat = block(w, t, x, z, W)
         z = a * u_hat + b * z
     return u_hat, z
 
@@ -46,14 +53,15 @@ def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Ten
     make = torch.optim.SGD if maths == "sgd" else torch.optim.AdamW
     optimizer = make(w.values(), lr=p.lr, weight_decay=p.weight_decay)
     signal, noise, weight = (value.double() for value in (p.signal, p.noise, p.weight))
+    W = embedding(p)
     history = []
     for rows, e in zip(indices, eps.double(), strict=True):
-        x, u_y = p.X[rows].double(), one_hot(p.Y[rows], p.shape.M).double()
+        x, u_y = p.X[rows].double(), W[p.Y[rows]]
         if maths == "end_to_end":
             u_hat, _ = chain(p, w, x, e[0])
             losses = (u_hat - u_y).square().sum(dim=1).mean().view(1)
         else:
-            u_hats = [block(w, t, x, signal[t] * u_y + noise[t] * e[t]) for t in range(T)]
+            u_hats = [block(w, t, x, signal[t] * u_y + noise[t] * e[t], W) for t in range(T)]
             errors = torch.stack([(u_hat - u_y).square().sum(dim=1).mean() for u_hat in u_hats])
             losses = weight * errors
         optimizer.zero_grad()
@@ -74,6 +82,9 @@ def check_chain(problem: Problem, x: Tensor, z_0: Tensor, z_T: Tensor) -> None:
     error = (z_T.double() - want).abs().max().item()
     if not error <= 1e-4:
         raise Mismatch(f"z_T differs from the float64 twin's by {error:.1e}")
+
+
+UNITS = {"tf32": 2**-11, "bfloat16": 2**-9}  # half a last place
 
 
 class Mismatch(Exception):
@@ -98,15 +109,15 @@ def check(
     step of up to lr, so that weights are compared as a whole: the root mean square error may be
     1e-2 of the distance moved, and the rounding of the weights themselves.
 
-    With bfloat16 operands both may be off by twice the error of plain PyTorch's result `plain`, and
-    one rounding to bfloat16: of each row's error, which a loss is the mean of, and of the distance
-    moved.
+    With bfloat16 or tf32 operands both may be off by twice the error of plain PyTorch's result
+    `plain`, and one such rounding: of each row's error, which a loss is the mean of, and of the
+    distance moved.
 
     Raises:
         Mismatch: they differ; the text says where and by how much.
     """
     want_losses, want_weights = run(problem, maths, indices, eps)
-    unit = torch.finfo(torch.bfloat16).eps / 2
+    unit = UNITS.get(problem.precision, 0.0)
 
     def loss_error(losses: Tensor) -> float:
         return ((losses.double() - want_losses).abs() / want_losses).max().item()

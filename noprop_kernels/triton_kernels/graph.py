@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import Gather, TrainCall
+from . import tuning
 from .launch import run
 from .walk import Walk, stored
 
@@ -103,7 +104,7 @@ def train_by_graph(
     capture: Capture,
     stream: int = 0,
 ) -> None:
-    key = stream, *key_of(call)
+    key = stream, tuning.current().key(), *key_of(call)
     if key not in graphs:
         launch_steps(call, walk_of(call))
         remember(graphs, key, None)

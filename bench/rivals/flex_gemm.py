@@ -1,0 +1,39 @@
+"""flex_gemm: `step_compiled` with the update as the epilogue of each weight gradient's product.
+
+By PyTorch's own way to say so, which torch 2.14 and later have.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..problem import Weights
+from .step_compiled import Activations, State, StepCompiled, adamw, factors
+
+MODULE = "torch._higher_order_ops.flex_gemm"
+
+
+def available() -> bool:
+    return importlib.util.find_spec(MODULE) is not None
+
+
+class FlexGemm(StepCompiled):
+    @staticmethod
+    def updated(
+        state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any
+    ) -> State:
+        flex_gemm = importlib.import_module(MODULE).flex_gemm
+        products, biases = factors(p, saved, d_logits)
+        new = adamw(state, biases, *now)
+        for name, pair in products.items():
+            w, m, v = (part[name] for part in state)
+
+            def epilogue(g: Tensor, w: Tensor = w, m: Tensor = m, v: Tensor = v) -> Any:
+                own = adamw(({"": w}, {"": m}, {"": v}), {"": g.float()}, *now)
+                return tuple(part[""] for part in own)
+
+            for part, value in zip(new, flex_gemm(torch.bmm, pair, epilogue), strict=True):
+                part[name] = value
+        return new
