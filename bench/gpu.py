@@ -9,6 +9,7 @@ appends a JSON line. With --rehearse the same code runs on the CPU, and its line
 import argparse
 import json
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -104,12 +104,12 @@ def version(package: str) -> str | None:
 
 
 def tool_version(*command: str) -> str | None:
-    """The last line that a tool says of itself; None: it is not on PATH."""
+    """The last line with a version that a tool says of itself; None: it is not on PATH."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     lines = (done.stdout or done.stderr).strip().splitlines()
-    return lines[-1] if lines else ""
+    return next((line for line in reversed(lines) if re.search(r"\d\.\d", line)), "")
 
 
 def milliseconds(device: torch.device, work: Callable[[], Any], repeats: int = REPEATS) -> float:

@@ -82,6 +82,9 @@ GPU_SHAPES = SHAPES | {
     )
 }
 
+# for a look at the way through a GPU's benchmark, by Triton's interpreter
+REHEARSAL = Shape("rehearsal", B=6, F=13, H=16, D=5, M=7, T=2, rows=40)
+
 INFERENCE_SHAPES = {
     (shape := replace(SHAPES[name], name=f"{name}_x{B}", B=B)).name: shape
     for name in ("small", "wide")

@@ -21,9 +21,7 @@ def available() -> bool:
 
 class FlexGemm(StepCompiled):
     @staticmethod
-    def updated(
-        state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any
-    ) -> State:
+    def updated(state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any) -> State:
         flex_gemm = importlib.import_module(MODULE).flex_gemm
         products, biases = factors(p, saved, d_logits)
         new = adamw(state, biases, *now)

@@ -49,12 +49,8 @@ def stack(blocks: list[Block]) -> Weights:
 class Sequential(Contender):
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
-        self.blocks = [
-            Block(problem.weights, t, problem.embedding) for t in range(self.shape.T)
-        ]
-        self.optimizers = [
-            adamw(block.parameters(), problem) for block in self.blocks
-        ]
+        self.blocks = [Block(problem.weights, t, problem.embedding) for t in range(self.shape.T)]
+        self.optimizers = [adamw(block.parameters(), problem) for block in self.blocks]
         # Python floats: a product with one needs no tensor
         self.signal, self.noise = problem.signal.tolist(), problem.noise.tolist()
         self.weight = problem.weight.tolist()

@@ -45,9 +45,7 @@ def forward(p: Weights, x: Tensor, z: Tensor, shared: bool) -> Tensor:
     return torch.baddbmm(p["logits.bias"][:, None], f, p["logits.weight"].mT)
 
 
-def losses_of(
-    logits: Tensor, u_y: Tensor, weight: Tensor, W_embed: Tensor | None = None
-) -> Tensor:
+def losses_of(logits: Tensor, u_y: Tensor, weight: Tensor, W_embed: Tensor | None = None) -> Tensor:
     """(T,) of logits (T, B, M), u_y (B, D) and W_embed (M, D), or None for one-hot."""
     u_hat = logits.softmax(dim=2, dtype=torch.float32)
     error = ((u_hat if W_embed is None else u_hat @ W_embed) - u_y).square()
@@ -59,8 +57,11 @@ class Stacked(Contender):
         super().__init__(problem, threads)
         self.shared = shared
         self.params = {name: w.requires_grad_() for name, w in split(problem.weights).items()}
-        self.optimizer = adamw(self.params.values(), problem)
+        self.optimizer = self.make_optimizer()
         self.signal, self.noise = problem.signal[:, None, None], problem.noise[:, None, None]
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return adamw(self.params.values(), self.problem)
 
     def losses(self, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
         """(T,) of x (B, F), u_y (B, D) and eps (T, B, D)."""
@@ -82,3 +83,13 @@ class Stacked(Contender):
 
     def weights(self) -> Weights:
         return join(self.params)
+
+
+class StackedSGD(Stacked):
+    """No rival, since baddbmm_sgd is faster, but what PyTorch's rounding is judged by."""
+
+    maths = "sgd"
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        lr, weight_decay = self.problem.lr, self.problem.weight_decay
+        return torch.optim.SGD(self.params.values(), lr=lr, weight_decay=weight_decay)

@@ -2,8 +2,8 @@
 
 Two forms, because inductor fuses the update into a product only where nothing is mutated: in
 place, and returning new arrays; each with default settings, max-autotune or other options of the
-compiler. With bfloat16 the weights are rounded once a step, and products add up in float32 and round their result, as
-torch.bmm does; loss, optimizer and state are float32.
+compiler. With bfloat16 the weights are rounded once a step, and products add up in float32 and
+round their result, as torch.bmm does; loss, optimizer and state are float32.
 """
 
 from typing import Any, NamedTuple
@@ -172,9 +172,7 @@ class StepCompiled(Contender):
         )
 
     @staticmethod
-    def updated(
-        state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any
-    ) -> State:
+    def updated(state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any) -> State:
         """The state after AdamW with the numbers `now`."""
         return adamw(state, backward(p, saved, d_logits), *now)
 

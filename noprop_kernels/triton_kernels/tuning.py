@@ -3,9 +3,9 @@
     with tuning.use(tuning.tune(blocks, x, y)):
         blocks.train_steps(X, Y, indices)
 
-Warps and pipeline stages of the products, and early launch (PDL), can be chosen. Tiles cannot, since
-sums would be taken in another order; nor warps of kernels that sum over lanes; nor less than a
-warpgroup's four, with which a product would take another matrix instruction.
+Warps and pipeline stages of the products, and early launch (PDL), can be chosen. Tiles cannot,
+since sums would be taken in another order; nor warps of kernels that sum over lanes; nor less than
+a warpgroup's four, with which a product would take another matrix instruction.
 """
 
 from collections.abc import Callable, Iterator
