@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .lines import Line, groups, highest_peaks, machine_of, read, rescaled, timed
 from .tables import (
+    gpu_memory_rows,
     headline,
     job_rows,
     markdown,
@@ -26,6 +27,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {"adamw": "AdamW", "sgd": "SGD", "inference": "Inference, x1 and x1024 rows"}
 SECTIONS = (
     ("Memory in MiB:", memory_rows),
+    ("Memory on the GPU in MiB:", gpu_memory_rows),
     ("The parts of a step, each against the torch operations that it replaces:", parts_rows),
     ("How a step grows with T, B and H, the rest as in `small`:", scaling_rows),
     ("Beside a process that keeps one core busy:", neighbour_rows),
