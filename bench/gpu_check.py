@@ -1,4 +1,4 @@
-"""Everything a GPU has to show, in parts, under ten minutes: `bash bench/gpu_check.sh OUT [PART ...]`.
+"""What a GPU has to show, in parts, under ten minutes: `bash bench/gpu_check.sh OUT [PART ...]`.
 
 Each part is a command with a time limit; its result is a line of OUT/parts.jsonl as soon as it is
 known, and what it prints is appended to OUT/log.txt. A part that fails stops none of the next. What
@@ -37,6 +37,9 @@ BEST = ("stacked_shared_graphed", "step_compiled", "step_compiled_graphed")
 LARGE = ("ours", "stacked_shared", "step_compiled", "step_compiled_triton", "flex_gemm")
 
 
+Line = dict[str, object]
+
+
 @dataclass(frozen=True)
 class Part:
     """One command.
@@ -64,11 +67,13 @@ class Place:
         out: the folder of results.
         work: a folder of its own, removed in the end.
         rehearse: on the CPU, measuring nothing.
+        commit: of the sources.
     """
 
     out: Path
     work: Path
     rehearse: bool
+    commit: str = ""
 
     @property
     def site(self) -> Path:
@@ -101,9 +106,7 @@ def bench(place: Place, name: str, shapes: Sequence[str], precision: str, *more:
     if place.rehearse:
         names = ("ours", "stacked_shared", "stacked_shared_graphed")
         more = ("--rounds", "3", "--contender", *names)
-        return python(
-            "-m", "bench.run", "--device", "rehearsal", "--precision", precision, *more, *out
-        )
+        return python("-m", "bench.run", "--device", "rehearsal", *more, *out)
     common = ["--device", "cuda", "--precision", precision, "--shape", *shapes]
     return python("-m", "bench.run", *common, *more, *out)
 
@@ -141,7 +144,7 @@ def sanitizers(place: Place) -> list[Part]:
     gap = "a rehearsal has no GPU" if place.rehearse else gap
     parts = [
         Part("small shapes", 40, [*small, *(few if place.rehearse else []), *out]),
-        Part("consan", 60, [*small, "--consan", *out]),
+        Part("consan", 120, [*small, "--consan", *out]),
     ]
     for tool in ("memcheck", "racecheck", "synccheck"):
         command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=99", *small, *few]
@@ -186,11 +189,9 @@ def every_part(place: Place) -> list[Part]:
     ]
 
 
-def run_part(
-    part: Part, place: Place, left: float, echo: Callable[[str], None]
-) -> dict[str, object]:
+def run_part(part: Part, place: Place, left: float, echo: Callable[[str], None]) -> Line:
     """Runs a part within its limit and what is left; its result line."""
-    line: dict[str, object] = {"part": part.name, "limit_s": part.seconds}
+    line: Line = {"part": part.name, "limit_s": part.seconds}
     if part.gap:
         return line | {"status": "skipped", "reason": part.gap}
     limit = min(part.seconds, left)
@@ -218,6 +219,7 @@ def output_of(part: Part, place: Place, limit: float) -> tuple[int | None, str]:
     """Exit status, None after the limit, and everything printed."""
     path = [str(place.site), *filter(None, [os.environ.get("PYTHONPATH", "")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
+    env |= {"NOPROP_COMMIT": place.commit}
     if place.rehearse:
         env |= {"TRITON_INTERPRET": "1"}
     env |= part.env
@@ -253,6 +255,17 @@ def end_session(process: subprocess.Popen) -> None:
     process.wait()
 
 
+def commit() -> str:
+    """NOPROP_COMMIT, or git's name for the sources, with "-dirty" if files differ from it."""
+    if given := os.environ.get("NOPROP_COMMIT"):
+        return given
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return ""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def check(parts: Sequence[Part], place: Place, seconds: float) -> int:
     """Runs the parts in order; 1 if one failed."""
     end, failed = time.perf_counter() + seconds, False
@@ -283,7 +296,7 @@ def main(arguments: Sequence[str]) -> int:
     seconds = float(os.environ.get("NOPROP_SECONDS") or SECONDS)
     rehearse = os.environ.get("NOPROP_REHEARSE", "") not in ("", "0")
     with tempfile.TemporaryDirectory(prefix="noprop-gpu-check-") as work:
-        place = Place(out, Path(work), rehearse)
+        place = Place(out, Path(work), rehearse, commit())
         parts = every_part(place)
         known = [part.name for part in parts]
         if unknown := [name for name in wanted if name not in known]:

@@ -8,7 +8,6 @@ from typing import Any
 from ..contender import PRECISIONS, Contender, Entry
 from ..machine import cores
 from ..problem import Problem
-from . import flex_gemm
 from .baddbmm_sgd import BaddbmmSGD
 from .block_major import BlockMajor
 from .compiled import Compiled
@@ -79,10 +78,6 @@ TRITON = PDL | {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON
 OPTIONS = {"pdl": PDL, "combo": COMBO, "triton": TRITON}
 IN_PLACE = partial(StepCompiled, in_place=True)
 
-FLEX = ()
-if flex_gemm.available():
-    FLEX = (Entry("flex_gemm", partial(FlexGemm, in_place=False), compiles=True, where=("cuda",)),)
-
 # after the contenders that they capture, whose compiled code is then in the compiler's cache
 GPU_RIVALS = (
     graphed("sequential", Sequential, slow=True),
@@ -99,5 +94,11 @@ GPU_RIVALS = (
         for name, options in OPTIONS.items()
     ),
     graphed("baddbmm_sgd", BaddbmmSGD, precisions=("float32", "tf32")),
-    *FLEX,
+    Entry(
+        "flex_gemm",
+        partial(FlexGemm, in_place=False),
+        compiles=True,
+        precisions=PRECISIONS,
+        where=("cuda",),
+    ),
 )

@@ -9,17 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import Weights
+from ..problem import Problem, Weights
 from .step_compiled import Activations, State, StepCompiled, adamw, factors
 
 MODULE = "torch._higher_order_ops.flex_gemm"
 
 
-def available() -> bool:
-    return importlib.util.find_spec(MODULE) is not None
-
-
 class FlexGemm(StepCompiled):
+    """
+    Raises:
+        ImportError: this torch does not have it.
+    """
+
+    def __init__(self, problem: Problem, threads: int, **how: Any) -> None:
+        if importlib.util.find_spec(MODULE) is None:
+            raise ImportError(f"flex_gemm: needs torch 2.14 or later, found {torch.__version__}")
+        super().__init__(problem, threads, **how)
+
     @staticmethod
     def updated(state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any) -> State:
         flex_gemm = importlib.import_module(MODULE).flex_gemm
