@@ -143,7 +143,6 @@ class Entry:
         single: takes one step a call, and is timed at K = 1 alone.
         min_threads: fewer make it a copy of another contender, or are more than it can be held to.
         precisions: of products' operands, those that it knows.
-        where: what it is for, "cpu" and "cuda" or one of them.
     """
 
     name: str
@@ -153,4 +152,3 @@ class Entry:
     single: bool = False
     min_threads: int = 1
     precisions: tuple[str, ...] = ("float32",)
-    where: tuple[str, ...] = ("cpu",)

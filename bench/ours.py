@@ -190,7 +190,7 @@ OURS = (
 
 
 def on_gpu(name: str, make: Callable[..., Contender], **how: bool) -> Entry:
-    return Entry(name, make, precisions=PRECISIONS, where=("cuda",), **how)
+    return Entry(name, make, precisions=PRECISIONS, **how)
 
 
 OURS_ON_GPU = (

@@ -34,7 +34,8 @@ from .contender import PRECISIONS, Contender, Entry
 from .lines import Line
 from .ours import ON_CPU, OURS, OURS_ON_GPU
 from .problem import Problem, make_problem
-from .rivals import GPU_RIVALS, RIVALS
+from .rivals import RIVALS
+from .rivals.on_gpu import GPU_RIVALS
 from .rounds import MIN_ROUNDS, Field, Running, measure_rounds, measured_rates
 from .shapes import GPU_SHAPES, REHEARSAL, SHAPES, Shape
 from .tables import plain_table
@@ -206,7 +207,7 @@ TRAINING = Suite(
     prog="run",
     about=__doc__,
     quick="about two minutes on two cores",
-    entries=[entry for entry in (*OURS, *RIVALS) if "cpu" in entry.where],
+    entries=(*OURS, *RIVALS),
     shapes=SHAPES,
     quick_shapes=("tiny", "small"),
     Ks=(1, 50),
@@ -217,7 +218,7 @@ TRAINING = Suite(
 ON_GPU = replace(
     TRAINING,
     quick="four small shapes, without the slow contenders",
-    entries=[e for e in (*OURS_ON_GPU, *RIVALS, *GPU_RIVALS) if "cuda" in e.where],
+    entries=(*OURS_ON_GPU, *GPU_RIVALS),
     shapes=GPU_SHAPES,
     quick_shapes=tuple(SHAPES),
     precisions=PRECISIONS,
