@@ -48,6 +48,9 @@ def run_part(part: Part, place: Place, left: float, echo: Callable[[str], None])
     said = output.strip().splitlines()
     line |= {"seconds": round(seconds, 1), "rc": status}
     if status == 0:
+        if part.keep:
+            with (place.out / part.keep).open("a") as file:
+                file.write(said[-1] + "\n")
         return line | {"status": "passed"}
     if status == SKIPPED:
         return line | {"status": "skipped", "reason": said[-1] if said else ""}

@@ -3,5 +3,6 @@
 # PYTHON names the interpreter, whose torch and Triton are used; see gpu_check.py for the rest.
 set -euo pipefail
 [ $# -gt 0 ] && case $1 in -*) ;; *) set -- "$(realpath -m -- "$1")" "${@:2}" ;; esac
+[ -n "${NOPROP_DATA:-}" ] && NOPROP_DATA=$(realpath -m -- "$NOPROP_DATA") && export NOPROP_DATA
 cd "$(dirname "$0")/.."
 exec "${PYTHON:-python3}" -m bench.gpu_check "$@"

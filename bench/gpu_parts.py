@@ -26,6 +26,7 @@ class Part:
         command: what runs, in the folder of the checks.
         env: variables beside the caller's.
         gap: a reason not to try it, or "".
+        keep: a file of results that its last line is appended to, or "".
     """
 
     name: str
@@ -33,6 +34,7 @@ class Part:
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
     gap: str = ""
+    keep: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def benchmarks(place: Place) -> list[Part]:
         ("bench bfloat16", 50, ["small", "tiny"], "bfloat16", core),
         ("bench float32", 50, ["small", "tiny"], "float32", core),
         ("bench large bfloat16", 40, ["large"], "bfloat16", large),
-        ("bench huge bfloat16", 60, ["huge"], "bfloat16", (*large, "--K", "1", "5")),
+        ("bench huge bfloat16", 90, ["huge"], "bfloat16", (*large, "--K", "1", "5")),
         ("bench more bfloat16", 40, ["stream", "wide"], "bfloat16", core),
         ("bench more float32", 40, ["stream", "wide"], "float32", core),
         ("bench large float32", 60, ["large"], "float32", (*large, "--K", "1", "5")),
@@ -113,18 +115,22 @@ def benchmarks(place: Place) -> list[Part]:
 
 
 def sanitizers(place: Place) -> list[Part]:
+    """Small shapes by themselves, under Triton's own sanitizer, and under NVIDIA's tools."""
     small = python("-m", "bench.sanitize", *(["--rehearse"] if place.rehearse else []))
     out = ["--out", str(place.out / "sanitizers.jsonl")]
     few = ["--precision", "tf32"]
     gap = "" if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH"
     gap = "a rehearsal has no GPU" if place.rehearse else gap
     parts = [
-        Part("small shapes", 40, [*small, *(few if place.rehearse else []), *out]),
+        Part("small shapes", 60, [*small, *(few if place.rehearse else []), *out]),
         Part("consan", 120, [*small, "--consan", *out]),
     ]
+    # each tensor an allocation of its own, so that its bounds are looked at
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in ("memcheck", "racecheck", "synccheck"):
-        command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=99", *small, *few]
-        parts.append(Part(tool, 45, command, gap=gap))
+        command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=99"]
+        command += [*small, *few, "--plain"]
+        parts.append(Part(tool, 60, command, alone if tool == "memcheck" else {}, gap=gap))
     return parts
 
 
@@ -137,7 +143,9 @@ def mnist(place: Place) -> Part:
     options += ["--device", device, "--json", "--out", str(place.work / "run")]
     # the rehearsal's interpreter would take hours
     env = {"TRITON_INTERPRET": "0"} if place.rehearse else {}
-    return Part("mnist", 60, python("-m", "noprop", "train", *options), env, gap=gap)
+    return Part(
+        "mnist", 60, python("-m", "noprop", "train", *options), env, gap=gap, keep="mnist.jsonl"
+    )
 
 
 def every_part(place: Place) -> list[Part]:
@@ -160,8 +168,8 @@ def every_part(place: Place) -> list[Part]:
         Part("peaks", 40, python("-m", "bench.gpu", "peaks", *rehearse, *device)),
         *benchmarks(place)[:2],
         Part("memory", 45, python("-m", "bench.gpu_memory", *rehearse, *memory, *names)),
-        *sanitizers(place)[:2],
+        sanitizers(place)[0],
         mnist(place),
-        *sanitizers(place)[2:],
+        *sanitizers(place)[1:],
         *benchmarks(place)[2:],
     ]

@@ -95,13 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sanitize", description=__doc__)
     parser.add_argument("--consan", action="store_true", help="under Triton's own sanitizer")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, by the interpreter")
+    parser.add_argument("--plain", action="store_true", help="without graphs")
     parser.add_argument("--precision", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     options = parser.parse_args(arguments)
     if options.consan and (reason := consan_gap()):
         print(reason)
         return SKIPPED
-    device, K = ("cpu", 1) if options.rehearse else ("cuda", 3)
+    device = "cpu" if options.rehearse else "cuda"
+    K = 1 if options.rehearse or options.plain else 3  # a single step is no graph
     passed = True
     with tempfile.TemporaryDirectory() as folder:
         if options.consan:

@@ -94,18 +94,19 @@ def run(
     history = []
     for rows, e in zip(indices, eps.double(), strict=True):
         x, u_y = p.X[rows].double(), W[p.Y[rows]]
-        if maths == "end_to_end":
-            u_hat, _ = chain(p, w, x, e[0])
-            losses = (u_hat - u_y).square().sum(dim=1).mean().view(1)
-        else:
-            zs = [signal[t] * u_y + noise[t] * e[t] for t in range(T)]
-            u_hats = [block(w, t, x, z, W, product) for t, z in enumerate(zs)]
-            errors = torch.stack([(u_hat - u_y).square().sum(dim=1).mean() for u_hat in u_hats])
-            losses = weight * errors
-        optimizer.zero_grad()
-        losses.sum().backward()
+        losses = []
+        for t in range(1 if maths == "end_to_end" else T):
+            if maths == "end_to_end":
+                u_hat, _ = chain(p, w, x, e[0])
+            else:
+                u_hat = block(w, t, x, signal[t] * u_y + noise[t] * e[t], W, product)
+            error = (u_hat - u_y).square().sum(dim=1).mean()
+            loss = error if maths == "end_to_end" else weight[t] * error
+            loss.backward()  # at once: of a large block nothing else is to be kept
+            losses.append(loss.detach())
         optimizer.step()
-        history.append(losses.detach())
+        optimizer.zero_grad()
+        history.append(torch.stack(losses))
     return torch.stack(history), {name: value.detach() for name, value in w.items()}
 
 

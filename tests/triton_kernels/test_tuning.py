@@ -89,17 +89,14 @@ def test_a_graph_of_other_launches_is_another_graph(monkeypatch) -> None:
         tuning.Launches(stages={"dense_kernel": 1}),
         tuning.Launches(stages={"update_kernel": 1}),
     )
-    for _ in range(2):
-        for count, choice in enumerate(choices, 1):
-            with tuning.use(choice):
-                if _ == 0:
-                    graph.train_by_graph(None, lambda call: None, graphs, None)  # type: ignore
-                    assert len(graphs) == count
-                else:
-                    assert (0, choice.key(), "call") in graphs
+    for count, choice in enumerate(choices, 1):
+        with tuning.use(choice):
+            graph.train_by_graph(None, lambda call: None, graphs, None)  # type: ignore[arg-type]
+        assert len(graphs) == count
 
 
-def test_tuning_leaves_the_object_as_it_was(blocks: nk.DenoisingBlocks) -> None:
+def test_tuning_leaves_the_object_as_it_was(blocks: nk.DenoisingBlocks, monkeypatch) -> None:
+    monkeypatch.setattr(tuning, "STAGES", (2,))  # the interpreter is slow, and does not pipeline
     before = copies(blocks)
     chosen = tuning.tune(blocks, *batch(), repeats=1)
     after = blocks.state_dict()
