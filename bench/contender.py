@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from . import gpu
 from .problem import Problem, Weights
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class Contender:
@@ -35,7 +36,9 @@ class Contender:
         self.shape = problem.shape
         self.threads = threads
         self.X, self.Y = problem.X, problem.Y
-        self.embedding = torch.eye(problem.shape.M)  # u_y = embedding[y]
+        self.device = problem.device
+        eye = torch.eye(problem.shape.M, device=self.device)
+        self.embedding = eye if problem.embedding is None else problem.embedding  # u_y = its row y
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         """Losses (K, T) of K steps, or (K, 1) end to end.
@@ -45,6 +48,10 @@ class Contender:
             eps: (K, T, B, D) float32, the noise; None: drawn here.
         """
         raise NotImplementedError
+
+    def numbers(self, K: int) -> Tensor | None:
+        """What changes from step to step beside rows and noise, for `steps` as a third argument."""
+        return None
 
     def weights(self) -> Weights:
         """Copies of the weights now, named and shaped as the problem's."""
@@ -79,6 +86,12 @@ class Contender:
 
         By PyTorch's own record of what it allocates; None where that does not see the work.
         """
+        if self.device.type == "cuda":
+            gpu.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.steps(indices[:1])
+            return torch.cuda.max_memory_allocated(self.device) - before
         activities = [ProfilerActivity.CPU]
         with quiet_stderr(), profile(activities=activities, profile_memory=True) as profiler:
             self.steps(indices[:1])
@@ -92,11 +105,12 @@ class Contender:
 
     def draw(self, K: int, B: int) -> Tensor:
         """The noise of K steps of B rows in one call, which is faster than T or K of them."""
-        return torch.randn(K, self.shape.T, B, self.shape.D)
+        return torch.randn(K, self.shape.T, B, self.shape.D, device=self.device)
 
     def autocast(self) -> torch.autocast:
         """PyTorch's own way to the problem's precision; float32: nothing."""
-        return torch.autocast("cpu", torch.bfloat16, self.problem.precision == "bfloat16")
+        low = self.problem.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, low)
 
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, F) and u_y (B, D) of the rows (B,)."""

@@ -23,7 +23,8 @@ from .ours import SEED, Ours
 from .problem import Problem
 from .rivals.sequential import Block
 from .rivals.stacked import split, stem
-from .run import Suite, measure_rounds, run
+from .rounds import measure_rounds
+from .run import Suite, run
 from .shapes import INFERENCE_SHAPES
 
 CHECK_CALLS = 3

@@ -35,12 +35,12 @@ from noprop.training import Batches, Epoch, Progress, fit, learning_rates
 from noprop_kernels import AdamW, noise
 
 from . import command, machine
+from .check import check_steps
 from .infer import Stacked
 from .lines import Line
 from .problem import Problem, Weights, schedule
 from .rivals.stacked import split
 from .rivals.step_compiled import StepCompiled, copy_state, zeros_like
-from .run import check_steps
 from .shapes import Shape
 from .tables import aligned, job_rows
 from .twin import Mismatch

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .shapes import INFERENCE_SHAPES, SCALING_SHAPES, SHAPES
+from .shapes import GPU_SHAPES, INFERENCE_SHAPES, SCALING_SHAPES
 
-OURS = ("ours", "ours_train_step", "ours_sgd", "ours_backend")
-ORDER = list(dict.fromkeys((*SHAPES, *INFERENCE_SHAPES, *SCALING_SHAPES)))
+OURS = (
+    *("ours", "ours_train_step", "ours_sgd", "ours_backend"),
+    *("ours_no_pdl", "ours_by_hand"),
+)
+ORDER = list(dict.fromkeys((*GPU_SHAPES, *INFERENCE_SHAPES, *SCALING_SHAPES)))
 
 Line = dict[str, Any]
 Group = tuple[str, int, int]  # shape, threads, K
@@ -23,10 +26,15 @@ def read(paths: Iterable[Path]) -> list[Line]:
         for text in path.read_text().splitlines():
             line = json.loads(text)
             names = ("contender", "maths", "shape", "threads", "K", "kind", "precision")
-            key = (*(line.get(name) for name in names), line["machine"]["cpu"])
+            key = (*(line.get(name) for name in names), machine_of(line))
             if key not in latest or latest[key]["date"] <= line["date"]:
                 latest[key] = line
     return list(latest.values())
+
+
+def machine_of(line: Line) -> tuple[str, str | None]:
+    """The processor, and the GPU that the line is about, or None."""
+    return line["machine"]["cpu"], line["machine"].get("gpu")
 
 
 def timed(lines: Iterable[Line], kind: str | None = None) -> list[Line]:
@@ -56,19 +64,27 @@ def our_lines(group: Sequence[Line], maths: str) -> list[Line]:
     return [line for line in group if line["maths"] == maths and line["contender"] in OURS]
 
 
-def highest_peaks(lines: Iterable[Line]) -> dict[int, float]:
-    """The machine's multiply-add peak by number of threads: other work can only have lowered it."""
-    peaks: dict[int, float] = {}
+Peak = tuple[int, str]  # threads, and a GPU's precision
+
+
+def peak_of(line: Line) -> Peak:
+    """What a peak belongs to: a number of threads, and on a GPU a precision of products."""
+    return line["threads"], line["precision"] if line["machine"].get("gpu") else ""
+
+
+def highest_peaks(lines: Iterable[Line]) -> dict[Peak, float]:
+    """The machine's multiply-add peaks: other work can only have lowered them."""
+    peaks: dict[Peak, float] = {}
     for line in lines:
-        peaks[line["threads"]] = max(line["peak_gflops"], peaks.get(line["threads"], 0.0))
+        peaks[peak_of(line)] = max(line["peak_gflops"], peaks.get(peak_of(line), 0.0))
     return peaks
 
 
-def rescaled(line: Line, peaks: dict[int, float]) -> Line:
+def rescaled(line: Line, peaks: dict[Peak, float]) -> Line:
     """The line with its peak, and its share of it, those of the highest peak."""
     if "peak_gflops" not in line:
         return line
-    peak = peaks[line["threads"]]
+    peak = peaks[peak_of(line)]
     share = line.get("share_of_peak")
     more = {} if share is None else {"share_of_peak": share * line["peak_gflops"] / peak}
     return line | {"peak_gflops": peak} | more

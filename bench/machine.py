@@ -62,7 +62,7 @@ def versions() -> dict[str, object]:
 
 
 def commit() -> str:
-    """The working tree's commit, with "-dirty" if files differ from it."""
+    """The working tree's commit, with "-dirty" if files differ from it; else NOPROP_COMMIT."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
@@ -72,7 +72,7 @@ def commit() -> str:
 
     head = git("rev-parse", "--verify", "HEAD")
     if not head:
-        return "unknown"
+        return os.environ.get("NOPROP_COMMIT") or "unknown"
     return head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 

@@ -16,8 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from .check import check_steps
 from .lines import Line
-from .run import MIN_ROUNDS, TRAINING, Field, Suite, check_steps, quantiles, run, sample
+from .rounds import MIN_ROUNDS, Field, quantiles, sample
+from .run import TRAINING, Suite, run
 from .shapes import SHAPES
 from .tables import aligned, neighbour_rows
 

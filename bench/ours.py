@@ -1,4 +1,7 @@
-"""Our contender: noprop_kernels on the problem, through the names that every user has."""
+"""Our contenders: noprop_kernels on the problem, through the names that every user has."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -6,6 +9,7 @@ from torch import Tensor
 import noprop_kernels as nk
 from noprop_kernels import native, noise
 
+from . import gpu
 from .contender import PRECISIONS, Contender, Entry
 from .problem import Problem, Weights
 
@@ -13,9 +17,20 @@ SEED = 0
 
 
 class Ours(Contender):
-    """K steps in one call of train_steps, which gathers the rows itself."""
+    """K steps in one call of train_steps, which gathers the rows itself.
 
-    def __init__(self, problem: Problem, threads: int) -> None:
+    Attributes:
+        backend: that has to run it; none would let the reference, which is no contender.
+
+    Args:
+        blocks_per_launch: as DenoisingBlocks has it.
+    """
+
+    backend = "cpu"
+
+    def __init__(
+        self, problem: Problem, threads: int, *, blocks_per_launch: int | None = None
+    ) -> None:
         super().__init__(problem, threads)
         s = self.shape
         make = nk.SGD if self.maths == "sgd" else nk.AdamW
@@ -23,11 +38,13 @@ class Ours(Contender):
         self.blocks = nk.DenoisingBlocks(
             self.plan,
             nk.DT(nk.NoiseSchedule.cosine(T=s.T)),
+            embedding=None if problem.embedding is None else problem.embedding.cpu(),
             optimizer=make(lr=problem.lr, weight_decay=problem.weight_decay),
             seed=SEED,
             precision=problem.precision,
-            backend="cpu",  # or none: the reference, which runs anything, is no contender
-        )
+            backend=self.backend,
+            blocks_per_launch=blocks_per_launch,
+        ).to(self.device)
         params = dict(self.blocks.named_parameters())
         with torch.no_grad():
             for name, value in problem.weights.items():
@@ -47,7 +64,8 @@ class Ours(Contender):
 
     def check_eps(self, K: int, seed: int) -> tuple[None, Tensor]:
         s = self.shape
-        seeds, block = torch.full((s.T,), SEED), torch.arange(s.T)
+        seeds = torch.full((s.T,), SEED, device=self.device)
+        block = torch.arange(s.T, device=self.device)
         drawn = [
             noise.normal(seeds, noise.STREAM_EPS, 0, draw, block, s.B, s.D) for draw in range(K)
         ]
@@ -64,7 +82,9 @@ class Ours(Contender):
     def gradient_bytes(self) -> int:
         return 0  # a tile's gradient is used in registers, or in the workspace
 
-    def step_bytes(self, indices: Tensor) -> int:
+    def step_bytes(self, indices: Tensor) -> int | None:
+        if self.backend != "cpu":
+            return super().step_bytes(indices)
         return self.threads * native.workspace_bytes(self.plan, self.shape.B, self.shape.D)
 
 
@@ -80,12 +100,103 @@ class OursTrainStep(Ours):
         return torch.stack(losses)
 
 
+class OursOnGPU(Ours):
+    """By the Triton kernels: K steps are CUDA graphs, with early launch (PDL) where there is one.
+
+    Args:
+        pdl: False: without early launch.
+    """
+
+    backend = "triton"
+
+    def __init__(
+        self,
+        problem: Problem,
+        threads: int,
+        *,
+        blocks_per_launch: int | None = None,
+        pdl: bool = True,
+    ) -> None:
+        super().__init__(problem, threads, blocks_per_launch=blocks_per_launch)
+        self.pdl = pdl
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        from noprop_kernels.triton_kernels import tuning
+
+        with tuning.use(tuning.Launches(pdl=self.pdl)):
+            return super().steps(indices, eps)
+
+
+class OursTrainStepOnGPU(OursTrainStep):
+    """A user's loop, without a graph."""
+
+    backend = "triton"
+
+
+class OursByHand(OursTrainStep):
+    """The same loop with one train_step captured by the user: rows copied, graph replayed."""
+
+    backend = "triton"
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        super().__init__(problem, threads)
+        self.replay: Callable[[], Tensor] | None = None
+        s = self.shape
+        self.x = torch.empty(s.B, s.F, device=self.device)
+        self.y = torch.empty(s.B, dtype=torch.int64, device=self.device)
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        self.refuse(eps)
+        losses = []
+        for rows in indices:
+            torch.index_select(self.X, 0, rows, out=self.x)
+            torch.index_select(self.Y, 0, rows, out=self.y)
+            losses.append(self.step().clone())
+        return torch.stack(losses)
+
+    def step(self) -> Tensor:
+        """The loss of one step on x and y; the first compiles, the second is captured."""
+        if self.replay is None:
+            self.replay = self.capture
+            return gpu.apart(self.device, self.plain)
+        return self.replay()
+
+    def plain(self) -> Tensor:
+        return self.blocks.train_step(self.x, self.y).loss
+
+    def capture(self) -> Tensor:
+        self.replay = gpu.capture(self.device, self.plain)
+        return self.replay()
+
+    def step_bytes(self, indices: Tensor) -> None:
+        return None  # the graph's own memory, which no step allocates
+
+
+class OursSGDOnGPU(OursOnGPU):
+    maths = "sgd"
+
+
 class OursSGD(Ours):
     maths = "sgd"
 
 
+ON_CPU = ("float32", "bfloat16")  # what the CPU kernels know
+
 OURS = (
-    Entry("ours", Ours, precisions=PRECISIONS),
-    Entry("ours_train_step", OursTrainStep, single=True, precisions=PRECISIONS),
+    Entry("ours", Ours, precisions=ON_CPU),
+    Entry("ours_train_step", OursTrainStep, single=True, precisions=ON_CPU),
     Entry("ours_sgd", OursSGD, slow=True),
+)
+
+
+def on_gpu(name: str, make: Callable[..., Contender], **how: bool) -> Entry:
+    return Entry(name, make, precisions=PRECISIONS, **how)
+
+
+OURS_ON_GPU = (
+    on_gpu("ours", OursOnGPU),
+    on_gpu("ours_no_pdl", partial(OursOnGPU, pdl=False)),
+    on_gpu("ours_train_step", OursTrainStepOnGPU),
+    on_gpu("ours_by_hand", OursByHand),
+    on_gpu("ours_sgd", OursSGDOnGPU, slow=True),
 )

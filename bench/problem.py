@@ -1,11 +1,11 @@
 """What every contender is given: data, initial weights and the step's numbers, in plain PyTorch.
 
-The step of block t, with one-hot embeddings u_y:
+The step of block t, with embeddings u_y = W[y], one-hot unless the shape says otherwise:
 
     z      = signal_t * u_y + noise_t * eps           eps ~ N(0, I)
     hx     = relu(Linear(x));  hz = relu(Linear(z))
     f      = relu(Linear([hx, hz]));  logits = Linear(f)
-    loss_t = weight_t * mean over rows of |softmax(logits) - u_y|^2
+    loss_t = weight_t * mean over rows of |softmax(logits) @ W - u_y|^2
 
 then AdamW. Nothing here comes from the library that is measured.
 """
@@ -34,7 +34,9 @@ class Problem:
         X: (rows, F) float32.
         Y: (rows,) int64.
         lr, weight_decay: of AdamW.
-        precision: of the operands of products, "float32" | "bfloat16"; all else is float32.
+        precision: of the operands of products, "float32" | "tf32" | "bfloat16"; all else is
+            float32.
+        embedding: (M, D) float32, or None for one-hot.
     """
 
     shape: Shape
@@ -49,35 +51,46 @@ class Problem:
     lr: float = 1e-3
     weight_decay: float = 1e-3
     precision: str = "float32"
+    embedding: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.X.device
 
     def indices(self, K: int, seed: int) -> Tensor:
         """(K, B) int64: rows of K mini-batches."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(self.shape.rows, (K, self.shape.B), generator=generator)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        size = (K, self.shape.B)
+        return torch.randint(self.shape.rows, size, generator=generator, device=self.device)
 
     def eps(self, K: int, seed: int) -> Tensor:
         """(K, T, B, D) float32: the noise of K steps."""
         s = self.shape
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(K, s.T, s.B, s.D, generator=generator)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(K, s.T, s.B, s.D, generator=generator, device=self.device)
 
 
-def make_problem(shape: Shape, seed: int = 0, **settings: Any) -> Problem:
+def make_problem(
+    shape: Shape, seed: int = 0, device: str | torch.device = "cpu", **settings: Any
+) -> Problem:
     """A problem of this shape, with torch.nn.Linear's initial weights and random data.
 
     `settings` are lr, weight_decay and precision.
     """
-    generator = torch.Generator().manual_seed(seed)
+    draw: Any = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
     fan_in = {"hx": shape.F, "hz": shape.D, "f": 2 * shape.H, "logits": shape.H}
     weights: Weights = {}
     for name, width in fan_in.items():
         out = shape.M if name == "logits" else shape.H
         for part, size in (("weight", (shape.T, out, width)), ("bias", (shape.T, out))):
-            uniform = torch.rand(size, generator=generator) * 2 - 1
+            uniform = torch.rand(size, **draw) * 2 - 1
             weights[f"{name}.{part}"] = uniform / math.sqrt(width)
-    X = torch.randn(shape.rows, shape.F, generator=generator)
-    Y = torch.randint(shape.M, (shape.rows,), generator=generator)
-    return Problem(shape, *schedule(shape.T), weights=weights, X=X, Y=Y, **settings)
+    X = torch.randn(shape.rows, shape.F, **draw)
+    Y = torch.randint(shape.M, (shape.rows,), **draw)
+    if not shape.one_hot:
+        settings["embedding"] = torch.randn(shape.M, shape.D, **draw) / math.sqrt(shape.D)
+    numbers = (number.to(device) for number in schedule(shape.T))
+    return Problem(shape, *numbers, weights=weights, X=X, Y=Y, **settings)
 
 
 def schedule(T: int, eta: float = 0.1) -> tuple[Tensor, ...]:

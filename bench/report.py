@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .lines import Line, groups, highest_peaks, read, rescaled, timed
+from .lines import Line, groups, highest_peaks, machine_of, read, rescaled, timed
 from .tables import (
+    gpu_memory_rows,
     headline,
     job_rows,
     local_rows,
@@ -27,6 +28,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {"adamw": "AdamW", "sgd": "SGD", "inference": "Inference, x1 and x1024 rows"}
 SECTIONS = (
     ("Memory in MiB:", memory_rows),
+    ("Memory on the GPU in MiB:", gpu_memory_rows),
     ("The parts of a step, each against the torch operations that it replaces:", parts_rows),
     ("How a step grows with T, B and H, the rest as in `small`:", scaling_rows),
     ("Beside a process that keeps one core busy:", neighbour_rows),
@@ -41,8 +43,8 @@ SECTIONS = (
 def readme_section(lines: Sequence[Line]) -> str:
     """What stands between the markers, for each machine."""
     parts = []
-    for cpu in dict.fromkeys(line["machine"]["cpu"] for line in lines):
-        own = [line for line in lines if line["machine"]["cpu"] == cpu]
+    for machine in dict.fromkeys(map(machine_of, lines)):
+        own = [line for line in lines if machine_of(line) == machine]
         if any("peak_gflops" in line for line in own):
             parts += machine_section(own)
     return "\n\n".join(parts)
@@ -54,10 +56,16 @@ def machine_section(lines: Sequence[Line]) -> list[str]:
     last = max(measured, key=lambda line: line["date"])
     peaks = highest_peaks(measured)
     lines = [rescaled(line, peaks) if "error" not in line else line for line in lines]
-    peak = ", ".join(f"{rate:.0f} GF/s on {count}" for count, rate in sorted(peaks.items()))
+    rates = sorted(peaks.items())
+    if gpu := last["machine"].get("gpu"):
+        peak = ", ".join(f"{rate / 1e3:.0f} TF/s in {name}" for (_, name), rate in rates)
+        what = f"{gpu}; measured matrix rate {peak}"
+    else:
+        peak = ", ".join(f"{rate:.0f} GF/s on {count}" for (count, _), rate in rates)
+        cpu, cores = last["machine"]["cpu"], last["machine"]["cores"]
+        what = f"{cpu}, {cores} cores; measured FMA peak {peak}"
     parts = [
-        f"{last['machine']['cpu']}, {last['machine']['cores']} cores; measured FMA peak {peak}; "
-        f"torch {last['versions']['torch']}, {last['date'][:10]}, "
+        f"{what}; torch {last['versions']['torch']}, {last['date'][:10]}, "
         f"commit `{last['commit'][:12]}`. Ratio: the best rival's time over ours."
     ]
     for precision in dict.fromkeys(line["precision"] for line in timed(lines)):

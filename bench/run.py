@@ -6,12 +6,18 @@ one process. Caches are warm: before each sample a contender takes one step unti
 train_steps with K steps a call; `ours_train_step`, at K = 1, train_step on rows that torch gathers.
 
 With --precision bfloat16 those run that can round the operands of their products: ours by its own
-option, eager rivals by torch.autocast, step_compiled by casts. Then a contender may be off from the
-twin by twice what plain PyTorch under autocast is, and one rounding.
+option, eager rivals by torch.autocast, step_compiled by casts; with tf32, on a GPU, rivals by
+PyTorch's setting. Then a contender may be off from the twin by twice what plain PyTorch is, or the
+twin with rounded operands, and by one rounding.
+
+With --device cuda the Triton kernels and a GPU's rivals run there, more shapes too. Each sample
+waits for the device before and after. --device rehearsal takes the same way on the CPU, by Triton's
+interpreter (TRITON_INTERPRET=1), with a shape of its own; its lines are of kind "rehearsal".
 """
 
+import argparse
+import gc
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -21,75 +27,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from . import command, machine, twin
+from . import command, gpu, machine, twin
+from .check import check_steps
 from .contender import PRECISIONS, Contender, Entry
 from .lines import Line
-from .ours import OURS
+from .ours import ON_CPU, OURS, OURS_ON_GPU
 from .problem import Problem, make_problem
 from .rivals import RIVALS
-from .rivals.stacked import Stacked
-from .shapes import SHAPES, Shape
+from .rivals.on_gpu import GPU_RIVALS
+from .rounds import MIN_ROUNDS, Field, Running, measure_rounds, measured_rates
+from .shapes import GPU_SHAPES, REHEARSAL, SHAPES, Shape
 from .tables import plain_table
 
-CHECK_STEPS = 3
-SINGLE_CALLS = 10  # of K = 1 in one sample
-MIN_ROUNDS = 3
+WARM_CALLS = 3  # on a GPU: plain launches, a capture, a replay
 QUICK_SECONDS = 45.0  # for a shape, checks included, after which rounds end
-
-
-@dataclass
-class Running:
-    """A contender that passed its check, and its samples: milliseconds a step, by K."""
-
-    name: str
-    contender: Contender
-    compile_seconds: float | None
-    samples: dict[int, list[float]]
-
-
-@dataclass
-class Field:
-    """The contenders of one shape at one number of threads, ready to be timed.
-
-    Args:
-        problem: what they were given.
-        base: what their result lines have in common.
-        running: those that passed their check.
-        failed: a line for each of the others.
-        passed: whether none of those was wrong.
-    """
-
-    problem: Problem
-    base: Line
-    running: list[Running]
-    failed: list[Line]
-    passed: bool = True
-
-
-def check_steps(contender: Contender) -> list[float]:
-    """Takes three steps that must be the twin's; returns the seconds of each.
-
-    Raises:
-        Mismatch: they are not.
-    """
-    problem = contender.problem
-    indices = problem.indices(CHECK_STEPS, seed=1)
-    given, used = contender.check_eps(CHECK_STEPS, seed=2)
-    losses, seconds = [], []
-    for k in range(CHECK_STEPS):  # one by one, since the first compiles
-        begin = time.perf_counter()
-        eps = None if given is None else given[k : k + 1]
-        losses.append(contender.steps(indices[k : k + 1], eps))
-        seconds.append(time.perf_counter() - begin)
-    plain = None
-    if problem.precision != "float32":
-        stacked = Stacked(problem, contender.threads, shared=True)
-        plain = stacked.steps(indices, used), stacked.weights()
-    result = torch.cat(losses), contender.weights()
-    twin.check(problem, contender.maths, indices, used, *result, plain)
-    return seconds
 
 
 @dataclass(frozen=True)
@@ -108,6 +60,8 @@ class Suite:
         kind: of the result lines, where they are not to be compared with those of bench.run.
         precisions: those that --precision offers.
         all_threads: whether all cores are what --threads is without being given.
+        device: "cpu", or "cuda", where memory is small and what does not fit is no mistake, or
+            "rehearsal": as on a GPU, but on the CPU.
     """
 
     prog: str
@@ -123,6 +77,11 @@ class Suite:
     kind: str | None = None
     precisions: Sequence[str] = ("float32",)
     all_threads: bool = False
+    device: str = "cpu"
+
+    @property
+    def tensors_on(self) -> str:
+        return "cuda" if self.device == "cuda" else "cpu"
 
 
 def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Running:
@@ -135,102 +94,52 @@ def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Running
         raise
     compile_seconds = seconds[0] - seconds[-1] if entry.compiles else None
     samples: dict[int, list[float]] = {K: [] for K in suite.Ks if K == 1 or not entry.single}
+    if suite.device != "cpu":
+        for K in samples:
+            for call in range(WARM_CALLS):
+                contender.steps(problem.indices(K, seed=50 + call))
+        gpu.synchronize(problem.device)
     return Running(entry.name, contender, compile_seconds, samples)
-
-
-def sample(contender: Contender, indices: Tensor) -> float:
-    """Milliseconds a step: of one call of K steps, or the mean of several calls of one."""
-    K = len(indices)
-    calls = SINGLE_CALLS if K == 1 else 1
-    contender.steps(indices[:1])
-    begin = time.perf_counter()
-    for _ in range(calls):
-        contender.steps(indices)
-    return (time.perf_counter() - begin) / (calls * K) * 1e3
-
-
-def time_rounds(running: Sequence[Running], problem: Problem, rounds: int, end: float) -> None:
-    """Fills `samples`: every contender once a round, each round beginning with the next one."""
-    for number in range(rounds):
-        if number >= MIN_ROUNDS and time.perf_counter() > end:
-            break
-        for i in range(len(running)):
-            turn = running[(i + number) % len(running)]
-            for K, samples in turn.samples.items():
-                samples.append(sample(turn.contender, problem.indices(K, seed=100 + number)))
-
-
-def measure_rounds(field: Field, suite: Suite, rounds: int, end: float) -> list[Line]:
-    """The rounds, and a result line for each contender and K."""
-    time_rounds(field.running, field.problem, rounds, end)
-    # a machine shared with others can look slow for a moment, and a share of that peak too high
-    again = machine.rates(field.base["threads"], field.problem.shape.state_bytes)
-    base = field.base | {name: max(rate, field.base[name]) for name, rate in again.items()}
-    return [line for turn in field.running for line in lines_of(turn, field.problem, base)]
-
-
-def lines_of(turn: Running, problem: Problem, base: Line) -> list[Line]:
-    """One result line for each K."""
-    contender = turn.contender
-    step_bytes = contender.step_bytes(problem.indices(1, seed=3))
-    memory = contender.resident() | {"step": step_bytes}
-    flop, traffic = contender.flop(), contender.traffic()
-    lines = []
-    for K, samples in turn.samples.items():
-        low, median, high = quantiles(samples)
-        line = {
-            "contender": turn.name,
-            "maths": contender.maths,
-            "K": K,
-            "ms_per_step": median,
-            "ms_q20": low,
-            "ms_q80": high,
-            "rounds": len(samples),
-            "flop_per_step": flop,
-            "bytes_per_step": traffic,
-            "share_of_peak": flop / (median * 1e6) / base["peak_gflops"] if flop else None,
-            "share_of_copy": traffic / (median * 1e6) / base["state_gb_s"] if traffic else None,
-            "compile_seconds": turn.compile_seconds,
-            "memory_bytes": memory,
-        }
-        lines.append(base | line)
-    return lines
-
-
-def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
-    """The 20 % quantile, the median and the 80 % quantile."""
-    low, _, _, high = statistics.quantiles(samples, n=5, method="inclusive")
-    return low, statistics.median(samples), high
 
 
 @contextmanager
 def field_of(
-    name: str, threads: int, suite: Suite, entries: Sequence[Entry], precision: str
+    name: str,
+    threads: int,
+    suite: Suite,
+    entries: Sequence[Entry],
+    precision: str,
+    end: float = float("inf"),
 ) -> Iterator[Field]:
-    """Checked contenders of one shape, which are closed in the end."""
+    """Checked contenders of one shape, which are closed in the end; on a GPU none starts late."""
     torch.set_num_threads(threads)
     torch.compiler.reset()  # compiled code has its number of threads built in
-    shape = suite.shapes[name]
+    if suite.device != "cpu":
+        gpu.set_precision(precision)
+    problem = make_problem(suite.shapes[name], device=suite.tensors_on, precision=precision)
     base: Line = machine.circumstances(name, threads, precision)
-    base |= machine.rates(threads, shape.state_bytes)
+    if suite.device == "cuda":
+        base["machine"] |= gpu.describe(problem.device)
+    base |= measured_rates(problem, threads)
     base |= {"kind": suite.kind} if suite.kind else {}
     print(
         f"\n{name}, {threads} threads, {precision}: peak {base['peak_gflops']:.0f} GF/s, "
         f"copy {base['copy_gb_s']:.0f} GB/s, of a state's size {base['state_gb_s']:.0f} GB/s",
         flush=True,
     )
-    field = Field(make_problem(shape, precision=precision), base, [], [])
+    field = Field(problem, base, [], [])
     try:
         for entry in entries:
             if threads < entry.min_threads or precision not in entry.precisions:
                 continue
             try:
-                field.running.append(start(entry, field.problem, threads, suite))
+                if suite.device != "cpu" and time.perf_counter() > end:
+                    raise Late("the shape's time was over before its turn")
+                field.running.append(start(entry, problem, threads, suite))
                 maths = field.running[-1].contender.maths
                 print(f"  {entry.name} ({maths}): correct", flush=True)
             except Exception as error:
-                mistaken = isinstance(error, twin.Mismatch) or not entry.compiles
-                field.passed = field.passed and not mistaken
+                field.passed = field.passed and not mistaken(error, entry)
                 text = traceback.format_exception_only(error)[-1].strip()
                 print(f"  {entry.name}: not timed: {text}", flush=True)
                 field.failed.append(base | {"contender": entry.name, "error": text})
@@ -238,6 +147,21 @@ def field_of(
     finally:
         for turn in field.running:
             turn.contender.close()
+        field.running.clear()
+        gc.collect()
+        if suite.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+class Late(Exception):
+    """A contender's turn came when the time was over."""
+
+
+def mistaken(error: Exception, entry: Entry) -> bool:
+    """Whether a contender that did not start is wrong, and not slow, too large or uncompiled."""
+    if isinstance(error, twin.Mismatch):
+        return True
+    return not (entry.compiles or isinstance(error, Late | torch.OutOfMemoryError))
 
 
 def run(suite: Suite, arguments: Sequence[str] | None) -> int:
@@ -262,6 +186,7 @@ def run(suite: Suite, arguments: Sequence[str] | None) -> int:
         suite = replace(suite, Ks=options.K)
     entries = command.wanted(suite.entries, options)
     precision = getattr(options, "precision", "float32")
+    before = torch.get_float32_matmul_precision()
     passed = True
     # a cache of its own, so that compile seconds are those of a first use
     with tempfile.TemporaryDirectory() as folder:
@@ -269,11 +194,12 @@ def run(suite: Suite, arguments: Sequence[str] | None) -> int:
         for threads in options.threads:
             for name in options.shape:
                 end = time.perf_counter() + seconds
-                with field_of(name, threads, suite, entries, precision) as field:
+                with field_of(name, threads, suite, entries, precision, end) as field:
                     lines = field.failed + suite.measure(field, suite, options.rounds, end)
                 passed = passed and field.passed
                 print(suite.table(lines), flush=True)
                 command.append(options.out, lines)
+    torch.set_float32_matmul_precision(before)
     return 0 if passed else 1
 
 
@@ -287,12 +213,38 @@ TRAINING = Suite(
     Ks=(1, 50),
     check=check_steps,
     measure=measure_rounds,
-    precisions=PRECISIONS,
+    precisions=ON_CPU,
 )
+ON_GPU = replace(
+    TRAINING,
+    quick="four small shapes, without the slow contenders",
+    entries=(*OURS_ON_GPU, *GPU_RIVALS),
+    shapes=GPU_SHAPES,
+    quick_shapes=tuple(SHAPES),
+    precisions=PRECISIONS,
+    device="cuda",
+)
+REHEARSED = replace(
+    ON_GPU,
+    shapes={REHEARSAL.name: REHEARSAL},
+    quick_shapes=(REHEARSAL.name,),
+    Ks=(1, 2),
+    kind="rehearsal",
+    device="rehearsal",
+)
+SUITES = {suite.device: suite for suite in (TRAINING, ON_GPU, REHEARSED)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run(TRAINING, arguments)
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", choices=SUITES, default="cpu")
+    options, rest = parser.parse_known_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no GPU that PyTorch can use")
+    # the host's threads do nothing that a GPU waits for
+    more = [] if options.device == "cpu" or "--threads" in rest else ["--threads", "1"]
+    suite = TRAINING if options.device == "cpu" else SUITES[options.device]
+    return run(suite, [*rest, *more])
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ parameter, at the rate of a copy as large as the state of all blocks (bench.line
 import sys
 from collections.abc import Sequence
 
+from .check import check_steps
 from .lines import Line
-from .run import TRAINING, Suite, check_steps, measure_rounds, run
+from .rounds import measure_rounds
+from .run import TRAINING, Suite, run
 from .shapes import SCALING_SHAPES
 from .tables import aligned, plain_table, scaling_rows
 

@@ -12,7 +12,7 @@ class Shape:
         B: rows of a mini-batch.
         F: width of x.
         H: width of the three hidden layers.
-        D: width of the label embedding; one-hot, so D = M.
+        D: width of the label embedding, which is one-hot where D = M.
         M: classes.
         T: blocks.
         rows: of the data set that stays in memory, MNIST's number: far larger than any cache.
@@ -26,6 +26,10 @@ class Shape:
     M: int
     T: int
     rows: int = 60_000
+
+    @property
+    def one_hot(self) -> bool:
+        return self.D == self.M
 
     @property
     def parameters(self) -> int:
@@ -44,11 +48,13 @@ class Shape:
         """Operations of one step of all blocks: only products, and only those that none can avoid.
 
         4 * B * in * out for a layer that reads the plan's inputs (forward and weight gradient), 6
-        for any other (and the gradient of what it reads).
+        for any other (and the gradient of what it reads). An embedding that is not one-hot is a
+        layer without a weight gradient, 4 * B * M * D.
         """
         stems = 4 * (self.F + self.D) * self.H
         rest = 6 * (2 * self.H * self.H + self.H * self.M)
-        return self.T * self.B * (stems + rest)
+        embedding = 0 if self.one_hot else 4 * self.M * self.D
+        return self.T * self.B * (stems + rest + embedding)
 
     @property
     def forward_flop(self) -> int:
@@ -66,6 +72,18 @@ SHAPES = {
         Shape("wide", B=128, F=784, H=1024, D=10, M=10, T=10),
     )
 }
+
+# for a GPU beside SHAPES; at `huge` cuBLAS is expected to win
+GPU_SHAPES = SHAPES | {
+    shape.name: shape
+    for shape in (
+        Shape("large", B=2048, F=2048, H=2048, D=512, M=1000, T=12),
+        Shape("huge", B=8192, F=4096, H=4096, D=512, M=1000, T=12),
+    )
+}
+
+# for a look at the way through a GPU's benchmark, by Triton's interpreter
+REHEARSAL = Shape("rehearsal", B=6, F=13, H=16, D=5, M=7, T=2, rows=40)
 
 INFERENCE_SHAPES = {
     (shape := replace(SHAPES[name], name=f"{name}_x{B}", B=B)).name: shape

@@ -153,6 +153,18 @@ def memory_rows(lines: Iterable[Line]) -> Rows:
     return rows
 
 
+def gpu_memory_rows(lines: Iterable[Line], kind: str = "gpu_memory") -> Rows:
+    """Header and rows of bench.gpu_memory's lines: MiB in parts, and milliseconds a step."""
+    parts = ("weights", "gradients", "optimizer", "activations", "workspace", "peak")
+    rows: Rows = [("shape", "contender", "precision", *parts, "ms/step")]
+    for line in timed(lines, kind):
+        sizes = [line["memory_bytes"][part] for part in parts]
+        cells = ("" if size is None else f"{size / 2**20:.1f}" for size in sizes)
+        named = (line["shape"], line["contender"], line["precision"])
+        rows.append((*named, *cells, milliseconds(line["ms_per_step"])))
+    return rows
+
+
 def parts_rows(lines: Iterable[Line]) -> Rows:
     """Header and rows of bench.parts' lines: ours in each way of calling it, and the best rival."""
     rows: Rows = [

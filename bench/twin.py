@@ -1,13 +1,46 @@
 """The same steps in float64, as plainly as PyTorch says them: every contender must agree."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, one_hot
+from torch.nn.functional import linear
 
 from .problem import Problem, Weights
 
 
-def logits(w: Weights, t: int, x: Tensor, z: Tensor) -> Tensor:
+def rounded_to(value: Tensor, precision: str) -> Tensor:
+    """To bfloat16 nearest even, to tf32's 10 bits nearest and ties away; of the dtype given."""
+    if precision == "float32":
+        return value
+    if precision == "bfloat16":
+        return value.bfloat16().to(value.dtype)
+    bits = value.float().view(torch.int32)
+    return ((bits + 0x1000) & -0x2000).view(torch.float32).to(value.dtype)
+
+
+class RoundedLinear(torch.autograd.Function):
+    """linear() whose three products have rounded operands."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:
+        x, weight = rounded_to(x, precision), rounded_to(weight, precision)
+        ctx.save_for_backward(x, weight)
+        ctx.precision = precision
+        return x @ weight.T + bias
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor):
+        x, weight = ctx.saved_tensors
+        operand = rounded_to(d_out, ctx.precision)
+        return operand @ weight, operand.T @ x, d_out.sum(dim=0), None
+
+
+Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def logits(w: Weights, t: int, x: Tensor, z: Tensor, linear: Linear = linear) -> Tensor:
     """(B, M) of block t (counted from 0)."""
     hx = linear(x, w["hx.weight"][t], w["hx.bias"][t]).relu()
     hz = linear(z, w["hz.weight"][t], w["hz.bias"][t]).relu()
@@ -15,21 +48,30 @@ def logits(w: Weights, t: int, x: Tensor, z: Tensor) -> Tensor:
     return linear(f, w["logits.weight"][t], w["logits.bias"][t])
 
 
-def block(w: Weights, t: int, x: Tensor, z: Tensor) -> Tensor:
-    """u_hat (B, D) of block t."""
-    return logits(w, t, x, z).softmax(dim=1)
+def block(w: Weights, t: int, x: Tensor, z: Tensor, W: Tensor, linear: Linear = linear) -> Tensor:
+    """u_hat (B, D) of block t, with embeddings W (M, D)."""
+    return logits(w, t, x, z, linear).softmax(dim=1) @ W
+
+
+def embedding(problem: Problem) -> Tensor:
+    """(M, D) float64."""
+    if problem.embedding is None:
+        return torch.eye(problem.shape.M, dtype=torch.float64, device=problem.device)
+    return problem.embedding.double()
 
 
 def chain(problem: Problem, w: Weights, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """u_hat_T and z_T (B, D) of the chain z_t = a_t u_hat_t + b_t z_{t-1} from z_0 = z."""
-    u_hat = z
+    u_hat, W = z, embedding(problem)
     for t, (a, b) in enumerate(zip(problem.a.double(), problem.b.double(), strict=True)):
-        u_hat = block(w, t, x, z)
+        u_hat = block(w, t, x, z, W)
         z = a * u_hat + b * z
     return u_hat, z
 
 
-def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Tensor, Weights]:
+def run(
+    problem: Problem, maths: str, indices: Tensor, eps: Tensor, rounded: bool = False
+) -> tuple[Tensor, Weights]:
     """Losses and weights after the steps, float64.
 
     Args:
@@ -37,6 +79,7 @@ def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Ten
         maths: "adamw", "sgd" or "end_to_end".
         indices: (K, B) int64.
         eps: (K, T, B, D); end to end reads z_0 from its first block's.
+        rounded: operands of the layers' products are rounded to the problem's precision.
 
     Returns:
         losses (K, T), or (K, 1) end to end; weights by name.
@@ -46,21 +89,29 @@ def run(problem: Problem, maths: str, indices: Tensor, eps: Tensor) -> tuple[Ten
     make = torch.optim.SGD if maths == "sgd" else torch.optim.AdamW
     optimizer = make(w.values(), lr=p.lr, weight_decay=p.weight_decay)
     signal, noise, weight = (value.double() for value in (p.signal, p.noise, p.weight))
+    W = embedding(p)
+    product = partial(rounded_linear, precision=p.precision) if rounded else linear
     history = []
     for rows, e in zip(indices, eps.double(), strict=True):
-        x, u_y = p.X[rows].double(), one_hot(p.Y[rows], p.shape.M).double()
-        if maths == "end_to_end":
-            u_hat, _ = chain(p, w, x, e[0])
-            losses = (u_hat - u_y).square().sum(dim=1).mean().view(1)
-        else:
-            u_hats = [block(w, t, x, signal[t] * u_y + noise[t] * e[t]) for t in range(T)]
-            errors = torch.stack([(u_hat - u_y).square().sum(dim=1).mean() for u_hat in u_hats])
-            losses = weight * errors
-        optimizer.zero_grad()
-        losses.sum().backward()
+        x, u_y = p.X[rows].double(), W[p.Y[rows]]
+        losses = []
+        for t in range(1 if maths == "end_to_end" else T):
+            if maths == "end_to_end":
+                u_hat, _ = chain(p, w, x, e[0])
+            else:
+                u_hat = block(w, t, x, signal[t] * u_y + noise[t] * e[t], W, product)
+            error = (u_hat - u_y).square().sum(dim=1).mean()
+            loss = error if maths == "end_to_end" else weight[t] * error
+            loss.backward()  # at once: of a large block nothing else is to be kept
+            losses.append(loss.detach())
         optimizer.step()
-        history.append(losses.detach())
+        optimizer.zero_grad()
+        history.append(torch.stack(losses))
     return torch.stack(history), {name: value.detach() for name, value in w.items()}
+
+
+def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:
+    return RoundedLinear.apply(x, weight, bias, precision)
 
 
 def check_chain(problem: Problem, x: Tensor, z_0: Tensor, z_T: Tensor) -> None:
@@ -74,6 +125,9 @@ def check_chain(problem: Problem, x: Tensor, z_0: Tensor, z_T: Tensor) -> None:
     error = (z_T.double() - want).abs().max().item()
     if not error <= 1e-4:
         raise Mismatch(f"z_T differs from the float64 twin's by {error:.1e}")
+
+
+UNITS = {"tf32": 2**-11, "bfloat16": 2**-9}  # half a last place
 
 
 class Mismatch(Exception):
@@ -90,7 +144,7 @@ def check(
     eps: Tensor,
     losses: Tensor,
     weights: Weights,
-    plain: Result | None = None,
+    plain: Sequence[Result] = (),
 ) -> None:
     """Raise unless float32 losses and weights are the twin's.
 
@@ -98,22 +152,22 @@ def check(
     step of up to lr, so that weights are compared as a whole: the root mean square error may be
     1e-2 of the distance moved, and the rounding of the weights themselves.
 
-    With bfloat16 operands both may be off by twice the error of plain PyTorch's result `plain`, and
-    one rounding to bfloat16: of each row's error, which a loss is the mean of, and of the distance
-    moved.
+    With bfloat16 or tf32 operands both may be off by twice the largest error of the results
+    `plain`, PyTorch's own among them, and one such rounding: of each row's error, which a loss is
+    the mean of, and of the distance moved.
 
     Raises:
         Mismatch: they differ; the text says where and by how much.
     """
     want_losses, want_weights = run(problem, maths, indices, eps)
-    unit = torch.finfo(torch.bfloat16).eps / 2
+    unit = UNITS.get(problem.precision, 0.0)
 
     def loss_error(losses: Tensor) -> float:
         return ((losses.double() - want_losses).abs() / want_losses).max().item()
 
     error, allowed = loss_error(losses), 1e-4
     if plain:
-        allowed = 2 * loss_error(plain[0]) + unit / problem.shape.B**0.5
+        allowed = 2 * max(loss_error(one[0]) for one in plain) + unit / problem.shape.B**0.5
     if not error <= allowed:
         raise Mismatch(
             f"losses differ from the float64 twin's by {error:.1e} of their size, "
@@ -125,7 +179,8 @@ def check(
         error = root_mean_square(weights[name].double() - want)
         allowed = 1e-2 * moved
         if plain:
-            allowed = 2 * root_mean_square(plain[1][name].double() - want) + unit * moved
+            errors = (root_mean_square(one[1][name].double() - want) for one in plain)
+            allowed = 2 * max(errors) + unit * moved
         rounding = len(indices) * torch.finfo(torch.float32).eps * root_mean_square(start)
         if not error <= allowed + rounding:
             raise Mismatch(

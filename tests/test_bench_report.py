@@ -12,7 +12,7 @@ if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
 from bench import lines as result_lines
-from bench import machine, report, run, scaling, tables
+from bench import machine, report, rounds, run, scaling, tables
 from bench.contender import Contender
 from bench.rivals.sequential import Sequential
 from bench.shapes import SHAPES, Shape
@@ -98,8 +98,8 @@ def test_sample_is_milliseconds_a_step(monkeypatch, K):
             clock += 0.003 * len(indices)
             return indices
 
-    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: clock))
-    assert run.sample(Slow(), torch.zeros(K, 2)) == pytest.approx(3.0)
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: clock))
+    assert rounds.sample(Slow(), torch.zeros(K, 2)) == pytest.approx(3.0)
 
 
 def test_scaling_tells_the_floor(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import run, twin
+from bench import check, twin
 from bench.problem import make_problem
 from bench.rivals import RIVALS
 from bench.rivals.stacked import Stacked
@@ -80,7 +80,7 @@ def test_rival_rounds_the_operands_of_its_products(problem, name):
     shape = replace(SHAPE, F=300, H=64)  # wide enough for roundings to add up
     low = make_problem(shape, seed=1, lr=1e-2, precision="bfloat16")
     contender = QUICK[name](low, 1)
-    assert len(run.check_steps(contender)) == run.CHECK_STEPS
+    assert len(check.check_steps(contender)) == check.CHECK_STEPS
     indices, eps = low.indices(1, seed=2), low.eps(1, seed=3)
     exact = QUICK[name](replace(low, precision="float32"), 1).steps(indices, eps)
     rounded = QUICK[name](low, 1).steps(indices, eps)
@@ -99,7 +99,7 @@ def test_check_refuses_more_than_twice_the_error_of_plain_bfloat16(problem):
             name: value + factor * (plain[1][name] - value) if name == "hx.weight" else value
             for name, value in weights.items()
         }
-        checked = partial(twin.check, problem, "adamw", indices, eps, losses, bent, plain)
+        checked = partial(twin.check, low, "adamw", indices, eps, losses, bent, [plain])
         if passes:
             checked()
         else:

@@ -27,7 +27,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..contender import Entry
-from ..run import Suite, measure_rounds, run
+from ..rounds import measure_rounds
+from ..run import Suite, run
 from ..shapes import SHAPES
 from . import ours, rivals
 from .check import check_part

@@ -33,12 +33,14 @@ class BaddbmmSGD(Contender):
         hx = stem(p["hx.weight"], p["hx.bias"], x, shared=True).relu_()
         hz = torch.baddbmm(p["hz.bias"][:, None], z, p["hz.weight"].mT).relu_()
         f = torch.baddbmm(p["f.bias"][:, None], hx, p["f.x"].mT).baddbmm_(hz, p["f.z"].mT).relu_()
-        u_hat = torch.baddbmm(p["logits.bias"][:, None], f, p["logits.weight"].mT).softmax(dim=2)
-        difference = u_hat - u_y
+        q = torch.baddbmm(p["logits.bias"][:, None], f, p["logits.weight"].mT).softmax(dim=2)
+        W = self.problem.embedding
+        difference = (q if W is None else q @ W) - u_y
         losses = self.problem.weight * difference.square().sum(dim=2).mean(dim=1)
 
-        d_u_hat = self.d_scale * difference
-        d_logits = u_hat * (d_u_hat - (d_u_hat * u_hat).sum(dim=2, keepdim=True))
+        d_q = self.d_scale * difference
+        d_q = d_q if W is None else d_q @ W.T
+        d_logits = q * (d_q - (d_q * q).sum(dim=2, keepdim=True))
         d_f = torch.bmm(d_logits, p["logits.weight"]).mul_(f > 0)
         d_hx = torch.bmm(d_f, p["f.x"]).mul_(hx > 0)
         d_hz = torch.bmm(d_f, p["f.z"]).mul_(hz > 0)

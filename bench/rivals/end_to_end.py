@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..contender import Contender
 from ..problem import Problem, Weights
-from .sequential import Block, stack
+from .sequential import Block, adamw, stack
 
 
 class EndToEnd(Contender):
@@ -28,7 +28,7 @@ class EndToEnd(Contender):
         in_backward: bool = False,
     ) -> None:
         super().__init__(problem, threads)
-        self.blocks = [Block(problem.weights, t) for t in range(self.shape.T)]
+        self.blocks = [Block(problem.weights, t, problem.embedding) for t in range(self.shape.T)]
         self.a, self.b = problem.a.tolist(), problem.b.tolist()
         self.checkpointed, self.parts, self.in_backward = checkpointed, parts, in_backward
         params = [param for block in self.blocks for param in block.parameters()]
@@ -41,8 +41,7 @@ class EndToEnd(Contender):
             self.optimizers.append(self.optimizer(params))
 
     def optimizer(self, params: list[nn.Parameter]) -> torch.optim.AdamW:
-        lr, weight_decay = self.problem.lr, self.problem.weight_decay
-        return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, fused=True)
+        return adamw(params, self.problem)
 
     @staticmethod
     def update(optimizer: torch.optim.AdamW) -> None:
@@ -62,8 +61,9 @@ class EndToEnd(Contender):
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         s = self.shape
-        z_0 = torch.randn(len(indices), s.B, s.D) if eps is None else eps[:, 0]
-        history = torch.zeros(len(indices), 1)
+        size = (len(indices), s.B, s.D)
+        z_0 = torch.randn(size, device=self.device) if eps is None else eps[:, 0]
+        history = torch.zeros(len(indices), 1, device=self.device)
         for rows, z, out in zip(indices, z_0, history, strict=True):
             for part, z_part in zip(rows.chunk(self.parts), z.chunk(self.parts), strict=True):
                 loss = self.loss(*self.batch(part), z_part)

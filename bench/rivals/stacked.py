@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..contender import Contender
 from ..problem import Problem, Weights
+from .sequential import adamw
 
 
 def split(weights: Weights) -> Weights:
@@ -44,9 +45,10 @@ def forward(p: Weights, x: Tensor, z: Tensor, shared: bool) -> Tensor:
     return torch.baddbmm(p["logits.bias"][:, None], f, p["logits.weight"].mT)
 
 
-def losses_of(logits: Tensor, u_y: Tensor, weight: Tensor) -> Tensor:
-    """(T,) of logits (T, B, M) and u_y (B, D)."""
-    error = (logits.softmax(dim=2, dtype=torch.float32) - u_y).square()
+def losses_of(logits: Tensor, u_y: Tensor, weight: Tensor, W_embed: Tensor | None = None) -> Tensor:
+    """(T,) of logits (T, B, M), u_y (B, D) and W_embed (M, D), or None for one-hot."""
+    u_hat = logits.softmax(dim=2, dtype=torch.float32)
+    error = ((u_hat if W_embed is None else u_hat @ W_embed) - u_y).square()
     return weight * error.sum(dim=2).mean(dim=1)
 
 
@@ -55,17 +57,18 @@ class Stacked(Contender):
         super().__init__(problem, threads)
         self.shared = shared
         self.params = {name: w.requires_grad_() for name, w in split(problem.weights).items()}
-        self.optimizer = torch.optim.AdamW(
-            self.params.values(), lr=problem.lr, weight_decay=problem.weight_decay, fused=True
-        )
+        self.optimizer = self.make_optimizer()
         self.signal, self.noise = problem.signal[:, None, None], problem.noise[:, None, None]
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        return adamw(self.params.values(), self.problem)
 
     def losses(self, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
         """(T,) of x (B, F), u_y (B, D) and eps (T, B, D)."""
         z = self.signal * u_y + self.noise * eps
         with self.autocast():
             logits = forward(self.params, x, z, self.shared)
-        return losses_of(logits, u_y, self.problem.weight)
+        return losses_of(logits, u_y, self.problem.weight, self.problem.embedding)
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         eps = self.draw(*indices.shape) if eps is None else eps
@@ -80,3 +83,13 @@ class Stacked(Contender):
 
     def weights(self) -> Weights:
         return join(self.params)
+
+
+class StackedSGD(Stacked):
+    """No rival, since baddbmm_sgd is faster, but what PyTorch's rounding is judged by."""
+
+    maths = "sgd"
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        lr, weight_decay = self.problem.lr, self.problem.weight_decay
+        return torch.optim.SGD(self.params.values(), lr=lr, weight_decay=weight_decay)

@@ -1,9 +1,9 @@
 """step_compiled: the whole step in one compiled function, gradients and AdamW written out.
 
 Two forms, because inductor fuses the update into a product only where nothing is mutated: in
-place, and returning new arrays; each with default settings or max-autotune. With bfloat16 the
-weights are rounded once a step, and products add up in float32 and round their result, as
-torch.bmm does; loss, optimizer and state are float32.
+place, and returning new arrays; each with default settings, max-autotune or other options of the
+compiler. With bfloat16 the weights are rounded once a step, and products add up in float32 and
+round their result, as torch.bmm does; loss, optimizer and state are float32.
 """
 
 from typing import Any, NamedTuple
@@ -16,6 +16,9 @@ from ..problem import Problem, Weights
 from .stacked import join, split, stem
 
 BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-8
+
+
+State = tuple[Weights, Weights, Weights]  # the weights and both moments
 
 
 class Activations(NamedTuple):
@@ -38,32 +41,44 @@ def activations(p: Weights, x: Tensor, z: Tensor, shared: bool) -> tuple[Activat
     return Activations(x, z, hx, hz, f), logits.float()
 
 
-def head(logits: Tensor, u_y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (T,) and their gradient d_logits (T, B, M)."""
-    u_hat = logits.softmax(dim=2)
-    difference = u_hat - u_y
+def head(
+    logits: Tensor, u_y: Tensor, weight: Tensor, W_embed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Losses (T,) and their gradient d_logits (T, B, M); W_embed is (M, D), None for one-hot."""
+    q = logits.softmax(dim=2)
+    difference = (q if W_embed is None else q @ W_embed) - u_y
     losses = weight * difference.square().sum(dim=2).mean(dim=1)
-    d_u_hat = (2 / logits.shape[1]) * weight[:, None, None] * difference
-    return losses, u_hat * (d_u_hat - (d_u_hat * u_hat).sum(dim=2, keepdim=True))
+    d_q = (2 / logits.shape[1]) * weight[:, None, None] * difference
+    d_q = d_q if W_embed is None else d_q @ W_embed.T
+    return losses, q * (d_q - (d_q * q).sum(dim=2, keepdim=True))
 
 
-def backward(p: Weights, a: Activations, d_logits: Tensor) -> Weights:
-    """The gradient of each parameter, float32, of weights in the operands' dtype."""
+def factors(
+    p: Weights, a: Activations, d_logits: Tensor
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Weights]:
+    """The two factors of each weight's gradient, and each bias' gradient, float32.
+
+    The weights are in the operands' dtype.
+    """
     d_logits = d_logits.to(a.f.dtype)
     d_f = torch.bmm(d_logits, p["logits.weight"]) * (a.f > 0)
     d_hx = torch.bmm(d_f, p["f.x"]) * (a.hx > 0)
     d_hz = torch.bmm(d_f, p["f.z"]) * (a.hz > 0)
-    x = a.x.expand(len(a.z), -1, -1)
-    grads = {
-        "hx.weight": torch.bmm(d_hx.mT, x),
-        "hz.weight": torch.bmm(d_hz.mT, a.z),
-        "f.x": torch.bmm(d_f.mT, a.hx),
-        "f.z": torch.bmm(d_f.mT, a.hz),
-        "logits.weight": torch.bmm(d_logits.mT, a.f),
+    weights = {
+        "hx.weight": (d_hx.mT, a.x.expand(len(a.z), -1, -1)),
+        "hz.weight": (d_hz.mT, a.z),
+        "f.x": (d_f.mT, a.hx),
+        "f.z": (d_f.mT, a.hz),
+        "logits.weight": (d_logits.mT, a.f),
     }
-    for name, d_out in (("hx", d_hx), ("hz", d_hz), ("f", d_f), ("logits", d_logits)):
-        grads[f"{name}.bias"] = d_out.float().sum(dim=1)
-    return {name: grad.float() for name, grad in grads.items()}
+    outputs = (("hx", d_hx), ("hz", d_hz), ("f", d_f), ("logits", d_logits))
+    return weights, {f"{name}.bias": d_out.float().sum(dim=1) for name, d_out in outputs}
+
+
+def backward(p: Weights, a: Activations, d_logits: Tensor) -> Weights:
+    """The gradient of each parameter, float32, of weights in the operands' dtype."""
+    weights, biases = factors(p, a, d_logits)
+    return {name: torch.bmm(*pair).float() for name, pair in weights.items()} | biases
 
 
 def adamw(
@@ -102,6 +117,13 @@ def zeros_like(params: Weights) -> Weights:
 
 class StepCompiled(Contender):
     """
+    Args:
+        in_place: the state is written, else returned anew.
+        tuned: by max-autotune.
+        shared: the layer that reads x as one product for all blocks.
+        options: of torch.compile.
+        backend: of torch.compile.
+
     Attributes:
         lr: of the next step.
     """
@@ -114,6 +136,7 @@ class StepCompiled(Contender):
         in_place: bool,
         tuned: bool = False,
         shared: bool = False,
+        options: dict[str, Any] | None = None,
         backend: str = "inductor",
     ) -> None:
         super().__init__(problem, threads)
@@ -122,14 +145,16 @@ class StepCompiled(Contender):
         self.state = (params, zeros_like(params), zeros_like(params))
         self.updates = 0
         signal, noise = problem.signal[:, None, None], problem.noise[:, None, None]
-        weight, dtype = problem.weight, getattr(torch, problem.precision)
+        weight, W_embed = problem.weight, problem.embedding
+        # tf32 is a setting of the process, and no dtype
+        dtype = torch.bfloat16 if problem.precision == "bfloat16" else torch.float32
 
         def new_state(state, x, u_y, eps, rate, keep, correction):
             z = signal * u_y + noise * eps
             p = {name: value.to(dtype) for name, value in state[0].items()}
             saved, logits = activations(p, x.to(dtype), z.to(dtype), shared)
-            losses, d_logits = head(logits, u_y, weight)
-            return losses, adamw(state, backward(p, saved, d_logits), rate, keep, correction)
+            losses, d_logits = head(logits, u_y, weight, W_embed)
+            return losses, self.updated(state, p, saved, d_logits, rate, keep, correction)
 
         def update(state, *rest):
             losses, new = new_state(state, *rest)
@@ -143,16 +168,33 @@ class StepCompiled(Contender):
             dynamic=False,
             backend=backend,
             mode="max-autotune" if tuned else None,
+            options=options,
         )
 
+    @staticmethod
+    def updated(state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any) -> State:
+        """The state after AdamW with the numbers `now`."""
+        return adamw(state, backward(p, saved, d_logits), *now)
+
+    def numbers(self, K: int) -> Tensor:
+        """(K, 3, 4) float32: AdamW's numbers of the next K steps, each 16 bytes from the next."""
+        first, self.updates = self.updates + 1, self.updates + K
+        steps = [rates(self.lr, self.problem.weight_decay, first + k) for k in range(K)]
+        now = torch.tensor(steps)[:, :, None].repeat(1, 1, 4)
+        if self.device.type == "cuda":
+            now = now.pin_memory()
+        return now.to(self.device, non_blocking=True)
+
     @torch.no_grad()
-    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+    def steps(
+        self, indices: Tensor, eps: Tensor | None = None, numbers: Tensor | None = None
+    ) -> Tensor:
         eps = self.draw(*indices.shape) if eps is None else eps
+        numbers = self.numbers(len(indices)) if numbers is None else numbers
         history = []
-        for rows, e in zip(indices, eps, strict=True):
-            self.updates += 1
+        for rows, e, step in zip(indices, eps, numbers, strict=True):
             # tensors, since each new Python number would compile anew
-            now = map(torch.tensor, rates(self.lr, self.problem.weight_decay, self.updates))
+            now = step[:, 0].unbind()
             result = self.step(self.state, *self.batch(rows), e, *now)
             if self.in_place:
                 history.append(result)

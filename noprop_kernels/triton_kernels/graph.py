@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import Gather, TrainCall
 from ..telling import tell
+from . import tuning
 from .launch import run
 from .walk import Room, Walk, compact, stored
 
@@ -117,7 +118,7 @@ def train_by_graphs(
     room: Room,
 ) -> None:
     """The parts of a call in order: new ones by plain launches, those seen before by a graph."""
-    keys = [(stream, *key_of(part)) for part in parts]
+    keys = [(stream, tuning.current().key(), *key_of(part)) for part in parts]
     without = {
         len(part.slices.index): part
         for part, key in zip(parts, keys, strict=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..calls import Gather, Mix, Noise, Rule, Slices
 from ..optimizers import SGD, Adam, AdamW
+from . import tuning
 from .stages import Stage, Table, floats
 
 Address = tuple  # a tensor and how it is read: number() and slice_of() of the kernels
@@ -40,13 +41,18 @@ class Device:
         stages: int = 2,
         **meta,
     ) -> None:
-        options: dict[str, Any] = {"num_warps": warps, "num_stages": stages}
-        if self.pdl:
+        chosen, name = tuning.current(), kernel.__name__
+        options: dict[str, Any] = {
+            "num_warps": chosen.warps.get(name, warps),
+            "num_stages": chosen.stages.get(name, stages),
+        }
+        pdl = self.pdl and chosen.pdl
+        if pdl:
             options["launch_pdl"] = True
         # a GPU does not warn of NaN, so NumPy under the interpreter shall not
         quiet = numpy.errstate(all="ignore") if self.interpreted else nullcontext()
         with quiet:
-            kernel[grid](*args, **meta, PDL=self.pdl, **options)
+            kernel[grid](*args, **meta, PDL=pdl, **options)
 
 
 @dataclass

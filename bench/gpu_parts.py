@@ -1,0 +1,175 @@
+"""The parts of bench/gpu_check.py: what is right, then the headline, then what time is left for."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("csrc", "noprop_kernels", "python", "pyproject.toml", "setup.py", "CMakeLists.txt")
+BESIDE = ("MANIFEST.in", "README.md", "LICENSE")  # what the build reads too
+CHECKS = ("bench", "tests", "pyproject.toml", "README.md")  # that run away from the sources
+OURS = ("ours", "ours_no_pdl", "ours_train_step", "ours_by_hand")
+BEST = ("stacked_shared_graphed", "step_compiled", "step_compiled_graphed")
+LARGE = ("ours", "stacked_shared", "step_compiled", "step_compiled_triton", "flex_gemm")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command.
+
+    Args:
+        name: as in the results.
+        seconds: its limit.
+        command: what runs, in the folder of the checks.
+        env: variables beside the caller's.
+        gap: a reason not to try it, or "".
+        keep: a file of results that its last line is appended to, or "".
+    """
+
+    name: str
+    seconds: float
+    command: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    gap: str = ""
+    keep: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a check works and writes.
+
+    Args:
+        out: the folder of results.
+        work: a folder of its own, removed in the end.
+        rehearse: on the CPU, measuring nothing.
+        commit: of the sources.
+    """
+
+    out: Path
+    work: Path
+    rehearse: bool
+    commit: str = ""
+
+    @property
+    def site(self) -> Path:
+        return self.work / "site"
+
+    @property
+    def checks(self) -> Path:
+        return self.work / "checks"
+
+    def lay(self) -> None:
+        """Copies the sources to build from, and the checks, where they shadow nothing."""
+        skip = shutil.ignore_patterns("__pycache__", "*.so", "results", "build", "*.egg-info")
+        for folder, names in (("source", (*SOURCES, *BESIDE)), ("checks", CHECKS)):
+            (self.work / folder).mkdir()
+            for name in names:
+                source, target = ROOT / name, self.work / folder / name
+                if source.is_dir():
+                    shutil.copytree(source, target, ignore=skip)
+                else:
+                    shutil.copy(source, target)
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, "-u", *arguments]
+
+
+def bench(place: Place, name: str, shapes: Sequence[str], precision: str, *more: str) -> list[str]:
+    """A benchmark's command; a rehearsal has a shape of its own and few contenders."""
+    out = ["--out", str(place.out / "gpu.jsonl")]
+    if place.rehearse:
+        names = ("ours", "stacked_shared", "stacked_shared_graphed")
+        more = ("--rounds", "3", "--contender", *names)
+        return python("-m", "bench.run", "--device", "rehearsal", *more, *out)
+    common = ["--device", "cuda", "--precision", precision, "--shape", *shapes]
+    return python("-m", "bench.run", *common, *more, *out)
+
+
+def benchmarks(place: Place) -> list[Part]:
+    """The headline first: every contender on `small`; then the best of them on all shapes."""
+    every = ("--seconds", "90")
+    core = ("--seconds", "16", "--contender", *OURS, *BEST)
+    large = ("--seconds", "25", "--rounds", "5", "--contender", *LARGE)
+    rows: list[tuple[str, float, Sequence[str], str, Sequence[str]]] = [
+        ("bench small tf32", 120, ["small"], "tf32", every),
+        ("bench tf32", 75, ["tiny", "stream", "wide"], "tf32", core),
+        ("bench large tf32", 45, ["large"], "tf32", large),
+        ("bench bfloat16", 50, ["small", "tiny"], "bfloat16", core),
+        ("bench float32", 50, ["small", "tiny"], "float32", core),
+        ("bench large bfloat16", 40, ["large"], "bfloat16", large),
+        ("bench huge bfloat16", 90, ["huge"], "bfloat16", (*large, "--K", "1", "5")),
+        ("bench more bfloat16", 40, ["stream", "wide"], "bfloat16", core),
+        ("bench more float32", 40, ["stream", "wide"], "float32", core),
+        ("bench large float32", 60, ["large"], "float32", (*large, "--K", "1", "5")),
+    ]
+    if place.rehearse:
+        rows = [("bench small tf32", 200, [], "tf32", ())]
+    return [
+        Part(name, limit, bench(place, name, shapes, precision, *more))
+        for name, limit, shapes, precision, more in rows
+    ]
+
+
+def sanitizers(place: Place) -> list[Part]:
+    """Small shapes by themselves, under Triton's own sanitizer, and under NVIDIA's tools."""
+    small = python("-m", "bench.sanitize", *(["--rehearse"] if place.rehearse else []))
+    out = ["--out", str(place.out / "sanitizers.jsonl")]
+    few = ["--precision", "tf32"]
+    gap = "" if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH"
+    gap = "a rehearsal has no GPU" if place.rehearse else gap
+    parts = [
+        Part("small shapes", 60, [*small, *(few if place.rehearse else []), *out]),
+        Part("consan", 120, [*small, "--consan", *out]),
+    ]
+    # each tensor an allocation of its own, so that its bounds are looked at
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=99"]
+        command += [*small, *few, "--plain"]
+        parts.append(Part(tool, 60, command, alone if tool == "memcheck" else {}, gap=gap))
+    return parts
+
+
+def mnist(place: Place) -> Part:
+    """Trained end to end by the command that every user has, into a folder that is not kept."""
+    device = "cpu" if place.rehearse else "cuda"
+    data, epochs = ("digits", "2") if place.rehearse else ("mnist", "10")
+    gap = "" if place.rehearse or os.environ.get("NOPROP_DATA") else "NOPROP_DATA is not set"
+    options = ["--data", data, "--preset", "mlp", "--epochs", epochs, "--seed", "0"]
+    options += ["--device", device, "--json", "--out", str(place.work / "run")]
+    # the rehearsal's interpreter would take hours
+    env = {"TRITON_INTERPRET": "0"} if place.rehearse else {}
+    return Part(
+        "mnist", 60, python("-m", "noprop", "train", *options), env, gap=gap, keep="mnist.jsonl"
+    )
+
+
+def every_part(place: Place) -> list[Part]:
+    rehearse = ["--rehearse"] if place.rehearse else []
+    device = ["--out", str(place.out / "device.jsonl")]
+    pip = ("-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index")
+    target = ("--target", str(place.site), str(place.work / "source"))
+    marked, where = (
+        ("triton", "triton_kernels/test_update.py") if place.rehearse else ("gpu", "gpu")
+    )
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, f"tests/{where}"]
+    tests += ["-o", "filterwarnings=default"]  # another torch has other warnings
+    memory = ["--precision", "tf32", "--out", str(place.out / "gpu_memory.jsonl")]
+    names = ["--contender", "ours_by_1", "stacked_shared"] if place.rehearse else []
+    return [
+        Part("facts", 30, python("-m", "bench.gpu", "facts", *rehearse, *device)),
+        Part("build", 150, python(*pip, *target)),
+        Part("backends", 30, python("-m", "noprop_kernels")),
+        Part("tests", 150, python(*tests)),
+        Part("peaks", 40, python("-m", "bench.gpu", "peaks", *rehearse, *device)),
+        *benchmarks(place)[:2],
+        Part("memory", 45, python("-m", "bench.gpu_memory", *rehearse, *memory, *names)),
+        sanitizers(place)[0],
+        mnist(place),
+        *sanitizers(place)[1:],
+        *benchmarks(place)[2:],
+    ]
