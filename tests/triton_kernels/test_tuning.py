@@ -1,12 +1,14 @@
 """A choice of launches changes no bit, and trying them leaves no trace."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import noprop_kernels as nk
 from noprop_kernels import dispatch
 from noprop_kernels.triton_kernels import graph, tuning
-from noprop_kernels.triton_kernels.walk import Device
+from noprop_kernels.triton_kernels.walk import Device, Room
 
 pytestmark = pytest.mark.triton
 
@@ -81,7 +83,7 @@ def test_what_could_change_a_sum_is_refused(choice: dict, text: str) -> None:
 def test_a_graph_of_other_launches_is_another_graph(monkeypatch) -> None:
     monkeypatch.setattr(graph, "key_of", lambda call: ("call",))
     monkeypatch.setattr(graph, "launch_steps", lambda call, walk: None)
-    graphs: graph.OrderedDict = graph.OrderedDict()
+    known, call = graph.Object(), SimpleNamespace(slices=SimpleNamespace(index=[0]))
     choices = (
         tuning.Launches(),
         tuning.Launches(pdl=False),
@@ -91,8 +93,8 @@ def test_a_graph_of_other_launches_is_another_graph(monkeypatch) -> None:
     )
     for count, choice in enumerate(choices, 1):
         with tuning.use(choice):
-            graph.train_by_graph(None, lambda call: None, graphs, None)  # type: ignore[arg-type]
-        assert len(graphs) == count
+            graph.train_by_graphs([call], lambda call, room: None, known, None, 0, Room())  # type: ignore[arg-type,list-item]
+        assert len(known.graphs) == count
 
 
 def test_tuning_leaves_the_object_as_it_was(blocks: nk.DenoisingBlocks, monkeypatch) -> None:
