@@ -176,7 +176,7 @@ def test_where_nothing_waits_bad_contents_skip_the_step(
     kernels: ModuleType, text: str, monkeypatch
 ) -> None:
     """As on a GPU: flags of the kernels, an error at the next call."""
-    from noprop_kernels.triton_kernels import errors
+    from noprop_kernels.gpu import errors
 
     call, good = make_gathering_call(), make_gathering_call()
     BAD[text][0](call)
