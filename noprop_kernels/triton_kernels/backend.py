@@ -87,7 +87,8 @@ def forward(call: ForwardCall) -> None:
         reference_walk.check_rows("forward", plan, B)
     ask = Ask(
         tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
-        training=call.training, statistics="now" if call.training else "", outside=frozenset({plan.output}),
+        training=call.training, statistics="now" if call.training else "",
+        outside=frozenset({plan.output}),
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
     # a view of the logits, or what is saved would hold the result whose graph holds it
@@ -111,7 +112,8 @@ def backward(call: BackwardCall) -> None:
         outside[":applied"] = call.applied.view(torch.uint8)
     ask = Ask(
         tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
-        training=training, wanted=frozenset(call.d_inputs), update=False, outside=frozenset(outside),
+        training=training, wanted=frozenset(call.d_inputs), update=False,
+        outside=frozenset(outside),
     )  # fmt: skip
     # gradients and an update are a walk each, the second without the inputs' gradients
     asks: list[tuple[Ask, Rule | None]] = []
