@@ -16,9 +16,16 @@ constexpr int kMaxSources = 4;           // of a layer; consumers of a result
 constexpr int kMaxFlags = 6;             // inputs whose contents are looked at, and labels
 constexpr int kRows = 16;                // of a tile of the head, the noise and a gather
 constexpr int kChunkRows = 128;          // sums over rows go by such chunks, folded from the left
-constexpr int kColumns = 32;             // of a tile of norm, norm gradient and the vectors' update
-constexpr int kTileH = 64, kTileF = 64;  // of a weight's update; kTileB rows at a time
-constexpr int kTileRows = 64, kTileColumns = 64;  // of a product with B rows
+constexpr int kColumns = 32;  // of a tile of norm, norm gradient, and a vector's or statistic's update
+constexpr int kTileH = 64, kTileF = 64;  // of a weight's update
+constexpr int kApplied = 1024;           // entries of a tile of kApply
+
+// Rows and columns of a tile of a product with B rows: fewer where 64 would keep too few thread
+// blocks busy. No bit depends on it, for an entry's sum ascends in steps of the precision's own.
+constexpr int product_tile(int64_t B, int64_t columns) {
+  if (columns <= 16) return 16;
+  return (B + 63) / 64 * ((columns + 63) / 64) < 8 ? 32 : 64;
+}
 
 enum class Kind : int32_t {
   kGather,
@@ -119,7 +126,7 @@ struct NoiseStage {
   int32_t M, D;
 };
 
-// out = activation(concat(sources) @ weight.T + bias) + add; a tile is kTileRows x kTileColumns
+// out = activation(concat(sources) @ weight.T + bias) + add; a tile is tile x tile
 struct DenseStage {
   Buffer out, activated;  // (B, H); activated: before `add`, or absent
   Buffer sources[kMaxSources];
@@ -127,6 +134,7 @@ struct DenseStage {
   const float *weight, *bias;  // (N, H, in_width), (N, H)
   int32_t widths[kMaxSources];
   int32_t num_sources, H, in_width, relu;
+  int32_t tile;  // 16, 32 or 64: product_tile(B, H)
 };
 
 // out = activation(weight * (y - mean) * rstd + bias) + add; a tile has kColumns columns
@@ -180,6 +188,7 @@ struct ResultGradientStage {
   Buffer d_result, d_y, activated;  // each may be absent
   Consumer consumers[kMaxSources];
   int32_t num_consumers, F;
+  int32_t tile;  // product_tile(B, F)
 };
 
 struct NormGradientStage {
@@ -201,12 +210,20 @@ struct EmbeddingStage {
   int32_t M, D;
 };
 
-// a weight's gradient d_y.T @ x and its step, columns column .. column + F of the weight
+// moments that a rule keeps beside a parameter: m, or m and v
+constexpr int moments(Rule rule) {
+  if (rule == Rule::kAdam || rule == Rule::kAdamW) return 2;
+  return rule == Rule::kMomentum || rule == Rule::kNesterov ? 1 : 0;
+}
+
+// A weight's gradient d_y.T @ x and its step, columns column .. column + F of the weight. The moments
+// of a thread block's first `resident_tiles` tiles of this stage stay in its shared memory for all
+// K steps, moments(rule) * kTileH * kTileF floats each, from float `resident` of that memory on.
 struct UpdateWeightStage {
   Param param;
   Buffer d_y, x, rates;
   int32_t H, F, in_width, column;
-  int32_t resident;  // floats into the resident part of shared memory, or -1: state stays global
+  int32_t resident, resident_tiles;
 };
 
 struct UpdateVectorStage {
@@ -223,7 +240,7 @@ struct UpdateStatisticStage {
   int32_t H;
 };
 
-// a step from a gradient in memory; a tile has 1024 entries
+// a step from a gradient in memory; a tile has kApplied entries
 struct ApplyStage {
   Param param;
   Buffer gradient, rates;
@@ -245,7 +262,7 @@ struct ChainStage {
 };
 
 // tile t is the work of thread block (first + t) % blocks of the group; where `barrier`, the group
-// meets behind the stage. `once`: -1 in every step, else only in step `once` of a launch.
+// meets behind the stage. `once`: -1 in every step, else its tiles only in step `once` of a launch.
 struct Stage {
   Kind kind;
   int32_t tiles, first, barrier, once;
