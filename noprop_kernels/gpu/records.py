@@ -29,9 +29,13 @@ def where(slices: Slices) -> torch.device:
     return next(iter(slices.params.values())).device
 
 
+def index_on(index: Tensor, device: torch.device) -> Tensor:
+    """Positions, (n,) int64 on the CPU, where the tensors are."""
+    return index if device.type == "cpu" else placed(tuple(index.tolist()), device)
+
+
 def index_of(slices: Slices) -> Tensor:
-    device = where(slices)
-    return slices.index if device.type == "cpu" else placed(tuple(slices.index.tolist()), device)
+    return index_on(slices.index, where(slices))
 
 
 def as_bytes(flags: Tensor | None) -> Tensor | None:
