@@ -25,8 +25,7 @@ NOPROP_DEV void numbers_tile(const Program& p, const NumbersStage& s, const Plac
   at<float>(s.d_noise, place)[row] = d_noise;
 }
 
-constexpr int kEmbedding = 16;  // of a side of a tile of W_embed
-constexpr int kStaged = 64;   // rows in shared memory at a time
+constexpr int kStaged = 64;  // rows in shared memory at a time
 static_assert(kEmbedding * kEmbedding == kThreads && kChunkRows % kStaged == 0);
 static_assert(3 * dev::Carve::cost(kStaged * kEmbedding * 4) + dev::Carve::cost(kStaged * 4) <=
               kScratchBytes);
