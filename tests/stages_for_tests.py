@@ -44,9 +44,7 @@ def read_fields(body: str, types: dict[str, Any], sizes: dict[str, int]) -> list
             assert not declaration.strip(), f"program.h: not understood: {declaration}"
             continue
         for declarator in match[2].split(","):
-            stars, name, size = re.fullmatch(
-                r"\s*(\**)\s*(\w+)(?:\[(\w+)\])?", declarator
-            ).groups()  # type: ignore[union-attr]
+            stars, name, size = re.fullmatch(r"\s*(\**)\s*(\w+)(?:\[(\w+)\])?", declarator).groups()  # type: ignore[union-attr]
             kind = ctypes.c_void_p if stars else types[match[1]]
             fields.append((name, kind * sizes[size] if size else kind))
     return fields
