@@ -10,7 +10,7 @@ namespace noprop::cuda {
 
 constexpr int kThreads = 256;  // of a thread block
 constexpr int kLanes = 32, kWarps = kThreads / kLanes;
-constexpr int kScratchBytes = 16 * 1024;  // of dynamic shared memory, aligned to 16 bytes
+constexpr int kScratchBytes = 20 * 1024;  // of dynamic shared memory, aligned to 16 bytes
 
 struct Place {
   int k;          // step of the launch
@@ -19,9 +19,15 @@ struct Place {
   int g;          // group of thread blocks
 };
 
+// neighbours that are loaded at once
+template <typename T, int W>
+struct alignas(sizeof(T) * W) Pack {
+  T value[W];
+};
+
 // entry of the place's step and slice; null where the buffer is absent
 template <typename T>
-__device__ inline T* at(const Buffer& buffer, const Place& place) {
+NOPROP_DEV T* at(const Buffer& buffer, const Place& place) {
   if (buffer.data == nullptr) return nullptr;
   const int64_t entry = buffer.by_group            ? place.g
                         : buffer.places != nullptr ? buffer.places[place.i]
@@ -31,18 +37,31 @@ __device__ inline T* at(const Buffer& buffer, const Place& place) {
 
 // a number or integer of row 0; row b is b * row further
 template <typename N>
-__device__ inline auto at(const N& number, const Place& place) -> decltype(number.data) {
+NOPROP_DEV auto at(const N& number, const Place& place) -> decltype(number.data) {
   return number.data + place.k * number.step + place.i * number.slice;
 }
 
 // indices (B,) of the place's batch; null: there are none
-__device__ inline const int64_t* at(const Rows& rows, const Place& place, int B) {
+NOPROP_DEV const int64_t* at(const Rows& rows, const Place& place, int B) {
   if (rows.indices == nullptr) return nullptr;
   return rows.indices + (place.k * rows.replicas + rows.replica[place.i]) * B;
 }
 
-__device__ inline int thread_index() { return static_cast<int>(threadIdx.x); }
-__device__ inline int lane_index() { return thread_index() % kLanes; }
-__device__ inline int warp_index() { return thread_index() / kLanes; }
+// max(value, 0), and NaN where value is NaN
+NOPROP_DEV float activate(float value, bool relu) { return relu && value <= 0.0f ? 0.0f : value; }
+
+// running = (1 - momentum) * running + momentum * batch
+NOPROP_DEV void move_statistic(float& running, float batch, float momentum) {
+  running = (1.0f - momentum) * running + momentum * batch;
+}
+
+NOPROP_DEV int min_of(int a, int b) { return a < b ? a : b; }
+
+// rows of a tile of kRows
+NOPROP_DEV int tile_rows(const Program& p, int tile) { return min_of(kRows, p.B - tile * kRows); }
+
+NOPROP_DEV int thread_index() { return static_cast<int>(threadIdx.x); }
+NOPROP_DEV int lane_index() { return thread_index() % kLanes; }
+NOPROP_DEV int warp_index() { return thread_index() / kLanes; }
 
 }  // namespace noprop::cuda

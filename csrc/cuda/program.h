@@ -17,6 +17,7 @@ constexpr int kMaxFlags = 6;             // inputs whose contents are looked at,
 constexpr int kRows = 16;                // of a tile of the head, the noise and a gather
 constexpr int kChunkRows = 128;          // sums over rows go by such chunks, folded from the left
 constexpr int kColumns = 32;  // of a tile of norm, norm gradient, and a vector's or statistic's update
+constexpr int kEmbedding = 16;           // rows and columns of a tile of d_W_embed
 constexpr int kTileH = 64, kTileF = 64;  // of a weight's update
 constexpr int kApplied = 1024;           // entries of a tile of kApply
 
