@@ -9,6 +9,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#ifdef __CUDACC__
+#define NOPROP_BOTH __host__ __device__
+#else
+#define NOPROP_BOTH
+#endif
+
 namespace noprop::cuda {
 
 constexpr int kMaxStages = 60;
@@ -22,7 +28,7 @@ constexpr int kApplied = 1024;           // entries of a tile of kApply
 
 // Rows and columns of a tile of a product with B rows: fewer where 64 would keep too few thread
 // blocks busy. No bit depends on it, for an entry's sum ascends in steps of the precision's own.
-constexpr int product_tile(int64_t B, int64_t columns) {
+NOPROP_BOTH constexpr int product_tile(int64_t B, int64_t columns) {
   if (columns <= 16) return 16;
   return (B + 63) / 64 * ((columns + 63) / 64) < 8 ? 32 : 64;
 }
@@ -211,7 +217,7 @@ struct EmbeddingStage {
 };
 
 // moments that a rule keeps beside a parameter: m, or m and v
-constexpr int moments(Rule rule) {
+NOPROP_BOTH constexpr int moments(Rule rule) {
   if (rule == Rule::kAdam || rule == Rule::kAdamW) return 2;
   return rule == Rule::kMomentum || rule == Rule::kNesterov ? 1 : 0;
 }
