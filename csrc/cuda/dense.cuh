@@ -88,25 +88,4 @@ __device__ inline void result_gradient_tile(const Program& p, const ResultGradie
   });
 }
 
-// visit(tile size) of a stage, a constant
-template <typename Visit>
-NOPROP_DEV void with_tile(int size, Visit visit) {
-  if (size == 16) return visit(std::integral_constant<int, 16>{});
-  if (size == 32) return visit(std::integral_constant<int, 32>{});
-  visit(std::integral_constant<int, 64>{});
-}
-
-template <Precision P>
-__device__ inline void do_tile(const Program& p, const DenseStage& s, const Place& place, int tile,
-                               unsigned char* scratch) {
-  with_tile(s.tile, [&](auto size) { dense_tile<P, size.value>(p, s, place, tile, scratch); });
-}
-
-template <Precision P>
-__device__ inline void do_tile(const Program& p, const ResultGradientStage& s, const Place& place,
-                               int tile, unsigned char* scratch) {
-  with_tile(s.tile,
-            [&](auto size) { result_gradient_tile<P, size.value>(p, s, place, tile, scratch); });
-}
-
 }  // namespace noprop::cuda

@@ -100,8 +100,9 @@ struct WeightTile {
 // The moments of a tile in shared memory: entry e of thread t at e * kThreads + t, v behind m.
 // null: they are in global memory.
 template <Precision P>
-__device__ inline void do_tile(const Program& p, const UpdateWeightStage& s, const Place& place,
-                               int tile, float* resident, unsigned char* scratch) {
+__device__ inline void update_weight_tile(const Program& p, const UpdateWeightStage& s,
+                                          const Place& place, int tile, float* resident,
+                                          unsigned char* scratch) {
   using Sums = WeightSums<P>;
   const Rates rates = load_rates(p, s.rates, place);
   const bool writes = p.hyper.rule == Rule::kNone;
@@ -127,18 +128,13 @@ __device__ inline void do_tile(const Program& p, const UpdateWeightStage& s, con
       s.param.grad[to] = g.sum[e];
       return;
     }
-    float* const m = resident + e * kThreads + thread_index();
-    float* const v = m + kTileEntries;
-    if (global < kept) {
-      entry[e].m = *m;
-      if (kept > 1) entry[e].v = *v;
-    }
+    const int inside = e * kThreads + thread_index();
+    if (global < kept) entry[e].m = resident[inside];
+    if (global + 1 < kept) entry[e].v = resident[kTileEntries + inside];
     step(p.hyper, rates, g.sum[e], entry[e]);
     store_entry(s.param, global, to, entry[e]);
-    if (global < kept) {
-      *m = entry[e].m;
-      if (kept > 1) *v = entry[e].v;
-    }
+    if (global < kept) resident[inside] = entry[e].m;
+    if (global + 1 < kept) resident[kTileEntries + inside] = entry[e].v;
   });
 }
 
@@ -166,8 +162,8 @@ __device__ inline void move_moments(const Program& p, const UpdateWeightStage& s
 
 // A bias: the sum of d_y over rows; a norm's parameter: its sum is there. Each chunk of rows is
 // summed by kWarps threads a column, which are then added in order.
-__device__ inline void do_tile(const Program& p, const UpdateVectorStage& s, const Place& place,
-                               int tile, unsigned char* scratch) {
+__device__ inline void update_vector_tile(const Program& p, const UpdateVectorStage& s,
+                                          const Place& place, int tile, unsigned char* scratch) {
   static_assert(kColumns == kLanes && kChunkRows % kWarps == 0);
   const int column = tile * kColumns + lane_index();
   const float* gradient = at<float>(s.gradient, place);
@@ -177,8 +173,9 @@ __device__ inline void do_tile(const Program& p, const UpdateVectorStage& s, con
     dev::Carve carve{scratch};
     float* const parts = carve.take<float>(kThreads);
     for (int chunk = 0; chunk < p.B; chunk += kChunkRows) {
+      const int end = p.B - chunk < kChunkRows ? p.B : chunk + kChunkRows;
       float part = 0.0f;
-      for (int row = chunk + warp_index(); row < min(p.B, chunk + kChunkRows); row += kWarps) {
+      for (int row = chunk + warp_index(); row < end; row += kWarps) {
         if (column < s.H) part += gradient[static_cast<int64_t>(row) * s.H + column];
       }
       parts[thread_index()] = part;
@@ -195,8 +192,8 @@ __device__ inline void do_tile(const Program& p, const UpdateVectorStage& s, con
 }
 
 // running = (1 - momentum) * running + momentum * batch
-__device__ inline void do_tile(const Program& p, const UpdateStatisticStage& s, const Place& place,
-                               int tile) {
+__device__ inline void update_statistic_tile(const Program& p, const UpdateStatisticStage& s,
+                                             const Place& place, int tile) {
   const int column = tile * kColumns + thread_index();
   if (thread_index() >= kColumns || column >= s.H) return;
   if (!load_rates(p, s.rates, place).moves) return;
@@ -204,12 +201,12 @@ __device__ inline void do_tile(const Program& p, const UpdateStatisticStage& s, 
   running = (1.0f - s.momentum) * running + s.momentum * at<float>(s.batch, place)[column];
 }
 
-__device__ inline void do_tile(const Program& p, const ApplyStage& s, const Place& place, int tile) {
+__device__ inline void apply_tile(const Program& p, const ApplyStage& s, const Place& place, int tile) {
   const Rates rates = load_rates(p, s.rates, place);
   const float* gradient = at<float>(s.gradient, place);
   const int64_t first = static_cast<int64_t>(tile) * kApplied;
-  for (int64_t e = first + thread_index(); e < min(s.param.size, first + kApplied); e += kThreads) {
-    put_gradient(p, s.param, rates, place, e, gradient[e]);
+  for (int e = thread_index(); e < kApplied && first + e < s.param.size; e += kThreads) {
+    put_gradient(p, s.param, rates, place, first + e, gradient[first + e]);
   }
 }
 
