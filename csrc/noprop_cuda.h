@@ -2,7 +2,8 @@
  *
  * A program (cuda/program.h) is a call's stages with their addresses on the device; one launch runs
  * it. Sizes and addresses are trusted, as in noprop.h; a launch is asynchronous, allocates nothing
- * and may be captured into a graph. Functions give 0, or 1: then noprop_cuda_error() has the reason.
+ * and may be captured into a graph. Functions give 0, or 1: then noprop_cuda_error() has the
+ * reason.
  */
 #ifndef NOPROP_CUDA_H
 #define NOPROP_CUDA_H
@@ -32,8 +33,9 @@ int noprop_cuda_scratch_bytes(int32_t precision, int64_t* bytes);
 int noprop_cuda_resident_blocks(int32_t device, int32_t precision, int32_t resident_floats,
                                 int32_t* blocks);
 
-/* Launches a program of `bytes` bytes, copied before it returns, on a stream of the device. Refuses,
- * before anything is written, what does not fit: a grid that cannot be resident as a whole, ... */
+/* Launches a program of `bytes` bytes, copied before it returns, on a stream of the device.
+ * Refuses, before anything is written, what does not fit: a grid that cannot be resident as a
+ * whole, ... */
 int noprop_cuda_launch(const void* program, int64_t bytes, int32_t device, void* stream);
 
 /* Why this thread's last call failed; it lives until the thread's next call. */

@@ -13,7 +13,8 @@ constexpr int kDepth = 64;
 // whose index is contiguous in an operand's memory: the summed one, or the tile's own
 enum class Along { kSum, kTile };
 
-// one operand of a tile: its memory from the tile's first row or column on, and how many of them exist
+// one operand of a tile: its memory from the tile's first row or column on, and how many of them
+// exist
 struct Operand {
   const float* data;
   int64_t stride;  // between two rows of memory
@@ -105,7 +106,8 @@ struct Chunk {
 };
 
 NOPROP_DEV bool is_aligned(const Operand& from) {
-  return (reinterpret_cast<uintptr_t>(from.data) | static_cast<uintptr_t>(from.stride * 4)) % 16 == 0;
+  return (reinterpret_cast<uintptr_t>(from.data) | static_cast<uintptr_t>(from.stride * 4)) % 16 ==
+         0;
 }
 
 }  // namespace noprop::cuda

@@ -21,7 +21,7 @@ __device__ inline void dense_tile(const Program& p, const DenseStage& s, const P
   const int rows = p.B - row, columns = s.H - column;
   const float* weight = s.weight + (place.slice * s.H + column) * s.in_width;
   const float* bias = s.bias + place.slice * s.H + column;
-  float offset[Sums::kEntries];  // on its way while the product is formed
+  float offset[Sums::kEntries] = {};  // on its way while the product is formed
   Sums::each(rows, columns, [&](int e, int, int c) { offset[e] = bias[c]; });
 
   Sums y;
@@ -56,7 +56,7 @@ __device__ inline void result_gradient_tile(const Program& p, const ResultGradie
   const int rows = p.B - row, columns = s.F - column;
   const int64_t first = static_cast<int64_t>(row) * s.F + column;
 
-  float total[Sums::kEntries];
+  float total[Sums::kEntries] = {};
   for (int c = 0; c < s.num_consumers; ++c) {
     const Consumer& consumer = s.consumers[c];
     const float* d_y = at<float>(consumer.d_y, place);
@@ -68,13 +68,13 @@ __device__ inline void result_gradient_tile(const Program& p, const ResultGradie
       });
     } else {
       const int height = consumer.height;
-      const float* weight = consumer.weight + place.slice * height * consumer.in_width +
-                            consumer.column + column;
+      const float* weight =
+          consumer.weight + place.slice * height * consumer.in_width + consumer.column + column;
       part.add({d_y + static_cast<int64_t>(row) * height, height, rows},
                {weight, consumer.in_width, columns}, height, scratch);
     }
 #pragma unroll
-    for (int e = 0; e < Sums::kEntries; ++e) total[e] = c == 0 ? part.sum[e] : total[e] + part.sum[e];
+    for (int e = 0; e < Sums::kEntries; ++e) total[e] += part.sum[e];
   }
 
   float* const d_result = at<float>(s.d_result, place);

@@ -18,11 +18,12 @@
 namespace noprop::cuda {
 
 constexpr int kMaxStages = 60;
-constexpr int kMaxSources = 4;           // of a layer; consumers of a result
-constexpr int kMaxFlags = 6;             // inputs whose contents are looked at, and labels
-constexpr int kRows = 16;                // of a tile of the head, the noise and a gather
-constexpr int kChunkRows = 128;          // sums over rows go by such chunks, folded from the left
-constexpr int kColumns = 32;  // of a tile of norm, norm gradient, and a vector's or statistic's update
+constexpr int kMaxSources = 4;   // of a layer; consumers of a result
+constexpr int kMaxFlags = 6;     // inputs whose contents are looked at, and labels
+constexpr int kRows = 16;        // of a tile of the head, the noise and a gather
+constexpr int kChunkRows = 128;  // sums over rows go by such chunks, folded from the left
+constexpr int kColumns =
+    32;  // of a tile of norm, norm gradient, and a vector's or statistic's update
 constexpr int kTileH = 64, kTileF = 64;  // of a weight's update
 constexpr int kApplied = 1024;           // entries of a tile of kApply
 
@@ -222,9 +223,10 @@ NOPROP_BOTH constexpr int moments(Rule rule) {
   return rule == Rule::kMomentum || rule == Rule::kNesterov ? 1 : 0;
 }
 
-// A weight's gradient d_y.T @ x and its step, columns column .. column + F of the weight. The moments
-// of a thread block's first `resident_tiles` tiles of this stage stay in its shared memory for all
-// K steps, moments(rule) * kTileH * kTileF floats each, from float `resident` of that memory on.
+// A weight's gradient d_y.T @ x and its step, columns column .. column + F of the weight. The
+// moments of a thread block's first `resident_tiles` tiles of this stage stay in its shared memory
+// for all K steps, moments(rule) * kTileH * kTileF floats each, from float `resident` of that
+// memory on.
 struct UpdateWeightStage {
   Param param;
   Buffer d_y, x, rates;

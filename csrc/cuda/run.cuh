@@ -1,9 +1,9 @@
 // The persistent kernel's loop: each group of thread blocks takes its slices one after another, and
 // of each runs all K steps; of each step it walks the program's stages.
 //
-// A thread block does its own tiles of a stage in order. What one block writes and another reads has
-// a group barrier in between. Moments that have a place in shared memory are fetched when a slice
-// begins and put back when it ends.
+// A thread block does its own tiles of a stage in order. What one block writes and another reads
+// has a group barrier in between. Moments that have a place in shared memory are fetched when a
+// slice begins and put back when it ends.
 #pragma once
 
 #include <type_traits>

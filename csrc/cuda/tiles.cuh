@@ -10,8 +10,8 @@
 
 namespace noprop::cuda {
 
-// The entries of a tile that a thread has, and their sums. Warps of the tensor cores have 16 MM rows
-// and 8 NN columns each; of multiply-adds every thread has SIDE x SIDE entries.
+// The entries of a tile that a thread has, and their sums. Warps of the tensor cores have 16 MM
+// rows and 8 NN columns each; of multiply-adds every thread has SIDE x SIDE entries.
 template <Precision P, int TILE, Along A, Along B>
 struct Product {
   using ChunkA = Chunk<P, TILE, A>;
@@ -193,7 +193,7 @@ struct Product {
     }
   }
 
-  NOPROP_DEV float (&four_sums(int at))[4] { return *reinterpret_cast<float(*)[4]>(sum + 4 * at); }
+  NOPROP_DEV float (&four_sums(int at))[4] { return *reinterpret_cast<float (*)[4]>(sum + 4 * at); }
 };
 
 }  // namespace noprop::cuda

@@ -201,7 +201,8 @@ __device__ inline void update_statistic_tile(const Program& p, const UpdateStati
   running = (1.0f - s.momentum) * running + s.momentum * at<float>(s.batch, place)[column];
 }
 
-__device__ inline void apply_tile(const Program& p, const ApplyStage& s, const Place& place, int tile) {
+__device__ inline void apply_tile(const Program& p, const ApplyStage& s, const Place& place,
+                                  int tile) {
   const Rates rates = load_rates(p, s.rates, place);
   const float* gradient = at<float>(s.gradient, place);
   const int64_t first = static_cast<int64_t>(tile) * kApplied;
