@@ -19,12 +19,15 @@ namespace noprop::cuda {
 namespace {
 
 // names of each enum's values, in order
-constexpr std::array kKinds = {"gather",      "noise",         "dense",
-                               "norm",        "head",          "loss",
-                               "rates",       "result_gradient", "norm_gradient",
-                               "numbers",     "embedding",     "update_weight",
-                               "update_vector", "update_statistic", "apply",
-                               "u_hat",       "chain"};
+constexpr std::array kKinds = {"gather",        "noise",
+                               "dense",         "norm",
+                               "head",          "loss",
+                               "rates",         "result_gradient",
+                               "norm_gradient", "numbers",
+                               "embedding",     "update_weight",
+                               "update_vector", "update_statistic",
+                               "apply",         "u_hat",
+                               "chain"};
 constexpr std::array kPrecisions = {"float32", "tf32", "bfloat16"};
 constexpr std::array kRules = {"none", "sgd", "momentum", "nesterov", "adam", "adamw"};
 constexpr std::array kHeads = {"softmax", "linear", "cross_entropy"};
@@ -278,23 +281,40 @@ void read_fields(Fields& f, ChainStage& s) {
 // the union's member of the stage's kind
 void read_kind(Fields& f, Stage& s) {
   switch (s.kind) {
-    case Kind::kGather: return read_fields(f, s.gather);
-    case Kind::kNoise: return read_fields(f, s.noise);
-    case Kind::kDense: return read_fields(f, s.dense);
-    case Kind::kNorm: return read_fields(f, s.norm);
-    case Kind::kHead: return read_fields(f, s.head);
-    case Kind::kLoss: return read_fields(f, s.loss);
-    case Kind::kRates: return read_fields(f, s.rates);
-    case Kind::kResultGradient: return read_fields(f, s.result_gradient);
-    case Kind::kNormGradient: return read_fields(f, s.norm_gradient);
-    case Kind::kNumbers: return read_fields(f, s.numbers);
-    case Kind::kEmbedding: return read_fields(f, s.embedding);
-    case Kind::kUpdateWeight: return read_fields(f, s.update_weight);
-    case Kind::kUpdateVector: return read_fields(f, s.update_vector);
-    case Kind::kUpdateStatistic: return read_fields(f, s.update_statistic);
-    case Kind::kApply: return read_fields(f, s.apply);
-    case Kind::kUHat: return read_fields(f, s.u_hat);
-    case Kind::kChain: return read_fields(f, s.chain);
+    case Kind::kGather:
+      return read_fields(f, s.gather);
+    case Kind::kNoise:
+      return read_fields(f, s.noise);
+    case Kind::kDense:
+      return read_fields(f, s.dense);
+    case Kind::kNorm:
+      return read_fields(f, s.norm);
+    case Kind::kHead:
+      return read_fields(f, s.head);
+    case Kind::kLoss:
+      return read_fields(f, s.loss);
+    case Kind::kRates:
+      return read_fields(f, s.rates);
+    case Kind::kResultGradient:
+      return read_fields(f, s.result_gradient);
+    case Kind::kNormGradient:
+      return read_fields(f, s.norm_gradient);
+    case Kind::kNumbers:
+      return read_fields(f, s.numbers);
+    case Kind::kEmbedding:
+      return read_fields(f, s.embedding);
+    case Kind::kUpdateWeight:
+      return read_fields(f, s.update_weight);
+    case Kind::kUpdateVector:
+      return read_fields(f, s.update_vector);
+    case Kind::kUpdateStatistic:
+      return read_fields(f, s.update_statistic);
+    case Kind::kApply:
+      return read_fields(f, s.apply);
+    case Kind::kUHat:
+      return read_fields(f, s.u_hat);
+    case Kind::kChain:
+      return read_fields(f, s.chain);
   }
 }
 
@@ -344,7 +364,8 @@ void check(int failed) {
 void launch(const py::dict& dict, int32_t device, std::uintptr_t stream) {
   const auto program = to_program(dict);
   const py::gil_scoped_release release;
-  check(noprop_cuda_launch(program.get(), sizeof(Program), device, reinterpret_cast<void*>(stream)));
+  check(
+      noprop_cuda_launch(program.get(), sizeof(Program), device, reinterpret_cast<void*>(stream)));
 }
 
 int32_t device_count() {
@@ -406,8 +427,9 @@ void bind(py::module_& m) {
         py::arg("resident_floats"));
   m.def("constants", &constants);
   m.def("product_tile", &product_tile, py::arg("B"), py::arg("columns"));
-  m.def("moments", [](const std::string& rule) { return moments(to_enum<Rule>(rule)); },
-        py::arg("rule"));
+  m.def(
+      "moments", [](const std::string& rule) { return moments(to_enum<Rule>(rule)); },
+      py::arg("rule"));
 }
 
 }  // namespace noprop::cuda

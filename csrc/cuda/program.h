@@ -9,21 +9,27 @@
 #include <cstdint>
 #include <type_traits>
 
+#ifdef __CUDACC__
+#define NOPROP_BOTH __host__ __device__
+#else
+#define NOPROP_BOTH
+#endif
+
 namespace noprop::cuda {
 
 constexpr int kMaxStages = 60;
-constexpr int kMaxSources = 4;           // of a layer; consumers of a result
-constexpr int kMaxFlags = 6;             // inputs whose contents are looked at, and labels
-constexpr int kRows = 16;                // of a tile of the head, the noise and a gather
-constexpr int kChunkRows = 128;          // sums over rows go by such chunks, folded from the left
-constexpr int kColumns = 32;  // of a tile of norm, norm gradient, and a vector's or statistic's update
+constexpr int kMaxSources = 4;   // of a layer; consumers of a result
+constexpr int kMaxFlags = 6;     // inputs whose contents are looked at, and labels
+constexpr int kRows = 16;        // of a tile of the head, the noise and a gather
+constexpr int kChunkRows = 128;  // sums over rows go by such chunks, folded from the left
+constexpr int kColumns = 32;  // of a tile of norm, norm gradient, a vector's or statistic's update
 constexpr int kEmbedding = 16;           // rows and columns of a tile of d_W_embed
 constexpr int kTileH = 64, kTileF = 64;  // of a weight's update
 constexpr int kApplied = 1024;           // entries of a tile of kApply
 
 // Rows and columns of a tile of a product with B rows: fewer where 64 would keep too few thread
 // blocks busy. No bit depends on it, for an entry's sum ascends in steps of the precision's own.
-constexpr int product_tile(int64_t B, int64_t columns) {
+NOPROP_BOTH constexpr int product_tile(int64_t B, int64_t columns) {
   if (columns <= 16) return 16;
   return (B + 63) / 64 * ((columns + 63) / 64) < 8 ? 32 : 64;
 }
@@ -212,14 +218,15 @@ struct EmbeddingStage {
 };
 
 // moments that a rule keeps beside a parameter: m, or m and v
-constexpr int moments(Rule rule) {
+NOPROP_BOTH constexpr int moments(Rule rule) {
   if (rule == Rule::kAdam || rule == Rule::kAdamW) return 2;
   return rule == Rule::kMomentum || rule == Rule::kNesterov ? 1 : 0;
 }
 
-// A weight's gradient d_y.T @ x and its step, columns column .. column + F of the weight. The moments
-// of a thread block's first `resident_tiles` tiles of this stage stay in its shared memory for all
-// K steps, moments(rule) * kTileH * kTileF floats each, from float `resident` of that memory on.
+// A weight's gradient d_y.T @ x and its step, columns column .. column + F of the weight. The
+// moments of a thread block's first `resident_tiles` tiles of this stage stay in its shared memory
+// for all K steps, moments(rule) * kTileH * kTileF floats each, from float `resident` of that
+// memory on.
 struct UpdateWeightStage {
   Param param;
   Buffer d_y, x, rates;

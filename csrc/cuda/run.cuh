@@ -1,0 +1,125 @@
+// The persistent kernel's loop: each group of thread blocks takes its slices one after another, and
+// of each runs all K steps; of each step it walks the program's stages.
+//
+// A thread block does its own tiles of a stage in order. What one block writes and another reads
+// has a group barrier in between. Moments that have a place in shared memory are fetched when a
+// slice begins and put back when it ends.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/dense.cuh"
+#include "cuda/update.cuh"
+
+namespace noprop::cuda {
+
+// of shared memory, for one tile at a time; resident state lies behind it
+template <Precision P>
+struct Scratch {
+  static constexpr int kForward = Product<P, 64, Along::kSum, Along::kSum>::kScratch;
+  static constexpr int kBackward = Product<P, 64, Along::kSum, Along::kTile>::kScratch;
+  static constexpr int kUpdate = WeightSums<P>::kScratch;
+  static constexpr int kMost = kForward > kBackward ? kForward : kBackward;
+  static constexpr int kProducts = kMost > kUpdate ? kMost : kUpdate;
+  static constexpr int kBytes = kProducts > kScratchBytes ? kProducts : kScratchBytes;
+};
+
+// a thread block's own tiles of a stage
+template <typename Visit>
+NOPROP_DEV void own_tiles(const Program& p, const Stage& stage, int rank, Visit visit) {
+  const int first = rank - stage.first % p.blocks;
+  for (int t = first < 0 ? first + p.blocks : first; t < stage.tiles; t += p.blocks) visit(t);
+}
+
+// visit(size) of a tile, a constant
+template <typename Visit>
+NOPROP_DEV void with_tile(int size, Visit visit) {
+  if (size == 16) return visit(std::integral_constant<int, 16>{});
+  if (size == 32) return visit(std::integral_constant<int, 32>{});
+  visit(std::integral_constant<int, 64>{});
+}
+
+NOPROP_DEV float* resident_of(const Program& p, const UpdateWeightStage& s, int tile_of_own,
+                              float* resident) {
+  if (tile_of_own >= s.resident_tiles) return nullptr;
+  return resident + s.resident + tile_of_own * moments(p.hyper.rule) * kTileEntries;
+}
+
+template <Precision P>
+__device__ inline void run_stage(const Program& p, const Stage& stage, const Place& place, int rank,
+                                 float* resident, unsigned char* scratch) {
+  const auto each = [&](auto do_tile) { own_tiles(p, stage, rank, do_tile); };
+  switch (stage.kind) {
+    case Kind::kDense:
+      return with_tile(stage.dense.tile, [&](auto size) {
+        each([&](int t) { dense_tile<P, size.value>(p, stage.dense, place, t, scratch); });
+      });
+    case Kind::kResultGradient:
+      return with_tile(stage.result_gradient.tile, [&](auto size) {
+        each([&](int t) {
+          result_gradient_tile<P, size.value>(p, stage.result_gradient, place, t, scratch);
+        });
+      });
+    case Kind::kUpdateWeight: {
+      const UpdateWeightStage& s = stage.update_weight;
+      int own = 0;
+      return each([&](int t) {
+        update_weight_tile<P>(p, s, place, t, resident_of(p, s, own++, resident), scratch);
+      });
+    }
+    case Kind::kUpdateVector:
+      return each([&](int t) { update_vector_tile(p, stage.update_vector, place, t, scratch); });
+    case Kind::kUpdateStatistic:
+      return each([&](int t) { update_statistic_tile(p, stage.update_statistic, place, t); });
+    case Kind::kApply:
+      return each([&](int t) { apply_tile(p, stage.apply, place, t); });
+    default:
+      return;
+  }
+}
+
+// the moments that stay in shared memory, of a slice
+template <Precision P, bool FETCH>
+__device__ inline void move_resident(const Program& p, int64_t slice, int rank, float* resident) {
+  for (int stage = 0; stage < p.num_stages; ++stage) {
+    if (p.stages[stage].kind != Kind::kUpdateWeight) continue;
+    const UpdateWeightStage& s = p.stages[stage].update_weight;
+    int own = 0;
+    own_tiles(p, p.stages[stage], rank, [&](int t) {
+      float* const moments = resident_of(p, s, own++, resident);
+      if (moments != nullptr) move_moments<P, FETCH>(p, s, slice, t, moments);
+    });
+  }
+}
+
+template <Precision P>
+__device__ inline void run(const Program& p, unsigned char* shared) {
+  float* const resident = reinterpret_cast<float*>(shared + Scratch<P>::kBytes);
+  const int g = static_cast<int>(blockIdx.x) / p.blocks;
+  const int rank = static_cast<int>(blockIdx.x) % p.blocks;
+  uint32_t epoch = 0;
+  for (int64_t i = g; i < p.n; i += p.groups) {
+    int64_t held = -1;  // slice whose moments are here
+    for (int k = 0; k < p.K; ++k) {
+      const Place place{k, i, p.index[k * p.index_step + i], g};
+      if (place.slice != held) {
+        if (held >= 0) move_resident<P, false>(p, held, rank, resident);
+        held = place.slice;
+        move_resident<P, true>(p, held, rank, resident);
+      }
+      for (int stage = 0; stage < p.num_stages; ++stage) {
+        const Stage& s = p.stages[stage];
+        if (s.once < 0 || s.once == k) run_stage<P>(p, s, place, rank, resident, shared);
+        if (s.barrier == 0) continue;
+        if (p.blocks > 1) {
+          dev::group_barrier(p.barriers + g, p.blocks, epoch);
+        } else {
+          dev::sync_block();
+        }
+      }
+    }
+    if (held >= 0) move_resident<P, false>(p, held, rank, resident);
+  }
+}
+
+}  // namespace noprop::cuda

@@ -1,0 +1,199 @@
+// A tile of a product, TILE x TILE entries of a @ b, by a thread block: bf16 or tf32 on the tensor
+// cores, float32 by multiply-adds.
+//
+// The summed index goes by chunks of kDepth; while one is multiplied from shared memory, the next
+// comes from global memory into registers. An entry has one accumulator, which ascends over the
+// summed index in steps of 16 (bf16), 8 (tf32) or 1, whatever the tile.
+#pragma once
+
+#include "cuda/chunks.cuh"
+
+namespace noprop::cuda {
+
+// The entries of a tile that a thread has, and their sums. Warps of the tensor cores have 16 MM
+// rows and 8 NN columns each; of multiply-adds every thread has SIDE x SIDE entries.
+template <Precision P, int TILE, Along A, Along B>
+struct Product {
+  using ChunkA = Chunk<P, TILE, A>;
+  using ChunkB = Chunk<P, TILE, B>;
+  using Type = typename Kept<P>::Type;
+  static constexpr bool kMatrix = P != Precision::kFloat32;
+  static constexpr int MM = TILE / 32 > 0 ? TILE / 32 : 1, NN = MM;
+  static constexpr int kAcross = TILE / (8 * NN), kUsed = TILE / (16 * MM) * kAcross;  // warps
+  static constexpr int SIDE = TILE / 16;
+  static constexpr int kEntries = kMatrix ? MM * NN * 4 : SIDE * SIDE;
+  static constexpr int kBuffers = Kept<P>::kBuffers;
+  static constexpr int kScratch = dev::Carve::cost(kBuffers * ChunkA::kSize * sizeof(Type)) +
+                                  dev::Carve::cost(kBuffers * ChunkB::kSize * sizeof(Type));
+  static_assert(kUsed <= kWarps);
+
+  float sum[kEntries];
+
+  NOPROP_DEV void clear() {
+#pragma unroll
+    for (int e = 0; e < kEntries; ++e) sum[e] = 0.0f;
+  }
+
+  NOPROP_DEV static bool has_entries() { return !kMatrix || warp_index() < kUsed; }
+
+  // of the warp's, or thread's, first entry
+  NOPROP_DEV static int first_row() {
+    return kMatrix ? warp_index() / kAcross * 16 * MM : thread_index() / 16 * SIDE;
+  }
+  NOPROP_DEV static int first_column() {
+    if (kMatrix) return warp_index() % kAcross * 8 * NN;
+    return thread_index() % 16 * (B == Along::kSum ? 1 : SIDE);
+  }
+
+  NOPROP_DEV static int row(int e) {
+    if (!kMatrix) return first_row() + e / SIDE;
+    return first_row() + e / (4 * NN) * 16 + lane_index() / 4 + e / 2 % 2 * 8;
+  }
+  NOPROP_DEV static int column(int e) {
+    if (!kMatrix) return first_column() + e % SIDE * (B == Along::kSum ? 16 : 1);
+    return first_column() + e / 4 % NN * 8 + lane_index() % 4 * 2 + e % 2;
+  }
+
+  // visit(e, row, column) for each entry of the thread within rows and columns
+  template <typename Visit>
+  NOPROP_DEV static void each(int rows, int columns, Visit visit) {
+    if (!has_entries()) return;
+#pragma unroll
+    for (int e = 0; e < kEntries; ++e) {
+      if (row(e) < rows && column(e) < columns) visit(e, row(e), column(e));
+    }
+  }
+
+  // sum += a @ b over K summed indices
+  __device__ inline void add(const Operand& a, const Operand& b, int K, unsigned char* scratch) {
+    dev::Carve carve{scratch};
+    Type* const a_kept = carve.take<Type>(kBuffers * ChunkA::kSize);
+    Type* const b_kept = carve.take<Type>(kBuffers * ChunkB::kSize);
+    const bool a_aligned = is_aligned(a), b_aligned = is_aligned(b);
+    ChunkA a_next;
+    ChunkB b_next;
+    a_next.load(a, 0, K, a_aligned);
+    b_next.load(b, 0, K, b_aligned);
+    for (int start = 0; start < K; start += kDepth) {
+      const int buffer = kBuffers == 1 ? 0 : start / kDepth % kBuffers;
+      Type* const a_now = a_kept + buffer * ChunkA::kSize;
+      Type* const b_now = b_kept + buffer * ChunkB::kSize;
+      // with two buffers the barrier of the chunk before was behind everybody's reads of this one
+      if (kBuffers == 1 && start > 0) dev::sync_block();
+      a_next.store(a_now);
+      b_next.store(b_now);
+      dev::sync_block();
+      if (start + kDepth < K) {
+        a_next.load(a, start + kDepth, K, a_aligned);
+        b_next.load(b, start + kDepth, K, b_aligned);
+      }
+      if (has_entries()) {
+#pragma unroll
+        for (int k = 0; k < kDepth; k += Kept<P>::kStep) {
+          if (start + k < K) multiply(a_now, b_now, k);
+        }
+      }
+    }
+    dev::sync_block();
+  }
+
+  // one step from k on
+  NOPROP_DEV void multiply(const float* a, const float* b, int k) {
+    float left[SIDE][4], right[4][SIDE];
+#pragma unroll
+    for (int j = 0; j < SIDE; ++j) {
+      if constexpr (A == Along::kSum) {
+        const auto four = read<4>(a + (first_row() + j) * ChunkA::kApart + k);
+        for (int e = 0; e < 4; ++e) left[j][e] = four.at[e];
+      }
+      if constexpr (B == Along::kSum) {
+        const auto four = read<4>(b + (first_column() + j * 16) * ChunkB::kApart + k);
+        for (int e = 0; e < 4; ++e) right[e][j] = four.at[e];
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if constexpr (A == Along::kTile) {
+        const auto side = read<SIDE>(a + (k + e) * ChunkA::kApart + first_row());
+        for (int j = 0; j < SIDE; ++j) left[j][e] = side.at[j];
+      }
+      if constexpr (B == Along::kTile) {
+        const auto side = read<SIDE>(b + (k + e) * ChunkB::kApart + first_column());
+        for (int j = 0; j < SIDE; ++j) right[e][j] = side.at[j];
+      }
+#pragma unroll
+      for (int at = 0; at < kEntries; ++at) {
+        sum[at] = dev::fma_rn(left[at / SIDE][e], right[e][at % SIDE], sum[at]);
+      }
+    }
+  }
+
+  template <int N>
+  NOPROP_DEV static Pack<N> read(const float* from) {
+    return *reinterpret_cast<const Pack<N>*>(from);
+  }
+
+  NOPROP_DEV void multiply(const uint32_t* a, const uint32_t* b, int k) {
+    const int g = lane_index() / 4, t = lane_index() % 4;
+    uint32_t left[MM][4], right[NN][2];
+#pragma unroll
+    for (int m = 0; m < MM; ++m) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        left[m][r] = word<ChunkA>(a, first_row() + m * 16 + g + r % 2 * 8, k + t + r / 2 * 4);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < NN; ++n) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        right[n][r] = word<ChunkB>(b, first_column() + n * 8 + g, k + t + r * 4);
+      }
+    }
+#pragma unroll
+    for (int at = 0; at < MM * NN; ++at) {
+      dev::mma_tf32(four_sums(at), left[at / NN], right[at % NN]);
+    }
+  }
+
+  template <typename Kept>
+  NOPROP_DEV static uint32_t word(const uint32_t* from, int index, int k) {
+    return Kept::kSummed ? from[index * Kept::kApart + k] : from[k * Kept::kApart + index];
+  }
+
+  NOPROP_DEV void multiply(const uint16_t* a, const uint16_t* b, int k) {
+    const int low = lane_index() % 8, odd = lane_index() / 8 % 2 * 8, high = lane_index() / 16 * 8;
+    uint32_t left[MM][4], right[NN][2];
+#pragma unroll
+    for (int m = 0; m < MM; ++m) {
+      load<ChunkA>(left[m], a, first_row() + m * 16, k, low, odd, high);
+    }
+    if constexpr (NN == 2) {  // (columns, k): 0 0, 0 8, 8 0, 8 8
+      uint32_t both[4];
+      load<ChunkB>(both, b, first_column(), k, low, high, odd);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) right[r / 2][r % 2] = both[r];
+    } else {
+      load<ChunkB>(right[0], b, first_column(), k, low, 0, odd);
+    }
+#pragma unroll
+    for (int at = 0; at < MM * NN; ++at) {
+      dev::mma_bf16(four_sums(at), left[at / NN], right[at % NN]);
+    }
+  }
+
+  // matrices at (first + down, k + along), of the lane's row `low`
+  template <typename Kept, int N>
+  NOPROP_DEV static void load(uint32_t (&to)[N], const uint16_t* from, int first, int k, int low,
+                              int down, int along) {
+    if constexpr (Kept::kSummed) {
+      dev::ldmatrix<N, false>(to, from + (first + down + low) * Kept::kApart + k + along);
+    } else {
+      dev::ldmatrix<N, true>(to, from + (k + along + low) * Kept::kApart + first + down);
+    }
+  }
+
+  NOPROP_DEV float (&four_sums(int at))[4] { return *reinterpret_cast<float (*)[4]>(sum + 4 * at); }
+};
+
+}  // namespace noprop::cuda
