@@ -8,7 +8,7 @@
 
 namespace noprop::cuda {
 
-constexpr int kDepth = 64;
+constexpr int kChunkDepth = 64;
 
 // whose index is contiguous in an operand's memory: the summed one, or the tile's own
 enum class Along { kSum, kTile };
@@ -19,11 +19,6 @@ struct Operand {
   const float* data;
   int64_t stride;  // between two rows of memory
   int count;
-};
-
-template <int N>
-struct alignas(4 * N) Pack {
-  float at[N];
 };
 
 // how an operand is kept in shared memory
@@ -45,22 +40,20 @@ struct Kept<Precision::kBFloat16> {
   static constexpr int kBuffers = 2, kStep = 16;
 };
 
-NOPROP_DEV void keep(const Pack<4>& value, float* to) { *reinterpret_cast<Pack<4>*>(to) = value; }
+using Four = Pack<float, 4>;
 
-NOPROP_DEV void keep(const Pack<4>& value, uint32_t* to) {
-  struct alignas(16) Four {
-    uint32_t at[4];
-  } four;
+NOPROP_DEV void keep(const Four& four, float* to) { *reinterpret_cast<Four*>(to) = four; }
+
+NOPROP_DEV void keep(const Four& four, uint32_t* to) {
+  Pack<uint32_t, 4> rounded;
 #pragma unroll
-  for (int e = 0; e < 4; ++e) four.at[e] = dev::to_tf32(value.at[e]);
-  *reinterpret_cast<Four*>(to) = four;
+  for (int e = 0; e < 4; ++e) rounded.value[e] = dev::to_tf32(four.value[e]);
+  *reinterpret_cast<Pack<uint32_t, 4>*>(to) = rounded;
 }
 
-NOPROP_DEV void keep(const Pack<4>& value, uint16_t* to) {
-  struct alignas(8) Two {
-    uint32_t at[2];
-  } two = {{dev::pack_bf16(value.at[0], value.at[1]), dev::pack_bf16(value.at[2], value.at[3])}};
-  *reinterpret_cast<Two*>(to) = two;
+NOPROP_DEV void keep(const Four& four, uint16_t* to) {
+  *reinterpret_cast<Pack<uint32_t, 2>*>(to) = {dev::pack_bf16(four.value[0], four.value[1]),
+                                               dev::pack_bf16(four.value[2], four.value[3])};
 }
 
 // A chunk of an operand: kRows rows of memory, kColumns of each. Rows in shared memory lie apart by
@@ -69,13 +62,14 @@ template <Precision P, int TILE, Along ALONG>
 struct Chunk {
   using Type = typename Kept<P>::Type;
   static constexpr bool kSummed = ALONG == Along::kSum;
-  static constexpr int kRows = kSummed ? TILE : kDepth, kColumns = kSummed ? kDepth : TILE;
+  static constexpr int kRows = kSummed ? TILE : kChunkDepth,
+                       kColumns = kSummed ? kChunkDepth : TILE;
   static constexpr int kApart = kColumns + (kSummed && sizeof(Type) == 4 ? 4 : 8);
   static constexpr int kSize = kRows * kApart;
   static constexpr int kPacks = kRows * kColumns / 4 / kThreads, kAcross = kColumns / 4;
   static_assert(kPacks * 4 * kThreads == kRows * kColumns);
 
-  Pack<4> pack[kPacks];
+  Four pack[kPacks];
 
   // summed indices start .. K, which is the number of all
   NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned) {
@@ -88,10 +82,10 @@ struct Chunk {
       const int count = row < rows ? columns - column : 0;
       const float* first = data + row * from.stride + column;
       if (aligned && count >= 4) {
-        pack[v] = *reinterpret_cast<const Pack<4>*>(first);
+        pack[v] = *reinterpret_cast<const Four*>(first);
       } else {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) pack[v].at[e] = e < count ? first[e] : 0.0f;
+        for (int e = 0; e < 4; ++e) pack[v].value[e] = e < count ? first[e] : 0.0f;
       }
     }
   }

@@ -9,9 +9,6 @@
 
 namespace noprop::cuda {
 
-// max(value, 0), and NaN where value is NaN
-NOPROP_DEV float relu(float value) { return value <= 0.0f ? 0.0f : value; }
-
 template <Precision P, int TILE>
 __device__ inline void dense_tile(const Program& p, const DenseStage& s, const Place& place,
                                   int tile, unsigned char* scratch) {
@@ -39,8 +36,7 @@ __device__ inline void dense_tile(const Program& p, const DenseStage& s, const P
   const float* const add = at<float>(s.add, place);
   Sums::each(rows, columns, [&](int e, int r, int c) {
     const int64_t entry = static_cast<int64_t>(r) * s.H + c;
-    float value = y.sum[e] + offset[e];
-    if (s.relu) value = relu(value);
+    float value = activate(y.sum[e] + offset[e], s.relu != 0);
     if (activated != nullptr) activated[first + entry] = value;
     if (add != nullptr) value += add[first + entry];
     out[entry] = value;

@@ -9,6 +9,11 @@
 #include <type_traits>
 
 #include "cuda/dense.cuh"
+#include "cuda/gather.cuh"
+#include "cuda/head.cuh"
+#include "cuda/noise.cuh"
+#include "cuda/norm.cuh"
+#include "cuda/numbers.cuh"
 #include "cuda/update.cuh"
 
 namespace noprop::cuda {
@@ -50,16 +55,34 @@ __device__ inline void run_stage(const Program& p, const Stage& stage, const Pla
                                  float* resident, unsigned char* scratch) {
   const auto each = [&](auto do_tile) { own_tiles(p, stage, rank, do_tile); };
   switch (stage.kind) {
+    case Kind::kGather:
+      return each([&](int t) { gather_tile(p, stage.gather, place, t, scratch); });
+    case Kind::kNoise:
+      return each([&](int t) { noise_tile(p, stage.noise, place, t, scratch); });
     case Kind::kDense:
       return with_tile(stage.dense.tile, [&](auto size) {
         each([&](int t) { dense_tile<P, size.value>(p, stage.dense, place, t, scratch); });
       });
+    case Kind::kNorm:
+      return each([&](int t) { norm_tile(p, stage.norm, place, t, scratch); });
+    case Kind::kHead:
+      return each([&](int t) { head_tile(p, stage.head, place, t, scratch); });
+    case Kind::kLoss:
+      return each([&](int t) { loss_tile(p, stage.loss, place, t, scratch); });
+    case Kind::kRates:
+      return each([&](int t) { rates_tile(p, stage.rates, place, t, scratch); });
     case Kind::kResultGradient:
       return with_tile(stage.result_gradient.tile, [&](auto size) {
         each([&](int t) {
           result_gradient_tile<P, size.value>(p, stage.result_gradient, place, t, scratch);
         });
       });
+    case Kind::kNormGradient:
+      return each([&](int t) { norm_gradient_tile(p, stage.norm_gradient, place, t, scratch); });
+    case Kind::kNumbers:
+      return each([&](int t) { numbers_tile(p, stage.numbers, place, t, scratch); });
+    case Kind::kEmbedding:
+      return each([&](int t) { embedding_tile(p, stage.embedding, place, t, scratch); });
     case Kind::kUpdateWeight: {
       const UpdateWeightStage& s = stage.update_weight;
       int own = 0;
@@ -73,8 +96,10 @@ __device__ inline void run_stage(const Program& p, const Stage& stage, const Pla
       return each([&](int t) { update_statistic_tile(p, stage.update_statistic, place, t); });
     case Kind::kApply:
       return each([&](int t) { apply_tile(p, stage.apply, place, t); });
-    default:
-      return;
+    case Kind::kUHat:
+      return each([&](int t) { u_hat_tile(p, stage.u_hat, place, t, scratch); });
+    case Kind::kChain:
+      return each([&](int t) { chain_tile(p, stage.chain, place, t, scratch); });
   }
 }
 

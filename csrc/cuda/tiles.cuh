@@ -1,9 +1,9 @@
 // A tile of a product, TILE x TILE entries of a @ b, by a thread block: bf16 or tf32 on the tensor
 // cores, float32 by multiply-adds.
 //
-// The summed index goes by chunks of kDepth; while one is multiplied from shared memory, the next
-// comes from global memory into registers. An entry has one accumulator, which ascends over the
-// summed index in steps of 16 (bf16), 8 (tf32) or 1, whatever the tile.
+// The summed index goes by chunks of kChunkDepth; while one is multiplied from shared memory, the
+// next comes from global memory into registers. An entry has one accumulator, which ascends over
+// the summed index in steps of 16 (bf16), 8 (tf32) or 1, whatever the tile.
 #pragma once
 
 #include "cuda/chunks.cuh"
@@ -74,8 +74,8 @@ struct Product {
     ChunkB b_next;
     a_next.load(a, 0, K, a_aligned);
     b_next.load(b, 0, K, b_aligned);
-    for (int start = 0; start < K; start += kDepth) {
-      const int buffer = kBuffers == 1 ? 0 : start / kDepth % kBuffers;
+    for (int start = 0; start < K; start += kChunkDepth) {
+      const int buffer = kBuffers == 1 ? 0 : start / kChunkDepth % kBuffers;
       Type* const a_now = a_kept + buffer * ChunkA::kSize;
       Type* const b_now = b_kept + buffer * ChunkB::kSize;
       // with two buffers the barrier of the chunk before was behind everybody's reads of this one
@@ -83,13 +83,13 @@ struct Product {
       a_next.store(a_now);
       b_next.store(b_now);
       dev::sync_block();
-      if (start + kDepth < K) {
-        a_next.load(a, start + kDepth, K, a_aligned);
-        b_next.load(b, start + kDepth, K, b_aligned);
+      if (start + kChunkDepth < K) {
+        a_next.load(a, start + kChunkDepth, K, a_aligned);
+        b_next.load(b, start + kChunkDepth, K, b_aligned);
       }
       if (has_entries()) {
 #pragma unroll
-        for (int k = 0; k < kDepth; k += Kept<P>::kStep) {
+        for (int k = 0; k < kChunkDepth; k += Kept<P>::kStep) {
           if (start + k < K) multiply(a_now, b_now, k);
         }
       }
@@ -104,22 +104,22 @@ struct Product {
     for (int j = 0; j < SIDE; ++j) {
       if constexpr (A == Along::kSum) {
         const auto four = read<4>(a + (first_row() + j) * ChunkA::kApart + k);
-        for (int e = 0; e < 4; ++e) left[j][e] = four.at[e];
+        for (int e = 0; e < 4; ++e) left[j][e] = four.value[e];
       }
       if constexpr (B == Along::kSum) {
         const auto four = read<4>(b + (first_column() + j * 16) * ChunkB::kApart + k);
-        for (int e = 0; e < 4; ++e) right[e][j] = four.at[e];
+        for (int e = 0; e < 4; ++e) right[e][j] = four.value[e];
       }
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if constexpr (A == Along::kTile) {
         const auto side = read<SIDE>(a + (k + e) * ChunkA::kApart + first_row());
-        for (int j = 0; j < SIDE; ++j) left[j][e] = side.at[j];
+        for (int j = 0; j < SIDE; ++j) left[j][e] = side.value[j];
       }
       if constexpr (B == Along::kTile) {
         const auto side = read<SIDE>(b + (k + e) * ChunkB::kApart + first_column());
-        for (int j = 0; j < SIDE; ++j) right[e][j] = side.at[j];
+        for (int j = 0; j < SIDE; ++j) right[e][j] = side.value[j];
       }
 #pragma unroll
       for (int at = 0; at < kEntries; ++at) {
@@ -129,8 +129,8 @@ struct Product {
   }
 
   template <int N>
-  NOPROP_DEV static Pack<N> read(const float* from) {
-    return *reinterpret_cast<const Pack<N>*>(from);
+  NOPROP_DEV static Pack<float, N> read(const float* from) {
+    return *reinterpret_cast<const Pack<float, N>*>(from);
   }
 
   NOPROP_DEV void multiply(const uint32_t* a, const uint32_t* b, int k) {

@@ -9,20 +9,16 @@
 //            param -= lr / c_1 * m / (sqrt(v) / sqrt(c_2) + eps),  c_i = 1 - beta_i^updates
 #pragma once
 
+#include "cuda/loss.cuh"
 #include "cuda/tiles.cuh"
 
 namespace noprop::cuda {
 
 // what a slice's loss stage left for its update
-struct Rates {
-  float lr, decay, root;  // lr / c_1; wd, of AdamW 1 - lr * wd; sqrt(c_2)
-  bool moves;
-};
-
 NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
-  if (p.hyper.rule == Rule::kNone) return {0.0f, 0.0f, 1.0f, false};
+  if (p.hyper.rule == Rule::kNone) return {};
   const float* from = at<float>(buffer, place);
-  return {from[0], from[1], from[2], from[3] != 0.0f};
+  return {from[0], from[1], from[2], from[3]};
 }
 
 // an entry's parameter and moments; what the rule does not use is left alone
@@ -67,7 +63,7 @@ NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& 
                              const Place& place, int64_t at, float g) {
   if (p.hyper.rule == Rule::kNone) {
     param.grad[place.i * param.size + at] = g;
-  } else if (rates.moves) {
+  } else if (rates.applies != 0.0f) {
     const int kept = moments(p.hyper.rule);
     const int64_t entry_at = place.slice * param.size + at;
     Entry entry = load_entry(param, kept, entry_at);
@@ -106,7 +102,7 @@ __device__ inline void update_weight_tile(const Program& p, const UpdateWeightSt
   using Sums = WeightSums<P>;
   const Rates rates = load_rates(p, s.rates, place);
   const bool writes = p.hyper.rule == Rule::kNone;
-  if (!writes && !rates.moves) return;  // the same for the whole thread block
+  if (!writes && rates.applies == 0.0f) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
   const int kept = moments(p.hyper.rule), global = resident == nullptr ? kept : 0;
   const int64_t first = (writes ? place.i : place.slice) * s.param.size + where.first;
@@ -173,7 +169,7 @@ __device__ inline void update_vector_tile(const Program& p, const UpdateVectorSt
     dev::Carve carve{scratch};
     float* const parts = carve.take<float>(kThreads);
     for (int chunk = 0; chunk < p.B; chunk += kChunkRows) {
-      const int end = p.B - chunk < kChunkRows ? p.B : chunk + kChunkRows;
+      const int end = min_of(p.B, chunk + kChunkRows);
       float part = 0.0f;
       for (int row = chunk + warp_index(); row < end; row += kWarps) {
         if (column < s.H) part += gradient[static_cast<int64_t>(row) * s.H + column];
@@ -196,9 +192,9 @@ __device__ inline void update_statistic_tile(const Program& p, const UpdateStati
                                              const Place& place, int tile) {
   const int column = tile * kColumns + thread_index();
   if (thread_index() >= kColumns || column >= s.H) return;
-  if (!load_rates(p, s.rates, place).moves) return;
-  float& running = s.running[place.slice * s.H + column];
-  running = (1.0f - s.momentum) * running + s.momentum * at<float>(s.batch, place)[column];
+  if (load_rates(p, s.rates, place).applies == 0.0f) return;
+  move_statistic(s.running[place.slice * s.H + column], at<float>(s.batch, place)[column],
+                 s.momentum);
 }
 
 __device__ inline void apply_tile(const Program& p, const ApplyStage& s, const Place& place,
