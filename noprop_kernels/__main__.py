@@ -28,7 +28,7 @@ def main() -> None:
     print(f"Triton: {dispatch.triton_version() or 'not installed'}")
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         print(f"backends on {device}:")
-        for name in (*dispatch.BACKENDS, *dispatch.LATER):
+        for name in dispatch.BACKENDS:
             reason = dispatch.gap(name, None, torch.device(device), "float32")
             print(f"  {name}: {reason or 'runs here'}")
 

@@ -1,79 +1,87 @@
-"""Builds CUDA kernels with the host's compiler, as a program or a shared library."""
+"""The CUDA backend's extension built for the host: the same kernels, with the emulator of CUDA.
 
+It is compiled once for a version of its sources and kept in pytest's cache.
+"""
+
+import hashlib
+import importlib.util
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
-ROOT = Path(__file__).parents[1]
-HERE = ROOT / "tests" / "cuda_host"
-FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
-INCLUDES = ["-I", str(ROOT / "csrc"), "-I", str(HERE)]
-VARIANTS = {
-    "plain": ["-O2"],
-    "address": [
-        "-O1",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all",
-        "-fno-omit-frame-pointer",
-    ],
-    "thread": ["-O1", "-fsanitize=thread"],
-}
-# ThreadSanitizer must not see the scheduler, which tells it of fibers instead
-EMULATOR = VARIANTS | {"thread": ["-O1", "-DHC_TSAN"]}
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOST = ROOT / "tests/cuda_host"
+KERNELS = [HOST / "runtime_host.cpp", *sorted(HOST.glob("host_*.cpp"))]
+HEADERS = [*(ROOT / "csrc/cuda").glob("*.*"), ROOT / "csrc/noprop_cuda.h", *HOST.glob("host_*.h")]
+# no contraction, for not every host has a fused multiply-add
+OPTIONS = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+OPTIONS += ["-Wno-unknown-pragmas", "-fvisibility=hidden", "-DNOPROP_CUDA_ON_HOST"]
 
 
-def compiler_gap() -> str | None:
-    """Why kernels cannot be built for the host here; None if they can."""
-    if not (ROOT / "csrc").exists():
-        return "the sources are not here"
-    return None if shutil.which("g++") else "g++ is not on PATH"
+def compiler() -> str | None:
+    return shutil.which("g++")
 
 
-def run(*command: str | Path, status: int | None = 0, timeout: float = 300) -> str:
-    """What the command wrote; it must end with `status`, or with any but 0 where that is None."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=timeout
-    )
-    wrong = done.returncode == 0 if status is None else done.returncode != status
-    assert not wrong, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
+def compilations() -> dict[Path, list[str]]:
+    """Sources, and the options of each: the kernels fast, the bindings quickly."""
+    import pybind11
+
+    python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
+    found = dict.fromkeys(KERNELS, ["-O2"])
+    found[ROOT / "csrc/cuda/launch.cpp"] = ["-O1"]
+    found[ROOT / "csrc/cuda/bindings.cpp"] = ["-O0", *python]
+    return found
 
 
-class Builder:
-    """Compiles into a folder; each object and program once."""
+def build(folder: Path) -> Path:
+    """The module in `folder`, compiled if it is not there from the same sources."""
+    gcc, sources = compiler(), compilations()
+    assert gcc is not None
+    text = [path.read_bytes() for path in (*sources, *sorted(HEADERS))]
+    version = subprocess.run([gcc, "--version"], capture_output=True, check=True).stdout
+    facts = [*text, version, sys.version.encode(), repr([OPTIONS, *sources.values()]).encode()]
+    module = folder / f"_cuda_host_{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
+    if module.exists():
+        return module
+    shared = [*OPTIONS, f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def compile_one(item: tuple[Path, list[str]]) -> str:
+        source, options = item
+        target = folder / f"{source.stem}.o"
+        run([gcc, *shared, *options, "-c", str(source), "-o", str(target)])
+        return str(target)
 
-    def emulator(self, variant: str) -> list[Path]:
-        """The emulator's objects."""
-        return [
-            self._compile(source, EMULATOR[variant], f"emulator-{variant}")
-            for source in sorted(HERE.glob("host_*.cpp"))
-        ]
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources.items()))
+    unfinished = module.with_suffix(".part")
+    run([gcc, "-shared", *objects, "-o", str(unfinished)])
+    unfinished.rename(module)
+    return module
 
-    def build(
-        self,
-        name: str,
-        sources: Sequence[Path],
-        variant: str,
-        defines: Sequence[str] = (),
-        shared: bool = False,
-    ) -> Path:
-        """The program, or shared library, of these sources and the emulator."""
-        out = self.folder / f"{name}-{variant}{'.so' if shared else ''}"
-        if not out.exists():
-            flags = VARIANTS[variant] + [f"-D{define}" for define in defines]
-            where = f"{name}-{variant}" if defines else variant
-            objects = [self._compile(source, flags, where) for source in sources]
-            link = [*VARIANTS[variant], *(["-shared"] if shared else [])]
-            run("g++", *link, *objects, *self.emulator(variant), "-lpthread", "-o", out)
-        return out
 
-    def _compile(self, source: Path, flags: Sequence[str], where: str) -> Path:
-        out = self.folder / where / f"{source.stem}.o"
-        if not out.exists():
-            out.parent.mkdir(parents=True, exist_ok=True)
-            run("g++", *FLAGS, *flags, *INCLUDES, "-c", source, "-o", out)
-        return out
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-5000:]}"
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("_cuda_host", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def built(config: pytest.Config, temporary: pytest.TempPathFactory) -> ModuleType:
+    """The module; the test is skipped where there is no compiler."""
+    if compiler() is None:
+        pytest.skip("g++ is missing, which builds the CUDA kernels for the host")
+    cache = getattr(config, "cache", None)
+    folder = temporary.mktemp("cuda_host") if cache is None else cache.mkdir("cuda_host")
+    return load(build(folder))

@@ -3,16 +3,17 @@
 Tests put one here that is built for the host and runs the same kernel on CPU tensors.
 """
 
+from importlib import import_module
 from typing import Any
 
+module: Any = None
+_missing = ""
 try:
-    from .. import _cuda  # type: ignore[attr-defined]
-
-    module: Any = _cuda
-    _missing = None
+    module = import_module("noprop_kernels._cuda")
+except ModuleNotFoundError:
+    _missing = "the extension _cuda is not built; NOPROP_CUDA=ON builds it where nvcc is"
 except ImportError as error:
-    module = None
-    _missing = f"the extension _cuda is not built: NOPROP_CUDA=ON builds it with nvcc ({error})"
+    _missing = f"the extension _cuda cannot be loaded: {error}"
 
 
 def unavailable() -> str | None:

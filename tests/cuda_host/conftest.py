@@ -1,13 +1,31 @@
 """CUDA kernels built for the host."""
 
 import ctypes
+from types import ModuleType
 
 import pytest
 
+import cuda_host_for_tests
 import stages_for_tests
+from noprop_kernels import dispatch
+from noprop_kernels.cuda_kernels import extension
 
 
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Single stages of the persistent kernel, for stages_for_tests.run_stage."""
     return stages_for_tests.build(tmp_path_factory.mktemp("stages"))
+
+
+@pytest.fixture(scope="session")
+def cuda_module(request, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The backend's extension, built for the host."""
+    return cuda_host_for_tests.built(request.config, tmp_path_factory)
+
+
+@pytest.fixture
+def kernels(cuda_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The CUDA backend with it, on CPU tensors."""
+    monkeypatch.setattr(extension, "module", cuda_module)
+    monkeypatch.setenv("NOPROP_HOST_SEED", "0")
+    return dispatch.load("cuda")
