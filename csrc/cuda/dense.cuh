@@ -10,7 +10,7 @@
 namespace noprop::cuda {
 
 template <Precision P, int TILE>
-__device__ inline void dense_tile(const Program& p, const DenseStage& s, const Place& place,
+NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place,
                                   int tile, unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kSum>;
   const int across = (s.H + TILE - 1) / TILE;
@@ -44,7 +44,7 @@ __device__ inline void dense_tile(const Program& p, const DenseStage& s, const P
 }
 
 template <Precision P, int TILE>
-__device__ inline void result_gradient_tile(const Program& p, const ResultGradientStage& s,
+NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage& s,
                                             const Place& place, int tile, unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kTile>;
   const int across = (s.F + TILE - 1) / TILE;

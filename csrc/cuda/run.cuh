@@ -51,7 +51,7 @@ NOPROP_DEV float* resident_of(const Program& p, const UpdateWeightStage& s, int 
 }
 
 template <Precision P>
-__device__ inline void run_stage(const Program& p, const Stage& stage, const Place& place, int rank,
+NOPROP_DEV void run_stage(const Program& p, const Stage& stage, const Place& place, int rank,
                                  float* resident, unsigned char* scratch) {
   const auto each = [&](auto do_tile) { own_tiles(p, stage, rank, do_tile); };
   switch (stage.kind) {
@@ -105,7 +105,7 @@ __device__ inline void run_stage(const Program& p, const Stage& stage, const Pla
 
 // the moments that stay in shared memory, of a slice
 template <Precision P, bool FETCH>
-__device__ inline void move_resident(const Program& p, int64_t slice, int rank, float* resident) {
+NOPROP_DEV void move_resident(const Program& p, int64_t slice, int rank, float* resident) {
   for (int stage = 0; stage < p.num_stages; ++stage) {
     if (p.stages[stage].kind != Kind::kUpdateWeight) continue;
     const UpdateWeightStage& s = p.stages[stage].update_weight;
@@ -118,7 +118,7 @@ __device__ inline void move_resident(const Program& p, int64_t slice, int rank, 
 }
 
 template <Precision P>
-__device__ inline void run(const Program& p, unsigned char* shared) {
+NOPROP_DEV void run(const Program& p, unsigned char* shared) {
   float* const resident = reinterpret_cast<float*>(shared + Scratch<P>::kBytes);
   const int g = static_cast<int>(blockIdx.x) / p.blocks;
   const int rank = static_cast<int>(blockIdx.x) % p.blocks;

@@ -65,7 +65,7 @@ struct Product {
   }
 
   // sum += a @ b over K summed indices
-  __device__ inline void add(const Operand& a, const Operand& b, int K, unsigned char* scratch) {
+  NOPROP_DEV void add(const Operand& a, const Operand& b, int K, unsigned char* scratch) {
     dev::Carve carve{scratch};
     Type* const a_kept = carve.take<Type>(kBuffers * ChunkA::kSize);
     Type* const b_kept = carve.take<Type>(kBuffers * ChunkB::kSize);
@@ -88,10 +88,9 @@ struct Product {
         b_next.load(b, start + kChunkDepth, K, b_aligned);
       }
       if (has_entries()) {
-#pragma unroll
-        for (int k = 0; k < kChunkDepth; k += Kept<P>::kStep) {
-          if (start + k < K) multiply(a_now, b_now, k);
-        }
+        const int depth = min_of(kChunkDepth, K - start);
+#pragma unroll 2
+        for (int k = 0; k < depth; k += Kept<P>::kStep) multiply(a_now, b_now, k);
       }
     }
     dev::sync_block();

@@ -96,7 +96,7 @@ struct WeightTile {
 // The moments of a tile in shared memory: entry e of thread t at e * kThreads + t, v behind m.
 // null: they are in global memory.
 template <Precision P>
-__device__ inline void update_weight_tile(const Program& p, const UpdateWeightStage& s,
+NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
                                           const Place& place, int tile, float* resident,
                                           unsigned char* scratch) {
   using Sums = WeightSums<P>;
@@ -136,7 +136,7 @@ __device__ inline void update_weight_tile(const Program& p, const UpdateWeightSt
 
 // a tile's moments of a slice between global memory and their place in shared memory
 template <Precision P, bool FETCH>
-__device__ inline void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice,
+NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice,
                                     int tile, float* resident) {
   using Sums = WeightSums<P>;
   const WeightTile where(s, tile);
@@ -158,7 +158,7 @@ __device__ inline void move_moments(const Program& p, const UpdateWeightStage& s
 
 // A bias: the sum of d_y over rows; a norm's parameter: its sum is there. Each chunk of rows is
 // summed by kWarps threads a column, which are then added in order.
-__device__ inline void update_vector_tile(const Program& p, const UpdateVectorStage& s,
+NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s,
                                           const Place& place, int tile, unsigned char* scratch) {
   static_assert(kColumns == kLanes && kChunkRows % kWarps == 0);
   const int column = tile * kColumns + lane_index();
@@ -188,7 +188,7 @@ __device__ inline void update_vector_tile(const Program& p, const UpdateVectorSt
 }
 
 // running = (1 - momentum) * running + momentum * batch
-__device__ inline void update_statistic_tile(const Program& p, const UpdateStatisticStage& s,
+NOPROP_DEV void update_statistic_tile(const Program& p, const UpdateStatisticStage& s,
                                              const Place& place, int tile) {
   const int column = tile * kColumns + thread_index();
   if (thread_index() >= kColumns || column >= s.H) return;
@@ -197,7 +197,7 @@ __device__ inline void update_statistic_tile(const Program& p, const UpdateStati
                  s.momentum);
 }
 
-__device__ inline void apply_tile(const Program& p, const ApplyStage& s, const Place& place,
+NOPROP_DEV void apply_tile(const Program& p, const ApplyStage& s, const Place& place,
                                   int tile) {
   const Rates rates = load_rates(p, s.rates, place);
   const float* gradient = at<float>(s.gradient, place);
