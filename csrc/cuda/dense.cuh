@@ -9,9 +9,6 @@
 
 namespace noprop::cuda {
 
-// max(value, 0), and NaN where value is NaN
-NOPROP_DEV float relu(float value) { return value <= 0.0f ? 0.0f : value; }
-
 template <Precision P, int TILE>
 __device__ inline void dense_tile(const Program& p, const DenseStage& s, const Place& place,
                                   int tile, unsigned char* scratch) {

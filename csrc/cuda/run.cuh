@@ -9,6 +9,12 @@
 #include <type_traits>
 
 #include "cuda/dense.cuh"
+#include "cuda/gather.cuh"
+#include "cuda/head.cuh"
+#include "cuda/loss.cuh"
+#include "cuda/noise.cuh"
+#include "cuda/norm.cuh"
+#include "cuda/numbers.cuh"
 #include "cuda/update.cuh"
 
 namespace noprop::cuda {
@@ -73,8 +79,28 @@ __device__ inline void run_stage(const Program& p, const Stage& stage, const Pla
       return each([&](int t) { update_statistic_tile(p, stage.update_statistic, place, t); });
     case Kind::kApply:
       return each([&](int t) { apply_tile(p, stage.apply, place, t); });
-    default:
-      return;
+    case Kind::kGather:
+      return each([&](int t) { gather_tile(p, stage.gather, place, t, scratch); });
+    case Kind::kNoise:
+      return each([&](int t) { noise_tile(p, stage.noise, place, t, scratch); });
+    case Kind::kNorm:
+      return each([&](int t) { norm_tile(p, stage.norm, place, t, scratch); });
+    case Kind::kHead:
+      return each([&](int t) { head_tile(p, stage.head, place, t, scratch); });
+    case Kind::kLoss:
+      return each([&](int t) { loss_tile(p, stage.loss, place, t, scratch); });
+    case Kind::kRates:
+      return each([&](int t) { rates_tile(p, stage.rates, place, t, scratch); });
+    case Kind::kNormGradient:
+      return each([&](int t) { norm_gradient_tile(p, stage.norm_gradient, place, t, scratch); });
+    case Kind::kNumbers:
+      return each([&](int t) { numbers_tile(p, stage.numbers, place, t, scratch); });
+    case Kind::kEmbedding:
+      return each([&](int t) { embedding_tile(p, stage.embedding, place, t, scratch); });
+    case Kind::kUHat:
+      return each([&](int t) { u_hat_tile(p, stage.u_hat, place, t, scratch); });
+    case Kind::kChain:
+      return each([&](int t) { chain_tile(p, stage.chain, place, t, scratch); });
   }
 }
 

@@ -197,8 +197,8 @@ __device__ inline void update_statistic_tile(const Program& p, const UpdateStati
   const int column = tile * kColumns + thread_index();
   if (thread_index() >= kColumns || column >= s.H) return;
   if (!load_rates(p, s.rates, place).moves) return;
-  float& running = s.running[place.slice * s.H + column];
-  running = (1.0f - s.momentum) * running + s.momentum * at<float>(s.batch, place)[column];
+  move_statistic(s.running[place.slice * s.H + column], at<float>(s.batch, place)[column],
+                 s.momentum);
 }
 
 __device__ inline void apply_tile(const Program& p, const ApplyStage& s, const Place& place,
