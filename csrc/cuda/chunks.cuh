@@ -40,20 +40,20 @@ struct Kept<Precision::kBFloat16> {
   static constexpr int kBuffers = 2, kStep = 16;
 };
 
-using Four = Pack<float, 4>;
+using Four = Neighbours<float, 4>;
 
 NOPROP_DEV void keep(const Four& four, float* to) { *reinterpret_cast<Four*>(to) = four; }
 
 NOPROP_DEV void keep(const Four& four, uint32_t* to) {
-  Pack<uint32_t, 4> rounded;
+  Neighbours<uint32_t, 4> rounded;
 #pragma unroll
   for (int e = 0; e < 4; ++e) rounded.value[e] = dev::to_tf32(four.value[e]);
-  *reinterpret_cast<Pack<uint32_t, 4>*>(to) = rounded;
+  *reinterpret_cast<Neighbours<uint32_t, 4>*>(to) = rounded;
 }
 
 NOPROP_DEV void keep(const Four& four, uint16_t* to) {
-  *reinterpret_cast<Pack<uint32_t, 2>*>(to) = {dev::pack_bf16(four.value[0], four.value[1]),
-                                               dev::pack_bf16(four.value[2], four.value[3])};
+  *reinterpret_cast<Neighbours<uint32_t, 2>*>(to) = {dev::pack_bf16(four.value[0], four.value[1]),
+                                                     dev::pack_bf16(four.value[2], four.value[3])};
 }
 
 // A chunk of an operand: kRows rows of memory, kColumns of each. Rows in shared memory lie apart by

@@ -10,8 +10,8 @@
 namespace noprop::cuda {
 
 template <Precision P, int TILE>
-NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place,
-                                  int tile, unsigned char* scratch) {
+NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place, int tile,
+                           unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kSum>;
   const int across = (s.H + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
@@ -36,7 +36,8 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
   const float* const add = at<float>(s.add, place);
   Sums::each(rows, columns, [&](int e, int r, int c) {
     const int64_t entry = static_cast<int64_t>(r) * s.H + c;
-    float value = activate(y.sum[e] + offset[e], s.relu != 0);
+    float value = y.sum[e] + offset[e];
+    if (s.relu) value = relu(value);
     if (activated != nullptr) activated[first + entry] = value;
     if (add != nullptr) value += add[first + entry];
     out[entry] = value;
@@ -45,7 +46,7 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
 
 template <Precision P, int TILE>
 NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage& s,
-                                            const Place& place, int tile, unsigned char* scratch) {
+                                     const Place& place, int tile, unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kTile>;
   const int across = (s.F + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;

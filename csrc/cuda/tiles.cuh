@@ -128,8 +128,8 @@ struct Product {
   }
 
   template <int N>
-  NOPROP_DEV static Pack<float, N> read(const float* from) {
-    return *reinterpret_cast<const Pack<float, N>*>(from);
+  NOPROP_DEV static Neighbours<float, N> read(const float* from) {
+    return *reinterpret_cast<const Neighbours<float, N>*>(from);
   }
 
   NOPROP_DEV void multiply(const uint32_t* a, const uint32_t* b, int k) {

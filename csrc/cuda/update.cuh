@@ -9,16 +9,20 @@
 //            param -= lr / c_1 * m / (sqrt(v) / sqrt(c_2) + eps),  c_i = 1 - beta_i^updates
 #pragma once
 
-#include "cuda/loss.cuh"
 #include "cuda/tiles.cuh"
 
 namespace noprop::cuda {
 
 // what a slice's loss stage left for its update
+struct Rates {
+  float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
+  bool moves;
+};
+
 NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
-  if (p.hyper.rule == Rule::kNone) return {};
+  if (p.hyper.rule == Rule::kNone) return {0.0f, 0.0f, 1.0f, false};
   const float* from = at<float>(buffer, place);
-  return {from[0], from[1], from[2], from[3]};
+  return {from[0], from[1], from[2], from[3] != 0.0f};
 }
 
 // an entry's parameter and moments; what the rule does not use is left alone
@@ -63,7 +67,7 @@ NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& 
                              const Place& place, int64_t at, float g) {
   if (p.hyper.rule == Rule::kNone) {
     param.grad[place.i * param.size + at] = g;
-  } else if (rates.applies != 0.0f) {
+  } else if (rates.moves) {
     const int kept = moments(p.hyper.rule);
     const int64_t entry_at = place.slice * param.size + at;
     Entry entry = load_entry(param, kept, entry_at);
@@ -96,13 +100,12 @@ struct WeightTile {
 // The moments of a tile in shared memory: entry e of thread t at e * kThreads + t, v behind m.
 // null: they are in global memory.
 template <Precision P>
-NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
-                                          const Place& place, int tile, float* resident,
-                                          unsigned char* scratch) {
+NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s, const Place& place,
+                                   int tile, float* resident, unsigned char* scratch) {
   using Sums = WeightSums<P>;
   const Rates rates = load_rates(p, s.rates, place);
   const bool writes = p.hyper.rule == Rule::kNone;
-  if (!writes && rates.applies == 0.0f) return;  // the same for the whole thread block
+  if (!writes && !rates.moves) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
   const int kept = moments(p.hyper.rule), global = resident == nullptr ? kept : 0;
   const int64_t first = (writes ? place.i : place.slice) * s.param.size + where.first;
@@ -136,8 +139,8 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
 
 // a tile's moments of a slice between global memory and their place in shared memory
 template <Precision P, bool FETCH>
-NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice,
-                                    int tile, float* resident) {
+NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice, int tile,
+                             float* resident) {
   using Sums = WeightSums<P>;
   const WeightTile where(s, tile);
   const int64_t first = slice * s.param.size + where.first;
@@ -158,8 +161,8 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
 
 // A bias: the sum of d_y over rows; a norm's parameter: its sum is there. Each chunk of rows is
 // summed by kWarps threads a column, which are then added in order.
-NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s,
-                                          const Place& place, int tile, unsigned char* scratch) {
+NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s, const Place& place,
+                                   int tile, unsigned char* scratch) {
   static_assert(kColumns == kLanes && kChunkRows % kWarps == 0);
   const int column = tile * kColumns + lane_index();
   const float* gradient = at<float>(s.gradient, place);
@@ -189,16 +192,15 @@ NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s,
 
 // running = (1 - momentum) * running + momentum * batch
 NOPROP_DEV void update_statistic_tile(const Program& p, const UpdateStatisticStage& s,
-                                             const Place& place, int tile) {
+                                      const Place& place, int tile) {
   const int column = tile * kColumns + thread_index();
   if (thread_index() >= kColumns || column >= s.H) return;
-  if (load_rates(p, s.rates, place).applies == 0.0f) return;
+  if (!load_rates(p, s.rates, place).moves) return;
   move_statistic(s.running[place.slice * s.H + column], at<float>(s.batch, place)[column],
                  s.momentum);
 }
 
-NOPROP_DEV void apply_tile(const Program& p, const ApplyStage& s, const Place& place,
-                                  int tile) {
+NOPROP_DEV void apply_tile(const Program& p, const ApplyStage& s, const Place& place, int tile) {
   const Rates rates = load_rates(p, s.rates, place);
   const float* gradient = at<float>(s.gradient, place);
   const int64_t first = static_cast<int64_t>(tile) * kApplied;
