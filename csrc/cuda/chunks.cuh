@@ -72,12 +72,12 @@ struct Chunk {
   Four pack[kPacks];
 
   // summed indices start .. K, which is the number of all
-  NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned) {
+  NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned, int thread) {
     const int rows = kSummed ? from.count : K - start, columns = kSummed ? K - start : from.count;
     const float* data = from.data + (kSummed ? start : start * from.stride);
 #pragma unroll
     for (int v = 0; v < kPacks; ++v) {
-      const int place = thread_index() + v * kThreads;
+      const int place = thread + v * kThreads;
       const int row = place / kAcross, column = place % kAcross * 4;
       const int count = row < rows ? columns - column : 0;
       const float* first = data + row * from.stride + column;
@@ -90,10 +90,10 @@ struct Chunk {
     }
   }
 
-  NOPROP_DEV void store(Type* to) const {
+  NOPROP_DEV void store(Type* to, int thread) const {
 #pragma unroll
     for (int v = 0; v < kPacks; ++v) {
-      const int place = thread_index() + v * kThreads;
+      const int place = thread + v * kThreads;
       keep(pack[v], to + place / kAcross * kApart + place % kAcross * 4);
     }
   }

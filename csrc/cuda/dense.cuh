@@ -18,11 +18,10 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
   const int rows = p.B - row, columns = s.H - column;
   const float* weight = s.weight + (place.slice * s.H + column) * s.in_width;
   const float* bias = s.bias + place.slice * s.H + column;
-  float offset[Sums::kEntries] = {};  // on its way while the product is formed
-  Sums::each(rows, columns, [&](int e, int, int c) { offset[e] = bias[c]; });
-
   Sums y;
-  y.clear();
+  float offset[Sums::kEntries] = {};  // on its way while the product is formed
+  y.each(rows, columns, [&](int e, int, int c) { offset[e] = bias[c]; });
+
   for (int source = 0; source < s.num_sources; ++source) {
     const int width = s.widths[source];
     const float* x = at<float>(s.sources[source], place) + static_cast<int64_t>(row) * width;
@@ -34,7 +33,7 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
   float* const out = at<float>(s.out, place) + first;
   float* const activated = at<float>(s.activated, place);
   const float* const add = at<float>(s.add, place);
-  Sums::each(rows, columns, [&](int e, int r, int c) {
+  y.each(rows, columns, [&](int e, int r, int c) {
     const int64_t entry = static_cast<int64_t>(r) * s.H + c;
     float value = y.sum[e] + offset[e];
     if (s.relu) value = relu(value);
@@ -53,14 +52,13 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
   const int rows = p.B - row, columns = s.F - column;
   const int64_t first = static_cast<int64_t>(row) * s.F + column;
 
-  float total[Sums::kEntries] = {};
+  Sums total;
   for (int c = 0; c < s.num_consumers; ++c) {
     const Consumer& consumer = s.consumers[c];
     const float* d_y = at<float>(consumer.d_y, place);
     Sums part;
-    part.clear();
     if (consumer.weight == nullptr) {  // the result is added there
-      Sums::each(rows, columns, [&](int e, int r, int f) {
+      part.each(rows, columns, [&](int e, int r, int f) {
         part.sum[e] = d_y[first + static_cast<int64_t>(r) * s.F + f];
       });
     } else {
@@ -71,17 +69,17 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
                {weight, consumer.in_width, columns}, height, scratch);
     }
 #pragma unroll
-    for (int e = 0; e < Sums::kEntries; ++e) total[e] += part.sum[e];
+    for (int e = 0; e < Sums::kEntries; ++e) total.sum[e] += part.sum[e];
   }
 
   float* const d_result = at<float>(s.d_result, place);
   float* const d_y = at<float>(s.d_y, place);
   const float* const activated = at<float>(s.activated, place);
-  Sums::each(rows, columns, [&](int e, int r, int f) {
+  total.each(rows, columns, [&](int e, int r, int f) {
     const int64_t entry = first + static_cast<int64_t>(r) * s.F + f;
-    if (d_result != nullptr) d_result[entry] = total[e];
+    if (d_result != nullptr) d_result[entry] = total.sum[e];
     if (d_y == nullptr) return;
-    d_y[entry] = activated != nullptr && activated[entry] <= 0.0f ? 0.0f : total[e];
+    d_y[entry] = activated != nullptr && activated[entry] <= 0.0f ? 0.0f : total.sum[e];
   });
 }
 

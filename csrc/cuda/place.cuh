@@ -60,7 +60,7 @@ NOPROP_DEV int min_of(int a, int b) { return a < b ? a : b; }
 // rows of a tile of kRows
 NOPROP_DEV int tile_rows(const Program& p, int tile) { return min_of(kRows, p.B - tile * kRows); }
 
-NOPROP_DEV int thread_index() { return static_cast<int>(threadIdx.x); }
+NOPROP_DEV int thread_index() { return dev::thread_x(); }
 NOPROP_DEV int lane_index() { return thread_index() % kLanes; }
 NOPROP_DEV int warp_index() { return thread_index() / kLanes; }
 

@@ -27,36 +27,27 @@ struct Product {
                                   dev::Carve::cost(kBuffers * ChunkB::kSize * sizeof(Type));
   static_assert(kUsed <= kWarps);
 
-  float sum[kEntries];
+  const int thread = thread_index(), warp = thread / kLanes;
+  // of the warp's or, with multiply-adds, the thread's first entry
+  const int first_row = kMatrix ? warp / kAcross * 16 * MM : thread / 16 * SIDE;
+  const int first_column =
+      kMatrix ? warp % kAcross * 8 * NN : thread % 16 * (B == Along::kSum ? 1 : SIDE);
+  float sum[kEntries] = {};
 
-  NOPROP_DEV void clear() {
-#pragma unroll
-    for (int e = 0; e < kEntries; ++e) sum[e] = 0.0f;
-  }
+  NOPROP_DEV bool has_entries() const { return !kMatrix || warp < kUsed; }
 
-  NOPROP_DEV static bool has_entries() { return !kMatrix || warp_index() < kUsed; }
-
-  // of the warp's, or thread's, first entry
-  NOPROP_DEV static int first_row() {
-    return kMatrix ? warp_index() / kAcross * 16 * MM : thread_index() / 16 * SIDE;
+  NOPROP_DEV int row(int e) const {
+    if (!kMatrix) return first_row + e / SIDE;
+    return first_row + e / (4 * NN) * 16 + thread % kLanes / 4 + e / 2 % 2 * 8;
   }
-  NOPROP_DEV static int first_column() {
-    if (kMatrix) return warp_index() % kAcross * 8 * NN;
-    return thread_index() % 16 * (B == Along::kSum ? 1 : SIDE);
-  }
-
-  NOPROP_DEV static int row(int e) {
-    if (!kMatrix) return first_row() + e / SIDE;
-    return first_row() + e / (4 * NN) * 16 + lane_index() / 4 + e / 2 % 2 * 8;
-  }
-  NOPROP_DEV static int column(int e) {
-    if (!kMatrix) return first_column() + e % SIDE * (B == Along::kSum ? 16 : 1);
-    return first_column() + e / 4 % NN * 8 + lane_index() % 4 * 2 + e % 2;
+  NOPROP_DEV int column(int e) const {
+    if (!kMatrix) return first_column + e % SIDE * (B == Along::kSum ? 16 : 1);
+    return first_column + e / 4 % NN * 8 + thread % 4 * 2 + e % 2;
   }
 
   // visit(e, row, column) for each entry of the thread within rows and columns
   template <typename Visit>
-  NOPROP_DEV static void each(int rows, int columns, Visit visit) {
+  NOPROP_DEV void each(int rows, int columns, Visit visit) const {
     if (!has_entries()) return;
 #pragma unroll
     for (int e = 0; e < kEntries; ++e) {
@@ -72,20 +63,20 @@ struct Product {
     const bool a_aligned = is_aligned(a), b_aligned = is_aligned(b);
     ChunkA a_next;
     ChunkB b_next;
-    a_next.load(a, 0, K, a_aligned);
-    b_next.load(b, 0, K, b_aligned);
+    a_next.load(a, 0, K, a_aligned, thread);
+    b_next.load(b, 0, K, b_aligned, thread);
     for (int start = 0; start < K; start += kChunkDepth) {
       const int buffer = kBuffers == 1 ? 0 : start / kChunkDepth % kBuffers;
       Type* const a_now = a_kept + buffer * ChunkA::kSize;
       Type* const b_now = b_kept + buffer * ChunkB::kSize;
       // with two buffers the barrier of the chunk before was behind everybody's reads of this one
       if (kBuffers == 1 && start > 0) dev::sync_block();
-      a_next.store(a_now);
-      b_next.store(b_now);
+      a_next.store(a_now, thread);
+      b_next.store(b_now, thread);
       dev::sync_block();
       if (start + kChunkDepth < K) {
-        a_next.load(a, start + kChunkDepth, K, a_aligned);
-        b_next.load(b, start + kChunkDepth, K, b_aligned);
+        a_next.load(a, start + kChunkDepth, K, a_aligned, thread);
+        b_next.load(b, start + kChunkDepth, K, b_aligned, thread);
       }
       if (has_entries()) {
         const int depth = min_of(kChunkDepth, K - start);
@@ -102,22 +93,22 @@ struct Product {
 #pragma unroll
     for (int j = 0; j < SIDE; ++j) {
       if constexpr (A == Along::kSum) {
-        const auto four = read<4>(a + (first_row() + j) * ChunkA::kApart + k);
+        const auto four = read<4>(a + (first_row + j) * ChunkA::kApart + k);
         for (int e = 0; e < 4; ++e) left[j][e] = four.value[e];
       }
       if constexpr (B == Along::kSum) {
-        const auto four = read<4>(b + (first_column() + j * 16) * ChunkB::kApart + k);
+        const auto four = read<4>(b + (first_column + j * 16) * ChunkB::kApart + k);
         for (int e = 0; e < 4; ++e) right[e][j] = four.value[e];
       }
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if constexpr (A == Along::kTile) {
-        const auto side = read<SIDE>(a + (k + e) * ChunkA::kApart + first_row());
+        const auto side = read<SIDE>(a + (k + e) * ChunkA::kApart + first_row);
         for (int j = 0; j < SIDE; ++j) left[j][e] = side.value[j];
       }
       if constexpr (B == Along::kTile) {
-        const auto side = read<SIDE>(b + (k + e) * ChunkB::kApart + first_column());
+        const auto side = read<SIDE>(b + (k + e) * ChunkB::kApart + first_column);
         for (int j = 0; j < SIDE; ++j) right[e][j] = side.value[j];
       }
 #pragma unroll
@@ -133,20 +124,20 @@ struct Product {
   }
 
   NOPROP_DEV void multiply(const uint32_t* a, const uint32_t* b, int k) {
-    const int g = lane_index() / 4, t = lane_index() % 4;
+    const int g = thread % kLanes / 4, t = thread % 4;
     uint32_t left[MM][4], right[NN][2];
 #pragma unroll
     for (int m = 0; m < MM; ++m) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        left[m][r] = word<ChunkA>(a, first_row() + m * 16 + g + r % 2 * 8, k + t + r / 2 * 4);
+        left[m][r] = word<ChunkA>(a, first_row + m * 16 + g + r % 2 * 8, k + t + r / 2 * 4);
       }
     }
 #pragma unroll
     for (int n = 0; n < NN; ++n) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        right[n][r] = word<ChunkB>(b, first_column() + n * 8 + g, k + t + r * 4);
+        right[n][r] = word<ChunkB>(b, first_column + n * 8 + g, k + t + r * 4);
       }
     }
 #pragma unroll
@@ -161,19 +152,19 @@ struct Product {
   }
 
   NOPROP_DEV void multiply(const uint16_t* a, const uint16_t* b, int k) {
-    const int low = lane_index() % 8, odd = lane_index() / 8 % 2 * 8, high = lane_index() / 16 * 8;
+    const int low = thread % 8, odd = thread / 8 % 2 * 8, high = thread / 16 % 2 * 8;
     uint32_t left[MM][4], right[NN][2];
 #pragma unroll
     for (int m = 0; m < MM; ++m) {
-      load<ChunkA>(left[m], a, first_row() + m * 16, k, low, odd, high);
+      load<ChunkA>(left[m], a, first_row + m * 16, k, low, odd, high);
     }
     if constexpr (NN == 2) {  // (columns, k): 0 0, 0 8, 8 0, 8 8
       uint32_t both[4];
-      load<ChunkB>(both, b, first_column(), k, low, high, odd);
+      load<ChunkB>(both, b, first_column, k, low, high, odd);
 #pragma unroll
       for (int r = 0; r < 4; ++r) right[r / 2][r % 2] = both[r];
     } else {
-      load<ChunkB>(right[0], b, first_column(), k, low, 0, odd);
+      load<ChunkB>(right[0], b, first_column, k, low, 0, odd);
     }
 #pragma unroll
     for (int at = 0; at < MM * NN; ++at) {

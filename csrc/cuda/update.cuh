@@ -110,18 +110,17 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
   const int kept = moments(p.hyper.rule), global = resident == nullptr ? kept : 0;
   const int64_t first = (writes ? place.i : place.slice) * s.param.size + where.first;
 
+  Sums g;
   Entry entry[Sums::kEntries];  // on their way while the product is formed
   if (!writes) {
-    Sums::each(where.rows, where.columns, [&](int e, int r, int c) {
+    g.each(where.rows, where.columns, [&](int e, int r, int c) {
       entry[e] = load_entry(s.param, global, first + static_cast<int64_t>(r) * s.in_width + c);
     });
   }
-  Sums g;
-  g.clear();
   g.add({at<float>(s.d_y, place) + where.h, s.H, where.rows},
         {at<float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
 
-  Sums::each(where.rows, where.columns, [&](int e, int r, int c) {
+  g.each(where.rows, where.columns, [&](int e, int r, int c) {
     const int64_t to = first + static_cast<int64_t>(r) * s.in_width + c;
     if (writes) {
       s.param.grad[to] = g.sum[e];
@@ -141,13 +140,13 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
 template <Precision P, bool FETCH>
 NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice, int tile,
                              float* resident) {
-  using Sums = WeightSums<P>;
+  const WeightSums<P> places;
   const WeightTile where(s, tile);
   const int64_t first = slice * s.param.size + where.first;
   for (int part = 0; part < moments(p.hyper.rule); ++part) {
     float* const moment = (part == 0 ? s.param.m : s.param.v) + first;
     float* const kept = resident + part * kTileEntries + thread_index();
-    Sums::each(where.rows, where.columns, [&](int e, int r, int c) {
+    places.each(where.rows, where.columns, [&](int e, int r, int c) {
       float& outside = moment[static_cast<int64_t>(r) * s.in_width + c];
       float& inside = kept[e * kThreads];
       if constexpr (FETCH) {
