@@ -21,23 +21,24 @@ struct Operand {
   int count;
 };
 
-// how an operand is kept in shared memory
+// How an operand is kept in shared memory, in how many buffers; the step along the sum, and how
+// many of them are written out in a row.
 template <Precision P>
 struct Kept;
 template <>
 struct Kept<Precision::kFloat32> {
   using Type = float;
-  static constexpr int kBuffers = 1, kStep = 4;
+  static constexpr int kBuffers = 1, kStep = 4, kSteps = 2;
 };
 template <>
 struct Kept<Precision::kTf32> {
   using Type = uint32_t;
-  static constexpr int kBuffers = 1, kStep = 8;
+  static constexpr int kBuffers = 1, kStep = 8, kSteps = 4;
 };
 template <>
 struct Kept<Precision::kBFloat16> {
   using Type = uint16_t;
-  static constexpr int kBuffers = 2, kStep = 16;
+  static constexpr int kBuffers = 2, kStep = 16, kSteps = 2;
 };
 
 using Four = Neighbours<float, 4>;
@@ -75,6 +76,15 @@ struct Chunk {
   NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned, int thread) {
     const int rows = kSummed ? from.count : K - start, columns = kSummed ? K - start : from.count;
     const float* data = from.data + (kSummed ? start : start * from.stride);
+    if (aligned && rows >= kRows && columns >= kColumns) {
+#pragma unroll
+      for (int v = 0; v < kPacks; ++v) {
+        const int place = thread + v * kThreads;
+        const float* first = data + place / kAcross * from.stride + place % kAcross * 4;
+        pack[v] = *reinterpret_cast<const Four*>(first);
+      }
+      return;
+    }
 #pragma unroll
     for (int v = 0; v < kPacks; ++v) {
       const int place = thread + v * kThreads;

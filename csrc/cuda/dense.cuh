@@ -9,6 +9,12 @@
 
 namespace noprop::cuda {
 
+// null stays null
+template <typename T>
+NOPROP_DEV T* entry_of(T* first, int64_t entry) {
+  return first == nullptr ? nullptr : first + entry;
+}
+
 template <Precision P, int TILE>
 NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place, int tile,
                            unsigned char* scratch) {
@@ -20,7 +26,7 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
   const float* bias = s.bias + place.slice * s.H + column;
   Sums y;
   float offset[Sums::kEntries] = {};  // on its way while the product is formed
-  y.each(rows, columns, [&](int e, int, int c) { offset[e] = bias[c]; });
+  y.each(rows, columns, [&](int e, int, int c, bool) { offset[e] = bias[c]; });
 
   for (int source = 0; source < s.num_sources; ++source) {
     const int width = s.widths[source];
@@ -29,17 +35,18 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
     weight += width;
   }
 
-  const int64_t first = static_cast<int64_t>(row) * s.H + column;
+  const int H = s.H;
+  const bool active = s.relu != 0;
+  const int64_t first = static_cast<int64_t>(row) * H + column;
   float* const out = at<float>(s.out, place) + first;
-  float* const activated = at<float>(s.activated, place);
-  const float* const add = at<float>(s.add, place);
-  y.each(rows, columns, [&](int e, int r, int c) {
-    const int64_t entry = static_cast<int64_t>(r) * s.H + c;
+  float* const activated = entry_of(at<float>(s.activated, place), first);
+  const float* const add = entry_of(at<const float>(s.add, place), first);
+  y.each(rows, columns, [&](int e, int r, int c, bool inside) {
     float value = y.sum[e] + offset[e];
-    if (s.relu) value = relu(value);
-    if (activated != nullptr) activated[first + entry] = value;
-    if (add != nullptr) value += add[first + entry];
-    out[entry] = value;
+    if (active) value = relu(value);
+    const float added = add != nullptr ? value + add[r * H + c] : value;
+    if (inside && activated != nullptr) activated[r * H + c] = value;
+    if (inside) out[r * H + c] = added;
   });
 }
 
@@ -47,20 +54,19 @@ template <Precision P, int TILE>
 NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage& s,
                                      const Place& place, int tile, unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kTile>;
-  const int across = (s.F + TILE - 1) / TILE;
+  const int F = s.F, across = (F + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
-  const int rows = p.B - row, columns = s.F - column;
-  const int64_t first = static_cast<int64_t>(row) * s.F + column;
+  const int rows = p.B - row, columns = F - column;
+  const int64_t first = static_cast<int64_t>(row) * F + column;
 
   Sums total;
   for (int c = 0; c < s.num_consumers; ++c) {
     const Consumer& consumer = s.consumers[c];
-    const float* d_y = at<float>(consumer.d_y, place);
+    const float* d_y = at<const float>(consumer.d_y, place);
     Sums part;
     if (consumer.weight == nullptr) {  // the result is added there
-      part.each(rows, columns, [&](int e, int r, int f) {
-        part.sum[e] = d_y[first + static_cast<int64_t>(r) * s.F + f];
-      });
+      part.each(rows, columns,
+                [&](int e, int r, int f, bool) { part.sum[e] = d_y[first + r * F + f]; });
     } else {
       const int height = consumer.height;
       const float* weight =
@@ -72,14 +78,13 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
     for (int e = 0; e < Sums::kEntries; ++e) total.sum[e] += part.sum[e];
   }
 
-  float* const d_result = at<float>(s.d_result, place);
-  float* const d_y = at<float>(s.d_y, place);
-  const float* const activated = at<float>(s.activated, place);
-  total.each(rows, columns, [&](int e, int r, int f) {
-    const int64_t entry = first + static_cast<int64_t>(r) * s.F + f;
-    if (d_result != nullptr) d_result[entry] = total.sum[e];
-    if (d_y == nullptr) return;
-    d_y[entry] = activated != nullptr && activated[entry] <= 0.0f ? 0.0f : total.sum[e];
+  float* const d_result = entry_of(at<float>(s.d_result, place), first);
+  float* const d_y = entry_of(at<float>(s.d_y, place), first);
+  const float* const activated = entry_of(at<const float>(s.activated, place), first);
+  total.each(rows, columns, [&](int e, int r, int f, bool inside) {
+    const bool passes = activated == nullptr || !(activated[r * F + f] <= 0.0f);
+    if (inside && d_result != nullptr) d_result[r * F + f] = total.sum[e];
+    if (inside && d_y != nullptr) d_y[r * F + f] = passes ? total.sum[e] : 0.0f;
   });
 }
 

@@ -88,6 +88,15 @@ NOPROP_DEV int thread_x() {
 #endif
 }
 
+// The same number, of which the compiler knows nothing: what is formed from it twice is not kept in
+// registers from the first time to the second.
+NOPROP_DEV int fresh(int value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 NOPROP_DEV float bits_to_float(uint32_t bits) {
 #ifdef __CUDACC__
   return __uint_as_float(bits);

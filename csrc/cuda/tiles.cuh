@@ -22,7 +22,8 @@ struct Product {
   static constexpr int kAcross = TILE / (8 * NN), kUsed = TILE / (16 * MM) * kAcross;  // warps
   static constexpr int SIDE = TILE / 16;
   static constexpr int kEntries = kMatrix ? MM * NN * 4 : SIDE * SIDE;
-  static constexpr int kBuffers = Kept<P>::kBuffers;
+  static constexpr int kBuffers = Kept<P>::kBuffers, kStep = Kept<P>::kStep,
+                       kSteps = Kept<P>::kSteps;
   static constexpr int kScratch = dev::Carve::cost(kBuffers * ChunkA::kSize * sizeof(Type)) +
                                   dev::Carve::cost(kBuffers * ChunkB::kSize * sizeof(Type));
   static_assert(kUsed <= kWarps);
@@ -45,13 +46,15 @@ struct Product {
     return first_column + e / 4 % NN * 8 + thread % 4 * 2 + e % 2;
   }
 
-  // visit(e, row, column) for each entry of the thread within rows and columns
+  // visit(e, row, column, inside) for each entry of the thread. What is not inside rows and columns
+  // has the place of one that is: there is something to read, and nothing to write.
   template <typename Visit>
   NOPROP_DEV void each(int rows, int columns, Visit visit) const {
     if (!has_entries()) return;
 #pragma unroll
     for (int e = 0; e < kEntries; ++e) {
-      if (row(e) < rows && column(e) < columns) visit(e, row(e), column(e));
+      const bool inside = row(e) < rows && column(e) < columns;
+      visit(e, min_of(row(e), rows - 1), min_of(column(e), columns - 1), inside);
     }
   }
 
@@ -80,8 +83,10 @@ struct Product {
       }
       if (has_entries()) {
         const int depth = min_of(kChunkDepth, K - start);
-#pragma unroll 2
-        for (int k = 0; k < depth; k += Kept<P>::kStep) multiply(a_now, b_now, k);
+        for (int first = 0; first < depth; first += kStep * kSteps) {
+#pragma unroll
+          for (int k = 0; k < kStep * kSteps; k += kStep) multiply(a_now, b_now, first + k);
+        }
       }
     }
     dev::sync_block();

@@ -49,18 +49,24 @@ NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, Entry& entry) 
   }
 }
 
-NOPROP_DEV Entry load_entry(const Param& param, int kept, int64_t at) {
-  Entry entry = {param.value[at], 0.0f, 0.0f};
-  if (kept > 0) entry.m = param.m[at];
-  if (kept > 1) entry.v = param.v[at];
-  return entry;
-}
+// a slice's, or a tile's, entries of a parameter; of a moment that is not used, or not there, null
+struct Entries {
+  float *w, *m, *v;
 
-NOPROP_DEV void store_entry(const Param& param, int kept, int64_t at, const Entry& entry) {
-  param.value[at] = entry.w;
-  if (kept > 0) param.m[at] = entry.m;
-  if (kept > 1) param.v[at] = entry.v;
-}
+  NOPROP_DEV Entries(const Param& param, int kept, int64_t first)
+      : w(param.value + first),
+        m(kept > 0 ? param.m + first : nullptr),
+        v(kept > 1 ? param.v + first : nullptr) {}
+
+  NOPROP_DEV Entry load(int64_t at) const {
+    return {w[at], m == nullptr ? 0.0f : m[at], v == nullptr ? 0.0f : v[at]};
+  }
+  NOPROP_DEV void store(int64_t at, const Entry& entry) const {
+    w[at] = entry.w;
+    if (m != nullptr) m[at] = entry.m;
+    if (v != nullptr) v[at] = entry.v;
+  }
+};
 
 // one step of entry `at` of a slice's parameter, or its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
@@ -68,11 +74,10 @@ NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& 
   if (p.hyper.rule == Rule::kNone) {
     param.grad[place.i * param.size + at] = g;
   } else if (rates.moves) {
-    const int kept = moments(p.hyper.rule);
-    const int64_t entry_at = place.slice * param.size + at;
-    Entry entry = load_entry(param, kept, entry_at);
+    const Entries entries(param, moments(p.hyper.rule), place.slice * param.size);
+    Entry entry = entries.load(at);
     step(p.hyper, rates, g, entry);
-    store_entry(param, kept, entry_at, entry);
+    entries.store(at, entry);
   }
 }
 
@@ -107,32 +112,34 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
   const bool writes = p.hyper.rule == Rule::kNone;
   if (!writes && !rates.moves) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
-  const int kept = moments(p.hyper.rule), global = resident == nullptr ? kept : 0;
-  const int64_t first = (writes ? place.i : place.slice) * s.param.size + where.first;
+  const int kept = moments(p.hyper.rule), outside = resident == nullptr ? kept : 0;
+  const int in_width = s.in_width;
+  const Entries entries(s.param, outside, place.slice * s.param.size + where.first);
 
   Sums g;
   Entry entry[Sums::kEntries];  // on their way while the product is formed
   if (!writes) {
-    g.each(where.rows, where.columns, [&](int e, int r, int c) {
-      entry[e] = load_entry(s.param, global, first + static_cast<int64_t>(r) * s.in_width + c);
+    g.each(where.rows, where.columns, [&](int e, int r, int c, bool) {
+      entry[e] = entries.load(dev::fresh(r * in_width + c));
     });
   }
   g.add({at<float>(s.d_y, place) + where.h, s.H, where.rows},
         {at<float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
 
-  g.each(where.rows, where.columns, [&](int e, int r, int c) {
-    const int64_t to = first + static_cast<int64_t>(r) * s.in_width + c;
-    if (writes) {
-      s.param.grad[to] = g.sum[e];
-      return;
-    }
-    const int inside = e * kThreads + thread_index();
-    if (global < kept) entry[e].m = resident[inside];
-    if (global + 1 < kept) entry[e].v = resident[kTileEntries + inside];
+  if (writes) {
+    float* const grad = s.param.grad + place.i * s.param.size + where.first;
+    return g.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
+      if (inside) grad[r * in_width + c] = g.sum[e];
+    });
+  }
+  g.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
+    const int kept_at = e * kThreads + g.thread;
+    if (outside < kept) entry[e].m = resident[kept_at];
+    if (outside + 1 < kept) entry[e].v = resident[kTileEntries + kept_at];
     step(p.hyper, rates, g.sum[e], entry[e]);
-    store_entry(s.param, global, to, entry[e]);
-    if (global < kept) resident[inside] = entry[e].m;
-    if (global + 1 < kept) resident[kTileEntries + inside] = entry[e].v;
+    if (outside < kept) resident[kept_at] = entry[e].m;
+    if (outside + 1 < kept) resident[kTileEntries + kept_at] = entry[e].v;
+    if (inside) entries.store(dev::fresh(r * in_width + c), entry[e]);
   });
 }
 
@@ -145,15 +152,11 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
   const int64_t first = slice * s.param.size + where.first;
   for (int part = 0; part < moments(p.hyper.rule); ++part) {
     float* const moment = (part == 0 ? s.param.m : s.param.v) + first;
-    float* const kept = resident + part * kTileEntries + thread_index();
-    places.each(where.rows, where.columns, [&](int e, int r, int c) {
-      float& outside = moment[static_cast<int64_t>(r) * s.in_width + c];
-      float& inside = kept[e * kThreads];
-      if constexpr (FETCH) {
-        inside = outside;
-      } else {
-        outside = inside;
-      }
+    float* const kept = resident + part * kTileEntries + places.thread;
+    places.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
+      float& outside = moment[r * s.in_width + c];
+      if (FETCH) kept[e * kThreads] = outside;
+      if (!FETCH && inside) outside = kept[e * kThreads];
     });
   }
 }
