@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-import cuda_host_for_tests
+import cuda_module_for_tests
 import stages_for_tests
 from noprop_kernels import dispatch
 from noprop_kernels.cuda_kernels import extension
@@ -20,7 +20,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @pytest.fixture(scope="session")
 def cuda_module(request, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The backend's extension, built for the host."""
-    return cuda_host_for_tests.built(request.config, tmp_path_factory)
+    return cuda_module_for_tests.built(request.config, tmp_path_factory)
 
 
 @pytest.fixture

@@ -1,11 +1,7 @@
 """The backend's functions but training, on the host: what every GPU backend is asked, and more."""
 
-from types import ModuleType
-
 import pytest
-import torch
 
-from calls_for_tests import clone_call
 from tests.triton_kernels.test_dense import (  # noqa: F401
     check,
     make_backward,
