@@ -25,13 +25,8 @@ NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place&
   return {from[0], from[1], from[2], from[3] != 0.0f};
 }
 
-// an entry's parameter and moments; what the rule does not use is left alone
-struct Entry {
-  float w, m, v;
-};
-
-NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, Entry& entry) {
-  float &w = entry.w, &m = entry.m, &v = entry.v;
+// one step of a parameter w with moments m and v; those that the rule does not use are left alone
+NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, float& w, float& m, float& v) {
   if (h.rule == Rule::kAdamW) {
     w *= rates.decay;
   } else {
@@ -49,35 +44,20 @@ NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, Entry& entry) 
   }
 }
 
-// a slice's, or a tile's, entries of a parameter; of a moment that is not used, or not there, null
-struct Entries {
-  float *w, *m, *v;
-
-  NOPROP_DEV Entries(const Param& param, int kept, int64_t first)
-      : w(param.value + first),
-        m(kept > 0 ? param.m + first : nullptr),
-        v(kept > 1 ? param.v + first : nullptr) {}
-
-  NOPROP_DEV Entry load(int64_t at) const {
-    return {w[at], m == nullptr ? 0.0f : m[at], v == nullptr ? 0.0f : v[at]};
-  }
-  NOPROP_DEV void store(int64_t at, const Entry& entry) const {
-    w[at] = entry.w;
-    if (m != nullptr) m[at] = entry.m;
-    if (v != nullptr) v[at] = entry.v;
-  }
-};
-
 // one step of entry `at` of a slice's parameter, or its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
                              const Place& place, int64_t at, float g) {
   if (p.hyper.rule == Rule::kNone) {
     param.grad[place.i * param.size + at] = g;
   } else if (rates.moves) {
-    const Entries entries(param, moments(p.hyper.rule), place.slice * param.size);
-    Entry entry = entries.load(at);
-    step(p.hyper, rates, g, entry);
-    entries.store(at, entry);
+    const int kept = moments(p.hyper.rule);
+    const int64_t entry = place.slice * param.size + at;
+    float w = param.value[entry], m = kept > 0 ? param.m[entry] : 0.0f;
+    float v = kept > 1 ? param.v[entry] : 0.0f;
+    step(p.hyper, rates, g, w, m, v);
+    param.value[entry] = w;
+    if (kept > 0) param.m[entry] = m;
+    if (kept > 1) param.v[entry] = v;
   }
 }
 
@@ -89,21 +69,26 @@ using WeightSums = Product<P, kTileH, Along::kTile, Along::kTile>;
 
 // where a tile of a weight stands
 struct WeightTile {
-  int h, f, rows, columns;  // first row and column, and how many there are from there on
-  int64_t first;            // its first entry within a slice
+  int h, f, rows, columns, stride;  // first row and column, and how many there are from there on
+  int64_t first;                    // its first entry within a slice
 
-  NOPROP_DEV WeightTile(const UpdateWeightStage& s, int tile) {
+  NOPROP_DEV WeightTile(const UpdateWeightStage& s, int tile) : stride(s.in_width) {
     const int across = (s.F + kTileF - 1) / kTileF;
     h = tile / across * kTileH;
     f = tile % across * kTileF;
     rows = s.H - h;
     columns = s.F - f;
-    first = static_cast<int64_t>(h) * s.in_width + s.column + f;
+    first = static_cast<int64_t>(h) * stride + s.column + f;
+  }
+
+  // of entry `slice` of a stacked parameter, moment or gradient
+  NOPROP_DEV View<float> of(float* data, int64_t slice, int64_t size) const {
+    return {data, slice * size + first, stride, rows, columns};
   }
 };
 
 // The moments of a tile in shared memory: entry e of thread t at e * kThreads + t, v behind m.
-// null: they are in global memory.
+// resident null: they are in global memory.
 template <Precision P>
 NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s, const Place& place,
                                    int tile, float* resident, unsigned char* scratch) {
@@ -113,34 +98,32 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
   if (!writes && !rates.moves) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
   const int kept = moments(p.hyper.rule), outside = resident == nullptr ? kept : 0;
-  const int in_width = s.in_width;
-  const Entries entries(s.param, outside, place.slice * s.param.size + where.first);
+  const auto view = [&](float* data) { return where.of(data, place.slice, s.param.size); };
+  const View<float> w_place = view(writes ? nullptr : s.param.value);
+  const View<float> m_place = view(outside > 0 ? s.param.m : nullptr);
+  const View<float> v_place = view(outside > 1 ? s.param.v : nullptr);
 
   Sums g;
-  Entry entry[Sums::kEntries];  // on their way while the product is formed
-  if (!writes) {
-    g.each(where.rows, where.columns, [&](int e, int r, int c, bool) {
-      entry[e] = entries.load(dev::fresh(r * in_width + c));
-    });
-  }
-  g.add({at<float>(s.d_y, place) + where.h, s.H, where.rows},
-        {at<float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
+  float w[Sums::kEntries] = {}, m[Sums::kEntries] = {}, v[Sums::kEntries] = {};
+  g.read(w_place, w);  // on their way while the product is formed
+  g.read(m_place, m);
+  g.read(v_place, v);
+  g.add({at<const float>(s.d_y, place) + where.h, s.H, where.rows},
+        {at<const float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
 
-  if (writes) {
-    float* const grad = s.param.grad + place.i * s.param.size + where.first;
-    return g.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
-      if (inside) grad[r * in_width + c] = g.sum[e];
-    });
-  }
-  g.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
+  if (writes) return g.write(where.of(s.param.grad, place.i, s.param.size), g.sum);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
     const int kept_at = e * kThreads + g.thread;
-    if (outside < kept) entry[e].m = resident[kept_at];
-    if (outside + 1 < kept) entry[e].v = resident[kTileEntries + kept_at];
-    step(p.hyper, rates, g.sum[e], entry[e]);
-    if (outside < kept) resident[kept_at] = entry[e].m;
-    if (outside + 1 < kept) resident[kTileEntries + kept_at] = entry[e].v;
-    if (inside) entries.store(dev::fresh(r * in_width + c), entry[e]);
-  });
+    if (outside < kept) m[e] = resident[kept_at];
+    if (outside + 1 < kept) v[e] = resident[kTileEntries + kept_at];
+    step(p.hyper, rates, g.sum[e], w[e], m[e], v[e]);
+    if (outside < kept) resident[kept_at] = m[e];
+    if (outside + 1 < kept) resident[kTileEntries + kept_at] = v[e];
+  }
+  g.write(w_place, w);
+  g.write(m_place, m);
+  g.write(v_place, v);
 }
 
 // a tile's moments of a slice between global memory and their place in shared memory
@@ -149,15 +132,20 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
                              float* resident) {
   const WeightSums<P> places;
   const WeightTile where(s, tile);
-  const int64_t first = slice * s.param.size + where.first;
   for (int part = 0; part < moments(p.hyper.rule); ++part) {
-    float* const moment = (part == 0 ? s.param.m : s.param.v) + first;
+    const View<float> moment = where.of(part == 0 ? s.param.m : s.param.v, slice, s.param.size);
     float* const kept = resident + part * kTileEntries + places.thread;
-    places.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
-      float& outside = moment[r * s.in_width + c];
-      if (FETCH) kept[e * kThreads] = outside;
-      if (!FETCH && inside) outside = kept[e * kThreads];
-    });
+    float value[WeightSums<P>::kEntries];
+    if (FETCH) places.read(moment, value);
+#pragma unroll
+    for (int e = 0; e < WeightSums<P>::kEntries; ++e) {
+      if (FETCH) {
+        kept[e * kThreads] = value[e];
+      } else {
+        value[e] = kept[e * kThreads];
+      }
+    }
+    if (!FETCH) places.write(moment, value);
   }
 }
 
