@@ -112,25 +112,28 @@ struct Product {
     Type* const a_kept = carve.take<Type>(kBuffers * ChunkA::kSize);
     Type* const b_kept = carve.take<Type>(kBuffers * ChunkB::kSize);
     const bool a_aligned = is_aligned(a), b_aligned = is_aligned(b);
-    ChunkA a_next;
-    ChunkB b_next;
-    a_next.load(a, 0, K, a_aligned, thread);
-    b_next.load(b, 0, K, b_aligned, thread);
-    for (int start = 0; start < K; start += kChunkDepth) {
+    ChunkA a_chunk;
+    ChunkB b_chunk;
+    // the first turn only loads: one copy of the code for all chunks
+#pragma unroll 1
+    for (int start = -kChunkDepth; start < K; start += kChunkDepth) {
       const int buffer = kBuffers == 1 ? 0 : start / kChunkDepth % kBuffers;
       Type* const a_now = a_kept + buffer * ChunkA::kSize;
       Type* const b_now = b_kept + buffer * ChunkB::kSize;
-      // with two buffers the barrier of the chunk before was behind everybody's reads of this one
-      if (kBuffers == 1 && start > 0) dev::sync_block();
-      a_next.store(a_now, thread);
-      b_next.store(b_now, thread);
-      dev::sync_block();
-      if (start + kChunkDepth < K) {
-        a_next.load(a, start + kChunkDepth, K, a_aligned, thread);
-        b_next.load(b, start + kChunkDepth, K, b_aligned, thread);
+      if (start >= 0) {
+        // with two buffers the barrier of the chunk before was behind everybody's reads of this one
+        if (kBuffers == 1 && start > 0) dev::sync_block();
+        a_chunk.store(a_now, thread);
+        b_chunk.store(b_now, thread);
+        dev::sync_block();
       }
-      if (has_entries()) {
+      if (start + kChunkDepth < K) {
+        a_chunk.load(a, start + kChunkDepth, K, a_aligned, thread);
+        b_chunk.load(b, start + kChunkDepth, K, b_aligned, thread);
+      }
+      if (start >= 0 && has_entries()) {
         const int depth = min_of(kChunkDepth, K - start);
+#pragma unroll 1
         for (int first = 0; first < depth; first += kStep * kSteps) {
 #pragma unroll
           for (int k = 0; k < kStep * kSteps; k += kStep) multiply(a_now, b_now, first + k);
