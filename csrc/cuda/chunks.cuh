@@ -21,39 +21,40 @@ struct Operand {
   int count;
 };
 
-// how an operand is kept in shared memory
+// How an operand is kept in shared memory, in how many buffers; the step along the sum, and how
+// many of them are written out in a row.
 template <Precision P>
 struct Kept;
 template <>
 struct Kept<Precision::kFloat32> {
   using Type = float;
-  static constexpr int kBuffers = 1, kStep = 4;
+  static constexpr int kBuffers = 1, kStep = 4, kSteps = 2;
 };
 template <>
 struct Kept<Precision::kTf32> {
   using Type = uint32_t;
-  static constexpr int kBuffers = 1, kStep = 8;
+  static constexpr int kBuffers = 1, kStep = 8, kSteps = 4;
 };
 template <>
 struct Kept<Precision::kBFloat16> {
   using Type = uint16_t;
-  static constexpr int kBuffers = 2, kStep = 16;
+  static constexpr int kBuffers = 2, kStep = 16, kSteps = 2;
 };
 
-using Four = Pack<float, 4>;
+using Four = Neighbours<float, 4>;
 
 NOPROP_DEV void keep(const Four& four, float* to) { *reinterpret_cast<Four*>(to) = four; }
 
 NOPROP_DEV void keep(const Four& four, uint32_t* to) {
-  Pack<uint32_t, 4> rounded;
+  Neighbours<uint32_t, 4> rounded;
 #pragma unroll
   for (int e = 0; e < 4; ++e) rounded.value[e] = dev::to_tf32(four.value[e]);
-  *reinterpret_cast<Pack<uint32_t, 4>*>(to) = rounded;
+  *reinterpret_cast<Neighbours<uint32_t, 4>*>(to) = rounded;
 }
 
 NOPROP_DEV void keep(const Four& four, uint16_t* to) {
-  *reinterpret_cast<Pack<uint32_t, 2>*>(to) = {dev::pack_bf16(four.value[0], four.value[1]),
-                                               dev::pack_bf16(four.value[2], four.value[3])};
+  *reinterpret_cast<Neighbours<uint32_t, 2>*>(to) = {dev::pack_bf16(four.value[0], four.value[1]),
+                                                     dev::pack_bf16(four.value[2], four.value[3])};
 }
 
 // A chunk of an operand: kRows rows of memory, kColumns of each. Rows in shared memory lie apart by
@@ -72,12 +73,21 @@ struct Chunk {
   Four pack[kPacks];
 
   // summed indices start .. K, which is the number of all
-  NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned) {
+  NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned, int thread) {
     const int rows = kSummed ? from.count : K - start, columns = kSummed ? K - start : from.count;
     const float* data = from.data + (kSummed ? start : start * from.stride);
+    if (aligned && rows >= kRows && columns >= kColumns) {
+#pragma unroll
+      for (int v = 0; v < kPacks; ++v) {
+        const int place = thread + v * kThreads;
+        const float* first = data + place / kAcross * from.stride + place % kAcross * 4;
+        pack[v] = *reinterpret_cast<const Four*>(first);
+      }
+      return;
+    }
 #pragma unroll
     for (int v = 0; v < kPacks; ++v) {
-      const int place = thread_index() + v * kThreads;
+      const int place = thread + v * kThreads;
       const int row = place / kAcross, column = place % kAcross * 4;
       const int count = row < rows ? columns - column : 0;
       const float* first = data + row * from.stride + column;
@@ -90,10 +100,10 @@ struct Chunk {
     }
   }
 
-  NOPROP_DEV void store(Type* to) const {
+  NOPROP_DEV void store(Type* to, int thread) const {
 #pragma unroll
     for (int v = 0; v < kPacks; ++v) {
-      const int place = thread_index() + v * kThreads;
+      const int place = thread + v * kThreads;
       keep(pack[v], to + place / kAcross * kApart + place % kAcross * 4);
     }
   }

@@ -10,19 +10,17 @@
 namespace noprop::cuda {
 
 template <Precision P, int TILE>
-NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place,
-                                  int tile, unsigned char* scratch) {
+NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place, int tile,
+                           unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kSum>;
-  const int across = (s.H + TILE - 1) / TILE;
+  const int H = s.H, across = (H + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
-  const int rows = p.B - row, columns = s.H - column;
-  const float* weight = s.weight + (place.slice * s.H + column) * s.in_width;
-  const float* bias = s.bias + place.slice * s.H + column;
-  float offset[Sums::kEntries] = {};  // on its way while the product is formed
-  Sums::each(rows, columns, [&](int e, int, int c) { offset[e] = bias[c]; });
-
+  const int rows = p.B - row, columns = H - column;
+  const float* weight = s.weight + (place.slice * H + column) * s.in_width;
   Sums y;
-  y.clear();
+  float bias[Sums::kEntries] = {};  // on its way while the product is formed
+  y.read(View<const float>(s.bias, place.slice * H + column, 0, rows, columns), bias);
+
   for (int source = 0; source < s.num_sources; ++source) {
     const int width = s.widths[source];
     const float* x = at<float>(s.sources[source], place) + static_cast<int64_t>(row) * width;
@@ -30,38 +28,37 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
     weight += width;
   }
 
-  const int64_t first = static_cast<int64_t>(row) * s.H + column;
-  float* const out = at<float>(s.out, place) + first;
-  float* const activated = at<float>(s.activated, place);
-  const float* const add = at<float>(s.add, place);
-  Sums::each(rows, columns, [&](int e, int r, int c) {
-    const int64_t entry = static_cast<int64_t>(r) * s.H + c;
-    float value = activate(y.sum[e] + offset[e], s.relu != 0);
-    if (activated != nullptr) activated[first + entry] = value;
-    if (add != nullptr) value += add[first + entry];
-    out[entry] = value;
-  });
+  const bool active = s.relu != 0;
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
+    y.sum[e] += bias[e];
+    if (active) y.sum[e] = relu(y.sum[e]);
+  }
+  const int64_t first = static_cast<int64_t>(row) * H + column;
+  y.write({at<float>(s.activated, place), first, H, rows, columns}, y.sum);
+  float add[Sums::kEntries] = {};
+  y.read(View<const float>(at<const float>(s.add, place), first, H, rows, columns), add);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) y.sum[e] += add[e];
+  y.write({at<float>(s.out, place), first, H, rows, columns}, y.sum);
 }
 
 template <Precision P, int TILE>
 NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage& s,
-                                            const Place& place, int tile, unsigned char* scratch) {
+                                     const Place& place, int tile, unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kTile>;
-  const int across = (s.F + TILE - 1) / TILE;
+  const int F = s.F, across = (F + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
-  const int rows = p.B - row, columns = s.F - column;
-  const int64_t first = static_cast<int64_t>(row) * s.F + column;
+  const int rows = p.B - row, columns = F - column;
+  const int64_t first = static_cast<int64_t>(row) * F + column;
 
-  float total[Sums::kEntries] = {};
+  Sums total;
   for (int c = 0; c < s.num_consumers; ++c) {
     const Consumer& consumer = s.consumers[c];
-    const float* d_y = at<float>(consumer.d_y, place);
+    const float* d_y = at<const float>(consumer.d_y, place);
     Sums part;
-    part.clear();
     if (consumer.weight == nullptr) {  // the result is added there
-      Sums::each(rows, columns, [&](int e, int r, int f) {
-        part.sum[e] = d_y[first + static_cast<int64_t>(r) * s.F + f];
-      });
+      part.read(View<const float>(d_y, first, F, rows, columns), part.sum);
     } else {
       const int height = consumer.height;
       const float* weight =
@@ -70,18 +67,20 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
                {weight, consumer.in_width, columns}, height, scratch);
     }
 #pragma unroll
-    for (int e = 0; e < Sums::kEntries; ++e) total[e] += part.sum[e];
+    for (int e = 0; e < Sums::kEntries; ++e) total.sum[e] += part.sum[e];
   }
 
-  float* const d_result = at<float>(s.d_result, place);
-  float* const d_y = at<float>(s.d_y, place);
-  const float* const activated = at<float>(s.activated, place);
-  Sums::each(rows, columns, [&](int e, int r, int f) {
-    const int64_t entry = first + static_cast<int64_t>(r) * s.F + f;
-    if (d_result != nullptr) d_result[entry] = total[e];
-    if (d_y == nullptr) return;
-    d_y[entry] = activated != nullptr && activated[entry] <= 0.0f ? 0.0f : total[e];
-  });
+  total.write({at<float>(s.d_result, place), first, F, rows, columns}, total.sum);
+  float activated[Sums::kEntries];
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) activated[e] = 1.0f;
+  total.read(View<const float>(at<const float>(s.activated, place), first, F, rows, columns),
+             activated);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
+    if (activated[e] <= 0.0f) total.sum[e] = 0.0f;
+  }
+  total.write({at<float>(s.d_y, place), first, F, rows, columns}, total.sum);
 }
 
 }  // namespace noprop::cuda

@@ -76,6 +76,27 @@ NOPROP_DEV void sync_warp(NOPROP_SITE) {
 #endif
 }
 
+// threadIdx.x, which the compiler must read where it is asked for. Else it forms every stage's
+// indices in front of the loop over stages and keeps more of them than there are registers.
+NOPROP_DEV int thread_x() {
+#ifdef __CUDACC__
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+#else
+  return static_cast<int>(threadIdx.x);
+#endif
+}
+
+// The same number, of which the compiler knows nothing: what is formed from it twice is not kept in
+// registers from the first time to the second.
+NOPROP_DEV int fresh(int value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 NOPROP_DEV float bits_to_float(uint32_t bits) {
 #ifdef __CUDACC__
   return __uint_as_float(bits);

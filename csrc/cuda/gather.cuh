@@ -16,8 +16,8 @@ NOPROP_DEV int32_t gather_row(float* out, const T* data, const GatherStage& s) {
   int32_t bad = 0;
 #pragma unroll 4
   for (int column = lane_index() * W; column < s.F; column += kLanes * W) {
-    const auto x = *reinterpret_cast<const Pack<T, W>*>(data + column);
-    Pack<float, W> made;
+    const auto x = *reinterpret_cast<const Neighbours<T, W>*>(data + column);
+    Neighbours<float, W> made;
     for (int j = 0; j < W; ++j) {
       float value = to_float(x.value[j]);
       if (s.scale != nullptr) value *= s.scale[column + j];
@@ -25,7 +25,7 @@ NOPROP_DEV int32_t gather_row(float* out, const T* data, const GatherStage& s) {
       if (!(fabsf(value) < INFINITY)) bad = 4;
       made.value[j] = value;
     }
-    if (out != nullptr) *reinterpret_cast<Pack<float, W>*>(out + column) = made;
+    if (out != nullptr) *reinterpret_cast<Neighbours<float, W>*>(out + column) = made;
   }
   return bad;
 }

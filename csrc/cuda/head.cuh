@@ -14,29 +14,30 @@
 
 namespace noprop::cuda {
 
-// A product of kRows rows: kDepth of the sum at a time, kAcross columns of the result, of which a
-// thread makes 4 rows x 2 columns.
-constexpr int kDepth = kRowLanes, kLogRowLanes = 4, kLogAcross = 7, kAcross = 1 << kLogAcross;
+// A product of kRows rows: kHeadDepth of the sum at a time, kHeadAcross columns of the result, of
+// which a thread makes 4 rows x 2 columns.
+constexpr int kHeadDepth = kRowLanes, kLogRowLanes = 4, kLogHeadAcross = 7,
+              kHeadAcross = 1 << kLogHeadAcross;
 static_assert(kRowLanes == 1 << kLogRowLanes && kRows == 16 && kThreads == 256);
-constexpr int kDepthStride = kRows + 4;      // 16-byte rows, two lanes to a bank
-constexpr int kAcrossStride = kAcross + 2;   // no conflict whether columns or depth go over lanes
-constexpr int kStagedStride = kAcross + 16;  // the two rows of a warp in different banks
-static_assert(dev::Carve::cost(kDepth * kDepthStride * 4) +
-                  dev::Carve::cost(kDepth * kAcrossStride * 4) +
+constexpr int kLeftStride = kRows + 4;         // 16-byte rows, two lanes to a bank
+constexpr int kRightStride = kHeadAcross + 2;  // no conflict whether columns or depth go over lanes
+constexpr int kStagedStride = kHeadAcross + 16;  // the two rows of a warp in different banks
+static_assert(dev::Carve::cost(kHeadDepth * kLeftStride * 4) +
+                  dev::Carve::cost(kHeadDepth * kRightStride * 4) +
                   dev::Carve::cost(kRows * kStagedStride * 4) <=
               kScratchBytes);
 
 struct HeadScratch {
-  float* s_a;    // (kDepth, kDepthStride): the left operand, transposed
-  float* s_b;    // (kDepth, kAcrossStride)
+  float* s_a;    // (kHeadDepth, kLeftStride): the left operand, transposed
+  float* s_b;    // (kHeadDepth, kRightStride)
   float* s_out;  // (kRows, kStagedStride)
 };
 
 NOPROP_DEV HeadScratch head_scratch(unsigned char* scratch) {
   dev::Carve carve{scratch};
   HeadScratch s;
-  s.s_a = carve.take<float>(kDepth * kDepthStride);
-  s.s_b = carve.take<float>(kDepth * kAcrossStride);
+  s.s_a = carve.take<float>(kHeadDepth * kLeftStride);
+  s.s_b = carve.take<float>(kHeadDepth * kRightStride);
   s.s_out = carve.take<float>(kRows * kStagedStride);
   return s;
 }
@@ -75,35 +76,35 @@ template <typename Left>
 NOPROP_DEV void multiply_rows(const HeadScratch& s, Left a, const float* W, int depth, int first,
                               int columns, int D, bool by_column) {
   const bool narrow = columns <= kRowLanes;
-  const int log_width = narrow ? kLogRowLanes : kLogAcross;
+  const int log_width = narrow ? kLogRowLanes : kLogHeadAcross;
   const int rows_at = narrow ? tile_row() : thread_index() / 64 * 4;
   const int column = narrow ? row_lane() : thread_index() % 64;
   float sum[4][2] = {};
-  for (int start = 0; start < depth; start += kDepth) {
+  for (int start = 0; start < depth; start += kHeadDepth) {
     const int own = start + row_lane();
-    s.s_a[row_lane() * kDepthStride + tile_row()] = own < depth ? a(own) : 0.0f;
-    for (int item = thread_index(); item < kDepth << log_width; item += kThreads) {
-      const int k = by_column ? item % kDepth : item >> log_width;
-      const int c = by_column ? item / kDepth : item & ((1 << log_width) - 1);
+    s.s_a[row_lane() * kLeftStride + tile_row()] = own < depth ? a(own) : 0.0f;
+    for (int item = thread_index(); item < kHeadDepth << log_width; item += kThreads) {
+      const int k = by_column ? item % kHeadDepth : item >> log_width;
+      const int c = by_column ? item / kHeadDepth : item & ((1 << log_width) - 1);
       const int64_t place =
           by_column ? int64_t{first + c} * D + start + k : int64_t{start + k} * D + first + c;
       const bool inside = c < columns && start + k < depth;
-      s.s_b[k * kAcrossStride + c] = inside ? W[place] : 0.0f;
+      s.s_b[k * kRightStride + c] = inside ? W[place] : 0.0f;
     }
     dev::sync_block();
     const float *left = s.s_a + rows_at, *right = s.s_b + column;
     if (narrow) {
 #pragma unroll
-      for (int k = 0; k < kDepth; ++k) {
-        sum[0][0] = dev::fma_rn(left[k * kDepthStride], right[k * kAcrossStride], sum[0][0]);
+      for (int k = 0; k < kHeadDepth; ++k) {
+        sum[0][0] = dev::fma_rn(left[k * kLeftStride], right[k * kRightStride], sum[0][0]);
       }
     } else {
 #pragma unroll
-      for (int k = 0; k < kDepth; ++k) {
-        const auto rows = *reinterpret_cast<const Pack<float, 4>*>(left + k * kDepthStride);
+      for (int k = 0; k < kHeadDepth; ++k) {
+        const auto rows = *reinterpret_cast<const Neighbours<float, 4>*>(left + k * kLeftStride);
         for (int i = 0; i < 4; ++i) {
           for (int j = 0; j < 2; ++j) {
-            sum[i][j] = dev::fma_rn(rows.value[i], right[k * kAcrossStride + 64 * j], sum[i][j]);
+            sum[i][j] = dev::fma_rn(rows.value[i], right[k * kRightStride + 64 * j], sum[i][j]);
           }
         }
       }
@@ -130,8 +131,8 @@ NOPROP_DEV void for_u_hat(const HeadScratch& s, const HeadRow& r, const float* W
     for (int d = row_lane(); d < D; d += kRowLanes) visit(d, p_of(r, d));
     return;
   }
-  for (int first = 0; first < D; first += kAcross) {
-    const int columns = min_of(D - first, kAcross);
+  for (int first = 0; first < D; first += kHeadAcross) {
+    const int columns = min_of(D - first, kHeadAcross);
     multiply_rows(s, [&](int m) { return p_of(r, m); }, W, M, first, columns, D, false);
     if (!r.real) continue;
     for (int c = row_lane(); c < columns; c += kRowLanes) {
@@ -204,8 +205,8 @@ NOPROP_DEV void logits_gradient(const HeadStage& s, const HeadRow& r, const Head
   if (s.W_embed == nullptr) {
     for (int m = row_lane(); r.real && m < s.M; m += kRowLanes) take(m, d_u_hat[m]);
   } else {
-    for (int first = 0; first < s.M; first += kAcross) {
-      const int columns = min_of(s.M - first, kAcross);
+    for (int first = 0; first < s.M; first += kHeadAcross) {
+      const int columns = min_of(s.M - first, kHeadAcross);
       multiply_rows(
           shared, [&](int d) { return r.real ? d_u_hat[d] : 0.0f; }, s.W_embed, s.D, first, columns,
           s.D, true);

@@ -98,7 +98,8 @@ NOPROP_DEV void norm_tile(const Program& p, const NormStage& s, const Place& pla
   for (int row = warp_index(); row < p.B; row += kWarps) {
     const int64_t here = int64_t{row} * s.H + column;
     const float y_hat = (y[here] - mean) * rstd;
-    float value = activate(weight * y_hat + bias, s.relu != 0);
+    float value = weight * y_hat + bias;
+    if (s.relu) value = relu(value);
     if (activated != nullptr) activated[here] = value;
     if (add != nullptr) value += add[here];
     out[here] = value;

@@ -21,7 +21,7 @@ struct Place {
 
 // neighbours that are loaded at once
 template <typename T, int W>
-struct alignas(sizeof(T) * W) Pack {
+struct alignas(sizeof(T) * W) Neighbours {
   T value[W];
 };
 
@@ -48,7 +48,7 @@ NOPROP_DEV const int64_t* at(const Rows& rows, const Place& place, int B) {
 }
 
 // max(value, 0), and NaN where value is NaN
-NOPROP_DEV float activate(float value, bool relu) { return relu && value <= 0.0f ? 0.0f : value; }
+NOPROP_DEV float relu(float value) { return value <= 0.0f ? 0.0f : value; }
 
 // running = (1 - momentum) * running + momentum * batch
 NOPROP_DEV void move_statistic(float& running, float batch, float momentum) {
@@ -60,7 +60,7 @@ NOPROP_DEV int min_of(int a, int b) { return a < b ? a : b; }
 // rows of a tile of kRows
 NOPROP_DEV int tile_rows(const Program& p, int tile) { return min_of(kRows, p.B - tile * kRows); }
 
-NOPROP_DEV int thread_index() { return static_cast<int>(threadIdx.x); }
+NOPROP_DEV int thread_index() { return dev::thread_x(); }
 NOPROP_DEV int lane_index() { return thread_index() % kLanes; }
 NOPROP_DEV int warp_index() { return thread_index() / kLanes; }
 

@@ -11,6 +11,7 @@
 #include "cuda/dense.cuh"
 #include "cuda/gather.cuh"
 #include "cuda/head.cuh"
+#include "cuda/loss.cuh"
 #include "cuda/noise.cuh"
 #include "cuda/norm.cuh"
 #include "cuda/numbers.cuh"
@@ -52,7 +53,7 @@ NOPROP_DEV float* resident_of(const Program& p, const UpdateWeightStage& s, int 
 
 template <Precision P>
 NOPROP_DEV void run_stage(const Program& p, const Stage& stage, const Place& place, int rank,
-                                 float* resident, unsigned char* scratch) {
+                          float* resident, unsigned char* scratch) {
   const auto each = [&](auto do_tile) { own_tiles(p, stage, rank, do_tile); };
   switch (stage.kind) {
     case Kind::kGather:

@@ -9,25 +9,24 @@
 //            param -= lr / c_1 * m / (sqrt(v) / sqrt(c_2) + eps),  c_i = 1 - beta_i^updates
 #pragma once
 
-#include "cuda/loss.cuh"
 #include "cuda/tiles.cuh"
 
 namespace noprop::cuda {
 
 // what a slice's loss stage left for its update
-NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
-  if (p.hyper.rule == Rule::kNone) return {};
-  const float* from = at<float>(buffer, place);
-  return {from[0], from[1], from[2], from[3]};
-}
-
-// an entry's parameter and moments; what the rule does not use is left alone
-struct Entry {
-  float w, m, v;
+struct Rates {
+  float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
+  bool moves;
 };
 
-NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, Entry& entry) {
-  float &w = entry.w, &m = entry.m, &v = entry.v;
+NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
+  if (p.hyper.rule == Rule::kNone) return {0.0f, 0.0f, 1.0f, false};
+  const float* from = at<float>(buffer, place);
+  return {from[0], from[1], from[2], from[3] != 0.0f};
+}
+
+// one step of a parameter w with moments m and v; those that the rule does not use are left alone
+NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, float& w, float& m, float& v) {
   if (h.rule == Rule::kAdamW) {
     w *= rates.decay;
   } else {
@@ -45,30 +44,20 @@ NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, Entry& entry) 
   }
 }
 
-NOPROP_DEV Entry load_entry(const Param& param, int kept, int64_t at) {
-  Entry entry = {param.value[at], 0.0f, 0.0f};
-  if (kept > 0) entry.m = param.m[at];
-  if (kept > 1) entry.v = param.v[at];
-  return entry;
-}
-
-NOPROP_DEV void store_entry(const Param& param, int kept, int64_t at, const Entry& entry) {
-  param.value[at] = entry.w;
-  if (kept > 0) param.m[at] = entry.m;
-  if (kept > 1) param.v[at] = entry.v;
-}
-
 // one step of entry `at` of a slice's parameter, or its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
                              const Place& place, int64_t at, float g) {
   if (p.hyper.rule == Rule::kNone) {
     param.grad[place.i * param.size + at] = g;
-  } else if (rates.applies != 0.0f) {
+  } else if (rates.moves) {
     const int kept = moments(p.hyper.rule);
-    const int64_t entry_at = place.slice * param.size + at;
-    Entry entry = load_entry(param, kept, entry_at);
-    step(p.hyper, rates, g, entry);
-    store_entry(param, kept, entry_at, entry);
+    const int64_t entry = place.slice * param.size + at;
+    float w = param.value[entry], m = kept > 0 ? param.m[entry] : 0.0f;
+    float v = kept > 1 ? param.v[entry] : 0.0f;
+    step(p.hyper, rates, g, w, m, v);
+    param.value[entry] = w;
+    if (kept > 0) param.m[entry] = m;
+    if (kept > 1) param.v[entry] = v;
   }
 }
 
@@ -80,86 +69,90 @@ using WeightSums = Product<P, kTileH, Along::kTile, Along::kTile>;
 
 // where a tile of a weight stands
 struct WeightTile {
-  int h, f, rows, columns;  // first row and column, and how many there are from there on
-  int64_t first;            // its first entry within a slice
+  int h, f, rows, columns, stride;  // first row and column, and how many there are from there on
+  int64_t first;                    // its first entry within a slice
 
-  NOPROP_DEV WeightTile(const UpdateWeightStage& s, int tile) {
+  NOPROP_DEV WeightTile(const UpdateWeightStage& s, int tile) : stride(s.in_width) {
     const int across = (s.F + kTileF - 1) / kTileF;
     h = tile / across * kTileH;
     f = tile % across * kTileF;
     rows = s.H - h;
     columns = s.F - f;
-    first = static_cast<int64_t>(h) * s.in_width + s.column + f;
+    first = static_cast<int64_t>(h) * stride + s.column + f;
+  }
+
+  // of entry `slice` of a stacked parameter, moment or gradient
+  NOPROP_DEV View<float> of(float* data, int64_t slice, int64_t size) const {
+    return {data, slice * size + first, stride, rows, columns};
   }
 };
 
 // The moments of a tile in shared memory: entry e of thread t at e * kThreads + t, v behind m.
-// null: they are in global memory.
+// resident null: they are in global memory.
 template <Precision P>
-NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
-                                          const Place& place, int tile, float* resident,
-                                          unsigned char* scratch) {
+NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s, const Place& place,
+                                   int tile, float* resident, unsigned char* scratch) {
   using Sums = WeightSums<P>;
   const Rates rates = load_rates(p, s.rates, place);
   const bool writes = p.hyper.rule == Rule::kNone;
-  if (!writes && rates.applies == 0.0f) return;  // the same for the whole thread block
+  if (!writes && !rates.moves) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
-  const int kept = moments(p.hyper.rule), global = resident == nullptr ? kept : 0;
-  const int64_t first = (writes ? place.i : place.slice) * s.param.size + where.first;
+  const int kept = moments(p.hyper.rule), outside = resident == nullptr ? kept : 0;
+  const auto view = [&](float* data) { return where.of(data, place.slice, s.param.size); };
+  const View<float> w_place = view(writes ? nullptr : s.param.value);
+  const View<float> m_place = view(outside > 0 ? s.param.m : nullptr);
+  const View<float> v_place = view(outside > 1 ? s.param.v : nullptr);
 
-  Entry entry[Sums::kEntries];  // on their way while the product is formed
-  if (!writes) {
-    Sums::each(where.rows, where.columns, [&](int e, int r, int c) {
-      entry[e] = load_entry(s.param, global, first + static_cast<int64_t>(r) * s.in_width + c);
-    });
-  }
   Sums g;
-  g.clear();
-  g.add({at<float>(s.d_y, place) + where.h, s.H, where.rows},
-        {at<float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
+  float w[Sums::kEntries] = {}, m[Sums::kEntries] = {}, v[Sums::kEntries] = {};
+  g.read(w_place, w);  // on their way while the product is formed
+  g.read(m_place, m);
+  g.read(v_place, v);
+  g.add({at<const float>(s.d_y, place) + where.h, s.H, where.rows},
+        {at<const float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
 
-  Sums::each(where.rows, where.columns, [&](int e, int r, int c) {
-    const int64_t to = first + static_cast<int64_t>(r) * s.in_width + c;
-    if (writes) {
-      s.param.grad[to] = g.sum[e];
-      return;
-    }
-    const int inside = e * kThreads + thread_index();
-    if (global < kept) entry[e].m = resident[inside];
-    if (global + 1 < kept) entry[e].v = resident[kTileEntries + inside];
-    step(p.hyper, rates, g.sum[e], entry[e]);
-    store_entry(s.param, global, to, entry[e]);
-    if (global < kept) resident[inside] = entry[e].m;
-    if (global + 1 < kept) resident[kTileEntries + inside] = entry[e].v;
-  });
+  if (writes) return g.write(where.of(s.param.grad, place.i, s.param.size), g.sum);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
+    const int kept_at = e * kThreads + g.thread;
+    if (outside < kept) m[e] = resident[kept_at];
+    if (outside + 1 < kept) v[e] = resident[kTileEntries + kept_at];
+    step(p.hyper, rates, g.sum[e], w[e], m[e], v[e]);
+    if (outside < kept) resident[kept_at] = m[e];
+    if (outside + 1 < kept) resident[kTileEntries + kept_at] = v[e];
+  }
+  g.write(w_place, w);
+  g.write(m_place, m);
+  g.write(v_place, v);
 }
 
 // a tile's moments of a slice between global memory and their place in shared memory
 template <Precision P, bool FETCH>
-NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice,
-                                    int tile, float* resident) {
-  using Sums = WeightSums<P>;
+NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice, int tile,
+                             float* resident) {
+  const WeightSums<P> places;
   const WeightTile where(s, tile);
-  const int64_t first = slice * s.param.size + where.first;
   for (int part = 0; part < moments(p.hyper.rule); ++part) {
-    float* const moment = (part == 0 ? s.param.m : s.param.v) + first;
-    float* const kept = resident + part * kTileEntries + thread_index();
-    Sums::each(where.rows, where.columns, [&](int e, int r, int c) {
-      float& outside = moment[static_cast<int64_t>(r) * s.in_width + c];
-      float& inside = kept[e * kThreads];
-      if constexpr (FETCH) {
-        inside = outside;
+    const View<float> moment = where.of(part == 0 ? s.param.m : s.param.v, slice, s.param.size);
+    float* const kept = resident + part * kTileEntries + places.thread;
+    float value[WeightSums<P>::kEntries];
+    if (FETCH) places.read(moment, value);
+#pragma unroll
+    for (int e = 0; e < WeightSums<P>::kEntries; ++e) {
+      if (FETCH) {
+        kept[e * kThreads] = value[e];
       } else {
-        outside = inside;
+        value[e] = kept[e * kThreads];
       }
-    });
+    }
+    if (!FETCH) places.write(moment, value);
   }
 }
 
 // A bias: the sum of d_y over rows; a norm's parameter: its sum is there. Each chunk of rows is
 // summed by kWarps threads a column, which are then added in order.
-NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s,
-                                          const Place& place, int tile, unsigned char* scratch) {
+NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s, const Place& place,
+                                   int tile, unsigned char* scratch) {
   static_assert(kColumns == kLanes && kChunkRows % kWarps == 0);
   const int column = tile * kColumns + lane_index();
   const float* gradient = at<float>(s.gradient, place);
@@ -189,16 +182,15 @@ NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s,
 
 // running = (1 - momentum) * running + momentum * batch
 NOPROP_DEV void update_statistic_tile(const Program& p, const UpdateStatisticStage& s,
-                                             const Place& place, int tile) {
+                                      const Place& place, int tile) {
   const int column = tile * kColumns + thread_index();
   if (thread_index() >= kColumns || column >= s.H) return;
-  if (load_rates(p, s.rates, place).applies == 0.0f) return;
+  if (!load_rates(p, s.rates, place).moves) return;
   move_statistic(s.running[place.slice * s.H + column], at<float>(s.batch, place)[column],
                  s.momentum);
 }
 
-NOPROP_DEV void apply_tile(const Program& p, const ApplyStage& s, const Place& place,
-                                  int tile) {
+NOPROP_DEV void apply_tile(const Program& p, const ApplyStage& s, const Place& place, int tile) {
   const Rates rates = load_rates(p, s.rates, place);
   const float* gradient = at<float>(s.gradient, place);
   const int64_t first = static_cast<int64_t>(tile) * kApplied;
