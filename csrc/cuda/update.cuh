@@ -135,7 +135,7 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
   for (int part = 0; part < moments(p.hyper.rule); ++part) {
     const View<float> moment = where.of(part == 0 ? s.param.m : s.param.v, slice, s.param.size);
     float* const kept = resident + part * kTileEntries + places.thread;
-    float value[WeightSums<P>::kEntries];
+    float value[WeightSums<P>::kEntries] = {};
     if (FETCH) places.read(moment, value);
 #pragma unroll
     for (int e = 0; e < WeightSums<P>::kEntries; ++e) {
