@@ -16,7 +16,7 @@
 namespace hc {
 
 Thread* cur = nullptr;
-State_ now;
+Running now;
 
 namespace {
 
@@ -119,6 +119,7 @@ void wake_pollers() {
 }
 
 bool alike(const Fiber& a, const Fiber& b) {
+  if (a.state == State::kDone && b.state == State::kDone) return true;
   return a.state == b.state && a.what == b.what && a.site.line == b.site.line &&
          strcmp(a.site.file, b.site.file) == 0 && a.flag == b.flag && a.want == b.want;
 }
@@ -126,20 +127,20 @@ bool alike(const Fiber& a, const Fiber& b) {
 void describe(const Fiber& fiber) {
   const Site& site = fiber.site;
   if (fiber.state == State::kDone) {
-    add_error("returned from the kernel\n");
+    add_error("returned from the kernel");
   } else if (fiber.state == State::kPoll) {
-    add_error("%s at %s:%d (value %u, waits for >= %u)\n", fiber.what, site.file, site.line,
+    add_error("%s at %s:%d (value %u, waits for >= %u)", fiber.what, site.file, site.line,
               *static_cast<const volatile uint32_t*>(fiber.flag), fiber.want);
   } else {
     const Meeting& meeting =
         fiber.state == State::kBlock ? fiber.block->meeting : fiber.warp->meeting;
-    add_error("%s at %s:%d (%d of %d arrived)\n", fiber.what, site.file, site.line, meeting.arrived,
+    add_error("%s at %s:%d (%d of %d arrived)", fiber.what, site.file, site.line, meeting.arrived,
               meeting.size);
   }
 }
 
 [[noreturn]] void report_deadlock() {
-  set_error("DEADLOCK in kernel '%s' (seed %llu): %d threads live, none can run\n", now.name,
+  set_error("DEADLOCK in kernel '%s' (seed %llu): %d threads live, none can run", now.name,
             static_cast<unsigned long long>(now.seed), now.live);
   for (int first = 0; first < now.count;) {
     int next = first + 1;
@@ -149,9 +150,9 @@ void describe(const Fiber& fiber) {
     }
     const int block = first / now.threads, thread = first % now.threads;
     if (next == first + 1) {
-      add_error("  block %d thread %d: ", block, thread);
+      add_error("\n  block %d thread %d: ", block, thread);
     } else {
-      add_error("  block %d threads %d-%d: ", block, thread, thread + next - first - 1);
+      add_error("\n  block %d threads %d-%d: ", block, thread, thread + next - first - 1);
     }
     describe(now.fibers[first]);
     first = next;
@@ -192,11 +193,8 @@ void run_fiber() {
 #endif
   now.entry(now.closure);
   if (fiber.copy_count > 0) {
-    fail("returned with %d copies that it never waited for (cp_wait)", fiber.copy_count);
+    fail("returned without cp_wait for its last %d copies", fiber.copy_count);
   }
-#ifdef HC_TSAN
-  __tsan_release(&now.end);
-#endif
   fiber.state = State::kDone;
   --now.live;
   pass_on(true);
@@ -258,23 +256,24 @@ bool create_all(size_t stack_bytes) {
   return now.schedule.start(now.seed, now.count);
 }
 
-void destroy_all() {
-  for (int i = 0; now.fibers && i < now.count; ++i) {
+// what fibers did, abandoned ones too, comes before what the host does next
+void join_all() {
+#ifdef HC_TSAN
+  for (int i = 0; i < now.count; ++i) {
     Fiber& fiber = now.fibers[i];
-#ifdef HC_TSAN
-    if (fiber.sanitizer) {
-      // what an abandoned fiber did comes before what the host does next, too
-      __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
-      __tsan_release(&now.end);
-      __tsan_switch_to_fiber(now.host.sanitizer, __tsan_switch_to_fiber_no_sync);
-      __tsan_destroy_fiber(fiber.sanitizer);
-    }
-#endif
-    free(fiber.copies);
+    if (fiber.sanitizer == nullptr) break;
+    __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
+    __tsan_release(&now.end);
+    __tsan_switch_to_fiber(now.host.sanitizer, __tsan_switch_to_fiber_no_sync);
+    __tsan_destroy_fiber(fiber.sanitizer);
   }
-#ifdef HC_TSAN
   __tsan_acquire(&now.end);
 #endif
+}
+
+void destroy_all() {
+  if (now.fibers) join_all();
+  for (int i = 0; now.fibers && i < now.count; ++i) free(now.fibers[i].copies);
   for (unsigned b = 0; now.blocks && b < now.grid.count(); ++b) unmap_shared(&now.blocks[b]);
   free(now.fibers), free(now.blocks), free(now.warps), free(now.polling);
   now.schedule.finish();
@@ -407,7 +406,7 @@ int run(const char* name, void (*entry)(void*), void* closure, Dim3 grid, Dim3 b
     return 1;
   }
   set_error("%s", "");
-  now = State_();
+  now = Running();
   now.name = name, now.seed = options.seed, now.entry = entry, now.closure = closure;
   now.grid = grid, now.block = block, now.shared_bytes = shared_bytes;
   now.threads = static_cast<int>(block.x);
@@ -427,6 +426,7 @@ int run(const char* name, void (*entry)(void*), void* closure, Dim3 grid, Dim3 b
       catch_faults();
       change(now.host, now.fibers[now.schedule.take()], false);
       release_faults();
+      if (!now.failed) check_margins();
     } else {
       set_error("kernel '%s': no memory for %d threads", name, now.count);
       now.failed = true;

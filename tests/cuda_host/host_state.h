@@ -86,7 +86,7 @@ class Schedule {
   uint64_t* set_ = nullptr;  // the ranks of the ready fibers
 };
 
-struct State_ {
+struct Running {
   const char* name = "";
   uint64_t seed = 0;
   Dim3 grid, block;
@@ -102,10 +102,10 @@ struct State_ {
   void* closure = nullptr;
   bool failed = false;
   int64_t switches = 0;
-  char end = 0;  // for ThreadSanitizer: the end of each fiber comes before what the host does next
+  char end = 0;  // for ThreadSanitizer: where fibers end
 };
 
-extern State_ now;
+extern Running now;
 
 inline Fiber* running() { return static_cast<Fiber*>(cur); }
 
@@ -120,6 +120,7 @@ void meet(Meeting& meeting, State state, const char* what, Site site, bool order
 bool take_stack(int number, size_t bytes, Stack* stack);
 bool map_shared(Block* block, size_t bytes);
 void unmap_shared(Block* block);
+void check_margins();
 void catch_faults();
 void release_faults();
 
