@@ -66,9 +66,6 @@ struct Tiles {
 // columns 16 step .. 16 step + 15 of x, rows 16 step .. of w
 NOPROP_DEV void fetch(const Tiles& tiles, const uint16_t* x, const uint16_t* w, int step) {
   const int half = threadIdx.x % 2, row = threadIdx.x / 2 % 16;
-#ifdef PLANT_GLOBAL_OVERRUN
-  w += 8 * (step == kDepth / kStep - 1);
-#endif
 #ifdef PLANT_MISALIGNED_COPY
   w += 4;
 #endif
@@ -89,7 +86,11 @@ NOPROP_DEV void multiply(const Tiles& tiles, const uint16_t* x, const uint16_t* 
   float d[4] = {};
   fetch(tiles, x, w, 0);
   for (int step = 0; step < kSteps; ++step) {
+#ifdef PLANT_GLOBAL_OVERRUN
+    fetch(tiles, x, w, step + 1);  // the last one is never used
+#else
     if (step + 1 < kSteps) fetch(tiles, x, w, step + 1);
+#endif
 #if defined(PLANT_EARLY_COPY_WAIT)
     dev::cp_wait<1>();
 #elif !defined(PLANT_MISSING_COPY_WAIT)
@@ -118,7 +119,9 @@ NOPROP_DEV void multiply(const Tiles& tiles, const uint16_t* x, const uint16_t* 
     dev::sync_block();
 #endif
   }
-#ifdef PLANT_COPY_LEFT
+#if defined(PLANT_EARLY_COPY_WAIT) || defined(PLANT_MISSING_COPY_WAIT)
+  dev::cp_wait<0>();  // as some later wait would
+#elif defined(PLANT_COPY_LEFT)
   fetch(tiles, x, w, 0);
 #endif
   for (int i = 0; i < 4; ++i) {
@@ -128,6 +131,9 @@ NOPROP_DEV void multiply(const Tiles& tiles, const uint16_t* x, const uint16_t* 
     tiles.sums[(g + 8 * (i >> 1)) * kColumns + 8 * warp + 2 * t + (i & 1)] = d[i];
 #endif
   }
+#ifdef PLANT_TILE_OVERRUN
+  tiles.sums[kRows * kColumns + lane] = 0;  // into `halves`, which is written later
+#endif
 }
 
 // adds the sum over its row to each value: each lane takes half a row, and they meet through memory
