@@ -20,7 +20,12 @@ VARIANTS = {
     "thread": ["-O1", "-fsanitize=thread"],
 }
 # ThreadSanitizer must not see the scheduler, which tells it of fibers instead
-EMULATOR = VARIANTS | {"thread": ["-O1", "-DHC_TSAN"]}
+EMULATOR = VARIANTS | {
+    "plain": ["-O2"],
+    "thread": ["-O1", "-DHC_TSAN"],
+    "ucontext": ["-O2", "-DHC_UCONTEXT"],
+}
+VARIANTS["ucontext"] = VARIANTS["plain"]
 
 
 def compiler_gap() -> str | None:
@@ -39,7 +44,10 @@ def fixed_addresses() -> list[str]:
 def run(*command: str | Path, status: int | None = 0, timeout: float = 300) -> str:
     """What the command wrote; it must end with `status`, or with any but 0 where that is None."""
     done = subprocess.run(
-        [*fixed_addresses(), *(str(part) for part in command)], capture_output=True, text=True, timeout=timeout
+        [*fixed_addresses(), *(str(part) for part in command)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     wrong = done.returncode == 0 if status is None else done.returncode != status
     assert not wrong, f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}"

@@ -332,9 +332,9 @@ const Case kCases[] = {
 
 }  // namespace
 
-// the text of a case, valid until the next call; null: there is no such case
+// the text of a case, valid until this thread calls again; null: there is no such case
 extern "C" const char* run_case(const char* name) {
-  static std::string text;
+  static thread_local std::string text;
   for (const Case& one : kCases) {
     if (std::strcmp(one.name, name) != 0) continue;
     text = one.run();

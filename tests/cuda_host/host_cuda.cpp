@@ -20,8 +20,8 @@ Running now;
 
 namespace {
 
-char error_text[8192];
-pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
+thread_local char error_text[8192];  // of a launch, which stays on its OS thread
+pthread_mutex_t one_at_a_time = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
 
 void put_error(size_t at, const char* format, va_list values) {
   if (at < sizeof error_text) vsnprintf(error_text + at, sizeof error_text - at, format, values);
@@ -45,7 +45,7 @@ void add_error(const char* format, ...) {
   va_end(values);
 }
 
-#ifdef __x86_64__
+#ifndef HC_UCONTEXT
 extern "C" void hc_switch(void** from, void* to) __attribute__((visibility("hidden")));
 // saves what a call must keep, changes stacks, and returns to where the other one left
 asm(R"(
@@ -85,7 +85,7 @@ void change(Fiber& from, Fiber& to, [[maybe_unused]] bool for_good) {
 #ifdef HC_TSAN
   __tsan_switch_to_fiber(to.sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
-#ifdef __x86_64__
+#ifndef HC_UCONTEXT
   hc_switch(&from.context, to.context);
 #else
   swapcontext(&from.context, &to.context);
@@ -118,10 +118,12 @@ void wake_pollers() {
   now.pollers = left;
 }
 
+bool same(const char* a, const char* b) { return a == b || strcmp(a, b) == 0; }
+
 bool alike(const Fiber& a, const Fiber& b) {
   if (a.state == State::kDone && b.state == State::kDone) return true;
-  return a.state == b.state && a.what == b.what && a.site.line == b.site.line &&
-         strcmp(a.site.file, b.site.file) == 0 && a.flag == b.flag && a.want == b.want;
+  return a.state == b.state && same(a.what, b.what) && a.site.line == b.site.line &&
+         same(a.site.file, b.site.file) && a.flag == b.flag && a.want == b.want;
 }
 
 void describe(const Fiber& fiber) {
@@ -203,7 +205,7 @@ void run_fiber() {
 
 bool prepare(Fiber& fiber, size_t stack_bytes) {
   if (!take_stack(fiber.number, stack_bytes, &fiber.stack)) return false;
-#ifdef __x86_64__
+#ifndef HC_UCONTEXT
   void** top = reinterpret_cast<void**>(fiber.stack.bottom + fiber.stack.bytes);
   memset(top - 8, 0, 8 * sizeof(void*));
   top[-2] = reinterpret_cast<void*>(run_fiber);  // it returns to null, never
@@ -288,9 +290,10 @@ bool check_launch(const Options& options) {
         now.name, now.block.x, now.block.y, now.block.z);
     return false;
   }
-  if (blocks == 0 || (options.max_blocks != 0 && blocks > options.max_blocks)) {
-    set_error("kernel '%s': the grid has %u blocks, must have 1 to %u that are co-resident",
-              now.name, blocks, options.max_blocks);
+  const unsigned most = options.max_blocks == 0 ? 1u << 20 : options.max_blocks;
+  if (blocks == 0 || blocks > most) {
+    set_error("kernel '%s': the grid must have 1 to %u blocks, so that all are co-resident, has %u",
+              now.name, most, blocks);
     return false;
   }
   return true;
@@ -331,8 +334,8 @@ void meet(Meeting& meeting, State state, const char* what, Site site, bool order
   if (meeting.arrived == 0) {
     meeting.site = site;
     meeting.what = what;
-  } else if (strcmp(meeting.what, what) != 0 || meeting.site.line != site.line ||
-             strcmp(meeting.site.file, site.file) != 0) {
+  } else if (!same(meeting.what, what) || meeting.site.line != site.line ||
+             !same(meeting.site.file, site.file)) {
     fail("divergent %s: %s at %s:%d here, %s at %s:%d in %d other threads",
          state == State::kBlock ? "block" : "warp", what, site.file, site.line, meeting.what,
          meeting.site.file, meeting.site.line, meeting.arrived);
@@ -401,8 +404,8 @@ Copy& new_copy() {
 
 int run(const char* name, void (*entry)(void*), void* closure, Dim3 grid, Dim3 block,
         size_t shared_bytes, const Options& options) {
-  if (pthread_mutex_trylock(&one_at_a_time) != 0) {
-    set_error("kernel '%s': another launch is running in this process", name);
+  if (pthread_mutex_lock(&one_at_a_time) != 0) {  // this thread holds it
+    set_error("kernel '%s': a kernel cannot launch another", name);
     return 1;
   }
   set_error("%s", "");

@@ -74,8 +74,8 @@ struct Thread {
 extern Thread* cur;
 
 struct Options {
-  uint64_t seed = 0;  // 0: first come, first served; else 1, 2, 0 modulo 3: last come first,
-                      // random, fixed random priorities of warps and lanes
+  uint64_t seed = 0;        // 0: first come, first served; else 1, 2, 0 modulo 3: last come first,
+                            // random, fixed random priorities of warps and lanes
   int stack_kb = 0;         // 0: 128, or 256 under a sanitizer
   unsigned max_blocks = 0;  // a larger grid is an error, as it would be on a device; 0: any
 };

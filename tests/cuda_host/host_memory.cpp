@@ -88,9 +88,11 @@ void check_margins() {
     for (const unsigned char* at = first; at < end; ++at) {
       if (at == block.shared) at += now.shared_bytes;
       if (at >= end || *at == 0xFF) continue;
-      set_error("kernel '%s' (seed %llu): a store to byte %td of shared memory of block %u, which has %zu",
-                now.name, static_cast<unsigned long long>(now.seed), at - block.shared, b,
-                now.shared_bytes);
+      set_error(
+          "kernel '%s' (seed %llu): a store to byte %td of shared memory of block %u, which has "
+          "%zu",
+          now.name, static_cast<unsigned long long>(now.seed), at - block.shared, b,
+          now.shared_bytes);
       now.failed = true;
       return;
     }

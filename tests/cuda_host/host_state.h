@@ -9,6 +9,9 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 #ifndef __x86_64__
+#define HC_UCONTEXT  // twenty times slower, but works anywhere
+#endif
+#ifdef HC_UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -26,10 +29,10 @@ struct Warp;
 
 // a CUDA thread, or the host's own thread where it left for the first fiber
 struct Fiber : Thread {
-#ifdef __x86_64__
-  void* context = nullptr;
-#else
+#ifdef HC_UCONTEXT
   ucontext_t context;
+#else
+  void* context = nullptr;  // its stack pointer
 #endif
   Stack stack;
   Block* block = nullptr;

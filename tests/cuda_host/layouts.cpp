@@ -16,7 +16,8 @@ template <typename T>
 void expect(const char* what, int at, T got, T want) {
   ++compared;
   if (std::memcmp(&got, &want, sizeof(T)) == 0) return;
-  if (++wrong <= 20) std::printf("%s[%d]: %.9g, must be %.9g\n", what, at, double(got), double(want));
+  if (++wrong <= 20)
+    std::printf("%s[%d]: %.9g, must be %.9g\n", what, at, double(got), double(want));
 }
 
 template <typename... P, typename... A>
@@ -167,7 +168,8 @@ float round_plainly(float value, int cut, bool even) {
 void test_conversions() {
   namespace dev = noprop::dev;
   for (uint32_t high = 0; high < 0x10000; ++high) {
-    for (const uint32_t low : {0u, 1u, 0x0FFFu, 0x1000u, 0x1001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu}) {
+    for (const uint32_t low :
+         {0u, 1u, 0x0FFFu, 0x1000u, 0x1001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu}) {
       const float value = __builtin_bit_cast(float, high << 16 | low);
       if (std::isnan(value)) {
         expect("NaN to bf16", int(high), dev::to_bf16(value), uint16_t{0x7FFF});
