@@ -36,7 +36,7 @@ def compiler_gap() -> str | None:
 
 
 def fixed_addresses() -> list[str]:
-    """Where addresses are more random than ThreadSanitizer of GCC 12 can bear, a prefix against it."""
+    """A prefix for where addresses are more random than GCC 12's ThreadSanitizer can bear."""
     bits = Path("/proc/sys/vm/mmap_rnd_bits")
     return ["setarch", "-R"] if bits.exists() and int(bits.read_text()) > 28 else []
 

@@ -114,7 +114,9 @@ inline Fiber* running() { return static_cast<Fiber*>(cur); }
 
 void set_error(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void add_error(const char* format, ...) __attribute__((format(printf, 1, 2)));
+[[noreturn]] void report_deadlock();
 [[noreturn]] void leave();  // to the host, for good
+bool same(const char* a, const char* b);
 // the last lane to arrive runs `all` for the others
 void meet(Meeting& meeting, State state, const char* what, Site site, bool orders,
           void (*all)(Warp&));
