@@ -44,6 +44,7 @@ NOPROP_DEV HeadScratch head_scratch(unsigned char* scratch) {
 
 // the row of a thread
 struct HeadRow {
+  int in_tile, lane;
   int64_t row;          // of the batch
   bool real;            // it is there
   const float* logits;  // (M,)
@@ -52,15 +53,15 @@ struct HeadRow {
 };
 
 NOPROP_DEV HeadRow head_row(const Program& p, const float* logits, int M, int tile, bool linear) {
-  const int in_batch = tile * kRows + tile_row();
-  HeadRow r{in_batch, in_batch < p.B, nullptr, 0.0f, 1.0f, linear};
+  const int in_tile = tile_row(), in_batch = tile * kRows + in_tile;
+  HeadRow r{in_tile, row_lane(), in_batch, in_batch < p.B, nullptr, 0.0f, 1.0f, linear};
   r.logits = logits + (r.real ? r.row * M : 0);
   if (linear) return r;
   float largest = -INFINITY, total = 0.0f;
-  for (int m = row_lane(); m < M; m += kRowLanes) largest = fmaxf(largest, r.logits[m]);
+  for (int m = r.lane; m < M; m += kRowLanes) largest = fmaxf(largest, r.logits[m]);
   r.largest = row_max(largest);
   // a NaN, which the maximum passes over, is in the sum
-  for (int m = row_lane(); m < M; m += kRowLanes) total += expf(r.logits[m] - r.largest);
+  for (int m = r.lane; m < M; m += kRowLanes) total += expf(r.logits[m] - r.largest);
   r.total = row_sum(total);
   return r;
 }
@@ -73,17 +74,18 @@ NOPROP_DEV float p_of(const HeadRow& r, int m) {
 // a is of the thread's own row. With `by_column` W (., D) is read as W[first + c, depth]. A thread
 // makes one result where there are no more columns than lanes of a row. All threads must call.
 template <typename Left>
-NOPROP_DEV void multiply_rows(const HeadScratch& s, Left a, const float* W, int depth, int first,
-                              int columns, int D, bool by_column) {
+NOPROP_DEV void multiply_rows(const HeadScratch& s, const HeadRow& r, Left a, const float* W,
+                              int depth, int first, int columns, int D, bool by_column) {
   const bool narrow = columns <= kRowLanes;
   const int log_width = narrow ? kLogRowLanes : kLogHeadAcross;
-  const int rows_at = narrow ? tile_row() : thread_index() / 64 * 4;
-  const int column = narrow ? row_lane() : thread_index() % 64;
+  const int thread = r.in_tile * kRowLanes + r.lane;
+  const int rows_at = narrow ? r.in_tile : thread / 64 * 4;
+  const int column = narrow ? r.lane : thread % 64;
   float sum[4][2] = {};
   for (int start = 0; start < depth; start += kHeadDepth) {
-    const int own = start + row_lane();
-    s.s_a[row_lane() * kLeftStride + tile_row()] = own < depth ? a(own) : 0.0f;
-    for (int item = thread_index(); item < kHeadDepth << log_width; item += kThreads) {
+    const int own = start + r.lane;
+    s.s_a[r.lane * kLeftStride + r.in_tile] = own < depth ? a(own) : 0.0f;
+    for (int item = thread; item < kHeadDepth << log_width; item += kThreads) {
       const int k = by_column ? item % kHeadDepth : item >> log_width;
       const int c = by_column ? item / kHeadDepth : item & ((1 << log_width) - 1);
       const int64_t place =
@@ -128,15 +130,15 @@ NOPROP_DEV void for_u_hat(const HeadScratch& s, const HeadRow& r, const float* W
                           Visit visit) {
   if (W == nullptr) {
     if (!r.real) return;
-    for (int d = row_lane(); d < D; d += kRowLanes) visit(d, p_of(r, d));
+    for (int d = r.lane; d < D; d += kRowLanes) visit(d, p_of(r, d));
     return;
   }
   for (int first = 0; first < D; first += kHeadAcross) {
     const int columns = min_of(D - first, kHeadAcross);
-    multiply_rows(s, [&](int m) { return p_of(r, m); }, W, M, first, columns, D, false);
+    multiply_rows(s, r, [&](int m) { return p_of(r, m); }, W, M, first, columns, D, false);
     if (!r.real) continue;
-    for (int c = row_lane(); c < columns; c += kRowLanes) {
-      visit(first + c, s.s_out[tile_row() * kStagedStride + c]);
+    for (int c = r.lane; c < columns; c += kRowLanes) {
+      visit(first + c, s.s_out[r.in_tile * kStagedStride + c]);
     }
   }
 }
@@ -159,13 +161,13 @@ struct HeadTerms {
 
 NOPROP_DEV void cross_entropy(const HeadStage& s, const HeadRow& r, const HeadTerms& t) {
   if (!r.real) return;
-  if (row_lane() == 0 && t.error != nullptr) {
+  if (r.lane == 0 && t.error != nullptr) {
     const float error = logf(r.total) - (r.logits[t.y] - r.largest);
     // of the other classes' logits the sum alone knows that one is not finite
     t.error[r.row] = r.total == r.total ? error : r.total;
   }
   if (t.d_logits == nullptr) return;
-  for (int m = row_lane(); m < s.M; m += kRowLanes) {
+  for (int m = r.lane; m < s.M; m += kRowLanes) {
     t.d_logits[r.row * s.M + m] = t.scale * (p_of(r, m) - static_cast<float>(m == t.y));
   }
 }
@@ -185,7 +187,7 @@ NOPROP_DEV void squared_error(const HeadStage& s, const HeadRow& r, const HeadTe
     if (d_u_hat != nullptr) d_u_hat[at_d] = 2 * t.scale * residual;
   });
   error = row_sum(error);
-  if (r.real && row_lane() == 0 && t.error != nullptr) t.error[r.row] = error;
+  if (r.real && r.lane == 0 && t.error != nullptr) t.error[r.row] = error;
 }
 
 // d_logits and p from d_u_hat, which this thread wrote; all threads must call
@@ -203,21 +205,21 @@ NOPROP_DEV void logits_gradient(const HeadStage& s, const HeadRow& r, const Head
     d_logits[m] = d_p;
   };
   if (s.W_embed == nullptr) {
-    for (int m = row_lane(); r.real && m < s.M; m += kRowLanes) take(m, d_u_hat[m]);
+    for (int m = r.lane; r.real && m < s.M; m += kRowLanes) take(m, d_u_hat[m]);
   } else {
     for (int first = 0; first < s.M; first += kHeadAcross) {
       const int columns = min_of(s.M - first, kHeadAcross);
       multiply_rows(
-          shared, [&](int d) { return r.real ? d_u_hat[d] : 0.0f; }, s.W_embed, s.D, first, columns,
-          s.D, true);
-      for (int c = row_lane(); r.real && c < columns; c += kRowLanes) {
-        take(first + c, shared.s_out[tile_row() * kStagedStride + c]);
+          shared, r, [&](int d) { return r.real ? d_u_hat[d] : 0.0f; }, s.W_embed, s.D, first,
+          columns, s.D, true);
+      for (int c = r.lane; r.real && c < columns; c += kRowLanes) {
+        take(first + c, shared.s_out[r.in_tile * kStagedStride + c]);
       }
     }
   }
   if (r.linear) return;
   dot = row_sum(dot);
-  for (int m = row_lane(); r.real && m < s.M; m += kRowLanes) {
+  for (int m = r.lane; r.real && m < s.M; m += kRowLanes) {
     if (!one) {
       p_m = p_of(r, m);
       d_p = d_logits[m];

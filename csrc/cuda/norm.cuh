@@ -14,7 +14,8 @@ static_assert(2 * dev::Carve::cost(2 * kThreads * 4) <= kScratchBytes);
 // the sum over warps of what was put in s_parts (kWarps, kLanes), for the thread's column
 NOPROP_DEV float sum_of_warps(const float* s_parts) {
   float sum = 0.0f;
-  for (int warp = 0; warp < kWarps; ++warp) sum += s_parts[warp * kLanes + lane_index()];
+  const int lane = lane_index();
+  for (int warp = 0; warp < kWarps; ++warp) sum += s_parts[warp * kLanes + lane];
   return sum;
 }
 
@@ -28,24 +29,25 @@ NOPROP_DEV Moments batch_moments(const float* y, int column, bool real, int B, i
   dev::Carve carve{scratch};
   float *s_sums = carve.take<float>(kThreads), *s_squares = carve.take<float>(kThreads);
   float mean = 0.0f, m2 = 0.0f;
+  const int thread = thread_index(), warp = thread / kLanes;
   for (int first = 0; first < B; first += kChunkRows) {
     const int rows = min_of(B - first, kChunkRows);
     float value[kWarpRows], sum = 0.0f, squares = 0.0f;
 #pragma unroll
     for (int j = 0; j < kWarpRows; ++j) {
-      const int row = warp_index() + j * kWarps;
+      const int row = warp + j * kWarps;
       value[j] = real && row < rows ? y[int64_t{first + row} * H + column] : 0.0f;
       sum += value[j];
     }
-    s_sums[thread_index()] = sum;
+    s_sums[thread] = sum;
     dev::sync_block();
     const float chunk_mean = dev::div_rn(sum_of_warps(s_sums), static_cast<float>(rows));
 #pragma unroll
     for (int j = 0; j < kWarpRows; ++j) {
-      const float apart = warp_index() + j * kWarps < rows ? value[j] - chunk_mean : 0.0f;
+      const float apart = warp + j * kWarps < rows ? value[j] - chunk_mean : 0.0f;
       squares += apart * apart;
     }
-    s_squares[thread_index()] = squares;
+    s_squares[thread] = squares;
     dev::sync_block();  // also: s_sums may be written again
     const float share = dev::div_rn(static_cast<float>(rows), static_cast<float>(first + rows));
     const float delta = chunk_mean - mean;
@@ -118,28 +120,29 @@ NOPROP_DEV void norm_gradient_tile(const Program& p, const NormGradientStage& s,
   dev::Carve carve{scratch};
   float *s_weight = carve.take<float>(2 * kThreads), *s_bias = carve.take<float>(2 * kThreads);
   float d_weight = 0.0f, d_bias = 0.0f;
+  const int thread = thread_index(), warp = thread / kLanes;
   for (int first = 0; first < p.B; first += kChunkRows) {
     const int rows = min_of(p.B - first, kChunkRows);
     // the halves of the scratch take turns, so that one barrier a chunk will do
     const int half = first / kChunkRows % 2 * kThreads;
     float sum_weight = 0.0f, sum_bias = 0.0f;
 #pragma unroll 4
-    for (int row = warp_index(); row < rows; row += kWarps) {
+    for (int row = warp; row < rows; row += kWarps) {
       if (!real) break;
       const int64_t here = int64_t{first + row} * s.H + column;
       const float d = d_out[here];
       sum_weight += d * ((y[here] - mean) * rstd);
       sum_bias += d;
     }
-    s_weight[half + thread_index()] = sum_weight;
-    s_bias[half + thread_index()] = sum_bias;
+    s_weight[half + thread] = sum_weight;
+    s_bias[half + thread] = sum_bias;
     dev::sync_block();
     d_weight += sum_of_warps(s_weight + half);
     d_bias += sum_of_warps(s_bias + half);
   }
   dev::sync_block();
   if (!real) return;
-  if (warp_index() == 0) {
+  if (warp == 0) {
     if (float* to = at<float>(s.d_weight, place)) to[column] = d_weight;
     if (float* to = at<float>(s.d_bias, place)) to[column] = d_bias;
   }
@@ -149,7 +152,7 @@ NOPROP_DEV void norm_gradient_tile(const Program& p, const NormGradientStage& s,
   const float mean_bias = s.training ? dev::div_rn(d_bias, B) : 0.0f;
   float* d_y = at<float>(s.d_y, place);
 #pragma unroll 4
-  for (int row = warp_index(); row < p.B; row += kWarps) {
+  for (int row = warp; row < p.B; row += kWarps) {
     const int64_t here = int64_t{row} * s.H + column;
     float d = d_out[here];
     if (s.training) d = d - mean_bias - (y[here] - mean) * rstd * mean_weight;

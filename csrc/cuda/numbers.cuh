@@ -9,18 +9,19 @@ namespace noprop::cuda {
 NOPROP_DEV void numbers_tile(const Program& p, const NumbersStage& s, const Place& place, int tile,
                              unsigned char*) {
   const int64_t row = tile * kRows + tile_row();
+  const int lane = row_lane();
   const bool real = row < p.B;
   const float *d_z = at<const float>(s.d_z, place), *eps = at<const float>(s.eps, place);
   const int64_t y = real ? at<const int64_t>(s.labels, place)[row] : 0;
   float d_signal = 0.0f, d_noise = 0.0f;
-  for (int d = row_lane(); real && d < s.D; d += kRowLanes) {
+  for (int d = lane; real && d < s.D; d += kRowLanes) {
     const float u_y = s.W_embed == nullptr ? static_cast<float>(d == y) : s.W_embed[y * s.D + d];
     d_signal += d_z[row * s.D + d] * u_y;
     d_noise += d_z[row * s.D + d] * eps[row * s.D + d];
   }
   d_signal = row_sum(d_signal);
   d_noise = row_sum(d_noise);
-  if (!real || row_lane() != 0) return;
+  if (!real || lane != 0) return;
   at<float>(s.d_signal, place)[row] = d_signal;
   at<float>(s.d_noise, place)[row] = d_noise;
 }
@@ -36,7 +37,7 @@ NOPROP_DEV void embedding_tile(const Program& p, const EmbeddingStage& s, const 
                                int tile, unsigned char* scratch) {
   const int across = (s.D + kEmbedding - 1) / kEmbedding;
   const int m_0 = tile / across * kEmbedding, d_0 = tile % across * kEmbedding;
-  const int m_in = thread_index() / kEmbedding, d_in = thread_index() % kEmbedding;
+  const int thread = thread_index(), m_in = thread / kEmbedding, d_in = thread % kEmbedding;
   dev::Carve carve{scratch};
   float* s_p = carve.take<float>(kStaged * kEmbedding);        // (row, m)
   float* s_d_u_hat = carve.take<float>(kStaged * kEmbedding);  // (row, d)
@@ -49,9 +50,7 @@ NOPROP_DEV void embedding_tile(const Program& p, const EmbeddingStage& s, const 
   float total = 0.0f, by_prediction = 0.0f, by_label = 0.0f;
   for (int first = 0; first < p.B; first += kStaged) {
     const int rows = min_of(p.B - first, kStaged);
-    if (thread_index() < rows) {
-      s_y[thread_index()] = static_cast<int32_t>(labels[first + thread_index()]);
-    }
+    if (thread < rows) s_y[thread] = static_cast<int32_t>(labels[first + thread]);
     for (int r = m_in; r < rows; r += kEmbedding) {
       const int64_t row = first + r;
       const int m = m_0 + d_in, d = d_0 + d_in;

@@ -5,7 +5,6 @@ from types import ModuleType
 
 import pytest
 
-import cuda_module_for_tests
 import stages_for_tests
 from cuda_host_for_tests import Builder, compiler_gap
 from noprop_kernels import dispatch
@@ -16,12 +15,6 @@ from noprop_kernels.cuda_kernels import extension
 def stages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """Single stages of the persistent kernel, for stages_for_tests.run_stage."""
     return stages_for_tests.build(tmp_path_factory.mktemp("stages"))
-
-
-@pytest.fixture(scope="session")
-def cuda_module(request, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The backend's extension, built for the host."""
-    return cuda_module_for_tests.built(request.config, tmp_path_factory)
 
 
 @pytest.fixture
