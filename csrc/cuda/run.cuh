@@ -137,6 +137,20 @@ NOPROP_DEV void move_resident(const Program& p, int64_t slice, int rank, float* 
   }
 }
 
+#ifdef NOPROP_CUDA_CLOCKS
+constexpr bool kClocks = true;
+#else
+constexpr bool kClocks = false;
+#endif
+
+// adds the cycles since `since` to an entry of the program's clocks
+NOPROP_DEV void lap(const Program& p, int entry, int64_t& since) {
+  if (!kClocks || p.clocks == nullptr || blockIdx.x != 0 || thread_index() != 0) return;
+  const int64_t now = dev::clock_now();
+  p.clocks[entry] += now - since;
+  since = now;
+}
+
 template <Precision P>
 NOPROP_DEV void run(const Program& p, unsigned char* shared) {
   float* const resident = reinterpret_cast<float*>(shared + Scratch<P>::kBytes);
@@ -152,15 +166,18 @@ NOPROP_DEV void run(const Program& p, unsigned char* shared) {
         held = place.slice;
         move_resident<P, true>(p, held, rank, resident);
       }
+      int64_t since = kClocks ? dev::clock_now() : 0;
       for (int stage = 0; stage < p.num_stages; ++stage) {
         const Stage& s = p.stages[stage];
         if (s.once < 0 || s.once == k) run_stage<P>(p, stage, place, rank, resident, shared);
+        lap(p, 2 * stage, since);
         if (s.barrier == 0) continue;
         if (p.blocks > 1) {
           dev::group_barrier(p.barriers + g, p.blocks, epoch);
         } else {
           dev::sync_block();
         }
+        lap(p, 2 * stage + 1, since);
       }
     }
     if (held >= 0) move_resident<P, false>(p, held, rank, resident);
