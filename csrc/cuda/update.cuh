@@ -2,47 +2,12 @@
 //
 // A weight gradient's tile goes from the product's registers through the optimizer into the weight;
 // gradients reach memory only where they are asked for (Rule::kNone).
-//
-//     SGD:   g += wd * param;  m = momentum * m + g;  param -= lr * (m, or g + momentum * m)
-//     Adam:  g += wd * param;  AdamW: param *= 1 - lr * wd;  then both
-//            m += (1 - beta_1) (g - m);  v = beta_2 * v + (1 - beta_2) g^2
-//            param -= lr / c_1 * m / (sqrt(v) / sqrt(c_2) + eps),  c_i = 1 - beta_i^updates
 #pragma once
 
+#include "cuda/optimizer.cuh"
 #include "cuda/tiles.cuh"
 
 namespace noprop::cuda {
-
-// what a slice's loss stage left for its update
-struct Rates {
-  float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
-  bool moves;
-};
-
-NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
-  if (p.hyper.rule == Rule::kNone) return {0.0f, 0.0f, 1.0f, false};
-  const float* from = at<float>(buffer, place);
-  return {from[0], from[1], from[2], from[3] != 0.0f};
-}
-
-// one step of a parameter w with moments m and v; those that the rule does not use are left alone
-NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, float& w, float& m, float& v) {
-  if (h.rule == Rule::kAdamW) {
-    w *= rates.decay;
-  } else {
-    g += rates.decay * w;
-  }
-  if (moments(h.rule) == 2) {
-    m += h.one_less_beta_1 * (g - m);
-    v = h.beta_2 * v + h.one_less_beta_2 * (g * g);
-    w -= dev::div_rn(rates.lr * m, dev::div_rn(dev::sqrt_rn(v), rates.root) + h.eps);
-  } else if (moments(h.rule) == 1) {
-    m = h.momentum * m + g;
-    w -= rates.lr * (h.rule == Rule::kNesterov ? g + h.momentum * m : m);
-  } else {
-    w -= rates.lr * g;
-  }
-}
 
 // one step of entry `at` of a slice's parameter, or its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
@@ -52,12 +17,13 @@ NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& 
   } else if (rates.moves) {
     const int kept = moments(p.hyper.rule);
     const int64_t entry = place.slice * param.size + at;
-    float w = param.value[entry], m = kept > 0 ? param.m[entry] : 0.0f;
-    float v = kept > 1 ? param.v[entry] : 0.0f;
-    step(p.hyper, rates, g, w, m, v);
-    param.value[entry] = w;
-    if (kept > 0) param.m[entry] = m;
-    if (kept > 1) param.v[entry] = v;
+    float d[1] = {g}, w[1] = {param.value[entry]}, m[1] = {}, v[1] = {};
+    if (kept > 0) m[0] = param.m[entry];
+    if (kept > 1) v[0] = param.v[entry];
+    step(p.hyper, rates, d, w, m, v);
+    param.value[entry] = w[0];
+    if (kept > 0) param.m[entry] = m[0];
+    if (kept > 1) param.v[entry] = v[0];
   }
 }
 
@@ -87,8 +53,21 @@ struct WeightTile {
   }
 };
 
-// The moments of a tile in shared memory: entry e of thread t at e * kThreads + t, v behind m.
-// resident null: they are in global memory.
+// a tile's moment in shared memory: entry e of thread t at e * kThreads + t
+template <int N>
+NOPROP_DEV void load_moment(const float* resident, float (&moment)[N]) {
+  static_assert(N * kThreads == kTileEntries);
+#pragma unroll
+  for (int e = 0; e < N; ++e) moment[e] = resident[e * kThreads + thread_index()];
+}
+
+template <int N>
+NOPROP_DEV void store_moment(float* resident, const float (&moment)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) resident[e * kThreads + thread_index()] = moment[e];
+}
+
+// resident: the tile's moments in shared memory, v behind m; null: they are in global memory
 template <Precision P>
 NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s, const Place& place,
                                    int tile, float* resident, unsigned char* scratch) {
@@ -112,15 +91,11 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
         {at<const float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
 
   if (writes) return g.write(where.of(s.param.grad, place.i, s.param.size), g.sum);
-#pragma unroll
-  for (int e = 0; e < Sums::kEntries; ++e) {
-    const int kept_at = e * kThreads + g.thread;
-    if (outside < kept) m[e] = resident[kept_at];
-    if (outside + 1 < kept) v[e] = resident[kTileEntries + kept_at];
-    step(p.hyper, rates, g.sum[e], w[e], m[e], v[e]);
-    if (outside < kept) resident[kept_at] = m[e];
-    if (outside + 1 < kept) resident[kTileEntries + kept_at] = v[e];
-  }
+  if (outside < kept) load_moment(resident, m);
+  if (outside + 1 < kept) load_moment(resident + kTileEntries, v);
+  step(p.hyper, rates, g.sum, w, m, v);
+  if (outside < kept) store_moment(resident, m);
+  if (outside + 1 < kept) store_moment(resident + kTileEntries, v);
   g.write(w_place, w);
   g.write(m_place, m);
   g.write(v_place, v);
@@ -134,18 +109,15 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
   const WeightTile where(s, tile);
   for (int part = 0; part < moments(p.hyper.rule); ++part) {
     const View<float> moment = where.of(part == 0 ? s.param.m : s.param.v, slice, s.param.size);
-    float* const kept = resident + part * kTileEntries + places.thread;
-    float value[WeightSums<P>::kEntries];
-    if (FETCH) places.read(moment, value);
-#pragma unroll
-    for (int e = 0; e < WeightSums<P>::kEntries; ++e) {
-      if (FETCH) {
-        kept[e * kThreads] = value[e];
-      } else {
-        value[e] = kept[e * kThreads];
-      }
+    float* const kept = resident + part * kTileEntries;
+    float value[WeightSums<P>::kEntries] = {};
+    if (FETCH) {
+      places.read(moment, value);
+      store_moment(kept, value);
+    } else {
+      load_moment(kept, value);
+      places.write(moment, value);
     }
-    if (!FETCH) places.write(moment, value);
   }
 }
 

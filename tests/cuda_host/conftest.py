@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 
 import stages_for_tests
+from cuda_host_for_tests import Builder, compiler_gap
 from noprop_kernels import dispatch
 from noprop_kernels.cuda_kernels import extension
 
@@ -22,3 +23,11 @@ def kernels(cuda_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleT
     monkeypatch.setattr(extension, "module", cuda_module)
     monkeypatch.setenv("NOPROP_HOST_SEED", "0")
     return dispatch.load("cuda")
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    """Programs with the emulator, for each sanitizer."""
+    if reason := compiler_gap():
+        pytest.skip(reason)
+    return Builder(tmp_path_factory.mktemp("cuda_host"))
