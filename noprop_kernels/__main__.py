@@ -29,7 +29,7 @@ def main() -> None:
     print(f"Triton: {dispatch.triton_version() or 'not installed'}")
     for device, what in devices():
         print(f"backends on {device}{what}:")
-        for name in (*dispatch.BACKENDS, *dispatch.LATER):
+        for name in dispatch.BACKENDS:
             reason = dispatch.gap(name, None, device, "float32")
             print(f"  {name}: {reason or 'runs here'}")
 

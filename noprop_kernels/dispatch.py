@@ -17,23 +17,26 @@ from typing import Any
 import torch
 
 from . import native
+from .cuda_kernels import extension
+from .gpu import errors
 from .plan import Dense, Plan
 from .telling import tell
-from .triton_kernels import errors
 
 # by device; on others nothing runs but the reference, where it is forced
-ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 BACKENDS = {  # modules by name, each imported when it first runs
     "cpu": "native",
     "triton": "triton_kernels.backend",
+    "cuda": "cuda_kernels.backend",
     "reference": "reference_walk",
 }
-LATER = ("cuda",)  # names of the design that this version does not have
+BEHIND = {"cuda": "Triton comes first until both have been timed on a GPU"}  # for explain
 KINDS = dict.fromkeys(BACKENDS, (Dense,))  # of layers that each backend walks
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
 PRECISIONS = {
     "cpu": ("float32", "bfloat16"),
     "triton": KNOWN_PRECISIONS,
+    "cuda": KNOWN_PRECISIONS,
     "reference": KNOWN_PRECISIONS,
 }
 OLDEST_TRITON = (3, 6)
@@ -51,7 +54,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Forces a backend inside the `with`: it runs or raises BackendError.
 
     Args:
-        name: "cpu", "triton" or "reference".
+        name: "cpu", "triton", "cuda" or "reference".
 
     Raises:
         ValueError: no backend has this name.
@@ -64,9 +67,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def check_name(op: str, name: str) -> str:
-    known = (*BACKENDS, *LATER)
-    if name not in known:
-        raise ValueError(f"{op}: backend must be one of {known}, got {name!r}")
+    if name not in BACKENDS:
+        raise ValueError(f"{op}: backend must be one of {tuple(BACKENDS)}, got {name!r}")
     return name
 
 
@@ -139,8 +141,6 @@ def forced_backend(backend: str | None) -> tuple[str | None, str]:
 
 def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> str | None:
     """Why backend `name` cannot run `plan` (None: any) on `device`, or None if it can."""
-    if name in LATER:
-        return "not part of this version"
     if name == "cpu":
         if reason := native_gap():
             return reason
@@ -149,6 +149,8 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
     if name == "triton" and (reason := triton_gap(device)):
         return reason
     if name == "reference" and (reason := device_gap(device)):
+        return reason
+    if name == "cuda" and (reason := cuda_gap(plan, device)):
         return reason
     if precision not in PRECISIONS[name]:
         return f"precision must be one of {PRECISIONS[name]}, got {precision!r}"
@@ -212,6 +214,31 @@ def triton_gap(device: torch.device) -> str | None:
         return f"runs on NVIDIA and AMD GPUs, the parameters are on {device}"
     if interpreted:
         return "TRITON_INTERPRET=1 is set, which is for tensors on the CPU"
+    return gpu_gap(device)
+
+
+def cuda_gap(plan: Plan | None, device: torch.device) -> str | None:
+    """Why the CUDA kernels cannot run `plan` (None: any) on `device`, or None."""
+    if reason := extension.unavailable():
+        return reason
+    if extension.on_host():  # built for tests
+        if device.type != "cpu":
+            return f"is built for the host and runs on the CPU, the parameters are on {device}"
+    elif device.type != "cuda":
+        return f"runs on NVIDIA GPUs, the parameters are on {device}"
+    elif torch.version.hip is not None:
+        return "runs on NVIDIA GPUs, this PyTorch is for AMD's"
+    elif reason := gpu_gap(device):
+        return reason
+    if plan is None:
+        return None
+    from .cuda_kernels import limits  # which asks the extension for the kernels' sizes
+
+    return limits.plan_gap(plan)
+
+
+def gpu_gap(device: torch.device) -> str | None:
+    """Why kernels cannot run on a GPU, or None."""
     if reason := device_gap(device):
         return reason
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
@@ -267,10 +294,11 @@ def explain(what: Any, *, device: str | torch.device = "cpu", precision: str = "
         )
     device = torch.device(device)
     forced, by = forced_backend(backend)
-    reasons = {name: gap(name, plan, device, precision) for name in (*BACKENDS, *LATER)}
+    reasons = {name: gap(name, plan, device, precision) for name in BACKENDS}
     chosen = next((name for name in candidates(device, forced) if reasons[name] is None), None)
     head = f"{type(what).__name__} on {device}, {precision}: {chosen or 'no backend can run it'}"
     lines = [head + (f" (forced by {by})" if forced else "")]
     for name, reason in reasons.items():
-        lines.append(f"  {name}: {reason or ('chosen' if name == chosen else 'could run')}")
+        could = "could run" + (f"; {BEHIND[name]}" if name in BEHIND else "")
+        lines.append(f"  {name}: {reason or ('chosen' if name == chosen else could)}")
     return "\n".join(lines)

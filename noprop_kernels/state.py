@@ -21,11 +21,11 @@ from .arguments import check_rates
 from .calls import Gather, Mix, Noise, Rule, Slices, TrainCall, TrainOut
 from .check import check_tensor, shape_text
 from .goal import Numbers
+from .gpu import errors
 from .noise import initial_parameters
 from .optimizers import Optimizer
 from .plan import Plan
 from .tree import all_names, find, place
-from .triton_kernels import errors
 
 FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
 

@@ -2,8 +2,8 @@
 
 import random
 
+from noprop_kernels.gpu.stages import Table, floats
 from noprop_kernels.plan import BatchNorm, Dense, Plan
-from noprop_kernels.triton_kernels.stages import Table, floats
 
 
 def check_table(table: Table) -> None:

@@ -11,9 +11,11 @@ import torch
 import noprop_kernels as nk
 from blocks_for_tests import PLANS, batch, make
 from noprop_kernels import __main__, dispatch, native, reference_walk
+from noprop_kernels.cuda_kernels import extension
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NO_KERNELS = "no module named _C"
+NO_CUDA = "the extension _cuda is not built"
 NO_TRITON = "Triton is not installed; the extra noprop-kernels[triton] brings it"
 
 
@@ -25,6 +27,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
     dispatch.native_gap.cache_clear()
     dispatch.tell.cache_clear()
     monkeypatch.setattr(dispatch, "triton_version", lambda: None)
+    monkeypatch.setattr(extension, "module", None)
+    monkeypatch.setattr(extension, "_missing", NO_CUDA)
     yield
     dispatch.native_gap.cache_clear()
     dispatch.tell.cache_clear()
@@ -159,7 +163,7 @@ def test_explain(with_kernels, monkeypatch):
     assert text.splitlines()[0] == "DenoisingBlocks on cpu, float32: cpu"
     assert "  cpu: chosen" in text and "  reference: could run" in text
     assert f"  triton: {NO_TRITON}" in text
-    assert "  cuda: not part of this version" in text
+    assert f"  cuda: {NO_CUDA}" in text
     forced = nk.explain(make(backend="reference"))
     assert 'reference (forced by backend="reference")' in forced and "cpu: could run" in forced
     plan = nk.explain(PLANS["mlp"], precision="tf32")
@@ -188,8 +192,8 @@ def test_the_command_prints_every_backend(without_kernels, without_gpus, monkeyp
     assert on["cpu"] == [
         f"  cpu: {NO_KERNELS}",
         f"  triton: {NO_TRITON}",
+        f"  cuda: {NO_CUDA}",
         "  reference: runs here",
-        "  cuda: not part of this version",
     ]
     assert "  reference: no GPU that PyTorch can use" in on["cuda"]
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
@@ -305,3 +309,37 @@ blocks.train_step(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
 assert before or "triton" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class NoHost:
+    """As much of the extension as a question takes."""
+
+    on_host = False
+
+
+def test_cuda_says_what_it_lacks(monkeypatch):
+    def gap(device: torch.device = CUDA) -> str | None:
+        return dispatch.gap("cuda", None, device, "bfloat16")
+
+    assert gap() == NO_CUDA
+    monkeypatch.setattr(extension, "module", NoHost)
+    assert gap(CPU) == "runs on NVIDIA GPUs, the parameters are on cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gap() == "no GPU that PyTorch can use"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert gap() == "needs a GPU of compute capability 8.0 or later, found 7.5"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert gap() is None
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert gap() == "runs on NVIDIA GPUs, this PyTorch is for AMD's"
+
+
+def test_on_a_gpu_triton_comes_before_cuda_and_explain_says_why(monkeypatch):
+    able = ("triton", "cuda", "reference")
+    monkeypatch.setattr(dispatch, "gap", lambda name, *_: None if name in able else "no")
+    text = nk.explain(PLANS["mlp"], device=CUDA)
+    assert text.startswith("Plan on cuda, float32: triton")
+    assert "  cuda: could run; Triton comes first until both have been timed on a GPU" in text
+    with nk.use_backend("cuda"):
+        assert 'cuda (forced by use_backend("cuda"))' in nk.explain(PLANS["mlp"], device=CUDA)

@@ -4,10 +4,7 @@ On CPU tensors Triton's interpreter runs the kernels, for the tests.
 """
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import lru_cache, wraps
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -21,30 +18,35 @@ from ..calls import (
     HeadCall,
     PredictCall,
     Rule,
-    Slices,
     TrainCall,
     UpdateCall,
 )
 from ..check import check_finite
-from . import errors, graph, noise
+from ..gpu import errors, records
+from ..gpu.records import (
+    Room,
+    allocate,
+    as_bytes,
+    ask_of,
+    check_train,
+    classes,
+    entry,
+    hyper,
+    index_of,
+    outputs_of,
+    owner_of,
+    rule_name,
+    stored,
+    where,
+)
+from ..gpu.shapes import cdiv
+from ..gpu.tables import Ask, backward_table, forward_table, train_table
+from . import graph, noise
 from . import head as head_kernels
 from . import update as update_kernels
 from .launch import head_blocks, launch_add_noise, launch_head, noise_blocks, run
-from .shapes import ROWS, cdiv
-from .tables import Ask, backward_table, forward_table, train_table
-from .walk import (
-    Device,
-    Room,
-    Walk,
-    allocate,
-    classes,
-    hyper,
-    log_betas,
-    number,
-    rates_of,
-    rule_name,
-    stored,
-)
+from .shapes import ROWS, TILES
+from .walk import Device, Walk, logs_of, number, rates_of
 
 
 @lru_cache(maxsize=8)
@@ -55,59 +57,8 @@ def device_of(device: torch.device) -> Device:
     return Device(interpreted=False, pdl=hopper)
 
 
-@lru_cache(maxsize=256)
-def placed(index: tuple[int, ...], device: torch.device) -> Tensor:
-    """(n,) int64 on a device; from pinned memory, so that nothing waits."""
-    host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
-
-
-def where(slices: Slices) -> torch.device:
-    return next(iter(slices.params.values())).device
-
-
-def index_of(slices: Slices) -> Tensor:
-    device = where(slices)
-    return slices.index if device.type == "cpu" else placed(tuple(slices.index.tolist()), device)
-
-
-def as_bytes(flags: Tensor | None) -> Tensor | None:
-    return None if flags is None else flags.view(torch.uint8)
-
-
 def rows_tiles(B: int) -> int:
     return cdiv(B, ROWS)
-
-
-def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A function of the backend: no autograd, and launches where its tensors are.
-
-    What it needs beside its arguments it allocates before a launch that writes state.
-    """
-
-    @wraps(function)
-    def guarded(call: Any) -> None:
-        device = where(call.slices) if hasattr(call, "slices") else call.y.device
-        guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with torch.no_grad(), guard:
-            try:
-                function(call)
-            except torch.OutOfMemoryError as error:
-                raise MemoryError(no_memory(function.__name__, call, device, error)) from error
-
-    return guarded
-
-
-def no_memory(op: str, call: Any, device: torch.device, error: BaseException) -> str:
-    instead = "fewer rows at a time need less"
-    if isinstance(call, TrainCall):
-        n = len(call.slices.index)
-        at_once = n if call.blocks_per_launch is None else min(n, call.blocks_per_launch)
-        instead = "a smaller batch needs less"
-        if at_once > 1:
-            instead += f", and so does blocks_per_launch below {at_once}, with the same result"
-    told = ". ".join(str(error).split(". ")[:2])
-    return f"{op}: no memory on {device}, nothing was changed; {instead} ({told})"
 
 
 @entry
@@ -117,7 +68,7 @@ def add_noise(call: AddNoiseCall) -> None:
     device = call.y.device
     M = classes(mix)
     bad, owner = None, owner_of(call.owner, device)
-    if contents_are_checked(device):
+    if records.contents_are_checked(device):
         reference_walk.check_range("add_noise", "y", call.y, M)
     else:
         errors.raise_found(owner)
@@ -140,8 +91,9 @@ def forward(call: ForwardCall) -> None:
     if call.training:
         reference_walk.check_rows("forward", plan, B)
     ask = Ask(
-        n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision, training=call.training,
-        statistics="now" if call.training else "", outside=frozenset({plan.output}),
+        tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
+        training=call.training, statistics="now" if call.training else "",
+        outside=frozenset({plan.output}),
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
     # a view of the logits, or what is saved would hold the result whose graph holds it
@@ -164,8 +116,9 @@ def backward(call: BackwardCall) -> None:
     if call.applied is not None:
         outside[":applied"] = call.applied.view(torch.uint8)
     ask = Ask(
-        n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision, training=training,
-        wanted=frozenset(call.d_inputs), update=False, outside=frozenset(outside),
+        tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
+        training=training, wanted=frozenset(call.d_inputs), update=False,
+        outside=frozenset(outside),
     )  # fmt: skip
     # gradients and an update are a walk each, the second without the inputs' gradients
     asks: list[tuple[Ask, Rule | None]] = []
@@ -189,7 +142,7 @@ def head(call: HeadCall) -> None:
     mix, y = call.mix, call.y[0].contiguous()
     n, B, M = call.logits.shape
     device = device_of(y.device)
-    if contents_are_checked(y.device):
+    if records.contents_are_checked(y.device):
         reference_walk.check_range("head", "y", y, M)
     else:
         owner = owner_of(call.owner, y.device)
@@ -216,7 +169,7 @@ def head(call: HeadCall) -> None:
         device.launch(
             update_kernels.loss_kernel, (n,), call.loss, applied, None, None, None, None, error,
             number(mix.weight), (), None, None, None, float(mix.rows), 0, B, rows_tiles(B), FLAGS=0,
-            RULE="none", **log_betas(None),
+            RULE="none", **logs_of(None),
         )  # fmt: skip
     if call.u_hat is not None:
         launch_u_hat(device, call.u_hat, call.logits, mix.W_embed, mix.head)
@@ -242,7 +195,7 @@ def update(call: UpdateCall) -> None:
     lr, decay = rates_of(rule)
     device.launch(
         update_kernels.rates_kernel, (n,), rates, as_bytes(call.apply), slices.updates, None,
-        lr, decay, index, 0, 0, RULE=rule_name(rule), **log_betas(rule),
+        lr, decay, index, 0, 0, RULE=rule_name(rule), **logs_of(rule),
     )  # fmt: skip
     for name, param in slices.params.items():
         size = param[0].numel()
@@ -253,20 +206,10 @@ def update(call: UpdateCall) -> None:
         )  # fmt: skip
 
 
-def contents_are_checked(device: torch.device) -> bool:
-    """On the CPU the host looks at labels, indices and inputs; on a GPU the kernels do."""
-    return device.type == "cpu"
-
-
-def owner_of(owner: Tensor | None, device: torch.device) -> Tensor:
-    """Whose errors a call's are: an object's, or the device's."""
-    return errors.owner_of(device) if owner is None else owner
-
-
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     """Inputs must be finite: looked at here, or by a kernel that flags what the next call tells."""
     device = owner.device
-    if contents_are_checked(device):
+    if records.contents_are_checked(device):
         check_finite(op, inputs)
         return
     errors.raise_found(owner)
@@ -281,69 +224,11 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     errors.send(owner)
 
 
-def check_train(call: TrainCall) -> None:
-    if contents_are_checked(where(call.slices)):
-        reference_walk.check_train(call)
-        return
-    if call.B == 0:
-        raise ValueError("train: a batch must have at least 1 row, got 0")
-    reference_walk.check_rows("train", call.slices.plan, call.B)
-    if call.rule is None and call.out.grads is None:
-        raise ValueError("train: a call without grads must have a rule, got None")
-
-
-def ask_of(call: TrainCall, check: bool) -> Ask:
-    """What the table of a training call is for."""
-    plan, out, mix = call.slices.plan, call.out, call.mix
-    drawn, updates = call.z is None, out.grads is None
-    numbers = out.d_signal is not None or out.d_noise is not None
-    wanted = set(out.d_inputs)
-    if drawn and (numbers or out.d_W_embed is not None):
-        wanted.add("z")
-    gathered = tuple(name for name, value in call.inputs.items() if isinstance(value, Gather))
-    replicas = [
-        value.indices.shape[1] for value in call.inputs.values() if isinstance(value, Gather)
-    ]
-    return Ask(
-        n=len(call.slices.index),
-        B=call.B,
-        M=plan.widths[plan.output],
-        D=mix.D,
-        R=max(replicas, default=1),
-        precision=call.slices.precision,
-        gathered=gathered,
-        looked_at=tuple(name for name in call.inputs if name not in gathered) if check else (),
-        drawn=drawn,
-        eps=mix.flow != 0 or numbers,
-        wanted=frozenset(wanted),
-        numbers=drawn and numbers,
-        d_W_embed=out.d_W_embed is not None,
-        embedded=mix.head != "cross_entropy",
-        update=updates,
-        statistics="later" if updates and plan.has_norm() else "",
-        check=check,
-        outside=frozenset(outputs_of(call)),
-    )
-
-
-def outputs_of(call: TrainCall) -> dict[str, Tensor]:
-    """The caller's tensors by the table's names, but for inputs that change from step to step."""
-    out = call.out
-    named = {":error": out.error, ":d_signal": out.d_signal, ":d_noise": out.d_noise}
-    named |= {":d_W_embed": out.d_W_embed, "z": call.z}
-    named |= {f"d:{name}": value for name, value in out.d_inputs.items()}
-    named |= {f"grad:{name}": value for name, value in (out.grads or {}).items()}
-    if out.grads is not None:
-        named |= {f"batch:{name}": value for name, value in (out.stats or {}).items()}
-    named |= {":loss": out.loss, ":applied": out.applied.view(torch.uint8)}
-    return {name: value for name, value in named.items() if value is not None}
-
-
 def walk_of(call: TrainCall, room: Room) -> Walk:
     """Everything that the steps of a training call need, workspace included."""
     slices, device = call.slices, where(call.slices)
-    caught = None if contents_are_checked(device) else errors.flags_of(slices.updates)
-    table = train_table(slices.plan, ask_of(call, caught is not None))
+    caught = None if records.contents_are_checked(device) else errors.flags_of(slices.updates)
+    table = train_table(slices.plan, ask_of(call, TILES, caught is not None))
     return Walk(
         device=device_of(device),
         table=table,
@@ -385,8 +270,8 @@ def predict(call: PredictCall) -> None:
     device = device_of(call.z.device)
     outside = frozenset({plan.output})
     ask = Ask(
-        n=R, B=B, M=call.logits.shape[-1], D=call.D, precision=slices.precision, training=False,
-        outside=outside,
+        tiles=TILES, n=R, B=B, M=call.logits.shape[-1], D=call.D, precision=slices.precision,
+        training=False, outside=outside,
     )  # fmt: skip
     table = forward_table(plan, ask, False)
     buffers = allocate(table, call.z.device)

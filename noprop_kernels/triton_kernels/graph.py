@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import Gather, TrainCall
+from ..gpu.records import Room, part_of, stored
 from ..telling import tell
 from . import tuning
 from .launch import run
-from .walk import Room, Walk, compact, stored
+from .walk import Walk
 
 STEPS = 32  # of a graph; more are replays of it, since no bit depends on K
 GRAPHS = 16  # kept of an object
@@ -185,48 +186,6 @@ def capture_cuda(launches: Callable[[], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         launches()
     return graph.replay
-
-
-def part_of(call: TrainCall, steps: slice, slices: slice) -> TrainCall:
-    """Some steps of some slices as a call of their own, on the same state."""
-
-    def rows(value: Tensor | Gather) -> Tensor | Gather:
-        if isinstance(value, Tensor):
-            return value[steps, slices]
-        return replace(value, indices=value.indices[steps], replica=value.replica[slices])
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: inner[slices] for name, inner in value.items()}
-        return value if value is None else value[slices]
-
-    noise, mix, rule, out = call.noise, call.mix, call.rule, call.out
-
-    def numbers(value: Tensor) -> Tensor:
-        return compact(value[steps, slices])
-
-    both = {name: numbers(getattr(mix, name)) for name in ("signal", "noise", "weight")}
-    results = {
-        item.name: cut(getattr(out, item.name)) for item in fields(out) if item.name != "loss"
-    }
-    results |= {"loss": out.loss[steps, slices], "applied": out.applied[steps, slices]}
-    return replace(
-        call,
-        slices=replace(call.slices, index=call.slices.index[slices]),
-        noise=replace(
-            noise,
-            seeds=noise.seeds[slices],
-            draw=numbers(noise.draw),
-            block=numbers(noise.block),
-        ),
-        mix=replace(mix, **both),
-        inputs={name: rows(value) for name, value in call.inputs.items()},
-        z=cut(call.z),
-        y=rows(call.y),
-        rule=rule and replace(rule, lr=numbers(rule.lr), weight_decay=rule.weight_decay[slices]),
-        K=len(range(call.K)[steps]),
-        out=replace(out, **results),
-    )
 
 
 def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any, bool]]:

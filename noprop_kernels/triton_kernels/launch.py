@@ -5,29 +5,27 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..calls import Gather, Mix, Noise
+from ..gpu.records import classes, differs, hyper, rule_name
+from ..gpu.shapes import cdiv
+from ..gpu.stages import Stage
+from ..gpu.tables import activated, behind_activation, consumers, product_gradient
 from . import dense, head, noise, norm, numbers, update
 from .shapes import (
+    EMBEDDING,
     ROWS,
-    cdiv,
     dense_blocks,
     power_of_2,
     update_blocks,
     update_tiles,
     vector_block,
 )
-from .stages import Stage
-from .tables import activated, behind_activation, consumers, product_gradient
 from .walk import (
     Address,
     Device,
     Walk,
-    classes,
-    differs,
-    hyper,
-    log_betas,
+    logs_of,
     number,
     rates_of,
-    rule_name,
 )
 
 
@@ -159,7 +157,7 @@ def loss(walk: Walk, stage: Stage, k: int) -> None:
         update.loss_kernel, stage, at[":loss"][k], at[":applied"][k], at.get(":rates"),
         slices.draws, slices.updates, walk.errors, at[":error"], number(mix.weight), bad, lr, decay,
         walk.index, float(mix.rows), k, walk.B, cdiv(walk.B, ROWS), FLAGS=len(bad),
-        RULE=rule_name(rule), **log_betas(rule),
+        RULE=rule_name(rule), **logs_of(rule),
     )  # fmt: skip
 
 
@@ -169,7 +167,7 @@ def rates(walk: Walk, stage: Stage, k: int) -> None:
     walk.launch(
         update.rates_kernel, stage, walk.at[":rates"], walk.at.get(":applied"), walk.slices.updates,
         d_logits, lr, decay, walk.index, k, 0 if d_logits is None else d_logits[0].numel(),
-        RULE=rule_name(walk.rule), **log_betas(walk.rule),
+        RULE=rule_name(walk.rule), **logs_of(walk.rule),
     )  # fmt: skip
 
 
@@ -229,7 +227,8 @@ def embedding_gradient(walk: Walk, stage: Stage, k: int) -> None:
     walk.launch(
         numbers.embedding_gradient_kernel, stage, at[":d_W_embed"], at.get(":p"), d_u_hat,
         at["d:z"] if "d:z" in stage.reads else None, at[":y"], number(mix.signal), k, walk.B,
-        M=at[":d_W_embed"].shape[1], D=mix.D, BLOCK_M=16, BLOCK_D=16, BLOCK_B=32,
+        M=at[":d_W_embed"].shape[1], D=mix.D, BLOCK_M=EMBEDDING,
+        BLOCK_D=EMBEDDING, BLOCK_B=32,
     )  # fmt: skip
 
 

@@ -7,14 +7,11 @@ of the plan and the precision alone.
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..gpu.shapes import SUM_DONE, SUM_ROWS, SUM_ZERO, Tiles, cdiv
 from ..plan import Plan
 
 ROWS = 16  # of a program of the head and of the noise
-SUM_ROWS, SUM_DONE, SUM_ZERO = 0, 1, 2  # a vector's gradient: summed here, before, or always 0
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
+EMBEDDING = 16  # rows and columns of a program of d_W_embed
 
 
 def power_of_2(size: int, least: int, most: int) -> int:
@@ -97,3 +94,17 @@ def update_tiles(plan: Plan, training: bool, moving: bool) -> UpdateTiles:
         statistics.append((first, last, H))
         first = last
     return UpdateTiles(tuple(weights), tuple(vectors), tuple(statistics), first)
+
+
+def product_tiles(B: int, columns: int, precision: str) -> tuple[int, int]:
+    blocks = dense_blocks(columns, precision)
+    return cdiv(B, blocks.rows), cdiv(columns, blocks.columns)
+
+
+TILES = Tiles(
+    rows=ROWS,
+    embedding=EMBEDDING,
+    product=product_tiles,
+    vector=lambda width: cdiv(width, vector_block(width)),
+    update=lambda plan, training, moving: update_tiles(plan, training, moving).total,
+)

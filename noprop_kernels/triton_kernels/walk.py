@@ -1,18 +1,16 @@
 """What the stages of a call are launched with: the device, the buffers and the call's records."""
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor
 
 from ..calls import Gather, Mix, Noise, Rule, Slices
-from ..optimizers import SGD, Adam, AdamW
+from ..gpu.records import differs, log_betas, stored
+from ..gpu.stages import Stage, Table
 from . import tuning
-from .stages import Stage, Table, floats
 
 Address = tuple  # a tensor and how it is read: number() and slice_of() of the kernels
 
@@ -103,15 +101,6 @@ class Walk:
         )
 
 
-def stored(value: Tensor) -> Tensor:
-    """The entries that an expanded tensor has in memory."""
-    return value[tuple(slice(0, 1 if stride == 0 else None) for stride in value.stride())]
-
-
-def differs(value: Tensor, dim: int) -> bool:
-    return value.shape[dim] > 1 and value.stride(dim) != 0
-
-
 def number(value: Tensor) -> Address:
     """(K, n, B), (K, n) or (n,), expanded, as number() of the kernels takes it."""
     slices = int(value.stride(min(1, value.ndim - 1)) != 0)  # for one slice as for more
@@ -120,70 +109,13 @@ def number(value: Tensor) -> Address:
     return stored(value).contiguous(), steps, slices, rows
 
 
-def compact(value: Tensor) -> Tensor:
-    """An expanded tensor whose entries lie together, so that no launch has to copy them."""
-    kept = stored(value)
-    return value if kept.is_contiguous() else kept.contiguous().expand(value.shape)
-
-
-@dataclass
-class Room:
-    """Memory for workspaces of which one is used at a time; made anew where it is too small."""
-
-    whole: Tensor | None = None
-
-    def take(self, size: int, device: torch.device) -> Tensor:
-        if self.whole is None or self.whole.numel() < size:
-            self.whole = torch.empty(size, dtype=torch.float32, device=device)
-        return self.whole
-
-
-def allocate(table: Table, device: torch.device, room: Room | None = None) -> dict[str, Tensor]:
-    """The buffers of a table's workspace, views of one tensor."""
-    whole = (Room() if room is None else room).take(table.floats, device)
-    views = {}
-    for name, shape in table.shapes.items():
-        start = table.offsets[name]
-        views[name] = whole[start : start + floats(shape)].view(shape[1]).view(shape[0])
-    return views
-
-
-def rule_name(rule: Rule | None) -> str:
-    if rule is None:
-        return "none"
-    optimizer = rule.optimizer
-    if isinstance(optimizer, SGD):
-        momentum = "nesterov" if optimizer.nesterov else "momentum"
-        return momentum if optimizer.momentum else "sgd"
-    assert isinstance(optimizer, Adam)  # the caller refuses what is none of ours
-    return "adamw" if isinstance(optimizer, AdamW) else "adam"
-
-
-def hyper(rule: Rule | None) -> tuple[float, ...]:
-    """The optimizer's own numbers, formed in float64."""
-    optimizer = rule.optimizer if rule is not None else None
-    if isinstance(optimizer, SGD):
-        return (optimizer.momentum,)
-    if isinstance(optimizer, Adam):
-        beta_1, beta_2 = optimizer.betas
-        return 1 - beta_1, beta_2, 1 - beta_2, optimizer.eps
-    return (0.0,)
-
-
-def log_betas(rule: Rule | None) -> dict[str, Any]:
-    """ln beta; of a beta of 0 what gives exp(ln beta) = 0."""
-    optimizer = rule.optimizer if rule is not None else None
-    betas = optimizer.betas if isinstance(optimizer, Adam) else (0.0, 0.0)
-    logs = [math.log(beta) if beta > 0 else -1e4 for beta in betas]
-    return {"LOG_BETA_1": logs[0], "LOG_BETA_2": logs[1]}
-
-
-def classes(mix: Mix) -> int:
-    return mix.D if mix.W_embed is None else len(mix.W_embed)
-
-
 def rates_of(rule: Rule | None) -> tuple[Address | None, Address | None]:
     if rule is None:
         return None, None
     lr, decay = rule.lr, rule.weight_decay
     return number(lr), number(decay)
+
+
+def logs_of(rule: Rule | None) -> dict[str, Any]:
+    first, second = log_betas(rule)
+    return {"LOG_BETA_1": first, "LOG_BETA_2": second}

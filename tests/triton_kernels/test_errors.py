@@ -12,7 +12,7 @@ import torch
 import noprop_kernels as nk
 from blocks_for_tests import B, D, M, T, assert_same, batch, data, indices, make, snapshot
 from noprop_kernels import autograd
-from noprop_kernels.triton_kernels import errors
+from noprop_kernels.gpu import errors, records
 
 pytestmark = pytest.mark.triton
 
@@ -24,7 +24,7 @@ INPUTS = "inputs must be finite"
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """Nothing is looked at by the host."""
-    monkeypatch.setattr(kernels, "contents_are_checked", lambda device: False)
+    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
     for module in ("blocks", "training", "head"):
         path = f"noprop_kernels.{module}.check_labels"
         monkeypatch.setattr(path, lambda op, y, B, M, device: y)

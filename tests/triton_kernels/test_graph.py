@@ -11,9 +11,9 @@ import torch
 from calls_for_tests import PLANS, clone_call, make_train_call, results
 from noprop_kernels import telling
 from noprop_kernels.calls import TrainCall
+from noprop_kernels.gpu.records import Room
 from noprop_kernels.optimizers import Adam, AdamW
 from noprop_kernels.triton_kernels import graph
-from noprop_kernels.triton_kernels.walk import Room
 
 pytestmark = pytest.mark.triton
 

@@ -8,15 +8,17 @@ import pytest
 from blocks_for_tests import PLANS as SMALL_PLANS
 from calls_for_tests import PLANS, make_train_call
 from noprop_kernels import plans
-from noprop_kernels.optimizers import AdamW
-from noprop_kernels.plan import Plan
-from noprop_kernels.triton_kernels.stages import Table, floats, with_barriers
-from noprop_kernels.triton_kernels.tables import (
+from noprop_kernels.gpu import records
+from noprop_kernels.gpu.stages import Table, floats, with_barriers
+from noprop_kernels.gpu.tables import (
     Ask,
     backward_table,
     forward_table,
     train_table,
 )
+from noprop_kernels.optimizers import AdamW
+from noprop_kernels.plan import Plan
+from noprop_kernels.triton_kernels.shapes import TILES
 from tables_for_tests import check_table, random_plan
 
 pytestmark = pytest.mark.triton
@@ -31,7 +33,7 @@ ALL = {
 
 def asks(plan: Plan) -> list[Ask]:
     z = plan.widths["z"]
-    plain = Ask(n=3, B=130, M=6, D=z, statistics="later" if plan.has_norm() else "")
+    plain = Ask(tiles=TILES, n=3, B=130, M=6, D=z, statistics="later" if plan.has_norm() else "")
     inputs = tuple(name for name in plan.inputs if name != "z")
     extras = {":d_signal", ":d_noise", ":d_W_embed", *(f"d:{name}" for name in inputs)}
     grads = {f"grad:{name}" for name in plan.parameters()}
@@ -59,14 +61,14 @@ def tables(plan: Plan) -> list[Table]:
     made = [train_table(plan, ask) for ask in asks(plan)]
     for training in (True, False):
         ask = Ask(
-            n=3, B=130, M=6, D=5, training=training, statistics="now" if training else "",
-            outside=frozenset({plan.output}),
+            tiles=TILES, n=3, B=130, M=6, D=5, training=training,
+            statistics="now" if training else "", outside=frozenset({plan.output}),
         )  # fmt: skip
         made += [forward_table(plan, ask, save) for save in (True, False)]
         for update, wanted in ((True, frozenset()), (False, frozenset(plan.inputs))):
             outside = frozenset({f"d:{plan.output}", *(f"d:{name}" for name in wanted)})
             ask = Ask(
-                n=3, B=130, M=6, D=5, training=training, update=update, wanted=wanted,
+                tiles=TILES, n=3, B=130, M=6, D=5, training=training, update=update, wanted=wanted,
                 outside=outside,
             )  # fmt: skip
             made += [backward_table(plan, ask, parameters) for parameters in (True, False)]
@@ -82,13 +84,13 @@ def test_tables_are_sound(plan: str) -> None:
 def test_about_eleven_launches_whatever_T_is() -> None:
     plan = ALL["headline"]
     for n in (1, 10, 120):
-        table = train_table(plan, Ask(n=n, B=128, M=10, D=10, gathered=("x",)))
+        table = train_table(plan, Ask(tiles=TILES, n=n, B=128, M=10, D=10, gathered=("x",)))
         assert len(table.stages) == 12
-    assert len(train_table(plan, Ask(n=10, B=128, M=10, D=10)).stages) == 11
+    assert len(train_table(plan, Ask(tiles=TILES, n=10, B=128, M=10, D=10)).stages) == 11
 
 
 def test_memory_is_shared() -> None:
-    table = train_table(PLANS["paper_dt"](784, 10, 10), Ask(n=10, B=128, M=10, D=10))
+    table = train_table(PLANS["paper_dt"](784, 10, 10), Ask(tiles=TILES, n=10, B=128, M=10, D=10))
     assert table.floats < 0.8 * sum(map(floats, table.shapes.values()))
 
 
@@ -198,7 +200,7 @@ def test_stages_touch_what_the_table_says(
     )
     if check:
         call.out.d_inputs.clear()
-    made = kernels.walk_of(call, walk.Room())
+    made = kernels.walk_of(call, records.Room())
     for stage in made.table.stages:
         made.at = Watched({**made.at, **{k: v[0] for k, v in call.inputs.items() if not check}})
         launch.LAUNCHES[stage.kind](made, stage, 0)

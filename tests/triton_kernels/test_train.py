@@ -15,6 +15,7 @@ from calls_for_tests import (
 )
 from noprop_kernels import reference_walk
 from noprop_kernels.calls import TrainCall
+from noprop_kernels.gpu import records
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 
 pytestmark = pytest.mark.triton
@@ -176,12 +177,12 @@ def test_where_nothing_waits_bad_contents_skip_the_step(
     kernels: ModuleType, text: str, monkeypatch
 ) -> None:
     """As on a GPU: flags of the kernels, an error at the next call."""
-    from noprop_kernels.triton_kernels import errors
+    from noprop_kernels.gpu import errors
 
     call, good = make_gathering_call(), make_gathering_call()
     BAD[text][0](call)
     monkeypatch.setattr(kernels, "check_train", lambda call: None)
-    monkeypatch.setattr(kernels, "contents_are_checked", lambda device: False)
+    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
     kernels.train(good)
     kernels.train(call)
     assert good.out.applied.all()

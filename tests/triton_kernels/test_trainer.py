@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import noprop
 from noprop import checkpoint, cli
+from noprop_kernels.gpu import records
 
 pytestmark = pytest.mark.triton
 
@@ -47,7 +48,7 @@ def looks(request: pytest.FixtureRequest, kernels: ModuleType, monkeypatch) -> N
 
 
 def as_on_a_gpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "contents_are_checked", lambda device: False)
+    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
 
 
 def call(*args: object) -> dict:

@@ -7,8 +7,9 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels import dispatch
+from noprop_kernels.gpu.records import Room
 from noprop_kernels.triton_kernels import graph, tuning
-from noprop_kernels.triton_kernels.walk import Device, Room
+from noprop_kernels.triton_kernels.walk import Device
 
 pytestmark = pytest.mark.triton
 

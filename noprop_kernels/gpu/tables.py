@@ -1,4 +1,4 @@
-"""The tables of the backend's calls: a whole step, the layers alone, the gradients behind them.
+"""The tables of a backend's calls: a whole step, the layers alone, the gradients behind them.
 
 Names of buffers: an input or layer for its result, "y:" a layer before its norm, "act:" before
 `add`, "d:" the gradient of a result, "dn:" behind its activation, "dy:" behind its norm too;
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from ..plan import Plan
-from .shapes import ROWS, cdiv, dense_blocks, update_tiles, vector_block
+from .shapes import Tiles, cdiv
 from .stages import Shape, Stage, Table, floats, share_memory, with_barriers
 
 
@@ -22,6 +22,7 @@ class Ask:
     """What a table is for; all that it depends on beside the plan.
 
     Args:
+        tiles: how the backend cuts its stages.
         n, B, R: slices, rows, and replicas that gather rows of their own.
         M, D: classes and width of an embedding.
         precision: of the products.
@@ -41,6 +42,7 @@ class Ask:
         outside: buffers that are the caller's tensors.
     """
 
+    tiles: Tiles
     n: int
     B: int
     M: int
@@ -118,7 +120,7 @@ class Draft:
     def prepare(self) -> None:
         """Rows gathered, labels read, noise drawn."""
         ask, plan = self.ask, self.plan
-        tiles = cdiv(ask.B, ROWS)
+        tiles = cdiv(ask.B, ask.tiles.rows)
         for name in (*ask.gathered, *ask.looked_at):
             slots = ask.R if name in ask.gathered else ask.n
             writes = []
@@ -141,8 +143,7 @@ class Draft:
         for name, layer in plan.layers.items():
             H = layer.features
             params = [f"{name}.weight", f"{name}.bias"]
-            blocks = dense_blocks(H, ask.precision)
-            grid = (cdiv(B, blocks.rows), cdiv(H, blocks.columns), n)
+            grid = (*ask.tiles.product(B, H, ask.precision), n)
             ends = [self.size(name, n, B, H)]
             if layer.add and layer.activation:
                 ends.append(self.size(activated(plan, name), n, B, H))
@@ -162,7 +163,7 @@ class Draft:
                 ends += statistics
             elif ask.training:
                 ends += [self.size(f"batch:{statistic}", n, H) for statistic in statistics]
-            self.add("norm", name, reads, ends, (cdiv(H, vector_block(H)), n))
+            self.add("norm", name, reads, ends, (ask.tiles.vector(H), n))
 
     def head(self) -> None:
         ask, out = self.ask, self.plan.output
@@ -172,7 +173,7 @@ class Draft:
             writes.append(self.size(":d_u_hat", ask.n, ask.B, ask.D))
             if ask.d_W_embed:
                 writes.append(self.size(":p", ask.n, ask.B, ask.M))
-        self.add("head", out, reads, writes, (cdiv(ask.B, ROWS), ask.n))
+        self.add("head", out, reads, writes, (cdiv(ask.B, ask.tiles.rows), ask.n))
         reads, writes = [":error"], [":loss", ":applied"]
         if ask.check:
             reads += [f"bad:{name}" for name in (":y", *ask.gathered, *ask.looked_at)]
@@ -209,25 +210,26 @@ class Draft:
             if behind == f"d:{name}" or (layer is not None and layer.add in needed):
                 writes.append(self.size(f"d:{name}", n, B, F))
         if writes:
-            blocks = dense_blocks(F, ask.precision)
-            grid = (cdiv(B, blocks.rows), cdiv(F, blocks.columns), n)
+            grid = (*ask.tiles.product(B, F, ask.precision), n)
             self.add("result_gradient", name, reads, writes, grid)
         if layer is not None and layer.norm is not None:
             norm = f"{name}.norm."
             reads = [behind, f"y:{name}", f"mean:{name}", f"rstd:{name}", norm + "weight"]
             writes = [self.size(f"dy:{name}", n, B, F)]
             writes += [self.size(f"sum:{norm}{part}", n, F) for part in ("weight", "bias")]
-            self.add("norm_gradient", name, reads, writes, (cdiv(F, vector_block(F)), n))
+            self.add("norm_gradient", name, reads, writes, (ask.tiles.vector(F), n))
 
     def numbers(self) -> None:
         ask = self.ask
         if ask.numbers:
             writes = [":d_signal", ":d_noise"]
-            self.add("numbers", "z", ["d:z", ":eps", ":y"], writes, (cdiv(ask.B, ROWS), ask.n))
+            grid = (cdiv(ask.B, ask.tiles.rows), ask.n)
+            self.add("numbers", "z", ["d:z", ":eps", ":y"], writes, grid)
         if ask.d_W_embed:
             reads = [":y"] + ([":p", ":d_u_hat"] if ask.embedded else [])
             reads += ["d:z"] if ask.drawn else []
-            grid = (cdiv(ask.M, 16), cdiv(ask.D, 16), ask.n)
+            side = ask.tiles.embedding
+            grid = (cdiv(ask.M, side), cdiv(ask.D, side), ask.n)
             self.add("d_W_embed", "W_embed", reads, [":d_W_embed"], grid)
 
     def update(self) -> None:
@@ -244,7 +246,7 @@ class Draft:
             moved = [*plan.statistics()] if ask.statistics == "later" else []
             reads |= dict.fromkeys([*params, ":rates", *moved, *(f"batch:{s}" for s in moved)])
             writes = [*params, *moved]
-        tiles = update_tiles(plan, ask.training, ask.statistics == "later").total
+        tiles = ask.tiles.update(plan, ask.training, ask.statistics == "later")
         self.add("update", "", reads, writes, (tiles, ask.n))
 
 

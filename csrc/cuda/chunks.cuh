@@ -1,0 +1,118 @@
+// A chunk of a product's operand on its way from global memory through registers to shared memory.
+//
+// Operands are rounded once, when they are stored. What lies outside a matrix is zero, and rows of
+// memory may begin at any float: packs of 16 bytes are read where all of them are aligned.
+#pragma once
+
+#include "cuda/place.cuh"
+
+namespace noprop::cuda {
+
+constexpr int kChunkDepth = 64;
+
+// whose index is contiguous in an operand's memory: the summed one, or the tile's own
+enum class Along { kSum, kTile };
+
+// one operand of a tile: its memory from the tile's first row or column on, and how many of them
+// exist
+struct Operand {
+  const float* data;
+  int64_t stride;  // between two rows of memory
+  int count;
+};
+
+// How an operand is kept in shared memory, in how many buffers; the step along the sum, and how
+// many of them are written out in a row.
+template <Precision P>
+struct Kept;
+template <>
+struct Kept<Precision::kFloat32> {
+  using Type = float;
+  static constexpr int kBuffers = 1, kStep = 4, kSteps = 2;
+};
+template <>
+struct Kept<Precision::kTf32> {
+  using Type = uint32_t;
+  static constexpr int kBuffers = 1, kStep = 8, kSteps = 4;
+};
+template <>
+struct Kept<Precision::kBFloat16> {
+  using Type = uint16_t;
+  static constexpr int kBuffers = 2, kStep = 16, kSteps = 2;
+};
+
+using Four = Neighbours<float, 4>;
+
+NOPROP_DEV void keep(const Four& four, float* to) { *reinterpret_cast<Four*>(to) = four; }
+
+NOPROP_DEV void keep(const Four& four, uint32_t* to) {
+  Neighbours<uint32_t, 4> rounded;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) rounded.value[e] = dev::to_tf32(four.value[e]);
+  *reinterpret_cast<Neighbours<uint32_t, 4>*>(to) = rounded;
+}
+
+NOPROP_DEV void keep(const Four& four, uint16_t* to) {
+  *reinterpret_cast<Neighbours<uint32_t, 2>*>(to) = {dev::pack_bf16(four.value[0], four.value[1]),
+                                                     dev::pack_bf16(four.value[2], four.value[3])};
+}
+
+// A chunk of an operand: kRows rows of memory, kColumns of each. Rows in shared memory lie apart by
+// what spreads a fragment's reads over all banks.
+template <Precision P, int TILE, Along ALONG>
+struct Chunk {
+  using Type = typename Kept<P>::Type;
+  static constexpr bool kSummed = ALONG == Along::kSum;
+  static constexpr int kRows = kSummed ? TILE : kChunkDepth,
+                       kColumns = kSummed ? kChunkDepth : TILE;
+  static constexpr int kApart = kColumns + (kSummed && sizeof(Type) == 4 ? 4 : 8);
+  static constexpr int kSize = kRows * kApart;
+  static constexpr int kPacks = kRows * kColumns / 4 / kThreads, kAcross = kColumns / 4;
+  static_assert(kPacks * 4 * kThreads == kRows * kColumns);
+
+  // not left open: a loop that may read them before they are loaded would keep them for good
+  Four pack[kPacks] = {};
+
+  // summed indices start .. K, which is the number of all
+  NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned, int thread) {
+    const int rows = kSummed ? from.count : K - start, columns = kSummed ? K - start : from.count;
+    const float* data = from.data + (kSummed ? start : start * from.stride);
+    if (aligned && rows >= kRows && columns >= kColumns) {
+#pragma unroll
+      for (int v = 0; v < kPacks; ++v) {
+        const int place = thread + v * kThreads;
+        const float* first = data + place / kAcross * from.stride + place % kAcross * 4;
+        pack[v] = *reinterpret_cast<const Four*>(first);
+      }
+      return;
+    }
+#pragma unroll
+    for (int v = 0; v < kPacks; ++v) {
+      const int place = thread + v * kThreads;
+      const int row = place / kAcross, column = place % kAcross * 4;
+      const int count = row < rows ? columns - column : 0;
+      const float* first = data + row * from.stride + column;
+      if (aligned && count >= 4) {
+        pack[v] = *reinterpret_cast<const Four*>(first);
+      } else {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) pack[v].value[e] = e < count ? first[e] : 0.0f;
+      }
+    }
+  }
+
+  NOPROP_DEV void store(Type* to, int thread) const {
+#pragma unroll
+    for (int v = 0; v < kPacks; ++v) {
+      const int place = thread + v * kThreads;
+      keep(pack[v], to + place / kAcross * kApart + place % kAcross * 4);
+    }
+  }
+};
+
+NOPROP_DEV bool is_aligned(const Operand& from) {
+  return (reinterpret_cast<uintptr_t>(from.data) | static_cast<uintptr_t>(from.stride * 4)) % 16 ==
+         0;
+}
+
+}  // namespace noprop::cuda

@@ -1,0 +1,86 @@
+// Dense layers: out = activation(concat(sources) @ weight.T + bias) + add, and the gradient of a
+// result, the sum over its consumers of d_y @ weight[:, columns].
+//
+// Several sources are read one after another into one sum and never concatenated in memory.
+// Consumers are summed in plan order, each product from zero.
+#pragma once
+
+#include "cuda/tiles.cuh"
+
+namespace noprop::cuda {
+
+template <Precision P, int TILE>
+NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place, int tile,
+                           unsigned char* scratch) {
+  using Sums = Product<P, TILE, Along::kSum, Along::kSum>;
+  const int H = s.H, across = (H + TILE - 1) / TILE;
+  const int row = tile / across * TILE, column = tile % across * TILE;
+  const int rows = p.B - row, columns = H - column;
+  const float* weight = s.weight + (place.slice * H + column) * s.in_width;
+  Sums y;
+  float bias[Sums::kEntries] = {};  // on its way while the product is formed
+  y.read(View<const float>(s.bias, place.slice * H + column, 0, rows, columns), bias);
+
+  for (int source = 0; source < s.num_sources; ++source) {
+    const int width = s.widths[source];
+    const float* x = at<float>(s.sources[source], place) + static_cast<int64_t>(row) * width;
+    y.add({x, width, rows}, {weight, s.in_width, columns}, width, scratch);
+    weight += width;
+  }
+
+  const bool active = s.relu != 0;
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
+    y.sum[e] += bias[e];
+    if (active) y.sum[e] = relu(y.sum[e]);
+  }
+  const int64_t first = static_cast<int64_t>(row) * H + column;
+  y.write({at<float>(s.activated, place), first, H, rows, columns}, y.sum);
+  float add[Sums::kEntries] = {};
+  y.read(View<const float>(at<const float>(s.add, place), first, H, rows, columns), add);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) y.sum[e] += add[e];
+  y.write({at<float>(s.out, place), first, H, rows, columns}, y.sum);
+}
+
+template <Precision P, int TILE>
+NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage& s,
+                                     const Place& place, int tile, unsigned char* scratch) {
+  using Sums = Product<P, TILE, Along::kSum, Along::kTile>;
+  const int F = s.F, across = (F + TILE - 1) / TILE;
+  const int row = tile / across * TILE, column = tile % across * TILE;
+  const int rows = p.B - row, columns = F - column;
+  const int64_t first = static_cast<int64_t>(row) * F + column;
+
+  Sums total;
+  for (int c = 0; c < s.num_consumers; ++c) {
+    const Consumer& consumer = s.consumers[c];
+    const float* d_y = at<const float>(consumer.d_y, place);
+    Sums part;
+    if (consumer.weight == nullptr) {  // the result is added there
+      part.read(View<const float>(d_y, first, F, rows, columns), part.sum);
+    } else {
+      const int height = consumer.height;
+      const float* weight =
+          consumer.weight + place.slice * height * consumer.in_width + consumer.column + column;
+      part.add({d_y + static_cast<int64_t>(row) * height, height, rows},
+               {weight, consumer.in_width, columns}, height, scratch);
+    }
+#pragma unroll
+    for (int e = 0; e < Sums::kEntries; ++e) total.sum[e] += part.sum[e];
+  }
+
+  total.write({at<float>(s.d_result, place), first, F, rows, columns}, total.sum);
+  float activated[Sums::kEntries];
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) activated[e] = 1.0f;
+  total.read(View<const float>(at<const float>(s.activated, place), first, F, rows, columns),
+             activated);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
+    if (activated[e] <= 0.0f) total.sum[e] = 0.0f;
+  }
+  total.write({at<float>(s.d_y, place), first, F, rows, columns}, total.sum);
+}
+
+}  // namespace noprop::cuda

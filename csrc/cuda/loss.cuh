@@ -1,0 +1,107 @@
+// The loss of a slice, whether its step applies, its counters, and the rates of its update: what
+// follows from lr, weight decay or the count of updates, in float64 and rounded once.
+#pragma once
+
+#include "cuda/reduce.cuh"
+
+namespace noprop::cuda {
+
+// as update.cuh reads them, with a fourth number behind: 1 where the step applies, else 0
+struct NextRates {
+  float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
+};
+
+NOPROP_DEV NextRates rates_of(const Hyper& hyper, double lr, double weight_decay, int64_t updates) {
+  NextRates rates{static_cast<float>(lr), static_cast<float>(weight_decay), 1.0f};
+  if (hyper.rule == Rule::kAdamW) rates.decay = static_cast<float>(1.0 - lr * weight_decay);
+  if (hyper.rule == Rule::kAdam || hyper.rule == Rule::kAdamW) {
+    const double count = static_cast<double>(updates);
+    rates.lr = static_cast<float>(lr / -expm1(count * hyper.log_beta_1));
+    rates.root = static_cast<float>(sqrt(-expm1(count * hyper.log_beta_2)));
+  }
+  return rates;
+}
+
+// The rates of the next update by the last thread, whose warp has the least to do for a small
+// batch; others get nothing of use. Written, and the update counted, by store_rates.
+template <typename S>
+NOPROP_DEV NextRates next_rates(const Program& p, const S& s, const Place& place) {
+  if (thread_index() != kThreads - 1 || at<float>(s.rates, place) == nullptr) return {};
+  return rates_of(p.hyper, *at(s.lr, place), *at(s.weight_decay, place),
+                  s.updates[place.slice] + 1);
+}
+
+template <typename S>
+NOPROP_DEV void store_rates(const S& s, const Place& place, const NextRates& rates, bool applies) {
+  float* to = at<float>(s.rates, place);
+  if (thread_index() != kThreads - 1 || to == nullptr) return;
+  to[0] = rates.lr;
+  to[1] = rates.decay;
+  to[2] = rates.root;
+  to[3] = static_cast<float>(applies);
+  if (applies) ++s.updates[place.slice];
+}
+
+// sum over rows of weight * error: a warp has a chunk, and all threads fold the chunks from the
+// left
+NOPROP_DEV float weighted_sum(const Program& p, const float* error, const float* weight,
+                              int64_t weight_row, unsigned char* scratch) {
+  static_assert(dev::Carve::cost(kWarps * 4) <= kScratchBytes);
+  float* s_chunks = dev::Carve{scratch}.take<float>(kWarps);
+  float total = 0.0f;
+  for (int first = 0; first < p.B; first += kWarps * kChunkRows) {
+    const int begin = first + warp_index() * kChunkRows, end = min_of(p.B, begin + kChunkRows);
+    float sum = 0.0f;
+    for (int64_t row = begin + lane_index(); row < end; row += kLanes) {
+      sum += weight[row * weight_row] * error[row];
+    }
+    sum = warp_sum(sum);
+    if (lane_index() == 0) s_chunks[warp_index()] = sum;
+    dev::sync_block();
+    for (int warp = 0; warp < kWarps && first + warp * kChunkRows < p.B; ++warp) {
+      total += s_chunks[warp];
+    }
+    dev::sync_block();
+  }
+  return total;
+}
+
+NOPROP_DEV void loss_tile(const Program& p, const LossStage& s, const Place& place, int,
+                          unsigned char* scratch) {
+  const NextRates rates = next_rates(p, s, place);
+  int32_t bad = 0;
+  const int tiles = (p.B + kRows - 1) / kRows;
+  for (int j = 0; j < s.num_flags; ++j) {
+    const int32_t* flags = at<const int32_t>(s.flags[j], place);
+    for (int tile = thread_index(); tile < tiles; tile += kThreads) bad |= flags[tile];
+  }
+  if (s.num_flags > 0) bad = block_or(bad, scratch);
+  const float loss =
+      weighted_sum(p, at<const float>(s.error, place), at(s.weight, place), s.weight.row, scratch) /
+      s.rows;
+  const bool applies = fabsf(loss) < INFINITY && bad == 0;
+  store_rates(s, place, rates, applies);
+  if (thread_index() != 0) return;
+  if (float* to = at<float>(s.loss, place)) *to = loss;
+  if (uint8_t* to = at<uint8_t>(s.applied, place)) *to = applies;
+  if (s.draws != nullptr) ++s.draws[place.slice];
+  if (s.errors != nullptr && bad != 0) dev::atomic_or(s.errors, bad);
+}
+
+NOPROP_DEV void rates_tile(const Program& p, const RatesStage& s, const Place& place, int,
+                           unsigned char* scratch) {
+  const NextRates rates = next_rates(p, s, place);
+  uint8_t* applied = at<uint8_t>(s.applied, place);
+  const float* d_logits = at<const float>(s.d_logits, place);
+  if (d_logits == nullptr) return store_rates(s, place, rates, *applied != 0);
+  int32_t bad = 0;
+#pragma unroll 4
+  for (int64_t j = thread_index(); j < s.size; j += kThreads) {
+    if (!(fabsf(d_logits[j]) < INFINITY)) bad = 1;
+  }
+  bad = block_or(bad, scratch);
+  store_rates(s, place, rates, bad == 0);
+  if (thread_index() == 0 && applied != nullptr) *applied = bad == 0;
+}
+
+}  // namespace noprop::cuda

@@ -1,0 +1,65 @@
+// Where a tile's work is: the step, the slice and the group, and the addresses that follow from
+// them. Every stage is a function of (program, stage, place, tile, scratch), run by all kThreads
+// threads of a thread block; scratch is free again when it returns.
+#pragma once
+
+#include "cuda/dev.h"
+#include "cuda/program.h"
+
+namespace noprop::cuda {
+
+constexpr int kThreads = 256;  // of a thread block
+constexpr int kLanes = 32, kWarps = kThreads / kLanes;
+constexpr int kScratchBytes = 20 * 1024;  // of dynamic shared memory, aligned to 16 bytes
+
+struct Place {
+  int k;          // step of the launch
+  int64_t i;      // slice of the call
+  int64_t slice;  // of the object: index[k, i]
+  int g;          // group of thread blocks
+};
+
+// neighbours that are loaded at once
+template <typename T, int W>
+struct alignas(sizeof(T) * W) Neighbours {
+  T value[W];
+};
+
+// entry of the place's step and slice; null where the buffer is absent
+template <typename T>
+NOPROP_DEV T* at(const Buffer& buffer, const Place& place) {
+  if (buffer.data == nullptr) return nullptr;
+  const int64_t entry = buffer.by_group ? place.g : place.i;
+  return static_cast<T*>(buffer.data) + place.k * buffer.step + entry * buffer.slice;
+}
+
+// a number or integer of row 0; row b is b * row further
+template <typename N>
+NOPROP_DEV auto at(const N& number, const Place& place) -> decltype(number.data) {
+  return number.data + place.k * number.step + place.i * number.slice;
+}
+
+// indices (B,) of the place's batch; null: there are none
+NOPROP_DEV const int64_t* at(const Rows& rows, const Place& place, int B) {
+  if (rows.indices == nullptr) return nullptr;
+  return rows.indices + (place.k * rows.replicas + rows.replica[place.i]) * B;
+}
+
+// max(value, 0), and NaN where value is NaN
+NOPROP_DEV float relu(float value) { return value <= 0.0f ? 0.0f : value; }
+
+// running = (1 - momentum) * running + momentum * batch
+NOPROP_DEV void move_statistic(float& running, float batch, float momentum) {
+  running = (1.0f - momentum) * running + momentum * batch;
+}
+
+NOPROP_DEV int min_of(int a, int b) { return a < b ? a : b; }
+
+// rows of a tile of kRows
+NOPROP_DEV int tile_rows(const Program& p, int tile) { return min_of(kRows, p.B - tile * kRows); }
+
+NOPROP_DEV int thread_index() { return dev::thread_x(); }
+NOPROP_DEV int lane_index() { return thread_index() % kLanes; }
+NOPROP_DEV int warp_index() { return thread_index() / kLanes; }
+
+}  // namespace noprop::cuda

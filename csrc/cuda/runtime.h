@@ -1,0 +1,31 @@
+// What launches a program: the device's runtime (runtime.cu), or its twin on the host in the tests.
+//
+// Functions give null, or a text that says what failed; it lives until the thread's next call.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/program.h"
+#include "noprop_cuda.h"
+
+namespace noprop::cuda {
+
+constexpr int kThreadsPerBlock = 256;
+
+struct Kernel {
+  const void* entry;
+  int scratch_bytes;  // of shared memory, in front of what is resident
+};
+Kernel kernel_of(Precision precision);
+
+const char* count_devices(int* count);
+const char* describe_device(int device, NopropCudaDevice* facts);
+
+// thread blocks that a multiprocessor holds at the same time
+const char* blocks_per_multiprocessor(int device, Precision precision, int64_t shared_bytes,
+                                      int* blocks);
+
+// Clears the barriers' counters and launches, both on the stream.
+const char* launch(int device, const Program& program, int64_t shared_bytes, void* stream);
+
+}  // namespace noprop::cuda

@@ -1,0 +1,26 @@
+"""The extension `_cuda`, the persistent kernel and its launch; the one place that names it.
+
+Tests put one here that is built for the host and runs the same kernel on CPU tensors.
+"""
+
+from importlib import import_module
+from typing import Any
+
+module: Any = None
+_missing = ""
+try:
+    module = import_module("noprop_kernels._cuda")
+except ModuleNotFoundError:
+    _missing = "the extension _cuda is not built; NOPROP_CUDA=ON builds it where nvcc is"
+except ImportError as error:
+    _missing = f"the extension _cuda cannot be loaded: {error}"
+
+
+def unavailable() -> str | None:
+    """Why the extension cannot be used, or None."""
+    return _missing if module is None else None
+
+
+def on_host() -> bool:
+    """Whether the kernel runs on the CPU."""
+    return module is not None and module.on_host

@@ -1,0 +1,87 @@
+"""Where a launch's state lies: groups of thread blocks, and moments in shared memory.
+
+No bit depends on what is decided here.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..gpu.shapes import cdiv
+from ..gpu.stages import Table
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Thread blocks of a launch.
+
+    Args:
+        groups: take slices g, g + groups, ... each.
+        blocks: thread blocks of a group.
+    """
+
+    groups: int
+    blocks: int
+
+
+def phases(stages: Iterable[dict[str, Any]]) -> list[int]:
+    """Tiles between two barriers."""
+    found, tiles = [], 0
+    for stage in stages:
+        tiles += stage["tiles"]
+        if stage["barrier"]:
+            found.append(tiles)
+            tiles = 0
+    return found
+
+
+def phases_of(table: Table) -> list[int]:
+    """The same of a table for one slice."""
+    return [item.expects for item in table.stages if item.expects]
+
+
+def layout(n: int, tiles: list[int], total: int) -> Layout:
+    """How `total` thread blocks, which run at the same time, share n slices.
+
+    A group's step costs the longest turn of its thread blocks in each phase and a barrier behind
+    it, and groups do cdiv(n, groups) slices one after another; the cheapest is taken, of equals the
+    one with the fewest groups, whose workspace is the smallest.
+
+    Args:
+        n: slices.
+        tiles: of a slice, by phase.
+        total: thread blocks that run at the same time.
+    """
+
+    def cost(groups: int) -> int:
+        blocks = blocks_of(groups)
+        turns = sum(cdiv(phase, blocks) for phase in tiles)
+        return cdiv(n, groups) * (turns + (len(tiles) if blocks > 1 else 0))
+
+    def blocks_of(groups: int) -> int:
+        return max(1, min(total // groups, max(tiles)))
+
+    groups = min(range(1, max(1, min(n, total)) + 1), key=cost)
+    return Layout(groups, blocks_of(groups))
+
+
+def keep_moments(
+    stages: Iterable[dict[str, Any]], blocks: int, floats_of_tile: int, room: int
+) -> int:
+    """Sets which tiles' moments stay in shared memory, in the order of the stages; the floats used.
+
+    Args:
+        stages: of a program, with `first` set.
+        blocks: thread blocks of a group, all with the same layout of their shared memory.
+        floats_of_tile: that the rule's moments of a tile take; 0: it has none.
+        room: floats of shared memory that are free.
+    """
+    used = 0
+    for stage in stages:
+        if stage["kind"] != "update_weight":
+            continue
+        own = cdiv(stage["tiles"], blocks)
+        kept = min(own, (room - used) // floats_of_tile) if floats_of_tile else 0
+        stage["resident"], stage["resident_tiles"] = used, kept
+        used += kept * floats_of_tile
+    return used
