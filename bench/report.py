@@ -1,7 +1,7 @@
 """Tables from result files: `python -m bench.report FILE.jsonl ... [--readme FILE]`.
 
 They go between two markers of the README, so that its figures are never typed by hand. What each
-file of bench.run, infer, parts, scaling, neighbour, job and memory holds gets its own table.
+file of bench.run, infer, parts, scaling, neighbour, job, local and memory holds gets its own table.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from .lines import Line, groups, highest_peaks, read, rescaled, timed
 from .tables import (
     headline,
     job_rows,
+    local_rows,
     markdown,
     memory_rows,
     neighbour_rows,
@@ -30,6 +31,10 @@ SECTIONS = (
     ("How a step grows with T, B and H, the rest as in `small`:", scaling_rows),
     ("Beside a process that keeps one core busy:", neighbour_rows),
     ("The whole job:", job_rows),
+    (
+        "Accuracy on the test rows by what a block is trained for (`bench.local`):",
+        local_rows,
+    ),
 )
 
 

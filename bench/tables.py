@@ -245,3 +245,20 @@ def job_rows(lines: Iterable[Line]) -> Rows:
             )
         )
     return rows
+
+
+def local_rows(lines: Iterable[Line]) -> Rows:
+    """Header and rows of bench.local's lines: accuracies by block, of each way to answer."""
+    rows: Rows = []
+    for line in timed(lines, "local"):
+        for part, text in (("accuracy_per_block", ""), ("accuracy_of_mean", ", mean of 1 to t")):
+            values = line[part]
+            if values is None:
+                continue
+            rows = rows or [
+                ("data", "loss of a block", *(f"t = {t + 1}" for t in range(len(values))))
+            ]
+            rows.append(
+                (line["shape"], line["contender"] + text, *(f"{value:.2%}" for value in values))
+            )
+    return rows or [()]

@@ -64,12 +64,17 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
 
 // out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
 // keeps what stood before `add`. rounded: null, or room for kTileRows rows of the weight, whose
-// products then have bfloat16 operands, as the sources must be.
+// products then have bfloat16 operands, as the sources must be. PAIRS: the sources are panels of
+// pairs of features.
+template <bool PAIRS>
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
                           int64_t H, float* rounded, const Panels& shape) {
-  int64_t in = 0;
-  for (int s = 0; s < num_sources; ++s) in += sources[s].width;
+  int64_t in = 0, in_terms = 0;
+  for (int s = 0; s < num_sources; ++s) {
+    in += sources[s].width;
+    in_terms += terms<PAIRS>(sources[s].width);
+  }
   const DenseOut result = {out, activated, bias, add, is_relu};
   if (shape.has_few_rows)
     return dense_few_rows(result, sources, num_sources, weight, in, H, rounded != nullptr, shape);
@@ -80,7 +85,17 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
     for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
       const float* tile_weight = weight + o * in;
-      if (rounded) {
+      if constexpr (PAIRS) {
+        float* to = rounded;
+        for (int i = 0; i < ROWS; ++i)
+          for (int s = 0; s < num_sources; ++s) {
+            const int64_t width = sources[s].width;
+            pair_run(to, tile_weight, width);
+            tile_weight += width;
+            to += terms<PAIRS>(width);
+          }
+        tile_weight = rounded;
+      } else if (rounded) {
         round_run(rounded, tile_weight, ROWS * in);
         tile_weight = rounded;
       }
@@ -88,9 +103,9 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
         Vec c[ROWS][COLS] = {};
         const float* w = tile_weight;
         for (int s = 0; s < num_sources; ++s) {
-          const int64_t width = sources[s].width;
-          multiply_tile(c, w, in, 1, sources[s].value + p * width * P, P, width);
-          w += width;
+          const int64_t K = terms<PAIRS>(sources[s].width);
+          multiply_tile<PAIRS>(c, w, in_terms, 1, sources[s].value + p * K * P, P, K);
+          w += K;
         }
         for_tile<ROWS, COLS>(
             [&](int i, int j) { result.finish(c[i][j], o + i, (p * H + o + i) * P + j * kLanes); });
@@ -103,41 +118,49 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
 // (H, in). Lanes are columns. A tile goes down all rows of the weight, which in a wide one lie so
 // far apart that they push each other out of the caches: strips of columns are copied to `packed`
 // (2, H, kStrip), the next one row by row while this one's product runs. rounds: the weight, to
-// bfloat16.
+// bfloat16. PAIRS: of rows of the weight, and d_out of its features.
+template <bool PAIRS>
 inline void dense_input_grad(float* d_source, const float* d_out, const float* weight, int64_t in,
                              int64_t first, int64_t width, int64_t H, float* packed, bool rounds,
                              const Panels& shape) {
   const int64_t P = shape.P;
   constexpr int64_t kAhead = 8;  // rows: long enough for memory, few enough for the nearest cache
-  const auto pack_row = [&](float* to, int64_t f, int64_t o) __attribute__((always_inline)) {
-    const int64_t columns = width - f < kStrip ? width - f : kStrip;
+  const int64_t K = terms<PAIRS>(H);
+  const auto pack_row = [&](float* to, int64_t f, int64_t k) __attribute__((always_inline)) {
+    const int64_t columns = width - f < kStrip ? width - f : kStrip, o = PAIRS ? 2 * k : k;
     const float* from = weight + o * in + first + f;
-    float* row = to + o * kStrip;
+    float* row = to + k * kStrip;
     int64_t c = 0;
-    const auto put = [&](Vec w) { store(row + c, rounds ? round_bfloat16(w) : w); };
-    for (; c + kLanes <= columns; c += kLanes) put(load(from + c));
-    if (c < columns) put(load_partial(from + c, (int)(columns - c)));
-    if (o + kAhead < H)
-      for (c = 0; c < columns; c += 16) __builtin_prefetch(from + kAhead * in + c);
+    const auto put = [&](auto get) {
+      const Vec w = get(from + c);
+      if constexpr (PAIRS)
+        store(row + c, zip_pairs(w, o + 1 < H ? get(from + in + c) : Vec{}));
+      else
+        store(row + c, rounds ? round_bfloat16(w) : w);
+    };
+    for (; c + kLanes <= columns; c += kLanes) put([](const float* at) { return load(at); });
+    if (c < columns) put([&](const float* at) { return load_partial(at, (int)(columns - c)); });
+    for (int64_t ahead = o + kAhead; ahead < o + kAhead + (PAIRS ? 2 : 1) && ahead < H; ++ahead)
+      for (c = 0; c < columns; c += 16) __builtin_prefetch(from + (ahead - o) * in + c);
   };
   const Range own = own_columns(shape, width);
   if (own.first == own.last) return;
-  for (int64_t o = 0; o < H; ++o) pack_row(packed, own.first, o);
-  float* next_packed = packed + H * kStrip;
+  for (int64_t k = 0; k < K; ++k) pack_row(packed, own.first, k);
+  float* next_packed = packed + K * kStrip;
   for_own_strips(shape, width, [&](int64_t f, int strip_cols) {
     const int64_t next = f + strip_cols * kLanes;
-    int64_t done = next < own.last ? 0 : H;  // rows of the next strip
+    int64_t done = next < own.last ? 0 : K;  // rows of the next strip
     with_cols(strip_cols, [&](auto cols) {
       constexpr int COLS = decltype(cols)::value;
-      const int64_t calls = (shape.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (H / kBurst + 1);
-      const int64_t rows_a_call = (H + calls - 1) / calls;
+      const int64_t calls = (shape.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (K / kBurst + 1);
+      const int64_t rows_a_call = (K + calls - 1) / calls;
       for (int64_t p = 0; p < shape.count; ++p) {
         const int64_t B = shape.B - p * P < P ? shape.B - p * P : P;
         for_row_tiles<COLS>(0, B, [&](auto rows, int64_t b) {
           constexpr int ROWS = decltype(rows)::value;
           Vec c[ROWS][COLS] = {};
-          multiply_tile(c, d_out + p * H * P + b, 1, P, packed, kStrip, H, [&] {
-            for (int64_t r = 0; r < rows_a_call && done < H; ++r)
+          multiply_tile<PAIRS>(c, d_out + p * K * P + b, 1, P, packed, kStrip, K, [&] {
+            for (int64_t r = 0; r < rows_a_call && done < K; ++r)
               pack_row(next_packed, next, done++);
           });
           float* out = d_source + f * shape.B + (p * P + b) * COLS * kLanes;
@@ -146,7 +169,7 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
         });
       }
     });
-    for (; done < H; ++done) pack_row(next_packed, next, done);
+    for (; done < K; ++done) pack_row(next_packed, next, done);
     float* full = packed;
     packed = next_packed;
     next_packed = full;
@@ -156,23 +179,25 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
 // The weight gradient d_out^T @ source, tile by tile: finish(gradient, stride, o, rows, f, count)
 // gets `count` columns from f of `rows` rows from o. strips: the source's. Rows of the weights are
 // the outer loop: the optimizer then reads its arrays along their rows, as the hardware's
-// prefetcher expects, which does better here than prefetches of our own.
-template <class Finish>
+// prefetcher expects, which does better here than prefetches of our own. PAIRS: of rows, in d_out
+// and the strips.
+template <bool PAIRS, class Finish>
 inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
                               const Panels& shape, Finish finish) {
-  const int64_t P = shape.P;
+  const int64_t P = terms<PAIRS>(shape.P);
   const Range own = own_part(shape, H, kTileRows[kMaxStripCols]);
   for_row_tiles<kMaxStripCols>(own.first, own.last, [&](auto tile_rows, int64_t o) {
     constexpr int ROWS = decltype(tile_rows)::value;
     for_strips(width, [&](int64_t f, int strip_cols) {
       with_cols(strip_cols, [&](auto cols) {
         constexpr int COLS = decltype(cols)::value;
+        const int64_t rows = terms<PAIRS>(shape.B);
         const float* strip = strips + f * shape.B;
         Vec c[ROWS][COLS] = {};
         for (int64_t p = 0; p < shape.count; ++p) {
-          const int64_t K = shape.B - p * P < P ? shape.B - p * P : P;
-          multiply_tile(c, d_out + (p * H + o) * P, P, 1, strip + p * P * COLS * kLanes,
-                        COLS * kLanes, K);
+          const int64_t K = rows - p * P < P ? rows - p * P : P;
+          multiply_tile<PAIRS>(c, d_out + (p * H + o) * P, P, 1, strip + p * P * COLS * kLanes,
+                               COLS * kLanes, K);
         }
         alignas(64) float gradient[ROWS][COLS * kLanes];
         for_tile<ROWS, COLS>([&](int i, int j) { store(&gradient[i][j * kLanes], c[i][j]); });

@@ -34,13 +34,28 @@ NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f,
   return x * load_partial(input.scale + f, count) + load_partial(input.shift + f, count);
 }
 
-// rows of vectors g_first .. g_last of an input of step k, slice i to strips and panels, a square
-// at a time; `first` is the batch's row that comes first. False: something is not finite.
-inline bool load_input(float* strips, float* panels, const NopropInput& input,
-                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
-                       int64_t g_first, int64_t g_last, int64_t B, const Panels& shape) {
+// the panels' side of a square of inputs: `count` features from f of the rows of vector g
+template <bool PAIRS>
+NOPROP_INLINE void store_features(float* panels, const Vec (&square)[kLanes], int64_t width,
+                                  int64_t f, int count, int64_t g, const Panels& shape) {
+  for (int c = 0; c < count; c += PAIRS ? 2 : 1) {
+    float* at = panels + shape.at(terms<PAIRS>(width), PAIRS ? (f + c) / 2 : f + c, g);
+    if constexpr (PAIRS)
+      store(at, zip_pairs(square[c], c + 1 < count ? square[c + 1] : Vec{}));
+    else
+      store(at, square[c]);
+  }
+}
+
+// Rows of vectors g_first .. g_last of an input of step k, slice i to strips and panels, a square
+// at a time; `first` is the batch's row that comes first. Panels are what products read, or values
+// as they are where those are needed. False: something is not finite.
+template <bool PAIRS>
+inline bool load_rows(float* strips, float* panels, const NopropInput& input,
+                      const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
+                      int64_t g_first, int64_t g_last, int64_t B, const Panels& shape) {
   const int64_t width = plan.input_widths[j];
-  const bool rounds_strips = rounds(plan), rounds_panels = rounds_strips && !keeps_value(plan, j);
+  const bool keeps = keeps_value(plan, j), rounds_strips = rounds(plan) && !PAIRS;
   const int64_t* indices = row_indices(input, k, i, B);
   Vec zero = {};  // a sum of x * 0 stays 0 unless some x is infinite or NaN
   for (int64_t g = g_first; g < g_last; ++g) {
@@ -51,24 +66,37 @@ inline bool load_input(float* strips, float* panels, const NopropInput& input,
       at[b] = indices ? indices[row] * width : k * input.step + i * input.slice + row * width;
     }
     for_strips(width, [&](int64_t start, int cols) {
-      float* strip = strips + start * shape.B + g * kLanes * cols * kLanes;
       for (int column = 0; column < cols; ++column) {
         const int64_t f = start + column * kLanes;
         const int count = width - f < kLanes ? (int)(width - f) : kLanes;
-        Vec square[kLanes];
+        Vec square[kLanes], rounded[kLanes];
         for (int64_t b = 0; b < kLanes; ++b) {
-          const Vec x = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
-          const Vec rounded = rounds_strips ? round_bfloat16(x) : x;
-          if (b < rows) store(strip + (b * cols + column) * kLanes, rounded);
-          square[b] = rounds_panels ? rounded : x;
-          zero += x * 0.0f;
+          square[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
+          rounded[b] = rounds_strips ? round_bfloat16(square[b]) : square[b];
+          zero += square[b] * 0.0f;
         }
-        transpose(square);
-        for (int c = 0; c < count; ++c) store(panels + shape.at(width, f + c, g), square[c]);
+        float* strip = strips + start * shape.B + column * kLanes;
+        store_square<PAIRS>(strip, rounded, g, cols, shape.B);
+        transpose(keeps ? square : rounded);
+        if (keeps)
+          store_features<false>(panels, square, width, f, count, g, shape);
+        else
+          store_features<PAIRS>(panels, rounded, width, f, count, g, shape);
       }
     });
   }
   return sum_lanes(zero) == 0;
+}
+
+inline bool load_input(float* strips, float* panels, const NopropInput& input,
+                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
+                       int64_t g_first, int64_t g_last, int64_t B, const Panels& shape) {
+  bool finite = true;
+  with_pairs(plan, [&](auto pairs) {
+    finite = load_rows<pairs.value>(strips, panels, input, plan, j, k, i, first, g_first, g_last, B,
+                                    shape);
+  });
+  return finite;
 }
 
 inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,

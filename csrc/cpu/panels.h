@@ -94,10 +94,29 @@ NOPROP_INLINE void for_own_runs(const Panels& shape, int64_t H, Body body) {
 
 inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
+// how many floats the terms of a sum take: pairs of bfloat16 are one each
+template <bool PAIRS>
+constexpr int64_t terms(int64_t count) {
+  return PAIRS ? (count + 1) / 2 : count;
+}
+
+// own features of panels (width, P) to panels of pairs of features
+inline void pair_panels(float* pairs, const float* panels, int64_t width, const Panels& shape) {
+  const Range own = own_features(shape, width);
+  for (int64_t p = 0; p < shape.count; ++p)
+    for (int64_t f = own.first; f < own.last; f += 2) {
+      const float* even = panels + (p * width + f) * shape.P;
+      float* to = pairs + (p * terms<true>(width) + f / 2) * shape.P;
+      for (int64_t i = 0; i < shape.P; i += kLanes)
+        store(to + i, zip_pairs(load(even + i), f + 1 < width ? load(even + shape.P + i) : Vec{}));
+    }
+}
+
 // The other side of an activation, for weight gradients, whose lanes are features: strips of as
 // many features as fill a tile, each (B, strip) and contiguous, so that a product reads one stream
 // and the rows of the weights keep the prefetcher. Features are padded with zeros to whole vectors.
-// body(first feature, vectors) for each strip; it begins at first * B.
+// body(first feature, vectors) for each strip; it begins at first * B, and where it has pairs of
+// rows it takes half of that.
 template <class Body>
 NOPROP_INLINE void for_strips(int64_t width, Body body) {
   const int64_t vectors = round_up(width) / kLanes;
@@ -157,6 +176,22 @@ inline void strips_to_panels(float* panels, bool accumulate, const float* strips
   });
 }
 
+// a square of rows of vector g to its column of a strip
+template <bool PAIRS>
+NOPROP_INLINE void store_square(float* column, const Vec (&square)[kLanes], int64_t g, int cols,
+                                int64_t B) {
+  const int64_t left = B - g * kLanes, rows = left < kLanes ? left : kLanes;
+  for (int64_t i = 0; i < rows; i += PAIRS ? 2 : 1) {
+    float* at = column + (PAIRS ? (g * kLanes + i) / 2 : g * kLanes + i) * cols * kLanes;
+    if constexpr (PAIRS)
+      store(at, zip_pairs(square[i], i + 1 < rows ? square[i + 1] : Vec{}));
+    else
+      store(at, square[i]);
+  }
+}
+
+// PAIRS: of rows, rounded to bfloat16
+template <bool PAIRS>
 inline void panels_to_strips(float* strips, const float* panels, int64_t width,
                              const Panels& shape) {
   for_own_strips(shape, width, [&](int64_t first, int cols) {
@@ -168,9 +203,7 @@ inline void panels_to_strips(float* strips, const float* panels, int64_t width,
         for (int i = 0; i < kLanes; ++i)
           square[i] = f + i < width ? load(panels + shape.at(width, f + i, g)) : Vec{};
         transpose(square);
-        const int64_t left = shape.B - g * kLanes;
-        for (int64_t i = 0; i < left && i < kLanes; ++i)
-          store(strip + ((g * kLanes + i) * cols + j) * kLanes, square[i]);
+        store_square<PAIRS>(strip + j * kLanes, square, g, cols, shape.B);
       }
   });
 }

@@ -47,7 +47,8 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   for (int j = 0; j < plan.num_inputs; ++j) {
     load_input(saved.strips[j], saved.value[j], task.inputs[j], plan, j, 0, i, task.first_row, 0,
                shape.vectors(), task.B, shape);
-    make_operand(saved, plan, j, shape);
+    if (keeps_value(plan, j)) round_operand(saved, plan, j, shape);
+    narrow_operand(saved, plan, j, shape);
   }
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
   if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);

@@ -101,7 +101,8 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
     if (j != plan.z) {
       load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], plan, j, 0, replica,
                  first, 0, shape.vectors(), task.B, shape);
-      make_operand(work.saved, plan, j, shape);
+      if (keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
+      narrow_operand(work.saved, plan, j, shape);
     }
   float* z = work.saved.value[plan.z];
   const auto key = [&](uint32_t block) {

@@ -18,7 +18,7 @@ NOPROP_INLINE void for_tile(Body body) {
   }
 }
 
-template <int ROWS, int COLS>
+template <bool PAIRS, int ROWS, int COLS>
 NOPROP_INLINE void multiply_step(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row,
                                  const float* b) {
   Vec row[COLS];
@@ -26,32 +26,39 @@ NOPROP_INLINE void multiply_step(Vec (&c)[ROWS][COLS], const float* a, int64_t a
   for (int j = 0; j < COLS; ++j) row[j] = load(b + j * kLanes);
 #pragma GCC unroll 12
   for (int i = 0; i < ROWS; ++i) {
-    const Vec factor = broadcast(a[i * a_row]);
+    if constexpr (PAIRS) {
+      const Vec factor = broadcast_bits(a + i * a_row);
 #pragma GCC unroll 4
-    for (int j = 0; j < COLS; ++j) c[i][j] += factor * row[j];
+      for (int j = 0; j < COLS; ++j) c[i][j] = add_pairs(c[i][j], factor, row[j]);
+    } else {
+      const Vec factor = broadcast(a[i * a_row]);
+#pragma GCC unroll 4
+      for (int j = 0; j < COLS; ++j) c[i][j] += factor * row[j];
+    }
   }
 }
 
 // c[i][j] += sum over k of a[i * a_row + k * a_k] * b[k * b_k + j * kLanes ...]; between() is
-// called every kBurst steps, for work that hides behind the product
+// called every kBurst steps, for work that hides behind the product. PAIRS: an operand's every
+// float is a pair of bfloat16, and k counts pairs.
 constexpr int64_t kBurst = 8;
 
-template <int ROWS, int COLS, class Between>
+template <bool PAIRS = false, int ROWS, int COLS, class Between>
 NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row, int64_t a_k,
                                  const float* b, int64_t b_k, int64_t K, Between between) {
   int64_t k = 0;
   for (; k + kBurst <= K; k += kBurst) {
     between();
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kBurst; ++i, a += a_k, b += b_k) multiply_step(c, a, a_row, b);
+    for (int64_t i = 0; i < kBurst; ++i, a += a_k, b += b_k) multiply_step<PAIRS>(c, a, a_row, b);
   }
-  for (; k < K; ++k, a += a_k, b += b_k) multiply_step(c, a, a_row, b);
+  for (; k < K; ++k, a += a_k, b += b_k) multiply_step<PAIRS>(c, a, a_row, b);
 }
 
-template <int ROWS, int COLS>
+template <bool PAIRS = false, int ROWS, int COLS>
 NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row, int64_t a_k,
                                  const float* b, int64_t b_k, int64_t K) {
-  multiply_tile(c, a, a_row, a_k, b, b_k, K, [] {});
+  multiply_tile<PAIRS>(c, a, a_row, a_k, b, b_k, K, [] {});
 }
 
 // body(Constant<ROWS>, first row) over row .. rows in tiles of the best height for COLS, then

@@ -17,12 +17,12 @@
 
 namespace noprop {
 
-extern const Isa k_avx512, k_avx2, k_neon, k_baseline;
+extern const Isa k_avx512bf16, k_avx512, k_avx2, k_neon, k_baseline;
 
 namespace {
 
 #if defined(__x86_64__)
-const Isa* const kIsas[] = {&k_avx512, &k_avx2, &k_baseline};  // best first
+const Isa* const kIsas[] = {&k_avx512bf16, &k_avx512, &k_avx2, &k_baseline};  // best first
 #elif defined(__aarch64__)
 const Isa* const kIsas[] = {&k_neon};
 #else
@@ -32,9 +32,10 @@ constexpr int32_t kNumIsas = sizeof kIsas / sizeof kIsas[0];
 
 bool runs_here([[maybe_unused]] const Isa& isa) {
 #if defined(__x86_64__)
-  if (std::strcmp(isa.name, "avx512") == 0)
+  if (std::strncmp(isa.name, "avx512", 6) == 0)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           (std::strcmp(isa.name, "avx512bf16") != 0 || __builtin_cpu_supports("avx512bf16"));
   if (std::strcmp(isa.name, "avx2") == 0)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
@@ -293,6 +294,10 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
 
 int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads) {
   return team_size(*plan, n, B, threads);
+}
+
+int32_t noprop_crew_size_cpu(const NopropPlan* plan, int64_t chains, int64_t B, int32_t threads) {
+  return crew_size(*plan, chains, B, threads);
 }
 
 int32_t noprop_num_isas(void) { return kNumIsas; }

@@ -22,7 +22,7 @@ struct Pieces {
 // what forward leaves for backward
 struct Saved {
   float* value[kMaxResults];    // panels of every result
-  float* operand[kMaxResults];  // what products read: the value, or a rounded copy of it
+  float* operand[kMaxResults];  // what products read: the value, a rounded copy of it, or its pairs
   float* strips[kMaxResults];   // of inputs
   float*
       activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
@@ -37,6 +37,7 @@ struct Grads {
   bool written[kMaxResults];
   float* strips;                            // of a layer's sources
   float* packed;                            // columns of a weight, twice; this member's
+  float *pairs[2], *row_pairs[2];           // a layer's gradient as pairs of features and of rows
   float *vector, *norm_weight, *norm_bias;  // (widest,)
 };
 
@@ -68,12 +69,22 @@ inline bool keeps_value(const NopropPlan& plan, int r) {
 
 inline bool rounds(const NopropPlan& plan) { return plan.precision == NOPROP_BFLOAT16; }
 
+// Operands are pairs of bfloat16, where the processor multiplies such. Values then stay unrounded.
+inline bool has_pairs(const NopropPlan& plan) { return kHasPairs && rounds(plan); }
+
+template <class Body>
+NOPROP_INLINE void with_pairs(const NopropPlan& plan, Body body) {
+  if constexpr (kHasPairs)
+    if (rounds(plan)) return body(Constant<1>{});
+  body(Constant<0>{});
+}
+
 inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), size = width * shape.padded();
     saved.value[r] = pieces.take<float>(size);
-    saved.operand[r] =
-        rounds(plan) && keeps_value(plan, r) ? pieces.take<float>(size) : saved.value[r];
+    const bool apart = keeps_value(plan, r) || (has_pairs(plan) && r >= plan.num_inputs);
+    saved.operand[r] = rounds(plan) && apart ? pieces.take<float>(size) : saved.value[r];
     if (r < plan.num_inputs) {
       saved.strips[r] = pieces.take<float>(shape.B * round_up(width));
       continue;
@@ -113,6 +124,11 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
   grads.strips = pieces.take<float>(shape.B * in);
   const int64_t packed = 2 * width * kStrip;
   grads.packed = pieces.take<float>(packed * shape.team.size) + shape.team.rank * packed;
+  for (int turn = 0; turn < 2; ++turn) {
+    const int64_t pairs = has_pairs(plan) ? width * shape.padded() : 0;
+    grads.pairs[turn] = pieces.take<float>(pairs);
+    grads.row_pairs[turn] = pieces.take<float>(pairs);
+  }
   grads.vector = pieces.take<float>(width);
   grads.norm_weight = pieces.take<float>(width);
   grads.norm_bias = pieces.take<float>(width);

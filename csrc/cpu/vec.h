@@ -87,6 +87,61 @@ NOPROP_INLINE IntVec lane_numbers() {
   return v;
 }
 
+// Two bfloat16 in each lane, for processors that multiply them in pairs: the even term of a sum in
+// the lower half, the odd one in the upper.
+#if defined(__AVX512BF16__)
+constexpr bool kHasPairs = true;
+
+// c + the odd terms' product, then + the even terms', each rounded once
+NOPROP_INLINE Vec add_pairs(Vec c, Vec a, Vec b) {
+  return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+}
+
+NOPROP_INLINE Vec broadcast_bits(const float* p) {
+  int32_t bits;
+  __builtin_memcpy(&bits, p, sizeof bits);
+  return (Vec)_mm512_set1_epi32(bits);
+}
+
+// lanes (even[0], odd[0]), (even[1], odd[1]), ...
+NOPROP_INLINE Vec zip_pairs(Vec even, Vec odd) {
+  const __m512bh both = _mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  const IntVec place = (16 << 16) + lane_numbers() * 0x10001;
+  return (Vec)_mm512_permutexvar_epi16((__m512i)place, (__m512i)both);
+}
+
+// `count` floats to half as many pairs of neighbours; a last one alone stands beside 0
+inline void pair_run(float* out, const float* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes)
+    store(out + i / 2,
+          (Vec)_mm512_cvtne2ps_pbh((__m512)load(in + i + kLanes), (__m512)load(in + i)));
+  const int rest = (int)(count - i);
+  if (rest == 0) return;
+  const Vec low = load_partial(in + i, rest < kLanes ? rest : kLanes);
+  const Vec high = rest > kLanes ? load_partial(in + i + kLanes, rest - kLanes) : Vec{};
+  store_partial(out + i / 2, (Vec)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low), (rest + 1) / 2);
+}
+#else
+constexpr bool kHasPairs = false;  // in float32 they would take more work than unpaired ones
+
+NOPROP_INLINE Vec even_terms(Vec pairs) { return (Vec)((UintVec)pairs << 16); }
+NOPROP_INLINE Vec odd_terms(Vec pairs) { return (Vec)((UintVec)pairs & 0xffff0000); }
+NOPROP_INLINE Vec add_pairs(Vec c, Vec a, Vec b) {
+  return c + odd_terms(a) * odd_terms(b) + even_terms(a) * even_terms(b);
+}
+NOPROP_INLINE Vec broadcast_bits(const float* p) { return broadcast(*p); }
+NOPROP_INLINE Vec zip_pairs(Vec even, Vec odd) {
+  return (Vec)((UintVec)round_bfloat16(odd) | (UintVec)round_bfloat16(even) >> 16);
+}
+inline void pair_run(float* out, const float* in, int64_t count) {
+  for (int64_t i = 0; i < count; i += 2) {
+    const Vec pair = zip_pairs(broadcast(in[i]), i + 1 < count ? broadcast(in[i + 1]) : Vec{});
+    __builtin_memcpy(out + i / 2, &pair, sizeof *out);
+  }
+}
+#endif
+
 // v where lane < count, else 0
 NOPROP_INLINE Vec keep_first(Vec v, int64_t count) {
   if (count >= kLanes) return v;

@@ -9,19 +9,29 @@ namespace noprop {
 namespace {
 
 // what products read of a result, once its value is there
-inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
-  if (r == plan.num_inputs + plan.num_layers - 1) return;
-  const int64_t width = width_of(plan, r);
-  if (rounds(plan))
-    for_own_runs(shape, width, [&](int64_t at, int64_t count) {
-      round_run(saved.operand[r] + at, saved.value[r] + at, count);
-    });
-  if (!shape.has_few_rows) return;
+inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  if (!rounds(plan) || r == plan.num_inputs + plan.num_layers - 1) return;
+  if constexpr (kHasPairs)
+    return pair_panels(saved.operand[r], saved.value[r], width_of(plan, r), shape);
+  for_own_runs(shape, width_of(plan, r), [&](int64_t at, int64_t count) {
+    round_run(saved.operand[r] + at, saved.value[r] + at, count);
+  });
+}
+
+// the same for a batch of few rows, once it is rounded
+inline void narrow_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  if (!shape.has_few_rows || r == plan.num_inputs + plan.num_layers - 1) return;
   const int64_t rows = few_rows(shape.B);
-  const Range own = own_features(shape, width);
-  for (int64_t f = own.first; f < own.last; ++f)
-    for (int64_t b = 0; b < rows; ++b)
-      saved.few[r][f * rows + b] = saved.operand[r][f * kLanes + b];
+  const Range own = own_features(shape, width_of(plan, r));
+  const int64_t per_term = has_pairs(plan) ? 2 : 1;
+  for (int64_t f = own.first; f < own.last; f += per_term)
+    for (int64_t k = f / per_term, b = 0; b < rows; ++b)
+      saved.few[r][k * rows + b] = saved.operand[r][k * kLanes + b];
+}
+
+inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  round_operand(saved, plan, r, shape);
+  narrow_operand(saved, plan, r, shape);
 }
 
 inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
@@ -37,12 +47,16 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
   const float* bias = state.bias.value + slice * H;
   const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
   float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
+  const auto multiply = [&](float* out, float* kept, const float* added, bool is_relu) {
+    with_pairs(plan, [&](auto pairs) {
+      dense_forward<pairs.value>(out, kept, sources, layer.num_sources, weight, bias, added,
+                                 is_relu, H, saved.rounded, shape);
+    });
+  };
   if (!layer.norm) {
-    dense_forward(saved.value[r], activated, sources, layer.num_sources, weight, bias, add,
-                  layer.relu, H, saved.rounded, shape);
+    multiply(saved.value[r], activated, add, layer.relu);
   } else {
-    dense_forward(saved.x_hat[r], nullptr, sources, layer.num_sources, weight, bias, nullptr, false,
-                  H, saved.rounded, shape);
+    multiply(saved.x_hat[r], nullptr, nullptr, false);
     const Norm norm = {state.norm_weight.value + slice * H, state.norm_bias.value + slice * H,
                        state.running_mean + slice * H, state.running_var + slice * H,
                        layer.norm_eps};
@@ -108,12 +122,13 @@ inline void finish_vector(const NopropParam& param, const float* gradient, const
                 *job.step);
 }
 
+template <bool PAIRS>
 inline void weight_backward(const BackwardPlan& job, const Saved& saved, const Grads& grads, int l,
                             const Panels& shape) {
   const NopropLayer& layer = job.plan.layers[l];
   const NopropParam& param = job.states[l].weight;
   const int64_t H = layer.width, in = in_width(job.plan, layer);
-  const float* d_out = grads.value[job.plan.num_inputs + l];
+  const float* d_out = PAIRS ? grads.row_pairs[l % 2] : grads.value[job.plan.num_inputs + l];
   const Run all = run_at(param, job.slice * H * in);
   const auto at = [&](int64_t i) {
     return Run{all.w + i, all.m ? all.m + i : nullptr, all.v ? all.v + i : nullptr};
@@ -125,16 +140,17 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
     const int source = layer.sources[s];
     const int64_t width = width_of(job.plan, source);
     const float* strips = source < job.plan.num_inputs ? saved.strips[source] : own_strips;
-    dense_weight_grad(d_out, strips, width, H, shape,
-                      [&](const float* gradient, int64_t stride, int64_t o, int64_t rows, int64_t f,
-                          int64_t count) {
-                        const int64_t from = o * in + first + f;
-                        for (int64_t row = 0; grad && row < rows; ++row)
-                          __builtin_memcpy(grad + from + row * in, gradient + row * stride,
-                                           sizeof(float) * count);
-                        if (job.step)
-                          update_rows(at(from), in, gradient, stride, rows, count, *job.step);
-                      });
+    dense_weight_grad<PAIRS>(d_out, strips, width, H, shape,
+                             [&](const float* gradient, int64_t stride, int64_t o, int64_t rows,
+                                 int64_t f, int64_t count) {
+                               const int64_t from = o * in + first + f;
+                               for (int64_t row = 0; grad && row < rows; ++row)
+                                 __builtin_memcpy(grad + from + row * in, gradient + row * stride,
+                                                  sizeof(float) * count);
+                               if (job.step)
+                                 update_rows(at(from), in, gradient, stride, rows, count,
+                                             *job.step);
+                             });
     first += width;
     own_strips += shape.B * round_up(width);
   }
@@ -172,28 +188,42 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
       finish_vector(state.norm_weight, grads.norm_weight, job, H, own);
       finish_vector(state.norm_bias, grads.norm_bias, job, H, own);
     }
-    if (rounds(plan))
+    if constexpr (kHasPairs) {
+      if (rounds(plan)) {
+        pair_panels(grads.pairs[l % 2], d, H, shape);
+        for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+          pair_run(grads.row_pairs[l % 2] + at / 2, d + at, count);
+        });
+      }
+    } else if (rounds(plan)) {
       for_own_runs(shape, H, [&](int64_t at, int64_t count) { round_run(d + at, d + at, count); });
+    }
     wait_for_team(shape);
     int64_t first = 0;
     float* strips = grads.strips;
     const float* weight = state.weight.value + job.slice * H * in;
     const bool wants_weight = job.step || state.weight.grad;
-    for (int s = 0; s < layer.num_sources; ++s) {
-      const int source = layer.sources[s];
-      const int64_t width = width_of(plan, source);
-      if (wanted(source)) {
-        dense_input_grad(strips, d, weight, in, first, width, H, grads.packed, rounds(plan), shape);
-        strips_to_panels(grads.value[source], grads.written[source], strips, width, shape);
-        grads.written[source] = true;
+    with_pairs(plan, [&](auto pairs) {
+      constexpr bool PAIRS = pairs.value;
+      const float* d_out = PAIRS ? grads.pairs[l % 2] : d;
+      for (int s = 0; s < layer.num_sources; ++s) {
+        const int source = layer.sources[s];
+        const int64_t width = width_of(plan, source);
+        if (wanted(source)) {
+          dense_input_grad<PAIRS>(strips, d_out, weight, in, first, width, H, grads.packed,
+                                  rounds(plan), shape);
+          strips_to_panels(grads.value[source], grads.written[source], strips, width, shape);
+          grads.written[source] = true;
+        }
+        if (wants_weight && source >= plan.num_inputs)
+          panels_to_strips<PAIRS>(strips, PAIRS ? saved.value[source] : saved.operand[source],
+                                  width, shape);
+        first += width;
+        strips += shape.B * round_up(width);
       }
-      if (wants_weight && source >= plan.num_inputs)
-        panels_to_strips(strips, saved.operand[source], width, shape);
-      first += width;
-      strips += shape.B * round_up(width);
-    }
-    wait_for_team(shape);
-    if (wants_weight) weight_backward(job, saved, grads, l, shape);
+      wait_for_team(shape);
+      if (wants_weight) weight_backward<PAIRS>(job, saved, grads, l, shape);
+    });
   }
 }
 

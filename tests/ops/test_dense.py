@@ -133,7 +133,7 @@ def test_sums_over_rows_fold_chunks_of_128_from_the_left(kernels: ModuleType, B:
     kernels.forward(call)
     backward = make_backward(call, torch.randn(1, B, 4, generator=torch.Generator().manual_seed(B)))
     kernels.backward(backward)
-    lanes = {"avx512": 16, "avx2": 8}.get(kernels.describe()["isa_used"], 4)
+    lanes = {"avx512bf16": 16, "avx512": 16, "avx2": 8}.get(kernels.describe()["isa_used"], 4)
     total = torch.zeros(4)
     for chunk in backward.d_logits[0].split(128):
         rows = torch.cat([chunk, torch.zeros(-len(chunk) % lanes, 4)]).view(-1, lanes, 4)

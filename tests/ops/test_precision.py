@@ -43,7 +43,7 @@ def make(plan: str, mode: str, B: int) -> TrainCall:
     return call
 
 
-@pytest.mark.parametrize("B", [8, 70, 130])
+@pytest.mark.parametrize("B", [8, 71, 130])
 @pytest.mark.parametrize("mode", ["update", "grads", "extras", "gather"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_step(kernels: ModuleType, plan: str, mode: str, B: int) -> None:
