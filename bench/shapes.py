@@ -69,7 +69,7 @@ SHAPES = {
 
 INFERENCE_SHAPES = {
     (shape := replace(SHAPES[name], name=f"{name}_x{B}", B=B)).name: shape
-    for name in ("small", "wide")
+    for name in ("tiny", "small", "wide")
     for B in (1, 1024)
 }
 
