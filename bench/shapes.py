@@ -87,7 +87,7 @@ REHEARSAL = Shape("rehearsal", B=6, F=13, H=16, D=5, M=7, T=2, rows=40)
 
 INFERENCE_SHAPES = {
     (shape := replace(SHAPES[name], name=f"{name}_x{B}", B=B)).name: shape
-    for name in ("small", "wide")
+    for name in ("tiny", "small", "wide")
     for B in (1, 1024)
 }
 

@@ -180,6 +180,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .def(py::init<std::vector<int32_t>, int32_t, const py::list&, int32_t>())
       .def("saved_bytes",
            [](const Plan& plan, int64_t B) { return noprop_saved_bytes_cpu(&plan.plan, B); })
+      .def("crew_size",
+           [](const Plan& plan, int64_t chains, int64_t B, int32_t threads) {
+             return noprop_crew_size_cpu(&plan.plan, chains, B, threads);
+           })
       .def("team_size",
            [](const Plan& plan, int64_t n, int64_t B, int32_t threads) {
              return noprop_team_size_cpu(&plan.plan, n, B, threads);

@@ -211,6 +211,10 @@ int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D)
  * slices. */
 int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads);
 
+/* Threads that share each chain in noprop_predict_cpu, of so many chains (samples times replicas
+ * times parts of a batch) of B rows each. */
+int32_t noprop_crew_size_cpu(const NopropPlan* plan, int64_t chains, int64_t B, int32_t threads);
+
 /* Names of the instruction sets, best first: built into the library, and those this processor has.
  */
 int32_t noprop_num_isas(void);

@@ -108,6 +108,11 @@ def team_size(plan: Plan, n: int, B: int) -> int:
     return _native_plan(plan, "float32").team_size(n, B, threads())
 
 
+def crew_size(plan: Plan, chains: int, B: int) -> int:
+    """Threads that share each chain in a call of `predict` with so many chains of B rows."""
+    return _native_plan(plan, "float32").crew_size(chains, B, threads())
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 

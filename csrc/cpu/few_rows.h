@@ -89,15 +89,27 @@ NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int
 }
 
 // c[g][r] += sum over k of the weights of the outputs from g * kLanes times x[k * ROWS + r].
-// ROUNDS: weights, to bfloat16
+// ROUNDS: weights, to bfloat16, in which x is; where the processor multiplies pairs, x has pairs of
+// k.
 template <bool FULL, bool ROUNDS, int ROWS>
 NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FULL>& outputs,
                                 const float* x, int64_t K) {
-  const auto step = [&](int g, Vec w, int64_t k) __attribute__((always_inline)) {
-    if (ROUNDS) w = round_bfloat16(w);
+  constexpr bool PAIRS = ROUNDS && kHasPairs;
+  // one of k, or the pair from k
+  const auto step = [&](int g, Vec w, Vec odd, int64_t k) __attribute__((always_inline)) {
+    if constexpr (PAIRS)
+      w = zip_pairs(w, odd);
+    else if constexpr (ROUNDS)
+      w = round_bfloat16(w);
+    const float* row = x + (PAIRS ? k / 2 : k) * ROWS;
 #pragma GCC unroll 16
-    for (int r = 0; r < ROWS; ++r) c[g][r] += w * x[k * ROWS + r];
+    for (int r = 0; r < ROWS; ++r)
+      if constexpr (PAIRS)
+        c[g][r] = add_pairs(c[g][r], w, broadcast_bits(row + r));
+      else
+        c[g][r] += w * row[r];
   };
+  constexpr int kStep = PAIRS ? 2 : 1;
   int64_t k = 0;
   for (; k + 4 <= K; k += 4) {
 #pragma GCC unroll 4
@@ -105,14 +117,18 @@ NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FU
       Vec w[4];
       load_square(w, outputs, g, k);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) step(g, w[i], k + i);
+      for (int i = 0; i < 4; i += kStep) step(g, w[i], w[i + kStep - 1], k + i);
     }
   }
-  for (; k < K; ++k)
+  for (; k < K; k += kStep)
     for (int g = 0; g < kFewVectors; ++g) {
-      Vec w;
-      for (int i = 0; i < kLanes; ++i) w[i] = outputs.row(g * kLanes + i)[k];
-      step(g, w, k);
+      Vec w = {}, odd = {};
+      for (int i = 0; i < kLanes; ++i) {
+        const float* row = outputs.row(g * kLanes + i) + k;
+        w[i] = row[0];
+        if (PAIRS && k + 1 < K) odd[i] = row[1];
+      }
+      step(g, w, odd, k);
     }
 }
 

@@ -55,6 +55,13 @@ inline Panels make_panels(int64_t B) {
   return {B, count, (int64_t)cols * kLanes, cols, {}};
 }
 
+// for passes whose products may have lanes of output features
+inline Panels make_forward_panels(int64_t B) {
+  Panels shape = make_panels(B);
+  shape.has_few_rows = B <= kMostFewRows;
+  return shape;
+}
+
 inline void wait_for_team(const Panels& shape) {
   if (shape.team.size > 1) shape.team.wait(shape.team.barrier);
 }

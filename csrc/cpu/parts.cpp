@@ -33,21 +33,22 @@ void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
 int64_t saved_bytes(const NopropPlan* plan, int64_t B) {
   Saved saved;
   Pieces counted = {nullptr};
-  take_saved(saved, counted, *plan, make_forward_panels(*plan, B));
+  take_saved(saved, counted, *plan, make_forward_panels(B));
   return counted.used;
 }
 
 void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
-  const Panels shape = make_forward_panels(plan, task.rows);
+  const Panels shape = make_forward_panels(task.rows);
   Saved saved;
   Pieces pieces = {task.saved ? task.saved : workspace};
   take_saved(saved, pieces, plan, shape);
   for (int j = 0; j < plan.num_inputs; ++j) {
     load_input(saved.strips[j], saved.value[j], task.inputs[j], plan, j, 0, i, task.first_row, 0,
                shape.vectors(), task.B, shape);
-    make_operand(saved, plan, j, shape);
+    if (keeps_value(plan, j)) round_operand(saved, plan, j, shape);
+    narrow_operand(saved, plan, j, shape);
   }
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, shape);
   if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);

@@ -27,7 +27,7 @@ inline void take_chain(ChainBuffers& work, Pieces& pieces, const NopropPlan& pla
 int64_t predict_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
   ChainBuffers work;
   Pieces counted = {nullptr};
-  Panels shape = make_forward_panels(*plan, B);
+  Panels shape = make_forward_panels(B);
   shape.team.size = crew_size;
   take_chain(work, counted, *plan, D, shape);
   return counted.used;
@@ -101,7 +101,8 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
     if (j != plan.z) {
       load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], plan, j, 0, replica,
                  first, 0, shape.vectors(), task.B, shape);
-      make_operand(work.saved, plan, j, shape);
+      if (keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
+      narrow_operand(work.saved, plan, j, shape);
     }
   float* z = work.saved.value[plan.z];
   const auto key = [&](uint32_t block) {
@@ -133,7 +134,7 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
 void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int64_t first,
                   int64_t rows, Crew& crew, char* workspace) {
   const int32_t number = __atomic_fetch_add(&crew.arrived, 1, __ATOMIC_RELAXED);
-  const Panels alone = make_forward_panels(*task.slices->plan, rows);
+  const Panels alone = make_forward_panels(rows);
   Panels shape = alone;  // for the member's place in the workspace
   shape.team = {number, crew.size, nullptr, nullptr};
   ChainBuffers work;

@@ -296,6 +296,10 @@ int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32
   return team_size(*plan, n, B, threads);
 }
 
+int32_t noprop_crew_size_cpu(const NopropPlan* plan, int64_t chains, int64_t B, int32_t threads) {
+  return crew_size(*plan, chains, B, threads);
+}
+
 int32_t noprop_num_isas(void) { return kNumIsas; }
 const char* noprop_isa_name(int32_t i) { return kIsas[i]->name; }
 int32_t noprop_isa_runs(int32_t i) { return runs_here(*kIsas[i]); }

@@ -79,13 +79,6 @@ NOPROP_INLINE void with_pairs(const NopropPlan& plan, Body body) {
   body(Constant<0>{});
 }
 
-// for passes whose products may have lanes of output features; pairs have none such
-inline Panels make_forward_panels(const NopropPlan& plan, int64_t B) {
-  Panels shape = make_panels(B);
-  shape.has_few_rows = B <= kMostFewRows && !has_pairs(plan);
-  return shape;
-}
-
 inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), size = width * shape.padded();

@@ -116,7 +116,7 @@ inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& 
     exact_rows_to_panels(z, task.z + i * task.B * z_width, z_width, shape);
   else
     mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, seed, mix, k, i, shape);
-  make_operand(work.saved, plan, plan.z, shape);
+  round_operand(work.saved, plan, plan.z, shape);
   with_pairs(plan, [&](auto pairs) {
     panels_to_strips<pairs.value>(work.saved.strips[plan.z],
                                   pairs.value ? z : work.saved.operand[plan.z], z_width, shape);
@@ -177,7 +177,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   wait_for_team(shape);
   if (!*work.goes_on) return false;
   for (int j = 0; rounds(plan) && j < plan.num_inputs; ++j)
-    if (j != plan.z && keeps_value(plan, j)) make_operand(work.saved, plan, j, shape);
+    if (j != plan.z && keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
   if (rounds(plan)) wait_for_team(shape);
 
   walk_forward(work.saved, plan, slices.layers, slice, true, shape);

@@ -32,7 +32,7 @@ NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
 // each has enough to do between two barriers.
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads);
 
-// the same for `chains` of blocks on B rows each
+// How many threads share a chain of blocks on B rows, of so many chains.
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads);
 
 }  // namespace noprop

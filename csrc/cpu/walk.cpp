@@ -9,23 +9,29 @@ namespace noprop {
 namespace {
 
 // what products read of a result, once its value is there
-inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
-  if (r == plan.num_inputs + plan.num_layers - 1) return;
-  const int64_t width = width_of(plan, r);
-  if (has_pairs(plan)) {
-    if (saved.operand[r] != saved.value[r])
-      pair_panels(saved.operand[r], saved.value[r], width, shape);
-  } else if (rounds(plan)) {
-    for_own_runs(shape, width, [&](int64_t at, int64_t count) {
-      round_run(saved.operand[r] + at, saved.value[r] + at, count);
-    });
-  }
-  if (!shape.has_few_rows) return;
+inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  if (!rounds(plan) || r == plan.num_inputs + plan.num_layers - 1) return;
+  if constexpr (kHasPairs)
+    return pair_panels(saved.operand[r], saved.value[r], width_of(plan, r), shape);
+  for_own_runs(shape, width_of(plan, r), [&](int64_t at, int64_t count) {
+    round_run(saved.operand[r] + at, saved.value[r] + at, count);
+  });
+}
+
+// the same for a batch of few rows, once it is rounded
+inline void narrow_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  if (!shape.has_few_rows || r == plan.num_inputs + plan.num_layers - 1) return;
   const int64_t rows = few_rows(shape.B);
-  const Range own = own_features(shape, width);
-  for (int64_t f = own.first; f < own.last; ++f)
-    for (int64_t b = 0; b < rows; ++b)
-      saved.few[r][f * rows + b] = saved.operand[r][f * kLanes + b];
+  const Range own = own_features(shape, width_of(plan, r));
+  const int64_t per_term = has_pairs(plan) ? 2 : 1;
+  for (int64_t f = own.first; f < own.last; f += per_term)
+    for (int64_t k = f / per_term, b = 0; b < rows; ++b)
+      saved.few[r][k * rows + b] = saved.operand[r][k * kLanes + b];
+}
+
+inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+  round_operand(saved, plan, r, shape);
+  narrow_operand(saved, plan, r, shape);
 }
 
 inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
