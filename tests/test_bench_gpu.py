@@ -16,7 +16,7 @@ from bench import check, gpu, gpu_memory, machine, report, run, sanitize, tables
 from bench import lines as result_lines
 from bench.contender import Contender
 from bench.problem import make_problem
-from bench.rivals import RIVALS
+from bench.rivals import RIVALS, on_gpu
 from bench.rivals.on_gpu import GPU_RIVALS
 from bench.rivals.sequential import Sequential
 from bench.rivals.stacked import StackedSGD
@@ -77,6 +77,14 @@ def test_every_gpu_rival_has_a_name_of_its_own():
     names = [entry.name for entry in (*run.ON_GPU.entries, gpu_memory.ENTRIES[1])]
     assert len(names) == len(set(names))
     assert {entry.name for entry in RIVALS if entry.name in PLAIN} <= set(names)
+
+
+@pytest.mark.parametrize("name", on_gpu.OPTIONS)
+def test_the_compiler_knows_its_options(problem, name):
+    entry = next(entry for entry in GPU_RIVALS if entry.name == f"step_compiled_{name}")
+    entry.make(problem, 1)
+    with pytest.raises(RuntimeError, match="Unexpected optimization option no_such"):
+        entry.make(problem, 1, options={"no_such": True})
 
 
 def test_flex_gemm_says_which_torch_it_needs(problem):
