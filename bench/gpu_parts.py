@@ -176,7 +176,7 @@ def every_part(place: Place) -> list[Part]:
     names = ["--contender", "ours_by_1", "stacked_shared"] if place.rehearse else []
     return [
         Part("facts", 30, python("-m", "bench.gpu", "facts", *rehearse, *device)),
-        Part("build", 150, python(*pip, *target)),
+        Part("build", 200, python(*pip, *target)),
         Part("backends", 30, python("-m", "noprop_kernels")),
         Part("tests", 150, python(*tests)),
         Part("peaks", 40, python("-m", "bench.gpu", "peaks", *rehearse, *device)),
