@@ -57,7 +57,8 @@ def capture(device: torch.device, work: Callable[[], Result]) -> Callable[[], Re
     if device.type != "cuda":
         return work
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # other threads, such as a compiler's, may go on with calls that a capture must not contain
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
 
     def replay() -> Result:

@@ -114,8 +114,7 @@ def field_of(
     """Checked contenders of one shape, which are closed in the end; on a GPU none starts late."""
     torch.set_num_threads(threads)
     torch.compiler.reset()  # compiled code has its number of threads built in
-    if suite.device != "cpu":
-        gpu.set_precision(precision)
+    before = torch.get_float32_matmul_precision()
     problem = make_problem(suite.shapes[name], device=suite.tensors_on, precision=precision)
     base: Line = machine.circumstances(name, threads, precision)
     if suite.device == "cuda":
@@ -129,6 +128,8 @@ def field_of(
     )
     field = Field(problem, base, [], [])
     try:
+        if suite.device != "cpu":
+            gpu.set_precision(precision)
         for entry in entries:
             if threads < entry.min_threads or precision not in entry.precisions:
                 continue
@@ -148,6 +149,7 @@ def field_of(
         for turn in field.running:
             turn.contender.close()
         field.running.clear()
+        torch.set_float32_matmul_precision(before)
         gc.collect()
         if suite.device == "cuda":
             torch.cuda.empty_cache()
@@ -186,7 +188,6 @@ def run(suite: Suite, arguments: Sequence[str] | None) -> int:
         suite = replace(suite, Ks=options.K)
     entries = command.wanted(suite.entries, options)
     precision = getattr(options, "precision", "float32")
-    before = torch.get_float32_matmul_precision()
     passed = True
     # a cache of its own, so that compile seconds are those of a first use
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +200,6 @@ def run(suite: Suite, arguments: Sequence[str] | None) -> int:
                 passed = passed and field.passed
                 print(suite.table(lines), flush=True)
                 command.append(options.out, lines)
-    torch.set_float32_matmul_precision(before)
     return 0 if passed else 1
 
 

@@ -1,8 +1,9 @@
 """Compiles every launch of some calls for a GPU that is not here; prints a line of JSON for each.
 
-Run as a program, without TRITON_INTERPRET: python compile_for_tests.py TARGET PRECISION. Calls on
-the CPU reach Triton's own launcher, which takes the arguments apart as on a GPU and compiles for
-the target; only the launch itself is left out.
+Run as a program, without TRITON_INTERPRET: python compile_for_tests.py TARGET PRECISION [WARPS].
+With WARPS the products of a training step get so many, and they alone are told. Calls on the CPU
+reach Triton's own launcher, which takes the arguments apart as on a GPU and compiles for the
+target; only the launch itself is left out.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from calls_for_tests import PLANS, make_predict_call, make_train_call
 from noprop_kernels import plans
 from noprop_kernels.calls import HeadCall, TrainCall, UpdateCall
 from noprop_kernels.optimizers import SGD, Adam, AdamW
-from noprop_kernels.triton_kernels import backend, walk
+from noprop_kernels.triton_kernels import backend, launch, walk
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -129,9 +130,21 @@ def facts(name: str, compiled: Any) -> dict[str, Any]:
     }
 
 
+def tell_products(precision: str, warps: int, made: list[tuple[str, Any]]) -> None:
+    """The products of a training step with another number of warps."""
+    static = launch.dense_blocks
+    launch.dense_blocks = lambda *given: dataclasses.replace(static(*given), warps=warps)
+    train(MLP, precision, optimizer=AdamW(), gather=True)
+    for name, compiled in made:
+        if name in ("dense_kernel", "result_gradient_kernel"):
+            print(json.dumps(facts(name, compiled)))
+
+
 def main() -> None:
-    target, precision = sys.argv[1:]
+    target, precision, *warps = sys.argv[1:]
     made = compile_launches(target)
+    if warps:
+        return tell_products(precision, int(warps[0]), made)
     run_calls(precision)
     for name, compiled in {compiled.hash: (name, compiled) for name, compiled in made}.values():
         print(json.dumps(facts(name, compiled)))

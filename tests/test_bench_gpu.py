@@ -16,7 +16,7 @@ from bench import check, gpu, gpu_memory, machine, report, run, sanitize, tables
 from bench import lines as result_lines
 from bench.contender import Contender
 from bench.problem import make_problem
-from bench.rivals import RIVALS
+from bench.rivals import RIVALS, on_gpu
 from bench.rivals.on_gpu import GPU_RIVALS
 from bench.rivals.sequential import Sequential
 from bench.rivals.stacked import StackedSGD
@@ -24,6 +24,7 @@ from bench.shapes import GPU_SHAPES, Shape
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=4, M=5, T=3, rows=40)  # embeddings are not one-hot
 PLAIN = ("sequential", "stacked_shared", "stacked_expanded", "baddbmm_sgd", "end_to_end")
+HAS_FLEX_GEMM = importlib.util.find_spec("torch._higher_order_ops.flex_gemm") is not None
 
 
 def quick(entry):
@@ -36,7 +37,8 @@ def quick(entry):
 MADE = {
     entry.name: quick(entry)
     for entry in GPU_RIVALS
-    if entry.name.startswith(PLAIN) or entry.name.startswith("step_compiled")
+    if entry.name.startswith((*PLAIN, "step_compiled"))
+    or (entry.name == "flex_gemm" and HAS_FLEX_GEMM)
 }
 
 
@@ -79,9 +81,17 @@ def test_every_gpu_rival_has_a_name_of_its_own():
     assert {entry.name for entry in RIVALS if entry.name in PLAIN} <= set(names)
 
 
+@pytest.mark.parametrize("name", on_gpu.OPTIONS)
+def test_the_compiler_knows_its_options(problem, name):
+    entry = next(entry for entry in GPU_RIVALS if entry.name == f"step_compiled_{name}")
+    entry.make(problem, 1)
+    with pytest.raises(RuntimeError, match="Unexpected optimization option no_such"):
+        entry.make(problem, 1, options={"no_such": True})
+
+
 def test_flex_gemm_says_which_torch_it_needs(problem):
     entry = next(entry for entry in GPU_RIVALS if entry.name == "flex_gemm")
-    if importlib.util.find_spec("torch._higher_order_ops.flex_gemm"):
+    if HAS_FLEX_GEMM:
         pytest.skip("this torch has flex_gemm")
     with pytest.raises(ImportError, match="needs torch 2.14 or later, found"):
         entry.make(problem, 1)

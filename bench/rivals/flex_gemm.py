@@ -3,6 +3,7 @@
 By PyTorch's own way to say so, which torch 2.14 and later have.
 """
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -13,6 +14,9 @@ from ..problem import Problem, Weights
 from .step_compiled import Activations, State, StepCompiled, adamw, factors
 
 MODULE = "torch._higher_order_ops.flex_gemm"
+flex_gemm = None
+if importlib.util.find_spec(MODULE):
+    flex_gemm = importlib.import_module(MODULE).flex_gemm
 
 
 class FlexGemm(StepCompiled):
@@ -22,13 +26,14 @@ class FlexGemm(StepCompiled):
     """
 
     def __init__(self, problem: Problem, threads: int, **how: Any) -> None:
-        if importlib.util.find_spec(MODULE) is None:
+        if flex_gemm is None:
             raise ImportError(f"flex_gemm: needs torch 2.14 or later, found {torch.__version__}")
         super().__init__(problem, threads, **how)
 
     @staticmethod
     def updated(state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any) -> State:
-        flex_gemm = importlib.import_module(MODULE).flex_gemm
+        assert flex_gemm is not None  # or __init__ would have raised
+        now = tuple(number.clone() for number in now)  # it takes no operands that share memory
         products, biases = factors(p, saved, d_logits)
         new = adamw(state, biases, *now)
         for name, pair in products.items():

@@ -8,6 +8,7 @@ since sums would be taken in another order; nor warps of kernels that sum over l
 a warpgroup's four, with which a product would take another matrix instruction.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .. import dispatch
 
 # kernels whose sums are products alone may have other warps; the update also sums biases
 WARPS = {"dense_kernel": (4, 8), "result_gradient_kernel": (4, 8), "update_kernel": ()}
@@ -93,8 +96,6 @@ def tune(blocks: Any, x: Tensor, y: Tensor, *, repeats: int = REPEATS) -> Launch
         BackendError: Triton cannot run it.
         ValueError: an argument does not fit.
     """
-    from .. import dispatch
-
     if repeats < 1:
         raise ValueError(f"tune: repeats must be at least 1, got {repeats}")
     with dispatch.use_backend("triton"):
@@ -144,15 +145,13 @@ def search(
                     continue
                 if not all(torch.equal(value, got[name]) for name, value in want.items()):
                     continue
-                if (time := milliseconds(tried)) < least:
-                    best, least = tried, time
+                if (taken := milliseconds(tried)) < least:
+                    best, least = tried, taken
     return best
 
 
 def fastest(device: torch.device, work: Callable[[], Any], repeats: int) -> float:
     """Milliseconds of a step; on a GPU of its graph, whose launches cost the host nothing."""
-    import time
-
     if device.type != "cuda":
         samples = []
         for _ in range(repeats):

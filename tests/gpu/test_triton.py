@@ -5,6 +5,7 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels import dispatch
+from noprop_kernels.triton_kernels import tuning
 
 pytestmark = pytest.mark.gpu
 if reason := dispatch.triton_gap(torch.device("cuda")):
@@ -68,6 +69,22 @@ def test_long_calls_and_groups_of_slices_change_no_bit() -> None:
     assert torch.equal(torch.cat([parts.train_steps(X, Y, r) for r in rows.split(9)]), losses)
     assert torch.equal(grouped.train_steps(X, Y, rows), losses)
     assert same(whole, parts) and same(whole, grouped)
+
+
+def test_launches_change_no_bit_and_tuning_leaves_no_trace() -> None:
+    X, Y = data()
+    static, others = make(precision="tf32"), make(precision="tf32")
+    before = {name: value.clone() for name, value in others.state_dict().items()}
+    chosen = tuning.tune(others, X[:B], Y[:B], repeats=3)
+    assert all(torch.equal(value, before[name]) for name, value in others.state_dict().items())
+    choices = (chosen, tuning.Launches(pdl=False), tuning.Launches())
+    for seed, choice in enumerate(choices):
+        for _ in range(3):  # plain launches, a capture, a replay
+            rows = indices(4, seed)
+            with tuning.use(choice):
+                losses = others.train_steps(X, Y, rows)
+            assert torch.equal(losses, static.train_steps(X, Y, rows)), choice
+    assert same(static, others)
 
 
 def test_a_step_waits_for_nothing() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from noprop_kernels.triton_kernels import tuning
+
 pytestmark = [pytest.mark.triton, pytest.mark.ahead_of_time]
 
 PROGRAM = Path(__file__).parent.parent / "compile_for_tests.py"
@@ -23,6 +25,24 @@ SPILLED = 32  # bytes a thread at most
 SHARED = {"gfx942": 64 << 10}  # bytes; NVIDIA's smallest since sm_80 have 99 KiB
 
 
+def told(*arguments: str) -> list[dict]:
+    """What the program found out."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, PROGRAM, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("target, precision", [("sm_80", "tf32"), ("sm_90", "bfloat16")])
+def test_warps_of_tuning_keep_the_matrix_instruction(kernels, target: str, precision: str) -> None:
+    static = {"sm_80": ["mma.sync"], "sm_90": ["wgmma"]}[target]
+    for kernel in ("dense_kernel", "result_gradient_kernel"):
+        for warps in tuning.WARPS[kernel]:
+            products = [f for f in told(target, precision, str(warps)) if f["kernel"] == kernel]
+            assert products and all(fact["matrix"] == static for fact in products), products
+
+
 @pytest.mark.parametrize(
     "target, precision",
     [
@@ -35,11 +55,7 @@ SHARED = {"gfx942": 64 << 10}  # bytes; NVIDIA's smallest since sm_80 have 99 Ki
     ],
 )
 def test_kernels_compile(kernels, target: str, precision: str, capsys) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, PROGRAM, target, precision]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
-    found = [json.loads(line) for line in told.stdout.splitlines()]
+    found = told(target, precision)
     # other numbers of slices and rows need no other code, several steps that of reading draws and
     # of losses that are not aligned
     again = {fact["kernel"] for fact in found if "again" in fact}
