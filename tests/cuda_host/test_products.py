@@ -30,4 +30,4 @@ def test_against_loops(builder, program, seed, monkeypatch):
 @pytest.mark.parametrize("variant", ["address", "thread"])
 @pytest.mark.parametrize("program", PROGRAMS[:2])
 def test_with_sanitizer(builder, program, variant):
-    assert run(build(builder, program, variant)).endswith(" 0 failures\n")
+    assert run(build(builder, program, variant), "quick").endswith(" 0 failures\n")
