@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cuda_host_for_tests import HERE, ROOT, Builder, compiler_gap, run
+from cuda_host_for_tests import HERE, ROOT, Builder, run
 
 pytestmark = pytest.mark.cuda_host
 
@@ -97,13 +97,6 @@ FAULTS = {
     "GROUP_BARRIER_SKIPPED": {"plain": r"group barrier at .* \(value 17, waits for >= 18\)"},
     "DIVERGENT_BARRIER": {"plain": "divergent block: __syncthreads"},
 }
-
-
-@pytest.fixture(scope="session")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    if reason := compiler_gap():
-        pytest.skip(reason)
-    return Builder(tmp_path_factory.mktemp("emulator"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
