@@ -1,6 +1,6 @@
 """The CPU backend: calls as the addresses and sizes that the extension `_C` takes.
 
-The one file that reads an address. Every tensor was checked before its call was made and is held by
+The one file of the CPU kernels that reads an address. Every tensor was checked before its call was made and is held by
 it until the extension returns.
 """
 

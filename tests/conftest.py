@@ -2,25 +2,38 @@
 
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 
+import cuda_module_for_tests
 import noprop_kernels as nk
 from noprop_kernels import dispatch
+from noprop_kernels.cuda_kernels import extension
 
 BACKENDS = ["cpu", "reference"]
 if os.environ.get("TRITON_INTERPRET") == "1":  # a hundred times slower, so only on request
     BACKENDS.append("triton")
+if os.environ.get("NOPROP_CUDA_HOST") == "1":  # likewise
+    BACKENDS.append("cuda")
+
+
+@pytest.fixture(scope="session")
+def cuda_module(request, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The CUDA backend's extension, built for the host; skipped where there is no g++."""
+    return cuda_module_for_tests.built(request.config, tmp_path_factory)
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every backend in turn, forced for the test; skipped with the reason where it cannot run."""
     name: str = request.param
     if name == "cpu" and (reason := dispatch.native_gap()):
         pytest.skip(f"backend cpu: {reason}")
     if name == "triton" and (reason := dispatch.triton_gap(torch.device("cpu"))):
         pytest.skip(f"backend triton: {reason}")
+    if name == "cuda":
+        monkeypatch.setattr(extension, "module", request.getfixturevalue("cuda_module"))
     with nk.use_backend(name):
         yield name

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import pytest
@@ -49,19 +50,21 @@ def build(folder: Path) -> Path:
     module = folder / f"_cuda_host_{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
     if module.exists():
         return module
-    shared = [*OPTIONS, f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
+    shared = [gcc, *OPTIONS, f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
+    with TemporaryDirectory(dir=folder) as work, ThreadPoolExecutor(2) as pool:
 
-    def compile_one(item: tuple[Path, list[str]]) -> str:
-        source, options = item
-        target = folder / f"{source.stem}.o"
-        run([gcc, *shared, *options, "-c", str(source), "-o", str(target)])
-        return str(target)
+        def compile_one(item: tuple[Path, list[str]]) -> str:
+            source, options = item
+            target = f"{work}/{source.stem}.o"
+            run([*shared, *options, "-c", str(source), "-o", target])
+            return target
 
-    with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources.items()))
-    unfinished = module.with_suffix(".part")
-    run([gcc, "-shared", *objects, "-o", str(unfinished)])
-    unfinished.rename(module)
+        unfinished = Path(work) / module.name
+        run([gcc, "-shared", *objects, "-o", str(unfinished)])
+        for old in folder.glob("_cuda_host_*.so"):
+            old.unlink()
+        unfinished.rename(module)
     return module
 
 
@@ -80,6 +83,8 @@ def load(path: Path) -> ModuleType:
 
 def built(config: pytest.Config, temporary: pytest.TempPathFactory) -> ModuleType:
     """The module; the test is skipped where there is no compiler."""
+    if not (ROOT / "csrc").exists():
+        pytest.skip("the CUDA kernels' sources are not here")
     if compiler() is None:
         pytest.skip("g++ is missing, which builds the CUDA kernels for the host")
     cache = getattr(config, "cache", None)

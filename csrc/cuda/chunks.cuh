@@ -70,7 +70,8 @@ struct Chunk {
   static constexpr int kPacks = kRows * kColumns / 4 / kThreads, kAcross = kColumns / 4;
   static_assert(kPacks * 4 * kThreads == kRows * kColumns);
 
-  Four pack[kPacks];
+  // not left open: a loop that may read them before they are loaded would keep them for good
+  Four pack[kPacks] = {};
 
   // summed indices start .. K, which is the number of all
   NOPROP_DEV void load(const Operand& from, int start, int K, bool aligned, int thread) {

@@ -9,24 +9,17 @@
 
 namespace noprop::cuda {
 
-// null stays null
-template <typename T>
-NOPROP_DEV T* entry_of(T* first, int64_t entry) {
-  return first == nullptr ? nullptr : first + entry;
-}
-
 template <Precision P, int TILE>
 NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place, int tile,
                            unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kSum>;
-  const int across = (s.H + TILE - 1) / TILE;
+  const int H = s.H, across = (H + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
-  const int rows = p.B - row, columns = s.H - column;
-  const float* weight = s.weight + (place.slice * s.H + column) * s.in_width;
-  const float* bias = s.bias + place.slice * s.H + column;
+  const int rows = p.B - row, columns = H - column;
+  const float* weight = s.weight + (place.slice * H + column) * s.in_width;
   Sums y;
-  float offset[Sums::kEntries] = {};  // on its way while the product is formed
-  y.each(rows, columns, [&](int e, int, int c, bool) { offset[e] = bias[c]; });
+  float bias[Sums::kEntries] = {};  // on its way while the product is formed
+  y.read(View<const float>(s.bias, place.slice * H + column, 0, rows, columns), bias);
 
   for (int source = 0; source < s.num_sources; ++source) {
     const int width = s.widths[source];
@@ -35,19 +28,19 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
     weight += width;
   }
 
-  const int H = s.H;
   const bool active = s.relu != 0;
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
+    y.sum[e] += bias[e];
+    if (active) y.sum[e] = relu(y.sum[e]);
+  }
   const int64_t first = static_cast<int64_t>(row) * H + column;
-  float* const out = at<float>(s.out, place) + first;
-  float* const activated = entry_of(at<float>(s.activated, place), first);
-  const float* const add = entry_of(at<const float>(s.add, place), first);
-  y.each(rows, columns, [&](int e, int r, int c, bool inside) {
-    float value = y.sum[e] + offset[e];
-    if (active) value = relu(value);
-    const float added = add != nullptr ? value + add[r * H + c] : value;
-    if (inside && activated != nullptr) activated[r * H + c] = value;
-    if (inside) out[r * H + c] = added;
-  });
+  y.write({at<float>(s.activated, place), first, H, rows, columns}, y.sum);
+  float add[Sums::kEntries] = {};
+  y.read(View<const float>(at<const float>(s.add, place), first, H, rows, columns), add);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) y.sum[e] += add[e];
+  y.write({at<float>(s.out, place), first, H, rows, columns}, y.sum);
 }
 
 template <Precision P, int TILE>
@@ -65,8 +58,7 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
     const float* d_y = at<const float>(consumer.d_y, place);
     Sums part;
     if (consumer.weight == nullptr) {  // the result is added there
-      part.each(rows, columns,
-                [&](int e, int r, int f, bool) { part.sum[e] = d_y[first + r * F + f]; });
+      part.read(View<const float>(d_y, first, F, rows, columns), part.sum);
     } else {
       const int height = consumer.height;
       const float* weight =
@@ -78,14 +70,17 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
     for (int e = 0; e < Sums::kEntries; ++e) total.sum[e] += part.sum[e];
   }
 
-  float* const d_result = entry_of(at<float>(s.d_result, place), first);
-  float* const d_y = entry_of(at<float>(s.d_y, place), first);
-  const float* const activated = entry_of(at<const float>(s.activated, place), first);
-  total.each(rows, columns, [&](int e, int r, int f, bool inside) {
-    const bool passes = activated == nullptr || !(activated[r * F + f] <= 0.0f);
-    if (inside && d_result != nullptr) d_result[r * F + f] = total.sum[e];
-    if (inside && d_y != nullptr) d_y[r * F + f] = passes ? total.sum[e] : 0.0f;
-  });
+  total.write({at<float>(s.d_result, place), first, F, rows, columns}, total.sum);
+  float activated[Sums::kEntries];
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) activated[e] = 1.0f;
+  total.read(View<const float>(at<const float>(s.activated, place), first, F, rows, columns),
+             activated);
+#pragma unroll
+  for (int e = 0; e < Sums::kEntries; ++e) {
+    if (activated[e] <= 0.0f) total.sum[e] = 0.0f;
+  }
+  total.write({at<float>(s.d_y, place), first, F, rows, columns}, total.sum);
 }
 
 }  // namespace noprop::cuda

@@ -1,6 +1,7 @@
-// What a kernel needs beyond plain C++: indices, barriers, warp operations, asynchronous copies,
-// flags in global memory and exact arithmetic. The one header with a branch for the compiler: nvcc
-// gets PTX, any other C++20 compiler the twin that runs on the host (host_cuda.h, found by -I).
+// What a kernel needs beyond plain C++: shared memory, barriers, warp operations, asynchronous
+// copies, flags in global memory, and arithmetic (dev_numbers.h). This header and the two that it
+// includes are the only ones that know the compiler: nvcc gets PTX, any other C++20 compiler the
+// twin that runs on the host.
 //
 // Kernels include this and standard headers, nothing else. They use threadIdx, blockIdx, blockDim
 // and gridDim as CUDA has them, and expf, logf, tanhf, erff, expm1 of <cmath>, which are accurate
@@ -13,22 +14,10 @@
 //   both:          d[i] row g + 8 (i >> 1), column 2 t + (i & 1)
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define NOPROP_DEV __device__ __forceinline__
-#define DYN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
-#else
-#include "host_cuda.h"
-#define NOPROP_DEV inline
-// the one shared array of a block: static ones would be shared by all blocks on the host
-#define DYN_SMEM(name) unsigned char* const name = hc::cur->shared
-#endif
-
-// where a call stands, for the messages of the host; these must be direct default arguments
-#define NOPROP_SITE \
-  [[maybe_unused]] const char *file = __builtin_FILE(), [[maybe_unused]] int line = __builtin_LINE()
+#include "cuda/dev_numbers.h"
+#include "cuda/dev_target.h"
 
 namespace noprop::dev {
 
@@ -59,23 +48,6 @@ struct Carve {
   }
 };
 
-NOPROP_DEV void sync_block(NOPROP_SITE) {
-#ifdef __CUDACC__
-  __syncthreads();
-#else
-  hc::block_barrier({file, line});
-#endif
-}
-
-// also orders the lanes' accesses to memory
-NOPROP_DEV void sync_warp(NOPROP_SITE) {
-#ifdef __CUDACC__
-  __syncwarp();
-#else
-  hc::warp_barrier({file, line});
-#endif
-}
-
 // threadIdx.x, which the compiler must read where it is asked for. Else it forms every stage's
 // indices in front of the loop over stages and keeps more of them than there are registers.
 NOPROP_DEV int thread_x() {
@@ -97,19 +69,20 @@ NOPROP_DEV int fresh(int value) {
   return value;
 }
 
-NOPROP_DEV float bits_to_float(uint32_t bits) {
+NOPROP_DEV void sync_block(NOPROP_SITE) {
 #ifdef __CUDACC__
-  return __uint_as_float(bits);
+  __syncthreads();
 #else
-  return __builtin_bit_cast(float, bits);
+  hc::block_barrier({file, line});
 #endif
 }
 
-NOPROP_DEV uint32_t float_to_bits(float value) {
+// also orders the lanes' accesses to memory
+NOPROP_DEV void sync_warp(NOPROP_SITE) {
 #ifdef __CUDACC__
-  return __float_as_uint(value);
+  __syncwarp();
 #else
-  return __builtin_bit_cast(uint32_t, value);
+  hc::warp_barrier({file, line});
 #endif
 }
 
@@ -142,51 +115,12 @@ NOPROP_DEV T shfl(T value, int source, NOPROP_SITE) {
 #endif
 }
 
-// bfloat16 is kept as its 16 bits; rounding is to nearest, ties to even, and any NaN becomes 0x7FFF
-NOPROP_DEV float from_bf16(uint16_t value) { return bits_to_float(uint32_t{value} << 16); }
-
-NOPROP_DEV uint16_t to_bf16(float value) {
-#ifdef __CUDACC__
-  uint16_t rounded;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
-  return rounded;
-#else
-  const uint32_t bits = float_to_bits(value);
-  if (value != value) return 0x7FFF;
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-#endif
-}
-
-// two bfloat16 in a register
-NOPROP_DEV uint32_t pack_bf16(float low, float high) {
-#ifdef __CUDACC__
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-#else
-  return uint32_t{to_bf16(low)} | uint32_t{to_bf16(high)} << 16;
-#endif
-}
-
-// float to tf32, the bits of a float: rounded to 10 bits, ties away from zero
-NOPROP_DEV uint32_t to_tf32(float value) {
-#ifdef __CUDACC__
-  uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(value));
-  return rounded;
-#else
-  if (value != value) return 0x7FFFFFFF;
-  const uint32_t bits = float_to_bits(value);
-  const bool finite = (bits & 0x7F800000) != 0x7F800000;
-  return (finite ? bits + 0x1000 : bits) & ~uint32_t{0x1FFF};
-#endif
-}
-
 // d += a b for (16, 16) bfloat16 and (16, 8) bfloat16, sums in float; all 32 lanes must call
 NOPROP_DEV void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                          NOPROP_SITE) {
 #ifdef __CUDACC__
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -200,7 +134,8 @@ NOPROP_DEV void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 NOPROP_DEV void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                          NOPROP_SITE) {
 #ifdef __CUDACC__
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -365,66 +300,6 @@ NOPROP_DEV void atomic_max(int* p, int value) {
          !__atomic_compare_exchange_n(p, &seen, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
   hc::after_atomic();
-#endif
-}
-
-// a b + c rounded once; a product and a sum as such may or may not be contracted by the compiler
-NOPROP_DEV float fma_rn(float a, float b, float c) {
-#ifdef __CUDACC__
-  return __fmaf_rn(a, b, c);
-#else
-  return __builtin_fmaf(a, b, c);
-#endif
-}
-
-// a b and a + b, each rounded, never contracted
-NOPROP_DEV float mul_rn(float a, float b) {
-#ifdef __CUDACC__
-  return __fmul_rn(a, b);
-#else
-  return a * b;  // the host is built with -ffp-contract=off
-#endif
-}
-
-NOPROP_DEV float add_rn(float a, float b) {
-#ifdef __CUDACC__
-  return __fadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-
-NOPROP_DEV float sqrt_rn(float x) {
-#ifdef __CUDACC__
-  return __fsqrt_rn(x);
-#else
-  return __builtin_sqrtf(x);
-#endif
-}
-
-NOPROP_DEV float div_rn(float a, float b) {
-#ifdef __CUDACC__
-  return __fdiv_rn(a, b);
-#else
-  return a / b;
-#endif
-}
-
-// sine and cosine of pi x, exact at multiples of 1/2
-NOPROP_DEV void sincos_pi(float x, float& sine, float& cosine) {
-#ifdef __CUDACC__
-  sincospif(x, &sine, &cosine);
-#else
-  hc::sincos_pi(x, sine, cosine);
-#endif
-}
-
-// the high 32 bits of a b
-NOPROP_DEV uint32_t mul_hi(uint32_t a, uint32_t b) {
-#ifdef __CUDACC__
-  return __umulhi(a, b);
-#else
-  return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 #endif
 }
 

@@ -305,6 +305,9 @@ struct Program {
   Precision precision;
   Hyper hyper;
   int32_t resident_floats;  // of a thread block's shared memory
+  // (num_stages, 2) of a build with NOPROP_CUDA_CLOCKS, or null: the cycles that thread block 0
+  // spent in its tiles of a stage and in the barrier behind it are added
+  int64_t* clocks;
   int32_t num_stages;
   Stage stages[kMaxStages];
 };

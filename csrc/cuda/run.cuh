@@ -30,11 +30,14 @@ struct Scratch {
   static constexpr int kBytes = kProducts > kScratchBytes ? kProducts : kScratchBytes;
 };
 
-// a thread block's own tiles of a stage
+// visit(stage, tile) for a thread block's own tiles of a stage. The stage is looked up for each, or
+// the compiler would keep all of its fields in registers from tile to tile.
 template <typename Visit>
-NOPROP_DEV void own_tiles(const Program& p, const Stage& stage, int rank, Visit visit) {
-  const int first = rank - stage.first % p.blocks;
-  for (int t = first < 0 ? first + p.blocks : first; t < stage.tiles; t += p.blocks) visit(t);
+NOPROP_DEV void own_tiles(const Program& p, int number, int rank, Visit visit) {
+  const int first = rank - p.stages[number].first % p.blocks, tiles = p.stages[number].tiles;
+  for (int t = first < 0 ? first + p.blocks : first; t < tiles; t += p.blocks) {
+    visit(p.stages[dev::fresh(number)], t);
+  }
 }
 
 // visit(size) of a tile, a constant
@@ -52,55 +55,71 @@ NOPROP_DEV float* resident_of(const Program& p, const UpdateWeightStage& s, int 
 }
 
 template <Precision P>
-NOPROP_DEV void run_stage(const Program& p, const Stage& stage, const Place& place, int rank,
+NOPROP_DEV void run_stage(const Program& p, int number, const Place& place, int rank,
                           float* resident, unsigned char* scratch) {
-  const auto each = [&](auto do_tile) { own_tiles(p, stage, rank, do_tile); };
-  switch (stage.kind) {
+  const auto each = [&](auto do_tile) { own_tiles(p, number, rank, do_tile); };
+  switch (p.stages[number].kind) {
     case Kind::kGather:
-      return each([&](int t) { gather_tile(p, stage.gather, place, t, scratch); });
+      return each(
+          [&](const Stage& stage, int t) { gather_tile(p, stage.gather, place, t, scratch); });
     case Kind::kNoise:
-      return each([&](int t) { noise_tile(p, stage.noise, place, t, scratch); });
+      return each(
+          [&](const Stage& stage, int t) { noise_tile(p, stage.noise, place, t, scratch); });
     case Kind::kDense:
-      return with_tile(stage.dense.tile, [&](auto size) {
-        each([&](int t) { dense_tile<P, size.value>(p, stage.dense, place, t, scratch); });
+      return with_tile(p.stages[number].dense.tile, [&](auto size) {
+        each([&](const Stage& stage, int t) {
+          dense_tile<P, size.value>(p, stage.dense, place, t, scratch);
+        });
       });
     case Kind::kNorm:
-      return each([&](int t) { norm_tile(p, stage.norm, place, t, scratch); });
+      return each([&](const Stage& stage, int t) { norm_tile(p, stage.norm, place, t, scratch); });
     case Kind::kHead:
-      return each([&](int t) { head_tile(p, stage.head, place, t, scratch); });
+      return each([&](const Stage& stage, int t) { head_tile(p, stage.head, place, t, scratch); });
     case Kind::kLoss:
-      return each([&](int t) { loss_tile(p, stage.loss, place, t, scratch); });
+      return each([&](const Stage& stage, int t) { loss_tile(p, stage.loss, place, t, scratch); });
     case Kind::kRates:
-      return each([&](int t) { rates_tile(p, stage.rates, place, t, scratch); });
+      return each(
+          [&](const Stage& stage, int t) { rates_tile(p, stage.rates, place, t, scratch); });
     case Kind::kResultGradient:
-      return with_tile(stage.result_gradient.tile, [&](auto size) {
-        each([&](int t) {
+      return with_tile(p.stages[number].result_gradient.tile, [&](auto size) {
+        each([&](const Stage& stage, int t) {
           result_gradient_tile<P, size.value>(p, stage.result_gradient, place, t, scratch);
         });
       });
     case Kind::kNormGradient:
-      return each([&](int t) { norm_gradient_tile(p, stage.norm_gradient, place, t, scratch); });
+      return each([&](const Stage& stage, int t) {
+        norm_gradient_tile(p, stage.norm_gradient, place, t, scratch);
+      });
     case Kind::kNumbers:
-      return each([&](int t) { numbers_tile(p, stage.numbers, place, t, scratch); });
+      return each(
+          [&](const Stage& stage, int t) { numbers_tile(p, stage.numbers, place, t, scratch); });
     case Kind::kEmbedding:
-      return each([&](int t) { embedding_tile(p, stage.embedding, place, t, scratch); });
+      return each([&](const Stage& stage, int t) {
+        embedding_tile(p, stage.embedding, place, t, scratch);
+      });
     case Kind::kUpdateWeight: {
-      const UpdateWeightStage& s = stage.update_weight;
       int own = 0;
-      return each([&](int t) {
+      return each([&](const Stage& stage, int t) {
+        const UpdateWeightStage& s = stage.update_weight;
         update_weight_tile<P>(p, s, place, t, resident_of(p, s, own++, resident), scratch);
       });
     }
     case Kind::kUpdateVector:
-      return each([&](int t) { update_vector_tile(p, stage.update_vector, place, t, scratch); });
+      return each([&](const Stage& stage, int t) {
+        update_vector_tile(p, stage.update_vector, place, t, scratch);
+      });
     case Kind::kUpdateStatistic:
-      return each([&](int t) { update_statistic_tile(p, stage.update_statistic, place, t); });
+      return each([&](const Stage& stage, int t) {
+        update_statistic_tile(p, stage.update_statistic, place, t);
+      });
     case Kind::kApply:
-      return each([&](int t) { apply_tile(p, stage.apply, place, t); });
+      return each([&](const Stage& stage, int t) { apply_tile(p, stage.apply, place, t); });
     case Kind::kUHat:
-      return each([&](int t) { u_hat_tile(p, stage.u_hat, place, t, scratch); });
+      return each(
+          [&](const Stage& stage, int t) { u_hat_tile(p, stage.u_hat, place, t, scratch); });
     case Kind::kChain:
-      return each([&](int t) { chain_tile(p, stage.chain, place, t, scratch); });
+      return each(
+          [&](const Stage& stage, int t) { chain_tile(p, stage.chain, place, t, scratch); });
   }
 }
 
@@ -109,13 +128,27 @@ template <Precision P, bool FETCH>
 NOPROP_DEV void move_resident(const Program& p, int64_t slice, int rank, float* resident) {
   for (int stage = 0; stage < p.num_stages; ++stage) {
     if (p.stages[stage].kind != Kind::kUpdateWeight) continue;
-    const UpdateWeightStage& s = p.stages[stage].update_weight;
     int own = 0;
-    own_tiles(p, p.stages[stage], rank, [&](int t) {
+    own_tiles(p, stage, rank, [&](const Stage& each, int t) {
+      const UpdateWeightStage& s = each.update_weight;
       float* const moments = resident_of(p, s, own++, resident);
       if (moments != nullptr) move_moments<P, FETCH>(p, s, slice, t, moments);
     });
   }
+}
+
+#ifdef NOPROP_CUDA_CLOCKS
+constexpr bool kClocks = true;
+#else
+constexpr bool kClocks = false;
+#endif
+
+// adds the cycles since `since` to an entry of the program's clocks
+NOPROP_DEV void lap(const Program& p, int entry, int64_t& since) {
+  if (!kClocks || p.clocks == nullptr || blockIdx.x != 0 || thread_index() != 0) return;
+  const int64_t now = dev::clock_now();
+  p.clocks[entry] += now - since;
+  since = now;
 }
 
 template <Precision P>
@@ -133,15 +166,18 @@ NOPROP_DEV void run(const Program& p, unsigned char* shared) {
         held = place.slice;
         move_resident<P, true>(p, held, rank, resident);
       }
+      int64_t since = kClocks ? dev::clock_now() : 0;
       for (int stage = 0; stage < p.num_stages; ++stage) {
         const Stage& s = p.stages[stage];
-        if (s.once < 0 || s.once == k) run_stage<P>(p, s, place, rank, resident, shared);
+        if (s.once < 0 || s.once == k) run_stage<P>(p, stage, place, rank, resident, shared);
+        lap(p, 2 * stage, since);
         if (s.barrier == 0) continue;
         if (p.blocks > 1) {
           dev::group_barrier(p.barriers + g, p.blocks, epoch);
         } else {
           dev::sync_block();
         }
+        lap(p, 2 * stage + 1, since);
       }
     }
     if (held >= 0) move_resident<P, false>(p, held, rank, resident);

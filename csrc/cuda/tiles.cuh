@@ -10,6 +10,22 @@
 
 namespace noprop::cuda {
 
+// A tile's place in a matrix in memory, from its first entry on; rows and columns: how many there
+// are. Two neighbours, the first in an even column, are one access where all of them may be.
+template <typename T>
+struct View {
+  T* first;  // null: there is no such matrix
+  int stride, rows, columns;
+  bool pairs;
+
+  NOPROP_DEV View(T* matrix, int64_t entry, int stride, int rows, int columns)
+      : first(matrix == nullptr ? nullptr : matrix + entry),
+        stride(stride),
+        rows(rows),
+        columns(columns),
+        pairs(stride % 2 == 0 && columns % 2 == 0 && reinterpret_cast<uintptr_t>(first) % 8 == 0) {}
+};
+
 // The entries of a tile that a thread has, and their sums. Warps of the tensor cores have 16 MM
 // rows and 8 NN columns each; of multiply-adds every thread has SIDE x SIDE entries.
 template <Precision P, int TILE, Along A, Along B>
@@ -22,6 +38,8 @@ struct Product {
   static constexpr int kAcross = TILE / (8 * NN), kUsed = TILE / (16 * MM) * kAcross;  // warps
   static constexpr int SIDE = TILE / 16;
   static constexpr int kEntries = kMatrix ? MM * NN * 4 : SIDE * SIDE;
+  // entries 2 j and 2 j + 1 are neighbours, the first in an even column
+  static constexpr bool kPairs = kMatrix || (B == Along::kTile && SIDE > 1);
   static constexpr int kBuffers = Kept<P>::kBuffers, kStep = Kept<P>::kStep,
                        kSteps = Kept<P>::kSteps;
   static constexpr int kScratch = dev::Carve::cost(kBuffers * ChunkA::kSize * sizeof(Type)) +
@@ -46,15 +64,45 @@ struct Product {
     return first_column + e / 4 % NN * 8 + thread % 4 * 2 + e % 2;
   }
 
-  // visit(e, row, column, inside) for each entry of the thread. What is not inside rows and columns
-  // has the place of one that is: there is something to read, and nothing to write.
-  template <typename Visit>
-  NOPROP_DEV void each(int rows, int columns, Visit visit) const {
-    if (!has_entries()) return;
+  // The thread's entries of a matrix. What is outside of it gets the value of an entry inside.
+  template <typename T>
+  NOPROP_DEV void read(const View<T>& from, float (&to)[kEntries]) const {
+    if (!has_entries() || from.first == nullptr) return;
+    if (kPairs && from.pairs) {
+#pragma unroll
+      for (int e = 0; e < kEntries; e += 2) {
+        const int r = min_of(row(e), from.rows - 1), c = min_of(column(e), from.columns - 2);
+        const auto pair = neighbours<2>(from.first + r * from.stride + c);
+        to[e] = pair.value[0];
+        to[e + 1] = pair.value[1];
+      }
+      return;
+    }
 #pragma unroll
     for (int e = 0; e < kEntries; ++e) {
-      const bool inside = row(e) < rows && column(e) < columns;
-      visit(e, min_of(row(e), rows - 1), min_of(column(e), columns - 1), inside);
+      const int r = min_of(row(e), from.rows - 1), c = min_of(column(e), from.columns - 1);
+      to[e] = from.first[r * from.stride + c];
+    }
+  }
+
+  // A null matrix takes nothing. Addresses are formed anew: kept from a read before the product,
+  // they would take two registers each.
+  NOPROP_DEV void write(const View<float>& to, const float (&value)[kEntries]) const {
+    if (!has_entries() || to.first == nullptr) return;
+    const int stride = dev::fresh(to.stride);
+    if (kPairs && to.pairs) {
+#pragma unroll
+      for (int e = 0; e < kEntries; e += 2) {
+        float* const at = to.first + row(e) * stride + column(e);
+        const bool inside = row(e) < to.rows && column(e) < to.columns;
+        if (inside) *reinterpret_cast<Neighbours<float, 2>*>(at) = {value[e], value[e + 1]};
+      }
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < kEntries; ++e) {
+      const bool inside = row(e) < to.rows && column(e) < to.columns;
+      if (inside) to.first[row(e) * stride + column(e)] = value[e];
     }
   }
 
@@ -64,25 +112,28 @@ struct Product {
     Type* const a_kept = carve.take<Type>(kBuffers * ChunkA::kSize);
     Type* const b_kept = carve.take<Type>(kBuffers * ChunkB::kSize);
     const bool a_aligned = is_aligned(a), b_aligned = is_aligned(b);
-    ChunkA a_next;
-    ChunkB b_next;
-    a_next.load(a, 0, K, a_aligned, thread);
-    b_next.load(b, 0, K, b_aligned, thread);
-    for (int start = 0; start < K; start += kChunkDepth) {
+    ChunkA a_chunk;
+    ChunkB b_chunk;
+    // the first turn only loads: one copy of the code for all chunks
+#pragma unroll 1
+    for (int start = -kChunkDepth; start < K; start += kChunkDepth) {
       const int buffer = kBuffers == 1 ? 0 : start / kChunkDepth % kBuffers;
       Type* const a_now = a_kept + buffer * ChunkA::kSize;
       Type* const b_now = b_kept + buffer * ChunkB::kSize;
-      // with two buffers the barrier of the chunk before was behind everybody's reads of this one
-      if (kBuffers == 1 && start > 0) dev::sync_block();
-      a_next.store(a_now, thread);
-      b_next.store(b_now, thread);
-      dev::sync_block();
-      if (start + kChunkDepth < K) {
-        a_next.load(a, start + kChunkDepth, K, a_aligned, thread);
-        b_next.load(b, start + kChunkDepth, K, b_aligned, thread);
+      if (start >= 0) {
+        // with two buffers the barrier of the chunk before was behind everybody's reads of this one
+        if (kBuffers == 1 && start > 0) dev::sync_block();
+        a_chunk.store(a_now, thread);
+        b_chunk.store(b_now, thread);
+        dev::sync_block();
       }
-      if (has_entries()) {
+      if (start + kChunkDepth < K) {
+        a_chunk.load(a, start + kChunkDepth, K, a_aligned, thread);
+        b_chunk.load(b, start + kChunkDepth, K, b_aligned, thread);
+      }
+      if (start >= 0 && has_entries()) {
         const int depth = min_of(kChunkDepth, K - start);
+#pragma unroll 1
         for (int first = 0; first < depth; first += kStep * kSteps) {
 #pragma unroll
           for (int k = 0; k < kStep * kSteps; k += kStep) multiply(a_now, b_now, first + k);
@@ -98,22 +149,22 @@ struct Product {
 #pragma unroll
     for (int j = 0; j < SIDE; ++j) {
       if constexpr (A == Along::kSum) {
-        const auto four = read<4>(a + (first_row + j) * ChunkA::kApart + k);
+        const auto four = neighbours<4>(a + (first_row + j) * ChunkA::kApart + k);
         for (int e = 0; e < 4; ++e) left[j][e] = four.value[e];
       }
       if constexpr (B == Along::kSum) {
-        const auto four = read<4>(b + (first_column + j * 16) * ChunkB::kApart + k);
+        const auto four = neighbours<4>(b + (first_column + j * 16) * ChunkB::kApart + k);
         for (int e = 0; e < 4; ++e) right[e][j] = four.value[e];
       }
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if constexpr (A == Along::kTile) {
-        const auto side = read<SIDE>(a + (k + e) * ChunkA::kApart + first_row);
+        const auto side = neighbours<SIDE>(a + (k + e) * ChunkA::kApart + first_row);
         for (int j = 0; j < SIDE; ++j) left[j][e] = side.value[j];
       }
       if constexpr (B == Along::kTile) {
-        const auto side = read<SIDE>(b + (k + e) * ChunkB::kApart + first_column);
+        const auto side = neighbours<SIDE>(b + (k + e) * ChunkB::kApart + first_column);
         for (int j = 0; j < SIDE; ++j) right[e][j] = side.value[j];
       }
 #pragma unroll
@@ -124,7 +175,7 @@ struct Product {
   }
 
   template <int N>
-  NOPROP_DEV static Neighbours<float, N> read(const float* from) {
+  NOPROP_DEV static Neighbours<float, N> neighbours(const float* from) {
     return *reinterpret_cast<const Neighbours<float, N>*>(from);
   }
 

@@ -2,71 +2,12 @@
 //
 // A weight gradient's tile goes from the product's registers through the optimizer into the weight;
 // gradients reach memory only where they are asked for (Rule::kNone).
-//
-//     SGD:   g += wd * param;  m = momentum * m + g;  param -= lr * (m, or g + momentum * m)
-//     Adam:  g += wd * param;  AdamW: param *= 1 - lr * wd;  then both
-//            m += (1 - beta_1) (g - m);  v = beta_2 * v + (1 - beta_2) g^2
-//            param -= lr / c_1 * m / (sqrt(v) / sqrt(c_2) + eps),  c_i = 1 - beta_i^updates
 #pragma once
 
+#include "cuda/optimizer.cuh"
 #include "cuda/tiles.cuh"
 
 namespace noprop::cuda {
-
-// what a slice's loss stage left for its update
-struct Rates {
-  float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
-  bool moves;
-};
-
-NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
-  if (p.hyper.rule == Rule::kNone) return {0.0f, 0.0f, 1.0f, false};
-  const float* from = at<float>(buffer, place);
-  return {from[0], from[1], from[2], from[3] != 0.0f};
-}
-
-// an entry's parameter and moments; what the rule does not use is left alone
-struct Entry {
-  float w, m, v;
-};
-
-NOPROP_DEV void step(const Hyper& h, const Rates& rates, float g, Entry& entry) {
-  float &w = entry.w, &m = entry.m, &v = entry.v;
-  if (h.rule == Rule::kAdamW) {
-    w *= rates.decay;
-  } else {
-    g += rates.decay * w;
-  }
-  if (moments(h.rule) == 2) {
-    m += h.one_less_beta_1 * (g - m);
-    v = h.beta_2 * v + h.one_less_beta_2 * (g * g);
-    w -= dev::div_rn(rates.lr * m, dev::div_rn(dev::sqrt_rn(v), rates.root) + h.eps);
-  } else if (moments(h.rule) == 1) {
-    m = h.momentum * m + g;
-    w -= rates.lr * (h.rule == Rule::kNesterov ? g + h.momentum * m : m);
-  } else {
-    w -= rates.lr * g;
-  }
-}
-
-// a slice's, or a tile's, entries of a parameter; of a moment that is not used, or not there, null
-struct Entries {
-  float *w, *m, *v;
-
-  NOPROP_DEV Entries(const Param& param, int kept, int64_t first)
-      : w(param.value + first),
-        m(kept > 0 ? param.m + first : nullptr),
-        v(kept > 1 ? param.v + first : nullptr) {}
-
-  NOPROP_DEV Entry load(int64_t at) const {
-    return {w[at], m == nullptr ? 0.0f : m[at], v == nullptr ? 0.0f : v[at]};
-  }
-  NOPROP_DEV void store(int64_t at, const Entry& entry) const {
-    w[at] = entry.w;
-    if (m != nullptr) m[at] = entry.m;
-    if (v != nullptr) v[at] = entry.v;
-  }
-};
 
 // one step of entry `at` of a slice's parameter, or its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
@@ -74,10 +15,15 @@ NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& 
   if (p.hyper.rule == Rule::kNone) {
     param.grad[place.i * param.size + at] = g;
   } else if (rates.moves) {
-    const Entries entries(param, moments(p.hyper.rule), place.slice * param.size);
-    Entry entry = entries.load(at);
-    step(p.hyper, rates, g, entry);
-    entries.store(at, entry);
+    const int kept = moments(p.hyper.rule);
+    const int64_t entry = place.slice * param.size + at;
+    float d[1] = {g}, w[1] = {param.value[entry]}, m[1] = {}, v[1] = {};
+    if (kept > 0) m[0] = param.m[entry];
+    if (kept > 1) v[0] = param.v[entry];
+    step(p.hyper, rates, d, w, m, v);
+    param.value[entry] = w[0];
+    if (kept > 0) param.m[entry] = m[0];
+    if (kept > 1) param.v[entry] = v[0];
   }
 }
 
@@ -89,21 +35,39 @@ using WeightSums = Product<P, kTileH, Along::kTile, Along::kTile>;
 
 // where a tile of a weight stands
 struct WeightTile {
-  int h, f, rows, columns;  // first row and column, and how many there are from there on
-  int64_t first;            // its first entry within a slice
+  int h, f, rows, columns, stride;  // first row and column, and how many there are from there on
+  int64_t first;                    // its first entry within a slice
 
-  NOPROP_DEV WeightTile(const UpdateWeightStage& s, int tile) {
+  NOPROP_DEV WeightTile(const UpdateWeightStage& s, int tile) : stride(s.in_width) {
     const int across = (s.F + kTileF - 1) / kTileF;
     h = tile / across * kTileH;
     f = tile % across * kTileF;
     rows = s.H - h;
     columns = s.F - f;
-    first = static_cast<int64_t>(h) * s.in_width + s.column + f;
+    first = static_cast<int64_t>(h) * stride + s.column + f;
+  }
+
+  // of entry `slice` of a stacked parameter, moment or gradient
+  NOPROP_DEV View<float> of(float* data, int64_t slice, int64_t size) const {
+    return {data, slice * size + first, stride, rows, columns};
   }
 };
 
-// The moments of a tile in shared memory: entry e of thread t at e * kThreads + t, v behind m.
-// null: they are in global memory.
+// a tile's moment in shared memory: entry e of thread t at e * kThreads + t
+template <int N>
+NOPROP_DEV void load_moment(const float* resident, float (&moment)[N]) {
+  static_assert(N * kThreads == kTileEntries);
+#pragma unroll
+  for (int e = 0; e < N; ++e) moment[e] = resident[e * kThreads + thread_index()];
+}
+
+template <int N>
+NOPROP_DEV void store_moment(float* resident, const float (&moment)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) resident[e * kThreads + thread_index()] = moment[e];
+}
+
+// resident: the tile's moments in shared memory, v behind m; null: they are in global memory
 template <Precision P>
 NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s, const Place& place,
                                    int tile, float* resident, unsigned char* scratch) {
@@ -113,34 +77,28 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
   if (!writes && !rates.moves) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
   const int kept = moments(p.hyper.rule), outside = resident == nullptr ? kept : 0;
-  const int in_width = s.in_width;
-  const Entries entries(s.param, outside, place.slice * s.param.size + where.first);
+  const auto view = [&](float* data) { return where.of(data, place.slice, s.param.size); };
+  const View<float> w_place = view(writes ? nullptr : s.param.value);
+  const View<float> m_place = view(outside > 0 ? s.param.m : nullptr);
+  const View<float> v_place = view(outside > 1 ? s.param.v : nullptr);
 
   Sums g;
-  Entry entry[Sums::kEntries];  // on their way while the product is formed
-  if (!writes) {
-    g.each(where.rows, where.columns, [&](int e, int r, int c, bool) {
-      entry[e] = entries.load(dev::fresh(r * in_width + c));
-    });
-  }
-  g.add({at<float>(s.d_y, place) + where.h, s.H, where.rows},
-        {at<float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
+  float w[Sums::kEntries] = {}, m[Sums::kEntries] = {}, v[Sums::kEntries] = {};
+  g.read(w_place, w);  // on their way while the product is formed
+  g.read(m_place, m);
+  g.read(v_place, v);
+  g.add({at<const float>(s.d_y, place) + where.h, s.H, where.rows},
+        {at<const float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
 
-  if (writes) {
-    float* const grad = s.param.grad + place.i * s.param.size + where.first;
-    return g.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
-      if (inside) grad[r * in_width + c] = g.sum[e];
-    });
-  }
-  g.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
-    const int kept_at = e * kThreads + g.thread;
-    if (outside < kept) entry[e].m = resident[kept_at];
-    if (outside + 1 < kept) entry[e].v = resident[kTileEntries + kept_at];
-    step(p.hyper, rates, g.sum[e], entry[e]);
-    if (outside < kept) resident[kept_at] = entry[e].m;
-    if (outside + 1 < kept) resident[kTileEntries + kept_at] = entry[e].v;
-    if (inside) entries.store(dev::fresh(r * in_width + c), entry[e]);
-  });
+  if (writes) return g.write(where.of(s.param.grad, place.i, s.param.size), g.sum);
+  if (outside < kept) load_moment(resident, m);
+  if (outside + 1 < kept) load_moment(resident + kTileEntries, v);
+  step(p.hyper, rates, g.sum, w, m, v);
+  if (outside < kept) store_moment(resident, m);
+  if (outside + 1 < kept) store_moment(resident + kTileEntries, v);
+  g.write(w_place, w);
+  g.write(m_place, m);
+  g.write(v_place, v);
 }
 
 // a tile's moments of a slice between global memory and their place in shared memory
@@ -149,15 +107,17 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
                              float* resident) {
   const WeightSums<P> places;
   const WeightTile where(s, tile);
-  const int64_t first = slice * s.param.size + where.first;
   for (int part = 0; part < moments(p.hyper.rule); ++part) {
-    float* const moment = (part == 0 ? s.param.m : s.param.v) + first;
-    float* const kept = resident + part * kTileEntries + places.thread;
-    places.each(where.rows, where.columns, [&](int e, int r, int c, bool inside) {
-      float& outside = moment[r * s.in_width + c];
-      if (FETCH) kept[e * kThreads] = outside;
-      if (!FETCH && inside) outside = kept[e * kThreads];
-    });
+    const View<float> moment = where.of(part == 0 ? s.param.m : s.param.v, slice, s.param.size);
+    float* const kept = resident + part * kTileEntries;
+    float value[WeightSums<P>::kEntries] = {};
+    if (FETCH) {
+      places.read(moment, value);
+      store_moment(kept, value);
+    } else {
+      load_moment(kept, value);
+      places.write(moment, value);
+    }
   }
 }
 

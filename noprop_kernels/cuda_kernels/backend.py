@@ -40,17 +40,17 @@ from ..gpu.stages import Table
 from ..gpu.tables import Ask, backward_table, forward_table, train_table
 from ..plan import Dense, Plan
 from . import buffers, residency, shapes
-from .program import launch, layout_of, run_table
-from .stages import (
-    apply_stage,
+from .ends import (
     chain_stage,
     head_stage,
     loss_stage,
     noise_stage,
-    of_table,
     rates_stage,
     u_hat_stage,
 )
+from .layers import apply_stage
+from .program import launch, layout_of, run_table
+from .stages import of_table
 from .walk import Fields, Walk
 
 STEPS = 128  # of a launch; more are launches one after another, since no bit depends on K

@@ -5,8 +5,8 @@ from types import ModuleType
 
 import pytest
 
-import cuda_module_for_tests
 import stages_for_tests
+from cuda_host_for_tests import Builder, compiler_gap
 from noprop_kernels import dispatch
 from noprop_kernels.cuda_kernels import extension
 
@@ -17,15 +17,17 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return stages_for_tests.build(tmp_path_factory.mktemp("stages"))
 
 
-@pytest.fixture(scope="session")
-def cuda_module(request, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The backend's extension, built for the host."""
-    return cuda_module_for_tests.built(request.config, tmp_path_factory)
-
-
 @pytest.fixture
 def kernels(cuda_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The CUDA backend with it, on CPU tensors."""
     monkeypatch.setattr(extension, "module", cuda_module)
     monkeypatch.setenv("NOPROP_HOST_SEED", "0")
     return dispatch.load("cuda")
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    """Programs with the emulator, for each sanitizer."""
+    if reason := compiler_gap():
+        pytest.skip(reason)
+    return Builder(tmp_path_factory.mktemp("cuda_host"))

@@ -1,8 +1,7 @@
-// The scheduler: fibers of all blocks, where they wait, and what is said when none can run.
+// The scheduler: fibers of all blocks, and where they wait.
 #include "host_cuda.h"
 
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,36 +15,9 @@
 namespace hc {
 
 Thread* cur = nullptr;
-State_ now;
+Running now;
 
-namespace {
-
-char error_text[8192];
-pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
-
-void put_error(size_t at, const char* format, va_list values) {
-  if (at < sizeof error_text) vsnprintf(error_text + at, sizeof error_text - at, format, values);
-}
-
-}  // namespace
-
-const char* last_error() { return error_text; }
-
-void set_error(const char* format, ...) {
-  va_list values;
-  va_start(values, format);
-  put_error(0, format, values);
-  va_end(values);
-}
-
-void add_error(const char* format, ...) {
-  va_list values;
-  va_start(values, format);
-  put_error(strlen(error_text), format, values);
-  va_end(values);
-}
-
-#ifdef __x86_64__
+#ifndef HC_UCONTEXT
 extern "C" void hc_switch(void** from, void* to) __attribute__((visibility("hidden")));
 // saves what a call must keep, changes stacks, and returns to where the other one left
 asm(R"(
@@ -75,6 +47,8 @@ hc_switch:
 
 namespace {
 
+pthread_mutex_t one_at_a_time = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
+
 void change(Fiber& from, Fiber& to, [[maybe_unused]] bool for_good) {
   ++now.switches;
   cur = &to == &now.host ? nullptr : &to;
@@ -85,7 +59,7 @@ void change(Fiber& from, Fiber& to, [[maybe_unused]] bool for_good) {
 #ifdef HC_TSAN
   __tsan_switch_to_fiber(to.sanitizer, __tsan_switch_to_fiber_no_sync);
 #endif
-#ifdef __x86_64__
+#ifndef HC_UCONTEXT
   hc_switch(&from.context, to.context);
 #else
   swapcontext(&from.context, &to.context);
@@ -116,47 +90,6 @@ void wake_pollers() {
     }
   }
   now.pollers = left;
-}
-
-bool alike(const Fiber& a, const Fiber& b) {
-  return a.state == b.state && a.what == b.what && a.site.line == b.site.line &&
-         strcmp(a.site.file, b.site.file) == 0 && a.flag == b.flag && a.want == b.want;
-}
-
-void describe(const Fiber& fiber) {
-  const Site& site = fiber.site;
-  if (fiber.state == State::kDone) {
-    add_error("returned from the kernel\n");
-  } else if (fiber.state == State::kPoll) {
-    add_error("%s at %s:%d (value %u, waits for >= %u)\n", fiber.what, site.file, site.line,
-              *static_cast<const volatile uint32_t*>(fiber.flag), fiber.want);
-  } else {
-    const Meeting& meeting =
-        fiber.state == State::kBlock ? fiber.block->meeting : fiber.warp->meeting;
-    add_error("%s at %s:%d (%d of %d arrived)\n", fiber.what, site.file, site.line, meeting.arrived,
-              meeting.size);
-  }
-}
-
-[[noreturn]] void report_deadlock() {
-  set_error("DEADLOCK in kernel '%s' (seed %llu): %d threads live, none can run\n", now.name,
-            static_cast<unsigned long long>(now.seed), now.live);
-  for (int first = 0; first < now.count;) {
-    int next = first + 1;
-    while (next < now.count && next % now.threads != 0 &&
-           alike(now.fibers[next], now.fibers[first])) {
-      ++next;
-    }
-    const int block = first / now.threads, thread = first % now.threads;
-    if (next == first + 1) {
-      add_error("  block %d thread %d: ", block, thread);
-    } else {
-      add_error("  block %d threads %d-%d: ", block, thread, thread + next - first - 1);
-    }
-    describe(now.fibers[first]);
-    first = next;
-  }
-  leave();
 }
 
 // to whichever fiber is next; the running one is ready, waits, or has ended
@@ -192,11 +125,8 @@ void run_fiber() {
 #endif
   now.entry(now.closure);
   if (fiber.copy_count > 0) {
-    fail("returned with %d copies that it never waited for (cp_wait)", fiber.copy_count);
+    fail("returned without cp_wait for its last %d copies", fiber.copy_count);
   }
-#ifdef HC_TSAN
-  __tsan_release(&now.end);
-#endif
   fiber.state = State::kDone;
   --now.live;
   pass_on(true);
@@ -205,7 +135,7 @@ void run_fiber() {
 
 bool prepare(Fiber& fiber, size_t stack_bytes) {
   if (!take_stack(fiber.number, stack_bytes, &fiber.stack)) return false;
-#ifdef __x86_64__
+#ifndef HC_UCONTEXT
   void** top = reinterpret_cast<void**>(fiber.stack.bottom + fiber.stack.bytes);
   memset(top - 8, 0, 8 * sizeof(void*));
   top[-2] = reinterpret_cast<void*>(run_fiber);  // it returns to null, never
@@ -258,23 +188,24 @@ bool create_all(size_t stack_bytes) {
   return now.schedule.start(now.seed, now.count);
 }
 
-void destroy_all() {
-  for (int i = 0; now.fibers && i < now.count; ++i) {
+// what fibers did, abandoned ones too, comes before what the host does next
+void join_all() {
+#ifdef HC_TSAN
+  for (int i = 0; i < now.count; ++i) {
     Fiber& fiber = now.fibers[i];
-#ifdef HC_TSAN
-    if (fiber.sanitizer) {
-      // what an abandoned fiber did comes before what the host does next, too
-      __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
-      __tsan_release(&now.end);
-      __tsan_switch_to_fiber(now.host.sanitizer, __tsan_switch_to_fiber_no_sync);
-      __tsan_destroy_fiber(fiber.sanitizer);
-    }
-#endif
-    free(fiber.copies);
+    if (fiber.sanitizer == nullptr) break;
+    __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
+    __tsan_release(&now.end);
+    __tsan_switch_to_fiber(now.host.sanitizer, __tsan_switch_to_fiber_no_sync);
+    __tsan_destroy_fiber(fiber.sanitizer);
   }
-#ifdef HC_TSAN
   __tsan_acquire(&now.end);
 #endif
+}
+
+void destroy_all() {
+  if (now.fibers) join_all();
+  for (int i = 0; now.fibers && i < now.count; ++i) free(now.fibers[i].copies);
   for (unsigned b = 0; now.blocks && b < now.grid.count(); ++b) unmap_shared(&now.blocks[b]);
   free(now.fibers), free(now.blocks), free(now.warps), free(now.polling);
   now.schedule.finish();
@@ -289,9 +220,10 @@ bool check_launch(const Options& options) {
         now.name, now.block.x, now.block.y, now.block.z);
     return false;
   }
-  if (blocks == 0 || (options.max_blocks != 0 && blocks > options.max_blocks)) {
-    set_error("kernel '%s': the grid has %u blocks, must have 1 to %u that are co-resident",
-              now.name, blocks, options.max_blocks);
+  const unsigned most = options.max_blocks == 0 ? 1u << 20 : options.max_blocks;
+  if (blocks == 0 || blocks > most) {
+    set_error("kernel '%s': the grid must have 1 to %u blocks, so that all are co-resident, has %u",
+              now.name, most, blocks);
     return false;
   }
   return true;
@@ -305,35 +237,14 @@ void leave() {
   abort();
 }
 
-void fail(const char* format, ...) {
-  const Fiber& fiber = *running();
-  set_error("kernel '%s' (seed %llu), block %d thread %u: ", now.name,
-            static_cast<unsigned long long>(now.seed), fiber.number / now.threads,
-            fiber.thread_index.x);
-  va_list values;
-  va_start(values, format);
-  put_error(strlen(error_text), format, values);
-  va_end(values);
-  leave();
-}
-
-void fail_at(Site site, const char* format, ...) {
-  char text[512];
-  va_list values;
-  va_start(values, format);
-  vsnprintf(text, sizeof text, format, values);
-  va_end(values);
-  fail("%s at %s:%d", text, site.file, site.line);
-}
-
 void meet(Meeting& meeting, State state, const char* what, Site site, bool orders,
           void (*all)(Warp&)) {
   Fiber& fiber = *running();
   if (meeting.arrived == 0) {
     meeting.site = site;
     meeting.what = what;
-  } else if (strcmp(meeting.what, what) != 0 || meeting.site.line != site.line ||
-             strcmp(meeting.site.file, site.file) != 0) {
+  } else if (!same(meeting.what, what) || meeting.site.line != site.line ||
+             !same(meeting.site.file, site.file)) {
     fail("divergent %s: %s at %s:%d here, %s at %s:%d in %d other threads",
          state == State::kBlock ? "block" : "warp", what, site.file, site.line, meeting.what,
          meeting.site.file, meeting.site.line, meeting.arrived);
@@ -402,12 +313,12 @@ Copy& new_copy() {
 
 int run(const char* name, void (*entry)(void*), void* closure, Dim3 grid, Dim3 block,
         size_t shared_bytes, const Options& options) {
-  if (pthread_mutex_trylock(&one_at_a_time) != 0) {
-    set_error("kernel '%s': another launch is running in this process", name);
+  if (pthread_mutex_lock(&one_at_a_time) != 0) {  // this thread holds it
+    set_error("kernel '%s': a kernel cannot launch another", name);
     return 1;
   }
   set_error("%s", "");
-  now = State_();
+  now = Running();
   now.name = name, now.seed = options.seed, now.entry = entry, now.closure = closure;
   now.grid = grid, now.block = block, now.shared_bytes = shared_bytes;
   now.threads = static_cast<int>(block.x);
@@ -427,6 +338,7 @@ int run(const char* name, void (*entry)(void*), void* closure, Dim3 grid, Dim3 b
       catch_faults();
       change(now.host, now.fibers[now.schedule.take()], false);
       release_faults();
+      if (!now.failed) check_margins();
     } else {
       set_error("kernel '%s': no memory for %d threads", name, now.count);
       now.failed = true;

@@ -74,8 +74,8 @@ struct Thread {
 extern Thread* cur;
 
 struct Options {
-  uint64_t seed = 0;  // 0: first come, first served; else 1, 2, 0 modulo 3: last come first,
-                      // random, fixed random priorities of warps and lanes
+  uint64_t seed = 0;        // 0: first come, first served; else 1, 2, 0 modulo 3: last come first,
+                            // random, fixed random priorities of warps and lanes
   int stack_kb = 0;         // 0: 128, or 256 under a sanitizer
   unsigned max_blocks = 0;  // a larger grid is an error, as it would be on a device; 0: any
 };
@@ -118,6 +118,12 @@ void spread_rows(uint32_t* registers, int matrices, bool transposed, const uint3
                  Site site);
 void sincos_pi(float x, float& sine, float& cosine);
 Copy& new_copy();
+
+// what stands for an approximate instruction; infinities, zeros and NaN are exact there too
+inline float last_bit_wrong(float value) {
+  const bool special = value == 0 || value - value != 0;
+  return special ? value : __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, value) ^ 1);
+}
 
 template <typename T>
 T shuffle(T value, Shuffle kind, int by, Site site) {

@@ -78,6 +78,28 @@ void unmap_shared(Block* block) {
 #endif
 }
 
+// stores that went neither to shared memory nor as far as a guard page
+void check_margins() {
+#ifndef HC_ASAN
+  for (unsigned b = 0; b < now.grid.count(); ++b) {
+    const Block& block = now.blocks[b];
+    const unsigned char* first = block.mapping + page();
+    const unsigned char* end = block.mapping + block.mapped - page();
+    for (const unsigned char* at = first; at < end; ++at) {
+      if (at == block.shared) at += now.shared_bytes;
+      if (at >= end || *at == 0xFF) continue;
+      set_error(
+          "kernel '%s' (seed %llu): a store to byte %td of shared memory of block %u, which has "
+          "%zu",
+          now.name, static_cast<unsigned long long>(now.seed), at - block.shared, b,
+          now.shared_bytes);
+      now.failed = true;
+      return;
+    }
+  }
+#endif
+}
+
 // A sanitizer says more of a fault than we could, and ends the process.
 #if defined(HC_ASAN) || defined(HC_TSAN)
 

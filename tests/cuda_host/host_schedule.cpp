@@ -55,7 +55,8 @@ void Schedule::add(int fiber) {
   if (policy_ == kPriority) {
     set_[rank_[fiber] / 64] |= uint64_t{1} << rank_[fiber] % 64;
   } else {
-    queue_[(head_ + ready_) % fibers_] = fiber;  // head_ moves with kFirst only
+    const int at = head_ + ready_;  // head_ moves with kFirst only
+    queue_[at < fibers_ ? at : at - fibers_] = fiber;
   }
   ++ready_;
 }
@@ -78,7 +79,7 @@ int Schedule::take() {
     return fiber;
   }
   const int fiber = queue_[head_];
-  head_ = (head_ + 1) % fibers_;
+  if (++head_ == fibers_) head_ = 0;
   return fiber;
 }
 

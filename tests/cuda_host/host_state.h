@@ -9,6 +9,9 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 #ifndef __x86_64__
+#define HC_UCONTEXT  // twenty times slower, but works anywhere
+#endif
+#ifdef HC_UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -26,10 +29,10 @@ struct Warp;
 
 // a CUDA thread, or the host's own thread where it left for the first fiber
 struct Fiber : Thread {
-#ifdef __x86_64__
-  void* context = nullptr;
-#else
+#ifdef HC_UCONTEXT
   ucontext_t context;
+#else
+  void* context = nullptr;  // its stack pointer
 #endif
   Stack stack;
   Block* block = nullptr;
@@ -86,7 +89,7 @@ class Schedule {
   uint64_t* set_ = nullptr;  // the ranks of the ready fibers
 };
 
-struct State_ {
+struct Running {
   const char* name = "";
   uint64_t seed = 0;
   Dim3 grid, block;
@@ -102,16 +105,18 @@ struct State_ {
   void* closure = nullptr;
   bool failed = false;
   int64_t switches = 0;
-  char end = 0;  // for ThreadSanitizer: the end of each fiber comes before what the host does next
+  char end = 0;  // for ThreadSanitizer: where fibers end
 };
 
-extern State_ now;
+extern Running now;
 
 inline Fiber* running() { return static_cast<Fiber*>(cur); }
 
 void set_error(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void add_error(const char* format, ...) __attribute__((format(printf, 1, 2)));
+[[noreturn]] void report_deadlock();
 [[noreturn]] void leave();  // to the host, for good
+bool same(const char* a, const char* b);
 // the last lane to arrive runs `all` for the others
 void meet(Meeting& meeting, State state, const char* what, Site site, bool orders,
           void (*all)(Warp&));
@@ -120,6 +125,7 @@ void meet(Meeting& meeting, State state, const char* what, Site site, bool order
 bool take_stack(int number, size_t bytes, Stack* stack);
 bool map_shared(Block* block, size_t bytes);
 void unmap_shared(Block* block);
+void check_margins();
 void catch_faults();
 void release_faults();
 

@@ -1,4 +1,4 @@
-"""What may not change a bit: groups, thread blocks, shared memory, launches, the order of threads."""
+"""What may not change a bit: groups, thread blocks, shared memory, launches, order of threads."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""The whole step of the CUDA backend on the host: the reference's answers, for every kind of call."""
+"""The whole step of the CUDA backend on the host: the reference's answers to every kind of call."""
 
 from types import ModuleType
 

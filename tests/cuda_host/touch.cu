@@ -54,5 +54,10 @@ __global__ void __launch_bounds__(128)
   dev::atomic_max(flags + 1, static_cast<int>(dev::clock_now()));
 }
 
-template __global__ void layouts::product_bf16<false>(float*, const float*, const float*);
-template __global__ void layouts::product_bf16<true>(float*, const float*, const float*);
+template __global__ void layouts::multiply_registers<false>(float*, const uint32_t*,
+                                                            const uint32_t*);
+template __global__ void layouts::multiply_registers<true>(float*, const uint32_t*,
+                                                           const uint32_t*);
+template __global__ void layouts::load_matrices<4, true>(uint32_t*, const uint16_t*);
+template __global__ void layouts::multiply_tiles<false>(float*, const float*, const float*);
+template __global__ void layouts::multiply_tiles<true>(float*, const float*, const float*);
