@@ -53,7 +53,9 @@ def test_gradients_are_the_reference_s(plan: str, precision: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 @pytest.mark.parametrize("plan", PLANS)
-def test_no_bit_depends_on_groups_blocks_or_launches(plan: str, precision: str, monkeypatch) -> None:
+def test_no_bit_depends_on_groups_blocks_or_launches(
+    plan: str, precision: str, monkeypatch
+) -> None:
     X, Y = data()
     rows = indices(5)
     single = make(plan, precision=precision)
