@@ -5,6 +5,7 @@ import platform
 import torch
 
 from . import __version__, dispatch, native
+from .cuda_kernels import extension
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
         )
         for name, value in built.items():
             print(f"  {name}: {value}")
+    print(f"CUDA kernels: {extension.describe()}")
     print(f"Triton: {dispatch.triton_version() or 'not installed'}")
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         print(f"backends on {device}:")

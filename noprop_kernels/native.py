@@ -1,7 +1,7 @@
 """The CPU backend: calls as the addresses and sizes that the extension `_C` takes.
 
-The one file of the CPU kernels that reads an address. Every tensor was checked before its call was made and is held by
-it until the extension returns.
+The one file of the CPU kernels that reads an address. Every tensor was checked before its call was
+made and is held by it until the extension returns.
 """
 
 import functools

@@ -82,8 +82,7 @@ void read(const py::handle& item, Buffer& out) {
   out = {};
   if (item.is_none()) return;
   const auto t = to_tuple(item, 4);
-  out = {to_pointer<void>(t[0]), nullptr, t[1].cast<int64_t>(), t[2].cast<int64_t>(),
-         t[3].cast<int32_t>()};
+  out = {to_pointer<void>(t[0]), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int32_t>()};
 }
 
 // (data, step, slice, row)

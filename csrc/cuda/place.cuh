@@ -29,9 +29,7 @@ struct alignas(sizeof(T) * W) Neighbours {
 template <typename T>
 NOPROP_DEV T* at(const Buffer& buffer, const Place& place) {
   if (buffer.data == nullptr) return nullptr;
-  const int64_t entry = buffer.by_group            ? place.g
-                        : buffer.places != nullptr ? buffer.places[place.i]
-                                                   : place.i;
+  const int64_t entry = buffer.by_group ? place.g : place.i;
   return static_cast<T*>(buffer.data) + place.k * buffer.step + entry * buffer.slice;
 }
 
