@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from . import __version__, dispatch, native
+from .cuda_kernels import extension
 
 
 def main() -> None:
@@ -26,6 +27,7 @@ def main() -> None:
         )
         for name, value in built.items():
             print(f"  {name}: {value}")
+    print(f"CUDA kernels: {extension.describe()}")
     print(f"Triton: {dispatch.triton_version() or 'not installed'}")
     for device, what in devices():
         print(f"backends on {device}{what}:")

@@ -315,6 +315,17 @@ class NoHost:
     """As much of the extension as a question takes."""
 
     on_host = False
+    names = ("GPU a", "GPU b")
+
+    @classmethod
+    def device_count(cls) -> int:
+        if not cls.names:
+            raise RuntimeError("there is no NVIDIA driver")
+        return len(cls.names)
+
+    @classmethod
+    def device(cls, index: int) -> dict[str, str]:
+        return {"name": cls.names[index]}
 
 
 def test_cuda_says_what_it_lacks(monkeypatch):
@@ -334,6 +345,19 @@ def test_cuda_says_what_it_lacks(monkeypatch):
     assert gap() is None
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert gap() == "runs on NVIDIA GPUs, this PyTorch is for AMD's"
+
+
+def test_the_command_tells_what_cuda_sees(with_kernels, monkeypatch, capsys):
+    def line() -> str:
+        __main__.main()
+        text = capsys.readouterr().out
+        return next(line for line in text.splitlines() if line.startswith("CUDA kernels: "))
+
+    assert line() == f"CUDA kernels: {NO_CUDA}"
+    monkeypatch.setattr(extension, "module", NoHost)
+    assert line() == "CUDA kernels: built, devices: GPU a, GPU b"
+    monkeypatch.setattr(NoHost, "names", ())
+    assert line() == "CUDA kernels: built, no device: there is no NVIDIA driver"
 
 
 def test_on_a_gpu_triton_comes_before_cuda_and_explain_says_why(monkeypatch):

@@ -162,9 +162,8 @@ struct HeadTerms {
 NOPROP_DEV void cross_entropy(const HeadStage& s, const HeadRow& r, const HeadTerms& t) {
   if (!r.real) return;
   if (r.lane == 0 && t.error != nullptr) {
-    const float error = logf(r.total) - (r.logits[t.y] - r.largest);
-    // of the other classes' logits the sum alone knows that one is not finite
-    t.error[r.row] = r.total == r.total ? error : r.total;
+    // of a logit that is not finite the sum knows, whichever class it is
+    t.error[r.row] = logf(r.total) - (r.logits[t.y] - r.largest);
   }
   if (t.d_logits == nullptr) return;
   for (int m = r.lane; m < s.M; m += kRowLanes) {

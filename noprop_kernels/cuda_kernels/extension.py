@@ -24,3 +24,14 @@ def unavailable() -> str | None:
 def on_host() -> bool:
     """Whether the kernel runs on the CPU."""
     return module is not None and module.on_host
+
+
+def describe() -> str:
+    """What is built and which devices it sees."""
+    if module is None:
+        return _missing
+    try:
+        devices = [module.device(i)["name"] for i in range(module.device_count())]
+    except RuntimeError as error:
+        return f"built, no device: {error}"
+    return f"built, devices: {', '.join(devices) or 'none'}"

@@ -39,7 +39,7 @@ def device_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def layout_of(walk: Walk, phases: list[int]) -> Layout:
+def layout_of(walk: Walk, phases: tuple[int, ...]) -> Layout:
     total = thread_blocks(extension.module, device_index(walk.device), walk.slices.precision, 0)
     return residency.layout(walk.n, phases, total)
 
@@ -48,8 +48,8 @@ def run_table(
     walk: Walk, table: Table, before: Sequence[Fields] = (), behind: Sequence[Fields] = ()
 ) -> None:
     """A walk over a table with a workspace for each group, between stages of its own."""
-    ends = residency.phases(before), residency.phases(behind)
-    layout = layout_of(walk, [*ends[0], *residency.phases_of(table), *ends[1]])
+    phases = residency.phases(before) + residency.phases_of(table) + residency.phases(behind)
+    layout = layout_of(walk, phases)
     views, whole = buffers.workspace(table, layout.groups, walk.device, by_group=True)
     walk.hold(whole)
     walk.at = views | walk.at

@@ -5,6 +5,7 @@ No bit depends on what is decided here.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..gpu.shapes import cdiv
@@ -24,7 +25,7 @@ class Layout:
     blocks: int
 
 
-def phases(stages: Iterable[dict[str, Any]]) -> list[int]:
+def phases(stages: Iterable[dict[str, Any]]) -> tuple[int, ...]:
     """Tiles between two barriers."""
     found, tiles = [], 0
     for stage in stages:
@@ -32,15 +33,16 @@ def phases(stages: Iterable[dict[str, Any]]) -> list[int]:
         if stage["barrier"]:
             found.append(tiles)
             tiles = 0
-    return found
+    return tuple(found)
 
 
-def phases_of(table: Table) -> list[int]:
+def phases_of(table: Table) -> tuple[int, ...]:
     """The same of a table for one slice."""
-    return [item.expects for item in table.stages if item.expects]
+    return tuple(item.expects for item in table.stages if item.expects)
 
 
-def layout(n: int, tiles: list[int], total: int) -> Layout:
+@lru_cache(maxsize=256)
+def layout(n: int, tiles: tuple[int, ...], total: int) -> Layout:
     """How `total` thread blocks, which run at the same time, share n slices.
 
     A group's step costs the longest turn of its thread blocks in each phase and a barrier behind

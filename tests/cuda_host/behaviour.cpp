@@ -202,6 +202,30 @@ std::string run_orders() {
   return "ok";
 }
 
+// each warp comes three times; lane 0 notes when
+__global__ void phases(int* next, int* who) {
+  for (int phase = 0; phase < 3; ++phase) {
+    if (threadIdx.x % 32 == 0) who[(*next)++] = threadIdx.x / 32;
+    dev::sync_warp();
+  }
+}
+
+// In turn with seed 0; with 1 and 3, last come first and priorities, each warp runs to its end
+// before the next one; at random with 2.
+std::string run_policies() {
+  for (uint64_t seed = 0; seed < 4; ++seed) {
+    int next = 0, who[24], in_turn = 0, followed = 0;
+    if (hc::launch("phases", phases, 1, 256, 0, {.seed = seed}, &next, who)) return "failed";
+    for (int i = 0; i < 24; ++i) in_turn += who[i] == i % 8;
+    for (int i = 1; i < 24; ++i) followed += who[i] == who[i - 1];
+    const bool as_expected = seed == 0   ? in_turn == 24
+                             : seed == 2 ? in_turn < 24 && followed < 16
+                                         : followed == 16;
+    if (!as_expected) return "seed " + std::to_string(seed) + " has another order";
+  }
+  return "ok";
+}
+
 __global__ void skip_barrier() {
   if (threadIdx.x == 37 && blockIdx.x == 1) return;
   dev::sync_block();
@@ -312,6 +336,7 @@ const Case kCases[] = {
     {"flags", run_flags},
     {"indices", run_indices},
     {"orders", run_orders},
+    {"policies", run_policies},
     {"skip_barrier", [] { return run_bad(skip_barrier, 2, 64); }},
     {"skip_group_barrier", run_skip_group_barrier},
     {"two_barriers", [] { return run_bad(two_barriers, 1, 64); }},

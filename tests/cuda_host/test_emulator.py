@@ -57,6 +57,7 @@ ALWAYS = {
 PLAINLY = {  # each a fault or a race that a sanitizer would end the program for, or long with one
     "rounds": "ok",
     "orders": "ok",
+    "policies": "ok",
     "write_past_end": "thread 5: signal 11: 128 bytes past the end of shared memory of block 0",
     "write_before": "a store to byte -1 of shared memory of block 0, which has 256",
     "write_far_before": "signal 11: 4096 bytes before shared memory of block 0",
@@ -213,7 +214,7 @@ def test_kernels_leave_the_device_to_its_headers() -> None:
     if not folder.exists():
         pytest.skip("the sources are not here")
     for path in folder.iterdir():
-        if path.name.startswith("dev") or path.suffix not in (".h", ".cuh", ".cu"):
+        if path.name.startswith("dev") or path.suffix not in (".cuh", ".cu"):
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not re.search(RAW, line.split("//")[0]), f"{path.name}:{number}: {line}"

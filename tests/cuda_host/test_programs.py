@@ -129,11 +129,11 @@ def test_what_has_no_room_is_refused_with_the_backend_to_use(
 
 
 def test_a_layout_s_cost() -> None:
-    assert layout(10, [8, 52], 132) == Layout(10, 13)
-    assert layout(1, [8, 52], 132) == Layout(1, 52)
-    assert layout(120, [8, 52], 132) == Layout(120, 1)
-    assert layout(300, [1], 132) == Layout(100, 1)  # three turns whatever is done: less memory
-    assert layout(3, [1], 2) == Layout(2, 1)
+    assert layout(10, (8, 52), 132) == Layout(10, 13)
+    assert layout(1, (8, 52), 132) == Layout(1, 52)
+    assert layout(120, (8, 52), 132) == Layout(120, 1)
+    assert layout(300, (1,), 132) == Layout(100, 1)  # three turns whatever is done: less memory
+    assert layout(3, (1,), 2) == Layout(2, 1)
 
 
 def test_moments_have_room_in_the_order_of_stages() -> None:

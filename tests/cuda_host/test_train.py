@@ -69,3 +69,9 @@ def test_slices_with_their_own_inputs_and_rows(kernels: ModuleType) -> None:
     """An input for each slice and step; more slices than the two groups."""
     call = make_train_call(PLANS["two_inputs"](9, 5, 6), 6, 5, 7, 2, optimizer=SGD(lr=0.1))
     compare(kernels, call, terms=200)
+
+
+def test_the_paper_s_network(kernels: ModuleType) -> None:
+    """Seven layers, six norms, a skip: as many stages as any plan of the library has."""
+    call = make_train_call(PLANS["paper_dt"](9, 5, 6), 2, 1, 9, 1, optimizer=AdamW(), extras=True)
+    compare(kernels, call, terms=400)
