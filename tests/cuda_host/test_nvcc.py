@@ -15,7 +15,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TARGETS = {"sm_80", "sm_90", "sm_100"}
 KERNELS = 3  # of precisions
-REGISTERS = 65536 // 256  # of a thread, by a multiprocessor's file and the block's threads
 
 pytestmark = [pytest.mark.cuda_host, pytest.mark.ahead_of_time]
 
@@ -58,7 +57,6 @@ def test_no_register_is_spilled(build: tuple[Path, str]) -> None:
     for name, target, stack, stores, loads, registers in found:
         print(f"{target} {name}: {registers} registers, stack {stack}, spills {stores} {loads}")
         assert (int(stores), int(loads)) == (0, 0), f"{name} for {target}"
-        assert int(registers) < REGISTERS, f"{name} for {target}"
 
 
 def test_the_extension_needs_no_cuda_library(build: tuple[Path, str]) -> None:
