@@ -4,10 +4,7 @@ On CPU tensors Triton's interpreter runs the kernels, for the tests.
 """
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import nullcontext
-from functools import lru_cache, wraps
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -29,6 +26,7 @@ from ..check import check_finite
 from . import errors, graph, noise
 from . import head as head_kernels
 from . import update as update_kernels
+from .entry import entry, where
 from .launch import head_blocks, launch_add_noise, launch_head, noise_blocks, run
 from .shapes import ROWS, cdiv
 from .tables import Ask, backward_table, forward_table, train_table
@@ -62,10 +60,6 @@ def placed(index: tuple[int, ...], device: torch.device) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
-def where(slices: Slices) -> torch.device:
-    return next(iter(slices.params.values())).device
-
-
 def index_of(slices: Slices) -> Tensor:
     device = where(slices)
     return slices.index if device.type == "cpu" else placed(tuple(slices.index.tolist()), device)
@@ -77,37 +71,6 @@ def as_bytes(flags: Tensor | None) -> Tensor | None:
 
 def rows_tiles(B: int) -> int:
     return cdiv(B, ROWS)
-
-
-def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A function of the backend: no autograd, and launches where its tensors are.
-
-    What it needs beside its arguments it allocates before a launch that writes state.
-    """
-
-    @wraps(function)
-    def guarded(call: Any) -> None:
-        device = where(call.slices) if hasattr(call, "slices") else call.y.device
-        guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with torch.no_grad(), guard:
-            try:
-                function(call)
-            except torch.OutOfMemoryError as error:
-                raise MemoryError(no_memory(function.__name__, call, device, error)) from error
-
-    return guarded
-
-
-def no_memory(op: str, call: Any, device: torch.device, error: BaseException) -> str:
-    instead = "fewer rows at a time need less"
-    if isinstance(call, TrainCall):
-        n = len(call.slices.index)
-        at_once = n if call.blocks_per_launch is None else min(n, call.blocks_per_launch)
-        instead = "a smaller batch needs less"
-        if at_once > 1:
-            instead += f", and so does blocks_per_launch below {at_once}, with the same result"
-    told = ". ".join(str(error).split(". ")[:2])
-    return f"{op}: no memory on {device}, nothing was changed; {instead} ({told})"
 
 
 @entry
