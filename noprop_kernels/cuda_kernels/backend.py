@@ -25,18 +25,17 @@ from ..calls import (
 )
 from ..check import check_finite
 from ..gpu import errors, records
+from ..gpu.entry import entry, where
 from ..gpu.records import (
     ask_of,
     check_train,
     classes,
-    entry,
     index_of,
     index_on,
     outputs_of,
     owner_of,
     part_of,
     stored,
-    where,
 )
 from ..gpu.stages import Table
 from ..gpu.tables import Ask, backward_table, forward_table, train_table

@@ -1,10 +1,8 @@
 """What both GPU backends read out of a call's records, and the memory that a table asks for."""
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from .. import reference_walk
 from ..calls import Gather, Mix, Rule, Slices, TrainCall
 from ..optimizers import SGD, Adam, AdamW
 from . import errors
+from .entry import where
 from .shapes import Tiles
 from .stages import Table, floats
 from .tables import Ask
@@ -24,10 +23,6 @@ def placed(index: tuple[int, ...], device: torch.device) -> Tensor:
     """(n,) int64 on a device; from pinned memory, so that nothing waits."""
     host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
-
-
-def where(slices: Slices) -> torch.device:
-    return next(iter(slices.params.values())).device
 
 
 def index_on(index: Tensor, device: torch.device) -> Tensor:
@@ -112,37 +107,6 @@ def log_betas(rule: Rule | None) -> tuple[float, float]:
 
 def classes(mix: Mix) -> int:
     return mix.D if mix.W_embed is None else len(mix.W_embed)
-
-
-def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A function of the backend: no autograd, and launches where its tensors are.
-
-    What it needs beside its arguments it allocates before a launch that writes state.
-    """
-
-    @wraps(function)
-    def guarded(call: Any) -> None:
-        device = where(call.slices) if hasattr(call, "slices") else call.y.device
-        guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with torch.no_grad(), guard:
-            try:
-                function(call)
-            except torch.OutOfMemoryError as error:
-                raise MemoryError(no_memory(function.__name__, call, device, error)) from error
-
-    return guarded
-
-
-def no_memory(op: str, call: Any, device: torch.device, error: BaseException) -> str:
-    instead = "fewer rows at a time need less"
-    if isinstance(call, TrainCall):
-        n = len(call.slices.index)
-        at_once = n if call.blocks_per_launch is None else min(n, call.blocks_per_launch)
-        instead = "a smaller batch needs less"
-        if at_once > 1:
-            instead += f", and so does blocks_per_launch below {at_once}, with the same result"
-    told = ". ".join(str(error).split(". ")[:2])
-    return f"{op}: no memory on {device}, nothing was changed; {instead} ({told})"
 
 
 def contents_are_checked(device: torch.device) -> bool:

@@ -23,6 +23,7 @@ from ..calls import (
 )
 from ..check import check_finite
 from ..gpu import errors, records
+from ..gpu.entry import entry, where
 from ..gpu.records import (
     Room,
     allocate,
@@ -30,14 +31,12 @@ from ..gpu.records import (
     ask_of,
     check_train,
     classes,
-    entry,
     hyper,
     index_of,
     outputs_of,
     owner_of,
     rule_name,
     stored,
-    where,
 )
 from ..gpu.shapes import cdiv
 from ..gpu.tables import Ask, backward_table, forward_table, train_table

@@ -36,6 +36,9 @@ def work_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")  # messages in one line
     monkeypatch.delenv("NOPROP_DATA", raising=False)
+    # auto is the CPU, in this process and those that it starts
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

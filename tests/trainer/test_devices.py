@@ -33,6 +33,7 @@ def words(text: str) -> str:
 def work_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("NOPROP_BACKEND", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
 

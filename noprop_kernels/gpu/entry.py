@@ -1,0 +1,47 @@
+"""What every function of a GPU backend is wrapped in: where it launches, and what it says when there
+is no memory.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any
+
+import torch
+
+from ..calls import Slices, TrainCall
+
+
+def where(slices: Slices) -> torch.device:
+    return next(iter(slices.params.values())).device
+
+
+def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A function of the backend: no autograd, and launches where its tensors are.
+
+    What it needs beside its arguments it allocates before a launch that writes state.
+    """
+
+    @wraps(function)
+    def guarded(call: Any) -> None:
+        device = where(call.slices) if hasattr(call, "slices") else call.y.device
+        guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with torch.no_grad(), guard:
+            try:
+                function(call)
+            except torch.OutOfMemoryError as error:
+                raise MemoryError(no_memory(function.__name__, call, device, error)) from error
+
+    return guarded
+
+
+def no_memory(op: str, call: Any, device: torch.device, error: BaseException) -> str:
+    instead = "fewer rows at a time need less"
+    if isinstance(call, TrainCall):
+        n = len(call.slices.index)
+        at_once = n if call.blocks_per_launch is None else min(n, call.blocks_per_launch)
+        instead = "a smaller batch needs less"
+        if at_once > 1:
+            instead += f", and so does blocks_per_launch below {at_once}, with the same result"
+    told = ". ".join(str(error).split(". ")[:2])
+    return f"{op}: no memory on {device}, nothing was changed; {instead} ({told})"
