@@ -1,5 +1,5 @@
-"""What every function of a GPU backend is wrapped in: where it launches, and what it says when there
-is no memory.
+"""What every function of a GPU backend is wrapped in: where it launches, and what it says when
+there is no memory.
 """
 
 from collections.abc import Callable
