@@ -61,7 +61,7 @@ inline double rounded(float value, Precision precision) {
 }
 
 inline Buffer buffer(float* data, int64_t slice, int64_t step = 0) {
-  return {data, nullptr, step, slice, 0};
+  return {data, step, slice, 0};
 }
 
 inline int cdiv(int a, int b) { return (a + b - 1) / b; }
