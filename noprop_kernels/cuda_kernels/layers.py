@@ -84,19 +84,39 @@ def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
             d_y = at[product_gradient(plan, reader)]
             read.append((d_y, weight, height, plan.in_widths[reader], column))
     relu = layer is not None and layer.activation == "relu"
-    return [
-        stage(
-            "result_gradient",
-            tiles_of_product(walk.B, F),
-            d_result=at[f"d:{name}"] if f"d:{name}" in item.writes else None,
-            d_y=at[behind_activation(plan, name)] if relu else None,
-            activated=at[activated(plan, name)] if relu else None,
-            consumers=read,
-            num_consumers=len(read),
-            F=F,
-            tile=shapes.product_tile(walk.B, F),
-        )
-    ]
+    d_result = at[f"d:{name}"] if f"d:{name}" in item.writes else None
+    d_y = at[behind_activation(plan, name)] if relu else None
+    made, most = [], shapes.constant("kMaxSources")
+    while len(read) > most:  # what has been summed so far goes on as an `add` would
+        partial = d_y if d_result is None else d_result
+        made.append(gradient_stage(walk.B, F, read[:most], d_result=partial))
+        made[-1]["barrier"] = 1
+        read = [(partial, None, F, 0, 0), *read[most:]]
+    before = at[activated(plan, name)] if relu else None
+    made.append(gradient_stage(walk.B, F, read, d_result=d_result, d_y=d_y, activated=before))
+    return made
+
+
+def gradient_stage(
+    B: int,
+    F: int,
+    consumers: list[tuple],
+    *,
+    d_result: buffers.Buffer | None,
+    d_y: buffers.Buffer | None = None,
+    activated: buffers.Buffer | None = None,
+) -> Fields:
+    return stage(
+        "result_gradient",
+        tiles_of_product(B, F),
+        d_result=d_result,
+        d_y=d_y,
+        activated=activated,
+        consumers=consumers,
+        num_consumers=len(consumers),
+        F=F,
+        tile=shapes.product_tile(B, F),
+    )
 
 
 def norm_gradient(walk: Walk, item: Stage) -> list[Fields]:

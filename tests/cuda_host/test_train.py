@@ -8,6 +8,8 @@ import torch
 from calls_for_tests import PLANS, clone_call, make_train_call
 from noprop_kernels import reference_walk
 from noprop_kernels.optimizers import SGD, Adam, AdamW
+from noprop_kernels.plan import Dense, Plan
+from tables_for_tests import random_plan
 from tests.triton_kernels.test_train import (  # noqa: F401
     compare,
     test_a_loss_that_is_not_finite_leaves_its_slice,
@@ -74,4 +76,39 @@ def test_slices_with_their_own_inputs_and_rows(kernels: ModuleType) -> None:
 def test_the_paper_s_network(kernels: ModuleType) -> None:
     """Seven layers, six norms, a skip: as many stages as any plan of the library has."""
     call = make_train_call(PLANS["paper_dt"](9, 5, 6), 2, 1, 9, 1, optimizer=AdamW(), extras=True)
+    compare(kernels, call, terms=400)
+
+
+def read_often(times: int, activation: str | None) -> Plan:
+    """ "h" has so many readers and an `add`; "x" and "z" have as many."""
+    layers = {"h": Dense(("x", "z"), 4, activation=activation)}
+    for i in range(times):
+        sources = ("h", "x", "z") if i == 0 else ("h", f"r{i - 1}", "x", "z")
+        layers[f"r{i}"] = Dense(sources, 4, add="h" if i == 1 else None)
+    return Plan({"x": (3,), "z": (5,)}, layers)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("times", [4, 7, 8])
+def test_gradients_of_many_readers(kernels: ModuleType, times: int, activation: str | None) -> None:
+    options = {"extras": True, "one_hot": False}
+    call = make_train_call(read_often(times, activation), 2, 1, 9, 1, optimizer=AdamW(), **options)
+    compare(kernels, call, terms=400)
+
+
+MODES = (
+    {"optimizer": AdamW(), "extras": True, "flow": 1.0, "head": "linear", "per_row": True},
+    {"optimizer": SGD(lr=0.01, momentum=0.9), "gather": True},
+    {"grads": True, "head": "cross_entropy"},
+)
+
+
+# a norm of the logits makes gradients zero that the comparison measures errors by
+SEEDS = [seed for seed in range(40) if random_plan(seed).layers["logits"].norm is None]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_plans(kernels: ModuleType, seed: int) -> None:
+    plan, B = random_plan(seed), [5, 19, 40, 130][seed % 4]
+    call = make_train_call(plan, 3, 2, B, 1, seed=seed, **MODES[seed // 4 % 3])
     compare(kernels, call, terms=400)
