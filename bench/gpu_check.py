@@ -46,7 +46,7 @@ def run_part(part: Part, place: Place, left: float, echo: Callable[[str], None])
     for text in output.splitlines():
         echo(text)
     said = output.strip().splitlines()
-    line |= {"seconds": round(seconds, 1), "rc": status}
+    line |= {"seconds": round(seconds, 3), "rc": status}
     if status == 0:
         if part.keep:
             with (place.out / part.keep).open("a") as file:
