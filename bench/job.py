@@ -11,30 +11,26 @@ They take turns epoch by epoch in one process. After each epoch the clock stands
 networks answer the test rows, by the same code: the chain without noise, argmax of z_T.
 """
 
-import argparse
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from noprop import data as datasets
 from noprop.datasets.dataset import Dataset
-from noprop.errors import InputError
 from noprop.model import Model
 from noprop.progress import display
 from noprop.runs import Settings, Split, build
 from noprop.training import Batches, Epoch, Progress, fit, learning_rates
 from noprop_kernels import AdamW, noise
 
-from . import command, machine
+from . import command, machine, training
 from .check import check_steps
 from .infer import Stacked
 from .lines import Line
@@ -271,29 +267,10 @@ def parameters(model: Model) -> Weights:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.job",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="digits, 20 epochs")
-    parser.add_argument("--data", help="mnist (default), digits or another name of noprop's")
-    parser.add_argument("--data-dir", type=Path, help="default NOPROP_DATA, else a cache folder")
-    parser.add_argument("--epochs", type=int, help="default 10")
+    parser = training.parser("job", __doc__)
     parser.add_argument("--target", type=float, default=0.98, help="test accuracy to reach")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    options = parser.parse_args(arguments)
-    name = options.data or ("digits" if options.quick else "mnist")
-    options.epochs = options.epochs if options.epochs is not None else 20 if options.quick else 10
-    command.check_least(parser, options, epochs=1, threads=1)
-    try:
-        content = datasets.load(name, options.data_dir)
-    except InputError as error:
-        parser.error(str(error))
-    settings = Settings(data=name, epochs=options.epochs, seed=options.seed)
-    print(f"{name}, {options.threads} threads", flush=True)
+    options, settings, content = training.parsed(parser, arguments)
+    print(f"{settings.data}, {options.threads} threads", flush=True)
     lines = measure(content, settings, options.threads, options.target)
     print(aligned(job_rows(lines)))
     command.append(options.out, lines)

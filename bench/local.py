@@ -11,26 +11,22 @@ The first two answer after every block of the chain without noise; blocks of the
 themselves, and by the mean of the probabilities of blocks 1 to t.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from noprop import data as datasets
 from noprop.datasets.dataset import Dataset
-from noprop.errors import InputError
 from noprop.runs import Settings, Split, build
 from noprop.training import Batches, learning_rates
 from noprop_kernels import noise
 from noprop_kernels.goal import Numbers
 
-from . import command, machine
+from . import command, machine, training
 from .lines import Line
 from .tables import aligned, local_rows
 
@@ -132,28 +128,7 @@ def measure(content: Dataset, settings: Settings, threads: int) -> list[Line]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="digits, 20 epochs")
-    parser.add_argument("--data", help="mnist (default), digits or another name of noprop's")
-    parser.add_argument("--data-dir", type=Path, help="default NOPROP_DATA, else a cache folder")
-    parser.add_argument("--epochs", type=int, help="default 10")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=machine.cores())
-    parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    options = parser.parse_args(arguments)
-    name = options.data or ("digits" if options.quick else "mnist")
-    epochs = options.epochs if options.epochs is not None else 20 if options.quick else 10
-    options.epochs = epochs
-    command.check_least(parser, options, epochs=1, threads=1)
-    try:
-        content = datasets.load(name, options.data_dir)
-    except InputError as error:
-        parser.error(str(error))
-    settings = Settings(data=name, epochs=epochs, seed=options.seed)
+    options, settings, content = training.parsed(training.parser("local", __doc__), arguments)
     lines = measure(content, settings, options.threads)
     print(aligned(local_rows(lines)))
     command.append(options.out, lines)
