@@ -17,6 +17,10 @@ from .problem import Problem, Weights
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
+class Missing(Exception):
+    """What a contender needs is not on this machine; not to be timed is then no mistake."""
+
+
 class Contender:
     """Trains all T blocks of a problem, K steps a call.
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("csrc", "noprop_kernels", "python", "pyproject.toml", "setup.py", "CMakeLists.txt")
 BESIDE = ("MANIFEST.in", "README.md", "LICENSE")  # what the build reads too
 CHECKS = ("bench", "tests", "pyproject.toml", "README.md")  # that run away from the sources
-OURS = ("ours", "ours_no_pdl", "ours_train_step", "ours_by_hand")
+OURS = ("ours", "ours_cuda", "ours_no_pdl", "ours_train_step", "ours_by_hand")
 BEST = ("stacked_shared_graphed", "step_compiled_graphed", "step_compiled_pdl_graphed")
 EAGER = tuple(
     name + end
@@ -23,7 +23,8 @@ OPTIONS = tuple(
     for name in ("step_compiled_pdl", "step_compiled_triton", "step_compiled_combo", "compiled")
     for end in ("", "_graphed")
 )
-LARGE = ("ours", "stacked_shared", "step_compiled", "step_compiled_triton", "flex_gemm")
+LENGTHS = ("ours", "ours_cuda", "stacked_shared_graphed", "step_compiled_graphed")
+LARGE = ("ours", "ours_cuda", "stacked_shared", "step_compiled", "step_compiled_triton")
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,19 @@ def bench(place: Place, name: str, shapes: Sequence[str], precision: str, *more:
 
 
 def benchmarks(place: Place) -> list[Part]:
-    """The headline first: every contender on `small`; then the best of them on all shapes."""
+    """The headline first: every contender on `small`; then the best of them on all shapes.
+
+    `bench lengths` shows what K steps a call save: the persistent kernel beside graphs.
+    """
     # what compiles long is apart from the rest, which a limit would take with it
     eager = ("--seconds", "50", "--contender", *OURS, "ours_sgd", *EAGER)
     options = ("--seconds", "55", "--contender", "ours", *OPTIONS, "step_compiled_functional")
     core = ("--seconds", "25", "--contender", *OURS, *BEST)
-    large = ("--seconds", "25", "--rounds", "5", "--contender", *LARGE)
+    lengths = ("--seconds", "35", "--contender", *LENGTHS, "--K", "1", "10", "50", "500")
+    large = ("--seconds", "25", "--rounds", "5", "--contender", *LARGE, "flex_gemm")
     rows: list[tuple[str, float, Sequence[str], str, Sequence[str]]] = [
         ("bench small tf32", 80, ["small"], "tf32", eager),
+        ("bench lengths tf32", 80, ["tiny", "small"], "tf32", lengths),
         ("bench compiled small tf32", 90, ["small"], "tf32", options),
         ("bench tf32", 100, ["tiny", "stream", "wide"], "tf32", core),
         ("bench large tf32", 45, ["large"], "tf32", large),
@@ -129,22 +135,27 @@ def benchmarks(place: Place) -> list[Part]:
 
 
 def sanitizers(place: Place) -> list[Part]:
-    """Small shapes by themselves, under Triton's own sanitizer, and under NVIDIA's tools."""
+    """Small shapes by themselves, under Triton's own sanitizer, and under NVIDIA's tools.
+
+    The tools look at each backend in a part of its own.
+    """
     small = python("-m", "bench.sanitize", *(["--rehearse"] if place.rehearse else []))
     out = ["--out", str(place.out / "sanitizers.jsonl")]
-    few = ["--precision", "tf32"]
+    few, cuda = ["--precision", "tf32"], ["--backend", "cuda"]
     gap = "" if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH"
     gap = "a rehearsal has no GPU" if place.rehearse else gap
     parts = [
         Part("small shapes", 60, [*small, *(few if place.rehearse else []), *out]),
+        Part("small shapes cuda", 60, [*small, *cuda, *out]),
         Part("consan", 120, [*small, "--consan", *out]),
     ]
     # each tensor an allocation of its own, so that its bounds are looked at
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in ("memcheck", "racecheck", "synccheck"):
-        command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=99"]
-        command += [*small, *few, "--plain"]
-        parts.append(Part(tool, 60, command, alone if tool == "memcheck" else {}, gap=gap))
+        command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=99", *small, *few]
+        env = alone if tool == "memcheck" else {}
+        parts.append(Part(tool, 60, [*command, "--plain"], env, gap=gap))
+        parts.append(Part(f"{tool} cuda", 60, [*command, *cuda, "--plain"], env, gap=gap))
     return parts
 
 
@@ -180,10 +191,10 @@ def every_part(place: Place) -> list[Part]:
         Part("backends", 30, python("-m", "noprop_kernels")),
         Part("tests", 150, python(*tests)),
         Part("peaks", 40, python("-m", "bench.gpu", "peaks", *rehearse, *device)),
-        *benchmarks(place)[:3],
+        *benchmarks(place)[:4],
         Part("memory", 45, python("-m", "bench.gpu_memory", *rehearse, *memory, *names)),
         sanitizers(place)[0],
         mnist(place),
         *sanitizers(place)[1:],
-        *benchmarks(place)[3:],
+        *benchmarks(place)[4:],
     ]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from noprop_kernels import native, noise
+from noprop_kernels import dispatch, native, noise
 
 from . import gpu
-from .contender import PRECISIONS, Contender, Entry
+from .contender import PRECISIONS, Contender, Entry, Missing
 from .problem import Problem, Weights
 
 SEED = 0
@@ -127,6 +127,22 @@ class OursOnGPU(Ours):
             return super().steps(indices, eps)
 
 
+class OursOnCUDA(Ours):
+    """By the persistent CUDA kernel: K steps of all blocks are one launch, long ones a few.
+
+    Raises:
+        Missing: the CUDA backend cannot run here, with the reason.
+    """
+
+    backend = "cuda"
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        super().__init__(problem, threads)
+        reason = dispatch.gap(self.backend, self.plan, self.device, problem.precision)
+        if reason is not None:
+            raise Missing(f"the CUDA backend: {reason}")
+
+
 class OursTrainStepOnGPU(OursTrainStep):
     """A user's loop, without a graph."""
 
@@ -195,6 +211,7 @@ def on_gpu(name: str, make: Callable[..., Contender], **how: bool) -> Entry:
 
 OURS_ON_GPU = (
     on_gpu("ours", OursOnGPU),
+    on_gpu("ours_cuda", OursOnCUDA),
     on_gpu("ours_no_pdl", partial(OursOnGPU, pdl=False)),
     on_gpu("ours_train_step", OursTrainStepOnGPU),
     on_gpu("ours_by_hand", OursByHand),

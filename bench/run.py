@@ -10,7 +10,8 @@ option, eager rivals by torch.autocast, step_compiled by casts; with tf32, on a 
 PyTorch's setting. Then a contender may be off from the twin by twice what plain PyTorch is, or the
 twin with rounded operands, and by one rounding.
 
-With --device cuda the Triton kernels and a GPU's rivals run there, more shapes too. Each sample
+With --device cuda the Triton kernels, the CUDA kernels (`ours_cuda`, where they can run) and a
+GPU's rivals run there, more shapes too; --K 1 10 50 500 shows what a launch costs. Each sample
 waits for the device before and after. --device rehearsal takes the same way on the CPU, by Triton's
 interpreter (TRITON_INTERPRET=1), with a shape of its own; its lines are of kind "rehearsal".
 """
@@ -30,7 +31,7 @@ import torch
 
 from . import command, gpu, machine, twin
 from .check import check_steps
-from .contender import PRECISIONS, Contender, Entry
+from .contender import PRECISIONS, Contender, Entry, Missing
 from .lines import Line
 from .ours import ON_CPU, OURS, OURS_ON_GPU
 from .problem import Problem, make_problem
@@ -160,10 +161,10 @@ class Late(Exception):
 
 
 def mistaken(error: Exception, entry: Entry) -> bool:
-    """Whether a contender that did not start is wrong, and not slow, too large or uncompiled."""
+    """Whether a contender that did not start is wrong: not late, too large, missing, uncompiled."""
     if isinstance(error, twin.Mismatch):
         return True
-    return not (entry.compiles or isinstance(error, Late | torch.OutOfMemoryError))
+    return not (entry.compiles or isinstance(error, Late | Missing | torch.OutOfMemoryError))
 
 
 def run(suite: Suite, arguments: Sequence[str] | None) -> int:

@@ -1,8 +1,10 @@
-"""Small shapes for tools that look for races: `python -m bench.sanitize [--consan] [--out FILE]`.
+"""Small shapes for tools that look for races: `python -m bench.sanitize [--backend cuda] ...`.
 
 Every kernel of the Triton backend runs once or twice: plain steps, a captured graph and its replay,
-normalisation, both optimizers, prediction, each precision. By itself the command checks that two
-runs of the same steps give the same bits; it is meant to be run under compute-sanitizer.
+normalisation, both optimizers, prediction, each precision. With --backend cuda the persistent CUDA
+kernel does the same, its steps in launches of one and of three. By itself the command checks that
+two runs of the same steps give the same bits; it is meant to be run under compute-sanitizer, by
+memcheck, racecheck and synccheck. A CUDA backend that cannot run here: exit status 77.
 
 With --consan steps without normalisation run under Triton's own concurrency sanitizer
 (TRITON_INSTRUMENTATION_MODE=consan), which asserts on the device, and kernels that it instrumented
@@ -38,7 +40,17 @@ def consan_gap() -> str | None:
     return None
 
 
-def train(device: str, precision: str, norm: bool, K: int) -> dict[str, Any]:
+def cuda_gap(device: str) -> str | None:
+    """Why the CUDA kernels cannot be tried, or None."""
+    import torch
+
+    from noprop_kernels import dispatch
+
+    reason = dispatch.gap("cuda", None, torch.device(device), "float32")
+    return reason and f"the CUDA backend: {reason}"
+
+
+def train(backend: str, device: str, precision: str, norm: bool, K: int) -> dict[str, Any]:
     """The state and the answers after some steps of small blocks."""
     import torch
 
@@ -53,7 +65,7 @@ def train(device: str, precision: str, norm: bool, K: int) -> dict[str, Any]:
         nk.DT(nk.NoiseSchedule.cosine(T)),
         optimizer=optimizer,
         precision=precision,
-        backend="triton",
+        backend=backend,
     ).to(device)
     X, Y = torch.randn(100, F).to(device), torch.randint(M, (100,)).to(device)
     losses = [blocks.train_step(X[:B], Y[:B]).loss]
@@ -65,16 +77,17 @@ def train(device: str, precision: str, norm: bool, K: int) -> dict[str, Any]:
 
 
 def runs(
-    device: str, precisions: Sequence[str], norms: Sequence[bool], K: int
+    backend: str, device: str, precisions: Sequence[str], norms: Sequence[bool], K: int
 ) -> Iterator[dict[str, Any]]:
     """A result line for each precision and plan."""
     import torch
 
     for precision in precisions:
         for norm in norms:
-            line = {"precision": precision, "plan": "paper_dt" if norm else "mlp"}
+            plan = "paper_dt" if norm else "mlp"
+            line = {"backend": backend, "precision": precision, "plan": plan}
             try:
-                first, second = (train(device, precision, norm, K) for _ in range(2))
+                first, second = (train(backend, device, precision, norm, K) for _ in range(2))
             except RuntimeError as error:
                 if "PassManager" not in str(error):  # the sanitizer's own, while it compiles
                     raise
@@ -94,23 +107,29 @@ def instrumented(folder: str) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sanitize", description=__doc__)
     parser.add_argument("--consan", action="store_true", help="under Triton's own sanitizer")
+    parser.add_argument("--backend", default="triton", choices=("triton", "cuda"))
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, by the interpreter")
     parser.add_argument("--plain", action="store_true", help="without graphs")
     parser.add_argument("--precision", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
     options = parser.parse_args(arguments)
-    if options.consan and (reason := consan_gap()):
+    if options.consan and options.backend != "triton":
+        parser.error("--consan must have --backend triton, whose sanitizer it is")
+    device = "cpu" if options.rehearse else "cuda"
+    reason = consan_gap() if options.consan else None
+    if reason or (options.backend == "cuda" and (reason := cuda_gap(device))):
         print(reason)
         return SKIPPED
-    device = "cpu" if options.rehearse else "cuda"
-    K = 1 if options.rehearse or options.plain else 3  # a single step is no graph
+    # a single step is no graph of Triton's; the CUDA kernel keeps moments from step to step
+    single = options.backend == "triton" and (options.rehearse or options.plain)
+    K = 1 if single else 3
     passed = True
     with tempfile.TemporaryDirectory() as folder:
         if options.consan:
             os.environ |= {MODE: "consan", "TRITON_CACHE_DIR": folder}
             give_scratch()
         norms = (False,) if options.consan or options.rehearse else (False, True)
-        for line in runs(device, options.precision, norms, K):
+        for line in runs(options.backend, device, options.precision, norms, K):
             passed = passed and acceptable(line)
             line |= {"tool": "consan" if options.consan else "none"}
             line |= {"rehearsal": True} if options.rehearse else {}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from . import native
+from .check import check_positive
 from .cuda_kernels import extension
 from .gpu import errors
 from .plan import Dense, Plan
@@ -271,19 +272,29 @@ def check_device(device: str | torch.device | None = None) -> None:
         errors.check(known)
 
 
-def explain(what: Any, *, device: str | torch.device = "cpu", precision: str = "float32") -> str:
+def explain(
+    what: Any,
+    *,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    batch: int = 128,
+) -> str:
     """Which backend runs this object, and the reason for every gap.
 
     Args:
         what: a DenoisingBlocks or OutputHead, or a Plan.
         device, precision: for a Plan; an object has its own.
+        batch: rows of a step, for the thread blocks of the CUDA kernels.
 
     Returns:
-        Text, a line per backend.
+        Text, a line per backend. Where the CUDA kernels could run an object that has an optimizer,
+        a line below says how train_steps lays it out there: thread blocks, and what lies in shared
+        memory, in L2 and in global memory.
 
     Raises:
-        ValueError: `what` is neither.
+        ValueError: `what` is neither, or batch is not positive.
     """
+    check_positive("explain", "batch", batch)
     plan, backend = what, None
     if isinstance(getattr(what, "plan", None), Plan):
         plan, backend = what.plan, what.backend
@@ -301,4 +312,8 @@ def explain(what: Any, *, device: str | torch.device = "cpu", precision: str = "
     for name, reason in reasons.items():
         could = "could run" + (f"; {BEHIND[name]}" if name in BEHIND else "")
         lines.append(f"  {name}: {reason or ('chosen' if name == chosen else could)}")
+        if name == "cuda" and reason is None and what is not plan and what.optimizer is not None:
+            from .cuda_kernels import placement  # which asks the extension, as limits does
+
+            lines.append(f"    {placement.describe(what, batch)}")
     return "\n".join(lines)

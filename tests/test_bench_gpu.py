@@ -21,6 +21,7 @@ from bench.rivals.on_gpu import GPU_RIVALS
 from bench.rivals.sequential import Sequential
 from bench.rivals.stacked import StackedSGD
 from bench.shapes import GPU_SHAPES, Shape
+from noprop_kernels.cuda_kernels import extension
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=4, M=5, T=3, rows=40)  # embeddings are not one-hot
 PLAIN = ("sequential", "stacked_shared", "stacked_expanded", "baddbmm_sgd", "end_to_end")
@@ -183,6 +184,28 @@ def test_who_comes_late_is_told_and_no_mistake(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.cuda_host
+def test_the_persistent_kernel_is_timed_where_it_runs(tmp_path, monkeypatch, cuda_module):
+    """On the host: it takes the twin's steps, in calls of any length."""
+    monkeypatch.setattr(extension, "module", cuda_module)
+    status, lines = rehearse(tmp_path, monkeypatch, "--contender", "ours_cuda", "--K", "1", "3")
+    assert status == 0
+    assert [(each["K"], each["ms_per_step"] > 0) for each in lines] == [(1, True), (3, True)]
+    assert result_lines.our_lines(lines, "adamw") == lines  # not among its own rivals
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_the_persistent_kernel_is_left_out_with_the_reason(tmp_path, monkeypatch, precision):
+    monkeypatch.setattr(extension, "module", None)
+    monkeypatch.setattr(extension, "_missing", "no nvcc was there")
+    arguments = ("--precision", precision, "--contender", "ours_cuda")
+    status, lines = rehearse(tmp_path, monkeypatch, *arguments)
+    assert status == 0
+    assert [each["error"] for each in lines] == [
+        "bench.contender.Missing: the CUDA backend: no nvcc was there"
+    ]
+
+
 def test_what_does_not_fit_is_no_mistake_and_what_is_wrong_is():
     entry = run.Entry("sequential", Sequential)
     assert not run.mistaken(torch.OutOfMemoryError("no room"), entry)
@@ -271,6 +294,38 @@ def test_sanitizer_is_right_or_says_why(monkeypatch):
     assert not sanitize.acceptable(uncompiled | {"precision": "float32"})
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert sanitize.main(["--consan"]) == sanitize.SKIPPED
+
+
+@pytest.mark.cuda_host
+def test_sanitizer_runs_the_persistent_kernel(tmp_path, monkeypatch, cuda_module):
+    """Moments that stay on chip included: a launch has three steps."""
+    calls = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(cuda_module, name)
+
+        def launch(self, program, *where):
+            calls.append((program["K"], program["precision"], program["resident_floats"] > 0))
+            cuda_module.launch(program, *where)
+
+    monkeypatch.setattr(extension, "module", Watched())
+    out = tmp_path / "lines.jsonl"
+    arguments = ["--backend", "cuda", "--rehearse", "--plain", "--precision", "tf32"]
+    assert sanitize.main([*arguments, "--out", str(out)]) == 0
+    (told,) = [json.loads(text) for text in out.read_text().splitlines()]
+    assert told["backend"] == "cuda" and told["same_bits"] and told["finite"]
+    assert {(1, "tf32", False), (3, "tf32", True)} <= set(calls)
+
+
+def test_sanitizer_without_the_cuda_backend_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(extension, "module", None)
+    monkeypatch.setattr(extension, "_missing", "no nvcc was there")
+    assert sanitize.main(["--backend", "cuda"]) == sanitize.SKIPPED
+    assert capsys.readouterr().out == "the CUDA backend: no nvcc was there\n"
+    with pytest.raises(SystemExit):
+        sanitize.main(["--backend", "cuda", "--consan"])
+    assert "--consan must have --backend triton" in capsys.readouterr().err
 
 
 def test_sanitizer_counts_what_was_instrumented(tmp_path):

@@ -117,6 +117,12 @@ def test_parts_go_from_right_to_fast(place, rehearse, monkeypatch):
     assert len(names) == len(set(names))
     assert names[:6] == ["facts", "build", "backends", "tests", "peaks", "bench small tf32"]
     assert {"memory", "consan", "memcheck", "racecheck", "synccheck", "mnist"} < set(names)
+    backends = {"": [], " cuda": ["--backend", "cuda"]}
+    for tool in ("small shapes", "memcheck", "racecheck", "synccheck"):
+        for end, asked in backends.items():
+            command = list(parts[names.index(tool + end)].command)
+            assert [word for word in command if word in ("--backend", "cuda")] == asked
+            assert (f"--tool={tool}" in command) == (tool != "small shapes")
     mnist = parts[names.index("mnist")]
     assert mnist.gap == ("" if rehearse else "NOPROP_DATA is not set")
     for part in parts:
@@ -139,6 +145,13 @@ def test_benchmarks_name_contenders_and_shapes_that_exist(place):
             names = [name for name in names[: names.index(next(n for n in names if n[0] == "-"))]]
             assert set(names) <= known
     assert shapes == set(run.ON_GPU.shapes)
+
+
+def test_lengths_of_calls_have_the_persistent_kernel_beside_graphs(place):
+    parts = {part.name: part for part in gpu_parts.benchmarks(place)}
+    command = " ".join(parts["bench lengths tf32"].command)
+    assert "--shape tiny small " in command and "--K 1 10 50 500 " in command
+    assert " ours ours_cuda " in command
 
 
 def test_bad_calls_say_how(tmp_path, capsys):

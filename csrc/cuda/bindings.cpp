@@ -187,7 +187,7 @@ std::unique_ptr<Program> to_program(const py::dict& dict) {
   f.get("n", p.n).get("K", p.K).get("B", p.B).get("groups", p.groups).get("blocks", p.blocks);
   f.get("precision", p.precision);
   read_hyper(f.take("hyper"), p.hyper);
-  f.get("resident_floats", p.resident_floats);
+  f.get("resident_floats", p.resident_floats).get("clocks", p.clocks);
   const auto list = py::cast<py::list>(f.take("stages"));
   f.end();
   if (list.size() > kMaxStages)
@@ -281,6 +281,11 @@ PYBIND11_MODULE(_cuda_host, m, py::mod_gil_not_used()) {
 #else
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
   m.attr("on_host") = false;
+#endif
+#ifdef NOPROP_CUDA_CLOCKS
+  m.attr("counts_cycles") = true;
+#else
+  m.attr("counts_cycles") = false;
 #endif
   noprop::cuda::bind(m);
 }

@@ -47,6 +47,9 @@ message(STATUS "CUDA kernels: nvcc ${nvcc_version}, ${NOPROP_CUDA_ARCHITECTURES}
 pybind11_add_module(_cuda MODULE NO_EXTRAS
   csrc/cuda/bindings.cpp csrc/cuda/launch.cpp csrc/cuda/runtime.cu csrc/cuda/train.cu)
 target_include_directories(_cuda PRIVATE csrc)
+if(NOPROP_CUDA_CLOCKS)
+  target_compile_definitions(_cuda PRIVATE NOPROP_CUDA_CLOCKS)
+endif()
 # a wheel that needs no CUDA library: the driver alone is loaded, when a call asks for a device
 set_target_properties(_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
 target_compile_options(_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CXX>:${NOPROP_WARNINGS}>"

@@ -303,12 +303,12 @@ NOPROP_DEV void atomic_max(int* p, int value) {
 #endif
 }
 
-// cycles of this multiprocessor; on the host the number of switches, which is not a time
+// cycles of this multiprocessor; on the host a count that moves on, which is not a time
 NOPROP_DEV int64_t clock_now() {
 #ifdef __CUDACC__
   return clock64();
 #else
-  return hc::switches();
+  return hc::ticks();
 #endif
 }
 

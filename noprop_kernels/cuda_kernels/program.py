@@ -9,7 +9,7 @@ import torch
 
 from ..gpu.records import rule_name
 from ..gpu.stages import Table
-from . import buffers, extension, residency, shapes
+from . import buffers, clocks, extension, residency, shapes
 from .residency import Layout
 from .stages import of_table
 from .walk import Fields, Walk, hyper_of
@@ -86,6 +86,7 @@ def launch(walk: Walk, stages: list[Fields], layout: Layout) -> None:
         "precision": precision,
         "hyper": hyper_of(walk.rule),
         "resident_floats": resident,
+        "clocks": clocks.counters(stages, walk.device),
         "stages": stages,
     }
     host = extension.on_host()

@@ -25,6 +25,28 @@ class Layout:
     blocks: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the state of a call of many steps lies.
+
+    Args:
+        layout: its thread blocks.
+        kept, tiles: of a slice's weight tiles, those whose moments stay in shared memory, and all.
+        working: bytes of the slices at work in global memory: all of their state and workspace.
+        l2: bytes of the device's L2 cache.
+    """
+
+    layout: Layout
+    kept: int
+    tiles: int
+    working: int
+    l2: int
+
+    @property
+    def fits_l2(self) -> bool:
+        return self.working <= self.l2
+
+
 def phases(stages: Iterable[dict[str, Any]]) -> tuple[int, ...]:
     """Tiles between two barriers."""
     found, tiles = [], 0
@@ -87,3 +109,29 @@ def keep_moments(
         stage["resident"], stage["resident_tiles"] = used, kept
         used += kept * floats_of_tile
     return used
+
+
+def place(
+    n: int,
+    phases: tuple[int, ...],
+    total: int,
+    stages: list[dict[str, Any]],
+    floats_of_tile: int,
+    room: int,
+    slice_bytes: int,
+    l2: int,
+) -> Place:
+    """Where everything lies; sets what `keep_moments` sets.
+
+    Args:
+        n, phases, total: as for `layout`.
+        stages, floats_of_tile, room: as for `keep_moments`.
+        slice_bytes: weights, moments, statistics and workspace of a slice.
+        l2: bytes of the device's L2 cache.
+    """
+    found = layout(n, phases, total)
+    keep_moments(stages, found.blocks, floats_of_tile, room)
+    updates = [stage for stage in stages if stage["kind"] == "update_weight"]
+    kept = sum(min(stage["tiles"], stage["resident_tiles"] * found.blocks) for stage in updates)
+    tiles = sum(stage["tiles"] for stage in updates)
+    return Place(found, kept, tiles, min(n, found.groups) * slice_bytes, l2)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import reference_walk
 from ..calls import Gather, Mix, Rule, Slices, TrainCall
-from ..optimizers import SGD, Adam, AdamW
+from ..optimizers import SGD, Adam, AdamW, Optimizer
 from . import errors
 from .entry import where
 from .shapes import Tiles
@@ -76,9 +76,10 @@ def allocate(table: Table, device: torch.device, room: Room | None = None) -> di
 
 
 def rule_name(rule: Rule | None) -> str:
-    if rule is None:
-        return "none"
-    optimizer = rule.optimizer
+    return "none" if rule is None else optimizer_name(rule.optimizer)
+
+
+def optimizer_name(optimizer: Optimizer) -> str:
     if isinstance(optimizer, SGD):
         momentum = "nesterov" if optimizer.nesterov else "momentum"
         return momentum if optimizer.momentum else "sgd"

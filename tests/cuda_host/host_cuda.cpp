@@ -50,7 +50,7 @@ namespace {
 pthread_mutex_t one_at_a_time = PTHREAD_ERRORCHECK_MUTEX_INITIALIZER_NP;
 
 void change(Fiber& from, Fiber& to, [[maybe_unused]] bool for_good) {
-  ++now.switches;
+  ++now.ticks;
   cur = &to == &now.host ? nullptr : &to;
 #ifdef HC_ASAN
   __sanitizer_start_switch_fiber(for_good ? nullptr : &from.fake_stack, to.stack.bottom,
@@ -297,7 +297,7 @@ void after_atomic() {
   }
 }
 
-int64_t switches() { return now.switches; }
+int64_t ticks() { return ++now.ticks; }
 
 Copy& new_copy() {
   Fiber& fiber = *running();

@@ -106,7 +106,7 @@ void block_barrier(Site site);
 void warp_barrier(Site site);
 void poll_wait(const uint32_t* flag, uint32_t want, const char* name, Site site);
 void after_atomic();  // others may be waiting for what was changed
-int64_t switches();
+int64_t ticks();      // a clock: switches between threads, and readings of it
 
 // Operations of a warp, done for all lanes by the last one to arrive; these touch only the lanes'
 // own registers, and a lane learns nothing from them about another's memory.

@@ -104,7 +104,7 @@ struct Running {
   void (*entry)(void*) = nullptr;
   void* closure = nullptr;
   bool failed = false;
-  int64_t switches = 0;
+  int64_t ticks = 0;
   char end = 0;  // for ThreadSanitizer: where fibers end
 };
 

@@ -5,7 +5,7 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels import dispatch
-from noprop_kernels.cuda_kernels import residency
+from noprop_kernels.cuda_kernels import clocks, placement, residency
 from noprop_kernels.cuda_kernels.residency import Layout
 
 pytestmark = pytest.mark.gpu
@@ -121,3 +121,22 @@ def test_predict_and_autograd() -> None:
     for blocks in (ours, theirs):
         blocks.loss(X[:B], Y[:B]).sum().backward()
     torch.testing.assert_close(ours.hx.weight.grad, theirs.hx.weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_cycles_of_every_stage() -> None:
+    if reason := clocks.gap():
+        pytest.skip(reason)
+    blocks = make("paper_dt")
+    with clocks.count() as found:
+        blocks.train_steps(*data(), indices(3))
+    (launch,) = found
+    work, wait = launch.cycles.unbind(1)
+    assert (work > 0).all() and (wait >= 0).all() and wait[-1] > 0
+
+
+def test_explain_has_the_device_s_facts() -> None:
+    blocks = make()
+    place = placement.place_of(blocks, B)
+    assert 1 <= place.layout.groups * place.layout.blocks
+    assert place.l2 == torch.cuda.get_device_properties(DEVICE).L2_cache_size
+    assert placement.describe(blocks, B) in nk.explain(blocks, batch=B)
