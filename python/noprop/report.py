@@ -105,7 +105,7 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
     for name, count in {**size["bytes"], "data": data_bytes}.items():
         number = "not known" if count is None else f"{count:,} bytes"
         console.print(f"  {name:<12}{number:>20}{notes.get(name, '')}", highlight=False)
-    console.print(nk.explain(model.blocks), highlight=False)
+    console.print(nk.explain(model.blocks, batch=batch_size), highlight=False)
 
 
 def show_info(console: Console, content: Json) -> None:
