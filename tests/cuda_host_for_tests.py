@@ -2,8 +2,10 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 HERE = ROOT / "tests" / "cuda_host"
@@ -92,3 +94,11 @@ class Builder:
             out.parent.mkdir(parents=True, exist_ok=True)
             run("g++", *FLAGS, *flags, *INCLUDES, "-c", source, "-o", out)
         return out
+
+
+def with_marks(cases: Iterable[tuple[str, ...]]) -> list:
+    """Parameters, the variant last, of a test; builds with a sanitizer are marked."""
+    return [
+        pytest.param(*case, marks=[pytest.mark.sanitizers] * (case[-1] in ("address", "thread")))
+        for case in cases
+    ]

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cuda_host_for_tests import HERE, ROOT, Builder, run
+from cuda_host_for_tests import HERE, ROOT, Builder, run, with_marks
 
 pytestmark = pytest.mark.cuda_host
 
@@ -99,13 +99,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
 def test_primitives_match_plain_loops(builder: Builder, variant: str) -> None:
     said = run(builder.build("layouts", [HERE / "layouts.cpp"], variant))
     assert re.fullmatch(r"0 of \d{7} wrong\n", said), said
 
 
-@pytest.mark.parametrize("variant", NEEDED)
+@pytest.mark.parametrize("variant", with_marks((v,) for v in NEEDED))
 def test_emulator_says_what_a_kernel_did(builder: Builder, variant: str) -> None:
     program = builder.build("behaviour", [HERE / "behaviour.cpp"], variant)
     said = run(program, *NEEDED[variant])
@@ -140,7 +140,7 @@ def test_launches_of_two_threads_take_turns(builder: Builder) -> None:
         assert re.search(NEEDED["plain"][name], text), f"{name}: {text}"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
 def test_kernel_without_a_fault(builder: Builder, variant: str) -> None:
     program = builder.build("relay", [HERE / "faults.cpp"], variant)
     said = run(program, *"01234567")
@@ -148,7 +148,8 @@ def test_kernel_without_a_fault(builder: Builder, variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault, variant", [(fault, variant) for fault, said in FAULTS.items() for variant in said]
+    "fault, variant",
+    with_marks((fault, variant) for fault, said in FAULTS.items() for variant in said),
 )
 def test_fault_is_caught(builder: Builder, fault: str, variant: str) -> None:
     name = f"relay-{fault}"

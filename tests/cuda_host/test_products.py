@@ -27,6 +27,7 @@ def test_against_loops(builder, program, seed, monkeypatch):
     assert run(build(builder, program, "plain")).endswith(" 0 failures\n")
 
 
+@pytest.mark.sanitizers
 @pytest.mark.parametrize("variant", ["address", "thread"])
 @pytest.mark.parametrize("program", PROGRAMS[:2])
 def test_with_sanitizer(builder, program, variant):
