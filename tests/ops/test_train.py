@@ -52,7 +52,8 @@ def test_step(kernels: ModuleType, plan: str, variant: str, B: int) -> None:
             optimizer=None if mode == "grads" else OPTIMIZERS[B % 3],
             extras=mode == "extras" and not kwargs.get("gather", False),
             grads=mode == "grads",
-            seed=B, **kwargs,
+            # with B for a seed a unit of paper_dt is so near its ReLU's 0 that rounding decides
+            seed=B + 1, **kwargs,
         )  # fmt: skip
         assert_calls_match(*run(kernels, call), terms=B + 64)
 
