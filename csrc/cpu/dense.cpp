@@ -70,10 +70,11 @@ template <bool PAIRS>
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
                           int64_t H, float* rounded, const Panels& shape) {
-  int64_t in = 0, in_terms = 0;
+  int64_t in = 0, in_terms = 0, bursts = 0;  // bursts: of a tile's products
   for (int s = 0; s < num_sources; ++s) {
     in += sources[s].width;
     in_terms += terms<PAIRS>(sources[s].width);
+    bursts += shape.count * (terms<PAIRS>(sources[s].width) / kBurst);
   }
   const DenseOut result = {out, activated, bias, add, is_relu};
   if (shape.has_few_rows)
@@ -85,6 +86,8 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
     for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
       const float* tile_weight = weight + o * in;
+      const int64_t next_rows = own.last - o - ROWS < ROWS ? own.last - o - ROWS : ROWS;
+      Fetching next = {tile_weight + ROWS * in, next_rows * in, bursts};
       if constexpr (PAIRS) {
         float* to = rounded;
         for (int i = 0; i < ROWS; ++i)
@@ -104,7 +107,8 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
         const float* w = tile_weight;
         for (int s = 0; s < num_sources; ++s) {
           const int64_t K = terms<PAIRS>(sources[s].width);
-          multiply_tile<PAIRS>(c, w, in_terms, 1, sources[s].value + p * K * P, P, K);
+          multiply_tile<PAIRS>(c, w, in_terms, 1, sources[s].value + p * K * P, P, K,
+                               [&] { next.go_on(); });
           w += K;
         }
         for_tile<ROWS, COLS>(
@@ -177,31 +181,33 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
 }
 
 // The weight gradient d_out^T @ source, tile by tile: finish(gradient, stride, o, rows, f, count)
-// gets `count` columns from f of `rows` rows from o. strips: the source's. Rows of the weights are
-// the outer loop: the optimizer then reads its arrays along their rows, as the hardware's
-// prefetcher expects, which does better here than prefetches of our own. PAIRS: of rows, in d_out
-// and the strips.
-template <bool PAIRS, class Finish>
+// gets `count` columns from f of `rows` rows from o. Before that, while the tile's product runs,
+// fetch(o, f, count) is called for each of its rows, whose weights and moments may be far away.
+// strips: the source's. Rows of the weights are the outer loop: the optimizer then reads its arrays
+// along their rows. PAIRS: of rows, in d_out and the strips.
+template <bool PAIRS, class Fetch, class Finish>
 inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
-                              const Panels& shape, Finish finish) {
-  const int64_t P = terms<PAIRS>(shape.P);
+                              const Panels& shape, Fetch fetch, Finish finish) {
+  const int64_t P = terms<PAIRS>(shape.P), K = terms<PAIRS>(shape.B);
   const Range own = own_part(shape, H, kTileRows[kMaxStripCols]);
   for_row_tiles<kMaxStripCols>(own.first, own.last, [&](auto tile_rows, int64_t o) {
     constexpr int ROWS = decltype(tile_rows)::value;
     for_strips(width, [&](int64_t f, int strip_cols) {
       with_cols(strip_cols, [&](auto cols) {
         constexpr int COLS = decltype(cols)::value;
-        const int64_t rows = terms<PAIRS>(shape.B);
         const float* strip = strips + f * shape.B;
+        const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
+        const int64_t rows_a_burst = (ROWS * kBurst + K - 1) / K;
+        int64_t fetched = 0;
         Vec c[ROWS][COLS] = {};
-        for (int64_t p = 0; p < shape.count; ++p) {
-          const int64_t K = rows - p * P < P ? rows - p * P : P;
+        for (int64_t p = 0; p < shape.count; ++p)
           multiply_tile<PAIRS>(c, d_out + (p * H + o) * P, P, 1, strip + p * P * COLS * kLanes,
-                               COLS * kLanes, K);
-        }
+                               COLS * kLanes, K - p * P < P ? K - p * P : P, [&] {
+                                 for (int64_t r = 0; r < rows_a_burst && fetched < ROWS; ++r)
+                                   fetch(o + fetched++, f, count);
+                               });
         alignas(64) float gradient[ROWS][COLS * kLanes];
         for_tile<ROWS, COLS>([&](int i, int j) { store(&gradient[i][j * kLanes], c[i][j]); });
-        const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
         finish(&gradient[0][0], COLS * kLanes, o, ROWS, f, count);
       });
     });

@@ -34,6 +34,14 @@ NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f,
   return x * load_partial(input.scale + f, count) + load_partial(input.shift + f, count);
 }
 
+// Gathered rows lie anywhere in memory, and a square reads too little of each of them for the
+// hardware to see a stream.
+NOPROP_INLINE void fetch_features(const NopropInput& input, int64_t at, int64_t f, int64_t width) {
+  const int64_t size = bytes_of(input.dtype), ahead = f + 4 * 64 / size;
+  if (ahead < width && f * size % 64 < kLanes * size)
+    __builtin_prefetch(static_cast<const char*>(input.data) + (at + ahead) * size);
+}
+
 // the panels' side of a square of inputs: `count` features from f of the rows of vector g
 template <bool PAIRS>
 NOPROP_INLINE void store_features(float* panels, const Vec (&square)[kLanes], int64_t width,
@@ -70,6 +78,7 @@ inline bool load_rows(float* strips, float* panels, const NopropInput& input,
         const int64_t f = start + column * kLanes;
         const int count = width - f < kLanes ? (int)(width - f) : kLanes;
         Vec square[kLanes], rounded[kLanes];
+        for (int64_t b = 0; b < rows; ++b) fetch_features(input, at[b], f, width);
         for (int64_t b = 0; b < kLanes; ++b) {
           square[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
           rounded[b] = rounds_strips ? round_bfloat16(square[b]) : square[b];

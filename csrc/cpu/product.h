@@ -42,6 +42,7 @@ NOPROP_INLINE void multiply_step(Vec (&c)[ROWS][COLS], const float* a, int64_t a
 // called every kBurst steps, for work that hides behind the product. PAIRS: an operand's every
 // float is a pair of bfloat16, and k counts pairs.
 constexpr int64_t kBurst = 8;
+constexpr int64_t kLineFloats = 16;  // of a line of the caches
 
 template <bool PAIRS = false, int ROWS, int COLS, class Between>
 NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row, int64_t a_k,
@@ -60,6 +61,22 @@ NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a
                                  const float* b, int64_t b_k, int64_t K) {
   multiply_tile<PAIRS>(c, a, a_row, a_k, b, b_k, K, [] {});
 }
+
+// `count` floats from `at` to be fetched from memory between so many bursts of a product.
+// Always inlined: GCC takes a function that only prefetches for one that does nothing.
+struct Fetching {
+  const float* at;
+  int64_t lines, a_burst;
+
+  NOPROP_INLINE Fetching(const float* first, int64_t count, int64_t bursts)
+      : at(first),
+        lines((count + kLineFloats - 1) / kLineFloats),
+        a_burst(bursts ? (lines + bursts - 1) / bursts : 0) {}
+  NOPROP_INLINE void go_on() {
+    for (int64_t i = 0; i < a_burst && lines > 0; ++i, --lines, at += kLineFloats)
+      __builtin_prefetch(at);
+  }
+};
 
 // body(Constant<ROWS>, first row) over row .. rows in tiles of the best height for COLS, then
 // smaller ones

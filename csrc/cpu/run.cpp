@@ -134,7 +134,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   const NopropPlan& plan = *slices->plan;
   const int64_t n = slices->n, M = plan.layers[plan.num_layers - 1].width;
   if (const auto bad = check_labels(*y, K, n, B, M); bad.status) return bad;
-  const Visit visit = choose_visit(isa(), plan, inputs, *rule, n, B, K);
+  const Visit visit = choose_visit(isa(), plan, inputs, n, B, K);
   const auto packs = [&](int32_t j) {
     return j != plan.z && visit.packs && is_shared(inputs[j], n);
   };

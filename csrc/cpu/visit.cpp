@@ -12,8 +12,13 @@
 namespace noprop {
 namespace {
 
-// of packed rows: few steps', so that they are still in a cache when the last slice reads them
-constexpr int64_t kSharedBytes = int64_t{4} << 20;
+// Of packed rows: few steps', so that they are still in the last cache when the last slice reads
+// them, beside the state of the slices at work.
+int64_t shared_bytes() {
+  constexpr int64_t kLeast = int64_t{4} << 20, kMost = int64_t{16} << 20;
+  static const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return std::clamp(cache / 4, kLeast, kMost);
+}
 
 int64_t weights(const NopropPlan& plan) {
   int64_t count = 0;
@@ -25,10 +30,6 @@ int64_t weights(const NopropPlan& plan) {
     }
   }
   return count;
-}
-
-int64_t state_bytes(const NopropPlan& plan, const NopropRule& rule) {
-  return 4 * weights(plan) * (rule.kind == NOPROP_NONE ? 1 : rule.kind == NOPROP_SGD ? 2 : 3);
 }
 
 // threads for each of n tasks, so that each of them has that much of a task's work
@@ -44,18 +45,17 @@ bool is_shared(const NopropInput& input, int64_t n) {
   return n > input.replicas && (input.indices || input.slice == 0);
 }
 
-Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
-                   const NopropRule& rule, int64_t n, int64_t B, int64_t K) {
+Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs, int64_t n,
+                   int64_t B, int64_t K) {
   int64_t step_bytes = 0;
   for (int32_t j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z && is_shared(inputs[j], n))
       step_bytes += inputs[j].replicas * isa.packed_bytes(plan.input_widths[j], B);
   if (step_bytes == 0) return {K, false};
-  const int64_t fit = kSharedBytes / step_bytes;
+  const int64_t fit = shared_bytes() / step_bytes;
   if (K <= fit) return {K, true};
-  static const int64_t second_level = std::max<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE), 1 << 20);
-  return fit > 1 && 2 * state_bytes(plan, rule) <= second_level ? Visit{fit, true}
-                                                                : Visit{K, false};
+  // a visit of one step would fetch the state anew for each
+  return fit > 1 ? Visit{fit, true} : Visit{K, false};
 }
 
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {

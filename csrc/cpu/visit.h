@@ -9,15 +9,15 @@
 namespace noprop {
 
 // How many steps a slice runs before the next one, and whether their rows are packed for all slices
-// first. A visit of all K steps loads a slice's state once; one of as many steps as can be packed
-// gathers rows once, and suits a state that is small beside the second-level cache.
+// first. A visit of as many steps as can be packed gathers rows once and loads a slice's state once
+// in these steps.
 struct Visit {
   int64_t steps;
   bool packs;
 };
 
-Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
-                   const NopropRule& rule, int64_t n, int64_t B, int64_t K);
+Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs, int64_t n,
+                   int64_t B, int64_t K);
 
 // whether slices read the same rows of an input, and so can share their packed form
 bool is_shared(const NopropInput& input, int64_t n);

@@ -140,7 +140,17 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
     const int source = layer.sources[s];
     const int64_t width = width_of(job.plan, source);
     const float* strips = source < job.plan.num_inputs ? saved.strips[source] : own_strips;
-    dense_weight_grad<PAIRS>(d_out, strips, width, H, shape,
+    // always_inline: GCC takes a function that only prefetches for one that does nothing
+    const auto fetch = [&](int64_t o, int64_t f, int64_t count) __attribute__((always_inline)) {
+      if (!job.step) return;
+      const Run run = at(o * in + first + f);
+      for (int64_t c = 0; c < count; c += kLineFloats) {
+        __builtin_prefetch(run.w + c);
+        if (run.m) __builtin_prefetch(run.m + c);
+        if (run.v) __builtin_prefetch(run.v + c);
+      }
+    };
+    dense_weight_grad<PAIRS>(d_out, strips, width, H, shape, fetch,
                              [&](const float* gradient, int64_t stride, int64_t o, int64_t rows,
                                  int64_t f, int64_t count) {
                                const int64_t from = o * in + first + f;

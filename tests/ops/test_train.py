@@ -165,8 +165,8 @@ def test_a_bad_row_that_no_step_reads_does_no_harm(kernels: ModuleType) -> None:
 
 
 def long_visit_call() -> TrainCall:
-    """Rows of 0.9 MB a step in both orders: those of seven steps are not packed at once."""
-    plan = PLANS["mlp"](401, 5, 6)
+    """Rows of 2.7 MB a step in both orders: those of seven steps are never packed at once."""
+    plan = PLANS["mlp"](1201, 5, 6)
     return make_train_call(plan, 3, 3, 130, 7, optimizer=AdamW(), gather=True, seed=3)
 
 
