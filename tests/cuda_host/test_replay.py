@@ -34,7 +34,7 @@ def record_all(kernels: ModuleType) -> None:
     """Few launches with all kinds of stages: norms, skips, several tiles a stage, odd sizes."""
     for precision in PRECISIONS:
         steps = make_train_call(
-            PLANS["branches"](37, 5, 6), 3, 3, 19, 2, optimizer=AdamW(), gather=True
+            PLANS["branches"](70, 5, 6), 3, 3, 19, 2, optimizer=AdamW(), gather=True
         )
         steps.slices.precision = precision
         kernels.train(steps)
@@ -70,9 +70,7 @@ def recordings(cuda_module: ModuleType, tmp_path_factory: pytest.TempPathFactory
     kinds = frozenset().union(*(made.kinds for made in recorder.recordings))
     assert {kind.replace("_", "") for kind in kinds} == {kind.lower() for kind in ENUMS["Kind"]}
     folder = tmp_path_factory.mktemp("recordings")
-    return [
-        made.write(folder / f"launch{i}") for i, made in enumerate(recorder.recordings)
-    ]
+    return [made.write(folder / f"launch{i}") for i, made in enumerate(recorder.recordings)]
 
 
 @pytest.mark.parametrize("variant", with_marks((v,) for v in ("plain", "address", "thread")))
