@@ -79,7 +79,7 @@ class Builder:
         shared: bool = False,
         csrc: Path = SOURCES,
     ) -> Path:
-        """The program, or shared library, of these sources, the headers of csrc, and the emulator."""
+        """The program, or shared library, of these sources, csrc's headers and the emulator."""
         out = self.folder / f"{name}-{variant}{'.so' if shared else ''}"
         if not out.exists():
             flags = VARIANTS[variant] + [f"-D{define}" for define in defines]

@@ -16,8 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calls_for_tests import PLANS, make_predict_call, make_slices, make_train_call
+from noprop_kernels.calls import Rule, UpdateCall
+from noprop_kernels.optimizers import SGD, AdamW
 from stages_for_tests import ENUMS, TYPES
 
+PRECISIONS = ("float32", "tf32", "bfloat16")
 Relocation = tuple[int, int]  # where in the program, what address
 
 
@@ -26,6 +30,7 @@ class Recording:
     """A launch.
 
     Args:
+        kinds: of its stages.
         program: bytes of the struct.
         relocations: its addresses.
         starts: of the storages that these lie in.
@@ -136,3 +141,30 @@ def to_struct(program: dict) -> tuple[Any, list[Relocation]]:
 
 def plain(name: str) -> str:
     return name.replace("_", "")
+
+
+def record_all(kernels: ModuleType) -> None:
+    """Few launches with all kinds of stages: norms, skips, several tiles a stage, odd sizes."""
+    for precision in PRECISIONS:
+        steps = make_train_call(
+            PLANS["branches"](70, 5, 6), 3, 3, 19, 2, optimizer=AdamW(), gather=True
+        )
+        steps.slices.precision = precision
+        kernels.train(steps)
+    options = {"extras": True, "head": "linear", "flow": 1.0, "per_row": True, "sigma": 0.5}
+    plan = PLANS["branches"](9, 5, 6)
+    kernels.train(make_train_call(plan, 3, 2, 19, 1, optimizer=SGD(lr=0.1), **options))
+    kernels.predict(make_predict_call(PLANS["added_input"](9, 5, 6), 2, 2, 19, 1))
+    kernels.update(update_call())
+
+
+def update_call() -> UpdateCall:
+    generator = torch.Generator().manual_seed(3)
+    optimizer, plan = SGD(lr=0.1, momentum=0.9), PLANS["branches"](9, 5, 6)
+    slices = make_slices(plan, 3, 2, optimizer=optimizer, generator=generator)
+    grads = {
+        name: torch.randn(2, *shape, generator=generator)
+        for name, shape in plan.parameters().items()
+    }
+    rates = torch.full((1, 2), 0.1, dtype=torch.float64)
+    return UpdateCall(slices, grads, torch.tensor([True, False]), Rule(optimizer, rates, rates[0]))

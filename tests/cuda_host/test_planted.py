@@ -19,8 +19,6 @@ import pytest
 from cuda_host_for_tests import HERE, Builder, run, with_marks
 from planted_for_tests import Fault, plant
 
-from .test_replay import recordings  # noqa: F401
-
 pytestmark = pytest.mark.cuda_host
 
 WRONG = r"seed \d: [1-9]\d* wrong"
@@ -159,7 +157,7 @@ def say(builder: Builder, copy: Path, variant: str, number: int, *rest: str | Pa
 
 
 @pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
-def test_without_a_fault(builder, copy, recordings, variant: str) -> None:  # noqa: F811
+def test_without_a_fault(builder, copy, recordings, variant: str) -> None:
     seeds = "0123" if variant == "plain" else "0"
     said = say(builder, copy, variant, 0, seeds, *recordings[:3])
     assert said == "".join(f"seed {seed}: 0 wrong\n" for seed in seeds) * 3
@@ -175,7 +173,7 @@ def test_a_fault_is_noticed(
     recordings,
     monkeypatch,
     name: str,
-    variant: str,  # noqa: F811
+    variant: str,
 ) -> None:
     monkeypatch.setenv("TSAN_OPTIONS", "halt_on_error=1")
     seeds = "0123" if variant == "plain" else "0"
