@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 HERE = ROOT / "tests" / "cuda_host"
 FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
 FLAGS += ["-Wno-unknown-pragmas"]  # unroll is for nvcc
-INCLUDES = ["-I", str(ROOT / "csrc"), "-I", str(HERE)]
+SOURCES = ROOT / "csrc"
 VARIANTS = {
     "plain": ["-O1"],
     "address": [
@@ -77,22 +77,25 @@ class Builder:
         variant: str,
         defines: Sequence[str] = (),
         shared: bool = False,
+        csrc: Path = SOURCES,
     ) -> Path:
-        """The program, or shared library, of these sources and the emulator."""
+        """The program, or shared library, of these sources, csrc's headers and the emulator."""
         out = self.folder / f"{name}-{variant}{'.so' if shared else ''}"
         if not out.exists():
             flags = VARIANTS[variant] + [f"-D{define}" for define in defines]
-            where = f"{name}-{variant}" if defines else variant
-            objects = [self._compile(source, flags, where) for source in sources]
+            where = f"{name}-{variant}" if defines or csrc != SOURCES else variant
+            objects = [self._compile(source, flags, where, csrc) for source in sources]
             link = [*VARIANTS[variant], *(["-shared"] if shared else [])]
             run("g++", *link, *objects, *self.emulator(variant), "-lpthread", "-o", out)
         return out
 
-    def _compile(self, source: Path, flags: Sequence[str], where: str) -> Path:
+    def _compile(
+        self, source: Path, flags: Sequence[str], where: str, csrc: Path = SOURCES
+    ) -> Path:
         out = self.folder / "objects" / where / f"{source.stem}.o"
         if not out.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
-            run("g++", *FLAGS, *flags, *INCLUDES, "-c", source, "-o", out)
+            run("g++", *FLAGS, *flags, "-I", csrc, "-I", HERE, "-c", source, "-o", out)
         return out
 
 

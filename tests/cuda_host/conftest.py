@@ -1,6 +1,7 @@
 """CUDA kernels built for the host."""
 
 import ctypes
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -8,7 +9,10 @@ import pytest
 import stages_for_tests
 from cuda_host_for_tests import Builder, compiler_gap
 from noprop_kernels import dispatch
-from noprop_kernels.cuda_kernels import extension
+from noprop_kernels.cuda_kernels import extension, residency
+from noprop_kernels.cuda_kernels.residency import Layout
+from recordings_for_tests import Recorder, record_all
+from stages_for_tests import ENUMS
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +37,17 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     if reason := compiler_gap():
         pytest.skip(reason)
     return Builder(tmp_path_factory.mktemp("cuda_host"))
+
+
+@pytest.fixture(scope="session")
+def recordings(cuda_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of launches of two groups of two thread blocks."""
+    recorder = Recorder(cuda_module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extension, "module", recorder)
+        patch.setattr(residency, "layout", lambda *sizes: Layout(2, 2))
+        record_all(dispatch.load("cuda"))
+    kinds = frozenset().union(*(made.kinds for made in recorder.recordings))
+    assert {kind.replace("_", "") for kind in kinds} == {kind.lower() for kind in ENUMS["Kind"]}
+    folder = tmp_path_factory.mktemp("recordings")
+    return [made.write(folder / f"launch{i}") for i, made in enumerate(recorder.recordings)]
