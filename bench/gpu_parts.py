@@ -11,7 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("csrc", "noprop_kernels", "python", "pyproject.toml", "setup.py", "CMakeLists.txt")
 BESIDE = ("MANIFEST.in", "README.md", "LICENSE")  # what the build reads too
 CHECKS = ("bench", "tests", "pyproject.toml", "README.md")  # that run away from the sources
-OURS = ("ours", "ours_cuda", "ours_no_pdl", "ours_train_step", "ours_by_hand")
+OURS = (
+    *("ours", "ours_cuda", "ours_cuda_clusters"),
+    *("ours_no_pdl", "ours_train_step", "ours_by_hand"),
+)
 BEST = ("stacked_shared_graphed", "step_compiled_graphed", "step_compiled_pdl_graphed")
 EAGER = tuple(
     name + end
@@ -23,7 +26,10 @@ OPTIONS = tuple(
     for name in ("step_compiled_pdl", "step_compiled_triton", "step_compiled_combo", "compiled")
     for end in ("", "_graphed")
 )
-LENGTHS = ("ours", "ours_cuda", "stacked_shared_graphed", "step_compiled_graphed")
+LENGTHS = (
+    *("ours", "ours_cuda", "ours_cuda_clusters"),
+    *("stacked_shared_graphed", "step_compiled_graphed"),
+)
 LARGE = ("ours", "ours_cuda", "stacked_shared", "step_compiled", "step_compiled_triton")
 
 

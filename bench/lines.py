@@ -11,7 +11,7 @@ from .shapes import GPU_SHAPES, INFERENCE_SHAPES, SCALING_SHAPES
 
 OURS = (
     *("ours", "ours_train_step", "ours_sgd", "ours_backend"),
-    *("ours_no_pdl", "ours_by_hand", "ours_cuda"),
+    *("ours_no_pdl", "ours_by_hand", "ours_cuda", "ours_cuda_clusters"),
 )
 ORDER = list(dict.fromkeys((*GPU_SHAPES, *INFERENCE_SHAPES, *SCALING_SHAPES)))
 

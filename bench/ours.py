@@ -1,7 +1,9 @@
 """Our contenders: noprop_kernels on the problem, through the names that every user has."""
 
+import os
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -143,6 +145,23 @@ class OursOnCUDA(Ours):
             raise Missing(f"the CUDA backend: {reason}")
 
 
+class OursOnClusters(OursOnCUDA):
+    """The same with each group of thread blocks a thread-block cluster.
+
+    Raises:
+        Missing: the device has none.
+    """
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        super().__init__(problem, threads)
+        if self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) < (9, 0):
+            raise Missing("thread-block clusters need compute capability 9.0")
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        with patch.dict(os.environ, {"NOPROP_CUDA_CLUSTERS": "1"}):
+            return super().steps(indices, eps)
+
+
 class OursTrainStepOnGPU(OursTrainStep):
     """A user's loop, without a graph."""
 
@@ -212,6 +231,7 @@ def on_gpu(name: str, make: Callable[..., Contender], **how: bool) -> Entry:
 OURS_ON_GPU = (
     on_gpu("ours", OursOnGPU),
     on_gpu("ours_cuda", OursOnCUDA),
+    on_gpu("ours_cuda_clusters", OursOnClusters),
     on_gpu("ours_no_pdl", partial(OursOnGPU, pdl=False)),
     on_gpu("ours_train_step", OursTrainStepOnGPU),
     on_gpu("ours_by_hand", OursByHand),

@@ -33,9 +33,14 @@ int noprop_cuda_scratch_bytes(int32_t precision, int64_t* bytes);
 int noprop_cuda_resident_blocks(int32_t device, int32_t precision, int32_t resident_floats,
                                 int32_t* blocks);
 
+/* Clusters of `blocks` thread blocks, 1 to 8, that the device holds at the same time; refuses one
+ * of compute capability below 9.0, which has none. */
+int noprop_cuda_resident_clusters(int32_t device, int32_t precision, int32_t resident_floats,
+                                  int32_t blocks, int32_t* clusters);
+
 /* Launches a program of `bytes` bytes, copied before it returns, on a stream of the device.
  * Refuses, before anything is written, what does not fit: a grid that cannot be resident as a
- * whole, ... */
+ * whole, unless its groups are clusters, ... */
 int noprop_cuda_launch(const void* program, int64_t bytes, int32_t device, void* stream);
 
 /* Why this thread's last call failed; it lives until the thread's next call. */

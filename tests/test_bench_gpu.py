@@ -185,11 +185,25 @@ def test_who_comes_late_is_told_and_no_mistake(tmp_path, monkeypatch):
 
 
 @pytest.mark.cuda_host
-def test_the_persistent_kernel_is_timed_where_it_runs(tmp_path, monkeypatch, cuda_module):
+@pytest.mark.parametrize("name, clusters", [("ours_cuda", {0}), ("ours_cuda_clusters", {1})])
+def test_the_persistent_kernel_is_timed_where_it_runs(
+    tmp_path, monkeypatch, cuda_module, name, clusters
+):
     """On the host: it takes the twin's steps, in calls of any length."""
-    monkeypatch.setattr(extension, "module", cuda_module)
-    status, lines = rehearse(tmp_path, monkeypatch, "--contender", "ours_cuda", "--K", "1", "3")
-    assert status == 0
+    launched = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(cuda_module, name)
+
+        def launch(self, program, *where):
+            if program["blocks"] > 1:
+                launched.append(program["cluster"])
+            cuda_module.launch(program, *where)
+
+    monkeypatch.setattr(extension, "module", Watched())
+    status, lines = rehearse(tmp_path, monkeypatch, "--contender", name, "--K", "1", "3")
+    assert status == 0 and set(launched) == clusters
     assert [(each["K"], each["ms_per_step"] > 0) for each in lines] == [(1, True), (3, True)]
     assert result_lines.our_lines(lines, "adamw") == lines  # not among its own rivals
 

@@ -185,7 +185,7 @@ std::unique_ptr<Program> to_program(const py::dict& dict) {
   Fields f(dict, "program");
   f.get("index", p.index).get("index_step", p.index_step).get("barriers", p.barriers);
   f.get("n", p.n).get("K", p.K).get("B", p.B).get("groups", p.groups).get("blocks", p.blocks);
-  f.get("precision", p.precision);
+  f.get("cluster", p.cluster).get("precision", p.precision);
   read_hyper(f.take("hyper"), p.hyper);
   f.get("resident_floats", p.resident_floats).get("clocks", p.clocks);
   const auto list = py::cast<py::list>(f.take("stages"));
@@ -242,6 +242,14 @@ int32_t resident_blocks(int32_t at, const std::string& precision, int32_t reside
   return blocks;
 }
 
+int32_t resident_clusters(int32_t at, const std::string& precision, int32_t resident_floats,
+                          int32_t blocks) {
+  int32_t clusters = 0;
+  const auto code = static_cast<int32_t>(to_enum<Precision>(precision));
+  check(noprop_cuda_resident_clusters(at, code, resident_floats, blocks, &clusters));
+  return clusters;
+}
+
 py::dict constants() {
   py::dict dict;
   dict["kMaxStages"] = kMaxStages;
@@ -254,6 +262,7 @@ py::dict constants() {
   dict["kTileF"] = kTileF;
   dict["kEmbedding"] = kEmbedding;
   dict["kApplied"] = kApplied;
+  dict["kMostOfCluster"] = kMostOfCluster;
   return dict;
 }
 
@@ -266,6 +275,8 @@ void bind(py::module_& m) {
   m.def("scratch_bytes", &scratch_bytes, py::arg("precision"));
   m.def("resident_blocks", &resident_blocks, py::arg("device"), py::arg("precision"),
         py::arg("resident_floats"));
+  m.def("resident_clusters", &resident_clusters, py::arg("device"), py::arg("precision"),
+        py::arg("resident_floats"), py::arg("blocks"));
   m.def("constants", &constants);
   m.def("product_tile", &product_tile, py::arg("B"), py::arg("columns"));
   m.def(

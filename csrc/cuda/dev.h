@@ -281,6 +281,23 @@ NOPROP_DEV void group_barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoc
   sync_block(file, line);
 }
 
+// All threads of the blocks of a cluster, together with what they wrote; in machine code for
+// devices without clusters there is none, and nothing is done.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kClusters = true;
+#else
+constexpr bool kClusters = false;
+#endif
+
+NOPROP_DEV void cluster_barrier(NOPROP_SITE) {
+#ifndef __CUDACC__
+  hc::cluster_barrier({file, line});
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 // flags that several blocks raise; relaxed, so read them after a barrier
 NOPROP_DEV void atomic_or(int* p, int bits) {
 #ifdef __CUDACC__

@@ -53,6 +53,41 @@ int resident_blocks(int32_t device, Precision precision, int32_t resident_floats
   return done(nullptr);
 }
 
+int resident_clusters(int32_t device, Precision precision, int32_t resident_floats, int32_t blocks,
+                      int32_t* clusters) {
+  NopropCudaDevice facts;
+  if (const char* reason = describe_device(device, &facts)) return done(reason);
+  if (facts.major < 9) {
+    return fail("thread-block clusters need compute capability 9.0, device %d has %d.%d", device,
+                facts.major, facts.minor);
+  }
+  if (blocks < 1 || blocks > kMostOfCluster) {
+    return fail("a cluster may have 1 to %d thread blocks, got %d", kMostOfCluster, blocks);
+  }
+  int32_t most = 0;  // of thread blocks: whether one of this size fits at all
+  if (resident_blocks(device, precision, resident_floats, &most)) return 1;
+  *clusters = 0;
+  return done(clusters_at_once(device, precision, shared_bytes(precision, resident_floats), blocks,
+                               clusters));
+}
+
+// whether the thread blocks that wait for each other are sure to run at the same time
+int check_residency(const Program& p, int32_t device) {
+  int32_t most = 0;
+  if (p.cluster) {
+    if (resident_clusters(device, p.precision, p.resident_floats, p.blocks, &most)) return 1;
+    if (most > 0) return 0;
+    return fail("device %d has no room for a cluster of %d thread blocks of this program", device,
+                p.blocks);
+  }
+  if (resident_blocks(device, p.precision, p.resident_floats, &most)) return 1;
+  if (int64_t{p.groups} * p.blocks <= most) return 0;
+  return fail(
+      "device %d holds %d thread blocks of this program at the same time, got %d groups "
+      "of %d",
+      device, most, p.groups, p.blocks);
+}
+
 int check_sizes(const Program& p) {
   struct {
     const char* name;
@@ -63,6 +98,7 @@ int check_sizes(const Program& p) {
       {"B", p.B, 1, INT32_MAX},
       {"groups", p.groups, 1, INT32_MAX},
       {"blocks", p.blocks, 1, INT32_MAX},
+      {"cluster", p.cluster, 0, 1},
       {"precision", static_cast<int32_t>(p.precision), 0, 2},
       {"rule", static_cast<int32_t>(p.hyper.rule), 0, 5},
       {"resident_floats", p.resident_floats, 0, INT32_MAX},
@@ -115,15 +151,7 @@ int check_stages(const Program& p) {
 
 int launch_program(const Program& p, int32_t device, void* stream) {
   if (check_sizes(p) || check_stages(p)) return 1;
-  int32_t most = 0;
-  if (resident_blocks(device, p.precision, p.resident_floats, &most)) return 1;
-  const int64_t grid = int64_t{p.groups} * p.blocks;
-  if (grid > most) {
-    return fail(
-        "device %d holds %d thread blocks of this program at the same time, got %d groups "
-        "of %d",
-        device, most, p.groups, p.blocks);
-  }
+  if (check_residency(p, device)) return 1;
   if (p.n == 0 || p.K == 0) return done(nullptr);
   return done(launch(device, p, shared_bytes(p.precision, p.resident_floats), stream));
 }
@@ -154,6 +182,16 @@ int noprop_cuda_resident_blocks(int32_t device, int32_t precision, int32_t resid
     return fail("resident_floats must be at least 0, got %d", resident_floats);
   }
   return resident_blocks(device, static_cast<Precision>(precision), resident_floats, blocks);
+}
+
+int noprop_cuda_resident_clusters(int32_t device, int32_t precision, int32_t resident_floats,
+                                  int32_t blocks, int32_t* clusters) {
+  if (!is_precision(precision)) return fail("precision must be in 0..2, got %d", precision);
+  if (resident_floats < 0) {
+    return fail("resident_floats must be at least 0, got %d", resident_floats);
+  }
+  return resident_clusters(device, static_cast<Precision>(precision), resident_floats, blocks,
+                           clusters);
 }
 
 int noprop_cuda_launch(const void* program, int64_t bytes, int32_t device, void* stream) {

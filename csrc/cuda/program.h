@@ -26,6 +26,7 @@ constexpr int kColumns = 32;  // of a tile of norm, norm gradient, a vector's or
 constexpr int kEmbedding = 16;           // rows and columns of a tile of d_W_embed
 constexpr int kTileH = 64, kTileF = 64;  // of a weight's update
 constexpr int kApplied = 1024;           // entries of a tile of kApply
+constexpr int kMostOfCluster = 8;        // thread blocks, on every device that has clusters
 
 // Rows and columns of a tile of a product with B rows: fewer where 64 would keep too few thread
 // blocks busy. No bit depends on it, for an entry's sum ascends in steps of the precision's own.
@@ -301,6 +302,7 @@ struct Program {
   uint32_t* barriers;  // (groups,) arrivals of a launch, cleared on its stream before it
   int32_t n, K, B;
   int32_t groups, blocks;  // the grid has groups * blocks thread blocks
+  int32_t cluster;         // whether a group is a thread-block cluster and meets by its barrier
   Precision precision;
   Hyper hyper;
   int32_t resident_floats;  // of a thread block's shared memory

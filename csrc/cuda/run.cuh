@@ -172,7 +172,9 @@ NOPROP_DEV void run(const Program& p, unsigned char* shared) {
         if (s.once < 0 || s.once == k) run_stage<P>(p, stage, place, rank, resident, shared);
         lap(p, 2 * stage, since);
         if (s.barrier == 0) continue;
-        if (p.blocks > 1) {
+        if (dev::kClusters && p.cluster) {
+          dev::cluster_barrier();
+        } else if (p.blocks > 1) {
           dev::group_barrier(p.barriers + g, p.blocks, epoch);
         } else {
           dev::sync_block();

@@ -1,4 +1,4 @@
-// The device's runtime: facts, occupancy and the cooperative launch.
+// The device's runtime: facts, occupancy and the launch.
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -52,6 +52,32 @@ const char* allow_shared(const void* entry, int64_t bytes) {
                "cudaFuncSetAttribute of the shared memory");
 }
 
+cudaLaunchAttribute cooperative() {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  return attribute;
+}
+
+cudaLaunchAttribute of_cluster(int blocks) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  return attribute;
+}
+
+cudaLaunchConfig_t configure(int blocks, int64_t shared_bytes, cudaStream_t stream,
+                             cudaLaunchAttribute* attribute) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreadsPerBlock);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = attribute;
+  config.numAttrs = 1;
+  return config;
+}
+
 }  // namespace
 
 const char* count_devices(int* count) {
@@ -88,6 +114,18 @@ const char* blocks_per_multiprocessor(int device, Precision precision, int64_t s
                "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
 }
 
+const char* clusters_at_once(int device, Precision precision, int64_t shared_bytes, int blocks,
+                             int* clusters) {
+  const OnDevice on(device);
+  if (on.failed()) return on.failed();
+  const void* entry = kernel_of(precision).entry;
+  if (const char* failed = allow_shared(entry, shared_bytes)) return failed;
+  cudaLaunchAttribute attribute = of_cluster(blocks);
+  const cudaLaunchConfig_t config = configure(blocks, shared_bytes, nullptr, &attribute);
+  return check(cudaOccupancyMaxActiveClusters(clusters, entry, &config),
+               "cudaOccupancyMaxActiveClusters");
+}
+
 const char* launch(int device, const Program& program, int64_t shared_bytes, void* stream) {
   const OnDevice on(device);
   if (on.failed()) return on.failed();
@@ -100,10 +138,12 @@ const char* launch(int device, const Program& program, int64_t shared_bytes, voi
     return failed;
   }
   void* arguments[] = {const_cast<Program*>(&program)};
-  return check(cudaLaunchCooperativeKernel(
-                   kernel.entry, dim3(static_cast<unsigned>(program.groups * program.blocks)),
-                   dim3(kThreadsPerBlock), arguments, static_cast<size_t>(shared_bytes), on_stream),
-               "cudaLaunchCooperativeKernel");
+  // the device starts a cluster as a whole, and no group waits for another one: the grid need not
+  // be resident
+  cudaLaunchAttribute attribute = program.cluster ? of_cluster(program.blocks) : cooperative();
+  const cudaLaunchConfig_t config =
+      configure(program.groups * program.blocks, shared_bytes, on_stream, &attribute);
+  return check(cudaLaunchKernelExC(&config, kernel.entry, arguments), "cudaLaunchKernelExC");
 }
 
 }  // namespace noprop::cuda

@@ -25,6 +25,10 @@ const char* describe_device(int device, NopropCudaDevice* facts);
 const char* blocks_per_multiprocessor(int device, Precision precision, int64_t shared_bytes,
                                       int* blocks);
 
+// clusters of `blocks` thread blocks that the device holds at the same time
+const char* clusters_at_once(int device, Precision precision, int64_t shared_bytes, int blocks,
+                             int* clusters);
+
 // Clears the barriers' counters and launches, both on the stream.
 const char* launch(int device, const Program& program, int64_t shared_bytes, void* stream);
 

@@ -6,7 +6,7 @@ from ..gpu.records import contents_are_checked, optimizer_name
 from ..gpu.tables import Ask, train_table
 from ..state import StackedModule
 from . import extension, residency, shapes
-from .program import device_index, facts, room_for_state, thread_blocks
+from .program import device_index, facts, room_for_groups, room_for_state
 from .residency import Place
 from .walk import Fields
 
@@ -53,16 +53,18 @@ def place_of(what: StackedModule, batch: int) -> Place:
     assert what.optimizer is not None
     module, device = extension.module, device_index(what.device)
     table = train_table(what.plan, ask_of_steps(what, batch))
+    total, clusters = room_for_groups(what.device, what.precision)
     at_once = getattr(what, "blocks_per_launch", None)
     return residency.place(
         len(what) if at_once is None else min(len(what), at_once),
         residency.phases_of(table),
-        thread_blocks(module, device, what.precision, 0),
+        total,
         weight_stages(what),
         module.moments(optimizer_name(what.optimizer)) * shapes.weight_tile_entries(),
         room_for_state(module, device, what.precision),
         slice_bytes(what) + 4 * table.floats,
         facts(module, device)["l2_bytes"],
+        clusters,
     )
 
 
@@ -79,6 +81,7 @@ def describe(what: StackedModule, batch: int) -> str:
         return f"where state lies is not known: {error}"
     groups, blocks = place.layout.groups, place.layout.blocks
     parts = [f"{count(groups, 'group')} of {count(blocks, 'thread block')}"]
+    parts[0] += ", each a cluster" if place.layout.cluster else ""
     if what.optimizer.moments:
         parts.append(
             f"moments of {place.kept} of a slice's {count(place.tiles, 'weight tile')} in shared "

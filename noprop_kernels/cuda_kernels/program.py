@@ -9,7 +9,7 @@ import torch
 
 from ..gpu.records import rule_name
 from ..gpu.stages import Table
-from . import buffers, clocks, extension, residency, shapes
+from . import buffers, clocks, clusters, extension, residency, shapes
 from .residency import Layout
 from .stages import of_table
 from .walk import Fields, Walk, hyper_of
@@ -40,8 +40,13 @@ def device_index(device: torch.device) -> int:
 
 
 def layout_of(walk: Walk, phases: tuple[int, ...]) -> Layout:
-    total = thread_blocks(extension.module, device_index(walk.device), walk.slices.precision, 0)
-    return residency.layout(walk.n, phases, total)
+    return residency.layout(walk.n, phases, *room_for_groups(walk.device, walk.slices.precision))
+
+
+def room_for_groups(device: torch.device, precision: str) -> tuple[int, tuple[int, ...]]:
+    """Thread blocks at the same time, and clusters of them where groups are to be such."""
+    which = extension.module, device_index(device), precision
+    return thread_blocks(*which, 0), clusters.held(*which, room_for_state(*which))
 
 
 def run_table(
@@ -83,6 +88,7 @@ def launch(walk: Walk, stages: list[Fields], layout: Layout) -> None:
         "B": walk.B,
         "groups": layout.groups,
         "blocks": layout.blocks,
+        "cluster": int(layout.cluster),
         "precision": precision,
         "hyper": hyper_of(walk.rule),
         "resident_floats": resident,

@@ -19,10 +19,12 @@ class Layout:
     Args:
         groups: take slices g, g + groups, ... each.
         blocks: thread blocks of a group.
+        cluster: whether a group is a thread-block cluster.
     """
 
     groups: int
     blocks: int
+    cluster: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def phases_of(table: Table) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=256)
-def layout(n: int, tiles: tuple[int, ...], total: int) -> Layout:
+def layout(n: int, tiles: tuple[int, ...], total: int, clusters: tuple[int, ...] = ()) -> Layout:
     """How `total` thread blocks, which run at the same time, share n slices.
 
     A group's step costs the longest turn of its thread blocks in each phase and a barrier behind
@@ -75,6 +77,7 @@ def layout(n: int, tiles: tuple[int, ...], total: int) -> Layout:
         n: slices.
         tiles: of a slice, by phase.
         total: thread blocks that run at the same time.
+        clusters: of 1, 2, ... thread blocks that run at the same time, where a group is to be one.
     """
 
     def cost(groups: int) -> int:
@@ -83,10 +86,14 @@ def layout(n: int, tiles: tuple[int, ...], total: int) -> Layout:
         return cdiv(n, groups) * (turns + (len(tiles) if blocks > 1 else 0))
 
     def blocks_of(groups: int) -> int:
+        if clusters:
+            fits = (b for b, held in enumerate(clusters, 1) if held >= groups and b <= max(tiles))
+            return max(fits, default=1)
         return max(1, min(total // groups, max(tiles)))
 
     groups = min(range(1, max(1, min(n, total)) + 1), key=cost)
-    return Layout(groups, blocks_of(groups))
+    blocks = blocks_of(groups)
+    return Layout(groups, blocks, bool(clusters) and blocks > 1)
 
 
 def keep_moments(
@@ -120,16 +127,17 @@ def place(
     room: int,
     slice_bytes: int,
     l2: int,
+    clusters: tuple[int, ...] = (),
 ) -> Place:
     """Where everything lies; sets what `keep_moments` sets.
 
     Args:
-        n, phases, total: as for `layout`.
+        n, phases, total, clusters: as for `layout`.
         stages, floats_of_tile, room: as for `keep_moments`.
         slice_bytes: weights, moments, statistics and workspace of a slice.
         l2: bytes of the device's L2 cache.
     """
-    found = layout(n, phases, total)
+    found = layout(n, phases, total, clusters)
     keep_moments(stages, found.blocks, floats_of_tile, room)
     updates = [stage for stage in stages if stage["kind"] == "update_weight"]
     kept = sum(min(stage["tiles"], stage["resident_tiles"] * found.blocks) for stage in updates)

@@ -6,13 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "cuda/dev.h"
+#include "cluster_cases.h"
 
 namespace {
 
 namespace dev = noprop::dev;
-
-std::string told(int failed) { return failed ? hc::last_error() : "ok"; }
 
 // A copy is NaN before cp_wait; the latest group is left alone; zeros where not valid.
 __global__ void copies(uint32_t* out, const uint32_t* in) {
@@ -333,6 +331,11 @@ const Case kCases[] = {
     {"never_written", run_never_written},
     {"rounds", run_many_rounds},
     {"rounds_wrap", run_wrapping_rounds},
+    {"cluster_rounds", run_cluster_rounds},
+    {"cluster_too_large", run_clusters<9>},
+    {"cluster_uneven", run_clusters<2>},
+    {"skip_cluster_barrier", run_skip_cluster_barrier},
+    {"two_cluster_barriers", run_two_cluster_barriers},
     {"flags", run_flags},
     {"indices", run_indices},
     {"orders", run_orders},

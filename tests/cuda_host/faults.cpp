@@ -32,6 +32,12 @@ NOPROP_DEV float fold(float sum, int column) {
   return static_cast<float>((whole % 7 + 7) % 7 - 3);
 }
 
+#ifdef CLUSTER  // all blocks are one
+constexpr bool kCluster = true;
+#else
+constexpr bool kCluster = false;
+#endif
+
 #if defined(PLANT_RELAXED_RELEASE) || defined(PLANT_RELAXED_ACQUIRE)
 void barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoch) {
   ++epoch;
@@ -52,6 +58,7 @@ void barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoch) {
 }
 #else
 void barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoch) {
+  if (kCluster) return dev::cluster_barrier();
   dev::group_barrier(counter, blocks, epoch);
 }
 #endif
@@ -235,7 +242,11 @@ void run(uint64_t seed) {
   for (float& value : w) value = float(int(numbers() % 7) - 3);
   const auto got = to_bf16(states), halves = to_bf16(w);
   auto counter = std::make_unique<uint32_t>(0);
-  if (hc::launch("relay", relay, kBlocks, kThreads, shared_bytes(), {.seed = seed}, got.get(),
+  hc::Options options{.seed = seed};
+#ifndef PLANT_NO_CLUSTER
+  if (kCluster) options.cluster = kBlocks;
+#endif
+  if (hc::launch("relay", relay, kBlocks, kThreads, shared_bytes(), options, got.get(),
                  halves.get(), counter.get(), kRounds)) {
     std::printf("seed %d: %s\n", int(seed), hc::last_error());
     return;

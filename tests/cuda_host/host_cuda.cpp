@@ -160,11 +160,14 @@ bool prepare(Fiber& fiber, size_t stack_bytes) {
 bool create_all(size_t stack_bytes) {
   now.fibers = static_cast<Fiber*>(calloc(now.count, sizeof(Fiber)));
   now.blocks = static_cast<Block*>(calloc(now.grid.count(), sizeof(Block)));
+  now.clusters = static_cast<Meeting*>(calloc(now.grid.count() / now.cluster, sizeof(Meeting)));
   now.warps = static_cast<Warp*>(calloc(now.count / kWarp, sizeof(Warp)));
   now.polling = static_cast<Fiber**>(calloc(now.count, sizeof(Fiber*)));
-  if (!now.fibers || !now.blocks || !now.warps || !now.polling) return false;
+  if (!now.fibers || !now.blocks || !now.clusters || !now.warps || !now.polling) return false;
   for (unsigned b = 0; b < now.grid.count(); ++b) {
     now.blocks[b].meeting.size = now.threads;
+    now.blocks[b].cluster = &now.clusters[b / now.cluster];
+    now.blocks[b].cluster->size = now.threads * now.cluster;
     if (!map_shared(&now.blocks[b], now.shared_bytes)) return false;
   }
   for (int i = 0; i < now.count; ++i) {
@@ -207,7 +210,7 @@ void destroy_all() {
   if (now.fibers) join_all();
   for (int i = 0; now.fibers && i < now.count; ++i) free(now.fibers[i].copies);
   for (unsigned b = 0; now.blocks && b < now.grid.count(); ++b) unmap_shared(&now.blocks[b]);
-  free(now.fibers), free(now.blocks), free(now.warps), free(now.polling);
+  free(now.fibers), free(now.blocks), free(now.clusters), free(now.warps), free(now.polling);
   now.schedule.finish();
 }
 
@@ -224,6 +227,11 @@ bool check_launch(const Options& options) {
   if (blocks == 0 || blocks > most) {
     set_error("kernel '%s': the grid must have 1 to %u blocks, so that all are co-resident, has %u",
               now.name, most, blocks);
+    return false;
+  }
+  if (options.cluster < 1 || options.cluster > 8 || now.grid.x % options.cluster != 0) {
+    set_error("kernel '%s': a cluster must have 1 to 8 blocks that divide the grid's %u, has %u",
+              now.name, now.grid.x, options.cluster);
     return false;
   }
   return true;
@@ -246,8 +254,11 @@ void meet(Meeting& meeting, State state, const char* what, Site site, bool order
   } else if (!same(meeting.what, what) || meeting.site.line != site.line ||
              !same(meeting.site.file, site.file)) {
     fail("divergent %s: %s at %s:%d here, %s at %s:%d in %d other threads",
-         state == State::kBlock ? "block" : "warp", what, site.file, site.line, meeting.what,
-         meeting.site.file, meeting.site.line, meeting.arrived);
+         state == State::kCluster ? "cluster"
+         : state == State::kBlock ? "block"
+                                  : "warp",
+         what, site.file, site.line, meeting.what, meeting.site.file, meeting.site.line,
+         meeting.arrived);
   }
   [[maybe_unused]] char* edge = &meeting.edges[meeting.round & 1];
 #ifdef HC_TSAN
@@ -270,6 +281,11 @@ void meet(Meeting& meeting, State state, const char* what, Site site, bool order
 #ifdef HC_TSAN
   if (orders) __tsan_acquire(edge);
 #endif
+}
+
+void cluster_barrier(Site site) {
+  meet(meeting_of(*running(), State::kCluster), State::kCluster, "cluster barrier", site, true,
+       nullptr);
 }
 
 void block_barrier(Site site) {
@@ -321,7 +337,7 @@ int run(const char* name, void (*entry)(void*), void* closure, Dim3 grid, Dim3 b
   now = Running();
   now.name = name, now.seed = options.seed, now.entry = entry, now.closure = closure;
   now.grid = grid, now.block = block, now.shared_bytes = shared_bytes;
-  now.threads = static_cast<int>(block.x);
+  now.threads = static_cast<int>(block.x), now.cluster = static_cast<int>(options.cluster);
   now.failed = !check_launch(options);
   if (!now.failed) {
     now.count = now.live = now.threads * static_cast<int>(grid.count());

@@ -78,6 +78,7 @@ struct Options {
                             // random, fixed random priorities of warps and lanes
   int stack_kb = 0;         // 0: 128, or 256 under a sanitizer
   unsigned max_blocks = 0;  // a larger grid is an error, as it would be on a device; 0: any
+  unsigned cluster = 1;     // blocks of a cluster, 1 to 8
 };
 using Opts = Options;
 
@@ -103,6 +104,7 @@ int launch(const char* name, void (*kernel)(Params...), Dim3 grid, Dim3 block, s
 [[noreturn]] void fail_at(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 void block_barrier(Site site);
+void cluster_barrier(Site site);
 void warp_barrier(Site site);
 void poll_wait(const uint32_t* flag, uint32_t want, const char* name, Site site);
 void after_atomic();  // others may be waiting for what was changed

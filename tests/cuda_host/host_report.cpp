@@ -29,8 +29,7 @@ void describe(const Fiber& fiber) {
     add_error("%s at %s:%d (value %u, waits for >= %u)", fiber.what, site.file, site.line,
               *static_cast<const volatile uint32_t*>(fiber.flag), fiber.want);
   } else {
-    const Meeting& meeting =
-        fiber.state == State::kBlock ? fiber.block->meeting : fiber.warp->meeting;
+    const Meeting& meeting = meeting_of(fiber, fiber.state);
     add_error("%s at %s:%d (%d of %d arrived)", fiber.what, site.file, site.line, meeting.arrived,
               meeting.size);
   }

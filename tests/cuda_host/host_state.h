@@ -17,7 +17,7 @@
 
 namespace hc {
 
-enum class State : unsigned char { kReady, kBlock, kWarp, kPoll, kDone };
+enum class State : unsigned char { kReady, kCluster, kBlock, kWarp, kPoll, kDone };
 
 struct Stack {
   unsigned char* bottom = nullptr;  // lowest usable byte; the page below is a guard
@@ -57,6 +57,7 @@ struct Meeting {
 };
 
 struct Block {
+  Meeting* cluster = nullptr;  // of the cluster's blocks
   Meeting meeting;
   unsigned char* shared = nullptr;
   unsigned char* mapping = nullptr;
@@ -96,7 +97,9 @@ struct Running {
   size_t shared_bytes = 0;
   Fiber* fibers = nullptr;
   Block* blocks = nullptr;
+  Meeting* clusters = nullptr;
   Warp* warps = nullptr;
+  int cluster = 1;  // blocks of a cluster
   int count = 0, threads = 0, live = 0, pollers = 0;
   Fiber** polling = nullptr;
   Schedule schedule;
@@ -111,6 +114,12 @@ struct Running {
 extern Running now;
 
 inline Fiber* running() { return static_cast<Fiber*>(cur); }
+
+// where the fiber meets others of its block, warp or cluster
+inline Meeting& meeting_of(const Fiber& fiber, State state) {
+  if (state == State::kCluster) return *fiber.block->cluster;
+  return state == State::kBlock ? fiber.block->meeting : fiber.warp->meeting;
+}
 
 void set_error(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void add_error(const char* format, ...) __attribute__((format(printf, 1, 2)));

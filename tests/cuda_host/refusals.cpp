@@ -19,6 +19,9 @@ void refused(const char* part, const std::function<void(Launch&)>& change) {
 
 void test_refusals() {
   refused("holds 16 thread blocks", [](Launch& l) { l.p.groups = 4, l.p.blocks = 5; });
+  refused("a cluster may have 1 to 8 thread blocks, got 9",
+          [](Launch& l) { l.p.cluster = 1, l.p.blocks = 9; });
+  refused("cluster of a program must be in 0..1", [](Launch& l) { l.p.cluster = 2; });
   refused("shared memory", [](Launch& l) { l.p.resident_floats = 60000; });
   refused("B of a program must be in 1..", [](Launch& l) { l.p.B = 0; });
   refused("num_stages of a program", [](Launch& l) { l.p.num_stages = kMaxStages + 1; });

@@ -56,11 +56,20 @@ const char* blocks_per_multiprocessor(int, Precision, int64_t, int* blocks) {
   return nullptr;
 }
 
+const char* clusters_at_once(int, Precision, int64_t, int blocks, int* clusters) {
+  *clusters = kMultiprocessors / blocks;
+  return nullptr;
+}
+
 const char* launch(int, const Program& program, int64_t shared_bytes, void*) {
   hc::Options options;
   if (const char* seed = std::getenv("NOPROP_HOST_SEED"))
     options.seed = std::strtoull(seed, nullptr, 10);
-  options.max_blocks = kMultiprocessors;
+  if (program.cluster) {
+    options.cluster = static_cast<unsigned>(program.blocks);  // the grid need not be resident
+  } else {
+    options.max_blocks = kMultiprocessors;
+  }
   std::memset(program.barriers, 0, sizeof(uint32_t) * static_cast<size_t>(program.groups));
   const auto entry =
       reinterpret_cast<void (*)(Program)>(const_cast<void*>(kernel_of(program.precision).entry));

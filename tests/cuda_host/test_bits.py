@@ -8,7 +8,7 @@ import torch
 import noprop_kernels as nk
 from calls_for_tests import PLANS, assert_same, clone_call, make_predict_call, make_train_call
 from noprop_kernels.calls import TrainCall
-from noprop_kernels.cuda_kernels import program, residency
+from noprop_kernels.cuda_kernels import clusters, program, residency
 from noprop_kernels.cuda_kernels.residency import Layout
 from noprop_kernels.optimizers import AdamW
 from tests.triton_kernels.test_properties import (  # noqa: F401
@@ -23,6 +23,7 @@ from tests.triton_kernels.test_properties import (  # noqa: F401
 
 pytestmark = pytest.mark.cuda_host
 LAYOUTS = [(1, 1), (1, 3), (1, 16), (2, 1), (2, 5), (3, 5)]
+LAYOUTS += [(1, 8, True), (2, 5, True), (3, 6, True)]  # clusters, once more than fit together
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,8 @@ def test_the_order_in_which_threads_run(
     first = run(kernels, call)
     monkeypatch.setenv("NOPROP_HOST_SEED", seed)
     same(first, run(kernels, call))
+    monkeypatch.setenv(clusters.VARIABLE, "1")
+    same(first, run(kernels, call))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -112,7 +115,7 @@ def test_moments_in_shared_memory(kernels: ModuleType, monkeypatch) -> None:
 def test_a_chain_s_thread_blocks(kernels: ModuleType, monkeypatch) -> None:
     call = make_predict_call(PLANS["branches"](9, 5, 6), 2, 3, 40, 2, keep_all=True)
     results = []
-    for layout in [(1, 1), (2, 1), (2, 7)]:
+    for layout in [(1, 1), (2, 1), (2, 7), (2, 7, True)]:
         monkeypatch.setattr(residency, "layout", lambda *sizes, layout=layout: Layout(*layout))
         made = clone_call(call)
         kernels.predict(made)

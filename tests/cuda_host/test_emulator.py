@@ -35,6 +35,17 @@ ALWAYS = {
     "ldmatrix_misaligned": r"ldmatrix: the address \w+ is not aligned to 16 bytes",
     "never_written": "ok",
     "rounds_wrap": "ok",
+    "cluster_rounds": "ok",
+    "cluster_too_large": "a cluster must have 1 to 8 blocks that divide the grid's 9, has 9",
+    "cluster_uneven": "a cluster must have 1 to 8 blocks that divide the grid's 9, has 2",
+    "skip_cluster_barrier": r"""DEADLOCK in kernel 'bad' \(seed 0\): 127 threads live, none can run
+  block 0 threads 0-63: cluster barrier at \S+cluster_cases.h:\d+ \(127 of 128 arrived\)
+  block 1 threads 0-36: cluster barrier at \S+cluster_cases.h:\d+ \(127 of 128 arrived\)
+  block 1 thread 37: returned from the kernel
+  block 1 threads 38-63: cluster barrier at \S+cluster_cases.h:\d+ \(127 of 128 arrived\)
+  block 2 threads 0-63: returned from the kernel""",
+    "two_cluster_barriers": r"divergent cluster: cluster barrier at \S+:(\d+) here, "
+    r"cluster barrier at \S+:(?!\1)\d+ in 32 other",
     "flags": "ok",
     "indices": "ok",
     "skip_barrier": r"""DEADLOCK in kernel 'bad' \(seed 0\): 63 threads live, none can run
@@ -97,6 +108,12 @@ FAULTS = {
     "GROUP_BARRIER_SKIPPED": {"plain": r"group barrier at .* \(value 17, waits for >= 18\)"},
     "DIVERGENT_BARRIER": {"plain": "divergent block: __syncthreads"},
 }
+CLUSTER_FAULTS = {  # the same kernel, whose blocks are a cluster
+    "MISSING_GROUP_BARRIER": {"plain": WRONG, "thread": RACE},
+    "MISSING_GROUP_BARRIER_AT_END": {"plain": WRONG, "thread": RACE},
+    "GROUP_BARRIER_SKIPPED": {"plain": r"DEADLOCK.*cluster barrier at \S+ \(128 of 192 arrived\)"},
+    "NO_CLUSTER": {"plain": WRONG, "thread": RACE},
+}
 
 
 @pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
@@ -147,23 +164,44 @@ def test_kernel_without_a_fault(builder: Builder, variant: str) -> None:
     assert said == "".join(f"seed {seed}: 0 wrong\n" for seed in range(8))
 
 
+@pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
+def test_cluster_without_a_fault(builder: Builder, variant: str) -> None:
+    program = builder.build("cluster", [HERE / "faults.cpp"], variant, defines=["CLUSTER"])
+    said = run(program, *"01234567")
+    assert said == "".join(f"seed {seed}: 0 wrong\n" for seed in range(8))
+
+
 @pytest.mark.parametrize(
     "fault, variant",
     with_marks((fault, variant) for fault, said in FAULTS.items() for variant in said),
 )
 def test_fault_is_caught(builder: Builder, fault: str, variant: str) -> None:
-    name = f"relay-{fault}"
-    program = builder.build(name, [HERE / "faults.cpp"], variant, defines=[f"PLANT_{fault}"])
+    caught(builder, variant, "relay", fault, FAULTS[fault][variant])
+
+
+@pytest.mark.parametrize(
+    "fault, variant",
+    with_marks((fault, variant) for fault, said in CLUSTER_FAULTS.items() for variant in said),
+)
+def test_fault_in_a_cluster_is_caught(builder: Builder, fault: str, variant: str) -> None:
+    caught(builder, variant, "cluster", fault, CLUSTER_FAULTS[fault][variant], "CLUSTER")
+
+
+def caught(
+    builder: Builder, variant: str, name: str, fault: str, pattern: str, *defines: str
+) -> None:
+    defines = (f"PLANT_{fault}", *defines)
+    program = builder.build(f"{name}-{fault}", [HERE / "faults.cpp"], variant, defines=defines)
     if variant == "plain":
         said = run(program, *"0123")
     else:
         said = run(program, "0", status=None)
-    assert re.search(FAULTS[fault][variant], said), said
+    assert re.search(pattern, said, re.DOTALL), said
 
 
 def test_every_fault_is_tried() -> None:
     planted = re.findall(r"\bPLANT_(\w+)", (HERE / "faults.cpp").read_text())
-    assert set(planted) == set(FAULTS)
+    assert set(planted) == {*FAULTS, *CLUSTER_FAULTS}
 
 
 def test_header_compiles_for_devices(tmp_path: Path) -> None:
@@ -178,6 +216,9 @@ def test_header_compiles_for_devices(tmp_path: Path) -> None:
     run(*common, tmp_path / "touch.o", "-c", *codes, "-gencode=arch=compute_100,code=compute_100")
     run(*common, tmp_path / "touch.ptx", "-ptx", "-arch=compute_80")
     made = (tmp_path / "touch.ptx").read_text()
+    assert "barrier.cluster" not in made
+    run(*common, tmp_path / "touch90.ptx", "-ptx", "-arch=compute_90")
+    made += (tmp_path / "touch90.ptx").read_text()
     for instruction in (
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
@@ -193,6 +234,8 @@ def test_header_compiles_for_devices(tmp_path: Path) -> None:
         "cp.async.ca.shared.global",
         "cp.async.commit_group",
         "cp.async.wait_group",
+        "barrier.cluster.arrive.release.aligned",
+        "barrier.cluster.wait.acquire.aligned",
         "red.release.gpu.global.add.u32",
         "ld.acquire.gpu.global.u32",
         "fma.rn.f32",

@@ -112,3 +112,40 @@ def test_a_working_set_is_of_the_groups_alone() -> None:
     assert place.kept == 7 and place.fits_l2
     assert not residency.place(300, (1,), 132, stages(), 10, 70, 1001, 100_000).fits_l2
     assert residency.place(10, (8, 52), 132, stages(), 10, 30, 1, 1).kept == 14
+
+
+def test_clusters_are_asked_for(recorder: Recorder, monkeypatch) -> None:  # noqa: F811
+    """Groups of 8 thread blocks at most, in the launch and in what explain says of it."""
+    assert not launched(recorder, make(), 40)["cluster"]
+    assert "cluster" not in nk.explain(make(), batch=40)
+    monkeypatch.setenv("NOPROP_CUDA_CLUSTERS", "1")
+    recorder.programs.clear()
+    made = launched(recorder, make(T=1, H=300), 40)
+    assert (made["groups"], made["blocks"], made["cluster"]) == (1, 8, 1)
+    assert ": 1 group of 8 thread blocks, each a cluster; moments" in nk.explain(
+        make(T=1, H=300), batch=40
+    )
+    # 16 clusters of 1 or 2, 7 of 3: of equals the fewer groups; a group of one is no cluster
+    assert residency.layout(7, (40,), 32, (16, 16, 7)) == Layout(7, 3, True)
+    assert residency.layout(12, (1,), 32, (16, 16, 7)) == Layout(12, 1)
+
+
+def test_clusters_are_refused_with_the_reason(
+    kernels: ModuleType, cuda_module: ModuleType, monkeypatch
+) -> None:
+    class Older(Recorder):
+        def resident_clusters(self, *_: object) -> int:
+            raise RuntimeError(
+                "thread-block clusters need compute capability 9.0, device 0 has 8.9"
+            )
+
+    monkeypatch.setattr(extension, "module", older := Older(cuda_module))
+    monkeypatch.setenv("NOPROP_CUDA_CLUSTERS", "1")
+    reason = "NOPROP_CUDA_CLUSTERS=1: thread-block clusters need compute capability 9.0, device 0"
+    with pytest.raises(RuntimeError, match=reason):
+        launched(older, make(), 40)
+    assert not older.programs
+    assert f"    where state lies is not known: {reason}" in nk.explain(make())
+    monkeypatch.setenv("NOPROP_CUDA_CLUSTERS", "yes")
+    with pytest.raises(ValueError, match="NOPROP_CUDA_CLUSTERS must be 0 or 1, got 'yes'"):
+        launched(older, make(), 40)

@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(128)
 
   uint32_t epoch = 0;
   dev::group_barrier(counter, gridDim.x, epoch);
+  if (dev::kClusters) dev::cluster_barrier();
   dev::red_release(counter + 1, 1);
   dev::wait_ge(counter + 1, gridDim.x, "everyone");
   dev::atomic_or(flags, dev::ld_acquire(counter) > 7 ? 1 : 2);

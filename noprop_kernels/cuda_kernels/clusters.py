@@ -1,0 +1,38 @@
+"""Thread-block clusters: whether a group of thread blocks is launched as one, and of what size.
+
+A cluster meets at the hardware's barrier instead of one in global memory. NOPROP_CUDA_CLUSTERS=1
+asks for them; they are off unless it does, since no GPU has shown that they help.
+"""
+
+import os
+from functools import lru_cache
+from typing import Any
+
+from . import shapes
+
+VARIABLE = "NOPROP_CUDA_CLUSTERS"
+
+
+def held(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]:
+    """Clusters of 1, 2, ... thread blocks that the device holds at the same time; () if not wanted.
+
+    Args:
+        room: floats of shared memory that are free: with all of it a multiprocessor has one block.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+        RuntimeError: the device has no clusters.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE} must be 0 or 1, got {value!r}")
+    return held_by(module, device, precision, room) if value == "1" else ()
+
+
+@lru_cache(maxsize=64)
+def held_by(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]:
+    sizes = range(1, shapes.constant("kMostOfCluster") + 1)
+    try:
+        return tuple(module.resident_clusters(device, precision, room, size) for size in sizes)
+    except RuntimeError as error:
+        raise RuntimeError(f"{VARIABLE}=1: {error}") from error
