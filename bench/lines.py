@@ -106,3 +106,8 @@ def floor_ms(line: Line) -> float:
     """
     products = line["flop_per_step"] / (line["peak_gflops"] * 1e6)
     return products + traffic(line) / (line["state_gb_s"] * 1e6)
+
+
+def floor_share(line: Line) -> float:
+    """The share of peak of a step that takes floor_ms."""
+    return line["flop_per_step"] / (line["peak_gflops"] * 1e6) / floor_ms(line)

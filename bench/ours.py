@@ -87,7 +87,9 @@ class Ours(Contender):
     def step_bytes(self, indices: Tensor) -> int | None:
         if self.backend != "cpu":
             return super().step_bytes(indices)
-        return self.threads * native.workspace_bytes(self.plan, self.shape.B, self.shape.D)
+        s, precision = self.shape, self.problem.precision
+        workspace = self.threads * native.workspace_bytes(self.plan, s.B, s.D, precision)
+        return workspace + native.packed_bytes(self.plan, s.T, s.B, len(indices), precision)
 
 
 class OursTrainStep(Ours):

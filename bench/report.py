@@ -22,11 +22,17 @@ from .tables import (
     rivals_table,
     scaling_rows,
     step_table,
+    target_rows,
 )
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {"adamw": "AdamW", "sgd": "SGD", "inference": "Inference, x1 and x1024 rows"}
 SECTIONS = (
+    (
+        "What float32 aims at. At the floor: products at the measured peak, then the update's "
+        "traffic at the rate of a copy of the state's size:",
+        target_rows,
+    ),
     ("Memory in MiB:", memory_rows),
     ("Memory on the GPU in MiB:", gpu_memory_rows),
     ("The parts of a step, each against the torch operations that it replaces:", parts_rows),

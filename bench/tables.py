@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from .lines import Line, best_rival, floor_ms, groups, our_lines, timed
+from .lines import Line, best_rival, floor_ms, floor_share, groups, our_lines, timed
+from .shapes import TARGETS
 
 Rows = list[tuple[str, ...]]
 
@@ -105,6 +106,23 @@ def headline(lines: Sequence[Line], maths: str) -> tuple[str, list[str]]:
         *("best rival, ms", "ratio", "share of peak"),
     )
     return markdown(header, rows) if rows else "", lost
+
+
+def target_rows(lines: Iterable[Line]) -> Rows:
+    """Header and rows: `ours` on a CPU in float32, all threads, beside what it aims at."""
+    rows: Rows = [("shape", "K", "ratio", "aim", "share of peak", "aim", "at the floor")]
+    own = [line for line in lines if line.get("precision") == "float32" and "state_gb_s" in line]
+    found = groups(line for line in own if not line["machine"].get("gpu"))
+    for shape, (ratio, share_of_peak) in TARGETS.items():
+        keys = [(threads, K) for name, threads, K in found if name == shape and K >= 50]
+        group = found[shape, *max(keys)] if keys else []
+        best = best_rival(group, "adamw")
+        for ours in our_lines(group, "adamw") if best else []:
+            measured = f"{best['ms_per_step'] / ours['ms_per_step']:.2f}"
+            shares = (ours["share_of_peak"], share_of_peak, floor_share(ours))
+            cells = (measured, f"{ratio:.2f}", *(f"{each:.0%}" for each in shares))
+            rows.append((f"`{shape}`", str(ours["K"]), *cells))
+    return rows
 
 
 def rivals_table(lines: Sequence[Line], K: int) -> str:

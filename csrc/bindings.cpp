@@ -188,8 +188,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
            [](const Plan& plan, int64_t n, int64_t B, int32_t threads) {
              return noprop_team_size_cpu(&plan.plan, n, B, threads);
            })
-      .def("workspace_bytes", [](const Plan& plan, int64_t B, int64_t D) {
-        return noprop_workspace_bytes_cpu(&plan.plan, B, D);
+      .def("workspace_bytes",
+           [](const Plan& plan, int64_t B, int64_t D) {
+             return noprop_workspace_bytes_cpu(&plan.plan, B, D);
+           })
+      .def("packed_bytes", [](const Plan& plan, int64_t n, int64_t B, int64_t K) {
+        return noprop_packed_bytes_cpu(&plan.plan, n, B, K);
       });
 
   // out: loss, applied, error, d_signal, d_noise, d_W_embed

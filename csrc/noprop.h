@@ -207,6 +207,10 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
 /* Bytes of one thread's workspace in noprop_train_cpu. */
 int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D);
 
+/* Bytes of the rows that noprop_train_cpu packs once for all n slices in a call of K steps whose
+ * inputs are the same for all of them. */
+int64_t noprop_packed_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, int64_t K);
+
 /* Threads that share each slice's work in noprop_train_cpu, as they do where they outnumber the
  * slices. */
 int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads);

@@ -103,6 +103,11 @@ def workspace_bytes(plan: Plan, B: int, D: int, precision: str = "float32") -> i
     return _native_plan(plan, precision).workspace_bytes(B, D)
 
 
+def packed_bytes(plan: Plan, n: int, B: int, K: int, precision: str = "float32") -> int:
+    """Bytes of the rows that a training call of K steps on the same data packs for n slices."""
+    return _native_plan(plan, precision).packed_bytes(n, B, K)
+
+
 def team_size(plan: Plan, n: int, B: int) -> int:
     """Threads that share each slice's work in a training call of n slices and B rows."""
     return _native_plan(plan, "float32").team_size(n, B, threads())

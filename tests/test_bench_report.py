@@ -85,6 +85,16 @@ def test_other_kinds_and_precisions_are_no_rivals():
     assert "| small | 50 | 1.00 | 10.00 |  |" in section
 
 
+def test_what_is_aimed_at_stands_beside_what_was_measured():
+    rates = {"flop_per_step": 10**9, "state_gb_s": 1e-3}  # 10 ms of products, 6 ms of traffic
+    ours, best = (line(*each) | rates for each in (("ours", 20.0), ("fast", 24.0)))
+    ours |= {"memory_bytes": {"weights": 1000, "optimizer": 2000, "step": None}}
+    short = [each | {"K": 1, "ms_per_step": 1.0} for each in (ours, best)]
+    low = [each | {"precision": "bfloat16", "ms_per_step": 1.0} for each in (ours, best)]
+    _, *rows = tables.target_rows([*short, ours, best, *low])
+    assert rows == [("`small`", "50", "1.20", "1.50", "50%", "85%", "62%")]
+
+
 @pytest.mark.parametrize("K", [1, 5])
 def test_sample_is_milliseconds_a_step(monkeypatch, K):
     clock = 0.0

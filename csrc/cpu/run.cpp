@@ -200,6 +200,10 @@ int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D)
   return isa().train_bytes(plan, B, D, 1);
 }
 
+int64_t noprop_packed_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, int64_t K) {
+  return packed_bytes(isa(), *plan, n, B, K);
+}
+
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
                                 const NopropInput* inputs, int64_t B, int32_t training,
                                 const NopropHost* caller) {

@@ -45,17 +45,35 @@ bool is_shared(const NopropInput& input, int64_t n) {
   return n > input.replicas && (input.indices || input.slice == 0);
 }
 
-Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs, int64_t n,
-                   int64_t B, int64_t K) {
-  int64_t step_bytes = 0;
+namespace {
+
+int64_t packed_step_bytes(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
+                          int64_t n, int64_t B) {
+  int64_t bytes = 0;
   for (int32_t j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z && is_shared(inputs[j], n))
-      step_bytes += inputs[j].replicas * isa.packed_bytes(plan.input_widths[j], B);
+      bytes += inputs[j].replicas * isa.packed_bytes(plan.input_widths[j], B);
+  return bytes;
+}
+
+}  // namespace
+
+Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs, int64_t n,
+                   int64_t B, int64_t K) {
+  const int64_t step_bytes = packed_step_bytes(isa, plan, inputs, n, B);
   if (step_bytes == 0) return {K, false};
   const int64_t fit = shared_bytes() / step_bytes;
   if (K <= fit) return {K, true};
   // a visit of one step would fetch the state anew for each
   return fit > 1 ? Visit{fit, true} : Visit{K, false};
+}
+
+int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t B, int64_t K) {
+  NopropInput same = {};
+  same.replicas = 1;
+  const std::vector<NopropInput> inputs(static_cast<size_t>(plan.num_inputs), same);
+  const Visit visit = choose_visit(isa, plan, inputs.data(), n, B, K);
+  return visit.packs ? visit.steps * packed_step_bytes(isa, plan, inputs.data(), n, B) : 0;
 }
 
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {

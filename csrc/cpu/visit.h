@@ -19,6 +19,9 @@ struct Visit {
 Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs, int64_t n,
                    int64_t B, int64_t K);
 
+// What is packed at once, where all inputs are the same for n slices.
+int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t B, int64_t K);
+
 // whether slices read the same rows of an input, and so can share their packed form
 bool is_shared(const NopropInput& input, int64_t n);
 

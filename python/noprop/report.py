@@ -17,6 +17,7 @@ with train_extra():
 
 Json = dict[str, Any]
 FLOAT = 4  # bytes
+MANY_STEPS = 1 << 30  # more than any call packs rows for
 
 
 def say(console: Console, line: str) -> None:
@@ -73,8 +74,10 @@ def sizes(model: Model, batch_size: int) -> Json:
     activations = FLOAT * batch_size * widths * workers
     workspace = None
     if backend == "cpu":
-        each = native.workspace_bytes(plan, batch_size, model.blocks.D, model.blocks.precision)
-        workspace = max(0, each * workers - activations)
+        T, D, precision = model.blocks.T, model.blocks.D, model.blocks.precision
+        each = native.workspace_bytes(plan, batch_size, D, precision)
+        rows = native.packed_bytes(plan, T, batch_size, MANY_STEPS, precision)
+        workspace = max(0, each * workers + rows - activations)
     return {
         "parameters": parameters,
         "parameters_per_block": plan.num_parameters(),

@@ -14,7 +14,7 @@ from calls_for_tests import (
     one_step,
     results,
 )
-from noprop_kernels import reference_walk
+from noprop_kernels import native, reference_walk
 from noprop_kernels.calls import TrainCall
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
 
@@ -195,3 +195,13 @@ def test_a_bad_row_of_a_later_visit_is_found_before_any_write(kernels: ModuleTyp
         kernels.train(call)
     for (name, after), (_, old) in zip(results(call), results(before), strict=True):
         assert torch.equal(after.nan_to_num(7), old.nan_to_num(7)), name
+
+
+def test_rows_are_packed_for_as_many_steps_as_a_cache_holds() -> None:
+    plan = PLANS["mlp"](784, 5, 6)
+    step = native.packed_bytes(plan, 3, 128, 1)
+    assert step == 4 * 2 * 784 * 128  # in both orders
+    assert native.packed_bytes(plan, 3, 128, 2) == 2 * step
+    most = native.packed_bytes(plan, 3, 128, 1 << 30)
+    assert most % step == 0 and (4 << 20) - step < most <= 16 << 20
+    assert native.packed_bytes(plan, 1, 128, 2) == 0  # a slice alone gathers its own
