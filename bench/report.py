@@ -87,8 +87,20 @@ def machine_section(lines: Sequence[Line]) -> list[str]:
         header, *rows = rows_of(lines)
         if rows:
             parts += [title, markdown(header, rows)]
-    failed = {line["contender"]: line["error"] for line in lines if "error" in line}
-    return parts + [f"`{name}` was not timed: {text[:200]}" for name, text in failed.items()]
+    return parts + failures(lines)
+
+
+def failures(lines: Sequence[Line]) -> list[str]:
+    """A sentence for each contender and error, with the shapes where it came."""
+    failed: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        if "error" in line:
+            first = line["error"].strip().splitlines()[0][:200].strip()
+            failed.setdefault((line["contender"], first), []).append(f"`{line['shape']}`")
+    return [
+        f"`{name}` was not timed at {', '.join(dict.fromkeys(shapes))}: {text}"
+        for (name, text), shapes in failed.items()
+    ]
 
 
 def every_contender(lines: Sequence[Line], memory: bool) -> list[str]:

@@ -85,6 +85,13 @@ def test_other_kinds_and_precisions_are_no_rivals():
     assert "| small | 50 | 1.00 | 10.00 |  |" in section
 
 
+def test_what_failed_is_told_with_its_shapes():
+    error = {"error": "ValueError: no such thing\n\nand more"}
+    lines = [line("slow", 1.0, shape=shape) | error for shape in ("tiny", "small")]
+    said = ["`slow` was not timed at `tiny`, `small`: ValueError: no such thing"]
+    assert report.failures([*lines, line("ours", 1.0)]) == said
+
+
 def test_what_is_aimed_at_stands_beside_what_was_measured():
     rates = {"flop_per_step": 10**9, "state_gb_s": 1e-3}  # 10 ms of products, 6 ms of traffic
     ours, best = (line(*each) | rates for each in (("ours", 20.0), ("fast", 24.0)))
