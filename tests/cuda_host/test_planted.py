@@ -158,9 +158,10 @@ def say(builder: Builder, copy: Path, variant: str, number: int, *rest: str | Pa
 
 @pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
 def test_without_a_fault(builder, copy, recordings, variant: str) -> None:
-    """Whole launches, every stage in them, under AddressSanitizer with UndefinedBehaviorSanitizer and
-    under ThreadSanitizer. Of an overrun from one buffer of the workspace into the next, or from a
-    slice into its neighbour, which lie in one allocation, only wrong bytes tell.
+    """Whole launches, every stage in them, also under sanitizers.
+
+    Of an overrun from one buffer of the workspace into the next, or from a slice into its
+    neighbour, which lie in one allocation, only wrong bytes tell.
     """
     seeds = "0123" if variant == "plain" else "0"
     said = say(builder, copy, variant, 0, seeds, *recordings)
