@@ -12,9 +12,9 @@ twin with rounded operands, and by one rounding.
 
 With --device cuda the Triton kernels, the CUDA kernels (`ours_cuda`, where they can run, and
 `ours_cuda_clusters` from compute capability 9.0 on) and a GPU's rivals run there, more shapes too;
---K 1 10 50 500 shows what a launch costs. Each sample
-waits for the device before and after. --device rehearsal takes the same way on the CPU, by Triton's
-interpreter (TRITON_INTERPRET=1), with a shape of its own; its lines are of kind "rehearsal".
+--K 1 10 50 500 shows what a launch costs. Each sample waits for the device before and after.
+--device rehearsal takes the same way on the CPU, by Triton's interpreter (TRITON_INTERPRET=1), with
+a shape of its own; its lines are of kind "rehearsal".
 """
 
 import argparse
