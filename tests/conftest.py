@@ -15,12 +15,21 @@ import cuda_module_for_tests
 import noprop_kernels as nk
 from noprop_kernels import dispatch
 from noprop_kernels.cuda_kernels import extension
+from products_for_tests import mend_interpreter
 
 BACKENDS = ["cpu", "reference"]
 if os.environ.get("TRITON_INTERPRET") == "1":  # a hundred times slower, so only on request
     BACKENDS.append("triton")
 if os.environ.get("NOPROP_CUDA_HOST") == "1":  # likewise
     BACKENDS.append("cuda")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products_in_order() -> Iterator[None]:
+    """On any host the interpreter's sums have one order, so that its bits can be compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        mend_interpreter(patch)
+        yield
 
 
 @pytest.fixture(scope="session")
