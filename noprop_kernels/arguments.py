@@ -17,9 +17,23 @@ def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
     return seeds
 
 
+def seed_tensor(seeds: Sequence[int]) -> Tensor:
+    return torch.tensor(seeds, dtype=torch.int64, device="cpu")
+
+
+def number_tensor(op: str, name: str, value: object) -> Tensor:
+    """Numbers as float64: a tensor stays on its device, all else is made on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to(torch.float64)
+    try:
+        return torch.tensor(value, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{op}: {name} must be numbers, got {value!r}") from error
+
+
 def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
     """`lr`, a number, (K,) or (K, n), as (K, n) float64; any other is refused."""
-    value = torch.as_tensor(lr, dtype=torch.float64).detach()
+    value = number_tensor(op, "lr", lr)
     if value.ndim == 1 and len(value) == K:
         value = value[:, None]
     if value.shape not in ((), (K, 1), (K, n)):

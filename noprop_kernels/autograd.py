@@ -36,7 +36,7 @@ class Forward(torch.autograd.Function):
     ) -> Tensor:
         inputs = dict(zip(names, tensors, strict=False))
         n, B = next(iter(inputs.values())).shape[:2]
-        logits = torch.empty(n, B, stack.M, device=stack.device)
+        logits = stack._empty(n, B, stack.M)
         call = ForwardCall(
             slices=stack._slices(index),
             inputs={name: packed(value) for name, value in inputs.items()},
@@ -77,7 +77,7 @@ class Forward(torch.autograd.Function):
                 return None
             if n == len(ctx.stack):
                 order = ctx.slices.index
-                if torch.equal(order, torch.arange(n)):
+                if order.tolist() == [*range(n)]:
                     return grads[name]
             full = torch.zeros_like(ctx.slices.params[name])
             full[ctx.slices.index.to(full.device)] = grads[name]
@@ -121,7 +121,7 @@ class Loss(torch.autograd.Function):
         ctx: Any, stack: "StackedModule", index: Tensor, y: Tensor, logits: Tensor
     ) -> Tensor:
         n, B, _ = logits.shape
-        loss = torch.empty(n, device=stack.device)
+        loss = stack._empty(n)
         d_logits = torch.empty_like(logits) if ctx.needs_input_grad[3] else None
         call = HeadCall(
             mix=stack._mix(index, 1, B),

@@ -146,7 +146,7 @@ def gather_inputs(
         return inputs, labels.contiguous()[:, None].expand(K, n, B), K, B
     else:  # other dtypes are converted where they are gathered
         K, B = labels.shape
-        indices = torch.arange(K * B, device=device).view(K, 1, B)
+        indices = torch.arange(K * B, dtype=torch.int64, device=device).view(K, 1, B)
         data = {name: value.flatten(0, 1) for name, value in data.items()}
         labels = labels.flatten()
     K, per_replica, B = indices.shape
@@ -176,7 +176,8 @@ def scale_and_shift(
     if normalize is None:
         if unit == 1.0:
             return None, None
-        mean, std = torch.zeros(F, dtype=torch.float64), torch.ones(F, dtype=torch.float64)
+        mean = torch.zeros(F, dtype=torch.float64, device="cpu")
+        std = torch.ones_like(mean)
     else:
         if not isinstance(normalize, tuple | list) or len(normalize) != 2:
             raise ValueError(f"{op}: normalize must be (mean, std), got {normalize!r}")
@@ -190,7 +191,7 @@ def scale_and_shift(
 
 def per_feature(op: str, value: float | Sequence[float] | Tensor, F: int) -> Tensor:
     """A number, one per channel (F / channels features in a row) or per feature: (F,) float64."""
-    numbers = torch.as_tensor(value, dtype=torch.float64).cpu().flatten()
+    numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten()
     if numbers.numel() == 0 or F % numbers.numel():
         raise ValueError(
             f"{op}: normalize must have one number, one per channel or one per feature of {F}, "

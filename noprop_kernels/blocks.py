@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from . import autograd, block_ops, modules
-from .arguments import seed_list
+from .arguments import seed_list, seed_tensor
 from .batches import Inputs, check_inputs, check_labels, rows_of, same_rows
 from .calls import AddNoiseCall
 from .check import check_count, check_positive
@@ -232,7 +232,7 @@ class DenoisingBlocks(TrainedBlocks):
             given = seed_list(op, seed)
             if len(given) not in (1, R):
                 raise ValueError(f"{op}: seed must be one or {R}, one per replica, got {seed!r}")
-            seeds = torch.tensor(given, device=self.device).expand(R).contiguous()
+            seeds = seed_tensor(given).to(self.device).expand(R).contiguous()
         schedule, kept = self.goal.schedule, T if keep == "all" else 1
         coefficients = (schedule.a, schedule.b, schedule.c.sqrt())
         index = self._index(op, None)

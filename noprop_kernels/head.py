@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import autograd, block_ops
-from .arguments import seed_list
+from .arguments import seed_list, seed_tensor
 from .batches import INT64, check_labels, gather_inputs, rows_of
 from .check import check_positive, check_tensor
 from .eager import eager_only
@@ -63,7 +63,7 @@ class OutputHead(StackedModule):
             check_tensor(op, "embedding", embedding, shape=(M, D))
         elif D != M:
             raise ValueError(f"{op}: D must be M = {M} without an embedding, got {D}")
-        seeds = torch.tensor(seed_list(op, seed))
+        seeds = seed_tensor(seed_list(op, seed))
         last = goal.schedule.alpha_bar[-1].expand(len(seeds))
         super().__init__(
             Plan({"z": (D,)}, {"logits": Dense("z", M)}),
@@ -71,7 +71,7 @@ class OutputHead(StackedModule):
             numbers=Numbers(
                 last.sqrt().float(),
                 (1 - last).sqrt().float(),
-                torch.ones(len(seeds)),
+                torch.ones_like(last, dtype=torch.float32),
                 head="cross_entropy",
             ),
             embedding=embedding,
@@ -100,7 +100,7 @@ class OutputHead(StackedModule):
         if z.shape[1] == 0:
             return self._empty(len(self), 0, self.M)
         run = block_ops.forward if torch.compiler.is_compiling() else autograd.forward
-        return run(self, {"z": z}, torch.arange(len(self)))
+        return run(self, {"z": z}, self._everyone())
 
     @eager_only
     def train_step(self, y: Tensor, t: int, *, lr: float | Tensor | None = None) -> Step:
@@ -118,7 +118,7 @@ class OutputHead(StackedModule):
             ValueError: an argument does not fit, or optimizer=None.
             BackendError: no backend can run it.
         """
-        op, index = "train_step", torch.arange(len(self))
+        op, index = "train_step", self._everyone()
         rule = self._step_lr(op, lr, index)
         B = len(check_labels(op, y, None, self.M, self.device))
         self._check_training(op, "y", B)
@@ -160,18 +160,22 @@ class OutputHead(StackedModule):
             ValueError: an argument does not fit, or optimizer=None.
             BackendError: no backend can run it.
         """
-        op, index = "train_steps", torch.arange(len(self))
+        op, index = "train_steps", self._everyone()
         inputs, labels, K, B = gather_inputs(
             op, {}, Y, indices, None, self.plan, index, len(self), self.device
         )
         return self._train_steps(op, index, self._noise_block(op, t, K), inputs, labels, B, lr)
+
+    def _everyone(self) -> Tensor:
+        """(R,) positions of all slices."""
+        return torch.arange(len(self), dtype=torch.int64, device="cpu")
 
     def _noise_block(self, op: str, t: int | Tensor, K: int) -> Tensor:
         """Philox' block t - 1 of each step, (K, R)."""
         if isinstance(t, Tensor):
             ts = check_tensor(op, "t", t, shape=(K,), dtype=INT64)
         elif type(t) is int:
-            ts = torch.full((K,), t)
+            ts = torch.full((K,), t, dtype=torch.int64, device="cpu")
         else:
             raise ValueError(f"{op}: t must be an int or a tensor ({K},), got {type(t).__name__}")
         if K and not (1 <= int(ts.min()) and int(ts.max()) <= self.goal.T):

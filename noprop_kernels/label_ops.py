@@ -36,7 +36,7 @@ def denoising_error(
     D = M if W_embed is None else W_embed.shape[1]
     error, u_hat, d_logits = logits.new_empty(B), logits.new_empty(B, D), logits.new_empty(B, M)
     if B:
-        ones = torch.ones(1, device=logits.device).expand(1, 1, B)
+        ones = logits.new_ones(1).expand(1, 1, B)
         embedding = None if W_embed is None else W_embed.detach().contiguous()
         call = HeadCall(
             mix=Mix(ones, ones, ones, flow, 0.0, head, embedding, D, rows=1),

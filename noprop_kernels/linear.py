@@ -177,7 +177,7 @@ class Linear(nn.Linear):
                 raise ValueError(f"{OP}: {name} must be a parameter to be updated, got a result")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+        if (dtype := fn(self.weight.new_empty(0)).dtype) != torch.float32:
             raise ValueError(f"{OP}: parameters must stay torch.float32, got {dtype}")
         return super()._apply(fn, recurse)
 

@@ -35,12 +35,13 @@ def graph_module(
         y = graph.call_module(name, (y,))
         if layer.norm is not None:
             key = f"{name}.norm"
-            norm = nn.BatchNorm1d(layer.features, eps=layer.norm.eps, momentum=layer.norm.momentum)
-            norm.weight = nn.Parameter(parameter(f"{key}.weight"))
+            weight = nn.Parameter(parameter(f"{key}.weight"))
+            numbers = {"eps": layer.norm.eps, "momentum": layer.norm.momentum}
+            norm = nn.BatchNorm1d(layer.features, **numbers, device=weight.device)
+            norm.weight = weight
             norm.bias = nn.Parameter(parameter(f"{key}.bias"))
             norm.running_mean = statistic(f"{key}.running_mean")
             norm.running_var = statistic(f"{key}.running_var")
-            norm.to(norm.weight.device)
             root[key] = norm
             y = graph.call_module(key, (y,))
         if layer.activation == "relu":

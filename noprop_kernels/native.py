@@ -307,7 +307,7 @@ def forward(call: ForwardCall) -> None:
     if call.save:
         # 16 floats more, so that the first slice can begin at a multiple of 64 bytes
         floats = n * native.saved_bytes(B) // 4 + 16
-        saved = torch.empty(floats, dtype=torch.float32)
+        saved = torch.empty(floats, dtype=torch.float32, device="cpu")
         saved = saved[-saved.data_ptr() % 64 // 4 :]
     result = _C.forward(
         native,
@@ -382,7 +382,7 @@ def predict(call: PredictCall) -> None:
     if B == 0:
         return
     check_finite("predict", call.inputs)
-    zeros = torch.zeros(1)
+    zeros = torch.zeros(1, dtype=torch.float32, device="cpu")
     unused = _number(zeros.expand(1, 1, 1))
     mix = (unused,) * 3 + (0.0, 0.0, _HEADS[call.head], _address(call.W_embed), call.D, B)
     result = _C.predict(

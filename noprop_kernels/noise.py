@@ -70,14 +70,14 @@ def draw_numbers(
         return torch.as_tensor(value, dtype=torch.int64, device=seeds.device).reshape(-1, 1, 1)
 
     key = (per_slice(seeds & WORD), per_slice((seeds >> 32) & WORD))
-    column = torch.arange(groups, device=seeds.device)
+    column = torch.arange(groups, dtype=torch.int64, device=seeds.device)
     place = per_slice(block) | stream << 16 | site << 24
     count = per_slice(draw) & WORD
     out = torch.empty(n, rows, columns, dtype=dtype, device=seeds.device)
     step = max(1, CHUNK // max(1, n * groups))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        row = torch.arange(start + first_row, stop + first_row, device=seeds.device)
+        row = torch.arange(start, stop, dtype=torch.int64, device=seeds.device) + first_row
         counter = torch.broadcast_tensors(column, row[:, None] & WORD, place, count)
         words = torch.stack(philox(counter, key), dim=-1).expand(n, -1, -1, -1)
         out[:, start:stop] = transform(words)[..., :columns]
@@ -195,7 +195,8 @@ def permutation(seed: int, epoch: int, rows: int) -> Tensor:
     Returns:
         (rows,) int64.
     """
-    pair = words(torch.tensor([seed]), STREAM_ORDER, 0, epoch, 0, rows, 2)[0]
+    seeds = torch.tensor([seed], dtype=torch.int64, device="cpu")
+    pair = words(seeds, STREAM_ORDER, 0, epoch, 0, rows, 2)[0]
     return torch.argsort(pair[:, 0] >> 1 << 32 | pair[:, 1], stable=True)
 
 
@@ -221,8 +222,8 @@ def initial_parameters(plan: Plan, seeds: Tensor, blocks: Tensor) -> dict[str, T
     for site, (name, shape) in enumerate(plan.parameters().items()):
         layer, _, part = name.partition(".")
         if part.startswith("norm."):
-            start = torch.ones if part == "norm.weight" else torch.zeros
-            params[name] = start(len(seeds), *shape, device=seeds.device)
+            start = seeds.new_empty(len(seeds), *shape, dtype=torch.float32)
+            params[name] = start.fill_(part == "norm.weight")
             continue
         rows, columns = shape if len(shape) == 2 else (1, *shape)
         value = uniform(seeds, STREAM_INITIALISATION, site, 0, blocks, rows, columns)

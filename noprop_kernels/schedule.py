@@ -26,7 +26,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, alpha_bar: Tensor) -> None:
-        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64).cpu().clone()
+        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu").clone()
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
             raise ValueError(
                 "NoiseSchedule: alpha_bar must have shape (T + 1,) with T at least 1, "
@@ -60,7 +60,7 @@ class NoiseSchedule:
         to be clipped.
         """
         check_positive("NoiseSchedule.cosine", "T", T)
-        u = torch.arange(T + 1, 0, -1, dtype=torch.float64) / (T + 1)
+        u = torch.arange(T + 1, 0, -1, dtype=torch.float64, device="cpu") / (T + 1)
         f = torch.cos((u + s) / (1 + s) * (math.pi / 2)) ** 2
         alpha_bar = f / math.cos(s / (1 + s) * math.pi / 2) ** 2
         alpha_bar[0] = 0  # cos(pi/2) is exactly 0; floating point gives 4e-33

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from . import dispatch
-from .arguments import check_rates
+from .arguments import check_rates, number_tensor
 from .calls import Gather, Mix, Noise, Rule, Slices, TrainCall, TrainOut
 from .check import check_tensor, shape_text
 from .goal import Numbers
@@ -105,8 +105,8 @@ class StackedModule(nn.Module):
         self._head, self._flow, self._sigma = numbers.head, numbers.flow, numbers.sigma
         self.register_buffer("W_embed", embedding)
         self.register_buffer("seeds", seeds)
-        self.register_buffer("draws", torch.zeros(N, dtype=torch.int64))
-        self.register_buffer("updates", torch.zeros(N, dtype=torch.int64))
+        self.register_buffer("draws", torch.zeros_like(seeds))
+        self.register_buffer("updates", torch.zeros_like(seeds))
         stacked = torch.stack([numbers.signal, numbers.noise, numbers.weight])
         self.register_buffer("_numbers", stacked, persistent=False)
 
@@ -132,8 +132,8 @@ class StackedModule(nn.Module):
             for moment in moments:
                 place(self, f"{name}_{moment}", torch.zeros_like(value))
         for name, shape in self.plan.statistics().items():
-            start = torch.ones if name.endswith("running_var") else torch.zeros
-            place(self, name, start(len(self), *shape))
+            start = self._empty(len(self), *shape)
+            place(self, name, start.fill_(name.endswith("running_var")))
 
     @property
     def device(self) -> torch.device:
@@ -251,7 +251,11 @@ class StackedModule(nn.Module):
         K, at, buffers = len(block), self._at(index), self._buffers
         if draw is None:
             own: Tensor = buffers["draws"][None, at].clone()  # the call moves the original
-            draw = own if K == 1 else own + torch.arange(K, device=self.device)[:, None]
+            draw = (
+                own
+                if K == 1
+                else own + torch.arange(K, dtype=torch.int64, device=self.device)[:, None]
+            )
         return Noise(buffers["seeds"][at], draw, block, self._stream, first_row)
 
     # training
@@ -278,7 +282,7 @@ class StackedModule(nn.Module):
         before = self._memo.get(key) if number else None
         if before is not None and before[0] is self.optimizer:
             return before[1]
-        decay = torch.as_tensor(self.optimizer.weight_decay, dtype=torch.float64)
+        decay = number_tensor(op, "weight_decay", self.optimizer.weight_decay)
         rule = Rule(
             self.optimizer,
             check_rates(op, lr, K, n).to(device, non_blocking=True),
@@ -291,7 +295,7 @@ class StackedModule(nn.Module):
     def _step_lr(self, op: str, lr: object, index: Tensor) -> Rule:
         """The rule of one step, whose lr is a number or (n,)."""
         if lr is not None and not isinstance(lr, float | int):
-            lr = torch.as_tensor(lr, dtype=torch.float64)
+            lr = number_tensor(op, "lr", lr)
             lr = lr if lr.ndim == 0 else lr[None]
         return self._rule(op, lr, 1, index)
 
@@ -328,8 +332,8 @@ class StackedModule(nn.Module):
         )
         self._run("train", call, () if rule is None else [*self._state(slices), slices.draws])
 
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, device=self.device)
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
     def _named(self, d_inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor] | None:
         """d_x: a tensor where the plan has one input beside "z"."""
@@ -339,8 +343,8 @@ class StackedModule(nn.Module):
 
     def _new_out(self, K: int, n: int) -> TrainOut:
         return TrainOut(
-            loss=torch.empty(K, n, device=self.device),
-            applied=torch.empty(K, n, dtype=torch.bool, device=self.device),
+            loss=self._empty(K, n),
+            applied=self._empty(K, n, dtype=torch.bool),
         )
 
     def _train_steps(
@@ -365,7 +369,7 @@ class StackedModule(nn.Module):
     # what must stay true of the state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        if (dtype := fn(torch.empty(0)).dtype) != torch.float32:
+        if (dtype := fn(self.draws.new_empty(0, dtype=torch.float32)).dtype) != torch.float32:
             raise ValueError(
                 f"{type(self).__name__}: parameters must stay torch.float32, got {dtype}"
             )

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .arguments import seed_list
+from .arguments import seed_list, seed_tensor
 from .batches import Inputs, Normalize, check_inputs, check_labels, gather_inputs, packed
 from .calls import UpdateCall
 from .check import check_count, check_positive, check_tensor
@@ -52,10 +52,10 @@ class TrainedBlocks(StackedModule):
             raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
         seeds = seed_list(op, seed)
         held = check_blocks(op, "held", range(1, goal.T + 1) if held is None else held, goal.T)
-        t = torch.tensor(sorted(held) * len(seeds))
+        t = torch.tensor(sorted(held) * len(seeds), dtype=torch.int64, device="cpu")
         super().__init__(
             plan,
-            seeds=torch.tensor(seeds).repeat_interleave(len(held)),
+            seeds=seed_tensor(seeds).repeat_interleave(len(held)),
             numbers=goal.numbers(t),
             embedding=embedding,
             optimizer=optimizer,
@@ -232,7 +232,7 @@ class TrainedBlocks(StackedModule):
         rows = B if rows is None else check_positive(op, "rows", rows)
         draw = None
         if step is not None:
-            draw = torch.full((1, len(index)), check_count(op, "step", step), device=self.device)
+            draw = self.draws.new_full((1, len(index)), check_count(op, "step", step))
         n = len(index)
         out = self._new_out(1, n)
         out.error = self._empty(n, B)

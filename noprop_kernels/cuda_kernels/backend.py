@@ -72,7 +72,9 @@ def no_slices(n: int, device: torch.device) -> Slices:
     """Stands for the slices of calls that are no object's."""
     plan = Plan({"z": (1,)}, {"logits": Dense("z", 1)})
     empty = torch.empty(0, dtype=torch.int64, device=device)
-    return Slices(plan, {}, {}, {}, {}, empty, empty, empty, torch.arange(n))
+    return Slices(
+        plan, {}, {}, {}, {}, empty, empty, empty, torch.arange(n, dtype=torch.int64, device="cpu")
+    )
 
 
 def run_stages(walk: Walk, stages: list[Fields]) -> None:
@@ -139,12 +141,12 @@ def head(call: HeadCall) -> None:
     slices = no_slices(n, y.device)
     walk = Walk(y.device, slices, index_on(slices.index, y.device), B)
     walk.mix, made = mix, []
-    error = walk.hold(torch.empty(n, B, device=y.device)) if call.error is None else call.error
+    error = walk.hold(call.logits.new_empty(n, B)) if call.error is None else call.error
     logits, labels = buffers.of_slices(call.logits), buffers.of_slices(y)
     if any(value is not None for value in (call.loss, call.error, call.d_logits)):
         outputs = {"error": error, "d_logits": call.d_logits, "d_u_hat": None, "p": None}
         if call.d_logits is not None and mix.head != "cross_entropy":
-            outputs["d_u_hat"] = walk.hold(torch.empty(n, B, mix.D, device=y.device))
+            outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, mix.D))
         eps = maybe({"eps": call.eps})["eps"]
         made.append(head_stage(walk, M, logits, labels, eps, **maybe(outputs)))
     if call.loss is not None:
@@ -229,7 +231,9 @@ def update(call: UpdateCall) -> None:
     slices, device = call.slices, where(call.slices)
     n = len(slices.index)
     walk = Walk(device, slices, index_of(slices), 1, rule=call.rule)
-    walk.at[":rates"] = buffers.of_slices(walk.hold(torch.empty(n, 4, device=device)))
+    walk.at[":rates"] = buffers.of_slices(
+        walk.hold(torch.empty(n, 4, dtype=torch.float32, device=device))
+    )
     first = rates_stage(walk, walk.at[":rates"], buffers.of_slices(call.apply), None, 0)
     first["barrier"] = 1
     run_stages(walk, [first, *(apply_stage(walk, k, call.grads[k]) for k in slices.params)])
@@ -295,7 +299,7 @@ def predict(call: PredictCall) -> None:
     table = forward_table(plan, ask, False)
     index = index_of(slices).view(R, L).T.contiguous()
     seeds = call.seeds.to(device)
-    chain = torch.empty(L + 1, R, B, call.D, device=device)  # z_0, and z behind every block
+    chain = call.z.new_empty(L + 1, R, B, call.D)  # z_0, and z behind every block
     for sample in range(S):
         # a launch is the whole chain, a step of it a block
         walk = Walk(device, slices, index, B, K=L, training=False)

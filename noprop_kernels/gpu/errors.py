@@ -40,14 +40,14 @@ _mail = WeakTensorKeyDictionary()  # by an object's `updates`
 @lru_cache(maxsize=8)
 def owner_of(device: torch.device) -> Tensor:
     """Stands for the calls on a device that are no object's, as those of nk.functional."""
-    return torch.empty(0, device=device)
+    return torch.empty(0, dtype=torch.int64, device=device)
 
 
 def flags_of(owner: Tensor) -> Tensor:
     """(1,) int32 of an object, on its device; kernels set bits of it."""
     if owner not in _mail:
         flags = torch.zeros(1, dtype=torch.int32, device=owner.device)
-        copy = torch.zeros(1, dtype=torch.int32, pin_memory=owner.is_cuda)
+        copy = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=owner.is_cuda)
         _mail[owner] = Mail(flags, copy)
     return _mail[owner].flags
 

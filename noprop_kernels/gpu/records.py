@@ -21,7 +21,8 @@ from .tables import Ask
 @lru_cache(maxsize=256)
 def placed(index: tuple[int, ...], device: torch.device) -> Tensor:
     """(n,) int64 on a device; from pinned memory, so that nothing waits."""
-    host = torch.tensor(index, dtype=torch.int64, pin_memory=device.type == "cuda")
+    pinned = device.type == "cuda"
+    host = torch.tensor(index, dtype=torch.int64, device="cpu", pin_memory=pinned)
     return host.to(device, non_blocking=True)
 
 

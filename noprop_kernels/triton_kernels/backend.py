@@ -154,7 +154,7 @@ def head(call: HeadCall) -> None:
         raise ValueError("head: eps must be given where flow is not 0, got None")
     if n * B == 0:
         return
-    scratch = torch.empty(n, B, 1 + mix.D, device=y.device)
+    scratch = call.logits.new_empty(n, B, 1 + mix.D)
     error = scratch.view(-1)[: n * B].view(n, B) if call.error is None else call.error
     d_u_hat = scratch.view(-1)[n * B :].view(n, B, mix.D)
     grid = (rows_tiles(B), n)
@@ -190,7 +190,7 @@ def update(call: UpdateCall) -> None:
     slices, rule = call.slices, call.rule
     index = index_of(slices)
     n, device = len(index), device_of(where(slices))
-    rates = torch.empty(n, 4, device=where(slices))
+    rates = torch.empty(n, 4, dtype=torch.float32, device=where(slices))
     lr, decay = rates_of(rule)
     device.launch(
         update_kernels.rates_kernel, (n,), rates, as_bytes(call.apply), slices.updates, None,
@@ -279,7 +279,7 @@ def predict(call: PredictCall) -> None:
     shape = {"D": call.D, **noise_blocks(call.D)}
 
     for sample in range(S):
-        z = torch.empty(R, B, call.D, device=call.z.device)
+        z = call.z.new_empty(R, B, call.D)
         device.launch(
             noise.chain_kernel, grid, z, None, None, None, None, None, seeds, sample, 0, B,
             call.first_row, **shape,

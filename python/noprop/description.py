@@ -60,7 +60,7 @@ def goal_to_json(goal: nk.DT) -> Json:
 def goal_from_json(record: Json) -> nk.DT:
     if record.get("kind") != "DT":
         raise InputError(f"a saved goal is of kind {record.get('kind')!r}, this version knows DT")
-    alpha_bar = torch.tensor(field(record, "alpha_bar", list), dtype=torch.float64)
+    alpha_bar = torch.tensor(field(record, "alpha_bar", list), dtype=torch.float64, device="cpu")
     return nk.DT(nk.NoiseSchedule(alpha_bar), eta=field(record, "eta", float))
 
 

@@ -77,9 +77,9 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
 
 def scales(model: "Model") -> tuple[Tensor, Tensor]:
     """The scale of bytes and that of floats, (2, channels, 1), and the shift, (channels, 1)."""
-    mean, std = model.normalize or (torch.zeros(1), torch.ones(1))
+    mean, std = model.normalize or (model.blocks._numbers.new_full((1,), v) for v in (0, 1))
     made = [
-        scale_and_shift("to_module", (mean, std), torch.empty(0, len(mean), dtype=kind))
+        scale_and_shift("to_module", (mean, std), mean.new_empty(0, len(mean), dtype=kind))
         for kind in (torch.uint8, torch.float32)
     ]
     scale, shift = (
@@ -92,8 +92,8 @@ def z_0(
     model: "Model", rows: int, *, samples: int = 1, seed: int | None = None, first_row: int = 0
 ) -> Tensor:
     """(S, B, D): the z_0 that `predict` begins its chain from."""
-    own = model.blocks.seeds[:1] if seed is None else torch.tensor([seed])
+    own = model.blocks.seeds[:1] if seed is None else model.blocks.seeds.new_full((1,), seed)
     seeds = own.to(model.device).expand(samples)
-    draw = torch.arange(samples, device=model.device)
+    draw = torch.arange(samples, dtype=torch.int64, device=model.device)
     at = (noise.STREAM_INFERENCE, 0, draw, noise.BLOCK_Z_0, rows, model.blocks.D)
     return noise.normal(seeds, *at, first_row=first_row)

@@ -135,7 +135,7 @@ class Model:
             for first_row, rows in in_parts(x, ROWS_AT_ONCE)
         ]
         if not parts:
-            return Answer(torch.empty(samples, 0, self.blocks.M, device=self.device))
+            return Answer(self.blocks._numbers.new_empty(samples, 0, self.blocks.M))
         return Answer(torch.cat(parts, 1))
 
     def _logits(
@@ -298,7 +298,12 @@ def from_checkpoint(
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"this is no model that this version can load: {error}") from error
     normalize = (
-        None if normal is None else (torch.tensor(normal["mean"]), torch.tensor(normal["std"]))
+        None
+        if normal is None
+        else tuple(
+            torch.tensor(normal[name], dtype=torch.float32, device="cpu")
+            for name in ("mean", "std")
+        )
     )
     return Model(blocks, head, encoder, normalize=normalize)
 

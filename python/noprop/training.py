@@ -116,10 +116,10 @@ def learning_rates(lr: float, schedule: str, first: int, K: int, total: int) -> 
     "cosine" falls from lr to 0 as lr (1 + cos(pi step / total)) / 2.
     """
     if schedule == "constant":
-        return torch.full((K,), lr, dtype=torch.float64)
+        return torch.full((K,), lr, dtype=torch.float64, device="cpu")
     # math.cos, step by step: a vectorised cosine's last bit may depend on K
     shares = [(1 + math.cos(math.pi * step / total)) / 2 for step in range(first, first + K)]
-    return lr * torch.tensor(shares, dtype=torch.float64)
+    return lr * torch.tensor(shares, dtype=torch.float64, device="cpu")
 
 
 class Pace:

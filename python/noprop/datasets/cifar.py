@@ -39,4 +39,4 @@ def _read_batch(path: Path, labels: str) -> tuple[Tensor, Tensor]:
         raise InputError(f"{path}: data must be a uint8 array (rows, {FEATURES})")
     if not (isinstance(y, list) and len(y) == len(x) and all(type(i) is int for i in y)):
         raise InputError(f"{path}: {labels} must be a list of {len(x)} integers")
-    return torch.from_numpy(x.copy(order="C")), torch.tensor(y, dtype=torch.int64)
+    return torch.from_numpy(x.copy(order="C")), torch.tensor(y, dtype=torch.int64, device="cpu")
