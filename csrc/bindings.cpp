@@ -1,153 +1,21 @@
-// The one file that knows pybind11: lists of integers and addresses to the structs of noprop.h.
-// Every tensor behind an address was checked, and is kept alive, by native.py.
+// Calls as Python has them (calls.py) to the C interface of noprop.h: every field by its name,
+// every tensor checked against the plan and the call's sizes where its address is taken.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
-#include "noprop.h"
+#include "call_reader.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
-using Addresses = std::vector<Address>;
-
-template <class T>
-T* ptr(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// owns what a NopropPlan points to
-struct Plan {
-  std::vector<int32_t> input_widths;
-  std::vector<std::vector<int32_t>> sources;
-  std::vector<NopropLayer> layers;
-  NopropPlan plan;
-
-  // a layer: (sources, width, relu, add, norm, eps, momentum)
-  Plan(std::vector<int32_t> widths, int32_t z, const py::list& described, int32_t precision)
-      : input_widths(std::move(widths)) {
-    constexpr size_t kMost = 128;
-    if (input_widths.size() + described.size() > kMost)
-      throw py::value_error("Plan: at most 128 inputs and layers run on the CPU kernels");
-    for (const auto& item : described) {
-      const auto layer = item.cast<py::tuple>();
-      sources.push_back(layer[0].cast<std::vector<int32_t>>());
-      layers.push_back({static_cast<int32_t>(sources.back().size()), nullptr,
-                        layer[1].cast<int32_t>(), layer[2].cast<int32_t>(),
-                        layer[3].cast<int32_t>(), layer[4].cast<int32_t>(), layer[5].cast<float>(),
-                        layer[6].cast<float>()});
-    }
-    for (size_t l = 0; l < layers.size(); ++l) layers[l].sources = sources[l].data();
-    plan = {static_cast<int32_t>(input_widths.size()), input_widths.data(), z,
-            static_cast<int32_t>(layers.size()),       layers.data(),       precision};
-  }
-  Plan(const Plan&) = delete;
-};
-
-// addresses, 20 a layer: weight, bias, norm weight, norm bias, each (value, m, v, grad); running
-// and batch mean and var
-struct Slices {
-  std::vector<NopropState> states;
-  NopropSlices slices;
-
-  Slices(const Plan& plan, const Addresses& a, const Addresses& counters, int64_t n) {
-    const auto param = [&](size_t at) {
-      return NopropParam{ptr<float>(a[at]), ptr<float>(a[at + 1]), ptr<float>(a[at + 2]),
-                         ptr<float>(a[at + 3])};
-    };
-    for (size_t l = 0; l < plan.layers.size(); ++l) {
-      const size_t at = 20 * l;
-      states.push_back({param(at), param(at + 4), param(at + 8), param(at + 12),
-                        ptr<float>(a.at(at + 16)), ptr<float>(a.at(at + 17)),
-                        ptr<float>(a.at(at + 18)), ptr<float>(a.at(at + 19))});
-    }
-    slices = {&plan.plan,
-              states.data(),
-              ptr<const int64_t>(counters.at(0)),
-              ptr<int64_t>(counters.at(1)),
-              ptr<int64_t>(counters.at(2)),
-              ptr<const int64_t>(counters.at(3)),
-              n};
-  }
-  Slices(const Slices&) = delete;
-};
-
-// (draw, its step and slice strides, block, its strides, stream, first_row)
-NopropNoise to_noise(const py::tuple& t) {
-  return {ptr<const int64_t>(t[0].cast<Address>()),
-          ptr<const int64_t>(t[3].cast<Address>()),
-          t[1].cast<int64_t>(),
-          t[2].cast<int64_t>(),
-          t[4].cast<int64_t>(),
-          t[5].cast<int64_t>(),
-          t[6].cast<uint32_t>(),
-          t[7].cast<int64_t>()};
-}
-
-NopropNumber to_number(const py::handle& item) {
-  const auto t = item.cast<py::tuple>();
-  return {ptr<const float>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int64_t>(),
-          t[3].cast<int64_t>()};
-}
-
-// (signal, noise, weight, flow, sigma, head, W_embed, D, rows)
-NopropMix to_mix(const py::tuple& t) {
-  return {to_number(t[0]),
-          to_number(t[1]),
-          to_number(t[2]),
-          t[3].cast<float>(),
-          t[4].cast<float>(),
-          t[5].cast<int32_t>(),
-          ptr<const float>(t[6].cast<Address>()),
-          t[7].cast<int64_t>(),
-          t[8].cast<int64_t>()};
-}
-
-// (data, dtype, step, slice, indices, replica, replicas, rows, scale, shift)
-std::vector<NopropInput> to_inputs(const py::list& list) {
-  std::vector<NopropInput> inputs;
-  for (const auto& item : list) {
-    const auto t = item.cast<py::tuple>();
-    inputs.push_back(
-        {ptr<const void>(t[0].cast<Address>()), t[1].cast<int32_t>(), t[2].cast<int64_t>(),
-         t[3].cast<int64_t>(), ptr<const int64_t>(t[4].cast<Address>()),
-         ptr<const int64_t>(t[5].cast<Address>()), t[6].cast<int64_t>(), t[7].cast<int64_t>(),
-         ptr<const float>(t[8].cast<Address>()), ptr<const float>(t[9].cast<Address>())});
-  }
-  return inputs;
-}
-
-// (data, step, slice, indices, replica, replicas, rows)
-NopropLabels to_labels(const py::tuple& t) {
-  return {ptr<const int64_t>(t[0].cast<Address>()),
-          t[1].cast<int64_t>(),
-          t[2].cast<int64_t>(),
-          ptr<const int64_t>(t[3].cast<Address>()),
-          ptr<const int64_t>(t[4].cast<Address>()),
-          t[5].cast<int64_t>(),
-          t[6].cast<int64_t>()};
-}
-
-// (kind, lr, its step and slice strides, weight_decay, its stride, momentum, beta1, beta2, eps,
-// nesterov)
-NopropRule to_rule(const py::tuple& t) {
-  return {t[0].cast<int32_t>(),
-          ptr<const double>(t[1].cast<Address>()),
-          t[2].cast<int64_t>(),
-          t[3].cast<int64_t>(),
-          ptr<const double>(t[4].cast<Address>()),
-          t[5].cast<int64_t>(),
-          t[6].cast<double>(),
-          t[7].cast<double>(),
-          t[8].cast<double>(),
-          t[9].cast<double>(),
-          t[10].cast<int32_t>()};
-}
+using namespace noprop;
 
 // lets Python run its signal handlers, so that Ctrl-C answers; the exception waits until the
 // threads have stopped
@@ -158,9 +26,10 @@ int poll_signals(void*) {
 
 using Result = std::tuple<int, int64_t, int64_t>;
 
-// run() without the GIL; a stop raises what the signal handler raised
+// run() without the GIL, on memory that lies apart; a stop raises what the signal handler raised
 template <class Run>
-Result without_gil(int32_t threads, Run run) {
+Result without_gil(Tensors& tensors, int32_t threads, Run run) {
+  tensors.check_apart();
   const NopropHost host = {threads, poll_signals, nullptr};
   NopropResult result;
   {
@@ -171,15 +40,213 @@ Result without_gil(int32_t threads, Run run) {
   return {static_cast<int>(result.status), result.where, result.value};
 }
 
+Result train(const Plan& plan, const py::object& call, const Optimizer* optimizer,
+             int32_t threads) {
+  Reader reader("train");
+  Tensors& tensors = reader.tensors;
+  const py::object out = get(call, "out"), grads = get(out, "grads");
+  if (!grads.is_none()) optimizer = nullptr;
+  const bool updates = optimizer != nullptr;
+  Slices state(tensors, plan, call, {updates, updates, true}, optimizer);
+  const int64_t n = reader.n = state.n, M = plan.M();
+  const int64_t K = reader.K = integer(tensors, call, "K", 1);
+  const int64_t B = reader.B = plan.rows(integer(tensors, call, "B", 1));
+  if (updates == !grads.is_none())
+    tensors.refuse({"grads"}, "be given where there is no rule, and only there");
+  if (!grads.is_none()) {
+    state.take_grads(plan, grads, true);
+    if (const py::object stats = get(out, "stats"); !stats.is_none()) state.take_stats(plan, stats);
+  }
+  const NopropNoise noise = reader.noise(call);
+  const NopropMix mix = reader.mix(call, M, true, true);
+  const auto inputs = reader.inputs(plan, call, n, true);
+  const py::object z_given = get(call, "z");
+  const float* z = reader.floats_or_null(z_given, {"z"}, {n, B, plan.D()});
+  if (!z && mix.D != plan.D())
+    tensors.refuse({"z"}, "be given where its width is not that of an embedding");
+  const NopropLabels y = reader.labels(call);
+  const NopropRule rule = reader.rule(get(call, "rule"), optimizer);
+  auto d_inputs = reader.d_inputs(plan, get(out, "d_inputs"));
+  NopropTrainOut made = {};
+  made.loss = reader.out(get(out, "loss"), {"loss"}, {K, n});
+  made.applied = tensors.write(get(out, "applied"), {"applied"}, Kind::kBool, {K, n}).as<uint8_t>();
+  made.error = reader.out_or_null(get(out, "error"), {"error"}, {n, B});
+  made.d_inputs = d_inputs.data();
+  made.d_signal = reader.out_or_null(get(out, "d_signal"), {"d_signal"}, {n, B});
+  made.d_noise = reader.out_or_null(get(out, "d_noise"), {"d_noise"}, {n, B});
+  made.d_W_embed = reader.out_or_null(get(out, "d_W_embed"), {"d_W_embed"}, {n, M, mix.D});
+  bool one_step = z || made.error || made.d_signal || made.d_noise || made.d_W_embed || !updates;
+  for (const float* d_input : d_inputs) one_step |= d_input != nullptr;
+  if (one_step && K != 1)
+    tensors.refuse({"K"}, "be 1 for z, gradients and errors, got " + std::to_string(K));
+  return without_gil(tensors, threads, [&](const NopropHost* host) {
+    return noprop_train_cpu(&state.slices, &noise, &mix, inputs.data(), z, &y, &rule, B, K, &made,
+                            host);
+  });
+}
+
+Result add_noise(const py::object& call, int32_t threads) {
+  Reader reader("add_noise");
+  const Taken y_sizes = reader.sizes(get(call, "y"), {"y"}, 3);
+  const int64_t n = reader.n = y_sizes.shape[1], B = reader.B = y_sizes.shape[2];
+  const py::object mix_given = get(call, "mix"), W_embed = get(mix_given, "W_embed");
+  const int64_t M = W_embed.is_none() ? integer(reader.tensors, mix_given, "D", 1)
+                                      : reader.sizes(W_embed, {"W_embed"}, 2).shape[0];
+  if (M > std::numeric_limits<int32_t>::max())
+    reader.tensors.refuse({"W_embed"}, "have fewer than 2^31 rows, got " + std::to_string(M));
+  const NopropNoise noise = reader.noise(call);
+  const NopropMix mix = reader.mix(call, M, true, false);
+  const NopropLabels y = reader.labels(call);
+  const int64_t* seeds =
+      reader.tensors.read(get(get(call, "noise"), "seeds"), {"seeds"}, Kind::kInt64, {n})
+          .as<int64_t>();
+  float* z = reader.out_or_null(get(call, "z"), {"z"}, {n, B, mix.D});
+  float* eps = reader.out_or_null(get(call, "eps"), {"eps"}, {n, B, mix.D});
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_add_noise_cpu(z, eps, seeds, &noise, &mix, &y, n, B, M, host);
+  });
+}
+
+// memory that a forward leaves for backward: of this very plan and batch
+char* take_saved(Tensors& tensors, const Plan& plan, py::handle saved, int64_t n, int64_t B,
+                 bool written) {
+  const int64_t floats = n * noprop_saved_bytes_cpu(&plan.plan, B) / 4;
+  const Taken taken = tensors.take(saved, {"saved"}, Kind::kFloat32, &floats, 1, 0, written);
+  if (reinterpret_cast<uintptr_t>(taken.data) % 64 != 0)
+    tensors.refuse({"saved"}, "begin at a multiple of 64 bytes");
+  return taken.data;
+}
+
+Result forward(const Plan& plan, const py::object& call, const py::object& saved_given,
+               int32_t threads) {
+  Reader reader("forward");
+  const bool training = get(call, "training").cast<bool>();
+  const Slices state(reader.tensors, plan, call, {false, training, false}, nullptr);
+  const py::object logits_given = get(call, "logits");
+  const int64_t n = reader.n = state.n;
+  const int64_t B = reader.B = plan.rows(reader.sizes(logits_given, {"logits"}, 3).shape[1]);
+  const auto inputs = reader.inputs(plan, call, n, false);
+  if (!inputs[static_cast<size_t>(plan.plan.z)].data && n * B > 0)
+    reader.tensors.refuse({"z"}, "be among the inputs");
+  float* logits = reader.out(logits_given, {"logits"}, {n, B, plan.M()});
+  char* saved =
+      saved_given.is_none() ? nullptr : take_saved(reader.tensors, plan, saved_given, n, B, true);
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_forward_cpu(logits, saved, &state.slices, inputs.data(), B, training, host);
+  });
+}
+
+Result head(const py::object& call, int32_t threads) {
+  Reader reader("head");
+  const py::object logits_given = get(call, "logits");
+  const Taken sizes = reader.sizes(logits_given, {"logits"}, 3);
+  const int64_t n = reader.n = sizes.shape[0], B = reader.B = sizes.shape[1], M = sizes.shape[2];
+  if (M > std::numeric_limits<int32_t>::max())
+    reader.tensors.refuse({"logits"}, "have fewer than 2^31 classes, got " + std::to_string(M));
+  const float* logits = reader.floats(logits_given, {"logits"}, {n, B, M});
+  const NopropMix mix = reader.mix(call, M, false, true);
+  const NopropLabels y = reader.labels(call);
+  const float* eps = reader.floats_or_null(get(call, "eps"), {"eps"}, {n, B, mix.D});
+  if (mix.flow != 0 && mix.head != NOPROP_CROSS_ENTROPY && !eps && n * B > 0)
+    reader.tensors.refuse({"eps"}, "be given where flow is not 0, got None");
+  float* loss = reader.out_or_null(get(call, "loss"), {"loss"}, {n});
+  float* error = reader.out_or_null(get(call, "error"), {"error"}, {n, B});
+  float* d_logits = reader.out_or_null(get(call, "d_logits"), {"d_logits"}, {n, B, M});
+  float* u_hat = reader.out_or_null(get(call, "u_hat"), {"u_hat"}, {n, B, mix.D});
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_head_cpu(loss, error, d_logits, u_hat, logits, eps, &mix, &y, n, B, M, host);
+  });
+}
+
+Result backward(const Plan& plan, const py::object& call, const py::object& saved_given,
+                bool training, const Optimizer* optimizer, int32_t threads) {
+  Reader reader("backward");
+  Tensors& tensors = reader.tensors;
+  Slices state(tensors, plan, call, {optimizer != nullptr, false, false}, optimizer);
+  const py::object d_logits_given = get(call, "d_logits"), grads = get(call, "grads");
+  const int64_t n = reader.n = state.n;
+  const int64_t B = reader.B = plan.rows(reader.sizes(d_logits_given, {"d_logits"}, 3).shape[1]);
+  const float* d_logits = reader.floats(d_logits_given, {"d_logits"}, {n, B, plan.M()});
+  if (!grads.is_none()) state.take_grads(plan, grads, true);
+  const char* saved = take_saved(tensors, plan, saved_given, n, B, false);
+  const auto d_inputs = reader.d_inputs(plan, get(call, "d_inputs"));
+  const NopropRule rule = reader.rule(get(call, "rule"), optimizer);
+  uint8_t* applied =
+      optimizer ? tensors.write(get(call, "applied"), {"applied"}, Kind::kBool, {n}).as<uint8_t>()
+                : nullptr;
+  return without_gil(tensors, threads, [&](const NopropHost* host) {
+    return noprop_backward_cpu(&state.slices, saved, d_logits, d_inputs.data(), &rule, applied, B,
+                               training, host);
+  });
+}
+
+Result update(const Plan& plan, const py::object& call, const Optimizer& optimizer,
+              int32_t threads) {
+  Reader reader("update");
+  Slices state(reader.tensors, plan, call, {true, false, false}, &optimizer);
+  reader.n = state.n;
+  state.take_grads(plan, get(call, "grads"), false);
+  const NopropRule rule = reader.rule(get(call, "rule"), &optimizer);
+  const uint8_t* apply =
+      reader.tensors.read(get(call, "apply"), {"apply"}, Kind::kBool, {state.n}).as<uint8_t>();
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_update_cpu(&state.slices, apply, &rule, host);
+  });
+}
+
+Result predict(const Plan& plan, const py::object& call, int32_t threads) {
+  Reader reader("predict");
+  Tensors& tensors = reader.tensors;
+  const Slices state(tensors, plan, call, {}, nullptr);
+  const py::object logits_given = get(call, "logits");
+  const Taken sizes = reader.sizes(logits_given, {"logits"}, 5);
+  const int64_t kept = sizes.shape[0], S = sizes.shape[1], R = sizes.shape[2], M = plan.M();
+  const int64_t B = reader.B = plan.rows(sizes.shape[3]);
+  if (R < 1 || state.n < 1 || state.n % R != 0)
+    tensors.refuse({"index"}, "have the same blocks of each of " + std::to_string(R) +
+                                  " replicas, got " + std::to_string(state.n) + " slices");
+  const int64_t L = state.n / R;
+  if (kept != 1 && kept != L)
+    tensors.refuse({"logits"}, "be kept after 1 or " + std::to_string(L) + " blocks, got " +
+                                   std::to_string(kept));
+  NopropMix mix = {};
+  mix.head = Reader::head(get(call, "head"));
+  mix.rows = B;
+  reader.take_embedding(mix, call, M);
+  if (mix.D != plan.D())
+    tensors.refuse(
+        {"D"}, "be the width " + std::to_string(plan.D()) + " of z, got " + std::to_string(mix.D));
+  const auto inputs = reader.inputs(plan, call, R, false);
+  const int64_t* seeds =
+      tensors.read(get(call, "seeds"), {"seeds"}, Kind::kInt64, {R}).as<int64_t>();
+  const float* a = reader.floats(get(call, "a"), {"a"}, {L});
+  const float* b = reader.floats(get(call, "b"), {"b"}, {L});
+  const float* sqrt_c = reader.floats(get(call, "sqrt_c"), {"sqrt_c"}, {L});
+  float* logits = reader.out(logits_given, {"logits"}, {kept, S, R, B, M});
+  float* u_hat = reader.out(get(call, "u_hat"), {"u_hat"}, {kept, S, R, B, mix.D});
+  float* z = reader.out(get(call, "z"), {"z"}, {kept, S, R, B, mix.D});
+  const int64_t first_row = integer(tensors, call, "first_row", 0);
+  const bool add_noise = get(call, "add_noise").cast<bool>();
+  return without_gil(tensors, threads, [&](const NopropHost* host) {
+    return noprop_predict_cpu(logits, u_hat, z, &state.slices, seeds, inputs.data(), a, b, sqrt_c,
+                              &mix, S, R, B, first_row, add_noise, kept == L, host);
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("compiler") = NOPROP_COMPILER;
+  m.attr("most_results") = kMostResults;
+  m.attr("most_sources") = kMostSources;
+  m.def("use_torch", &use_torch, py::arg("tensor"), py::arg("storage"), py::arg("exchange"));
 
   py::class_<Plan>(m, "Plan")
-      .def(py::init<std::vector<int32_t>, int32_t, const py::list&, int32_t>())
+      .def(py::init<const py::object&, const std::string&>(), py::arg("plan"), py::arg("precision"))
       .def("saved_bytes",
-           [](const Plan& plan, int64_t B) { return noprop_saved_bytes_cpu(&plan.plan, B); })
+           [](const Plan& plan, int64_t B) {
+             return noprop_saved_bytes_cpu(&plan.plan, plan.rows(B));
+           })
       .def("crew_size",
            [](const Plan& plan, int64_t chains, int64_t B, int32_t threads) {
              return noprop_crew_size_cpu(&plan.plan, chains, B, threads);
@@ -196,104 +263,24 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         return noprop_packed_bytes_cpu(&plan.plan, n, B, K);
       });
 
-  // out: loss, applied, error, d_signal, d_noise, d_W_embed
-  m.def("train", [](const Plan& plan, const Addresses& state, const Addresses& counters, int64_t n,
-                    const py::tuple& noise, const py::tuple& mix, const py::list& inputs, Address z,
-                    const py::tuple& y, const py::tuple& rule, int64_t B, int64_t K,
-                    const Addresses& out, const Addresses& d_inputs, int32_t threads) {
-    const Slices slices(plan, state, counters, n);
-    const NopropNoise c_noise = to_noise(noise);
-    const NopropMix c_mix = to_mix(mix);
-    const auto c_inputs = to_inputs(inputs);
-    const NopropLabels c_y = to_labels(y);
-    const NopropRule c_rule = to_rule(rule);
-    std::vector<float*> c_d_inputs;
-    for (const Address address : d_inputs) c_d_inputs.push_back(ptr<float>(address));
-    const NopropTrainOut c_out = {
-        ptr<float>(out.at(0)), ptr<uint8_t>(out.at(1)), ptr<float>(out.at(2)), c_d_inputs.data(),
-        ptr<float>(out.at(3)), ptr<float>(out.at(4)),   ptr<float>(out.at(5))};
-    return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_train_cpu(&slices.slices, &c_noise, &c_mix, c_inputs.data(),
-                              ptr<const float>(z), &c_y, &c_rule, B, K, &c_out, host);
-    });
-  });
+  py::class_<Optimizer>(m, "Optimizer")
+      .def(py::init([](const std::string& kind, double momentum, double beta1, double beta2,
+                       double eps, bool nesterov) {
+             const int32_t number = kind == "SGD"    ? NOPROP_SGD
+                                    : kind == "Adam" ? NOPROP_ADAM
+                                                     : NOPROP_ADAMW;
+             return Optimizer{number, momentum, beta1, beta2, eps, nesterov};
+           }),
+           py::arg("kind"), py::arg("momentum") = 0.0, py::arg("beta1") = 0.0,
+           py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("nesterov") = false);
 
-  m.def("add_noise",
-        [](Address z, Address eps, Address seeds, const py::tuple& noise, const py::tuple& mix,
-           const py::tuple& y, int64_t n, int64_t B, int64_t M, int32_t threads) {
-          const NopropNoise c_noise = to_noise(noise);
-          const NopropMix c_mix = to_mix(mix);
-          const NopropLabels c_y = to_labels(y);
-          return without_gil(threads, [&](const NopropHost* host) {
-            return noprop_add_noise_cpu(ptr<float>(z), ptr<float>(eps), ptr<const int64_t>(seeds),
-                                        &c_noise, &c_mix, &c_y, n, B, M, host);
-          });
-        });
-
-  m.def("forward", [](const Plan& plan, Address logits, Address saved, const Addresses& state,
-                      const Addresses& counters, int64_t n, const py::list& inputs, int64_t B,
-                      bool training, int32_t threads) {
-    const Slices slices(plan, state, counters, n);
-    const auto c_inputs = to_inputs(inputs);
-    return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_forward_cpu(ptr<float>(logits), ptr<void>(saved), &slices.slices,
-                                c_inputs.data(), B, training, host);
-    });
-  });
-
-  // out: loss, error, d_logits, u_hat
-  m.def("head", [](const Addresses& out, Address logits, Address eps, const py::tuple& mix,
-                   const py::tuple& y, int64_t n, int64_t B, int64_t M, int32_t threads) {
-    const NopropMix c_mix = to_mix(mix);
-    const NopropLabels c_y = to_labels(y);
-    return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_head_cpu(ptr<float>(out.at(0)), ptr<float>(out.at(1)), ptr<float>(out.at(2)),
-                             ptr<float>(out.at(3)), ptr<const float>(logits), ptr<const float>(eps),
-                             &c_mix, &c_y, n, B, M, host);
-    });
-  });
-
-  m.def("backward",
-        [](const Plan& plan, const Addresses& state, const Addresses& counters, int64_t n,
-           Address saved, Address d_logits, const Addresses& d_inputs, const py::tuple& rule,
-           Address applied, int64_t B, bool training, int32_t threads) {
-          const Slices slices(plan, state, counters, n);
-          const NopropRule c_rule = to_rule(rule);
-          std::vector<float*> c_d_inputs;
-          for (const Address address : d_inputs) c_d_inputs.push_back(ptr<float>(address));
-          return without_gil(threads, [&](const NopropHost* host) {
-            return noprop_backward_cpu(&slices.slices, ptr<const void>(saved),
-                                       ptr<const float>(d_logits), c_d_inputs.data(), &c_rule,
-                                       ptr<uint8_t>(applied), B, training, host);
-          });
-        });
-
-  m.def("update", [](const Plan& plan, const Addresses& state, const Addresses& counters, int64_t n,
-                     Address apply, const py::tuple& rule, int32_t threads) {
-    const Slices slices(plan, state, counters, n);
-    const NopropRule c_rule = to_rule(rule);
-    return without_gil(threads, [&](const NopropHost* host) {
-      return noprop_update_cpu(&slices.slices, ptr<const uint8_t>(apply), &c_rule, host);
-    });
-  });
-
-  // out: logits, u_hat, z; coefficients: a, b, sqrt_c
-  m.def("predict",
-        [](const Plan& plan, const Addresses& out, const Addresses& state,
-           const Addresses& counters, int64_t n, Address seeds, const py::list& inputs,
-           const Addresses& coefficients, const py::tuple& mix, int64_t S, int64_t R, int64_t B,
-           int64_t first_row, bool add_noise, bool keep_all, int32_t threads) {
-          const Slices slices(plan, state, counters, n);
-          const auto c_inputs = to_inputs(inputs);
-          const NopropMix c_mix = to_mix(mix);
-          return without_gil(threads, [&](const NopropHost* host) {
-            return noprop_predict_cpu(
-                ptr<float>(out.at(0)), ptr<float>(out.at(1)), ptr<float>(out.at(2)), &slices.slices,
-                ptr<const int64_t>(seeds), c_inputs.data(), ptr<const float>(coefficients.at(0)),
-                ptr<const float>(coefficients.at(1)), ptr<const float>(coefficients.at(2)), &c_mix,
-                S, R, B, first_row, add_noise, keep_all, host);
-          });
-        });
+  m.def("train", &train);
+  m.def("add_noise", &add_noise);
+  m.def("forward", &forward);
+  m.def("head", &head);
+  m.def("backward", &backward);
+  m.def("update", &update);
+  m.def("predict", &predict);
 
   m.def("isas", [] {
     std::vector<std::pair<std::string, bool>> isas;

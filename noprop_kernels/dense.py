@@ -135,6 +135,7 @@ class Layer:
         Gradients are written into `grads`, by part; with a rule the layer is updated instead, but
         for the frozen parts, where d_y is finite. No rows update nothing.
         """
+        self._check_memory()
         in_features = self.weight.shape[1]
         d_x = d_y.new_empty(*d_y.shape[:-1], in_features) if input_grad else None
         applied = torch.zeros(1, dtype=torch.bool, device=d_y.device)
@@ -163,6 +164,23 @@ class Layer:
             finally:
                 increment_version(written)
         return d_x, applied
+
+    def _check_memory(self) -> None:
+        """That the tensors lie where they did when a forward took them."""
+        if self.made is None:
+            return
+        groups = (("", self.made.params), ("_m", self.made.m), ("_v", self.made.v))
+        named = {"weight": self.weight, "bias": self.bias, **self.moments}
+        for suffix, taken in groups:
+            for part in PARTS if taken else ():
+                now, then = named.get(part + suffix), taken[f"y.{part}"]
+                if now is None:  # a layer without bias
+                    continue
+                if now.shape != then.shape[1:] or now.data_ptr() != then.data_ptr():
+                    raise ValueError(
+                        f"backward: {part}{suffix} must stay where it was in the forward, got "
+                        f"other memory, of shape {shape_text(now.shape)}"
+                    )
 
     def _moving(self, frozen: tuple[str, ...]) -> list[Tensor]:
         named = {"weight": self.weight, "bias": self.bias, **self.moments}

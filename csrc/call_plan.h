@@ -1,0 +1,124 @@
+// A plan and an optimizer as the kernels have them, made from Python's.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "noprop.h"
+
+namespace noprop {
+
+namespace py = pybind11;
+
+constexpr size_t kMostResults = 128, kMostSources = 128;  // that the kernels have room for
+
+// A plan as the kernels have it, made from Python's, and its names.
+struct Plan {
+  std::vector<py::str> names;  // of results, inputs first
+  std::vector<int32_t> input_widths;
+  std::vector<std::vector<int32_t>> sources;
+  std::vector<NopropLayer> layers;
+  std::vector<int64_t> in_widths;  // of layers
+  struct Keys {
+    py::str weight, bias, norm_weight, norm_bias, running_mean, running_var;
+  };
+  std::vector<Keys> keys;
+  NopropPlan plan;
+  double widths = 0;  // of results and sources, together
+
+  Plan(const py::object& described, const std::string& precision) {
+    std::map<std::string, int32_t> number;
+    const auto add = [&](py::handle name) {
+      number[std::string(py::str(name))] = static_cast<int32_t>(names.size());
+      names.emplace_back(name);
+    };
+    const auto find = [&](py::handle name) {
+      const auto found = number.find(std::string(py::str(name)));
+      if (found == number.end())
+        throw py::value_error("Plan: no earlier result is named " + std::string(py::repr(name)));
+      return found->second;
+    };
+    for (const auto& [name, shape] : py::dict(described.attr("inputs"))) {
+      input_widths.push_back(width(py::sequence(py::reinterpret_borrow<py::object>(shape))[0]));
+      add(name);
+    }
+    const int32_t z = find(py::str("z"));
+    for (const auto& [name, layer] : py::dict(described.attr("layers"))) {
+      const py::object norm = layer.attr("norm"), to_add = layer.attr("add");
+      sources.emplace_back();
+      for (const py::handle source : py::tuple(layer.attr("sources")))
+        sources.back().push_back(find(source));
+      layers.push_back({static_cast<int32_t>(sources.back().size()), nullptr,
+                        width(layer.attr("features")), !layer.attr("activation").is_none(),
+                        to_add.is_none() ? -1 : find(to_add), !norm.is_none(),
+                        norm.is_none() ? 0.0f : norm.attr("eps").cast<float>(),
+                        norm.is_none() ? 0.0f : norm.attr("momentum").cast<float>()});
+      const auto key = [&](const char* part) { return py::str(std::string(py::str(name)) + part); };
+      keys.push_back({key(".weight"), key(".bias"), key(".norm.weight"), key(".norm.bias"),
+                      key(".norm.running_mean"), key(".norm.running_var")});
+      if (sources.back().empty() || sources.back().size() > kMostSources)
+        throw py::value_error("Plan: a layer must have 1 to " + std::to_string(kMostSources) +
+                              " inputs on the CPU kernels, got " +
+                              std::to_string(sources.back().size()));
+      add(name);
+    }
+    if (layers.empty() || names.size() > kMostResults)
+      throw py::value_error(
+          "Plan: must have at least 1 layer, and at most " + std::to_string(kMostResults) +
+          " inputs and layers on the CPU kernels, got " + std::to_string(names.size()));
+    plan = {static_cast<int32_t>(input_widths.size()),
+            input_widths.data(),
+            z,
+            static_cast<int32_t>(layers.size()),
+            layers.data(),
+            precision == "bfloat16" ? NOPROP_BFLOAT16 : NOPROP_FLOAT32};
+    for (size_t l = 0; l < layers.size(); ++l) {
+      NopropLayer& layer = layers[l];
+      layer.sources = sources[l].data();
+      in_widths.push_back(0);
+      for (const int32_t source : sources[l]) in_widths.back() += width_of(source);
+      if (layer.add >= 0 && width_of(layer.add) != layer.width)
+        throw py::value_error("Plan: what a layer adds must have its width");
+      widths += static_cast<double>(in_widths.back()) + layer.width;
+    }
+    for (const int32_t input : input_widths) widths += input;
+  }
+  Plan(const Plan&) = delete;
+
+  static int32_t width(const py::object& value) {
+    const auto width = value.cast<int64_t>();
+    if (width < 1 || width > std::numeric_limits<int32_t>::max())
+      throw py::value_error("Plan: a width must be in 1..2147483647 on the CPU kernels, got " +
+                            std::to_string(width));
+    return static_cast<int32_t>(width);
+  }
+  int64_t width_of(int32_t result) const {
+    const auto r = static_cast<size_t>(result);
+    return r < input_widths.size() ? input_widths[r] : layers[r - input_widths.size()].width;
+  }
+  int64_t M() const { return layers.back().width; }
+  int64_t D() const { return input_widths[static_cast<size_t>(plan.z)]; }
+
+  // B rows, whose workspace has a size that can be told at all
+  int64_t rows(int64_t B) const {
+    constexpr double kBytesAFeature = 256;
+    if (kBytesAFeature * widths * (static_cast<double>(B) + 64) > 0x1p62) throw std::bad_alloc();
+    return B;
+  }
+};
+
+struct Optimizer {
+  int32_t kind;
+  double momentum, beta1, beta2, eps;
+  bool nesterov;
+  bool has_m() const { return kind != NOPROP_SGD || momentum > 0; }
+  bool has_v() const { return kind != NOPROP_SGD; }
+};
+
+}  // namespace noprop

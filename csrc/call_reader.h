@@ -1,0 +1,249 @@
+// The other parts of a call: its sizes, and what must have these sizes.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "call_state.h"
+
+namespace noprop {
+
+// Rows that a data set's indices name, copied once for all that share them.
+class Rows {
+ public:
+  explicit Rows(Tensors& tensors) : tensors_(tensors) {}
+
+  struct Named {
+    const int64_t *indices, *replica;
+    int64_t replicas;
+  };
+
+  Named of(py::handle gather, int64_t K, int64_t n, int64_t B) {
+    const py::object indices = get(gather, "indices"), replica = get(gather, "replica");
+    Copy& rows = copy(indices, "indices", {K, kAny, B});
+    Copy& which = copy(replica, "replica", {n});
+    for (const int64_t r : which.values)
+      if (r < 0 || r >= rows.taken.shape[1])
+        tensors_.refuse({"replica"}, "be in 0.." + std::to_string(rows.taken.shape[1] - 1) +
+                                         ", got " + std::to_string(r));
+    return {rows.values.data(), which.values.data(), rows.taken.shape[1]};
+  }
+
+ private:
+  struct Copy {
+    py::object tensor;
+    Taken taken;
+    std::vector<int64_t> values;
+  };
+
+  Copy& copy(const py::object& tensor, const char* name, std::initializer_list<int64_t> shape) {
+    for (const auto& made : copies_)
+      if (made->tensor.is(tensor)) return *made;
+    copies_.push_back(std::make_unique<Copy>());
+    Copy& made = *copies_.back();
+    made.tensor = tensor;
+    made.taken = tensors_.copied(tensor, {name}, shape, made.values);
+    return made;
+  }
+
+  Tensors& tensors_;
+  std::vector<std::unique_ptr<Copy>> copies_;
+};
+
+// A call's tensors on their way to the kernels: sizes first, then what has these sizes.
+struct Reader {
+  Tensors tensors;
+  Rows rows{tensors};
+  int64_t n = 0, K = 1, B = 0;
+
+  explicit Reader(const char* op) : tensors(op) {}
+
+  const float* floats(py::handle tensor, const Name& name, std::initializer_list<int64_t> shape) {
+    return tensors.read(tensor, name, Kind::kFloat32, shape).as<float>();
+  }
+  const float* floats_or_null(const py::object& tensor, const Name& name,
+                              std::initializer_list<int64_t> shape) {
+    return tensor.is_none() ? nullptr : floats(tensor, name, shape);
+  }
+  float* out(py::handle tensor, const Name& name, std::initializer_list<int64_t> shape) {
+    return tensors.write(tensor, name, Kind::kFloat32, shape).as<float>();
+  }
+  float* out_or_null(const py::object& tensor, const Name& name,
+                     std::initializer_list<int64_t> shape) {
+    return tensor.is_none() ? nullptr : out(tensor, name, shape);
+  }
+
+  // the shape of a tensor that gives a call its sizes; it is taken later
+  Taken sizes(py::object tensor, const Name& name, int ndim) {
+    py::handle looked_at = tensor;
+    const Taken taken = tensors.look(looked_at, name, false);
+    if (taken.ndim != ndim)
+      tensors.refuse(name, "have " + std::to_string(ndim) + " dimensions, got shape " +
+                               tuple_text(taken.shape, taken.ndim));
+    return taken;
+  }
+
+  NopropNumber number(py::handle mix, const char* name) {
+    const Taken taken = tensors.read(get(mix, name), {name}, Kind::kFloat32, {K, n, B}, 3);
+    return {taken.as<float>(), taken.strides[0], taken.strides[1], taken.strides[2]};
+  }
+
+  // D, and the embeddings (M, D), one-hot where they are not given
+  NopropMix mix(py::handle call, int64_t M, bool draws, bool weighs) {
+    const py::object mix = get(call, "mix");
+    NopropMix made = {};
+    if (draws) made.signal = number(mix, "signal");
+    if (draws) made.noise = number(mix, "noise");
+    if (weighs) made.weight = number(mix, "weight");
+    made.flow = get(mix, "flow").cast<float>();
+    made.sigma = get(mix, "sigma").cast<float>();
+    made.head = head(get(mix, "head"));
+    made.rows = integer(tensors, mix, "rows", 1);
+    take_embedding(made, mix, M);
+    return made;
+  }
+
+  void take_embedding(NopropMix& made, py::handle holder, int64_t M) {
+    const py::object W_embed = get(holder, "W_embed");
+    made.D = integer(tensors, holder, "D", 1);
+    made.W_embed = floats_or_null(W_embed, {"W_embed"}, {M, made.D});
+    if (!made.W_embed && made.D != M)
+      tensors.refuse({"D"}, "be the number of classes " + std::to_string(M) +
+                                " where W_embed is None, got " + std::to_string(made.D));
+  }
+
+  static int32_t head(const py::object& name) {
+    const auto text = name.cast<std::string>();
+    if (text == "softmax") return NOPROP_SOFTMAX;
+    if (text == "linear") return NOPROP_LINEAR;
+    if (text == "cross_entropy") return NOPROP_CROSS_ENTROPY;
+    throw py::value_error("head must be softmax, linear or cross_entropy, got " + text);
+  }
+
+  NopropNoise noise(py::handle call) {
+    const py::object noise = get(call, "noise");
+    const Taken draw = tensors.read(get(noise, "draw"), {"draw"}, Kind::kInt64, {K, n}, 2);
+    const Taken block = tensors.read(get(noise, "block"), {"block"}, Kind::kInt64, {K, n}, 2);
+    NopropNoise made = {};
+    made.draw = draw.as<int64_t>();
+    made.draw_step = draw.strides[0];
+    made.draw_slice = draw.strides[1];
+    made.block = block.as<int64_t>();
+    made.block_step = block.strides[0];
+    made.block_slice = block.strides[1];
+    made.stream = static_cast<uint32_t>(integer(tensors, noise, "stream", 0, 255));
+    made.first_row = integer(tensors, noise, "first_row", 0);
+    return made;
+  }
+
+  // inputs (slices, B, F), the first dimension expanded or not, in the plan's order; of a training
+  // call (K, n, B, F) or gathered
+  std::vector<NopropInput> inputs(const Plan& plan, py::handle call, int64_t slices, bool steps) {
+    const py::object given = get(call, "inputs");
+    std::vector<NopropInput> made;
+    for (size_t j = 0; j < plan.input_widths.size(); ++j) {
+      const int64_t F = plan.input_widths[j];
+      const Name name = {"", plan.names[j].ptr()};
+      NopropInput input = {};
+      input.replicas = 1;
+      const py::object value = item(given, plan.names[j]);
+      const bool is_z = static_cast<int32_t>(j) == plan.plan.z;
+      if (is_z && value.is_none()) {  // drawn, or given apart
+      } else if (steps && is_gather(value)) {
+        take_gathered(input, value, name, F);
+      } else if (steps) {
+        const Taken taken = tensors.read(value, name, Kind::kFloat32, {K, slices, B, F}, 2);
+        input.data = taken.data;
+        input.step = taken.strides[0];
+        input.slice = taken.strides[1];
+      } else {
+        const Taken taken = tensors.read(value, name, Kind::kFloat32, {slices, B, F}, 1);
+        input.data = taken.data;
+        input.slice = taken.strides[0];
+      }
+      made.push_back(input);
+    }
+    return made;
+  }
+
+  static bool is_gather(py::handle value) {
+    return !PyType_IsSubtype(Py_TYPE(value.ptr()), torch().tensor) && py::hasattr(value, "indices");
+  }
+
+  void take_gathered(NopropInput& input, py::handle value, const Name& name, int64_t F) {
+    py::object data = get(value, "data");
+    py::handle looked_at = data;
+    const Taken found = tensors.look(looked_at, name, false);
+    const Kind kind =
+        found.kind == Kind::kBFloat16 || found.kind == Kind::kUInt8 ? found.kind : Kind::kFloat32;
+    const Taken taken = tensors.read(data, name, kind, {kAny, F});
+    input.data = taken.data;
+    input.dtype = kind == Kind::kFloat32    ? NOPROP_FLOAT32
+                  : kind == Kind::kBFloat16 ? NOPROP_BFLOAT16
+                                            : NOPROP_UINT8;
+    input.rows = taken.shape[0];
+    const Rows::Named named = rows.of(value, K, n, B);
+    input.indices = named.indices;
+    input.replica = named.replica;
+    input.replicas = named.replicas;
+    input.scale = floats_or_null(get(value, "scale"), {"scale"}, {F});
+    input.shift = floats_or_null(get(value, "shift"), {"shift"}, {F});
+    if (!input.scale != !input.shift) tensors.refuse({"scale"}, "be given with shift, or neither");
+  }
+
+  NopropLabels labels(py::handle call) {
+    const py::object y = get(call, "y");
+    NopropLabels made = {};
+    made.replicas = 1;
+    if (!is_gather(y)) {
+      const Taken taken = tensors.read(y, {"y"}, Kind::kInt64, {K, n, B}, 2);
+      made.data = taken.as<int64_t>();
+      made.step = taken.strides[0];
+      made.slice = taken.strides[1];
+      return made;
+    }
+    const Taken taken = tensors.read(get(y, "data"), {"y"}, Kind::kInt64, {kAny});
+    const Rows::Named named = rows.of(y, K, n, B);
+    made.data = taken.as<int64_t>();
+    made.indices = named.indices;
+    made.replica = named.replica;
+    made.replicas = named.replicas;
+    made.rows = taken.shape[0];
+    return made;
+  }
+
+  // none without an optimizer
+  NopropRule rule(py::handle rule, const Optimizer* optimizer) {
+    NopropRule made = {};
+    if (!optimizer) return made;
+    const Taken lr = tensors.read(get(rule, "lr"), {"lr"}, Kind::kFloat64, {K, n}, 2);
+    const Taken decay =
+        tensors.read(get(rule, "weight_decay"), {"weight_decay"}, Kind::kFloat64, {n}, 1);
+    made.kind = optimizer->kind;
+    made.lr = lr.as<double>();
+    made.lr_step = lr.strides[0];
+    made.lr_slice = lr.strides[1];
+    made.weight_decay = decay.as<double>();
+    made.decay_slice = decay.strides[0];
+    made.momentum = optimizer->momentum;
+    made.beta1 = optimizer->beta1;
+    made.beta2 = optimizer->beta2;
+    made.eps = optimizer->eps;
+    made.nesterov = optimizer->nesterov;
+    return made;
+  }
+
+  // gradients of inputs (n, B, F), those wanted
+  std::vector<float*> d_inputs(const Plan& plan, const py::object& wanted) {
+    std::vector<float*> made;
+    for (size_t j = 0; j < plan.input_widths.size(); ++j)
+      made.push_back(out_or_null(item(wanted, plan.names[j]), {"d_", plan.names[j].ptr(), ".grad"},
+                                 {n, B, plan.input_widths[j]}));
+    return made;
+  }
+};
+
+}  // namespace noprop
