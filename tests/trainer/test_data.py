@@ -172,7 +172,7 @@ def test_npz(tmp_path, shape, dtype, channels):
     np.savez_compressed(path, x=x, y=y.astype(np.int16), x_test=x[:2], y_test=y[:2])
     read = data.load(str(path))
     assert (read.name, read.classes, read.channels) == ("mine", 4, channels)
-    assert read.x.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
+    assert read.x.dtype == torch.from_numpy(x).dtype
     assert np.array_equal(read.x, x.reshape(9, -1)) and np.array_equal(read.y, y)
     assert np.array_equal(read.x_test, x[:2].reshape(2, -1))
     assert np.array_equal(read.y_test, y[:2])
@@ -197,19 +197,27 @@ GOOD = {"x": np.zeros((4, 2), np.uint8), "y": np.array([0, 1, 0, 1])}
     [
         ({"x": None}, "must hold x and y"),
         ({"x_test": np.zeros((1, 2), np.uint8)}, "x_test with y_test or neither"),
-        ({"x": np.zeros((4, 2), np.int64)}, "x must be uint8 or floating point"),
+        ({"x": np.array([["1", "a"]] * 4)}, "x must be numbers, got .1. in row 0, column 0"),
+        ({"x": np.zeros((4, 2), np.complex64)}, "x must be numbers, got complex64"),
+        ({"x": np.zeros((4, 2, 2, 2, 2))}, r"x must be \(rows, F\), .* use x.reshape"),
+        (
+            {"x": np.zeros((4, 32, 30, 3))},
+            r"channels seem to be last; use x.transpose\(0, 3, 1, 2\)",
+        ),
         ({"x": np.zeros(4, np.uint8)}, r"x must be \(rows, F\)"),
         ({"x": np.zeros((4, 0), np.uint8)}, r"x must be \(rows, F\)"),
         ({"x": np.zeros((5, 2), np.uint8)}, "5 rows with 4 labels"),
-        ({"x": np.zeros((0, 2), np.uint8), "y": np.zeros(0, int)}, "at least 2 rows"),
-        ({"y": np.zeros((4, 1), int)}, r"y must be \(rows,\) integers"),
-        ({"y": np.zeros(4)}, r"y must be \(rows,\) integers"),
-        ({"y": np.array([0, -1, 0, -1])}, "labels must be in"),
-        ({"x": np.array([[np.nan, 0]] * 4)}, "must be finite"),
-        ({"y": np.array([None] * 4)}, "cannot be read"),
+        ({"x": np.zeros((0, 2), np.uint8), "y": np.zeros(0, int)}, "holds no rows"),
+        ({"y": np.array([[1, 0]] * 3 + [[1, 1]])}, "one 1 and zeros in a row, got 1, 1 in row 3"),
+        ({"y": np.zeros(4)}, "all labels are .0.; there must be 2 classes at least"),
+        ({"y": np.array([0, np.nan, 1, 1])}, "y must be whole numbers, .* got nan in row 1"),
+        ({"y": np.array([0, 0.5, 1, 1])}, "got 0.5 in row 1; numbers to be predicted are no class"),
+        ({"x": np.array([[0, 0], [0, np.nan]] * 2)}, "finite, got nan in row 1, column 1"),
+        ({"y": np.array([None] * 4)}, "y holds Python objects, which are not read"),
+        ({"y_test": np.array([0, 7]), "x_test": np.zeros((2, 2), np.uint8)}, "got .7. in row 1"),
         (
             {"x_test": np.zeros((1, 3), np.uint8), "y_test": np.zeros(1, int)},
-            "training rows have 2 features",
+            r"x_test must be \(rows, 2\), got \(1, 3\)",
         ),
     ],
 )
