@@ -11,6 +11,7 @@ import torch
 
 from .datasets import cifar, idx, own
 from .datasets.dataset import Dataset
+from .datasets.own import read_rows as read_rows
 from .datasets.split import hold_out
 from .download import (
     CIFAR10,

@@ -64,7 +64,8 @@ def load(path: Path, label: str | None = None, labels_file: Path | None = None) 
     if suffix == ".npy":
         if labels_file is None:
             raise InputError(f"{path} holds rows alone: name the file of their labels by --labels")
-        return _made(path, arrays.read_npy(path), _labels_in(labels_file))
+        x = arrays.read_npy(path)
+        return _made(path, x, _labels_in(labels_file, len(x)))
     if suffix in table.KINDS:
         return _from_table(path, label, labels_file)
     raise InputError(f"{path} must be a folder, or end in {', '.join(KINDS)}")
@@ -157,7 +158,7 @@ def _from_table(path: Path, label: str | None, labels_file: Path | None) -> Data
         columns.remove(own)
         y = content.labels(own)
     else:
-        y = _labels_in(labels_file)
+        y = _labels_in(labels_file, len(content.frame))
     if not columns:
         raise InputError(f"{path} has no column beside {own!r}")
     x = content.numbers(columns)
@@ -176,7 +177,7 @@ def _from_pictures(path: Path) -> Dataset:
         return _made(path, x, y, images.read(files, x.shape[1:]), y_test)
 
 
-def _labels_in(path: Path) -> Any:
+def _labels_in(path: Path, rows: int) -> Any:
     path = path.expanduser()
     if not path.exists():
         raise InputError(f"{path} cannot be read: No such file or directory")
@@ -186,7 +187,10 @@ def _labels_in(path: Path) -> Any:
     names = list(content.frame.columns)
     if len(names) != 1:
         raise InputError(f"{path} must have one column, of labels, got {len(names)}: {names[:9]}")
-    return content.labels(names[0])
+    found = content.labels(names[0])
+    if content.named and len(found) == rows - 1:
+        return [names[0], *found]  # of texts alone, the first one looks like a name
+    return found
 
 
 def _made(

@@ -125,7 +125,7 @@ def read(path: Path) -> Table:
     first = table.frame[names[0]]
     if table.named and names[0].strip() in ("", "Unnamed: 0", "__index_level_0__"):
         # the index that pandas itself writes
-        if pandas.api.types.is_integer_dtype(first) and (first == range(len(first))).all():
+        if pandas.api.types.is_integer_dtype(first) and (first == np.arange(len(first))).all():
             table.frame = table.frame.drop(columns=names[0])
     return table
 
