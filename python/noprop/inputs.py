@@ -171,7 +171,11 @@ class InputFormat:
         return tensor.to(torch.uint8)
 
     def _refuse_nan(self, rows: Tensor, op: str, name: str, first_row: int) -> None:
-        if rows.device.type != "cpu" or not rows.numel() or rows.aminmax()[1].isfinite():
+        if (
+            rows.device.type != "cpu"
+            or not rows.numel()
+            or all(map(torch.isfinite, rows.aminmax()))
+        ):
             return  # on a GPU the kernels look, without waiting
         row, feature = (int(i) for i in (~rows.isfinite()).nonzero()[0])
         value, at = rows[row, feature].item(), self.place(row + first_row, feature)

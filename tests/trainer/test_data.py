@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,52 @@ def test_idx(tmp_path, name, packed):
     assert np.array_equal(read.y_test, arrays["t10k-labels-idx1"])
     assert (read.x.dtype, read.y.dtype) == (torch.uint8, torch.int64)
     assert (read.classes, read.channels, read.name) == (10, 1, name)
+
+
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("mnist", "MNIST/{}"),
+        ("mnist", "mnist/{}"),
+        ("mnist", "{}"),
+        ("mnist", "MNIST/raw/{}/{}"),
+        ("mnist", "{dot}/{}"),
+        ("mnist", "{dot}"),
+        ("mnist", "{dot}.gz"),
+        ("mnist", "MNIST/raw/{dot}"),
+        ("mnist", "MNIST/raw/{}.gz/{}"),
+        ("fashion-mnist", "FashionMNIST/{}"),
+        ("fashion-mnist", "fashion-mnist/{}.gz"),
+        ("fashion-mnist", "FashionMNIST/raw/{dot}/{dot}"),
+    ],
+)
+def test_idx_under_other_names(tmp_path, name, place):
+    arrays = write_idx(tmp_path / "made", name, packed=False)
+    for path in sorted((tmp_path / "made").rglob("*ubyte")):
+        dot = path.name.replace("-idx", ".idx")
+        to = tmp_path / "here" / place.format(path.name, path.name, dot=dot)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes()
+        to.write_bytes(gzip.compress(content) if to.suffix == ".gz" else content)
+    read = data.load(name, tmp_path / "here")
+    assert np.array_equal(read.x, arrays["train-images-idx3"].reshape(5, 28))
+    assert np.array_equal(read.y_test, arrays["t10k-labels-idx1"])
+
+
+def test_a_packed_file_is_unpacked_no_further_than_its_header_says(tmp_path):
+    write_idx(tmp_path, "mnist", packed=True)
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole + bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="must hold 140 bytes for its shape .*, got more"):
+        data.load("mnist", tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    huge = struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 1)
+    path.write_bytes(gzip.compress(huge))
+    with pytest.raises(InputError, match="would take 18,446,744,065,119,617,025 bytes"):
+        data.load("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -296,6 +343,15 @@ def test_fingerprint_sees_every_part():
     other_x[3, 1], other_y[0] = 1, 1
     assert Dataset("a", other_x, y, x, y, classes=2).fingerprint() != base
     assert Dataset("a", x, other_y, x, y, classes=2).fingerprint() != base
+    assert Dataset("a", x, y, x, y, 2, class_names=("p", "q")).fingerprint() != base
+
+
+def test_runs_that_were_begun_on_float32_know_their_data():
+    x, y = torch.rand(4, 2, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    before = Dataset("a", x.float(), y, x.float(), y, classes=2).fingerprint()
+    now = Dataset("a", x, y, x, y, classes=2)
+    assert now.matches(before) and now.matches(now.fingerprint()) and now.fingerprint() != before
+    assert not now.matches(Dataset("a", x + 1, y, x, y, classes=2).fingerprint())
 
 
 PUBLISHED = {
