@@ -190,8 +190,8 @@ struct Reader {
     input.replica = named.replica;
     input.replicas = named.replicas;
     input.scale = floats_or_null(get(value, "scale"), {"scale"}, {F});
-    input.shift = floats_or_null(get(value, "shift"), {"shift"}, {F});
-    if (!input.scale != !input.shift) tensors.refuse({"scale"}, "be given with shift, or neither");
+    input.mean = floats_or_null(get(value, "mean"), {"mean"}, {F});
+    if (!input.scale != !input.mean) tensors.refuse({"scale"}, "be given with mean, or neither");
   }
 
   NopropLabels labels(py::handle call) {

@@ -1,4 +1,4 @@
-"""Data sets by name: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, or FILE.npz.
+"""Data sets by name: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, or a file of your own.
 
 Files are looked for, and downloaded to, the folders that torchvision uses: MNIST/raw,
 FashionMNIST/raw, cifar-10-batches-py and cifar-100-python.
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from .datasets import cifar, idx, npz
+from .datasets import cifar, idx, own
 from .datasets.dataset import Dataset
+from .datasets.own import read_rows as read_rows
 from .datasets.split import hold_out
 from .download import (
     CIFAR10,
@@ -23,6 +24,7 @@ from .download import (
     fetch_files,
 )
 from .errors import InputError, train_extra
+from .inputs import InputFormat
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 DIGITS_TEST_FRACTION = 0.2
@@ -31,35 +33,51 @@ DIGITS_TEST_FRACTION = 0.2
 def default_folder() -> Path:
     """NOPROP_DATA, else noprop in the user's cache folder."""
     if folder := os.environ.get("NOPROP_DATA"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noprop"
+        return Path(folder).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "noprop"
 
 
-def load(name: str, folder: Path | None = None, say: Say = lambda line: None) -> Dataset:
+def load(
+    name: str | Path,
+    folder: Path | None = None,
+    say: Say = lambda line: None,
+    *,
+    label: str | None = None,
+    labels: str | Path | None = None,
+) -> Dataset:
     """The data set of that name.
 
     Args:
-        name: one of NAMES, or the path of an .npz file.
+        name: one of NAMES, or the path of a file or a folder of your own (datasets/own.py).
         folder: the data folder, which must exist; None is `default_folder()`, made for a download.
         say: told what is downloaded.
+        label, labels: of your own data, the column or the file of the labels.
 
     Raises:
         InputError: the name is unknown, or a file is corrupt, or missing and not to be downloaded.
-        ImportError: digits without scikit-learn.
+        ImportError: a package that reads it is not installed.
     """
-    if name.endswith(".npz"):
-        return npz.read(Path(name))
+    name = str(name)
     if name not in NAMES:
-        raise InputError(f"data must be one of {', '.join(NAMES)} or FILE.npz, got {name!r}")
+        if not own.is_own(name):
+            known, kinds = ", ".join(NAMES), ", ".join(own.KINDS)
+            raise InputError(
+                f"data must be one of {known}, a file ({kinds}) or a folder, got {name!r}"
+            )
+        file = None if labels is None else Path(labels).expanduser()
+        return own.load(Path(name).expanduser(), label, file)
+    if label is not None or labels is not None:
+        raise InputError(f"label and labels are of your own data, {name} brings its labels")
     if name == "digits":
         return _digits()
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not (folder := folder.expanduser()).is_dir():
         raise InputError(f"the data folder {folder} does not exist")
     folder = folder or default_folder()
     if name == "mnist":
-        return _idx(name, folder / "MNIST" / "raw", MNIST, say)
+        return _idx(name, idx.folder_of(folder, "MNIST"), MNIST, say)
     if name == "fashion-mnist":
-        return _idx(name, folder / "FashionMNIST" / "raw", FASHION_MNIST, say)
+        return _idx(name, idx.folder_of(folder, "FashionMNIST"), FASHION_MNIST, say)
     if name == "cifar10":
         files, labels = (cifar.CIFAR10_TRAIN, cifar.CIFAR10_TEST), "labels"
         return _cifar(name, folder / "cifar-10-batches-py", CIFAR10, files, labels, 10, say)
@@ -75,7 +93,9 @@ def _digits() -> Dataset:
     x = torch.from_numpy(pixels).to(torch.uint8)  # whole numbers, kept in float64 there
     y = torch.from_numpy(labels).long()
     train, test = hold_out(len(x), DIGITS_TEST_FRACTION)
-    return Dataset("digits", x[train], y[train], x[test], y[test], classes=10)
+    inputs = InputFormat((8, 8), "bytes")
+    split = "a fifth of all, always the same"
+    return Dataset("digits", x[train], y[train], x[test], y[test], 10, inputs, test=split)
 
 
 def _idx(name: str, folder: Path, sources: tuple[Source, ...], say: Say) -> Dataset:
@@ -83,7 +103,8 @@ def _idx(name: str, folder: Path, sources: tuple[Source, ...], say: Say) -> Data
     fetch_files(missing, folder, say)
     x, y = idx.read_split(folder, "train")
     x_test, y_test = idx.read_split(folder, "t10k")
-    return Dataset(name, x, y, x_test, y_test, classes=10)
+    inputs = InputFormat(tuple(x.shape[1:]), "bytes")
+    return Dataset(name, x.flatten(1), y, x_test.flatten(1), y_test, 10, inputs)
 
 
 def _cifar(
@@ -101,4 +122,4 @@ def _cifar(
         fetch_archive(source, folder, missing, say)
     x, y = cifar.read_split(folder, train, labels)
     x_test, y_test = cifar.read_split(folder, test, labels)
-    return Dataset(name, x, y, x_test, y_test, classes, channels=cifar.CHANNELS)
+    return Dataset(name, x, y, x_test, y_test, classes, InputFormat((3, 32, 32), "bytes"))
