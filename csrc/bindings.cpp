@@ -11,6 +11,8 @@
 
 namespace py = pybind11;
 
+extern const char* const noprop_cuda_left_out;  // why the build has no CUDA kernels, or ""
+
 namespace {
 
 using Address = std::uintptr_t;
@@ -175,6 +177,7 @@ Result without_gil(int32_t threads, Run run) {
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("compiler") = NOPROP_COMPILER;
+  m.attr("cuda_left_out") = noprop_cuda_left_out;
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<std::vector<int32_t>, int32_t, const py::list&, int32_t>())
