@@ -13,6 +13,8 @@
 
 namespace py = pybind11;
 
+extern const char* const noprop_cuda_left_out;  // why the build has no CUDA kernels, or ""
+
 namespace {
 
 using namespace noprop;

@@ -4,6 +4,15 @@
 
 #include "predict.cpp"
 
+// flags that outside_flags.cmake did not see, as those of a compiler's own files
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
+#error "this compiler is set to inexact floating point: -ffast-math or a part of it"
+#endif
+#if NOPROP_LANES != NOPROP_ISA_LANES || (NOPROP_LANES == 4 && defined(__SSE3__))
+#error "this compiler is set to instructions that not every processor has: -march"
+#endif
+
 namespace noprop {
 namespace {
 

@@ -6,19 +6,28 @@ Tests put one here that is built for the host and runs the same kernel on CPU te
 from importlib import import_module
 from typing import Any
 
+
+def _left_out() -> str:
+    """What the build said of CUDA, in the compiler's words where it failed."""
+    try:
+        return import_module("noprop_kernels._C").cuda_left_out or "its file is missing"
+    except ImportError:
+        return "neither is _C"
+
+
 module: Any = None
 _missing = ""
 try:
     module = import_module("noprop_kernels._cuda")
 except ModuleNotFoundError:
-    _missing = "the extension _cuda is not built; NOPROP_CUDA=ON builds it where nvcc is"
+    _missing = f"the extension _cuda is not built: {_left_out()}"
 except ImportError as error:
     _missing = f"the extension _cuda cannot be loaded: {error}"
 
 
 def unavailable() -> str | None:
-    """Why the extension cannot be used, or None."""
-    return _missing if module is None else None
+    """Why the extension cannot be used, in one line, or None."""
+    return _missing.partition("\n")[0] if module is None else None
 
 
 def on_host() -> bool:
@@ -27,7 +36,7 @@ def on_host() -> bool:
 
 
 def describe() -> str:
-    """What is built and which devices it sees."""
+    """What is built and which devices it sees; what is not, with all that the build said of it."""
     if module is None:
         return _missing
     try:
