@@ -154,7 +154,9 @@ class Tensors {
       refuse(name, std::string("be a tensor, got ") + type->tp_name);
     if (is_negated(tensor)) {
       if (written) refuse(name, "not be a negated view where it is written");
-      held_.push_back(call(torch().resolve_neg, tensor));
+      PyObject* resolved = PyObject_CallOneArg(torch().resolve_neg, tensor.ptr());
+      if (!resolved) refuse_unreadable(tensor, name);
+      held_.push_back(py::reinterpret_steal<py::object>(resolved));
       tensor = held_.back();
     }
     return torch().exchange ? by_exchange(tensor, name) : by_attributes(tensor, name);

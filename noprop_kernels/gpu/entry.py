@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..calls import Slices, TrainCall
+from .fits import check_slices
 
 
 def where(slices: Slices) -> torch.device:
@@ -27,6 +28,9 @@ def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
         device = where(call.slices) if hasattr(call, "slices") else call.y.device
         guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with torch.no_grad(), guard:
+            if hasattr(call, "slices"):
+                counts = getattr(call, "rule", None) is not None
+                check_slices(function.__name__, call.slices, device, counts=counts)
             try:
                 function(call)
             except torch.OutOfMemoryError as error:
