@@ -2,6 +2,7 @@
 // every tensor checked against the plan and the call's sizes where its address is taken.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <limits>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "call_reader.h"
+#include "cpu/processors.h"
 
 namespace py = pybind11;
 
@@ -19,11 +21,34 @@ namespace {
 
 using namespace noprop;
 
-// lets Python run its signal handlers, so that Ctrl-C answers; the exception waits until the
-// threads have stopped
+bool interpreter_ends() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// On the main thread, the only one that runs them, lets Python run its signal handlers, so that
+// Ctrl-C answers; the exception waits until the threads have stopped. Another thread stops where
+// the interpreter ends.
 int poll_signals(void*) {
+  if (gettid() != getpid()) return interpreter_ends();
   const py::gil_scoped_acquire gil;
   return PyErr_CheckSignals();
+}
+
+// Where the interpreter ends, Python before 3.14 unwinds the stack of another thread that asks for
+// the GIL, which C++ answers with std::terminate. Such a thread sleeps until the process is gone.
+[[gnu::noinline]] void take_gil(PyThreadState* state) {
+  struct Sleep {
+    bool unwound = true;
+    ~Sleep() {
+      while (unwound) pause();
+    }
+  } sleep;
+  PyEval_RestoreThread(state);
+  sleep.unwound = false;
 }
 
 using Result = std::tuple<int, int64_t, int64_t>;
@@ -34,10 +59,14 @@ Result without_gil(Tensors& tensors, int32_t threads, Run run) {
   tensors.check_apart();
   const NopropHost host = {threads, poll_signals, nullptr};
   NopropResult result;
-  {
-    const py::gil_scoped_release release;
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
     result = run(&host);
+  } catch (...) {
+    take_gil(state);
+    throw;
   }
+  take_gil(state);
   if (PyErr_Occurred()) throw py::error_already_set();
   return {static_cast<int>(result.status), result.where, result.value};
 }
@@ -294,6 +323,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("set_isa", [](const std::string& name) {
     return noprop_set_isa(name.empty() ? nullptr : name.c_str()) != 0;
   });
-  m.def("processors", &noprop_processors);
+  m.def("processors", &noprop::available_processors, py::arg("root") = "");
+  m.def("threads", &noprop_threads);
   m.def("fma_gflop", &noprop_fma_gflop, py::call_guard<py::gil_scoped_release>());
 }

@@ -31,7 +31,12 @@ typedef enum {
   NOPROP_BAD_INDEX =
       4, /* where: position among the indices, value: the index; nothing was written */
   NOPROP_BAD_INPUT =
-      5, /* value: the input with a feature that is not finite; nothing was written */
+      5,           /* value: the input with a feature that is not finite; nothing was written */
+  NOPROP_BUSY = 6, /* made by a signal handler in the middle of another call of its thread. where 0:
+                    * one of them writes parameters of the other; else that many are in the middle
+                    * of each other. Nothing was written */
+  NOPROP_FORKED = 7, /* in the child process of a fork by a signal handler in the middle of the
+                      * call: what it writes may hold a part of a step */
 } NopropStatus;
 
 typedef struct {
@@ -229,6 +234,8 @@ int32_t noprop_isa_used(void);
 int32_t noprop_set_isa(const char* name);
 /* Processors that this process may use: affinity and cgroup quota. */
 int32_t noprop_processors(void);
+/* Of `wanted` threads for a call, those that the system grants; a call does with them. */
+int32_t noprop_threads(int32_t wanted);
 /* Multiply-adds in registers on each of `threads` threads; returns the billions of operations done:
  * what the machine's peak is measured with. */
 double noprop_fma_gflop(int32_t threads, int64_t rounds);

@@ -13,9 +13,11 @@ from .check import check_tensor
 from .dense import PARTS, Layer, check_rows, plan_of
 from .eager import eager_only
 from .layer_optimizer import LayerOptimizer
-from .optimizers import AdamW, Optimizer
+from .optimizers import Optimizer
+from .wrapped import is_plain, refuse_wrapped
 
 OP = "Linear"
+_ASKED: Any = object()  # an optimizer that was not given
 
 _nodes = WeakTensorKeyDictionary()  # see nodes_of
 
@@ -32,13 +34,18 @@ class Linear(nn.Linear):
     What an update inside backward cannot honour is a RuntimeError before anything is written: the
     layer (or its weight, in two layers) twice in one graph, backward twice, create_graph=True,
     gradients of the parameters by torch.autograd.grad, parameters changed between forward and
-    backward. What a layer cannot see: a gradient scaler's factor and clipping by the norm of
+    backward; a weight of two layers; DistributedDataParallel, fully_shard, and whatever makes the
+    weight a result or a tensor subclass (parametrizations, pruning, FullyShardedDataParallel,
+    DTensor). What a layer cannot see: a gradient scaler's factor and clipping by the norm of
     several layers' gradients, both of which act on `.grad`; a gradient summed over several
-    backwards, each of which is an update here; other uses of its weight in the graph.
+    backwards, each of which is an update here; other uses of its weight in the graph; ranks that
+    train copies of it outside DistributedDataParallel. An optimizer of torch.optim over its
+    parameters finds no `.grad` and does nothing.
 
     Args:
         in_features, out_features, bias: as torch.nn.Linear, with its initialisation.
-        optimizer: SGD, Adam or AdamW; None: backward leaves `.grad` to an optimizer outside.
+        optimizer: to be given: SGD, Adam or AdamW, which backward applies; None: backward leaves
+            `.grad` to an optimizer outside.
         precision: "float32" | "tf32" | "bfloat16", of the products' operands.
         backend: a backend to force; None: the best that runs here.
         device: of the parameters, as torch.nn.Linear.
@@ -48,7 +55,7 @@ class Linear(nn.Linear):
         updates: (1,) int64, the updates so far.
 
     Raises:
-        ValueError: an argument does not fit.
+        ValueError: an argument does not fit, or optimizer is not given.
     """
 
     updates: Tensor
@@ -60,11 +67,16 @@ class Linear(nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        optimizer: Optimizer | None = AdamW(lr=1e-3),  # noqa: B008  # frozen
+        optimizer: Optimizer | None = _ASKED,
         precision: str = "float32",
         backend: str | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if optimizer is _ASKED:
+            raise ValueError(
+                f"{OP}: optimizer must be given: SGD, Adam or AdamW of noprop_kernels, which "
+                "backward applies to the weights, or None, which leaves .grad to torch.optim"
+            )
         plan_of(in_features, out_features, None)  # checks the sizes
         dispatch.check_options(OP, precision, backend)
         super().__init__(in_features, out_features, bias, device=device, dtype=torch.float32)
@@ -98,16 +110,23 @@ class Linear(nn.Linear):
 
         Raises:
             ValueError: the input, or what became of the parameters, does not fit.
+            RuntimeError: another layer or a wrapper has a part in its parameters' updates.
             BackendError: no backend can run it.
         """
         weight, bias = self.weight, self.bias
         if self.optimizer is not None:
             learns = weight.requires_grad or (bias is not None and bias.requires_grad)
             if self.training and torch.is_grad_enabled() and learns:
+                refuse_wrapped(OP, self)
                 return updating(self, input, weight, bias)
             if not self.training:
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
         return functional.dense(input, weight, bias, precision=self.precision, backend=self.backend)
+
+    def updates_itself(self, parameter: Tensor) -> bool:
+        """Whether `parameter` is this layer's, and moves in its backward."""
+        own = self._parameters.values()
+        return self.optimizer is not None and any(value is parameter for value in own)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, optimizer={self.optimizer}"
@@ -147,7 +166,9 @@ class Linear(nn.Linear):
         tensors = {"weight": weight, "bias": bias, **self._buffers}
         updates, device = tensors.pop("updates"), weight.device
         facts = [
-            None if t is None else (t.shape, t.dtype, t.device, t.is_contiguous(), t.is_leaf)
+            None
+            if t is None
+            else (t.shape, t.dtype, t.device, t.is_contiguous(), t.is_leaf, is_plain(t))
             for t in tensors.values()
         ]
         if facts != self._facts:
@@ -170,11 +191,19 @@ class Linear(nn.Linear):
         for name, value in tensors.items():
             if value is None:
                 continue
+            if not is_plain(value):
+                raise ValueError(
+                    f"{OP}: {name} must be a plain parameter to be updated, got "
+                    f"{type(value).__name__}; optimizer=None leaves it to torch"
+                )
+            if not value.is_leaf:
+                raise ValueError(
+                    f"{OP}: {name} must be a parameter to be updated, got a result, as "
+                    "parametrizations, pruning and sharding make; optimizer=None allows them"
+                )
             check_tensor(OP, name, value, shape=shapes[name.split("_")[0]], device=device)
             if not value.is_contiguous():
                 raise ValueError(f"{OP}: {name} must be contiguous, got strides {value.stride()}")
-            if not value.is_leaf:
-                raise ValueError(f"{OP}: {name} must be a parameter to be updated, got a result")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         if (dtype := fn(self.weight.new_empty(0)).dtype) != torch.float32:

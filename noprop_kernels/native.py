@@ -39,7 +39,7 @@ else:
     _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     _C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=_exchange)
 
-_STOPPED, _NO_MEMORY, _BAD_LABEL, _BAD_INDEX, _BAD_INPUT = 1, 2, 3, 4, 5
+_STOPPED, _NO_MEMORY, _BAD_LABEL, _BAD_INDEX, _BAD_INPUT, _BUSY, _FORKED = range(1, 8)
 
 
 def unavailable() -> str | None:
@@ -48,13 +48,16 @@ def unavailable() -> str | None:
 
 
 def describe() -> dict[str, Any]:
-    """The extension's build, its instruction sets and whether they run here, and threads."""
+    """The extension's build, its instruction sets and whether they run here, and threads.
+
+    `threads` are those that the system grants to a call, which does with fewer than it asks for.
+    """
     return {
         "compiler": _C.compiler,
         "isas": dict(_C.isas()),
         "isa_used": _C.isa_used(),
         "processors": _C.processors(),
-        "threads": threads(),
+        "threads": _C.threads(threads()),
     }
 
 
@@ -164,6 +167,18 @@ def _check(op: str, result: tuple[int, int, int], inputs: list[str], M: int) -> 
         raise ValueError(f"{op}: indices must name rows of the data, got {value} at {where}")
     if status == _BAD_INPUT:
         raise ValueError(f"{op}: {inputs[value]} must be finite, got NaN or infinity")
+    if status == _BUSY and where:
+        raise RuntimeError(f"{op}: signal handlers must not interrupt each other {where} times")
+    if status == _BUSY:
+        raise RuntimeError(
+            f"{op}: a signal handler must not use parameters that the interrupted call writes, "
+            "nor write what it reads; nothing was changed"
+        )
+    if status == _FORKED:
+        raise RuntimeError(
+            f"{op}: a signal handler forked the process in the middle of the call; in this child "
+            "it has ended, and what it was to write may hold a part of a step"
+        )
 
 
 def _refuse_single_row(op: str, plan: Plan, B: int) -> None:

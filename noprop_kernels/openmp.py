@@ -23,7 +23,10 @@ def let_go() -> None:
 
 @functools.cache
 def pause_function() -> Callable[[int], int] | None:
-    """omp_pause_resource_all of the OpenMP runtime that PyTorch loaded, or None.
+    """omp_pause_resource_all of the OpenMP runtime that PyTorch itself runs on, or None.
+
+    A process may have loaded several runtimes, scikit-learn's for one. A symbol looked up in
+    PyTorch's library is found there or in what that library was linked to, and nowhere else.
 
     Not in a forked child, where the runtime would wait for threads that only its parent has.
     """
@@ -33,11 +36,10 @@ def pause_function() -> Callable[[int], int] | None:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return None
-    libraries = {line.split()[-1] for line in maps.splitlines() if "omp" in line}
-    for path in sorted(libraries):
-        if Path(path).name.startswith(("libgomp", "libomp")):
-            with contextlib.suppress(OSError, AttributeError):
-                return ctypes.CDLL(path).omp_pause_resource_all
+    paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "libtorch_cpu" in line}
+    for path in sorted(paths):
+        with contextlib.suppress(OSError, AttributeError):
+            return ctypes.CDLL(path).omp_pause_resource_all
     return None
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import noprop_kernels as nk
 from blocks_for_tests import GOAL, PLANS, B, D, F, M, T, batch, make, snapshot
+from linear_for_tests import linear
 from noprop_kernels import block_ops, dense_ops, label_ops
 
 # torch's own compiler looks at the .grad of a tensor inside the graph where it is interrupted
@@ -122,7 +123,7 @@ def test_predict_compiles_whole(backend, plan, options):
 
 
 def test_linear_compiles_whole_where_it_updates_nothing(backend):
-    layer, x = nk.Linear(F, M), rows(B, F, grad=True)
+    layer, x = linear(F, M), rows(B, F, grad=True)
     with torch.no_grad():
         assert torch.equal(compiled(layer)(x), layer(x))
     layer.eval()
@@ -134,7 +135,7 @@ def test_linear_compiles_whole_where_it_updates_nothing(backend):
 
 
 def test_linear_interrupts_a_graph_and_updates_as_ever(backend):
-    models = [nn.Sequential(nk.Linear(F, 6), nn.ReLU(), nk.Linear(6, M)) for _ in range(2)]
+    models = [nn.Sequential(linear(F, 6), nn.ReLU(), linear(6, M)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     for run in (compiled(models[0], fullgraph=False), models[1]):
         for k in range(2):
@@ -157,7 +158,7 @@ def test_linear_interrupts_a_graph_and_updates_as_ever(backend):
     ids=["train_step", "train_steps", "gradients", "loss", "add_noise", "Linear"],
 )
 def test_what_does_not_compile_says_why(call):
-    arguments = (nk.Linear(F, M), make(), *batch())
+    arguments = (linear(F, M), make(), *batch())
     with pytest.raises(
         torch._dynamo.exc.Unsupported, match="reads labels and counters on the host"
     ):
@@ -283,7 +284,7 @@ class Seen(TorchDispatchMode):
 
 def test_eager_code_does_not_pass_through_the_operations(backend):
     x, y = batch()
-    blocks, layer = make(), nk.Linear(F, M)
+    blocks, layer = make(), linear(F, M)
     with Seen() as seen:
         logits = layer(x)
         nk.DenoisingLoss()(logits, y).sum().backward()

@@ -102,7 +102,8 @@ def test_precision_is_that_of_the_operands():
     x, w = rows(9, 7), rows(5, 7, seed=1)
     y = F.dense(x, w, precision="bfloat16", backend="reference")
     close(y, linear(x.bfloat16().float(), w.bfloat16().float()))
-    layer = nk.Linear(7, 5, bias=False, precision="bfloat16", backend="reference")
+    options = {"precision": "bfloat16", "backend": "reference"}
+    layer = nk.Linear(7, 5, bias=False, optimizer=nk.AdamW(), **options)
     layer.load_state_dict({"weight": w})
     assert torch.equal(layer(x), y)
     with pytest.raises(nk.BackendError, match="precision must be one of"):

@@ -9,6 +9,7 @@ import pytest
 
 LET_GO = """
 import os, time, torch
+import sklearn.cluster  # brings an OpenMP runtime of its own
 from noprop_kernels import native, openmp
 torch.set_num_threads(2)
 def work(): torch.ones(2000, 300) @ torch.ones(300, 300); torch.ones(10**6).exp()

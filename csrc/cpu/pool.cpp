@@ -1,6 +1,5 @@
 #include "cpu/pool.h"
 
-#include <sched.h>
 #include <unistd.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -10,124 +9,30 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
-#include <cstring>
-#include <fstream>
+#include <limits>
 #include <memory>
 #include <mutex>
-#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "cpu/apart.h"
+#include "cpu/clock.h"
+#include "cpu/denormals.h"
 #include "cpu/workspace.h"
 
 namespace noprop {
 namespace {
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// Numbers below 1e-38 count as zero while tasks run. The moments of a unit that has died shrink
-// into that range and stay there, and a step on them takes three times as long.
-class FlushDenormals {
- public:
-#if defined(__SSE2__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_;
-#elif defined(__aarch64__)
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(before_ | (uint64_t{1} << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#endif
-};
-
 constexpr double kSpinSeconds = 50e-6;
-constexpr double kPollSeconds = 0.05;
+constexpr int32_t kNoLimit = std::numeric_limits<int32_t>::max();
 
 }  // namespace
 
-// Beside a busy process the system may leave two of our threads on one processor for as long as a
-// call lasts, since moving one would only make two on the other. A share of the other processor is
-// still worth more than half of this one. So a worker that finds an earlier one on its processor
-// moves, and the caller moves helpers that wait behind it and have not even begun.
-class Apart {
- public:
-  Apart() {
-    for (auto& place : place_) place.store(kAway);
-  }
-
-  void begin(int32_t worker) { tid_[at(worker)].store(gettid(), std::memory_order_relaxed); }
-  void call(int32_t helpers) {
-    for (int32_t i = 1; i <= helpers; ++i) place_[at(i)].store(kCalled, std::memory_order_relaxed);
-    helpers_ = helpers;
-  }
-  void leave(int32_t worker) { place_[at(worker)].store(kAway, std::memory_order_relaxed); }
-
-  void keep(int32_t worker) {
-    const int here = sched_getcpu();
-    place_[at(worker)].store(here, std::memory_order_relaxed);
-    if (worker > 0) {
-      for (int32_t other = 0; other < worker; ++other)
-        if (place_[at(other)].load(std::memory_order_relaxed) == here) return move(worker, worker);
-      return;
-    }
-    for (int32_t helper = 1; helper <= helpers_; ++helper) {
-      int called =
-          kCalled;  // moved once a call, in which it may have to wait for its new processor
-      if (place_[at(helper)].compare_exchange_strong(called, kAway)) move(helper, helper);
-    }
-  }
-
- private:
-  static constexpr int kAway = -1, kCalled = -2, kMost = 256;
-  static size_t at(int32_t worker) { return static_cast<size_t>(std::min(worker, kMost - 1)); }
-
-  // to a processor that none of the first `others` workers is on; its affinity ends as it was
-  void move(int32_t worker, int32_t others) {
-    const pid_t tid = tid_[at(worker)].load(std::memory_order_relaxed);
-    cpu_set_t allowed;
-    if (tid == 0 || sched_getaffinity(tid, sizeof allowed, &allowed) != 0) return;
-    cpu_set_t free = allowed;
-    for (int32_t other = 0; other < others; ++other)
-      if (const int cpu = place_[at(other)].load(std::memory_order_relaxed); cpu >= 0)
-        CPU_CLR(static_cast<size_t>(cpu), &free);
-    if (CPU_COUNT(&free) == 0 || sched_setaffinity(tid, sizeof free, &free) != 0) return;
-    sched_setaffinity(tid, sizeof allowed, &allowed);
-  }
-
-  std::atomic<int> place_[kMost];  // a processor, kAway, or kCalled
-  std::atomic<pid_t> tid_[kMost] = {};
-  int32_t helpers_ = 0;
-};
-
-bool Host::go_on(int32_t worker) {
-  if (apart_ != nullptr) apart_->keep(worker);
-  std::atomic_ref<int> stopped(stopped_);
-  if (stopped.load(std::memory_order_relaxed)) return false;
-  if (worker != 0 || host_.poll == nullptr) return true;
-  const double time = now();
-  if (time < next_poll_) return true;
-  next_poll_ = time + kPollSeconds;
-  if (host_.poll(host_.poll_data) == 0) return true;
-  stopped.store(1, std::memory_order_relaxed);
-  return false;
-}
-
-bool Host::stopped() const {
-  return std::atomic_ref<int>(const_cast<int&>(stopped_)).load(std::memory_order_relaxed) != 0;
-}
-
 class Pool {
  public:
+  using Task = std::function<void(int64_t, const Worker&)>;
+
   static Pool& instance() {
     static std::atomic<Pool*> current{nullptr};
     Pool* pool = current.load();
@@ -140,18 +45,75 @@ class Pool {
     return *pool;
   }
 
-  bool run(int64_t count, int32_t threads, int64_t bytes, Host& host,
-           const std::function<void(int64_t, const Worker&)>& task) {
-    std::lock_guard<std::mutex> one_call(call_mutex_);  // a second caller's call waits
-    const int32_t helpers =
-        static_cast<int32_t>(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(count, 1))) -
-        1;
-    while (static_cast<int32_t>(threads_.size()) < helpers) {
-      workspaces_.push_back(std::make_unique<Workspace>());
-      const size_t id = threads_.size();
-      threads_.emplace_back([this, id] { work(id); });
-      threads_.back().detach();  // they end with the process
+  bool is_of_this_process() const { return process_ == getpid(); }
+
+  // The host's turn, if it comes soon, and the threads that it may use.
+  bool begin(Host& host) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const auto wait = std::chrono::duration<double>(kPollSeconds);
+    if (!turn_.wait_for(lock, wait, [&] { return !busy_; })) return false;
+    busy_ = true;
+    host.threads_ = grow(host.caller_.threads);
+    host.pool_ = this;
+    return true;
+  }
+
+  void end() {
+    if (!is_of_this_process()) return;  // what a fork left of it
+    std::lock_guard<std::mutex> lock(mutex_);
+    busy_ = false;
+    turn_.notify_one();
+  }
+
+  int32_t granted(int32_t wanted) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return busy_ ? std::min(wanted, limit_) : grow(wanted);
+  }
+
+  static bool run(int64_t count, int64_t bytes, Host& host, const Task& task) {
+    if (host.pool_ == nullptr) return run_alone(count, bytes, task);
+    try {
+      return host.pool_->run_together(count, bytes, host, task);
+    } catch (const Forked&) {
+      host.status_ = NOPROP_FORKED;
+      return false;
     }
+  }
+
+ private:
+  Pool() : process_(getpid()) { workspaces_.push_back(std::make_unique<Workspace>()); }
+
+  // under mutex_, while no call runs
+  int32_t grow(int32_t wanted) {
+    limit_ = kNoLimit;
+    while (helpers() + 1 < std::min(wanted, limit_)) {
+      workspaces_.push_back(std::make_unique<Workspace>());
+      try {
+        const size_t id = workspaces_.size() - 2;
+        std::thread([this, id] { work(id); }).detach();  // ends with the process
+      } catch (const std::system_error&) {               // as under RLIMIT_NPROC: fewer do the same
+        workspaces_.pop_back();
+        limit_ = helpers() + 1;
+      }
+    }
+    return std::max(1, std::min(wanted, limit_));
+  }
+
+  int32_t helpers() const { return static_cast<int32_t>(workspaces_.size()) - 1; }
+
+  // by a thread whose other call has the pool
+  static bool run_alone(int64_t count, int64_t bytes, const Task& task) {
+    Workspace own;
+    const Worker worker = {0, own.get(bytes)};
+    if (worker.workspace == nullptr) return false;
+    const FloatMode flush(float_mode() | kFlush);
+    for (int64_t i = 0; i < count; ++i) task(i, worker);
+    return true;
+  }
+
+  bool run_together(int64_t count, int64_t bytes, Host& host, const Task& task) {
+    const int32_t helpers =
+        static_cast<int32_t>(std::min<int64_t>(host.threads_, std::max<int64_t>(count, 1))) - 1;
     std::vector<char*> workspaces;
     for (int32_t i = 0; i <= helpers; ++i) {
       workspaces.push_back(workspaces_[static_cast<size_t>(i)]->get(bytes));
@@ -179,11 +141,8 @@ class Pool {
     return true;
   }
 
- private:
-  Pool() : process_(getpid()) { workspaces_.push_back(std::make_unique<Workspace>()); }
-
   void drain(const Worker& worker) {
-    const FlushDenormals flush;
+    const FloatMode flush(float_mode() | kFlush);
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
       if (task >= count_) return apart_.leave(worker.id);
@@ -230,16 +189,17 @@ class Pool {
 
   const pid_t process_;
   Apart apart_;
-  std::mutex call_mutex_, mutex_;
-  std::condition_variable wake_, done_;
-  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_, turn_;
+  bool busy_ = false;                                   // a call has its turn
+  int32_t limit_ = kNoLimit;                            // of the system, met by the last call
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // the calling thread's first
   std::atomic<uint64_t> generation_{0};
   std::atomic<int64_t> next_task_{0};
   std::atomic<int32_t> running_{0};  // helpers that have joined
   int64_t count_ = 0;
   int32_t helpers_ = 0;  // that may join the call
-  const std::function<void(int64_t, const Worker&)>* task_ = nullptr;
+  const Task* task_ = nullptr;
   const std::vector<char*>* current_ = nullptr;
 };
 
@@ -265,27 +225,17 @@ void Barrier::wait() {
   }
 }
 
-bool run_tasks(int64_t count, int32_t threads, int64_t bytes, Host& host,
+bool Host::take_turn() { return Pool::instance().begin(*this); }
+
+void Host::end_turn() { pool_->end(); }
+
+bool Host::forked() const { return !pool_->is_of_this_process(); }
+
+bool run_tasks(int64_t count, int64_t bytes, Host& host,
                const std::function<void(int64_t, const Worker&)>& run) {
-  return Pool::instance().run(count, threads, bytes, host, run);
+  return Pool::run(count, bytes, host, run);
 }
 
-int32_t available_processors() {
-  int32_t count = static_cast<int32_t>(std::thread::hardware_concurrency());
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) count = CPU_COUNT(&set);
-  // cgroup v2: "quota period" or "max period"; v1: two files
-  double quota = -1, period = -1;
-  std::string text;
-  if (std::ifstream file("/sys/fs/cgroup/cpu.max"); file >> text >> period && text != "max")
-    quota = std::stod(text);
-  if (std::ifstream file("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"); quota < 0 && file >> quota)
-    std::ifstream("/sys/fs/cgroup/cpu/cpu.cfs_period_us") >> period;
-  if (quota > 0 && period > 0)
-    count = std::min(count, static_cast<int32_t>(std::max(1.0, quota / period + 0.5)));
-#endif
-  return std::max(count, 1);
-}
+int32_t granted_threads(int32_t wanted) { return Pool::instance().granted(wanted); }
 
 }  // namespace noprop

@@ -9,8 +9,10 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/host.h"
 #include "cpu/isa.h"
 #include "cpu/pool.h"
+#include "cpu/processors.h"
 #include "cpu/teams.h"
 #include "cpu/visit.h"
 #include "noprop.h"
@@ -58,11 +60,6 @@ int32_t isa_index() {
 
 const Isa& isa() { return *kIsas[isa_index()]; }
 
-NopropResult finish(bool ran, const Host& host) {
-  if (!ran) return {NOPROP_NO_MEMORY, 0, 0};
-  return {host.stopped() ? NOPROP_STOPPED : NOPROP_OK, 0, 0};
-}
-
 constexpr NopropResult kFine = {NOPROP_OK, 0, 0};
 
 NopropResult check_indices(const int64_t* indices, int64_t count, int64_t rows) {
@@ -97,18 +94,16 @@ NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B
 
 // features that the call will read, all finite? Rows are checked in parallel.
 NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int64_t K, int64_t n,
-                         int64_t B, int32_t threads) {
+                         int64_t B, Host& host) {
   if (input.dtype == NOPROP_UINT8) return kFine;
   const int64_t runs = input.indices ? K * input.replicas
                                      : (input.step ? K : std::min<int64_t>(K, 1)) *
                                            (input.slice ? n : std::min<int64_t>(n, 1));
   const int64_t slices = input.slice ? n : 1;
   std::atomic<bool> finite{true};
-  NopropHost quiet = {threads, nullptr, nullptr};
-  Host host(quiet);
   const char* data = static_cast<const char*>(input.data);
   const int64_t size = bytes_of(input.dtype);
-  const bool ran = run_tasks(runs, threads, 0, host, [&](int64_t run, const Worker&) {
+  const bool ran = run_tasks(runs, 0, host, [&](int64_t run, const Worker&) {
     for (int64_t b = 0; b < B; ++b) {
       const int64_t at = input.indices
                              ? input.indices[run * B + b] * width
@@ -116,7 +111,7 @@ NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int
       if (!isa().all_finite(data + at * size, input.dtype, width)) finite.store(false);
     }
   });
-  if (!ran) return {NOPROP_NO_MEMORY, 0, 0};
+  if (!ran) return host.result(ran);
   return finite ? kFine : NopropResult{NOPROP_BAD_INPUT, 0, j};
 }
 
@@ -133,6 +128,8 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
                               const NopropTrainOut* out, const NopropHost* caller) {
   const NopropPlan& plan = *slices->plan;
   const int64_t n = slices->n, M = plan.layers[plan.num_layers - 1].width;
+  Host host(*caller, slices, rule->kind != NOPROP_NONE);
+  if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, K, n, B, M); bad.status) return bad;
   const Visit visit = choose_visit(isa(), plan, inputs, n, B, K);
   const auto packs = [&](int32_t j) {
@@ -143,13 +140,12 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     NopropResult bad = check_indices(inputs[j], K, B);
     // a single visit's rows are checked as they are packed, before its first step
     if (!bad.status && !(packs(j) && visit.steps == K))
-      bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, caller->threads);
+      bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, host);
     if (bad.status) return bad;
   }
-  const int32_t size = team_size(plan, n, B, caller->threads);
+  const int32_t size = team_size(plan, n, B, host.threads());
   const int64_t bytes = isa().train_bytes(&plan, B, mix->D, size);
 
-  Host host(*caller);
   struct Poll {
     Host* host;
     int32_t worker;
@@ -164,8 +160,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     char* packed[kMaxResults] = {};
     for (int32_t j = 0; j < plan.num_inputs; ++j) {
       if (!packs(j)) continue;
-      const auto bad =
-          pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, caller->threads);
+      const auto bad = pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, host);
       if (bad) return {bad, 0, j};
     }
     const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
@@ -174,22 +169,23 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
                               first,  last,  packed, out,    go_on, &poll, team};
       isa().train_slice(task, i, worker.workspace);
     };
-    ran = run_teams(n, size, caller->threads, bytes, host, run);
+    ran = run_teams(n, size, bytes, host, run);
   }
-  return finish(ran, host);
+  return host.result(ran);
 }
 
 NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
                                   const NopropNoise* noise, const NopropMix* mix,
                                   const NopropLabels* y, int64_t n, int64_t B, int64_t M,
                                   const NopropHost* caller) {
+  Host host(*caller, nullptr, false);
+  if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
-  Host host(*caller);
   const NoiseTask task = {z, eps, seeds, noise, mix, y, B, M};
   const bool ran = run_tasks(
-      n, caller->threads, isa().noise_bytes(B, mix->D), host,
+      n, isa().noise_bytes(B, mix->D), host,
       [&](int64_t i, const Worker& worker) { isa().noise_slice(task, i, worker.workspace); });
-  return finish(ran, host);
+  return host.result(ran);
 }
 
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
@@ -213,29 +209,31 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
   const int64_t pieces = (B + piece - 1) / piece;
   const int64_t slice_bytes = isa().saved_bytes(&plan, B);
   const int64_t bytes = saved ? 0 : isa().saved_bytes(&plan, std::min(piece, B));
-  Host host(*caller);
-  const bool ran = run_tasks(
-      slices->n * pieces, caller->threads, bytes, host, [&](int64_t task, const Worker& worker) {
+  Host host(*caller, slices, training != 0);
+  if (host.status()) return host.result(false);
+  const bool ran =
+      run_tasks(slices->n * pieces, bytes, host, [&](int64_t task, const Worker& worker) {
         const int64_t i = task / pieces, first = task % pieces * piece;
         char* kept = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr;
         const ForwardTask job = {
             logits, kept, slices, inputs, first, std::min(piece, B - first), B, training != 0};
         isa().forward_slice(job, i, worker.workspace);
       });
-  return finish(ran, host);
+  return host.result(ran);
 }
 
 NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* u_hat,
                              const float* logits, const float* eps, const NopropMix* mix,
                              const NopropLabels* y, int64_t n, int64_t B, int64_t M,
                              const NopropHost* caller) {
+  Host host(*caller, nullptr, false);
+  if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
-  Host host(*caller);
   const HeadTask task = {loss, error, d_logits, u_hat, logits, eps, mix, y, B, M};
   const bool ran = run_tasks(
-      n, caller->threads, isa().head_bytes(B, M, mix->D), host,
+      n, isa().head_bytes(B, M, mix->D), host,
       [&](int64_t i, const Worker& worker) { isa().head_slice(task, i, worker.workspace); });
-  return finish(ran, host);
+  return host.result(ran);
 }
 
 NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
@@ -243,26 +241,27 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
                                  const NopropRule* rule, uint8_t* applied, int64_t B,
                                  int32_t training, const NopropHost* caller) {
   const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
-  Host host(*caller);
-  const bool ran = run_tasks(slices->n, caller->threads, isa().backward_bytes(slices->plan, B),
-                             host, [&](int64_t i, const Worker& worker) {
-                               const BackwardTask task = {
-                                   slices,   static_cast<const char*>(saved) + i * slice_bytes,
+  Host host(*caller, slices, rule->kind != NOPROP_NONE);
+  if (host.status()) return host.result(false);
+  const bool ran = run_tasks(
+      slices->n, isa().backward_bytes(slices->plan, B), host, [&](int64_t i, const Worker& worker) {
+        const BackwardTask task = {slices,   static_cast<const char*>(saved) + i * slice_bytes,
                                    d_logits, d_inputs,
                                    rule,     applied,
                                    B,        training != 0};
-                               isa().backward_slice(task, i, worker.workspace);
-                             });
-  return finish(ran, host);
+        isa().backward_slice(task, i, worker.workspace);
+      });
+  return host.result(ran);
 }
 
 NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
                                const NopropRule* rule, const NopropHost* caller) {
-  Host host(*caller);
-  const bool ran = run_tasks(slices->n, caller->threads, 0, host, [&](int64_t i, const Worker&) {
+  Host host(*caller, slices, true);
+  if (host.status()) return host.result(false);
+  const bool ran = run_tasks(slices->n, 0, host, [&](int64_t i, const Worker&) {
     if (apply[i]) isa().update_slice(*slices, i, *rule);
   });
-  return finish(ran, host);
+  return host.result(ran);
 }
 
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
@@ -274,11 +273,12 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   constexpr int64_t kRows = 128;
   const int64_t pieces = (B + kRows - 1) / kRows, most_rows = std::min(kRows, B);
   const int64_t count = S * R * pieces;
-  const int32_t size = crew_size(plan, count, most_rows, caller->threads);
+  Host host(*caller, slices, false);
+  if (host.status()) return host.result(false);
+  const int32_t size = crew_size(plan, count, most_rows, host.threads());
   const PredictTask task = {
       logits, u_hat, z, slices,    seeds,          inputs,       a, b, sqrt_c, mix,
       S,      R,     B, first_row, add_noise != 0, keep_all != 0};
-  Host host(*caller);
   const std::unique_ptr<Crew[]> crews(new Crew[static_cast<size_t>(size > 1 ? count : 0)]);
   const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
     // the members of a crew are there for each other
@@ -291,9 +291,9 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   };
   for (int64_t at = 0; size > 1 && at < count; ++at)
     crews[static_cast<size_t>(at)] = {size, [] { sched_yield(); }};
-  const bool ran = run_teams(count, size, caller->threads,
-                             isa().predict_bytes(&plan, most_rows, mix->D, size), host, run);
-  return finish(ran, host);
+  const bool ran =
+      run_teams(count, size, isa().predict_bytes(&plan, most_rows, mix->D, size), host, run);
+  return host.result(ran);
 }
 
 int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads) {
@@ -323,12 +323,13 @@ int32_t noprop_set_isa(const char* name) {
 }
 
 int32_t noprop_processors(void) { return available_processors(); }
+int32_t noprop_threads(int32_t wanted) { return granted_threads(wanted); }
 
 double noprop_fma_gflop(int32_t threads, int64_t rounds) {
-  NopropHost quiet = {threads, nullptr, nullptr};
-  Host host(quiet);
+  const NopropHost quiet = {threads, nullptr, nullptr};
+  Host host(quiet, nullptr, false);
   std::vector<double> done(static_cast<size_t>(threads));
-  run_tasks(threads, threads, 0, host, [&](int64_t i, const Worker&) {
+  run_tasks(threads, 0, host, [&](int64_t i, const Worker&) {
     done[static_cast<size_t>(i)] = isa().fma_gflop(rounds);
   });
   double total = 0;

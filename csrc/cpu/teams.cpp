@@ -6,10 +6,10 @@
 
 namespace noprop {
 
-bool run_teams(int64_t count, int32_t size, int32_t threads, int64_t bytes, Host& host,
+bool run_teams(int64_t count, int32_t size, int64_t bytes, Host& host,
                const std::function<void(int64_t, const Team&, const Worker&)>& run) {
   if (size == 1)
-    return run_tasks(count, threads, bytes, host,
+    return run_tasks(count, bytes, host,
                      [&](int64_t task, const Worker& worker) { run(task, Team{}, worker); });
   static thread_local std::deque<Workspace> kept;
   std::deque<char*> workspaces;
@@ -23,7 +23,7 @@ bool run_teams(int64_t count, int32_t size, int32_t threads, int64_t bytes, Host
   }
   const auto wait = [](void* barrier) { static_cast<Barrier*>(barrier)->wait(); };
   // members of a team are neighbours in the queue, and no more of them than threads
-  return run_tasks(count * size, threads, 0, host, [&](int64_t number, const Worker& worker) {
+  return run_tasks(count * size, 0, host, [&](int64_t number, const Worker& worker) {
     const auto at = static_cast<size_t>(number / size);
     const Team team = {static_cast<int32_t>(number % size), size, wait, &barriers[at]};
     run(number / size, team, {worker.id, workspaces[at]});

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "cpu/pool.h"
-#include "cpu/workspace.h"
 
 namespace noprop {
 namespace {
@@ -87,17 +86,14 @@ int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t thr
 
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
                         const NopropInput& input, int32_t j, int64_t B, int64_t k_first,
-                        int64_t k_last, int32_t threads) {
-  static thread_local std::vector<Workspace> kept(kMaxResults);  // by input
+                        int64_t k_last, Host& host) {
   const int64_t width = plan.input_widths[j], runs = (k_last - k_first) * input.replicas;
-  data = kept[static_cast<size_t>(j)].get(runs * isa.packed_bytes(width, B));
+  data = host.packed(j).get(runs * isa.packed_bytes(width, B));
   if (data == nullptr) return NOPROP_NO_MEMORY;
   constexpr int64_t kRows = 64;
   const int64_t pieces = (B + kRows - 1) / kRows;
   std::atomic<bool> finite{true};
-  NopropHost quiet = {threads, nullptr, nullptr};
-  Host host(quiet);
-  const bool ran = run_tasks(runs * pieces, threads, 0, host, [&](int64_t task, const Worker&) {
+  const bool ran = run_tasks(runs * pieces, 0, host, [&](int64_t task, const Worker&) {
     const int64_t run = task / pieces, first = task % pieces * kRows;
     const PackTask job = {data,
                           &plan,
@@ -112,7 +108,7 @@ NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
                           std::min(first + kRows, B)};
     if (!isa.pack_rows(job)) finite.store(false);
   });
-  if (!ran) return NOPROP_NO_MEMORY;
+  if (!ran) return host.result(ran).status;
   return finite ? NOPROP_OK : NOPROP_BAD_INPUT;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/host.h"
 #include "cpu/isa.h"
 
 namespace noprop {
@@ -25,11 +26,11 @@ int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t 
 // whether slices read the same rows of an input, and so can share their packed form
 bool is_shared(const NopropInput& input, int64_t n);
 
-// Packs input j's rows of steps k_first .. k_last for all slices into memory that this thread
-// keeps. NOPROP_BAD_INPUT: something is not finite.
+// Packs input j's rows of steps k_first .. k_last for all slices into the host's memory.
+// NOPROP_BAD_INPUT: something is not finite.
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
                         const NopropInput& input, int32_t j, int64_t B, int64_t k_first,
-                        int64_t k_last, int32_t threads);
+                        int64_t k_last, Host& host);
 
 // How many threads share a slice's work: all there are, where they outnumber the slices, as long as
 // each has enough to do between two barriers.

@@ -57,7 +57,7 @@ from .walk import Fields, Walk
 STEPS = 128  # of a launch; more are launches one after another, since no bit depends on K
 
 _locks = WeakTensorKeyDictionary()  # of an object, by `updates`
-_registry = threading.Lock()
+_registry = threading.RLock()  # a signal handler may ask in the middle of asking
 
 
 def lock_of(owner: Tensor) -> threading.RLock:

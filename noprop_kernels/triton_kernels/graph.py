@@ -68,7 +68,7 @@ class Object:
 
 
 _objects = WeakTensorKeyDictionary()  # by `updates`
-_registry = threading.Lock()
+_registry = threading.RLock()  # a signal handler may ask in the middle of asking
 
 
 def object_of(owner: Tensor) -> Object:

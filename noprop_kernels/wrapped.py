@@ -1,0 +1,63 @@
+"""What takes the parameters of a layer, or their gradients, out of its hands.
+
+A layer that updates its weights inside backward has no `.grad` for data parallelism to average or
+to shard, and no moments for a second layer's updates of the same weights.
+"""
+
+import sys
+import weakref
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_owners = WeakTensorKeyDictionary()  # parameter -> the layer whose updates move it
+
+
+def refuse_wrapped(op: str, layer: nn.Module) -> None:
+    """Raises, before anything is written, where an update inside backward would be wrong.
+
+    Raises:
+        RuntimeError: it runs inside DistributedDataParallel, fully_shard holds its parameters, or
+            another layer updates one of them.
+    """
+    if DistributedDataParallel._get_active_ddp_module() is not None:
+        raise RuntimeError(
+            f"{op}: must not run inside DistributedDataParallel, which averages .grad over the "
+            "ranks: each rank would train weights of its own; optimizer=None makes a layer with "
+            ".grad"
+        )
+    if is_sharded(layer):
+        raise RuntimeError(
+            f"{op}: must not run inside fully_shard, which keeps no update of the whole weights; "
+            "optimizer=None makes a layer with .grad"
+        )
+    for name, value in layer._parameters.items():
+        known = None if value is None else _owners.get(value)
+        owner = None if known is None else known()
+        if owner is layer or value is None:
+            continue
+        if owner is not None and owner.updates_itself(value):
+            raise RuntimeError(
+                f"{op}: {name} must belong to one layer, since each updates it by moments of its "
+                f"own, and is that of {owner} too; optimizer=None makes a layer with .grad"
+            )
+        _owners[value] = weakref.ref(layer)
+
+
+def is_sharded(layer: nn.Module) -> bool:
+    """Whether fully_shard holds its parameters. In forward they look like any others."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        return False
+    from torch.distributed._composable_state import _module_state_mapping
+
+    states = (known() for known in [*_module_state_mapping.values()])
+    groups = chain.from_iterable(getattr(state, "_fsdp_param_groups", ()) for state in states)
+    infos = (param._module_info for group in groups for param in group.fsdp_params)
+    return any(layer is info.module or layer in info.shared_modules for info in infos)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its values lie where its address points, as those of a subclass may not."""
+    return type(tensor) in (Tensor, nn.Parameter)
