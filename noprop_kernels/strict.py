@@ -45,6 +45,7 @@ def dtype_of(name: str) -> torch.dtype:
 class StrictModule(nn.Module):
     """A module whose plan, sizes and tensors stay those of its constructor."""
 
+    draws: Tensor
     _N: int
     _params: tuple[str, ...]  # names of the plan's parameters
     _own: tuple[str, ...]  # names of the buffers beside them
