@@ -40,8 +40,6 @@ INTEGERS: dict[str, Callable[[Any], Any]] = {
     "seed of functional.add_noise": lambda value: noise_at(seed=value),
     "num_classes": lambda value: noise_at(num_classes=value + 4 if type(value) is int else value),
 }
-    name: call for name, call in INTEGERS.items() if name not in ("samples", "blocks_per_launch")
-}
 
 
 def noise_at(**options: Any) -> Any:
