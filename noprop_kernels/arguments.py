@@ -5,14 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .check import shape_text
+from .check import LARGEST, check_integer, is_flag, shape_text
 
-INT64 = range(-(2**63), 2**63)
+INT64_ENDS = (-(2**63), 2**63 - 1)
 
 
 def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed]
-    if not seeds or not all(type(value) is int and value in INT64 for value in seeds):
+    given = list(seed) if isinstance(seed, Sequence) else [seed]
+    try:
+        seeds = [check_integer(op, "seed", value, *INT64_ENDS) for value in given]
+    except ValueError:
+        seeds = []
+    if not seeds:
         raise ValueError(f"{op}: seed must be an int64 or a list of at least one, got {seed!r}")
     return seeds
 
@@ -24,8 +28,14 @@ def seed_tensor(seeds: Sequence[int]) -> Tensor:
 def number_tensor(op: str, name: str, value: object) -> Tensor:
     """Numbers as float64: a tensor stays on its device, all else is made on the CPU."""
     if isinstance(value, Tensor):
+        if value.dtype == torch.bool or value.is_complex() or value.device.type == "meta":
+            raise ValueError(
+                f"{op}: {name} must be real numbers, got {value.dtype} on {value.device}"
+            )
         return value.detach().to(torch.float64)
     try:
+        if is_flag(value):
+            raise TypeError(f"{value!r} is no number")
         return torch.tensor(value, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{op}: {name} must be numbers, got {value!r}") from error
@@ -42,6 +52,7 @@ def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
             f"got {shape_text(value.shape)}"
         )
     # numbers on a GPU are not waited for
-    if value.device.type == "cpu" and not bool((value.isfinite() & (value >= 0)).all()):
-        raise ValueError(f"{op}: lr must be finite and at least 0, got {value.min().item()}")
+    if value.device.type == "cpu" and not bool(((value >= 0) & (value <= LARGEST)).all()):
+        wrong = value[~((value >= 0) & (value <= LARGEST))]
+        raise ValueError(f"{op}: lr must be finite and at least 0, got {wrong[0].item()}")
     return value.expand(K, n)

@@ -149,6 +149,7 @@ class Loss(torch.autograd.Function):
 def backward_update(stack: "StackedModule", logits: Tensor, d_logits: Tensor, lr: object) -> Update:
     """Backward of the node that made `logits`, with the update in it; the node is used up."""
     op = "backward_update"
+    stack._check_own()
     node: Any = logits.grad_fn if isinstance(logits, Tensor) else None
     if getattr(node, "stack", None) is not stack:
         raise ValueError(

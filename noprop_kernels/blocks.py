@@ -9,10 +9,10 @@ from . import autograd, block_ops, modules
 from .arguments import seed_list, seed_tensor
 from .batches import Inputs, check_inputs, check_labels, rows_of, same_rows
 from .calls import AddNoiseCall
-from .check import check_count, check_positive
+from .check import MOST_COUNT, check_positive
 from .eager import eager_only
 from .results import Prediction, Update
-from .training import Blocks, TrainedBlocks
+from .training import Blocks, TrainedBlocks, check_row
 
 
 class DenoisingBlocks(TrainedBlocks):
@@ -61,8 +61,8 @@ class DenoisingBlocks(TrainedBlocks):
         op = "add_noise"
         index = self._index(op, blocks)
         y = check_labels(op, y, None, self.M, self.device)
-        check_count(op, "first_row", first_row)
         n, B = len(index), len(y)
+        first_row = check_row(op, first_row, B)
         z = self._empty(n, B, self.D)
         if B:
             noise = self._noise_at(index, self._noise_block(index, 1), first_row=first_row)
@@ -221,14 +221,15 @@ class DenoisingBlocks(TrainedBlocks):
             raise ValueError(
                 f"{op}: all of the {self.T} blocks must be held, got held={list(self.held)}"
             )
+        index = self._index(op, None)
         if keep not in ("last", "all"):
             raise ValueError(f'{op}: keep must be "last" or "all", got {keep!r}')
         self._check_draws_z(op)
         R, T = self.replicas, self.T
-        check_positive(op, "samples", samples)
-        check_count(op, "first_row", first_row)
+        samples = check_positive(op, "samples", samples, MOST_COUNT)
         inputs = check_inputs(op, x, self.plan, R, self.device)
         B = next(iter(inputs.values())).shape[1]
+        first_row = check_row(op, first_row, B)
         seeds = self.seeds.view(R, T)[:, 0].contiguous()
         if seed is not None:
             given = seed_list(op, seed)
@@ -237,7 +238,6 @@ class DenoisingBlocks(TrainedBlocks):
             seeds = seed_tensor(given).to(self.device).expand(R).contiguous()
         schedule, kept = self.goal.schedule, T if keep == "all" else 1
         coefficients = (schedule.a, schedule.b, schedule.c.sqrt())
-        index = self._index(op, None)
         arguments = (
             list(inputs.values()),
             seeds,

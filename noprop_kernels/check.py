@@ -1,12 +1,18 @@
 """Checks of arguments: every public function names what an argument must be and what it is."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import index
 
 import torch
 from torch import Tensor
 
 Size = int | None  # None: any size
+
+MOST = 2**31 - 1  # of a width, which kernels and tables keep in 32 bits
+MOST_COUNT = 2**32 - 1  # of what a word of noise's counter holds: a row, a draw
+LARGEST = float(torch.finfo(torch.float32).max)  # of a number that kernels take as float32
+SMALLEST = float(torch.finfo(torch.float32).tiny)
 
 
 def shape_text(shape: Sequence[Size | str]) -> str:
@@ -53,13 +59,73 @@ def check_finite(op: str, inputs: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{op}: {name} must be finite, got NaN or infinity")
 
 
-def check_positive(op: str, name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{op}: {name} must be an integer of at least 1, got {value!r}")
-    return value
+def is_flag(value: object) -> bool:
+    """A bool, or one of numpy's or torch's, which Python would take as a number."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
-def check_count(op: str, name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{op}: {name} must be an integer of at least 0, got {value!r}")
-    return value
+def check_integer(op: str, name: str, value: object, least: int, most: int) -> int:
+    """An integer of any kind, numpy's too, in least..most."""
+    try:
+        number = least - 1 if is_flag(value) else index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):  # torch's of a tensor with several entries
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{op}: {name} must be an integer of at least {least}, got {value!r}")
+    if number > most:
+        raise ValueError(f"{op}: {name} must be an integer of at most {most}, got {value!r}")
+    return number
+
+
+def check_positive(op: str, name: str, value: object, most: int = MOST) -> int:
+    return check_integer(op, name, value, 1, most)
+
+
+def check_count(op: str, name: str, value: object, most: int = MOST_COUNT) -> int:
+    return check_integer(op, name, value, 0, most)
+
+
+def check_number(
+    op: str, name: str, value: object, must: str, fits: Callable[[float], bool]
+) -> float:
+    """A number of any kind, as a float that `fits`; an integer beyond floats does not."""
+    number = math.nan
+    if not (is_flag(value) or isinstance(value, str | bytes)):
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan
+    if math.isnan(number) or not fits(number):
+        raise ValueError(f"{op}: {name} must {must}, got {value!r}")
+    return number
+
+
+def check_stored(
+    op: str,
+    name: str,
+    value: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """A tensor as kernels address it."""
+    if value.layout != torch.strided:
+        raise ValueError(f"{op}: {name} must be a strided tensor, got {value.layout}")
+    if [value.is_contiguous(), value.dtype, value.shape, value.device] != [
+        *(True, dtype, shape, device)
+    ]:
+        raise ValueError(
+            f"{op}: {name} must be a contiguous {dtype} tensor of shape {shape_text(shape)} on "
+            f"{device}, got {shape_text(value.shape)} {value.dtype} with strides {value.stride()} "
+            f"on {value.device}"
+        )
+
+
+def check_counter(op: str, name: str, value: Tensor, steps: int) -> None:
+    """Counters that have room for so many steps."""
+    counts = value.tolist()
+    if min(counts) < 0 or max(counts) + steps > MOST_COUNT + 1:
+        raise ValueError(
+            f"{op}: {name} must be in 0..{MOST_COUNT} for each of {steps} steps, got "
+            f"{min(counts)} to {max(counts)}"
+        )

@@ -3,14 +3,20 @@
 Every backend has them. Inside torch.compile they are custom operations (see ops.py).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from . import dense_ops, dispatch, label_ops
-from .arguments import seed_list
-from .check import check_count, check_positive, check_tensor
+from .arguments import number_tensor, seed_list
+from .check import (
+    LARGEST,
+    MOST_COUNT,
+    check_count,
+    check_counter,
+    check_number,
+    check_positive,
+    check_tensor,
+)
 from .dense import check_layer, check_rows
 from .optimizers import Optimizer
 from .plan import ACTIVATIONS
@@ -60,16 +66,17 @@ def add_noise(
     """
     op = "add_noise"
     (B,) = check_tensor(op, "y", y, shape=(None,), dtype=INT64).shape
-    seed_list(op, seed)
-    for name, value in (("draw", draw), ("block", block), ("first_row", first_row)):
-        check_count(op, name, value)
+    (seed,) = seed_list(op, [seed])
+    draw, block = check_count(op, "draw", draw), check_count(op, "block", block, 0xFFFF)
+    first_row = check_count(op, "first_row", first_row, MOST_COUNT + 1 - B)
+    sigma = check_number(op, "sigma", sigma, "be finite", lambda value: abs(value) <= LARGEST)
     if W_embed is None:
         D = check_positive(op, "num_classes", num_classes)
     else:
         D = check_tensor(op, "W_embed", W_embed, shape=(None, None), device=y.device).shape[1]
     numbers = (per_row(op, "signal", signal, y), per_row(op, "noise", noise, y))
     run = label_ops.noise_op if torch.compiler.is_compiling() else label_ops.noise_node
-    return run(y, *numbers, W_embed, D, seed, draw, block, first_row, float(sigma), backend)
+    return run(y, *numbers, W_embed, D, seed, draw, block, first_row, sigma, backend)
 
 
 def dense(
@@ -156,12 +163,13 @@ def denoising_loss(
         if head == "cross_entropy":
             raise ValueError(f"{op}: W_embed must be None with head {head!r}, got a tensor")
         D = check_tensor(op, "W_embed", W_embed, shape=(M, None), device=logits.device).shape[1]
+    flow = check_number(op, "flow", flow, "be finite", lambda value: abs(value) <= LARGEST)
     if (eps is None) != (flow == 0):
         raise ValueError(f"{op}: eps must be given where flow is not 0 and only there, got {flow=}")
     if eps is not None:
         check_tensor(op, "eps", eps, shape=(B, D), device=logits.device)
     run = label_ops.error_op if torch.compiler.is_compiling() else label_ops.error_node
-    error, _, _ = run(logits, y, W_embed, eps, head, float(flow), backend)
+    error, _, _ = run(logits, y, W_embed, eps, head, flow, backend)
     return error if weight is None else error * per_row(op, "weight", weight, y)
 
 
@@ -215,9 +223,10 @@ def dense_update_(
         )
     if isinstance(optimizer.weight_decay, tuple):
         raise ValueError(f"{op}: optimizer must have one weight_decay, got a tuple")
-    lr = optimizer.lr if lr is None else float(lr)
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"{op}: lr must be finite and at least 0, got {lr}")
+    if lr is None:
+        lr = optimizer.lr
+    must = "be finite and at least 0"
+    lr = check_number(op, "lr", lr, must, lambda value: 0 <= value <= LARGEST)
     dispatch.check_options(op, precision, backend)
     params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     names = dense_ops.moment_names(optimizer, bias is not None)
@@ -230,6 +239,8 @@ def dense_update_(
     for name in names:
         check_tensor(op, name, state[name], shape=params[name[:-2]].shape, device=weight.device)
     check_tensor(op, "updates", state["updates"], shape=(1,), dtype=INT64, device=weight.device)
+    if state["updates"].device.type == "cpu" and not torch.compiler.is_compiling():
+        check_counter(op, "updates", state["updates"], 1)
     for name, value in {**params, **state}.items():
         if not value.is_contiguous():
             raise ValueError(f"{op}: {name} must be contiguous, got strides {value.stride()}")
@@ -246,5 +257,8 @@ def per_row(op: str, name: str, value: float | Tensor, y: Tensor) -> Tensor:
     """A number, or (B,) of them, as (B,) float32 beside y."""
     if isinstance(value, Tensor) and value.ndim > 0:
         return check_tensor(op, name, value, shape=y.shape, device=y.device)
-    number = torch.as_tensor(value, dtype=torch.float32, device=y.device)
+    if isinstance(value, Tensor):
+        number = check_tensor(op, name, value, shape=()).to(y.device)
+    else:
+        number = number_tensor(op, name, value).to(y.device, torch.float32)
     return number.expand(y.shape)

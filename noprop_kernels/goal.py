@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .check import LARGEST, check_number
 from .schedule import NoiseSchedule
 
 
@@ -53,8 +54,11 @@ class DT:
     eta: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.eta > 0:
-            raise ValueError(f"DT: eta must be above 0, got {self.eta}")
+        if not isinstance(self.schedule, NoiseSchedule):
+            got = type(self.schedule).__name__
+            raise ValueError(f"DT: schedule must be a NoiseSchedule, got {got}")
+        eta = check_number("DT", "eta", self.eta, "be above 0", lambda eta: 0 < eta <= LARGEST)
+        object.__setattr__(self, "eta", eta)
 
     @property
     def T(self) -> int:

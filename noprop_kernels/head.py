@@ -8,13 +8,14 @@ from torch import Tensor
 from . import autograd, block_ops
 from .arguments import seed_list, seed_tensor
 from .batches import INT64, check_labels, gather_inputs, rows_of
-from .check import check_positive, check_tensor
+from .check import check_integer, check_positive, check_tensor, is_flag
 from .eager import eager_only
 from .goal import DT, Numbers
 from .noise import STREAM_HEAD
 from .optimizers import AdamW, Optimizer
 from .plan import Dense, Plan
 from .results import Step
+from .schedule import MOST_BLOCKS
 from .state import StackedModule
 
 INIT_BLOCK = 0xFFFF  # where its parameters are drawn: no block's
@@ -55,8 +56,7 @@ class OutputHead(StackedModule):
         backend: str | None = None,
     ) -> None:
         op = "OutputHead"
-        check_positive(op, "D", D)
-        check_positive(op, "M", M)
+        D, M = check_positive(op, "D", D), check_positive(op, "M", M)
         if not isinstance(goal, DT):
             raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
         if embedding is not None:
@@ -167,17 +167,20 @@ class OutputHead(StackedModule):
         return self._train_steps(op, index, self._noise_block(op, t, K), inputs, labels, B, lr)
 
     def _everyone(self) -> Tensor:
-        """(R,) positions of all slices."""
+        """(R,) positions of all slices; the state is looked at too."""
+        self._check_own()
         return torch.arange(len(self), dtype=torch.int64, device="cpu")
 
     def _noise_block(self, op: str, t: int | Tensor, K: int) -> Tensor:
         """Philox' block t - 1 of each step, (K, R)."""
         if isinstance(t, Tensor):
             ts = check_tensor(op, "t", t, shape=(K,), dtype=INT64)
-        elif type(t) is int:
-            ts = torch.full((K,), t, dtype=torch.int64, device="cpu")
         else:
-            raise ValueError(f"{op}: t must be an int or a tensor ({K},), got {type(t).__name__}")
+            if is_flag(t) or not hasattr(t, "__index__"):
+                got = type(t).__name__
+                raise ValueError(f"{op}: t must be an int or a tensor ({K},), got {got}")
+            t = check_integer(op, "t", t, 0, MOST_BLOCKS)  # and in 1..T where there are steps
+            ts = torch.full((K,), t, dtype=torch.int64, device="cpu")
         if K and not (1 <= int(ts.min()) and int(ts.max()) <= self.goal.T):
             raise ValueError(f"{op}: t must be in 1..{self.goal.T}, got {ts.unique().tolist()}")
         return (ts - 1).to(self.device, non_blocking=True)[:, None].expand(K, len(self))

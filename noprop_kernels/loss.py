@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import dispatch, functional
-from .check import check_tensor
+from .check import LARGEST, check_number, check_tensor
 
 OP = "DenoisingLoss"
 
@@ -41,7 +41,8 @@ class DenoisingLoss(nn.Module):
         if head not in functional.HEADS:
             raise ValueError(f"{OP}: head must be one of {functional.HEADS}, got {head!r}")
         dispatch.check_options(OP, "float32", backend)
-        options: dict[str, Any] = {"head": head, "flow": float(flow), "backend": backend}
+        flow = check_number(OP, "flow", flow, "be finite", lambda value: abs(value) <= LARGEST)
+        options: dict[str, Any] = {"head": head, "flow": flow, "backend": backend}
         self._options = options
         if isinstance(W_embed, nn.Parameter):
             self.register_parameter("W_embed", W_embed)

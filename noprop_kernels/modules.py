@@ -36,8 +36,9 @@ def graph_module(
         if layer.norm is not None:
             key = f"{name}.norm"
             weight = nn.Parameter(parameter(f"{key}.weight"))
-            numbers = {"eps": layer.norm.eps, "momentum": layer.norm.momentum}
-            norm = nn.BatchNorm1d(layer.features, **numbers, device=weight.device)
+            norm = nn.BatchNorm1d(
+                layer.features, layer.norm.eps, layer.norm.momentum, device=weight.device
+            )
             norm.weight = weight
             norm.bias = nn.Parameter(parameter(f"{key}.bias"))
             norm.running_mean = statistic(f"{key}.running_mean")

@@ -1,8 +1,10 @@
 """The optimizers that the kernels apply: torch.optim's names, defaults and formulas."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from .check import LARGEST, SMALLEST, check_number
 
 
 @dataclass(frozen=True)
@@ -18,15 +20,25 @@ class Optimizer:
     weight_decay: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        if not (math.isfinite(self.lr) and self.lr >= 0):
-            raise ValueError(f"{name}: lr must be at least 0, got {self.lr}")
-        decays = self.weight_decay
-        if isinstance(decays, Sequence):
-            object.__setattr__(self, "weight_decay", tuple(float(value) for value in decays))
-        for value in decays if isinstance(decays, Sequence) else (decays,):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}: weight_decay must be at least 0, got {value}")
+        self._keep("lr", self.lr)
+        if isinstance(self.weight_decay, Sequence) and not isinstance(self.weight_decay, str):
+            decays = tuple(self._number("weight_decay", value) for value in self.weight_decay)
+            object.__setattr__(self, "weight_decay", decays)
+        else:
+            self._keep("weight_decay", self.weight_decay)
+
+    def _number(
+        self,
+        name: str,
+        value: object,
+        must: str = "be at least 0",
+        fits: Callable[[float], bool] = lambda value: 0 <= value <= LARGEST,
+    ) -> float:
+        return check_number(type(self).__name__, name, value, must, fits)
+
+    def _keep(self, name: str, *rule: Any) -> None:
+        """Sets a field to its number, checked, in an object that is frozen."""
+        object.__setattr__(self, name, self._number(name, *rule))
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -53,8 +65,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.momentum) and self.momentum >= 0):
-            raise ValueError(f"SGD: momentum must be at least 0, got {self.momentum}")
+        self._keep("momentum", self.momentum)
         if self.nesterov and self.momentum == 0:
             raise ValueError("SGD: nesterov needs a momentum above 0")
 
@@ -83,10 +94,12 @@ class Adam(Optimizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__name__
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"{name}: betas must be in [0, 1), got {self.betas}")
-        if not self.eps > 0:
-            raise ValueError(f"{name}: eps must be above 0, got {self.eps}")
+        if not (isinstance(self.betas, Sequence) and len(self.betas) == 2):
+            raise ValueError(f"{name}: betas must be two numbers, got {self.betas!r}")
+        within = "be in [0, 1)", lambda beta: 0 <= beta < 1
+        betas = tuple(self._number("betas", beta, *within) for beta in self.betas)
+        object.__setattr__(self, "betas", betas)
+        self._keep("eps", self.eps, "be above 0", lambda eps: SMALLEST <= eps <= LARGEST)
 
     @property
     def moments(self) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ together.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-from .check import check_positive
+from .check import LARGEST, SMALLEST, check_number, check_positive
 
 ACTIVATIONS = (None, "relu")
+MOST_SOURCES = 128  # that a kernel reads side by side
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,13 @@ class BatchNorm:
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.eps > 0:
-            raise ValueError(f"BatchNorm: eps must be above 0, got {self.eps}")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"BatchNorm: momentum must be in [0, 1], got {self.momentum}")
+        rules = {
+            "eps": ("be above 0", lambda value: SMALLEST <= value <= LARGEST),
+            "momentum": ("be in [0, 1]", lambda value: 0 <= value <= 1),
+        }
+        for name, rule in rules.items():
+            value = check_number("BatchNorm", name, getattr(self, name), *rule)
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,22 @@ class Dense:
     add: str | None = None
 
     def __post_init__(self) -> None:
-        check_positive("Dense", "features", self.features)
+        features = check_positive("Dense", "features", self.features)
+        object.__setattr__(self, "features", features)
+        if not (self.norm is None or isinstance(self.norm, BatchNorm)):
+            raise ValueError(f"Dense: norm must be None or a BatchNorm, got {self.norm!r}")
+        if not (self.add is None or isinstance(self.add, str)):
+            raise ValueError(f"Dense: add must be None or a name, got {self.add!r}")
+        if not isinstance(self.inputs, str):
+            if not isinstance(self.inputs, Sequence):
+                raise ValueError(f"Dense: inputs must be a name or names, got {self.inputs!r}")
+            object.__setattr__(self, "inputs", tuple(self.inputs))
+        if not all(isinstance(source, str) for source in self.sources):
+            raise ValueError(f"Dense: inputs must be names, got {self.inputs!r}")
+        if len(self.sources) > MOST_SOURCES:
+            raise ValueError(
+                f"Dense: inputs must be at most {MOST_SOURCES} names, got {len(self.sources)}"
+            )
         if self.activation not in ACTIVATIONS:
             raise ValueError(
                 f"Dense: activation must be one of {ACTIVATIONS}, got {self.activation!r}"
@@ -105,18 +124,23 @@ class Plan:
     """
 
     def __init__(self, inputs: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]) -> None:
+        if not (isinstance(inputs, Mapping) and isinstance(layers, Mapping)):
+            got = [type(value).__name__ for value in (inputs, layers)]
+            raise ValueError(f"Plan: inputs and layers must be dicts by name, got {got}")
         if "z" not in inputs:
             raise ValueError(f'Plan: inputs must have "z", the noisy embedding, got {list(inputs)}')
         if not layers:
             raise ValueError("Plan: layers must name at least one layer, got none")
         widths: dict[str, int] = {}
         for name, shape in inputs.items():
-            if len(shape) != 1:
+            if not (isinstance(name, str) and isinstance(shape, Sequence) and len(shape) == 1):
                 raise ValueError(f"Plan: input {name!r} must have a shape (F,), got {shape}")
             widths[name] = check_positive("Plan", f"the width of input {name!r}", shape[0])
         in_widths: dict[str, int] = {}
         unused = set(inputs)
         for name, layer in layers.items():
+            if not (isinstance(name, str) and isinstance(layer, Dense)):
+                raise ValueError(f"Plan: layers must be Dense by name, got {name!r}: {layer!r}")
             if name in widths:
                 raise ValueError(f"Plan: {name!r} names two results")
             if not name.isidentifier():
@@ -134,12 +158,13 @@ class Plan:
                     f"{layer.add!r} of width {widths[layer.add]}"
                 )
             in_widths[name] = sum(widths[source] for source in layer.sources)
+            check_positive("Plan", f"the inputs' width of layer {name!r}", in_widths[name])
             widths[name] = layer.out_width()
             unused.add(name)
         output = list(layers)[-1]
         if unused != {output}:
             raise ValueError(f"Plan: results that no layer reads: {sorted(unused - {output})}")
-        self.inputs = MappingProxyType({name: tuple(shape) for name, shape in inputs.items()})
+        self.inputs = MappingProxyType({name: (widths[name],) for name in inputs})
         self.layers = MappingProxyType(dict(layers))
         self.widths = MappingProxyType(widths)  # of every input and layer
         self.in_widths = MappingProxyType(in_widths)  # of every layer's concatenated inputs

@@ -45,7 +45,9 @@ def forward_layers(
                 mean, var = ref.batch_statistics(y)
                 B = y.shape[1]
                 saved.batch[key + "running_mean"] = mean
-                saved.batch[key + "running_var"] = var * (B / (B - 1))
+                unbiased = saved.batch[key + "running_var"] = var * (B / (B - 1))
+                # NaN where the running statistics could not take it in, so that the loss tells
+                var = var + (unbiased - unbiased)
             else:
                 mean, var = stats[key + "running_mean"], stats[key + "running_var"]
             saved.y_hat[name], saved.rstd[name] = ref.normalise(y, mean, var, layer.norm.eps)

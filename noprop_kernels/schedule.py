@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from .check import check_positive
+from .check import LARGEST, check_number, check_positive
+
+MOST_BLOCKS = 0xFFFD  # the last three of 16 bits address what is no block's: z_0, shared parts
 
 
 class NoiseSchedule:
@@ -26,11 +28,19 @@ class NoiseSchedule:
     """
 
     def __init__(self, alpha_bar: Tensor) -> None:
-        alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu").clone()
+        try:
+            alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu").clone()
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"NoiseSchedule: alpha_bar must be numbers, got {error}") from error
         if alpha_bar.ndim != 1 or len(alpha_bar) < 2:
             raise ValueError(
                 "NoiseSchedule: alpha_bar must have shape (T + 1,) with T at least 1, "
                 f"got {tuple(alpha_bar.shape)}"
+            )
+        if len(alpha_bar) > MOST_BLOCKS + 1:
+            raise ValueError(
+                f"NoiseSchedule: T must be at most {MOST_BLOCKS}, the blocks that noise has "
+                f"addresses for, got {len(alpha_bar) - 1}"
             )
         if not bool((alpha_bar.diff() > 0).all()):
             raise ValueError(
@@ -59,7 +69,10 @@ class NoiseSchedule:
         reading with T + 1 finite levels and alpha_bar_T < 1, so that no signal-to-noise ratio has
         to be clipped.
         """
-        check_positive("NoiseSchedule.cosine", "T", T)
+        T = check_positive("NoiseSchedule.cosine", "T", T, MOST_BLOCKS)
+        s = check_number(
+            "NoiseSchedule.cosine", "s", s, "be at least 0", lambda s: 0 <= s <= LARGEST
+        )
         u = torch.arange(T + 1, 0, -1, dtype=torch.float64, device="cpu") / (T + 1)
         f = torch.cos((u + s) / (1 + s) * (math.pi / 2)) ** 2
         alpha_bar = f / math.cos(s / (1 + s) * math.pi / 2) ** 2

@@ -7,9 +7,8 @@ contiguous tensors, so that .to(), deepcopy, pickle, safetensors and torch.optim
 module.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,32 +18,17 @@ from torch.autograd.graph import increment_version
 from . import dispatch
 from .arguments import check_rates, number_tensor
 from .calls import Gather, Mix, Noise, Rule, Slices, TrainCall, TrainOut
-from .check import check_tensor, shape_text
+from .check import MOST_COUNT, check_tensor
 from .goal import Numbers
 from .gpu import errors
 from .noise import initial_parameters
 from .optimizers import Optimizer
 from .plan import Plan
-from .tree import all_names, find, place
-
-FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
-
-
-class Memo(dict):
-    """What calls keep for later ones, beside what it was made of, which they compare with what is
-    there now. An object's copies and files start without it.
-    """
-
-    def keep(self, key: tuple, value: Any) -> None:
-        if len(self) >= 64:
-            self.clear()
-        self[key] = value
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return Memo, ()
+from .strict import Memo, StrictModule
+from .tree import all_names, place
 
 
-class StackedModule(nn.Module):
+class StackedModule(StrictModule):
     """Parameters, moments and counters of N slices, and the calls that move them.
 
     Args:
@@ -63,7 +47,6 @@ class StackedModule(nn.Module):
     W_embed: Tensor | None
     blocks_per_launch: int | None = None
     _numbers: Tensor
-    _buffers: dict[str, Any]  # read where nn.Module's search for an attribute would cost
 
     def __init__(
         self,
@@ -80,21 +63,11 @@ class StackedModule(nn.Module):
     ) -> None:
         super().__init__()
         op, N = type(self).__name__, len(seeds)
+        self._N = N
         if embedding is not None:
             # an object is made on the CPU and moved as a whole
             check_tensor(op, "embedding", embedding, shape=(M, None), device=seeds.device)
             embedding = embedding.detach().clone(memory_format=torch.contiguous_format)
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
-            raise ValueError(
-                f"{op}: optimizer must be SGD, Adam or AdamW of noprop_kernels or None, "
-                f"got {type(optimizer).__name__}"
-            )
-        if optimizer is not None and isinstance(decays := optimizer.weight_decay, tuple):
-            if len(decays) != N:
-                raise ValueError(
-                    f"{op}: optimizer must have one weight_decay or {N}, got {len(decays)}"
-                )
-        dispatch.check_options(op, precision, backend)
         self.plan = plan
         self.optimizer = optimizer
         self.precision = precision
@@ -109,6 +82,10 @@ class StackedModule(nn.Module):
         self.register_buffer("updates", torch.zeros_like(seeds))
         stacked = torch.stack([numbers.signal, numbers.noise, numbers.weight])
         self.register_buffer("_numbers", stacked, persistent=False)
+        self._shapes = {name: (N,) for name in ("seeds", "draws", "updates")}
+        self._shapes |= {"_numbers": (3, N)}
+        if embedding is not None:
+            self._shapes["W_embed"] = (M, self.D)
 
     def _initialise(self, block: Tensor) -> None:
         """Draws the parameters, under block (N,), and makes their moments and statistics.
@@ -117,34 +94,44 @@ class StackedModule(nn.Module):
         """
         self._params = tuple(self.plan.parameters())
         self._stats = tuple(self.plan.statistics())
-        self._memo = Memo()
+        self._own = tuple(self._shapes)  # not of the plan
+        self._moments = self.optimizer.moments if self.optimizer is not None else ()
         shapes = {**self.plan.parameters(), **self.plan.statistics()}
-        self._shapes = {
+        self._shapes |= {
             name + suffix: (len(self), *shape)
             for name, shape in shapes.items()
             for suffix in ("", "_m", "_v")
         }
-        moments = self.optimizer.moments if self.optimizer is not None else ()
         with torch.no_grad():
             params = initial_parameters(self.plan, self.seeds, block)
         for name, value in params.items():
             place(self, name, nn.Parameter(value))
-            for moment in moments:
+            for moment in self._moments:
                 place(self, f"{name}_{moment}", torch.zeros_like(value))
         for name, shape in self.plan.statistics().items():
             start = self._empty(len(self), *shape)
             place(self, name, start.fill_(name.endswith("running_var")))
+        self._memo = Memo()  # from here on what is fixed stays
 
-    @property
-    def device(self) -> torch.device:
-        return self._buffers["draws"].device
+    def extra_repr(self) -> str:
+        total = sum(value.numel() for value in self.parameters())
+        plan = ", ".join(
+            f"{name}: {' + '.join(layer.sources)} -> {layer.features}"
+            for name, layer in self.plan.layers.items()
+        )
+        return (
+            f"M={self.M}, D={self.D}, {total:,} parameters, precision={self.precision!r}, "
+            f"optimizer={self.optimizer}\n{plan}"
+        )
 
-    def __len__(self) -> int:
-        """N, the slices held."""
-        return self._buffers["draws"].shape[0]
+    def __repr__(self) -> str:
+        """Without the modules that stand for dotted names, which compute nothing."""
+        lines = self.extra_repr().replace("\n", "\n  ")
+        return f"{type(self).__name__}(\n  {lines}\n)"
 
     def advance(self) -> None:
         """Moves every slice's `draws` by one, so that the next `loss` draws new noise."""
+        self._check_own()
         self.draws += 1
 
     def check(self) -> None:
@@ -160,30 +147,13 @@ class StackedModule(nn.Module):
                 met. It is raised once.
             RuntimeError: a CUDA graph is being captured.
         """
+        self._check_own(0)
         errors.check(self.device, self.updates)
 
     # every call of a backend
 
-    def _tensors(self, names: tuple[str, ...]) -> list[Tensor]:
-        """The state's tensors as they are now, fit to be addressed by a kernel."""
-        tensors, device = find(self, names), self.device
-        facts = [[*map(fact, tensors)] for fact in FACTS]
-        if facts == self._memo.get((names, device)):
-            return tensors
-        for name, value, *got in zip(names, tensors, *facts, strict=True):
-            shape = self._shapes[name]
-            if got != [True, torch.float32, shape, device]:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} must be a contiguous torch.float32 tensor of "
-                    f"shape {shape_text(shape)} on {device}, got {shape_text(value.shape)} "
-                    f"{value.dtype} with strides {value.stride()} on {value.device}"
-                )
-        self._memo.keep((names, device), facts)  # those of any tensors that fit
-        return tensors
-
     def _slices(self, index: Tensor) -> Slices:
-        moments = self.optimizer.moments if self.optimizer is not None else ()
-        params, stats = self._params, self._stats
+        moments, params, stats = self._moments, self._params, self._stats
         tensors = iter(self._tensors(all_names(params, moments, stats)))
         buffers = self._buffers
         return Slices(
@@ -251,16 +221,15 @@ class StackedModule(nn.Module):
         K, at, buffers = len(block), self._at(index), self._buffers
         if draw is None:
             own: Tensor = buffers["draws"][None, at].clone()  # the call moves the original
-            draw = (
-                own
-                if K == 1
-                else own + torch.arange(K, dtype=torch.int64, device=self.device)[:, None]
-            )
+            steps = torch.arange(K, dtype=torch.int64, device=self.device)
+            draw = own + steps[:, None]
         return Noise(buffers["seeds"][at], draw, block, self._stream, first_row)
 
     # training
 
     def _check_training(self, op: str, argument: str, B: int) -> None:
+        if B > MOST_COUNT + 1:
+            raise ValueError(f"{op}: {argument} must have at most 2^32 rows, got {B}")
         least = 2 if self.plan.has_norm() else 1
         if B < least:
             norm = " with batch norm" if least == 2 else ""
@@ -274,6 +243,16 @@ class StackedModule(nn.Module):
             raise ValueError(
                 f"{op}: optimizer must not be None here; give one to {type(self).__name__}, or use "
                 "loss(), a torch.optim optimizer and advance()"
+            )
+        if not self.training:
+            raise ValueError(f"{op}: mode must be that of train(), got that of eval()")
+        params = self._find(self._params)
+        if not all(value.requires_grad and value.is_leaf for value in params):
+            named = zip(self._params, params, strict=True)
+            frozen = [name for name, value in named if not (value.requires_grad and value.is_leaf)]
+            raise ValueError(
+                f"{op}: parameters must all be leaves that require a gradient, got {frozen}; part "
+                "of them is trained by loss(), torch.optim and advance()"
             )
         n = index.shape[0]
         lr = self.optimizer.lr if lr is None else lr
@@ -316,6 +295,8 @@ class StackedModule(nn.Module):
     ) -> None:
         """K steps of the selected slices, K = len(block): an update each, or `out.grads` once."""
         K = len(block)
+        if K > 1:
+            self._check_own(K)
         slices = self._slices(index)
         call = TrainCall(
             slices=slices,
@@ -365,46 +346,3 @@ class StackedModule(nn.Module):
             self._check_training(op, "indices", B)
             self._train(index=index, block=block, inputs=inputs, y=y, B=B, rule=rule, out=out)
         return out.loss
-
-    # what must stay true of the state
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        if (dtype := fn(self.draws.new_empty(0, dtype=torch.float32)).dtype) != torch.float32:
-            raise ValueError(
-                f"{type(self).__name__}: parameters must stay torch.float32, got {dtype}"
-            )
-        return super()._apply(fn, recurse)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As torch's, but a state of other slices or shapes is refused before anything is written.
-
-        Raises:
-            ValueError: keys (with strict), shapes, dtypes, seeds or t are not this object's.
-        """
-        if strict and (own := self.state_dict()).keys() != state_dict.keys():
-            raise ValueError(
-                f"{type(self).__name__}.load_state_dict: state_dict must have the keys of this "
-                f"object, got without {sorted(own.keys() - state_dict.keys())}, "
-                f"with {sorted(state_dict.keys() - own.keys())}"
-            )
-        return super().load_state_dict(state_dict, strict, assign)
-
-    def _load_from_state_dict(  # type: ignore[override]
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict, *args: Any
-    ) -> None:
-        op = f"{type(self).__name__}.load_state_dict"
-        # assigned, they would leave the object on two devices
-        device = self.device if local_metadata.get("assign_to_params_buffers") else None
-        for name, own in self.state_dict().items():
-            given = state_dict.get(prefix + name)
-            if given is None:
-                continue  # torch tells, unless strict is false
-            check_tensor(op, name, given, shape=own.shape, dtype=(own.dtype,), device=device)
-            if name in ("seeds", "t") and not torch.equal(own, given.to(own.device)):
-                raise ValueError(
-                    f"{op}: {name} must be {own.tolist()}, got {given.tolist()}; make the object "
-                    "with those of the state_dict"
-                )
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)

@@ -1,15 +1,16 @@
 """Blocks that train in fused steps: one, many in one call, or its halves, gradients and update."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .arguments import seed_list, seed_tensor
-from .batches import Inputs, Normalize, check_inputs, check_labels, gather_inputs, packed
+from .batches import INT64, Inputs, Normalize, check_inputs, check_labels, gather_inputs, packed
 from .calls import UpdateCall
-from .check import check_count, check_positive, check_tensor
+from .check import MOST_COUNT, check_count, check_integer, check_positive, check_tensor
 from .eager import eager_only
 from .goal import DT
 from .noise import STREAM_EPS
@@ -20,6 +21,7 @@ from .state import StackedModule
 
 Blocks = int | Sequence[int] | None
 BOOL = (torch.bool,)
+CPU = torch.device("cpu")
 
 
 class TrainedBlocks(StackedModule):
@@ -42,8 +44,6 @@ class TrainedBlocks(StackedModule):
         blocks_per_launch: int | None = None,
     ) -> None:
         op = "DenoisingBlocks"
-        if blocks_per_launch is not None:
-            check_positive(op, "blocks_per_launch", blocks_per_launch)
         if not isinstance(plan, Plan):
             raise ValueError(f"{op}: plan must be a Plan, got {type(plan).__name__}")
         if len(plan.inputs) < 2:
@@ -66,6 +66,7 @@ class TrainedBlocks(StackedModule):
         )
         self.register_buffer("t", t)
         self.register_buffer("_block", t - 1, persistent=False)
+        self._shapes |= {"t": t.shape, "_block": t.shape}
         self.goal = goal
         self.blocks_per_launch = blocks_per_launch
         self.held = tuple(sorted(held))
@@ -78,7 +79,8 @@ class TrainedBlocks(StackedModule):
         return self.goal.T
 
     def extra_repr(self) -> str:
-        return f"held={self.held}, replicas={self.replicas}, optimizer={self.optimizer}"
+        held = f"T={self.T}" if len(self.held) == self.T else f"T={self.T}, held={self.held}"
+        return f"{held}, replicas={self.replicas}, {super().extra_repr()}"
 
     @eager_only
     def train_step(
@@ -120,6 +122,8 @@ class TrainedBlocks(StackedModule):
         n = len(index)
         rule = self._step_lr(op, lr, index)
         inputs, B = self._batch(op, x, y, n)
+        if not input_grad:
+            refuse_graph(op, x, z)
         out = self._new_out(1, n)
         out.error = empty(n, B)
         if z is None:
@@ -196,6 +200,7 @@ class TrainedBlocks(StackedModule):
         inputs, labels, K, B = gather_inputs(
             op, X, Y, indices, normalize, self.plan, replica, self.replicas, self.device
         )
+        refuse_graph(op, X)
         return self._train_steps(op, index, self._noise_block(index, K), inputs, labels, B, lr)
 
     @eager_only
@@ -228,8 +233,9 @@ class TrainedBlocks(StackedModule):
         index = self._index(op, blocks)
         self._check_draws_z(op)
         inputs, B = self._batch(op, x, y, len(index))
-        check_count(op, "first_row", first_row)
-        rows = B if rows is None else check_positive(op, "rows", rows)
+        refuse_graph(op, x)
+        first_row = check_row(op, first_row, B)
+        rows = B if rows is None else check_positive(op, "rows", rows, MOST_COUNT)
         draw = None
         if step is not None:
             draw = self.draws.new_full((1, len(index)), check_count(op, "step", step))
@@ -273,27 +279,35 @@ class TrainedBlocks(StackedModule):
         op = "update"
         if not isinstance(grads, Gradients):
             raise ValueError(f"{op}: grads must be Gradients, got {type(grads).__name__}")
-        index, n = grads.index, len(grads.index)
-        if n and not (0 <= int(index.min()) and int(index.max()) < len(self)):
+        self._check_own()
+        index = check_tensor(op, "index", grads.index, shape=(None,), dtype=INT64, device=CPU)
+        index = index.clone(memory_format=torch.contiguous_format)  # may be a view of anything
+        n, positions = len(index), index.tolist()
+        if len(set(positions)) != n or not all(0 <= i < len(self) for i in positions):
             raise ValueError(
-                f"{op}: grads must be of this object's {len(self)} slices, got {index.tolist()}"
+                f"{op}: grads must be of this object's {len(self)} slices, each once, "
+                f"got {positions}"
             )
         shapes = self.plan.parameters()
-        if grads.by_name.keys() != shapes.keys():
+        if not isinstance(grads.by_name, Mapping) or grads.by_name.keys() != shapes.keys():
             raise ValueError(f"{op}: grads must have {list(shapes)}, got {list(grads.by_name)}")
         for name, shape in shapes.items():
             check_tensor(op, name, grads.by_name[name], shape=(n, *shape), device=self.device)
         check_tensor(op, "applied", grads.applied, shape=(n,), dtype=BOOL, device=self.device)
-        for name, shape in self.plan.statistics().items():
-            if name in grads.stats:
-                check_tensor(op, name, grads.stats[name], shape=(n, *shape), device=self.device)
+        statistics = self.plan.statistics()
+        if not isinstance(grads.stats, Mapping) or not grads.stats.keys() <= statistics.keys():
+            raise ValueError(f"{op}: stats must be among {list(statistics)}, got {grads.stats}")
+        for name in grads.stats:
+            shape = statistics[name]
+            check_tensor(op, name, grads.stats[name], shape=(n, *shape), device=self.device)
         rule = self._step_lr(op, lr, index)
-        apply = grads.applied.clone()
-        for grad in grads.by_name.values():
-            apply &= grad.flatten(1).isfinite().all(1)
         slices = self._slices(index)
-        by_name = {name: grads.by_name[name].detach().contiguous() for name in shapes}
-        self._run("update", UpdateCall(slices, by_name, apply, rule), self._state(slices))
+        state = self._state(slices)
+        by_name = {name: apart(grads.by_name[name], state) for name in shapes}
+        apply = grads.applied.clone()
+        for value in (*by_name.values(), *grads.stats.values()):
+            apply &= value.flatten(1).isfinite().all(1)
+        self._run("update", UpdateCall(slices, by_name, apply, rule), state)
         at = index.to(self.device)
         self.draws[at] += 1
         for name, batch in grads.stats.items():
@@ -307,10 +321,11 @@ class TrainedBlocks(StackedModule):
     # arguments
 
     def _index(self, op: str, blocks: Blocks) -> Tensor:
-        """(n,) positions of the slices of `blocks`, replica-major."""
+        """(n,) positions of the slices of `blocks`, replica-major; the state is looked at too."""
+        self._check_own()
         if blocks is None:
             return positions(self.held, self.held, self.replicas)
-        ts = check_blocks(op, "blocks", [blocks] if isinstance(blocks, int) else blocks, self.T)
+        ts = check_blocks(op, "blocks", blocks, self.T)
         if missing := [t for t in ts if t not in self.held]:
             raise ValueError(f"{op}: blocks must be among {list(self.held)}, held, got {missing}")
         return positions(tuple(ts), self.held, self.replicas)
@@ -343,6 +358,30 @@ class TrainedBlocks(StackedModule):
             )
 
 
+def apart(value: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Contiguous, and copied where it lies in memory that the update writes."""
+    written = {tensor.untyped_storage().data_ptr() for tensor in state}
+    value = value.detach().contiguous()
+    return value.clone() if value.untyped_storage().data_ptr() in written else value
+
+
+def refuse_graph(op: str, *given: Any) -> None:
+    """Nothing goes back to what made an input, which would be left untrained without a word."""
+    for value in given:
+        for tensor in value.values() if isinstance(value, Mapping) else (value,):
+            if getattr(tensor, "requires_grad", False) and torch.is_grad_enabled():
+                raise ValueError(
+                    f"{op}: inputs must not require a gradient, since none goes back to them; give "
+                    "x.detach(), or train_step x.detach() with input_grad=True and call "
+                    "x.backward(step.d_x), or use loss()"
+                )
+
+
+def check_row(op: str, first_row: object, B: int) -> int:
+    """The place of row 0 in a batch that noise has addresses for."""
+    return check_count(op, "first_row", first_row, MOST_COUNT + 1 - B)
+
+
 def positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:
     """(n,), where the blocks `ts` stand in every replica; of all calls alike, so never written."""
     make = make_positions if torch.compiler.is_compiling() else kept_positions
@@ -357,9 +396,18 @@ def make_positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) ->
 kept_positions = lru_cache(maxsize=256)(make_positions)
 
 
-def check_blocks(op: str, name: str, blocks: Sequence[int], T: int) -> list[int]:
-    """The paper's t, each once and in 1..T."""
-    ts = [int(t) if isinstance(t, int) else t for t in blocks]
-    if not ts or len(set(ts)) != len(ts) or not all(type(t) is int and 1 <= t <= T for t in ts):
-        raise ValueError(f"{op}: {name} must be distinct t in 1..{T}, at least one, got {ts}")
+def check_blocks(op: str, name: str, blocks: object, T: int) -> list[int]:
+    """The paper's t, one or several, each once and in 1..T."""
+    given = [*blocks] if isinstance(blocks, Iterable) and not is_scalar(blocks) else [blocks]
+    try:
+        ts = [check_integer(op, name, t, 1, T) for t in given]
+    except ValueError:
+        ts = []
+    if not ts or len(set(ts)) != len(ts):
+        raise ValueError(f"{op}: {name} must be distinct t in 1..{T}, at least one, got {given}")
     return ts
+
+
+def is_scalar(value: object) -> bool:
+    """A tensor or array without dimensions, which cannot be iterated though it has the method."""
+    return getattr(value, "ndim", 1) == 0

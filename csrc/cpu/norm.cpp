@@ -50,7 +50,8 @@ inline void norm_forward(float* value, float* activated, float* x_hat, float* ba
     if (training) {
       const Moments moments = batch_moments(x_hat, H, o, shape);
       mean = moments.mean;
-      var = moments.var;
+      // NaN where the running statistics could not take it in, so that the loss tells
+      var = moments.var + (moments.unbiased_var - moments.unbiased_var);
       batch_mean[o] = mean;
       batch_var[o] = moments.unbiased_var;
     } else {

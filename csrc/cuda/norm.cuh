@@ -67,9 +67,9 @@ NOPROP_DEV Moments norm_moments(const Program& p, const NormStage& s, const Plac
   }
   const Moments moments =
       batch_moments(at<const float>(s.y, place), column, real, p.B, s.H, scratch);
+  const float bessel = dev::div_rn(static_cast<float>(p.B), static_cast<float>(p.B - 1));
+  const float unbiased = moments.var * bessel;
   if (real && warp_index() == 0) {
-    const float bessel = dev::div_rn(static_cast<float>(p.B), static_cast<float>(p.B - 1));
-    const float unbiased = moments.var * bessel;
     if (float* to = at<float>(s.batch_mean, place)) to[column] = moments.mean;
     if (float* to = at<float>(s.batch_var, place)) to[column] = unbiased;
     if (s.move) {
@@ -77,7 +77,8 @@ NOPROP_DEV Moments norm_moments(const Program& p, const NormStage& s, const Plac
       move_statistic(s.running_var[param], unbiased, s.momentum);
     }
   }
-  return moments;
+  // NaN where the running statistics could not take it in, so that the loss tells
+  return {moments.mean, moments.var + (unbiased - unbiased)};
 }
 
 NOPROP_DEV void norm_tile(const Program& p, const NormStage& s, const Place& place, int tile,

@@ -78,6 +78,8 @@ def norm_kernel(
         if MOVE:
             move_statistic(running[0] + at, mean, momentum, real)
             move_statistic(running[1] + at, unbiased, momentum, real)
+        # NaN where the running statistics could not take it in, so that the loss tells
+        var += unbiased - unbiased
     else:
         mean = tl.load(running[0] + at, mask=real, other=0.0)
         var = tl.load(running[1] + at, mask=real, other=1.0)
