@@ -88,7 +88,7 @@ def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
 class InMemory:
     """Arrays, moved to where the blocks are, from the first step to the last."""
 
-    batch_size = None
+    batch_size: int | None = None
 
     def __init__(self, model: Model, array: Array, Y: Tensor) -> None:
         assert model.inputs is not None
@@ -122,7 +122,7 @@ class InMemory:
 class Mapped:
     """An array in a file, of which a call's rows alone are in memory."""
 
-    batch_size = None
+    batch_size: int | None = None
 
     def __init__(self, model: Model, array: Array, Y: Tensor) -> None:
         self.model, self.array, self.rows, self.Y = model, array, len(array), Y.to(model.device)
@@ -152,7 +152,8 @@ class Stream:
         batch_size: int,
         steady: bool,
     ) -> None:
-        self.model, self.start, self.rows, self.batch_size = model, start, rows, batch_size
+        self.model, self.start, self.rows = model, start, rows
+        self.batch_size: int | None = batch_size
         self.steady = steady
         self.labels = torch.zeros(rows, dtype=torch.int64)
         self.source: Iterator[Any] = iter(())
@@ -222,11 +223,11 @@ def _stream(model: Model, source: Any, batch_size: int) -> Feed:
         loader = DataLoader(source, batch_size)
         start = lambda seed, epoch: loader  # noqa: E731
     else:
-        rows = len(source)  # type: ignore[arg-type]  # a data set that is no stream has a length
+        size = len(source)  # type: ignore[arg-type]  # a data set that is no stream has a length
         loader = DataLoader(source, batch_size)
 
         def start(seed: int, epoch: int) -> Iterable[Any]:
-            order = noise.permutation(seed, epoch, rows).tolist()
+            order = noise.permutation(seed, epoch, size).tolist()
             return DataLoader(source, batch_size, sampler=order)
 
     known = model.inputs is not None and model.normalize is not None and model.classes_ is not None
