@@ -157,6 +157,7 @@ class Stream:
         self.steady = steady
         self.labels = torch.zeros(rows, dtype=torch.int64)
         self.source: Iterator[Any] = iter(())
+        self.begun = False
         self.parts: list[tuple[Tensor, Tensor]] = []
         self.at = 0
 
@@ -167,8 +168,10 @@ class Stream:
         return self.labels.to(self.model.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        self.source, self.parts, self.at = iter(self.start(seed, epoch)), [], 0
-        return torch.arange(self.rows)
+        if epoch > 0 and not self.begun:
+            self._warn()
+        self.source, self.parts, self.at, self.begun = iter(self.start(seed, epoch)), [], 0, True
+        return torch.arange(self.rows, device=self.model.device)
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         first = int(indices[0, 0])
@@ -181,8 +184,8 @@ class Stream:
     def _warn(self) -> None:
         if not self.steady:
             warnings.warn(
-                "fit: the loader gives its rows in an order of its own, so that going on within an "
-                "epoch does not give the bits of never having stopped",
+                "fit: the loader gives its rows in an order of its own, so that going on does not "
+                "give the bits of never having stopped",
                 stacklevel=5,
             )
 
