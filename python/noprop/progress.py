@@ -55,8 +55,9 @@ class Bar:
 
 
 def summary(epoch: Epoch, accuracy: str) -> str:
-    loss = sum(epoch.loss) / len(epoch.loss)
-    return f"loss {loss:.4f}  {accuracy}  {epoch.samples_per_second:,.0f} samples/s"
+    errors = [error for error in epoch.error if error is not None]
+    error = f"{sum(errors) / len(errors):.4f}" if errors else "none"
+    return f"error {error}  {accuracy}  {epoch.samples_per_second:,.0f} samples/s"
 
 
 @contextmanager

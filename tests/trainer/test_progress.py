@@ -26,13 +26,13 @@ def shown(terminal: bool) -> str:
 def test_lines_outside_a_terminal():
     lines = shown(terminal=False).splitlines()
     assert lines == [
-        f"epoch {i}/3  loss 0.3750  val accuracy 91.00%  1,234 samples/s" for i in (1, 3)
+        f"epoch {i}/3  error 0.1500  val accuracy 91.00%  1,234 samples/s" for i in (1, 3)
     ]
 
 
 def test_a_bar_in_a_terminal():
     text = shown(terminal=True)
-    for part in ("epoch 3/3", "loss 0.3750", "val accuracy 91.00%", "1,234 samples/s"):
+    for part in ("epoch 3/3", "error 0.1500", "val accuracy 91.00%", "1,234 samples/s"):
         assert part in text
 
 
