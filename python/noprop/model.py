@@ -264,6 +264,7 @@ def from_checkpoint(
             raise InputError(f"a saved model must have the blocks 1..{goal.T}, in this order")
         if "normalisation" not in record:
             raise InputError("a saved model must carry its normalisation, got nothing")
+        description.check_sizes(record, plan, goal.T, tensors)
         normal = record["normalisation"]
         embedding = tensors.get("blocks.W_embed")
         blocks = nk.DenoisingBlocks(
