@@ -1,6 +1,6 @@
 """A NoProp model: blocks, head, normalisation, and what inference must know about them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 import noprop_kernels as nk
-from noprop_kernels.batches import scale_and_shift
 
 from . import checkpoint, description, export
 from .description import Json, field
 from .errors import InputError
+from .inputs import Array, InputFormat
+from .normalisation import Normalisation
 
 Normalize = tuple[Tensor, Tensor]
 SAMPLER = {"kind": "ancestral", "equation": "arXiv:2503.24322v2, eq. 3", "from": "N(0, I)"}
@@ -49,8 +50,10 @@ class Model:
         head: reads z_T.
         encoder: None, or a module from normalised x (B, F) to features (B, F'), which is used as
             it is: `fit` trains what comes after it.
-        normalize: mean and std of x, each (channels,) float32, where x is made of that many equal
-            runs of features; None until `fit` measures them.
+        normalize: mean and std of x, each (channels,), where x is made of that many equal runs of
+            features; None until `fit` measures them.
+        classes: names of the M classes, in their order; None until `fit` sees labels.
+        inputs: what a row of x is; None until `fit` sees one.
 
     Raises:
         ValueError: blocks are missing, or blocks and head do not fit.
@@ -63,6 +66,8 @@ class Model:
         encoder: nn.Module | None = None,
         *,
         normalize: Normalize | None = None,
+        classes: Sequence[str] | None = None,
+        inputs: InputFormat | None = None,
     ) -> None:
         T = blocks.goal.T
         if list(blocks.held) != list(range(1, T + 1)):
@@ -77,6 +82,8 @@ class Model:
                 f"Model: head must be for D, M = {blocks.D}, {blocks.M}, got {head.D}, {head.M}"
             )
         self.blocks, self.head, self.encoder, self.normalize = blocks, head, encoder, normalize
+        self.classes_ = None if classes is None else tuple(classes)
+        self.inputs = inputs
 
     @property
     def device(self) -> torch.device:
@@ -93,20 +100,21 @@ class Model:
         """Parameters of all blocks and the head."""
         return sum(p.numel() for part in (self.blocks, self.head) for p in part.parameters())
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Any, first_row: int = 0) -> Tensor:
         """What the blocks read of x: normalised, then through the encoder if there is one.
 
         Args:
-            x: (B, F) uint8, counted as x / 255, or float32.
+            x: rows as `predict` takes them.
+            first_row: the number that errors give to the first row.
 
         Returns:
             (B, F') float32 on the model's device.
+
+        Raises:
+            InputError: x does not fit.
         """
-        x = x.to(self.device)
-        scale, shift = scale_and_shift("predict", self.normalize, x)
-        x = x.float()
-        if scale is not None and shift is not None:
-            x = x * scale + shift
+        x = self.format_of(x).rows(x, "predict", first_row=first_row)
+        x = Normalisation.of(self.normalize).apply(x).to(self.device)
         if self.encoder is None:
             return x
         was_training = self.encoder.training
@@ -116,13 +124,19 @@ class Model:
         self.encoder.train(was_training)
         return torch.cat(parts)
 
+    def format_of(self, x: Any) -> InputFormat:
+        """What a row of x is: as in training, or, before it, as x itself is."""
+        return self.inputs or InputFormat.of(x, "predict")
+
     def predict(
-        self, x: Tensor, *, noise: bool = False, samples: int = 1, seed: int | None = None
+        self, x: Any, *, noise: bool = False, samples: int = 1, seed: int | None = None
     ) -> Answer:
         """Classes of x; no label is asked for.
 
         Args:
-            x: (B, F) uint8 or float32, of any B: how rows are batched changes no result.
+            x: (B, F) or of the shape that training took: a tensor, an array, a table of pandas or
+                lists, of any B: how rows are batched changes no result. Values count, not types: to
+                a model that was trained on uint8 every number is a byte 0..255.
             noise: the paper's chain, with noise in every step (eq. 3); else only z_0 is random.
             samples: S, how often the chain is drawn.
             seed: of the draws; None is the model's own.
@@ -132,17 +146,21 @@ class Model:
         """
         parts = [
             self._logits(rows, first_row, noise=noise, samples=samples, seed=seed)
-            for first_row, rows in in_parts(x, ROWS_AT_ONCE)
+            for first_row, rows in in_parts(self.format_of(x).array(x), ROWS_AT_ONCE)
         ]
         if not parts:
             return Answer(torch.empty(samples, 0, self.blocks.M, device=self.device))
         return Answer(torch.cat(parts, 1))
 
     def _logits(
-        self, x: Tensor, first_row: int, *, noise: bool, samples: int, seed: int | None
+        self, x: Array, first_row: int, *, noise: bool, samples: int, seed: int | None
     ) -> Tensor:
         chain = self.blocks.predict(
-            self.features(x), noise=noise, samples=samples, seed=seed, first_row=first_row
+            self.features(x, first_row),
+            noise=noise,
+            samples=samples,
+            seed=seed,
+            first_row=first_row,
         )
         return self.read(chain.z[:, 0])
 
@@ -189,7 +207,9 @@ class Model:
                 "sampler": SAMPLER,
                 "normalisation": None
                 if self.normalize is None
-                else {"mean": self.normalize[0].tolist(), "std": self.normalize[1].tolist()},
+                else Normalisation.of(self.normalize).to_json(),
+                "inputs": None if self.inputs is None else self.inputs.to_json(),
+                "class_names": None if self.classes_ is None else list(self.classes_),
                 "encoder": self.encoder is not None,
                 "optimizers": {
                     "blocks": description.optimizer_to_json(self.blocks.optimizer),
@@ -220,7 +240,7 @@ class Model:
         return checkpoint.versions(self.blocks)
 
 
-def in_parts(x: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+def in_parts(x: Array, rows: int) -> Iterator[tuple[int, Array]]:
     """(first_row, rows of x) for each part of at most `rows` rows."""
     return ((start, x[start : start + rows]) for start in range(0, len(x), rows))
 
@@ -265,7 +285,8 @@ def from_checkpoint(
         if "normalisation" not in record:
             raise InputError("a saved model must carry its normalisation, got nothing")
         description.check_sizes(record, plan, goal.T, tensors)
-        normal = record["normalisation"]
+        normal, inputs = record["normalisation"], record.get("inputs")
+        names = record.get("class_names")  # which models did not carry at first
         embedding = tensors.get("blocks.W_embed")
         blocks = nk.DenoisingBlocks(
             plan,
@@ -296,12 +317,23 @@ def from_checkpoint(
             raise InputError("this model was saved without an encoder: give none")
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise InputError(f"this is no model that this version can load: {error}") from error
-    normalize = (
-        None if normal is None else (torch.tensor(normal["mean"]), torch.tensor(normal["std"]))
+    return Model(
+        blocks,
+        head,
+        encoder,
+        normalize=None if normal is None else Normalisation.from_json(normal),
+        classes=names,
+        inputs=None if inputs is None else InputFormat.from_json(inputs),
     )
-    return Model(blocks, head, encoder, normalize=normalize)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

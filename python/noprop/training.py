@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop_kernels import noise
-from noprop_kernels.check import check_tensor
 from noprop_kernels.optimizers import Optimizer
 
-from .datasets.dataset import statistics
-from .model import Model, Normalize
+from .feeding import Feed, feed_of
+from .model import Model
 
 LR_SCHEDULES = ("constant", "cosine")
 CALL_SECONDS = 0.2  # aim for one call: Ctrl-C and the progress bar answer at this pace
@@ -141,8 +139,8 @@ class Pace:
 
 def fit(
     model: Model,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any = None,
     *,
     epochs: int = 10,
     batch_size: int = 128,
@@ -161,11 +159,17 @@ def fit(
     caught: it leaves a model that predicts, but no `progress` that fits it.
 
     Args:
-        model: trained in place; without a normalisation it gets one mean and deviation of all of x.
-        x: (rows, F) uint8, counted as x / 255, or float32.
-        y: (rows,) int64 labels.
+        model: trained in place. Where it has none, it gets the format of x, the classes' names, and
+            a normalisation: a mean and a deviation of each column of a table, or channel of images.
+        x: (rows, F), (rows, H, W) or (rows, C, H, W): a tensor, an array of numpy, also one in a
+            file, a table of pandas, or lists. uint8 counts as x / 255, all else as it is. Or a data
+            set or a loader of torch that gives pairs (x, y), which is read once for what the model
+            does not know yet, then once an epoch.
+        y: (rows,) or (rows, 1) whole numbers, texts or truth values, or (rows, C) one-hot; whole
+            numbers below the model's M are the classes of those numbers, others are numbered in
+            sorted order.
         epochs: to be complete in the end, those of `progress` included.
-        batch_size: B; a short last batch is a step of its own.
+        batch_size: B, unless a loader has its own; a short last batch is a step of its own.
         seed: of the order of the rows; the model has its own.
         lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
             to 0 over all `epochs`.
@@ -187,22 +191,14 @@ def fit(
         )
     if lr_schedule not in LR_SCHEDULES:
         raise ValueError(f"fit: lr_schedule must be one of {LR_SCHEDULES}, got {lr_schedule!r}")
-    _check_data(model, x, y)
-    if model.normalize is None:
-        mean, std = statistics(x)
-        model.normalize = mean.cpu(), std.cpu()
-    device = model.blocks.device
-    X, normalize = x, model.normalize
-    if model.encoder is not None:
-        X, normalize = model.features(x), None
-    X, Y = _placed(X, y, device)
-    loop = _Loop(model, X, Y, normalize, batch_size, epochs, lr_schedule)
+    feed = feed_of(model, x, y, batch_size)
+    loop = _Loop(model, feed, feed.batch_size or batch_size, epochs, lr_schedule)
     progress = progress if progress is not None else Progress()
     T, steps, rows = model.blocks.goal.T, loop.batches.steps, loop.batches.rows
 
     while progress.epoch < epochs:
         started = CLOCK()
-        order = noise.permutation(seed, progress.epoch, len(x)).to(device)
+        order = feed.order(seed, progress.epoch)
         while progress.head_steps < T * steps:
             if stop():
                 return progress
@@ -228,46 +224,20 @@ def fit(
     return progress
 
 
-def _placed(X: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The data where they are trained on, from the first step to the last."""
-    try:
-        return X.to(device), y.to(device)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            f"fit: no memory on {device} for the {X.nbytes + y.nbytes:,} bytes of the data, which "
-            "stay there while they are trained on; train on the CPU instead"
-        ) from error
-
-
-def _check_data(model: Model, x: Tensor, y: Tensor) -> None:
-    width = None if model.encoder is not None else model.blocks.plan.widths.get("x")
-    check_tensor("fit", "x", x, shape=(None, width), dtype=(torch.uint8, torch.float32))
-    check_tensor("fit", "y", y, shape=(len(x),), dtype=(torch.int64,))
-    if len(x) == 0:
-        raise ValueError("fit: x must have at least 1 row, got 0")
-    low, high = y.aminmax()
-    if low < 0 or high >= model.blocks.M:
-        raise ValueError(
-            f"fit: y must be in 0..{model.blocks.M - 1}, got {int(low)} to {int(high)}"
-        )
-
-
 class _Loop:
     """One call to the blocks or the head, where `progress` stands; returns its samples."""
 
     def __init__(
         self,
         model: Model,
-        X: Tensor,
-        Y: Tensor,
-        normalize: Normalize | None,
+        feed: Feed,
         batch_size: int,
         epochs: int,
         lr_schedule: str,
     ) -> None:
-        self.model, self.X, self.Y, self.normalize = model, X, Y, normalize
+        self.model, self.feed = model, feed
         self.epochs, self.lr_schedule = epochs, lr_schedule
-        self.batches = Batches(len(X), batch_size, model.blocks.plan.has_norm())
+        self.batches = Batches(feed.rows, batch_size, model.blocks.plan.has_norm())
         self.block_pace, self.head_pace = Pace(), Pace()
 
     def rates(
@@ -283,9 +253,7 @@ class _Loop:
         blocks, steps = self.model.blocks, self.batches.steps
         lr = self.rates(blocks.optimizer, progress.epoch, progress.block_steps, steps, len(indices))
         with self.block_pace.measure(len(indices)):
-            losses = blocks.train_steps(
-                self.X, self.Y, indices, lr=lr, normalize=self.normalize
-            )  # (K, T)
+            losses = blocks.train_steps(**self.feed.take(indices), lr=lr)  # (K, T)
             sums = (losses.double().sum(0) * indices.shape[1]).tolist()
         so_far = progress.loss_sum or [0.0] * len(sums)
         progress.loss_sum = [a + b for a, b in zip(so_far, sums, strict=True)]
@@ -298,7 +266,7 @@ class _Loop:
         head, steps = self.model.head, self.batches.steps * self.model.blocks.T
         lr = self.rates(head.optimizer, progress.epoch, progress.head_steps, steps, len(indices))
         with self.head_pace.measure(len(indices)):
-            losses = head.train_steps(self.Y, indices, block + 1, lr=lr)  # (K, 1)
+            losses = head.train_steps(self.feed.Y, indices, block + 1, lr=lr)  # (K, 1)
             progress.head_loss_sum += float(losses.double().sum()) * indices.shape[1]
         progress.head_steps += len(indices)
         return 0

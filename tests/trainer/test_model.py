@@ -42,10 +42,12 @@ def test_predicting_changes_no_state(trained, toy, new_model, assert_same_state)
 
 
 def test_bytes_and_floats_of_one_image_get_one_answer(trained, toy):
-    trained_probs = trained.predict(toy[0]).probs
-    mean, std = trained.normalize
-    trained.normalize = (mean * 255, std * 255)
-    assert torch.allclose(trained.predict(toy[0].float()).probs, trained_probs, atol=1e-4)
+    probs = trained.predict(toy[0]).probs
+    for other in (toy[0].float(), toy[0].double(), toy[0].long(), toy[0].numpy().astype("i2")):
+        assert torch.equal(trained.predict(other).probs, probs)
+    for other in (toy[0] / 255, toy[0] > 100, (toy[0] > 100).float(), toy[0].long() - 200):
+        with pytest.raises(noprop.InputError, match="must be whole numbers 0 to 255"):
+            trained.predict(other)
 
 
 def test_features_are_normalised_as_in_training(trained, toy):
