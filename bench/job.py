@@ -85,9 +85,8 @@ def accuracy(problem: Problem, weights: Weights, x: Tensor, y: Tensor) -> float:
     """Share of right answers: argmax of z_T, from the chain without noise."""
     own = Problem(**{**vars(problem), "weights": weights})
     chain, right = Stacked(own), 0
-    generator = torch.Generator().manual_seed(0)
     for rows, labels in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
-        z_0 = torch.randn(len(rows), problem.shape.D, generator=generator)
+        z_0 = torch.zeros(len(rows), problem.shape.D)
         right += int((chain(rows, z_0).argmax(1) == labels).sum())
     return right / len(x)
 

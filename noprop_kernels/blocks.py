@@ -196,13 +196,15 @@ class DenoisingBlocks(TrainedBlocks):
     ) -> Prediction:
         """The chain z_t = a_t u_hat_t + b_t z_{t-1} + sqrt(c_t) eps from z_0 ~ N(0, I).
 
-        arXiv:2503.24322v2, eq. 3. Running statistics, whatever the mode; no counter moves; a row's
-        result is the same in any batch.
+        arXiv:2503.24322v2, eq. 3. Running statistics, whatever the mode; no counter moves. A row's
+        result does not depend on the rows beside it: without noise it is a function of the row
+        alone, with noise also of its position, first_row + its number.
 
         Args:
             x: (B, F) float32, shared, or (R, B, F), one per replica; a dict by name if the plan has
                 more inputs.
-            noise: false leaves sqrt(c_t) eps away; z_0 is drawn all the same.
+            noise: false leaves sqrt(c_t) eps away and begins at z_0 = 0, the mean of N(0, I), so
+                that nothing is random and all samples are alike.
             samples: S, draws of the noise.
             seed: of the noise, an int or one per replica; None: each replica's own.
             first_row: position of row 0 in the whole set.

@@ -271,14 +271,14 @@ class PredictCall:
 
     The n = R * L slices of `slices.index` are R replicas of a chain of L blocks in order. z_0 is
     drawn from stream 2 with block 0xFFFF, the noise of chain step i (0..L-1) with block i; draw =
-    index of the sample.
+    index of the sample. Without noise z_0 is 0, its mean.
 
     Args:
         inputs: (R, B, F) float32 by input name, without "z"; the first dimension may be expanded.
         a, b, sqrt_c: (L,) float32.
         head: "softmax" | "linear".
         first_row: position of row 0 in the whole batch.
-        add_noise: false leaves sqrt(c) eps away; z_0 is drawn all the same.
+        add_noise: false leaves sqrt(c) eps away and begins at z_0 = 0: nothing is random.
 
     Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or
         the last one only. Inputs must be finite; `owner` as in AddNoiseCall.

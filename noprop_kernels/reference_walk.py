@@ -283,7 +283,9 @@ def predict(call: PredictCall) -> None:
         return random.normal(*address, B, call.D, first_row=call.first_row, dtype=dtype)
 
     for sample in range(S):
-        z = draw(sample, random.BLOCK_Z_0)
+        z = torch.zeros(R, B, call.D, dtype=dtype, device=call.z.device)
+        if call.add_noise:
+            z = draw(sample, random.BLOCK_Z_0)
         for i in range(L):
             params, stats = select(slices.params, chain[:, i]), select(slices.stats, chain[:, i])
             saved = forward_layers(

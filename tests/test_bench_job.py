@@ -70,7 +70,7 @@ def test_accuracy_is_that_of_the_last_z():
     got = job.accuracy(problem, job.parameters(model), x, y)
     z = model.blocks.predict(x, noise=False).z[0, 0]
     want = (z.argmax(1) == y).double().mean().item()
-    assert abs(got - want) < 0.15  # another z_0, of an untrained network
+    assert abs(got - want) < 0.01  # a row between two classes may fall on either side
     shares = [
         job.accuracy(problem, job.parameters(model), x, torch.full_like(y, label))
         for label in range(10)

@@ -1,6 +1,7 @@
 // The chain over a replica's blocks for some rows of the batch: z_t = a u_hat + b z_{t-1} + sqrt(c)
-// eps. A row's result depends on no other row, so that rows can be split over threads and calls at
-// will; where there are too few for all threads, a crew does them.
+// eps from z_0 ~ N(0, I), or, where no noise is added, from its mean 0. A row's result depends on
+// no other row, so that rows can be split over threads and calls at will; where there are too few
+// for all threads, a crew does them.
 #include "crew.h"
 #include "parts.cpp"
 
@@ -109,7 +110,10 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
     return NoiseKey{(uint64_t)task.seeds[replica], block | kInferenceStream << 16, (uint32_t)sample,
                     (uint32_t)(task.first_row + first)};
   };
-  draw_normal(z, key(kStartBlock), D, shape);
+  if (task.add_noise)
+    draw_normal(z, key(kStartBlock), D, shape);
+  else
+    for (int64_t at = 0; at < D * shape.padded(); at += kLanes) store(z + at, Vec{});
   float* u_hat = mix.W_embed ? work.u_hat : work.p;
   for (int64_t l = 0; l < L; ++l) {
     make_operand(work.saved, plan, plan.z, shape);

@@ -303,13 +303,17 @@ def predict(call: PredictCall) -> None:
         logits, u_hat = (of_chain(value[:, sample], L) for value in (call.logits, call.u_hat))
         before, after = buffers.of_steps(chain), buffers.of_steps(chain[1:])
         walk.at |= {"z": before, plan.output: logits}
-        drawn = chain_stage(walk, call, seeds, sample, before, None, None)
-        drawn |= {"once": 0, "barrier": 1}
+        drawn = []
+        if call.add_noise:
+            begin = chain_stage(walk, call, seeds, sample, before, None, None)
+            drawn.append(begin | {"once": 0, "barrier": 1})
+        else:
+            chain[0] = 0
         predicted = u_hat_stage(walk, u_hat, logits, M, call.D, call.W_embed, call.head)
         predicted["barrier"] = 1
         mixed = chain_stage(walk, call, seeds, sample, after, before, u_hat)
         mixed["barrier"] = 1
-        run_table(walk, table, before=[drawn], behind=[predicted, mixed])
+        run_table(walk, table, before=drawn, behind=[predicted, mixed])
         call.z[:, sample] = chain[1:] if len(call.z) == L else chain[L:]
 
 

@@ -279,11 +279,12 @@ def predict(call: PredictCall) -> None:
     shape = {"D": call.D, **noise_blocks(call.D)}
 
     for sample in range(S):
-        z = torch.empty(R, B, call.D, device=call.z.device)
-        device.launch(
-            noise.chain_kernel, grid, z, None, None, None, None, None, seeds, sample, 0, B,
-            call.first_row, **shape,
-        )  # fmt: skip
+        z = torch.zeros(R, B, call.D, device=call.z.device)
+        if call.add_noise:
+            device.launch(
+                noise.chain_kernel, grid, z, None, None, None, None, None, seeds, sample, 0, B,
+                call.first_row, **shape,
+            )  # fmt: skip
         for i in range(L):
             at = i if len(call.z) == L else 0
             logits, u_hat = call.logits[at, sample], call.u_hat[at, sample]

@@ -1,10 +1,12 @@
 """A model's inference as one torch.fx graph of torch's own parts, which runs without this library.
 
-    h = encoder((x - mean) * scale);  z = z_0
-    z = a_t softmax(block_t(h, z)) @ W_embed + b_t z [+ sqrt(c_t) eps]     for t = 1..T (eq. 3)
-    probs = softmax(head(z))
+    h = encoder((x - mean) * scale);  z = 0
+    z = a_t softmax(block_t(h, z)) @ W_embed + b_t z     for t = 1..T (eq. 3 without noise)
+    labels = argmax over y of sqrt(alpha_bar_T) <u_y, z> - alpha_bar_T |u_y|^2 / 2
+    probs = softmax(block_T's logits)
 
-A graph and no class, since a class is unpickled from its package, which need not be there.
+or, by the paper's protocol, with z = eps and + sqrt(c_t) eps, and the head's softmax and argmax. A
+graph and no class, since a class is unpickled from its package, which need not be there.
 """
 
 import copy
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from noprop_kernels import modules, noise
+from noprop_kernels import modules
 
 from .normalisation import Normalisation
 
@@ -59,8 +61,6 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     z = graph.call_method("new_zeros", (h, (graph.call_method("size", (h, 0)), blocks.D)))
     if with_noise:
         z = graph.call_function(torch.randn_like, (z,))
-    else:
-        z = graph.call_function(add, (z, buffer("z_0", z_0(model, 1)[0])))
     W_embed = None if blocks.W_embed is None else buffer("W_embed", blocks.W_embed)
     a, b, c = (value.tolist() for value in (schedule.a, schedule.b, schedule.c))
     for t, block in enumerate(blocks.to_modules(), start=1):
@@ -74,8 +74,18 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
             eps = graph.call_function(torch.randn_like, (z,))
             eps = graph.call_function(mul, (eps, c[t] ** 0.5))
             z = graph.call_function(add, (z, eps))
-    logits = part("head", modules.copied_module(model.head, 0), z)
-    graph.output(graph.call_function(torch.softmax, (logits, -1)))
+    if with_noise:
+        assert model.head is not None  # by Model.to_module
+        scores = logits = part("head", modules.copied_module(model.head, 0), z)
+    elif W_embed is None:  # <u_y, z> is column y of z, and every |u_y| is 1
+        scores = z
+    else:
+        alpha_bar, W = schedule.alpha_bar[-1].item(), blocks.W_embed
+        weight, bias = alpha_bar**0.5 * W.T, -alpha_bar / 2 * W.square().sum(1)
+        scores = graph.call_function(torch.matmul, (z, buffer("score_weight", weight)))
+        scores = graph.call_function(add, (scores, buffer("score_bias", bias)))
+    labels = graph.call_function(torch.argmax, (scores, -1))
+    graph.output((labels, graph.call_function(torch.softmax, (logits, -1))))
     return fx.GraphModule(root, graph, class_name="Classifier").eval().requires_grad_(False)
 
 
@@ -91,14 +101,3 @@ def affine(model: "Model") -> dict[str, Tensor]:
         pairs = zip(*made, strict=True)
         mean, scale = (torch.stack([v.float() for v in pair])[..., None] for pair in pairs)
     return {"mean": mean.to(model.device), "scale": scale.to(model.device)}
-
-
-def z_0(
-    model: "Model", rows: int, *, samples: int = 1, seed: int | None = None, first_row: int = 0
-) -> Tensor:
-    """(S, B, D): the z_0 that `predict` begins its chain from."""
-    own = model.blocks.seeds[:1] if seed is None else torch.tensor([seed])
-    seeds = own.to(model.device).expand(samples)
-    draw = torch.arange(samples, device=model.device)
-    at = (noise.STREAM_INFERENCE, 0, draw, noise.BLOCK_Z_0, rows, model.blocks.D)
-    return noise.normal(seeds, *at, first_row=first_row)

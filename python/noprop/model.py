@@ -1,4 +1,4 @@
-"""A NoProp model: blocks, head, normalisation, and what inference must know about them."""
+"""A NoProp model: blocks, perhaps a head, normalisation, and what inference must know of them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 import noprop_kernels as nk
+from noprop_kernels import functional
+from noprop_kernels.check import check_positive
 
 from . import checkpoint, description, export
 from .description import Json, field
@@ -23,31 +26,47 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """The head's logits of S samples of the chain.
+    """What the chain without noise says of B rows; of each row alone, whatever stands beside it.
 
     Attributes:
-        logits: (S, B, M) float32.
+        scores: (B, M) float32, sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2, which grows
+            with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry it.
+        logits: (B, M) float32, of the last block.
+        classes: names of the M classes.
     """
 
+    scores: Tensor
     logits: Tensor
-
-    @property
-    def probs(self) -> Tensor:
-        """(B, M): softmax(logits), averaged over the samples."""
-        return torch.softmax(self.logits, -1).mean(0)
+    classes: tuple[str, ...]
 
     @property
     def labels(self) -> Tensor:
-        """(B,) int64: the most probable class."""
-        return self.probs.argmax(-1)
+        """(B,) int64: argmax of the scores."""
+        return self.scores.argmax(-1)
+
+    @property
+    def names(self) -> list[str]:
+        """The class names of the labels."""
+        return [self.classes[label] for label in self.labels.tolist()]
+
+    @property
+    def probs(self) -> Tensor:
+        """(B, M): the last block's softmax, better calibrated than one of the scores, which
+        saturates. Where two classes are close, its argmax may be another than the label.
+        """
+        return torch.softmax(self.logits, -1)
 
 
 class Model:
-    """T blocks and the output head: y_hat = argmax softmax(f_out(z_T)), z_T by the chain of eq. 3.
+    """T blocks, whose chain answers: the class that is likeliest given z_T (eq. 3 without noise).
+
+    model(x) is its probabilities. It predicts with running statistics and trains with those of the
+    batch whatever its mode, so that `eval` and `train` change nothing.
 
     Args:
         blocks: all T of them, one replica.
-        head: reads z_T.
+        head: None, or what reads z_T in the paper's protocol (`predict_paper`); `fit` trains it
+            beside the blocks. No answer depends on it.
         encoder: None, or a module from normalised x (B, F) to features (B, F'), which is used as
             it is: `fit` trains what comes after it.
         normalize: mean and std of x, each (channels,), where x is made of that many equal runs of
@@ -56,13 +75,13 @@ class Model:
         inputs: what a row of x is; None until `fit` sees one.
 
     Raises:
-        ValueError: blocks are missing, or blocks and head do not fit.
+        ValueError: blocks are missing, or head or classes do not fit them.
     """
 
     def __init__(
         self,
         blocks: nk.DenoisingBlocks,
-        head: nk.OutputHead,
+        head: nk.OutputHead | None = None,
         encoder: nn.Module | None = None,
         *,
         normalize: Normalize | None = None,
@@ -72,33 +91,73 @@ class Model:
         T = blocks.goal.T
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
-        if blocks.replicas != 1 or len(head) != 1:
-            raise ValueError(
-                f"Model: blocks and head must have one replica, got {blocks.replicas} and "
-                f"{len(head)}"
-            )
-        if (head.D, head.M) != (blocks.D, blocks.M):
+        if blocks.replicas != 1:
+            raise ValueError(f"Model: blocks must have one replica, got {blocks.replicas}")
+        if head is not None and len(head) != 1:
+            raise ValueError(f"Model: head must have one replica, got {len(head)}")
+        if head is not None and (head.D, head.M) != (blocks.D, blocks.M):
             raise ValueError(
                 f"Model: head must be for D, M = {blocks.D}, {blocks.M}, got {head.D}, {head.M}"
             )
         self.blocks, self.head, self.encoder, self.normalize = blocks, head, encoder, normalize
         self.classes_ = None if classes is None else tuple(classes)
         self.inputs = inputs
+        if classes is not None and not len(set(classes)) == len(classes) == blocks.M:
+            raise ValueError(
+                f"Model: classes must be {blocks.M} different names, got {len(set(classes))} in "
+                f"{len(classes)}"
+            )
 
     @property
     def device(self) -> torch.device:
         return self.blocks.device
 
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules there are, by the names of a checkpoint."""
+        encoder = {} if self.encoder is None else {"encoder": self.encoder}
+        return {**self.learners, **encoder}
+
+    @property
+    def learners(self) -> dict[str, nk.DenoisingBlocks | nk.OutputHead]:
+        """What is trained, the encoder left out: the blocks, and the head if there is one."""
+        head = {} if self.head is None else {"head": self.head}
+        return {"blocks": self.blocks, **head}
+
+    def __repr__(self) -> str:
+        blocks = self.blocks
+        told = {
+            "T": blocks.T,
+            **{name: list(shape) for name, shape in blocks.plan.inputs.items()},
+            "classes": blocks.M,
+            "parameters": f"{self.num_parameters():,}",
+            "head": self.head is not None,
+            "encoder": None if self.encoder is None else type(self.encoder).__name__,
+            "device": self.device,
+        }
+        return f"Model({', '.join(f'{name}={value}' for name, value in told.items())})"
+
+    def __call__(self, x: Any) -> Tensor:
+        """Probabilities (B, M) of x; arguments and errors as `predict`."""
+        return self.predict(x).probs
+
     def to(self, device: torch.device | str) -> "Model":
         """Moves blocks, head and encoder; returns itself."""
-        for part in (self.blocks, self.head, self.encoder):
-            if part is not None:
-                part.to(device)
+        for part in self.parts.values():
+            part.to(device)
+        return self
+
+    def eval(self) -> "Model":
+        """Itself, unchanged."""
+        return self
+
+    def train(self, mode: bool = True) -> "Model":
+        """Itself, unchanged; `noprop.fit` is what trains."""
         return self
 
     def num_parameters(self) -> int:
-        """Parameters of all blocks and the head."""
-        return sum(p.numel() for part in (self.blocks, self.head) for p in part.parameters())
+        """Parameters of all blocks, and of the head if there is one."""
+        return sum(p.numel() for part in self.learners.values() for p in part.parameters())
 
     def features(self, x: Any, first_row: int = 0) -> Tensor:
         """What the blocks read of x: normalised, then through the encoder if there is one.
@@ -119,73 +178,111 @@ class Model:
             return x
         was_training = self.encoder.training
         self.encoder.eval()
-        with torch.no_grad():
-            parts = [self.encoder(part) for part in x.split(ROWS_AT_ONCE)]
-        self.encoder.train(was_training)
+        try:
+            with torch.no_grad():
+                parts = [self.encoder(part) for part in x.split(ROWS_AT_ONCE)]
+        finally:
+            self.encoder.train(was_training)
         return torch.cat(parts)
 
     def format_of(self, x: Any) -> InputFormat:
         """What a row of x is: as in training, or, before it, as x itself is."""
         return self.inputs or InputFormat.of(x, "predict")
 
-    def predict(
-        self, x: Any, *, noise: bool = False, samples: int = 1, seed: int | None = None
-    ) -> Answer:
-        """Classes of x; no label is asked for.
+    def predict(self, x: Any) -> Answer:
+        """Classes of x by the chain without noise; no label is asked for, and nothing is random.
+
+        The chain with noise is `predict_paper`, or `blocks.predict(noise=True)` for its z_t.
 
         Args:
             x: (B, F) or of the shape that training took: a tensor, an array, a table of pandas or
-                lists, of any B: how rows are batched changes no result. Values count, not types: to
-                a model that was trained on uint8 every number is a byte 0..255.
-            noise: the paper's chain, with noise in every step (eq. 3); else only z_0 is random.
+                lists, of any B. How rows are batched, and where one stands, changes no result.
+                Values count, not types: to a model that was trained on uint8 every number is a
+                byte 0..255.
+
+        Raises:
+            ValueError: x does not fit.
+        """
+        blocks, rows = self.blocks, self.format_of(x).array(x)
+        logits = torch.empty(len(rows), blocks.M, device=self.device)
+        scores = torch.empty_like(logits)
+        for first, part in in_parts(rows, ROWS_AT_ONCE):
+            chain = blocks.predict(self.features(part, first), noise=False)
+            last = first + len(part)
+            logits[first:last], scores[first:last] = chain.logits[0, 0], self.scores(chain.z[0, 0])
+        return Answer(scores, logits, self.classes_ or tuple(map(str, range(blocks.M))))
+
+    def predict_paper(self, x: Any, samples: int = 5, seed: int | None = None) -> Tensor:
+        """The head's logits of z_T by the paper's protocol: noise in every step, S times.
+
+        Args:
+            x: B rows, as in `predict`. The noise of a row is a function of its place among them.
             samples: S, how often the chain is drawn.
             seed: of the draws; None is the model's own.
 
-        Raises:
-            ValueError: an argument does not fit.
-        """
-        parts = [
-            self._logits(rows, first_row, noise=noise, samples=samples, seed=seed)
-            for first_row, rows in in_parts(self.format_of(x).array(x), ROWS_AT_ONCE)
-        ]
-        if not parts:
-            return Answer(torch.empty(samples, 0, self.blocks.M, device=self.device))
-        return Answer(torch.cat(parts, 1))
+        Returns:
+            (S, B, M) float32.
 
-    def _logits(
-        self, x: Array, first_row: int, *, noise: bool, samples: int, seed: int | None
-    ) -> Tensor:
-        chain = self.blocks.predict(
-            self.features(x, first_row),
-            noise=noise,
-            samples=samples,
-            seed=seed,
-            first_row=first_row,
-        )
-        return self.read(chain.z[:, 0])
+        Raises:
+            ValueError: the model has no head, or an argument does not fit.
+        """
+        self._head("predict_paper")
+        check_positive("predict_paper", "samples", samples)
+        rows = self.format_of(x).array(x)
+        logits = torch.empty(samples, len(rows), self.blocks.M, device=self.device)
+        for first, part in in_parts(rows, ROWS_AT_ONCE):
+            chain = self.blocks.predict(
+                self.features(part, first), samples=samples, seed=seed, first_row=first
+            )
+            logits[:, first : first + len(part)] = self.read(chain.z[:, 0])
+        return logits
+
+    def scores(self, z: Tensor) -> Tensor:
+        """`Answer.scores` (..., M) of z_T (..., D)."""
+        alpha_bar, W = float(self.blocks.goal.schedule.alpha_bar[-1]), self.blocks.W_embed
+        if W is None:  # <u_y, z> is column y of z
+            return alpha_bar**0.5 * z - alpha_bar / 2
+        weight, bias = alpha_bar**0.5 * W, -alpha_bar / 2 * W.square().sum(1)
+        return functional.dense(z, weight, bias, backend=self.blocks.backend)
 
     def read(self, z: Tensor) -> Tensor:
-        """The head's logits (..., M) of embeddings z (..., D)."""
-        with torch.no_grad():
-            logits = self.head.forward(z.reshape(-1, z.shape[-1]))[0]
-        return logits.view(*z.shape[:-1], -1)
-
-    def to_module(self, *, noise: bool = False) -> fx.GraphModule:
-        """Inference as one plain nn.Module: normalisation, encoder, T blocks, head, probabilities.
-
-        It is called as module(x), x (B, F) uint8 or float32, and returns softmax(logits) (B, M). It
-        has tensors of its own, is in eval mode, runs with PyTorch alone (an encoder needs its own
-        code), and goes through torch.export and torch.onnx. Without noise every row starts from
-        the same z_0, the buffer `z_0` (1, D), so that a row's answer does not depend on its place:
-        it is what `predict` answers for that row alone. `predict` gives the rows of a batch one
-        z_0 each; assign them, (B, D), to module.z_0 to get the same.
-
-        Args:
-            noise: draw z_0 and the noise of every step by torch.randn_like, in each call anew.
+        """The head's logits (..., M) of embeddings z (..., D).
 
         Raises:
-            ValueError: the plan has other inputs than "z" and one more.
+            ValueError: the model has no head.
         """
+        head = self._head("read")
+        with torch.no_grad():
+            logits = head.forward(z.reshape(-1, z.shape[-1]))[0]
+        return logits.view(*z.shape[:-1], -1)
+
+    def _head(self, op: str) -> nk.OutputHead:
+        if self.head is None:
+            raise ValueError(
+                f"{op}: the model must have a head, which the paper's protocol reads z_T with, got "
+                "none; `predict` needs none"
+            )
+        return self.head
+
+    def to_module(self, *, noise: bool = False) -> fx.GraphModule:
+        """Inference as one plain nn.Module, from x to labels and probabilities.
+
+        It is called as module(x), x (B, F) uint8 or float32, and returns what `predict` answers:
+        labels (B,) int64 and probs (B, M) float32, in the order of ONNX's classifiers. It has
+        tensors of its own, is in eval mode, runs with PyTorch alone (an encoder needs its own
+        code), and goes through torch.export and torch.onnx. torch.export takes a size of 1 for a
+        constant: where B is to vary, the example x must have at least two rows.
+
+        Args:
+            noise: the paper's protocol instead, one draw in each call anew by torch.randn_like:
+                probs are the head's softmax, labels their argmax.
+
+        Raises:
+            ValueError: the plan has other inputs than "z" and one more, or there is to be noise
+                and the model has no head.
+        """
+        if noise:
+            self._head("to_module")
         return export.chain(self, noise)
 
     def save(self, folder: str | Path, training: Json | None = None) -> None:
@@ -211,11 +308,12 @@ class Model:
                 "inputs": None if self.inputs is None else self.inputs.to_json(),
                 "class_names": None if self.classes_ is None else list(self.classes_),
                 "encoder": self.encoder is not None,
+                "head": self.head is not None,
                 "optimizers": {
-                    "blocks": description.optimizer_to_json(self.blocks.optimizer),
-                    "head": description.optimizer_to_json(self.head.optimizer),
+                    name: description.optimizer_to_json(part.optimizer)
+                    for name, part in self.learners.items()
                 },
-                "precision": {"blocks": self.blocks.precision, "head": self.head.precision},
+                "precision": {name: part.precision for name, part in self.learners.items()},
                 "classes": self.blocks.M,
                 "embed_dim": self.blocks.D,
             },
@@ -225,15 +323,21 @@ class Model:
         checkpoint.save(Path(folder), content, self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes, and the embeddings, by name."""
-        parts: dict[str, Any] = {"blocks": self.blocks, "head": self.head}
-        if self.encoder is not None:
-            parts["encoder"] = self.encoder
-        return {
-            f"{part}.{name}": value
-            for part, module in parts.items()
-            for name, value in module.state_dict().items()
-        }
+        """Everything that changes, and the embeddings, by name, each with memory of its own: a
+        tensor that stands there twice (tied weights) is copied, as a checkpoint demands.
+
+        Raises:
+            ValueError: the encoder's state has what a checkpoint cannot hold.
+        """
+        values, seen = {}, set()
+        for part, module in self.parts.items():
+            for name, value in module.state_dict().items():
+                values[f"{part}.{name}"] = value = _savable(f"{part}.{name}", value)
+                memory = value.untyped_storage().data_ptr()
+                if value.numel() and memory in seen:
+                    values[f"{part}.{name}"] = value.detach().clone()
+                seen.add(memory)
+        return values
 
     def versions(self) -> dict[str, str | None]:
         """What the bits of a training step depend on, beside the settings."""
@@ -243,6 +347,17 @@ class Model:
 def in_parts(x: Array, rows: int) -> Iterator[tuple[int, Array]]:
     """(first_row, rows of x) for each part of at most `rows` rows."""
     return ((start, x[start : start + rows]) for start in range(0, len(x), rows))
+
+
+def _savable(name: str, value: Any) -> Tensor:
+    """`value` of a state_dict, if a checkpoint can hold it and load_state_dict take it back."""
+    plain = isinstance(value, Tensor) and not is_lazy(value)
+    if not plain or value.layout != torch.strided or value.is_quantized:
+        raise ValueError(
+            f"save: {name} must be a dense tensor, which a checkpoint can hold, got "
+            f"{type(value).__name__}"
+        )
+    return value
 
 
 def load(
@@ -297,24 +412,34 @@ def from_checkpoint(
             precision=precision["blocks"],
             backend=backend,
         )
-        head = nk.OutputHead(
-            field(record, "embed_dim", int),
-            field(record, "classes", int),
-            goal=goal,
-            embedding=embedding,
-            optimizer=description.optimizer_from_json(optimizers.get("head")),
-            seed=int(tensors["head.seeds"][0]),
-            precision=precision["head"],
-            backend=backend,
-        )
+        head = None
+        if record.get("head", True):  # which every model had at first
+            head = nk.OutputHead(
+                field(record, "embed_dim", int),
+                field(record, "classes", int),
+                goal=goal,
+                embedding=embedding,
+                optimizer=description.optimizer_from_json(optimizers.get("head")),
+                seed=int(tensors["head.seeds"][0]),
+                precision=precision["head"],
+                backend=backend,
+            )
+            head.load_state_dict(_part(tensors, "head."))
         blocks.load_state_dict(_part(tensors, "blocks."))
-        head.load_state_dict(_part(tensors, "head."))
         if field(record, "encoder", bool):
             if encoder is None:
                 raise InputError("this model was saved with an encoder: give one like it")
             encoder.load_state_dict(_part(tensors, "encoder."))
         elif encoder is not None:
             raise InputError("this model was saved without an encoder: give none")
+        return Model(
+            blocks,
+            head,
+            encoder,
+            normalize=None if normal is None else Normalisation.from_json(normal),
+            classes=names,
+            inputs=None if inputs is None else InputFormat.from_json(inputs),
+        )
     except InputError:
         raise
     except (
@@ -326,14 +451,6 @@ def from_checkpoint(
         RuntimeError,
     ) as error:
         raise InputError(f"this is no model that this version can load: {error}") from error
-    return Model(
-        blocks,
-        head,
-        encoder,
-        normalize=None if normal is None else Normalisation.from_json(normal),
-        classes=names,
-        inputs=None if inputs is None else InputFormat.from_json(inputs),
-    )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,14 +1,15 @@
-"""The training loop: per epoch every block over the same batches, then the head, t by t.
+"""The training loop: per epoch every block over the same batches, then a head, t by t.
 
 With fixed embeddings no block needs another, so that all blocks run together in calls of K steps,
-and the result is that of the paper's order (t outside, batches inside). The head is a learner of
-its own and goes in the order (epoch, t, batch). K is chosen from measured time alone: no result
-depends on it.
+and the result is that of the paper's order (t outside, batches inside). The head, where the model
+has one, is a learner of its own and goes in the order (epoch, t, batch). K is chosen from measured
+time alone: no result depends on it.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from .feeding import Feed, feed_of
 from .model import Model
 
 LR_SCHEDULES = ("constant", "cosine")
+NONFINITE = ("stop", "skip")
 CALL_SECONDS = 0.2  # aim for one call: Ctrl-C and the progress bar answer at this pace
 CLOCK = time.perf_counter
 
@@ -34,6 +36,8 @@ class Progress:
         epoch: complete epochs.
         block_steps, head_steps: steps done of the epoch that is under way.
         loss_sum: per block, over the epoch's samples so far; head_loss_sum: the head's, over all t.
+        skipped, head_skipped: the samples whose step had a loss that was not finite: no sum has
+            them, and no weight moved by them. As loss_sum, empty before the epoch's first step.
         seconds, epoch_seconds: time spent on training so far, in all epochs and in this one.
     """
 
@@ -44,6 +48,8 @@ class Progress:
     head_loss_sum: float = 0.0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+    skipped: list[int] = field(default_factory=list)
+    head_skipped: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +62,22 @@ class Progress:
         self.epoch += 1
         self.block_steps = self.head_steps = 0
         self.loss_sum, self.head_loss_sum, self.epoch_seconds = [], 0.0, 0.0
+        self.skipped, self.head_skipped = [], 0
+
+
+class NotFinite(ValueError):
+    """A loss was NaN or infinite, and `fit` was to stop there.
+
+    The step changed no weight of its learner, and `progress` fits the model: it can be saved, and
+    `fit` goes on from it.
+
+    Attributes:
+        progress: where the run stands, after the call with that step.
+    """
+
+    def __init__(self, text: str, progress: Progress) -> None:
+        super().__init__(text)
+        self.progress = progress
 
 
 @dataclass(frozen=True)
@@ -64,15 +86,23 @@ class Epoch:
 
     Attributes:
         epoch: its number, from 1.
-        loss: per block, mean over the samples.
-        head_loss: mean over the samples and t.
+        loss: per block, the mean of weight * |u_hat - u_y|^2 over the samples. The weights of two
+            blocks may differ a thousandfold: a mean over blocks says little.
+        error: per block, the mean of |u_hat - u_y|^2, without the weight.
+        head_loss: mean over the samples and t; None without a head.
+        lr: learning rate of the blocks' last step; None where they have no optimizer.
+        skipped: per block, samples whose step's loss was not finite. They are in no mean; a mean
+            over none is None.
         seconds: its training time.
         samples_per_second: training samples, each counted once for all blocks.
     """
 
     epoch: int
-    loss: list[float]
-    head_loss: float
+    loss: list[float | None]
+    error: list[float | None]
+    head_loss: float | None
+    lr: float
+    skipped: list[int]
     seconds: float
     samples_per_second: float
 
@@ -81,13 +111,16 @@ class Batches:
     """The batches of an epoch: full ones, and a short last one.
 
     A last batch of one row is left out where the plan has batch norm, which needs two.
+
+    Attributes:
+        left_out: rows of an epoch that no step sees, 0 or 1.
     """
 
     def __init__(self, rows: int, batch_size: int, has_norm: bool) -> None:
         self.size = batch_size
         self.full, self.tail = divmod(rows, batch_size)
-        if self.tail == 1 and has_norm:
-            self.tail = 0
+        self.left_out = 1 if self.tail == 1 and has_norm else 0
+        self.tail -= self.left_out
         if self.steps == 0:
             raise ValueError(f"fit: x must have at least 2 rows for batch norm, got {rows}")
 
@@ -146,17 +179,20 @@ def fit(
     batch_size: int = 128,
     seed: int = 0,
     lr_schedule: str = "constant",
+    nonfinite: str = "stop",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    say: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=3),
 ) -> Progress:
     """Trains `model` until `epochs` epochs are complete, or `stop()` is true.
 
-    Every block sees each row once an epoch; the head sees it T times (arXiv:2503.24322v2, alg. 1).
+    Every block sees each row once an epoch; a head sees it T times (arXiv:2503.24322v2, alg. 1).
     The order of the rows is a function of (seed, epoch). Stopping by `stop` and going on with the
     returned `progress` gives the same bits as never having stopped. A KeyboardInterrupt is not
-    caught: it leaves a model that predicts, but no `progress` that fits it.
+    caught: it leaves a model that predicts, whose blocks may be some steps apart, and no `progress`
+    that fits it.
 
     Args:
         model: trained in place. Where it has none, it gets the format of x, the classes' names, and
@@ -173,16 +209,20 @@ def fit(
         seed: of the order of the rows; the model has its own.
         lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
             to 0 over all `epochs`.
+        nonfinite: what to do where a loss is NaN or infinite, which leaves that learner's weights
+            as they were: "stop" raises NotFinite after the call, "skip" goes on and counts it.
         progress: where to go on; moved along in place.
         stop: asked after every call, several times a second.
         on_call: told `progress` and the call's samples, each counted once for all blocks.
         on_epoch: told of every complete epoch; its time counts as no training.
+        say: told once what the training leaves out; without it a Python warning is given.
 
     Returns:
         `progress`, or a new one.
 
     Raises:
         ValueError: an argument does not fit.
+        NotFinite: a loss was not finite, and nonfinite is "stop".
     """
     if epochs < 0 or batch_size < 1:
         raise ValueError(
@@ -191,41 +231,49 @@ def fit(
         )
     if lr_schedule not in LR_SCHEDULES:
         raise ValueError(f"fit: lr_schedule must be one of {LR_SCHEDULES}, got {lr_schedule!r}")
+    if nonfinite not in NONFINITE:
+        raise ValueError(f"fit: nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
     feed = feed_of(model, x, y, batch_size)
+    model.tensors()  # raises now, and not after the training, what could not be saved
     loop = _Loop(model, feed, feed.batch_size or batch_size, epochs, lr_schedule)
     progress = progress if progress is not None else Progress()
-    T, steps, rows = model.blocks.goal.T, loop.batches.steps, loop.batches.rows
+    if loop.batches.left_out and progress.epoch < epochs:
+        say(
+            f"{feed.rows} rows in batches of {loop.batches.size} leave a last one of 1 row, and "
+            "batch norm needs 2: each epoch leaves out another row"
+        )
 
     while progress.epoch < epochs:
         started = CLOCK()
         order = feed.order(seed, progress.epoch)
-        while progress.head_steps < T * steps:
+        while not loop.complete(progress):
             if stop():
                 return progress
-            if progress.block_steps < steps:
+            if progress.block_steps < loop.steps:
                 samples = loop.train_blocks(progress, order)
             else:
                 samples = loop.train_head(progress, order)
             now = CLOCK()
             progress.add_time(now - started)
             on_call(progress, samples)
+            if loop.trouble is not None and nonfinite == "stop":
+                loop.check()  # knows the cause, where a GPU found it in the data
+                raise NotFinite(loop.trouble, progress)
             started = CLOCK()
-        for part in (model.blocks, model.head):
-            part.check()  # what a GPU found in the last calls
-        done = Epoch(
-            epoch=progress.epoch + 1,
-            loss=[total / rows for total in progress.loss_sum],
-            head_loss=progress.head_loss_sum / (T * rows),
-            seconds=progress.epoch_seconds,
-            samples_per_second=rows / progress.epoch_seconds,
-        )
+        loop.check()  # what a GPU found in the last calls
+        done = loop.epoch(progress)
         progress.finish_epoch()
         on_epoch(done)
     return progress
 
 
 class _Loop:
-    """One call to the blocks or the head, where `progress` stands; returns its samples."""
+    """One call to the blocks or the head, where `progress` stands; returns its samples.
+
+    Attributes:
+        steps: of an epoch, for each block; the head has T times as many.
+        trouble: a line on the last call's first loss that was not finite.
+    """
 
     def __init__(
         self,
@@ -238,7 +286,41 @@ class _Loop:
         self.model, self.feed = model, feed
         self.epochs, self.lr_schedule = epochs, lr_schedule
         self.batches = Batches(feed.rows, batch_size, model.blocks.plan.has_norm())
+        self.steps = self.batches.steps
         self.block_pace, self.head_pace = Pace(), Pace()
+        self.trouble: str | None = None
+
+    def complete(self, progress: Progress) -> bool:
+        head_steps = 0 if self.model.head is None else self.model.blocks.T * self.steps
+        return progress.block_steps >= self.steps and progress.head_steps >= head_steps
+
+    def check(self) -> None:
+        for learner in self.model.learners.values():
+            learner.check()
+
+    def epoch(self, progress: Progress) -> Epoch:
+        """What to tell of the epoch that `progress` has completed."""
+        blocks, rows = self.model.blocks, self.batches.rows
+        last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
+        weights = blocks.goal.numbers(torch.arange(1, blocks.T + 1)).weight.tolist()
+        skipped = progress.skipped or [0] * blocks.T  # which runs did not count at first
+        counts = [rows - count for count in skipped]
+        head_loss = None
+        if self.model.head is not None:
+            head_loss = _mean(progress.head_loss_sum, blocks.T * rows - progress.head_skipped)
+        return Epoch(
+            epoch=progress.epoch + 1,
+            loss=list(map(_mean, progress.loss_sum, counts)),
+            error=[
+                _mean(total, weight * count)
+                for total, weight, count in zip(progress.loss_sum, weights, counts, strict=True)
+            ],
+            head_loss=head_loss,
+            lr=last.item(),
+            skipped=skipped,
+            seconds=progress.epoch_seconds,
+            samples_per_second=rows / progress.epoch_seconds,
+        )
 
     def rates(
         self, optimizer: Optimizer | None, epoch: int, done: int, steps: int, K: int
@@ -250,23 +332,59 @@ class _Loop:
 
     def train_blocks(self, progress: Progress, order: Tensor) -> int:
         indices = self.batches.take(order, progress.block_steps, self.block_pace.K)
-        blocks, steps = self.model.blocks, self.batches.steps
-        lr = self.rates(blocks.optimizer, progress.epoch, progress.block_steps, steps, len(indices))
+        blocks, B = self.model.blocks, indices.shape[1]
+        lr = self.rates(
+            blocks.optimizer, progress.epoch, progress.block_steps, self.steps, len(indices)
+        )
         with self.block_pace.measure(len(indices)):
-            losses = blocks.train_steps(**self.feed.take(indices), lr=lr)  # (K, T)
-            sums = (losses.double().sum(0) * indices.shape[1]).tolist()
-        so_far = progress.loss_sum or [0.0] * len(sums)
-        progress.loss_sum = [a + b for a, b in zip(so_far, sums, strict=True)]
+            losses = blocks.train_steps(**self.feed.take(indices), lr=lr).cpu()  # (K, T)
+        names = [f"block {t}" for t in blocks.held]
+        sums, skipped = self.account(losses, B, progress.epoch, progress.block_steps, names)
+        progress.loss_sum = _added(progress.loss_sum, sums)
+        progress.skipped = _added(progress.skipped, skipped)
         progress.block_steps += len(indices)
         return indices.numel()
 
     def train_head(self, progress: Progress, order: Tensor) -> int:
-        block, step = divmod(progress.head_steps, self.batches.steps)
+        head, T = self.model.head, self.model.blocks.T
+        assert head is not None  # `complete` asks for no steps of none
+        block, step = divmod(progress.head_steps, self.steps)
         indices = self.batches.take(order, step, self.head_pace.K)
-        head, steps = self.model.head, self.batches.steps * self.model.blocks.T
-        lr = self.rates(head.optimizer, progress.epoch, progress.head_steps, steps, len(indices))
+        lr = self.rates(
+            head.optimizer, progress.epoch, progress.head_steps, self.steps * T, len(indices)
+        )
         with self.head_pace.measure(len(indices)):
-            losses = head.train_steps(self.feed.Y, indices, block + 1, lr=lr)  # (K, 1)
-            progress.head_loss_sum += float(losses.double().sum()) * indices.shape[1]
+            losses = head.train_steps(self.feed.Y, indices, block + 1, lr=lr).cpu()  # (K, 1)
+        sums, skipped = self.account(losses, indices.shape[1], progress.epoch, step, ["the head"])
+        progress.head_loss_sum += sums[0]
+        progress.head_skipped += skipped[0]
         progress.head_steps += len(indices)
         return 0
+
+    def account(
+        self, losses: Tensor, B: int, epoch: int, done: int, names: Sequence[str]
+    ) -> tuple[list[float], list[int]]:
+        """Per learner, the sum of K steps' losses over the samples, and the samples that it leaves
+        out, where a loss is not finite; the first of those is `trouble`.
+        """
+        finite = losses.isfinite()
+        self.trouble = None
+        if not finite.all():
+            step, column = (~finite).nonzero()[0].tolist()
+            name = names[column]
+            self.trouble = (
+                f"fit: the loss of {name} is "
+                f"{losses[step, column].item()} in epoch {epoch + 1}, step {done + step + 1} of "
+                f"{self.steps}: nothing is learned from it; a smaller learning rate may help, and "
+                'nonfinite="skip" goes on'
+            )
+        sums = losses.double().where(finite, 0).sum(0) * B
+        return sums.tolist(), ((~finite).sum(0) * B).tolist()
+
+
+def _added(so_far: list, more: list) -> list:
+    return [a + b for a, b in zip(so_far, more, strict=True)] if so_far else more
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None

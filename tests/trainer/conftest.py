@@ -39,13 +39,16 @@ def toy_file(tmp_path):
 def new_model():
     """Makes equal untrained models."""
 
-    def make(T: int = 3, embedding: torch.Tensor | None = None, seed: int = 5) -> noprop.Model:
+    def make(
+        T: int = 3, embedding: torch.Tensor | None = None, seed: int = 5, head: bool = True
+    ) -> noprop.Model:
         D = CLASSES if embedding is None else embedding.shape[1]
         plan = nk.plans.mlp(FEATURES, D, CLASSES, hidden=8)
         goal = nk.DT(nk.NoiseSchedule.cosine(T=T))
         shared = {"embedding": embedding, "optimizer": nk.AdamW(lr=1e-2), "seed": seed}
         blocks = nk.DenoisingBlocks(plan, goal, **shared)
-        return noprop.Model(blocks, nk.OutputHead(D, CLASSES, goal=goal, **shared))
+        reads = nk.OutputHead(D, CLASSES, goal=goal, **shared) if head else None
+        return noprop.Model(blocks, reads)
 
     return make
 

@@ -26,36 +26,79 @@ def test_figures_by_their_definitions(toy, new_model):
     noprop.fit(trained, x, y, epochs=2, batch_size=32)  # unsure yet, so that every draw counts
     told = noprop.evaluate(trained, x, y)
     features, S, T = trained.features(x), 5, trained.blocks.T
-    z_0 = [noise.normal(trained.blocks.seeds[:1], 2, 0, s, 0xFFFF, len(x), 3)[0] for s in range(S)]
     schedule = trained.blocks.goal.schedule
-    finals, quiet = [], []
-    chained, alone = torch.zeros(S, T), torch.zeros(S, T)
+
+    def step(z, t):
+        """Block t's logits, and the mean of z_t."""
+        logits = trained.blocks.forward(features, z, blocks=t)[0].detach()
+        return logits, schedule.a[t].float() * logits.softmax(-1) + schedule.b[t].float() * z
+
+    z, quiet = torch.zeros(len(x), 3), []
+    for t in range(1, T + 1):
+        logits, z = step(z, t)
+        quiet.append(right(logits, y))
+    answer = right(z, y)  # one-hot: the likeliest class is the largest of z_T
+
+    paper, last, alone = [], [], torch.zeros(S, T)
     for s in range(S):
-        z = z_0[s]
+
+        def draw(block, s=s):
+            return noise.normal(trained.blocks.seeds[:1], 2, 0, s, block, len(x), 3)[0]
+
+        z = z_0 = draw(0xFFFF)
         for t in range(1, T + 1):
-            logits = trained.blocks.forward(features, z, blocks=t)[0].detach()
-            chained[s, t - 1] = right(logits, y)
-            alone[s, t - 1] = right(trained.blocks.forward(features, z_0[s], blocks=t)[0], y)
-            mean = schedule.a[t].float() * logits.softmax(-1) + schedule.b[t].float() * z
-            eps = noise.normal(trained.blocks.seeds[:1], 2, 0, s, t - 1, len(x), 3)[0]
-            z = mean + schedule.c[t].sqrt().float() * eps
-        finals.append(right(trained.read(z), y))
-        quiet.append(right(trained.read(mean), y))
+            alone[s, t - 1] = right(step(z_0, t)[0], y)
+            logits, mean = step(z, t)
+            z = mean + schedule.c[t].sqrt().float() * draw(t - 1)
+        paper.append(right(trained.read(z), y))
+        last.append(right(logits, y))
     near = {"abs": 1.5 / len(x)}  # a row on the border between classes may fall on either side
-    assert told.test_accuracy == pytest.approx(sum(finals) / S, **near)
-    assert told.test_accuracy_std == pytest.approx(torch.tensor(finals).std().item(), abs=0.01)
-    assert told.accuracy_per_block == pytest.approx(chained.mean(0).tolist(), **near)
-    assert told.accuracy_alone == pytest.approx(alone.mean(0).tolist(), **near)
-    assert told.accuracy_no_last_noise == pytest.approx(sum(quiet) / S, **near)
-    assert told.accuracy_no_noise == pytest.approx(right(trained.predict(x).logits[0], y), **near)
+    assert told.test_accuracy == pytest.approx(answer, **near)
+    assert told.test_accuracy == right(trained.predict(x).scores, y)
+    assert told.accuracy_per_block == pytest.approx(quiet, **near)
     assert told.accuracy_last_block == told.accuracy_per_block[-1]
+    assert told.accuracy_alone == pytest.approx(alone.mean(0).tolist(), **near)
+    assert told.paper_accuracy == pytest.approx(sum(paper) / S, **near)
+    assert told.paper_accuracy_std == pytest.approx(torch.tensor(paper).std().item(), abs=0.01)
+    assert told.paper_accuracy_last_block == pytest.approx(sum(last) / S, **near)
     assert (told.samples, told.rows) == (5, len(x))
     assert all(0.4 < value < 0.95 for value in told.accuracy_alone)
+    assert told.paper_accuracy != told.test_accuracy
 
 
-def test_the_first_block_starts_from_pure_noise_either_way(trained, toy):
-    told = noprop.evaluate(trained, *toy, samples=2)
-    assert told.accuracy_per_block[0] == pytest.approx(told.accuracy_alone[0], abs=1 / len(toy[0]))
+def test_without_a_head_only_the_papers_figures_are_missing(toy, new_model):
+    with_head, without = new_model(), new_model(head=False)
+    for model in (with_head, without):
+        noprop.fit(model, *toy, epochs=2, batch_size=32)
+    one, other = (noprop.evaluate(model, *toy).to_json() for model in (with_head, without))
+    papers = [name for name in one if name.startswith("paper_")]
+    assert len(papers) == 3 and all(other[name] is None for name in papers)
+    assert other == one | dict.fromkeys(papers)
+    assert evaluation.head_warning(other) is None
+
+
+def test_a_head_that_has_learned_too_little_is_told(toy, new_model):
+    model = new_model()
+    noprop.fit(model, *toy, epochs=8, batch_size=32)
+    head = nk.OutputHead(3, 3, goal=model.blocks.goal, seed=2)  # untrained
+    result = noprop.evaluate(noprop.Model(model.blocks, head, normalize=model.normalize), *toy)
+    warning = evaluation.head_warning(result.to_json())
+    assert result.paper_accuracy < 0.6 < result.paper_accuracy_last_block
+    assert f"{result.paper_accuracy:.2%}" in warning and "the head needs more steps" in warning
+    limit = {"paper_accuracy": 0.891, "paper_accuracy_last_block": 0.9}
+    assert evaluation.head_warning(limit) is None
+    assert evaluation.head_warning(limit | {"paper_accuracy": 0.889}) is not None
+
+
+def test_the_answers_accuracy_has_no_seed_and_no_order(toy, new_model):
+    x, y = toy
+    model = new_model()
+    noprop.fit(model, x, y, epochs=2, batch_size=32)
+    order = noise.permutation(4, 0, len(x))
+    one, other = noprop.evaluate(model, x, y), noprop.evaluate(model, x[order], y[order], seed=8)
+    assert one.test_accuracy == other.test_accuracy
+    assert one.accuracy_per_block == other.accuracy_per_block
+    assert one.accuracy_alone != other.accuracy_alone
 
 
 def test_labels_are_compared_and_used_for_nothing_else(trained, toy):
@@ -71,7 +114,7 @@ def test_seeds(trained, toy):
     one, again = (noprop.evaluate(trained, *toy, seed=4, samples=3) for _ in range(2))
     assert one == again
     assert noprop.evaluate(trained, *toy, seed=5, samples=3) != one
-    assert noprop.evaluate(trained, *toy, samples=1).test_accuracy_std == 0
+    assert noprop.evaluate(trained, *toy, samples=1).paper_accuracy_std is None
 
 
 def test_batching_changes_no_figure(toy, new_model, monkeypatch):
