@@ -1,4 +1,4 @@
-"""Data sets by name: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, or FILE.npz.
+"""Data sets by name: digits, MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100, or a file of your own.
 
 Files are looked for, and downloaded to, the folders that torchvision uses: MNIST/raw,
 FashionMNIST/raw, cifar-10-batches-py and cifar-100-python.
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from .datasets import cifar, idx, npz
+from .datasets import cifar, idx, own
 from .datasets.dataset import Dataset
+from .datasets.own import read_rows as read_rows
 from .datasets.split import hold_out
 from .download import (
     CIFAR10,
@@ -32,35 +33,51 @@ DIGITS_TEST_FRACTION = 0.2
 def default_folder() -> Path:
     """NOPROP_DATA, else noprop in the user's cache folder."""
     if folder := os.environ.get("NOPROP_DATA"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noprop"
+        return Path(folder).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "noprop"
 
 
-def load(name: str, folder: Path | None = None, say: Say = lambda line: None) -> Dataset:
+def load(
+    name: str | Path,
+    folder: Path | None = None,
+    say: Say = lambda line: None,
+    *,
+    label: str | None = None,
+    labels: str | Path | None = None,
+) -> Dataset:
     """The data set of that name.
 
     Args:
-        name: one of NAMES, or the path of an .npz file.
+        name: one of NAMES, or the path of a file or a folder of your own (datasets/own.py).
         folder: the data folder, which must exist; None is `default_folder()`, made for a download.
         say: told what is downloaded.
+        label, labels: of your own data, the column or the file of the labels.
 
     Raises:
         InputError: the name is unknown, or a file is corrupt, or missing and not to be downloaded.
-        ImportError: digits without scikit-learn.
+        ImportError: a package that reads it is not installed.
     """
-    if name.endswith(".npz"):
-        return npz.read(Path(name))
+    name = str(name)
     if name not in NAMES:
-        raise InputError(f"data must be one of {', '.join(NAMES)} or FILE.npz, got {name!r}")
+        if not own.is_own(name):
+            known, kinds = ", ".join(NAMES), ", ".join(own.KINDS)
+            raise InputError(
+                f"data must be one of {known}, a file ({kinds}) or a folder, got {name!r}"
+            )
+        file = None if labels is None else Path(labels).expanduser()
+        return own.load(Path(name).expanduser(), label, file)
+    if label is not None or labels is not None:
+        raise InputError(f"label and labels are of your own data, {name} brings its labels")
     if name == "digits":
         return _digits()
-    if folder is not None and not folder.is_dir():
+    if folder is not None and not (folder := folder.expanduser()).is_dir():
         raise InputError(f"the data folder {folder} does not exist")
     folder = folder or default_folder()
     if name == "mnist":
-        return _idx(name, folder / "MNIST" / "raw", MNIST, say)
+        return _idx(name, idx.folder_of(folder, "MNIST"), MNIST, say)
     if name == "fashion-mnist":
-        return _idx(name, folder / "FashionMNIST" / "raw", FASHION_MNIST, say)
+        return _idx(name, idx.folder_of(folder, "FashionMNIST"), FASHION_MNIST, say)
     if name == "cifar10":
         files, labels = (cifar.CIFAR10_TRAIN, cifar.CIFAR10_TEST), "labels"
         return _cifar(name, folder / "cifar-10-batches-py", CIFAR10, files, labels, 10, say)

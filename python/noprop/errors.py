@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -11,7 +12,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def train_extra() -> Iterator[None]:
+def extra(name: str) -> Iterator[None]:
     """Around the import of an optional package: its absence names the extra that installs it.
 
     Raises:
@@ -21,8 +22,32 @@ def train_extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{error.name} is not installed: pip install 'noprop-kernels[train]'", name=error.name
+            f"{error.name} is not installed: pip install 'noprop-kernels[{name}]'", name=error.name
         ) from error
+
+
+def train_extra() -> AbstractContextManager[None]:
+    """`extra` of what the trainer itself needs."""
+    return extra("train")
+
+
+@contextmanager
+def reading(path: Path, failed: str = "cannot be read") -> Iterator[None]:
+    """Around the reading of a file that anyone may have made.
+
+    Raises:
+        InputError: whatever the readers made of damaged bytes, which may be nearly anything; the
+            text names the file.
+    """
+    try:
+        yield
+    except (InputError, ImportError, MemoryError):
+        raise
+    except OSError as error:
+        raise InputError(f"{path} {failed}: {error.strerror or error}") from error
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} {failed}: {text}") from error
 
 
 def tell(line: str) -> None:

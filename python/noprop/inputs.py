@@ -30,11 +30,13 @@ class InputFormat:
         shape: as it was given: (F,), (H, W) or (C, H, W).
         kind: "bytes", 0..255 of [0, 1], or "numbers".
         columns: the names of the F columns of a table, or None.
+        label: the column of that table that held the labels, or None.
     """
 
     shape: tuple[int, ...]
     kind: str
     columns: tuple[str, ...] | None = None
+    label: str | None = None
 
     @classmethod
     def of(cls, x: Any, op: str = "fit", name: str = "x") -> "InputFormat":
@@ -119,7 +121,12 @@ class InputFormat:
 
     def to_json(self) -> dict[str, Any]:
         columns = None if self.columns is None else list(self.columns)
-        return {"shape": list(self.shape), "kind": self.kind, "columns": columns}
+        return {
+            "shape": list(self.shape),
+            "kind": self.kind,
+            "columns": columns,
+            "label": self.label,
+        }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "InputFormat":
@@ -128,9 +135,11 @@ class InputFormat:
             InputError: it is no such record.
         """
         try:
-            shape, kind, columns = (record[name] for name in ("shape", "kind", "columns"))
+            names = ("shape", "kind", "columns", "label")
+            shape, kind, columns, label = (record[name] for name in names)
             right = kind in ("bytes", "numbers") and len(shape) in (1, 2, 3)
             right = right and all(type(size) is int and size > 0 for size in shape)
+            right = right and (label is None or type(label) is str)
             if columns is not None:
                 right = right and len(shape) == 1 and len(columns) == shape[0]
                 right = right and all(type(column) is str for column in columns)
@@ -138,7 +147,7 @@ class InputFormat:
             raise InputError(f"a saved model's inputs cannot be read: {error!r}") from error
         if not right:
             raise InputError(f"a saved model's inputs do not fit each other: {record}")
-        return cls(tuple(shape), kind, None if columns is None else tuple(columns))
+        return cls(tuple(shape), kind, None if columns is None else tuple(columns), label)
 
     def _bytes(self, tensor: Tensor, op: str, name: str, first_row: int) -> Tensor:
         if tensor.dtype == torch.uint8:
@@ -162,7 +171,11 @@ class InputFormat:
         return tensor.to(torch.uint8)
 
     def _refuse_nan(self, rows: Tensor, op: str, name: str, first_row: int) -> None:
-        if rows.device.type != "cpu" or not rows.numel() or rows.aminmax()[1].isfinite():
+        if (
+            rows.device.type != "cpu"
+            or not rows.numel()
+            or all(map(torch.isfinite, rows.aminmax()))
+        ):
             return  # on a GPU the kernels look, without waiting
         row, feature = (int(i) for i in (~rows.isfinite()).nonzero()[0])
         value, at = rows[row, feature].item(), self.place(row + first_row, feature)
@@ -233,7 +246,7 @@ def _numbers(array: np.ndarray, op: str, name: str) -> np.ndarray:
     for place, value in np.ndenumerate(array):
         if value is not None and not isinstance(value, numbers.Real | np.bool_):
             at = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"place {place}"
-            got = value if isinstance(value, str | bytes) else type(value)
+            got = str(value) if isinstance(value, str | bytes) else type(value)
             raise InputError(f"{op}: {name} must be numbers, got {got!r} in {at}")
     return array.astype(np.float64)
 

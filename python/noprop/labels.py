@@ -15,6 +15,7 @@ from .errors import InputError
 
 WHOLE = 2.0**53  # beyond it a floating-point number names no one integer
 SHOWN = 10  # class names in a text
+MISSING = ("NAType", "NaTType")  # of pandas
 
 
 def encode(
@@ -100,6 +101,8 @@ def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | N
         y = (y.double() if y.is_floating_point() else y).numpy()
     try:
         array = np.asarray(y)
+        if isinstance(y, list | tuple) and array.dtype.kind in "US":
+            array = np.asarray(y, object)  # where a number among texts stays one
     except (ValueError, TypeError) as error:
         raise InputError(f"{op}: {name} must be an array of labels: {error}") from error
     if array.ndim == 2 and array.shape[1] == 1:
@@ -129,43 +132,33 @@ def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | N
 
 def _plain(array: np.ndarray, op: str, name: str) -> np.ndarray:
     """Objects as integers, bools, floats or texts, whichever all of them are."""
-    for row, value in enumerate(array):
-        if (
-            value is None
-            or value != value
-            or not isinstance(value, str | bytes | bool | int | float | np.generic)
-        ):
-            missing = (
-                value is None
-                or (np.isscalar(value) and value != value)
-                or "NA" in type(value).__name__
+    kinds = [_kind(value) for value in array]
+    for row, kind in enumerate(kinds):
+        if kind not in ("text", "bool", "float", "int"):
+            raise InputError(
+                f"{op}: {name} must have a label in every row, got {kind} in row {row}"
             )
-            got = "none" if missing else f"a {type(value).__name__}"
-            raise InputError(f"{op}: {name} must have a label in every row, got {got} in row {row}")
-    kinds = {_kind(value) for value in array}
-    if kinds == {"text"}:
-        return array.astype(str)
-    if "text" in kinds or ("bool" in kinds and len(kinds) > 1):
-        row = next(i for i, v in enumerate(array) if _kind(v) != _kind(array[0]))
-        raise InputError(
-            f"{op}: {name} must be of one kind, got {array[0]!r} in row 0 and {array[row]!r} in "
-            f"row {row}"
-        )
-    if kinds == {"bool"}:
-        return array.astype(bool)
-    return (
-        array.astype(np.float64 if "float" in kinds else np.int64)
-        if len(array)
-        else array.astype(np.int64)
-    )
+        if kind != kinds[0] and {kind, kinds[0]} != {"int", "float"}:
+            raise InputError(
+                f"{op}: {name} must be of one kind, got {array[0]!r} in row 0 and {array[row]!r} "
+                f"in row {row}"
+            )
+    types = {"text": str, "bool": bool, "float": np.float64, "int": np.int64}
+    return array.astype(types["float" if "float" in kinds else kinds[0] if kinds else "int"])
 
 
 def _kind(value: Any) -> str:
+    """The kind of a label, or what it is instead."""
     if isinstance(value, str | bytes):
         return "text"
     if isinstance(value, bool | np.bool_):
         return "bool"
-    return "float" if isinstance(value, float | np.floating) else "int"
+    if isinstance(value, float | np.floating) and value == value:
+        return "float"
+    if isinstance(value, int | np.integer):
+        return "int"
+    missing = value is None or isinstance(value, float) or type(value).__name__ in MISSING
+    return "none" if missing else type(value).__name__
 
 
 def _whole(array: np.ndarray, op: str, name: str) -> np.ndarray:

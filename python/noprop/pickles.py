@@ -4,15 +4,19 @@ CIFAR is published as pickles of Python 2. Not even numpy's own reconstruction r
 say-so: an array is read as a shape, a type code and bytes, and is made here, from checked values.
 """
 
+import io
 import math
 import pickle
+import pickletools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, reading
 
+GROWTH = 4  # of text that is written as bytes
 TYPE_CODES = frozenset("biuf")  # bool, signed, unsigned, float: nothing that holds references
 
 
@@ -36,40 +40,56 @@ class _Array:
 
     value: np.ndarray | None = None
 
-    def __init__(self, *_: Any) -> None:
-        pass
+    def __init__(self, encode: Callable[[str], bytes]) -> None:
+        self.encode = encode
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, type_, fortran, data = state
         if not isinstance(type_, _Type):
             raise ValueError("an array without a type")
-        raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
+        raw = self.encode(data) if isinstance(data, str) else bytes(data)
         if min(shape, default=0) < 0 or math.prod(shape) * type_.dtype.itemsize != len(raw):
             raise ValueError(f"an array of shape {shape} with {len(raw)} bytes")
         flat = np.frombuffer(raw, type_.dtype)
         self.value = flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    if encoding != "latin1":
-        raise ValueError(f"text in {encoding!r}")
-    return text.encode("latin1")
-
-
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _latin1,  # how Python 3 writes bytes for Python 2
-}
-
-
 class _Unpickler(pickle.Unpickler):
+    """Of a file of `size` bytes, whose arrays and texts are no larger, all together."""
+
+    def __init__(self, file: io.BytesIO, size: int) -> None:
+        super().__init__(file, encoding="latin1")
+        self.left = GROWTH * size
+        self.admitted = {
+            ("numpy.core.multiarray", "_reconstruct"): self._array,
+            ("numpy._core.multiarray", "_reconstruct"): self._array,
+            ("numpy", "ndarray"): _Array,
+            ("numpy", "dtype"): _Type,
+            ("_codecs", "encode"): self._latin1,  # how Python 3 writes bytes for Python 2
+        }
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
+        if (module, name) not in self.admitted:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no plain data")
-        return _ADMITTED[module, name]
+        return self.admitted[module, name]
+
+    def _array(self, *_: Any) -> _Array:
+        return _Array(self._latin1)
+
+    def _latin1(self, text: str, encoding: str = "latin1") -> bytes:
+        if encoding != "latin1":
+            raise ValueError(f"text in {encoding!r}")
+        self.left -= len(text)  # one text may be named many times
+        if self.left < 0:
+            raise pickle.UnpicklingError("it makes more of its text than the file is long")
+        return text.encode("latin1")
+
+
+def _check_opcodes(raw: bytes) -> None:
+    """Refuses what makes the unpickler take memory that the file does not fill."""
+    for opcode, argument, _ in pickletools.genops(raw):
+        if "PUT" in opcode.name and argument is not None and int(argument) > len(raw):
+            raise pickle.UnpicklingError(f"it numbers {argument} objects in {len(raw)} bytes")
 
 
 def read_dict(path: Path) -> dict[str, Any]:
@@ -82,17 +102,10 @@ def read_dict(path: Path) -> dict[str, Any]:
         InputError: it is missing, cut short, corrupt, no dictionary, or asks for more than plain
             data.
     """
-    try:
-        with open(path, "rb") as file:
-            content = _Unpickler(file, encoding="latin1").load()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except (
-        Exception
-    ) as error:  # corrupt bytes raise nearly anything; nothing but our own code has run
-        raise InputError(
-            f"{path} is no usable pickle file: {error or type(error).__name__}"
-        ) from error
+    with reading(path, "is no usable pickle file"):
+        raw = path.read_bytes()
+        _check_opcodes(raw)
+        content = _Unpickler(io.BytesIO(raw), len(raw)).load()
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a dictionary, got {type(content).__name__}")
     return {

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,52 @@ def test_idx(tmp_path, name, packed):
     assert np.array_equal(read.y_test, arrays["t10k-labels-idx1"])
     assert (read.x.dtype, read.y.dtype) == (torch.uint8, torch.int64)
     assert (read.classes, read.channels, read.name) == (10, 1, name)
+
+
+@pytest.mark.parametrize(
+    "name, place",
+    [
+        ("mnist", "MNIST/{}"),
+        ("mnist", "mnist/{}"),
+        ("mnist", "{}"),
+        ("mnist", "MNIST/raw/{}/{}"),
+        ("mnist", "{dot}/{}"),
+        ("mnist", "{dot}"),
+        ("mnist", "{dot}.gz"),
+        ("mnist", "MNIST/raw/{dot}"),
+        ("mnist", "MNIST/raw/{}.gz/{}"),
+        ("fashion-mnist", "FashionMNIST/{}"),
+        ("fashion-mnist", "fashion-mnist/{}.gz"),
+        ("fashion-mnist", "FashionMNIST/raw/{dot}/{dot}"),
+    ],
+)
+def test_idx_under_other_names(tmp_path, name, place):
+    arrays = write_idx(tmp_path / "made", name, packed=False)
+    for path in sorted((tmp_path / "made").rglob("*ubyte")):
+        dot = path.name.replace("-idx", ".idx")
+        to = tmp_path / "here" / place.format(path.name, path.name, dot=dot)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes()
+        to.write_bytes(gzip.compress(content) if to.suffix == ".gz" else content)
+    read = data.load(name, tmp_path / "here")
+    assert np.array_equal(read.x, arrays["train-images-idx3"].reshape(5, 28))
+    assert np.array_equal(read.y_test, arrays["t10k-labels-idx1"])
+
+
+def test_a_packed_file_is_unpacked_no_further_than_its_header_says(tmp_path):
+    write_idx(tmp_path, "mnist", packed=True)
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole + bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="must hold 140 bytes for its shape .*, got more"):
+        data.load("mnist", tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    huge = struct.pack(">HBB3I", 0, 8, 3, 2**32 - 1, 2**32 - 1, 1)
+    path.write_bytes(gzip.compress(huge))
+    with pytest.raises(InputError, match="would take 18,446,744,065,119,617,025 bytes"):
+        data.load("mnist", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -172,7 +219,7 @@ def test_npz(tmp_path, shape, dtype, channels):
     np.savez_compressed(path, x=x, y=y.astype(np.int16), x_test=x[:2], y_test=y[:2])
     read = data.load(str(path))
     assert (read.name, read.classes, read.channels) == ("mine", 4, channels)
-    assert read.x.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
+    assert read.x.dtype == torch.from_numpy(x).dtype
     assert np.array_equal(read.x, x.reshape(9, -1)) and np.array_equal(read.y, y)
     assert np.array_equal(read.x_test, x[:2].reshape(2, -1))
     assert np.array_equal(read.y_test, y[:2])
@@ -197,19 +244,27 @@ GOOD = {"x": np.zeros((4, 2), np.uint8), "y": np.array([0, 1, 0, 1])}
     [
         ({"x": None}, "must hold x and y"),
         ({"x_test": np.zeros((1, 2), np.uint8)}, "x_test with y_test or neither"),
-        ({"x": np.zeros((4, 2), np.int64)}, "x must be uint8 or floating point"),
+        ({"x": np.array([["1", "a"]] * 4)}, "x must be numbers, got .1. in row 0, column 0"),
+        ({"x": np.zeros((4, 2), np.complex64)}, "x must be numbers, got complex64"),
+        ({"x": np.zeros((4, 2, 2, 2, 2))}, r"x must be \(rows, F\), .* use x.reshape"),
+        (
+            {"x": np.zeros((4, 32, 30, 3))},
+            r"channels seem to be last; use x.transpose\(0, 3, 1, 2\)",
+        ),
         ({"x": np.zeros(4, np.uint8)}, r"x must be \(rows, F\)"),
         ({"x": np.zeros((4, 0), np.uint8)}, r"x must be \(rows, F\)"),
         ({"x": np.zeros((5, 2), np.uint8)}, "5 rows with 4 labels"),
-        ({"x": np.zeros((0, 2), np.uint8), "y": np.zeros(0, int)}, "at least 2 rows"),
-        ({"y": np.zeros((4, 1), int)}, r"y must be \(rows,\) integers"),
-        ({"y": np.zeros(4)}, r"y must be \(rows,\) integers"),
-        ({"y": np.array([0, -1, 0, -1])}, "labels must be in"),
-        ({"x": np.array([[np.nan, 0]] * 4)}, "must be finite"),
-        ({"y": np.array([None] * 4)}, "cannot be read"),
+        ({"x": np.zeros((0, 2), np.uint8), "y": np.zeros(0, int)}, "holds no rows"),
+        ({"y": np.array([[1, 0]] * 3 + [[1, 1]])}, "one 1 and zeros in a row, got 1, 1 in row 3"),
+        ({"y": np.zeros(4)}, "all labels are .0.; there must be 2 classes at least"),
+        ({"y": np.array([0, np.nan, 1, 1])}, "y must be whole numbers, .* got nan in row 1"),
+        ({"y": np.array([0, 0.5, 1, 1])}, "got 0.5 in row 1; numbers to be predicted are no class"),
+        ({"x": np.array([[0, 0], [0, np.nan]] * 2)}, "finite, got nan in row 1, column 1"),
+        ({"y": np.array([None] * 4)}, "y holds Python objects, which are not read"),
+        ({"y_test": np.array([0, 7]), "x_test": np.zeros((2, 2), np.uint8)}, "got .7. in row 1"),
         (
             {"x_test": np.zeros((1, 3), np.uint8), "y_test": np.zeros(1, int)},
-            "training rows have 2 features",
+            r"x_test must be \(rows, 2\), got \(1, 3\)",
         ),
     ],
 )
@@ -288,6 +343,15 @@ def test_fingerprint_sees_every_part():
     other_x[3, 1], other_y[0] = 1, 1
     assert Dataset("a", other_x, y, x, y, classes=2).fingerprint() != base
     assert Dataset("a", x, other_y, x, y, classes=2).fingerprint() != base
+    assert Dataset("a", x, y, x, y, 2, class_names=("p", "q")).fingerprint() != base
+
+
+def test_runs_that_were_begun_on_float32_know_their_data():
+    x, y = torch.rand(4, 2, dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    before = Dataset("a", x.float(), y, x.float(), y, classes=2).fingerprint()
+    now = Dataset("a", x, y, x, y, classes=2)
+    assert now.matches(before) and now.matches(now.fingerprint()) and now.fingerprint() != before
+    assert not now.matches(Dataset("a", x + 1, y, x, y, classes=2).fingerprint())
 
 
 PUBLISHED = {

@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import pickletools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,6 +122,43 @@ def test_every_cut_is_refused(tmp_path):
     for length in range(len(content)):
         with pytest.raises(InputError):
             read_dict(write(tmp_path, content[:length]))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # eight bytes that number an object 2^31
+        b"}p999999999\n.",
+        b"\x80\x04}\x94\x8d" + (1 << 62).to_bytes(8, "little") + b".",  # a text of 2^62 bytes
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b".",
+        b"\x80\x04\x95" + (1 << 60).to_bytes(8, "little") + b"}.",
+        b"(" * 100_000 + b"t" * 100_000 + b".",
+        b"]" + b"q\x00h\x00a" * 9,
+    ],
+)
+def test_a_bomb_is_refused_in_little_memory(tmp_path, content):
+    path, limit = write(tmp_path, content), 64 << 20
+    code = (
+        "import pathlib, resource, sys\n"
+        "from noprop.pickles import read_dict\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, 2 * (size + int(sys.argv[2]),))\n"
+        "try:\n"
+        "    read_dict(pathlib.Path(sys.argv[1]))\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "is no usable pickle file" in done.stdout or "must hold a dictionary" in done.stdout
+
+
+def test_a_text_that_is_made_again_and_again_is_refused(tmp_path):
+    long = b"\x80\x02c_codecs\nencode\nq\x00X" + (10_000).to_bytes(4, "little") + b"x" * 10_000
+    again = b"0]" + b"h\x00h\x01U\x06latin1\x86Ra" * 1000 + b"."
+    with pytest.raises(InputError, match="makes more of its text than the file is long"):
+        read_dict(write(tmp_path, long + b"q\x01" + again))
 
 
 def test_missing_file(tmp_path):

@@ -3,21 +3,46 @@
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reading
+from .memory import check_fits
 
+CHUNK = 1 << 20
 UINT8 = 8  # the type code of unsigned bytes, the only one that is published
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """The file `name`, unpacked or as `name`.gz, or None."""
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    """The file `name`, or None: unpacked or as .gz, also with a dot before "idx", or in a folder of
+    its own name, as archives of it are unpacked.
+    """
+    for own in (name, name.replace("-idx", ".idx")):
+        for packed in (own, f"{own}.gz"):
+            for path in (folder / packed, folder / packed / own, folder / packed / name):
+                if path.is_file():
+                    return path
+    return None
+
+
+def folder_of(root: Path, name: str) -> Path:
+    """Where the files of a data set are, of those that torchvision, Kaggle and others make: the
+    first folder that has images, else the one that is made for a download.
+    """
+    known = [
+        root / name / "raw",
+        root / name,
+        root / name.lower() / "raw",
+        root / name.lower(),
+        root,
+    ]
+    if name == "FashionMNIST":
+        known[2:2] = [root / "fashion-mnist", root / "fashion_mnist", root / "fashionmnist"]
+        known.pop()  # files right in the folder are MNIST's
+    return next((p for p in known if find(p, "train-images-idx3-ubyte")), known[0])
 
 
 def read(path: Path, dims: int) -> Tensor:
@@ -33,22 +58,21 @@ def read(path: Path, dims: int) -> Tensor:
     Raises:
         InputError: it cannot be read, or its header, its type or its length is wrong.
     """
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     start = 4 + 4 * dims
-    if len(content) < start or content[:4] != bytes((0, 0, UINT8, dims)):
-        raise InputError(f"{path} is no IDX file of unsigned bytes in {dims} dimensions")
-    shape = struct.unpack(f">{dims}I", content[4:start])
-    if math.prod(shape) != len(content) - start:
-        raise InputError(
-            f"{path} must hold {math.prod(shape)} bytes for its shape {shape}, "
-            f"got {len(content) - start}"
-        )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+    with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        header = file.read(start)
+        if len(header) < start or header[:4] != bytes((0, 0, UINT8, dims)):
+            raise InputError(f"{path} is no IDX file of unsigned bytes in {dims} dimensions")
+        shape = struct.unpack(f">{dims}I", header[4:])
+        count = math.prod(shape)
+        check_fits(path, count)
+        content = bytearray()
+        while len(content) <= count and (part := file.read(min(CHUNK, count + 1 - len(content)))):
+            content += part
+    if len(content) != count:
+        got = f"{len(content)}" if len(content) < count else "more"
+        raise InputError(f"{path} must hold {count} bytes for its shape {shape}, got {got}")
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape))
 
 
 def read_split(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:

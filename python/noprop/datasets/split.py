@@ -1,10 +1,13 @@
-"""Splits that depend on the number of rows alone: every run holds out the same ones."""
+"""Splits that depend on the rows' number and classes alone: every run holds out the same ones."""
 
 import math
 
+import torch
 from torch import Tensor
 
 from noprop_kernels import noise
+
+from ..errors import InputError
 
 SPLIT_SEED = 0
 SPLIT_DRAW = 0xFFFFFFFF  # an epoch that no training reaches
@@ -23,3 +26,39 @@ def hold_out(rows: int, fraction: float) -> tuple[Tensor, Tensor]:
     count = min(max(1, math.floor(rows * fraction + 0.5)), rows - 1)
     order = noise.permutation(SPLIT_SEED, SPLIT_DRAW, rows)
     return order[count:].sort().values, order[:count].sort().values
+
+
+def hold_out_classes(y: Tensor, fraction: float, where: str) -> tuple[Tensor, Tensor]:
+    """`hold_out`; or, where that leaves a class out, a share of each class.
+
+    Args:
+        y: (rows,) int64 classes.
+        fraction: share held out; a class of so few rows that it rounds to none stays whole.
+        where: what an error calls the data.
+
+    Returns:
+        kept, held: int64 positions, each ascending; every class is among those kept.
+
+    Raises:
+        InputError: no row can be held out.
+    """
+    classes, counts = y.unique(return_counts=True)
+    if len(y) >= 2:
+        kept, held = hold_out(len(y), fraction)
+        large = classes[(counts * fraction + 0.5).floor() >= 1]
+        if len(y[kept].unique()) == len(classes) and bool(torch.isin(large, y[held]).all()):
+            return kept, held
+    order = noise.permutation(SPLIT_SEED, SPLIT_DRAW, len(y))
+    held = []
+    for c, count in zip(classes.tolist(), counts.tolist(), strict=True):
+        of_class = order[y[order] == c]
+        held.append(of_class[: min(math.floor(count * fraction + 0.5), count - 1)])
+    held = torch.cat(held).sort().values
+    if len(held) == 0:
+        raise InputError(
+            f"{where}: a test needs at least 3 rows of one class, got {len(y)} rows of "
+            f"{len(classes)} classes"
+        )
+    stays = torch.ones(len(y), dtype=torch.bool)
+    stays[held] = False
+    return stays.nonzero()[:, 0], held

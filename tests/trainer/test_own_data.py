@@ -1,0 +1,421 @@
+"""A user's own files: each kind, its labels, its errors, and rows of it to be predicted."""
+
+import sys
+import zipfile
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from PIL import Image
+
+from noprop import data
+from noprop.data import read_rows
+from noprop.datasets import images, memory, own, table
+from noprop.datasets.split import hold_out, hold_out_classes
+from noprop.errors import InputError
+from noprop.inputs import InputFormat
+
+ROWS = 40
+
+
+@pytest.fixture
+def frame():
+    """Two columns of numbers and one of three texts."""
+    random = np.random.default_rng(0)
+    species = np.array(["setosa", "virginica", "versicolor"])[np.arange(ROWS) % 3]
+    return pandas.DataFrame(
+        {"length": random.normal(size=ROWS), "petals": random.integers(0, 9, ROWS), "kind": species}
+    )
+
+
+def whole(read):
+    """(rows of x, labels' names) of both parts, in the order of x."""
+    x = torch.cat([read.x, read.x_test])
+    names = np.array(read.class_names)[torch.cat([read.y, read.y_test])]
+    order = x[:, 0].argsort()
+    return x[order].double().numpy(), names[order.numpy()]
+
+
+def check_table(read, frame):
+    x, names = whole(read)
+    order = frame["length"].argsort()
+    np.testing.assert_array_equal(x, frame[["length", "petals"]].to_numpy()[order])
+    assert names.tolist() == frame["kind"][order].tolist()
+    assert read.class_names == ("setosa", "versicolor", "virginica")
+    assert read.inputs.columns == ("length", "petals") and read.inputs.label == "kind"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "semicolon", "bom", "index", "parquet"])
+def test_tables(tmp_path, frame, suffix):
+    path = tmp_path / {"semicolon": "a.csv", "bom": "a.csv", "index": "a.csv"}.get(
+        suffix, f"a.{suffix}"
+    )
+    if suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        separator = {"tsv": "\t", "semicolon": ";"}.get(suffix, ",")
+        encoding = "utf-8-sig" if suffix == "bom" else "utf-8"
+        frame.to_csv(path, sep=separator, index=suffix == "index", encoding=encoding)
+    check_table(data.load(path), frame)
+    check_table(data.load(str(path), label="kind"), frame)
+    check_table(data.load(path, label="-1"), frame)
+
+
+def test_a_table_without_a_header(tmp_path, frame):
+    path = tmp_path / "a.csv"
+    frame.to_csv(path, index=False, header=False)
+    read = data.load(path)
+    assert len(read.x) + len(read.x_test) == ROWS and read.inputs.columns is None
+    assert whole(read)[1].tolist() == frame["kind"][frame["length"].argsort()].tolist()
+    rows = read_rows(path, read.inputs)  # the labels' column is left out here too
+    np.testing.assert_array_equal(rows, frame[["length", "petals"]].to_numpy())
+
+
+@pytest.mark.parametrize(
+    "first, second, named",
+    [
+        ("a,b,c", "1,2,x", True),
+        ("5.1,3.5,setosa", "4.9,3.0,setosa", False),
+        ("0,1,2,label", "5.1,3.5,1.4,7", True),
+        ("0,1,species", "5.1,3.5,setosa", True),
+        ("1,2,3", "4,5,6", False),
+        ("5,NA,2", "5,3,1", False),
+        (",a,b", "0,1,2", True),
+    ],
+)
+def test_headers(first, second, named):
+    assert table._is_header(first.split(","), second.split(",")) == named
+
+
+@pytest.mark.parametrize("labels", ["npy", "csv", "txt"])
+def test_rows_and_labels_in_two_files(tmp_path, frame, labels):
+    x, y = frame[["length", "petals"]], frame["kind"]
+    at = tmp_path / f"y.{labels if labels != 'txt' else 'csv'}"
+    np.save(at, y.to_numpy(str)) if labels == "npy" else y.to_csv(
+        at, index=False, header=labels == "csv"
+    )
+    np.save(tmp_path / "x.npy", x.to_numpy())
+    for path in (tmp_path / "x.npy", tmp_path / "x.csv"):
+        x.to_csv(tmp_path / "x.csv", index=False)
+        read = data.load(path, labels=at)
+        rows, names = whole(read)
+        np.testing.assert_array_equal(rows, x.to_numpy()[frame["length"].argsort()])
+        assert names.tolist() == y[frame["length"].argsort()].tolist()
+    with pytest.raises(InputError, match="name the file of their labels by --labels"):
+        data.load(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    "text, error",
+    [
+        ("a,b,label\n1,2,p\n3,x,q\n", "line 3, column 'b': 'x' is no number"),
+        ("a,b,kind\n1,2,p\n3,,q\n", "line 3, column 'b': there is no number"),
+        ("a,b,kind\n1,2,p\n\n3,4,q\n", "line 3, column 'a': there is no number|no label"),
+        ("a,b,kind\n1,2,p\n3,inf,q\n", "line 3, column 'b': inf is not finite"),
+        ("a,b,kind\n1,2,p\n3,4,\n", "line 3, column 'kind': there is no label"),
+        ("a,b,kind\n1,2,p\n3,4,q,5\n", "Expected 3 fields in line 3, saw 4"),
+        ("a,a,kind\n1,2,p\n3,4,q\n", "column 'a' twice"),
+        ("a,b,c\n1,2,3\n3,4,5\n", "say which column holds the labels, by --label NAME or INDEX"),
+        ("a,b,label\n1,2,0.5\n3,4,1\n", "numbers to be predicted are no classes"),
+        ("a,kind\n1,p\n", "all labels are 'p'"),
+        ("a,kind\n1,p\n2,q\n", "a test needs at least 3 rows of one class"),
+        ("kind\np\nq\n", "has no column beside 'kind'"),
+        ("", "its first line is empty"),
+        ("a,b,kind\n", "holds no rows"),
+        ("a,b,kind\n1,\xff,p\n", "cannot be read: 'utf-8' codec"),
+        ("a," * 200_000 + "a\n1\n", "has 200,001 columns"),
+        ("a" * (1 << 24) + "bc", "its first line is longer than"),
+        ("1," * 10 + '"' + "x" * 200_000 + '"\n', "field larger than field limit"),
+    ],
+)
+def test_bad_tables(tmp_path, text, error):
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(InputError, match=error) as caught:
+        data.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_identifiers_are_no_classes_and_a_stray_number_is_one(tmp_path):
+    pandas.DataFrame({"a": np.arange(60), "label": np.arange(60)}).to_csv(tmp_path / "a.csv")
+    with pytest.raises(InputError, match="60 rows have 60 different labels"):
+        data.load(tmp_path / "a.csv")
+    y = np.arange(60) % 3
+    y[7] = 2_000_000
+    np.savez(tmp_path / "a.npz", x=np.arange(60.0)[:, None], y=y)
+    read = data.load(tmp_path / "a.npz")
+    assert read.classes == 4 and read.class_names == ("0", "1", "2", "2000000")
+    assert "2000000 (1)" in read.describe()
+    assert (read.y == 3).sum() == 1  # a class of one row is learned, not tested
+
+
+def test_the_columns_of_rows_are_found_by_name(tmp_path, frame):
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    inputs = data.load(tmp_path / "a.csv").inputs
+    want, said = frame[["length", "petals"]].to_numpy(), []
+    for i, columns in enumerate((["petals", "kind", "length"], ["length", "petals"])):
+        frame[columns].to_csv(tmp_path / f"{i}.csv", index=False)
+        rows = read_rows(tmp_path / f"{i}.csv", inputs, said.append)
+        np.testing.assert_array_equal(rows, want)
+    assert len(said) == 1 and "'kind', which held the labels in training, is left out" in said[0]
+    np.save(tmp_path / "a.npy", want)
+    np.savez(tmp_path / "a.npz", X=want, other=want[:3])
+    for name in ("a.npy", "a.npz"):
+        np.testing.assert_array_equal(read_rows(tmp_path / name, inputs), want)
+    frame[["length"]].to_csv(tmp_path / "less.csv", index=False)
+    with pytest.raises(InputError, match="less.csv must have the column 'petals', as in training"):
+        read_rows(tmp_path / "less.csv", inputs)
+    frame.assign(colour="red").to_csv(tmp_path / "more.csv", index=False)
+    with pytest.raises(InputError, match="more.csv has a column 'colour' that training had not"):
+        read_rows(tmp_path / "more.csv", inputs)
+    frame.assign(petals="five").to_csv(tmp_path / "text.csv", index=False)
+    with pytest.raises(InputError, match="text.csv: line 2, column 'petals': 'five' is no number"):
+        read_rows(tmp_path / "text.csv", inputs)
+
+
+def picture(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize("split", [True, False])
+def test_a_folder_of_pictures(tmp_path, colour, split):
+    random = np.random.default_rng(0)
+    made = {}
+    for part, count in (("train", 5), ("test", 2)) if split else (("", 5),):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                pixels = random.integers(0, 256, (6, 4, 3)[: 3 if colour else 2], np.uint8)
+                picture(tmp_path / part / name / f"{i}.png", pixels)
+                made.setdefault(part, []).append((name, pixels))
+    (tmp_path / "readme.txt").write_text("no picture")
+    read = data.load(str(tmp_path))
+    assert read.class_names == ("cat", "dog") and read.inputs.kind == "bytes"
+    assert read.inputs.shape == ((3, 6, 4) if colour else (6, 4))
+    assert read.channels == (3 if colour else 1)
+    if split:
+        want = np.stack([p for _, p in made["train"]])
+        want = want.transpose(0, 3, 1, 2) if colour else want
+        np.testing.assert_array_equal(read.x, want.reshape(10, -1))
+        assert read.y.tolist() == [0] * 5 + [1] * 5 and read.y_test.tolist() == [0, 0, 1, 1]
+    else:
+        assert len(read.x) == 8 and len(read.x_test) == 2
+    first = next(tmp_path.rglob("cat/0.png"))
+    rows = read_rows(first, read.inputs)
+    assert rows.shape == (1, read.features) and rows.dtype == torch.uint8
+    assert len(read_rows(tmp_path, read.inputs)) == (14 if split else 10)
+
+
+def test_bad_pictures(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="must have a folder of pictures for each class"):
+        data.load(tmp_path)
+    pixels = np.zeros((6, 4, 3), np.uint8)
+    for i in range(3):
+        picture(tmp_path / "a" / f"{i}.png", pixels + i)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(InputError, match="b holds no picture"):
+        data.load(tmp_path)
+    picture(tmp_path / "b" / "0.png", pixels[:5])
+    with pytest.raises(InputError, match=r"b/0.png must have 4 x 6 pixels, as 0.png, got 4 x 5"):
+        data.load(tmp_path)
+    whole = (tmp_path / "a" / "0.png").read_bytes()
+    for content in (b"", b"no picture", whole[:40], whole[:-30]):
+        (tmp_path / "b" / "0.png").write_bytes(content)
+        with pytest.raises(InputError, match="0.png cannot be read"):
+            data.load(tmp_path)
+    Image.fromarray(np.zeros((6, 4), np.uint16)).save(tmp_path / "b" / "0.png")
+    with pytest.raises(InputError, match="0.png must have 8 bits for each colour, got I;16"):
+        data.load(tmp_path)
+    picture(tmp_path / "b" / "0.png", pixels)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(InputError, match="0.png cannot be read: Image size .24 pixels. exceeds"):
+        data.load(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "available", lambda: 100)
+    with pytest.raises(InputError, match="4 pictures would take 288 bytes, of memory 100 are left"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"X": "x", "Y": "y"},
+        {"X_train": "x", "y_train": "y", "X_test": "x_test", "y_test": "y_test"},
+        {
+            "train_images": "x",
+            "train_labels": "y",
+            "test_images": "x_test",
+            "test_labels": "y_test",
+        },
+        {"data": "x", "target": "y"},
+        {"features": "x", "labels": "y", "more": "x"},
+    ],
+)
+def test_names_in_npz(tmp_path, names):
+    x, y = np.random.default_rng(0).normal(size=(9, 5)), np.arange(9) % 3
+    made = {"x": x, "y": y, "x_test": x[:2], "y_test": y[:2]}
+    np.savez(tmp_path / "a.npz", **{name: made[role] for name, role in names.items()})
+    read = data.load(tmp_path / "a.npz")
+    assert read.x.dtype == torch.float64 and read.classes == 3
+    assert len(read.x) == (9 if "x_test" in names.values() else 6)
+
+
+def test_which_array_of_an_npz_is_not_guessed(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(9, 5)), np.arange(9) % 3
+    np.savez(tmp_path / "a.npz", x=x, y=y, labels=y + 1)
+    with pytest.raises(InputError, match=r"y may be any of \['y', 'labels'\]; keep one, or name"):
+        data.load(tmp_path / "a.npz")
+    assert data.load(tmp_path / "a.npz", label="labels").class_names == ("1", "2", "3")
+    np.savez(tmp_path / "a.npz", images_of_cats=x)
+    with pytest.raises(InputError, match=r"must hold x and y .*, got \['images_of_cats'\]"):
+        data.load(tmp_path / "a.npz")
+
+
+def npy(shape, dtype="'<f8'", content=b""):
+    """An .npy file whose header claims what it likes."""
+    header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}".encode()
+    return (
+        b"\x93NUMPY\x01\x00" + len(header + b"\n").to_bytes(2, "little") + header + b"\n" + content
+    )
+
+
+@pytest.mark.parametrize(
+    "content, error",
+    [
+        (npy("(1000000, 1000000)"), "must hold 8,000,000,000,000 bytes for its shape"),
+        (npy("(2, 2)", content=bytes(31)), "must hold 32 bytes"),
+        (npy("(2, 2)", content=bytes(33)), "must hold 32 bytes"),
+        (npy("(2, -2)"), "must be a plain array"),
+        (npy("(2, 2)", "'|O'"), "holds Python objects, which are not read"),
+        (npy("(2, 2)", "[('a', '<i4')]"), "must be a plain array"),
+        (npy("(" * 300), "cannot be read"),
+        (npy("((((("), "cannot be read"),
+        (npy("(2, 2)", "'\x00'"), "cannot be read"),
+        (npy("(10**30, 0)"), "cannot be read"),
+        (npy("(1" + "0" * 400 + ",)"), "must hold|cannot be read"),
+        (b"\x93NUMPY\x01\x00\xff\xff{", "cannot be read"),
+        (b"\x93NUMPY\x09\x00\x01\x00{", "unknown format"),
+        (b"x,y\n1,2\n", "is no array of numpy"),
+        (b"", "is no array of numpy"),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False], ids=["npz", "npy"])
+def test_arrays_that_claim_too_much(tmp_path, content, error, packed):
+    path = tmp_path / ("a.npz" if packed else "a.npy")
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content)
+            archive.writestr("y.npy", content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=error) as caught:
+        data.load(path, labels=None if packed else path)
+    assert str(path) in str(caught.value) and "allow_pickle" not in str(caught.value)
+
+
+def test_a_text_is_no_npz_and_nobody_is_told_to_unpickle_it(tmp_path):
+    path = tmp_path / "a.npz"
+    for content in (b"x,y\n1,2\n", b"\x80\x04."):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is no .npz file: numpy.savez writes one"):
+            data.load(path)
+
+
+def test_a_packed_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    zeros = np.zeros((2000, 1000), np.uint8)
+    np.savez_compressed(path, x=zeros, y=np.arange(2000) % 2)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(memory, "available", lambda: 1_000_000)
+    with pytest.raises(InputError, match="x would take 2,000,000 bytes, of memory 1,000,000"):
+        data.load(path)
+
+
+def test_flipped_bits_of_an_npz_are_one_line(tmp_path):
+    path = tmp_path / "a.npz"
+    x, y = np.random.default_rng(0).normal(size=(9, 5)), np.arange(9) % 3
+    refused = 0
+    for save in (np.savez, np.savez_compressed):
+        save(path, x=x, y=y)
+        whole = path.read_bytes()
+        for at in range(0, len(whole), 7):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+            try:
+                data.load(path)
+            except InputError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                refused += 1
+    assert refused > 100
+
+
+def test_damaged_parquet_is_one_line(tmp_path, frame):
+    path = tmp_path / "a.parquet"
+    frame.to_parquet(path)
+    whole = path.read_bytes()
+    for content in (b"", b"PAR1", whole[:50], whole[:-9]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="a.parquet"):
+            data.load(path)
+
+
+def test_a_missing_package_names_its_extra(tmp_path, frame, monkeypatch):
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pandas is not installed: pip install .*\[data\]"):
+        data.load(tmp_path / "a.csv")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    picture_file = tmp_path / "p" / "a" / "0.png"
+    picture_file.parent.mkdir(parents=True)
+    picture_file.write_bytes(b"")
+    with pytest.raises(ImportError, match=r"PIL is not installed: pip install .*\[data\]"):
+        images.read([picture_file])
+
+
+def test_unknown_kinds_and_options(tmp_path):
+    with pytest.raises(InputError, match="nothing.npz cannot be read: No such file"):
+        data.load(tmp_path / "nothing.npz")
+    (tmp_path / "a.xlsx").write_text("")
+    with pytest.raises(InputError, match="must be a folder, or end in .npz, .npy, .csv"):
+        data.load(tmp_path / "a.xlsx")
+    with pytest.raises(InputError, match="digits brings its labels"):
+        data.load("digits", label="y")
+
+
+def test_a_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "a.npz", x=np.arange(9.0)[:, None], y=np.arange(9) % 2)
+    assert data.load("~/a.npz").name == "a"
+    monkeypatch.setenv("NOPROP_DATA", "~/data")
+    assert data.default_folder() == tmp_path / "data"
+
+
+def test_hold_out_keeps_every_class():
+    y = torch.tensor([0] * 30 + [1] * 30)
+    for ours, plain in zip(hold_out_classes(y, 0.2, "a"), hold_out(60, 0.2), strict=True):
+        assert torch.equal(ours, plain)  # where nothing is left out, the plain split
+    _, held = hold_out(60, 0.2)
+    y = torch.zeros(60, dtype=torch.int64)
+    y[held[:4]] = 1  # all rows of a class are held out
+    kept, ours = hold_out_classes(y, 0.2, "a")
+    assert y[kept].unique().tolist() == y[ours].unique().tolist() == [0, 1]
+    assert sorted(torch.cat([kept, ours]).tolist()) == list(range(60))
+    assert (y[ours] == 1).sum() == 1 and (y[ours] == 0).sum() == 11
+
+
+def test_the_first_line(tmp_path, frame):
+    frame.to_csv(tmp_path / "flowers.csv", index=False)
+    assert data.load(tmp_path / "flowers.csv").describe() == (
+        "flowers: 32 training rows of 2 features, 3 classes: setosa (12), versicolor (11), "
+        "virginica (9); each column less its mean, divided by its deviation; 8 test rows held out "
+        "here, a fifth of the rows"
+    )
+    assert "8 x 8 bytes" in data.load("digits").describe()
+
+
+def test_inputs_of_pictures_are_no_numbers(tmp_path):
+    picture(tmp_path / "0.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match="trained on 4 numbers, no pictures"):
+        read_rows(tmp_path / "0.png", InputFormat((4,), "numbers"))
+    assert own.is_own("a/b") and not own.is_own("imagenet")
