@@ -10,30 +10,34 @@ from .cuda_kernels import extension
 
 
 def main() -> None:
-    print(
+    for line in lines():
+        print(line)
+
+
+def lines() -> Iterator[str]:
+    """What `python -m noprop_kernels` prints, line by line."""
+    yield (
         f"noprop_kernels {__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
     )
-    print("CPU kernels:")
+    yield "CPU kernels:"
     if reason := native.unavailable():
-        print(f"  not built: {reason}")
+        yield f"  not built: {reason}"
     else:
         dispatch.native_gap()  # applies NOPROP_ISA
         built = dict(native.describe())
         isas = built.pop("isas")
-        print(
-            "  isas:",
-            ", ".join(f"{isa} ({'runs' if runs else 'not here'})" for isa, runs in isas.items()),
-        )
+        runs = (f"{isa} ({'runs' if here else 'not here'})" for isa, here in isas.items())
+        yield f"  isas: {', '.join(runs)}"
         for name, value in built.items():
-            print(f"  {name}: {value}")
-    print(f"CUDA kernels: {extension.describe()}")
-    print(f"Triton: {dispatch.triton_version() or 'not installed'}")
+            yield f"  {name}: {value}"
+    yield from f"CUDA kernels: {extension.describe()}".splitlines()
+    yield f"Triton: {dispatch.triton_version() or 'not installed'}"
     for device, what in devices():
-        print(f"backends on {device}{what}:")
+        yield f"backends on {device}{what}:"
         for name in dispatch.BACKENDS:
             reason = dispatch.gap(name, None, device, "float32")
-            print(f"  {name}: {reason or 'runs here'}")
+            yield f"  {name}: {reason or 'runs here'}"
 
 
 def devices() -> Iterator[tuple[torch.device, str]]:
