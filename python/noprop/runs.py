@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,7 +249,7 @@ class Run:
             fit(
                 self.model,
                 split.x,
-                split.y,
+                self.labels(split.y),
                 epochs=self.settings.epochs,
                 batch_size=self.settings.batch_size,
                 seed=self.settings.seed,
@@ -265,6 +266,13 @@ class Run:
             raise
         self.save()
         return self.progress.epoch >= self.settings.epochs
+
+    def labels(self, y: Tensor) -> Tensor | np.ndarray:
+        """Numbers of classes as `fit` takes labels: by the names of the model's classes."""
+        names = self.model.classes_
+        if names is None or names == tuple(map(str, range(len(names)))):
+            return y
+        return np.array(names)[y.numpy()]
 
     def watch(self, split: Split) -> tuple[str, float]:
         """Accuracy without noise on the rows held out, or else on some training rows."""

@@ -15,7 +15,7 @@ from noprop.devices import pick_device
 from noprop_kernels import dispatch, native
 
 CPU = torch.device("cpu")
-QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2"]
+QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2", "--head", "paper"]
 
 
 def call(*args, code: int = 0):
@@ -224,14 +224,18 @@ def test_no_memory_in_the_middle_leaves_a_run_that_goes_on(toy_file, monkeypatch
 
 
 def test_no_memory_for_the_data(new_model, toy, assert_same_state, monkeypatch):
-    def refuse(self, *args, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    to = torch.Tensor.to
+
+    def refuse(self, where, *args, **options):
+        if isinstance(where, torch.device):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return to(self, where, *args, **options)
 
     model = new_model()
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "to", refuse)
-        with pytest.raises(MemoryError, match="fit: no memory on cpu for the 1,820 bytes of the d"):
-            training._placed(*toy, CPU)
+        with pytest.raises(MemoryError, match="fit: no memory on cpu for the 130 rows of 6 number"):
+            noprop.fit(model, *toy, epochs=1)
     assert_same_state(model, new_model())
 
 

@@ -134,7 +134,7 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     asked["data"] = common.absolute(options.data)
     asked["labels"] = None if options.labels is None else str(options.labels.absolute())
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
-    content = common.load_data(SimpleNamespace(**asked), data_dir)
+    content = common.load_data(SimpleNamespace(**asked), options.data_dir)
     split = Split.of(content, options.val_fraction)
     rows = len(split.x)
     asked["epochs"] = options.epochs or default_epochs(rows, options.batch_size)
