@@ -28,13 +28,13 @@ class Evaluation:
         test_accuracy: the answer's, as `Model.predict` gives it: the chain without noise.
         accuracy_per_block: argmax of block t's logits after t blocks of that chain.
         accuracy_last_block: the last of accuracy_per_block, that of the answer's probabilities.
-        accuracy_alone: argmax of block t's logits on z ~ N(0, I), with no other block before it,
-            mean over the samples.
+        accuracy_alone: argmax of block t's logits on one draw of z ~ N(0, I), with no other block
+            before it.
         paper_accuracy, paper_accuracy_std: by the paper's protocol, the head on z_T of the chain
             with noise in every step: mean and deviation over the samples; None without a head, the
             deviation also with one sample.
         paper_accuracy_last_block: argmax of the last block's logits in that chain.
-        samples: how often noise was drawn.
+        samples: how often the paper's protocol draws its noise.
         rows: rows of the data.
     """
 
@@ -76,7 +76,7 @@ def evaluate(
         model: its answer is evaluated, and the paper's protocol where it has a head.
         x: the rows, as `Model.predict` takes them.
         y: (rows,) int64.
-        samples: S, draws of the noise, at least 1; the answer has none.
+        samples: S, draws of the paper's protocol, at least 1; the answer has no noise.
         seed: of the draws; None is the model's own.
 
     Raises:
@@ -107,7 +107,7 @@ def evaluate(
         test_accuracy=shares["answer"].item(),
         accuracy_per_block=per_block,
         accuracy_last_block=per_block[-1],
-        accuracy_alone=shares["alone"].mean(0).tolist(),
+        accuracy_alone=shares["alone"].tolist(),
         paper_accuracy=None if head is None else head.mean().item(),
         paper_accuracy_std=None if head is None or samples == 1 else head.std().item(),
         paper_accuracy_last_block=None if last is None else last.mean().item(),
@@ -119,8 +119,8 @@ def evaluate(
 def _count(
     model: Model, x: Array, y: Tensor, samples: int, seed: int | None, first_row: int
 ) -> dict[str, Tensor]:
-    """Right answers among the rows, by name: of the answer (), of the blocks in its chain (T,) and
-    alone (S, T); of the head and of the last block before it (S,).
+    """Right answers among the rows, by name: of the answer (), of the blocks in its chain and alone
+    (T,) each; of the head and of the last block before it (S,).
     """
     blocks, features = model.blocks, model.features(x, first_row)
     y = y.to(features.device)
@@ -129,13 +129,12 @@ def _count(
         return (logits.argmax(-1) == y).sum(-1).cpu()
 
     chain = blocks.predict(features, noise=False, keep="all")
-    start = _z_0(model, len(x), samples, seed, first_row)
     with torch.no_grad():
-        alone = [right(blocks.forward(features, z)) for z in start]
+        alone = blocks.forward(features, _z_0(model, len(x), seed, first_row))
     counts = {
         "answer": right(model.scores(chain.z[-1, 0, 0])),
         "chain": right(chain.logits[:, 0, 0]),
-        "alone": torch.stack(alone),
+        "alone": right(alone),
     }
     if model.head is not None:
         noisy = blocks.predict(features, samples=samples, seed=seed, first_row=first_row)
@@ -144,10 +143,8 @@ def _count(
     return counts
 
 
-def _z_0(model: Model, rows: int, samples: int, seed: int | None, first_row: int) -> Tensor:
-    """(S, B, D): the z_0 that a chain with noise begins from."""
+def _z_0(model: Model, rows: int, seed: int | None, first_row: int) -> Tensor:
+    """(B, D): the z_0 that the first sample of a chain with noise begins from."""
     own = model.blocks.seeds[:1] if seed is None else torch.tensor([seed])
-    seeds = own.to(model.device).expand(samples)
-    draw = torch.arange(samples, device=model.device)
-    at = (noise.STREAM_INFERENCE, 0, draw, noise.BLOCK_Z_0, rows, model.blocks.D)
-    return noise.normal(seeds, *at, first_row=first_row)
+    at = (noise.STREAM_INFERENCE, 0, 0, noise.BLOCK_Z_0, rows, model.blocks.D)
+    return noise.normal(own.to(model.device), *at, first_row=first_row)[0]

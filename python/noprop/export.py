@@ -61,7 +61,8 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     z = graph.call_method("new_zeros", (h, (graph.call_method("size", (h, 0)), blocks.D)))
     if with_noise:
         z = graph.call_function(torch.randn_like, (z,))
-    W_embed = None if blocks.W_embed is None else buffer("W_embed", blocks.W_embed)
+    W, logits = blocks.W_embed, z
+    W_embed = None if W is None else buffer("W_embed", W)
     a, b, c = (value.tolist() for value in (schedule.a, schedule.b, schedule.c))
     for t, block in enumerate(blocks.to_modules(), start=1):
         logits = part(f"block_{t}", block, *(z if name == "z" else h for name in inputs))
@@ -77,10 +78,10 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     if with_noise:
         assert model.head is not None  # by Model.to_module
         scores = logits = part("head", modules.copied_module(model.head, 0), z)
-    elif W_embed is None:  # <u_y, z> is column y of z, and every |u_y| is 1
+    elif W is None:  # <u_y, z> is column y of z, and every |u_y| is 1
         scores = z
     else:
-        alpha_bar, W = schedule.alpha_bar[-1].item(), blocks.W_embed
+        alpha_bar = schedule.alpha_bar[-1].item()
         weight, bias = alpha_bar**0.5 * W.T, -alpha_bar / 2 * W.square().sum(1)
         scores = graph.call_function(torch.matmul, (z, buffer("score_weight", weight)))
         scores = graph.call_function(add, (scores, buffer("score_bias", bias)))

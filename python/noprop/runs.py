@@ -300,7 +300,7 @@ class Run:
             "parameters": self.model.num_parameters(),
             "parameters_per_block": blocks.plan.num_parameters(),
             "block_updates": int(blocks.updates[0]),
-            "head_updates": None if head is None else int(head.updates[0]),
+            "head_updates": 0 if head is None else int(head.updates[0]),
             "train_rows": len(split.x),
             "threads": torch.get_num_threads(),
             **asdict(self.settings),
