@@ -292,6 +292,23 @@ def test_uint8_is_divided_by_255_and_normalised(backend, channels):
     assert torch.equal(gathered.train_steps(X[rows], Y[rows], None, normalize=normalize), got)
 
 
+def test_normalisation_takes_the_mean_away_first(backend):
+    """Numbers around 2^24 lose nothing: each difference to the mean is exact."""
+    rows, Y, steps = indices(2, B), data()[1], torch.arange(20.0)[:, None] * torch.ones(F)
+    normalize = (2.0**24 - 40, 5.0)
+    got = make().train_steps(2.0**24 - 50 + steps, Y, rows, normalize=normalize)
+    assert torch.equal(got, make().train_steps((steps - 10) * torch.tensor(0.2), Y, rows))
+
+
+@pytest.mark.parametrize("std", [1e-40, 1e-45, 1e-300])
+def test_a_deviation_without_an_inverse_is_a_constants(backend, std):
+    rows, Y, X = indices(2, B), data()[1], data()[0]
+    got = make().train_steps(X, Y, rows, normalize=(0.5, [std] + [1.0] * (F - 1)))
+    X = X - 0.5
+    X[:, 0] = 0
+    assert torch.equal(got, make().train_steps(X, Y, rows))
+
+
 def test_uint8_alone_and_bfloat16(backend):
     Y, rows = data()[1], indices(2, B)
     X = torch.randint(256, (20, F), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

@@ -43,14 +43,15 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
         return graph.get_attr(name)
 
     x = graph.placeholder("x")
-    mean, scale = (buffer(*item) for item in affine(model).items())
+    numbers = affine(model)
+    mean, scale = (buffer(*item) for item in numbers.items())
     if model.inputs is None:
         # of a model that saw no data, x's type tells whether x is bytes, as in `predict`; by
         # torch.select, since unpickling traces the graph, and only torch's functions take a proxy
         kind = graph.call_function(mul, (graph.call_method("is_floating_point", (x,)), 1))
         mean, scale = (graph.call_function(torch.select, (v, 0, kind)) for v in (mean, scale))
     wide = model.inputs is not None and model.inputs.kind == "numbers"
-    channels = root["mean"].shape[-2]
+    channels = numbers["mean"].shape[-2]
     h = graph.call_method("flatten", (graph.call_method("double" if wide else "float", (x,)), 1))
     h = graph.call_method("unflatten", (h, 1, (channels, -1)))
     h = graph.call_function(mul, (graph.call_function(sub, (h, mean)), scale))

@@ -88,7 +88,7 @@ def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
 class InMemory:
     """Arrays, moved to where the blocks are, from the first step to the last."""
 
-    batch_size = None
+    batch_size: int | None = None
 
     def __init__(self, model: Model, array: Array, Y: Tensor) -> None:
         assert model.inputs is not None
@@ -122,7 +122,7 @@ class InMemory:
 class Mapped:
     """An array in a file, of which a call's rows alone are in memory."""
 
-    batch_size = None
+    batch_size: int | None = None
 
     def __init__(self, model: Model, array: Array, Y: Tensor) -> None:
         self.model, self.array, self.rows, self.Y = model, array, len(array), Y.to(model.device)
@@ -152,10 +152,12 @@ class Stream:
         batch_size: int,
         steady: bool,
     ) -> None:
-        self.model, self.start, self.rows, self.batch_size = model, start, rows, batch_size
+        self.model, self.start, self.rows = model, start, rows
+        self.batch_size: int | None = batch_size
         self.steady = steady
         self.labels = torch.zeros(rows, dtype=torch.int64)
         self.source: Iterator[Any] = iter(())
+        self.begun = False
         self.parts: list[tuple[Tensor, Tensor]] = []
         self.at = 0
 
@@ -166,8 +168,10 @@ class Stream:
         return self.labels.to(self.model.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        self.source, self.parts, self.at = iter(self.start(seed, epoch)), [], 0
-        return torch.arange(self.rows)
+        if epoch > 0 and not self.begun:
+            self._warn()
+        self.source, self.parts, self.at, self.begun = iter(self.start(seed, epoch)), [], 0, True
+        return torch.arange(self.rows, device=self.model.device)
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         first = int(indices[0, 0])
@@ -180,8 +184,8 @@ class Stream:
     def _warn(self) -> None:
         if not self.steady:
             warnings.warn(
-                "fit: the loader gives its rows in an order of its own, so that going on within an "
-                "epoch does not give the bits of never having stopped",
+                "fit: the loader gives its rows in an order of its own, so that going on does not "
+                "give the bits of never having stopped",
                 stacklevel=5,
             )
 
@@ -222,11 +226,11 @@ def _stream(model: Model, source: Any, batch_size: int) -> Feed:
         loader = DataLoader(source, batch_size)
         start = lambda seed, epoch: loader  # noqa: E731
     else:
-        rows = len(source)  # type: ignore[arg-type]  # a data set that is no stream has a length
+        size = len(source)  # type: ignore[arg-type]  # a data set that is no stream has a length
         loader = DataLoader(source, batch_size)
 
         def start(seed: int, epoch: int) -> Iterable[Any]:
-            order = noise.permutation(seed, epoch, rows).tolist()
+            order = noise.permutation(seed, epoch, size).tolist()
             return DataLoader(source, batch_size, sampler=order)
 
     known = model.inputs is not None and model.normalize is not None and model.classes_ is not None

@@ -344,7 +344,7 @@ class Model:
         return checkpoint.versions(self.blocks)
 
 
-def in_parts(x: Array, rows: int) -> Iterator[tuple[int, Array]]:
+def in_parts(x: Any, rows: int) -> Iterator[tuple[int, Any]]:
     """(first_row, rows of x) for each part of at most `rows` rows."""
     return ((start, x[start : start + rows]) for start in range(0, len(x), rows))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .datasets.memory import check_fits
 from .errors import InputError, reading
 
 GROWTH = 4  # of text that is written as bytes
@@ -103,6 +104,7 @@ def read_dict(path: Path) -> dict[str, Any]:
             data.
     """
     with reading(path, "is no usable pickle file"):
+        check_fits(path, path.stat().st_size)
         raw = path.read_bytes()
         _check_opcodes(raw)
         content = _Unpickler(io.BytesIO(raw), len(raw)).load()

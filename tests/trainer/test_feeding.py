@@ -173,6 +173,8 @@ def test_going_on_with_a_loader_is_told(toy, new_model, monkeypatch):
     with pytest.warns(UserWarning, match="does not give the bits of never having stopped"):
         noprop.fit(model, source, epochs=1, progress=progress)
     assert progress.epoch == 1 and model.blocks.updates.tolist() == [5] * 3
+    with pytest.warns(UserWarning, match="does not give the bits of never having stopped"):
+        noprop.fit(model, source, epochs=2, progress=progress)
 
 
 def test_going_on_with_a_data_set_gives_the_same_bits(

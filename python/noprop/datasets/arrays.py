@@ -3,7 +3,7 @@
 import math
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -12,7 +12,10 @@ from ..errors import InputError, reading
 from .memory import check_fits
 
 CHUNK = 1 << 20
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+HEADERS: dict[tuple[int, ...], Any] = {
+    (1, 0): npy.read_array_header_1_0,
+    (2, 0): npy.read_array_header_2_0,
+}
 
 
 def names_of(path: Path) -> list[str]:
@@ -77,13 +80,17 @@ def _archive(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _header(path: Path, name: str, file: BinaryIO) -> tuple[tuple[int, ...], str, np.dtype]:
+Header = tuple[tuple[int, ...], Literal["C", "F"], np.dtype]
+
+
+def _header(path: Path, name: str, file: IO[bytes]) -> Header:
     if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
         raise InputError(f"{path}: {name} is no array of numpy")
     version = tuple(file.read(2))
-    if version not in HEADERS:
+    read_header = HEADERS.get(version)
+    if read_header is None:
         raise InputError(f"{path}: {name} is an array of an unknown format {version}")
-    shape, fortran, dtype = HEADERS[version](file)
+    shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise InputError(
             f"{path}: {name} holds Python objects, which are not read; save it as numbers, or as "
