@@ -86,15 +86,11 @@ def train(
         int | None, typer.Option(min=1, help="In all; by default enough for the rows, at least 20.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    lr: Annotated[
-        float | None, typer.Option(min=0, help="Learning rate of AdamW; default 0.003.")
-    ] = None,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 1e-3,
     lr_schedule: Annotated[
         str, typer.Option(help="cosine, to 0 over all epochs, or constant, as in the paper.")
     ] = "cosine",
-    weight_decay: Annotated[
-        float | None, typer.Option(min=0, help="By default more for fewer rows, at least 0.001.")
-    ] = None,
+    weight_decay: Annotated[float, typer.Option(min=0)] = 1e-3,
     eta: Annotated[float, typer.Option(help="The paper's loss weight, above 0.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
     val_fraction: Annotated[

@@ -13,7 +13,7 @@ from .. import checkpoint, data, report
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
-from ..defaults import LR, default_epochs, default_weight_decay
+from ..defaults import default_epochs
 from ..devices import Device
 from ..errors import InputError, tell, train_extra
 from ..evaluation import SAMPLES
@@ -136,11 +136,7 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
     content = common.load_data(SimpleNamespace(**asked), options.data_dir)
     split = Split.of(content, options.val_fraction)
-    rows = len(split.x)
-    asked["epochs"] = options.epochs or default_epochs(rows, options.batch_size)
-    asked["lr"] = LR if options.lr is None else options.lr
-    if options.weight_decay is None:
-        asked["weight_decay"] = default_weight_decay(rows)
+    asked["epochs"] = options.epochs or default_epochs(len(split.x), options.batch_size)
     settings = Settings(**asked)
     try:
         model = build(settings, content, split, options.backend)
