@@ -16,7 +16,7 @@ from noprop_kernels.check import check_positive
 from . import checkpoint, description, export
 from .description import Json, field
 from .errors import InputError
-from .inputs import Array, InputFormat
+from .inputs import InputFormat
 from .normalisation import Normalisation
 
 Normalize = tuple[Tensor, Tensor]
