@@ -1,20 +1,51 @@
 """Trains NoProp networks (arXiv:2503.24322v2): models, data, checkpoints and a command line."""
 
-from noprop_kernels import __version__
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
-from .evaluation import Evaluation, evaluate
-from .model import Answer, Model, load
-from .training import Progress, fit
+if TYPE_CHECKING:
+    from noprop_kernels import __version__
+
+    from .errors import InputError
+    from .evaluation import Evaluation, evaluate
+    from .model import Answer, Model, load
+    from .training import NotFinite, Progress, fit
 
 __all__ = [
     "Answer",
     "Evaluation",
     "InputError",
     "Model",
+    "NotFinite",
     "Progress",
     "__version__",
     "evaluate",
     "fit",
     "load",
 ]
+
+# each is imported when it is asked for: the command line must not wait for torch to say its help
+_HOMES = {
+    "Answer": ".model",
+    "Evaluation": ".evaluation",
+    "InputError": ".errors",
+    "Model": ".model",
+    "NotFinite": ".training",
+    "Progress": ".training",
+    "__version__": "noprop_kernels",
+    "evaluate": ".evaluation",
+    "fit": ".training",
+    "load": ".model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    if f".{name}" in _HOMES.values():
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,6 +8,7 @@ is an error, never a wrong number.
 import hashlib
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from torch import Tensor
 import noprop_kernels as nk
 from noprop_kernels import dispatch, native
 
+from . import strict_json
 from .errors import InputError, train_extra
-from .files import atomic_file
+from .files import LOCK, atomic_file, locked, sweep
 
 RECORD = "model.json"
+TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # a name of no other folder
+TEMPORARY = ("tensors-*.safetensors", RECORD)
 FORMAT = 1
 OF_DEVICE = {"device", "backend", "instruction_set", "compiler", "triton"}  # versions of one thing
 
@@ -35,40 +39,61 @@ def save(folder: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> N
 
     Raises:
         ImportError: safetensors is not installed.
-        OSError: the disk refuses.
+        InputError: another process is writing there.
+        OSError: the disk refuses; the old state is still there.
     """
     with train_extra():
         from safetensors.torch import save as to_bytes
     data = to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     name = f"tensors-{digest[:16]}.safetensors"
-    with atomic_file(folder / name) as file:
-        file.write(data)
     record = {"format": FORMAT, **content, "tensors": {"file": name, "sha256": digest}}
-    with atomic_file(folder / RECORD) as file:
-        text = json.dumps(record | {"sha256": _digest(record)}, indent=1, allow_nan=False)
-        file.write(text.encode())
-    for pattern in ("tensors-*.safetensors", ".tensors-*", f".{RECORD}.*"):
-        for stale in folder.glob(pattern):
+    text = strict_json.dumps(record | {"sha256": _digest(record)}, indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        with atomic_file(folder / name) as file:
+            file.write(data)
+        with atomic_file(folder / RECORD) as file:
+            file.write(text.encode())
+        sweep(folder, TEMPORARY)
+        for stale in folder.glob("tensors-*.safetensors"):
             if stale.name != name:
                 stale.unlink()
 
 
+def is_unused(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a save leaves that was killed before its end."""
+    return all(
+        path.name == LOCK
+        or TENSORS.fullmatch(path.name)
+        or path.name.startswith((".tensors-", f".{RECORD}."))
+        for path in folder.iterdir()
+    )
+
+
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save` wrote into `folder`: content and tensors.
+    """What `save` wrote into `folder`: content and tensors. It may be saving meanwhile.
 
     Raises:
         InputError: a file is missing, cut short or changed, or of another format.
         ImportError: safetensors is not installed.
     """
     with train_extra():
+        from safetensors import SafetensorError
         from safetensors.torch import load as from_bytes
     record = load_content(folder)
-    path = folder / record["tensors"]["file"]
+    while not (path := folder / record["tensors"]["file"]).exists():
+        newer = load_content(folder)  # a save has removed the file since the record was read
+        if newer["tensors"] == record["tensors"]:
+            break
+        record = newer
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != record["tensors"]["sha256"]:
         raise InputError(f"{path} is corrupt: its sum is not the one in {RECORD}")
-    return record, from_bytes(data)
+    try:
+        return record, from_bytes(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is corrupt: it holds no tensors ({error})") from error
 
 
 def load_content(folder: Path) -> dict[str, Any]:
@@ -83,7 +108,7 @@ def load_content(folder: Path) -> dict[str, Any]:
         record = json.loads(text)
         written = record.pop("sha256")
         right = written == _digest(record)
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is corrupt: it is no record with a sum") from error
     if not right:
         raise InputError(f"{path} is corrupt: its sum does not fit")
@@ -91,6 +116,10 @@ def load_content(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} has format {record.get('format')}, this version reads format {FORMAT}"
         )
+    tensors = record.get("tensors")
+    name = tensors.get("file") if isinstance(tensors, dict) else None
+    if not isinstance(name, str) or not TENSORS.fullmatch(name):
+        raise InputError(f"{path} must name a file of tensors in {folder}, got {name!r}")
     return record
 
 
@@ -141,4 +170,4 @@ def _read(path: Path) -> bytes:
 
 
 def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps(record, sort_keys=True).encode()).hexdigest()

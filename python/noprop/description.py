@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import noprop_kernels as nk
 from noprop_kernels.optimizers import Optimizer
@@ -27,6 +28,32 @@ def field(record: Json, name: str, kind: type) -> Any:
         got = "nothing" if value is None else type(value).__name__
         raise InputError(f"a saved model must carry its {name} ({kind.__name__}), got {got}")
     return value
+
+
+def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) -> None:
+    """Whether the tensors have the sizes that a saved model names, before memory for it is asked
+    for, and counters that count from 0.
+
+    Raises:
+        InputError: one has not.
+    """
+    sizes = {
+        f"blocks.{name}": (T, *shape)
+        for name, shape in (plan.parameters() | plan.statistics()).items()
+    }
+    if record.get("head", True):  # which every model had at first
+        sizes["head.logits.weight"] = (
+            1,
+            field(record, "classes", int),
+            field(record, "embed_dim", int),
+        )
+    for name, size in sizes.items():
+        if name not in tensors or tuple(tensors[name].shape) != size:
+            got = list(tensors[name].shape) if name in tensors else "nothing"
+            raise InputError(f"a saved model must have {name} {list(size)}, got {got}")
+    for name, tensor in tensors.items():
+        if name.endswith((".updates", ".draws")) and (tensor < 0).any():
+            raise InputError(f"a saved model must have {name} from 0 on, got {int(tensor.min())}")
 
 
 def plan_to_json(plan: Plan) -> Json:

@@ -10,6 +10,7 @@ from noprop_kernels import dispatch
 from .model import Model
 
 NAMES = ("auto", "cpu", "cuda", "cuda:N")
+OF_GPUS = ("triton", "cuda")  # backends for which auto takes a GPU, best first
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class Device:
         return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
 
     def told(self, model: Model) -> str:
-        """Device and backend of a model that was moved here, each with the reason.
+        """Device and backend of a model that was moved here: what runs, not why.
 
         Raises:
             BackendError: no backend runs the model.
         """
-        forced, by = dispatch.forced_backend(model.blocks.backend)
-        backend = f"backend {model.versions()['backend']}" + (f" ({by})" if forced else "")
-        return f"on {self.name} ({self.why}), {backend}"
+        versions = model.versions()
+        backend, isa = versions["backend"], versions["instruction_set"]
+        if self.device.type != "cpu":
+            return f"on {self.name}, backend {backend}"
+        threads = torch.get_num_threads()
+        how = isa if backend == "cpu" else f"backend {backend}"
+        return f"on cpu ({how}), {threads} thread{'s' if threads > 1 else ''}"
 
 
 def is_name(name: str) -> bool:
@@ -62,18 +67,23 @@ def pick_device(name: str, backend: str | None = None) -> Device:
     if name == "cpu":
         return Device(torch.device("cpu"), "asked for")
     forced, by = dispatch.forced_backend(backend)
-    if name == "auto" and forced not in (None, "triton"):
+    if name == "auto" and forced not in (None, *OF_GPUS):
         return Device(torch.device("cpu"), f"auto, with {by}")
     asked = torch.device("cuda" if name == "auto" else name)
-    reason = dispatch.device_gap(asked) or dispatch.gap(forced or "triton", None, asked, "float32")
-    if reason is None:
+    reasons = {
+        kernels: dispatch.gap(kernels, None, asked, "float32")
+        for kernels in ((forced,) if forced else OF_GPUS)
+    }
+    gap = dispatch.device_gap(asked)  # which comes before what the kernels lack
+    runs = [kernels for kernels, reason in reasons.items() if reason is None and gap is None]
+    if runs:
         index = torch.cuda.current_device() if asked.index is None else asked.index
-        why = "auto: the Triton kernels run on it" if name == "auto" else "asked for"
+        why = f"auto: the {runs[0]} kernels run on it" if name == "auto" else "asked for"
         return Device(torch.device("cuda", index), why)
     if name == "auto":
-        return Device(torch.device("cpu"), f"auto: {reason}")
-    forced_by = f", forced by {by}" if forced else ""
+        return Device(torch.device("cpu"), f"auto: {gap or next(iter(reasons.values()))}")
+    told = gap or "; ".join(f"{kernels}: {reason}" for kernels, reason in reasons.items())
     raise ValueError(
-        f"{name} cannot be used: {reason} (backend {forced or 'triton'}{forced_by}); "
+        f"{name} cannot be used: {told}{f', forced by {by}' if forced else ''}; "
         "use --device cpu, or auto, which takes a GPU where one can be used"
     )

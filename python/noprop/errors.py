@@ -1,7 +1,9 @@
-"""What goes wrong outside the program: bad input, and packages that are not installed."""
+"""What goes wrong outside the program, and lines that tell of it."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 
 
@@ -46,3 +48,17 @@ def reading(path: Path, failed: str = "cannot be read") -> Iterator[None]:
     except Exception as error:
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} {failed}: {text}") from error
+
+
+def tell(line: str) -> None:
+    """A line on stderr; where that is closed there is nobody to tell, and nothing else ends."""
+    try:
+        print(f"noprop: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # ValueError: of a stream that Python closed
+        pass
+
+
+@cache
+def tell_once(line: str) -> None:
+    """`tell`, the first time that the process has this line."""
+    tell(line)

@@ -1,18 +1,36 @@
-"""Files that are either wholly there or not there: written aside, synced, then renamed."""
+"""Files that are either wholly there or not there, and folders that one process writes."""
 
+import errno
 import os
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import InputError, tell_once
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+LOCK = ".lock"
+# what network and FUSE file systems answer to what they do not have
+NOT_THERE = {
+    *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES),
+    *(errno.ENOTTY, errno.EBADF, errno.ENOLCK),
+}
+_held: set[Path] = set()  # folders that this process has locked
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the name `path` when the `with` ends well, and vanishes when it fails.
 
-    Its bytes are on the disk before the rename, and the rename is on the disk when this returns.
+    Its bytes are on the disk before the rename, and the rename is on the disk when this returns,
+    where the file system can tell; one that cannot is told of once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -20,15 +38,26 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _try("sync files: a crash of the machine may lose what was saved", os.fsync, descriptor)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 is for secrets
+        mode = 0o666 & ~umask  # mkstemp's 0600 is for secrets
+        _try("set who may read a file: yours alone may read it", os.chmod, temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    _try("sync folders: a crash of the machine may lose what was saved", sync_folder, path.parent)
+
+
+def _try(what: str, call: Callable[..., object], *args: object) -> None:
+    """call(*args), if the file system has it."""
+    try:
+        call(*args)
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
+        tell_once(f"warning: this file system cannot {what} ({error.strerror})")
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,3 +69,72 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process is: its lock ends with the process, however that ends.
+
+    A process may come in again where it is inside already. A file system without locks is told of
+    once, and then nothing is locked.
+
+    Args:
+        folder: which exists.
+
+    Raises:
+        InputError: another process is inside; the text has its number and machine.
+        OSError: the folder cannot be written.
+    """
+    place = folder.resolve()
+    if place in _held:
+        yield
+        return
+    path = place / LOCK
+    descriptor = _open_locked(path, folder)
+    _held.add(place)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        _held.discard(place)
+        path.unlink(missing_ok=True)  # still locked: who opened it meanwhile finds it gone
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, folder: Path) -> int:
+    """A descriptor of the lock file, locked where the file system has locks."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, folder)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder had removed it before it was ours
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    warning = "lock files: see to it that no other process writes the same run"
+    if fcntl is None:
+        tell_once(f"warning: this system cannot {warning}")
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+            raise InputError(f"{folder} is in use: {holder} writes it") from error
+        if error.errno not in NOT_THERE:
+            raise
+        tell_once(f"warning: this file system cannot {warning} ({error.strerror})")
+
+
+def sweep(folder: Path, names: Iterable[str]) -> None:
+    """Removes what killed processes left of `atomic_file`s of these names (patterns); `folder` is
+    locked, or another process's file may be among them."""
+    for name in names:
+        for left in folder.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import strict_json
 from .files import atomic_file
 
 NAME = "metrics.jsonl"
@@ -11,8 +12,8 @@ NAME = "metrics.jsonl"
 
 def append(folder: Path, values: dict[str, Any]) -> None:
     """Adds a line; `values` must have the "epoch" (from 1)."""
-    with open(folder / NAME, "a") as file:
-        file.write(json.dumps(values) + "\n")
+    with open(folder / NAME, "a", encoding="utf-8") as file:
+        file.write(strict_json.dumps(values) + "\n")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -21,18 +22,20 @@ def read(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(values, dict) or not isinstance(values.get("epoch"), int):
+            break
+        lines.append(values)
     return lines
 
 
 def rewind(folder: Path, epochs: int) -> None:
     """Drops the lines after the first `epochs` epochs: a resumed run writes them again."""
-    lines = read(folder)
-    kept = [line for line in lines if line.get("epoch", 0) <= epochs]
     if (folder / NAME).is_file():
+        kept = [line for line in read(folder) if line["epoch"] <= epochs]
         with atomic_file(folder / NAME) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+            file.write("".join(strict_json.dumps(line) + "\n" for line in kept).encode())

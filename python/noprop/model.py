@@ -16,7 +16,7 @@ from noprop_kernels.check import check_positive
 from . import checkpoint, description, export
 from .description import Json, field
 from .errors import InputError
-from .inputs import Array, InputFormat
+from .inputs import InputFormat
 from .normalisation import Normalisation
 
 Normalize = tuple[Tensor, Tensor]
@@ -399,6 +399,7 @@ def from_checkpoint(
             raise InputError(f"a saved model must have the blocks 1..{goal.T}, in this order")
         if "normalisation" not in record:
             raise InputError("a saved model must carry its normalisation, got nothing")
+        description.check_sizes(record, plan, goal.T, tensors)
         normal, inputs = record["normalisation"], record.get("inputs")
         names = record.get("class_names")  # which models did not carry at first
         embedding = tensors.get("blocks.W_embed")
@@ -441,7 +442,14 @@ def from_checkpoint(
         )
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise InputError(f"this is no model that this version can load: {error}") from error
 
 

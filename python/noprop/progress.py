@@ -17,20 +17,23 @@ SECONDS_BETWEEN_LINES = 1.0
 class Lines:
     """A plain line an epoch, at most one a second, and the last one always."""
 
-    def __init__(self, console: Console, epochs: int) -> None:
+    def __init__(self, console: Console, epochs: int, rows: int, done: int) -> None:
         self.console, self.epochs = console, epochs
         self.shown = float("-inf")
+        self.begun, self.samples, self.left = time.monotonic(), 0, epochs * rows - done
 
     def advance(self, samples: int) -> None:
-        pass
+        self.samples += samples
 
     def epoch(self, epoch: Epoch, accuracy: str) -> None:
         now = time.monotonic()
         if epoch.epoch == self.epochs or now - self.shown >= SECONDS_BETWEEN_LINES:
             self.shown = now
-            self.console.print(
-                f"epoch {epoch.epoch}/{self.epochs}  {summary(epoch, accuracy)}", highlight=False
-            )
+            line = f"epoch {epoch.epoch}/{self.epochs}  {summary(epoch, accuracy)}"
+            if epoch.epoch < self.epochs and self.samples:
+                left = (now - self.begun) * (self.left - self.samples) / self.samples
+                line += f"  {clock(left)} left"
+            self.console.print(line, soft_wrap=True)
 
 
 class Bar:
@@ -55,9 +58,22 @@ class Bar:
 
 
 def summary(epoch: Epoch, accuracy: str) -> str:
-    errors = [error for error in epoch.error if error is not None]
-    error = f"{sum(errors) / len(errors):.4f}" if errors else "none"
-    return f"error {error}  {accuracy}  {epoch.samples_per_second:,.0f} samples/s"
+    """The figures of an epoch. Its error is a mean over blocks, whose losses have weights that
+    differ a thousandfold, so that a mean of them would say little.
+    """
+    known = [error for error in epoch.error if error is not None]
+    figures = [f"error {sum(known) / len(known):.4f}" if known else "error not finite"]
+    if epoch.head_loss is not None:
+        figures.append(f"head loss {epoch.head_loss:.4f}")
+    figures += [accuracy, f"lr {epoch.lr:.2g}", f"{epoch.samples_per_second:,.0f} samples/s"]
+    return "  ".join(figures)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03 within an hour."""
+    minutes, second = divmod(round(max(0.0, seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 @contextmanager
@@ -70,13 +86,13 @@ def display(console: Console, *, epochs: int, rows: int, done: int) -> Iterator[
         rows: samples of an epoch.
         done: samples that an earlier part of the run has seen.
     """
-    if not console.is_terminal:
-        yield Lines(console, epochs)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield Lines(console, epochs, rows, done)
         return
     columns = (
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:

@@ -1,6 +1,7 @@
 """What a person reads: the table of a result, the sizes of a run, and what a run is."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def say(console: Console, line: str) -> None:
 
 def show_result(console: Console, result: Json) -> None:
     """Accuracy after each block and of each block alone, the answer's, and the paper's protocol."""
-    table = Table(title=f"{result['data']}: test accuracy of the blocks")
+    table = Table(title=f"{Path(result['data']).stem}: test accuracy of the blocks")
     table.add_column("block", justify="right")
     table.add_column("after it in the chain", justify="right")
     table.add_column("alone, from pure noise", justify="right")

@@ -1,14 +1,12 @@
 """A run: settings, a folder, and the way from data to a saved and tested model."""
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,24 +17,33 @@ from .data import Dataset, hold_out
 from .description import Json, field
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
+from .files import sweep
 from .model import Model, from_checkpoint
 from .normalisation import statistics
-from .training import Epoch, Progress, fit
+from .training import Epoch, NotFinite, Progress, fit
 
-SECONDS_BETWEEN_CHECKPOINTS = 30.0
+CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows whose accuracy is shown where none are held out
+AT_FIRST = {"precision": "float32", "head": "paper", "label": None, "labels": None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is made of; with the data it fixes every bit of the result."""
+    """What a run is made of; with the data it fixes every bit of the result.
+
+    `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
+    where a table has its labels, as `noprop.data.load` has it.
+    """
 
     data: str = "digits"
+    label: str | None = None
+    labels: str | None = None
     variant: str = "dt"
     preset: str = "mlp"
+    head: str = "none"
     hidden: int = 256
     T: int = 10
-    epochs: int = 40
+    epochs: int
     batch_size: int = 128
     lr: float = 1e-3
     lr_schedule: str = "cosine"
@@ -50,13 +57,32 @@ class Settings:
     def from_json(cls, record: Json) -> "Settings":
         """
         Raises:
-            InputError: a setting is missing or unknown.
+            InputError: a setting is missing, unknown or of another kind.
         """
-        record = {"precision": "float32"} | record  # which runs did not record at first
+        record = AT_FIRST | record  # which runs did not record at first
         names = {item.name for item in fields(cls)}
         if record.keys() != names:
             raise InputError(f"the run's settings must be {sorted(names)}, got {sorted(record)}")
+        for name, kind in get_type_hints(cls).items():
+            if not _is_a(record[name], kind):
+                raise InputError(f"the run's {name} must be {kind}, got {record[name]!r}")
+        if record["epochs"] < 1 or record["batch_size"] < 1:
+            raise InputError("the run's epochs and batch_size must be at least 1")
         return cls(**record)
+
+
+# what a resumed run may have otherwise: its data and labels are checked by their content
+MOVABLE = ("data", "labels")
+CHANGEABLE = ("epochs",)
+FIXED = tuple(item.name for item in fields(Settings) if item.name not in (*MOVABLE, *CHANGEABLE))
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether JSON's value is of a field's type, `int` standing for `float` too."""
+    kinds = get_args(kind) or (kind,)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,7 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
 
     Raises:
         ValueError: a setting does not fit.
+        MemoryError: there is no memory for it.
     """
     if settings.variant != "dt" or settings.preset != "mlp":
         raise ValueError(f"no variant {settings.variant!r} with preset {settings.preset!r}")
@@ -94,12 +121,19 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
         "precision": settings.precision,
         "backend": backend,
     }
-    blocks = nk.DenoisingBlocks(plan, goal, **shared)
-    head = nk.OutputHead(data.classes, data.classes, goal=goal, **shared)
+    try:
+        blocks = nk.DenoisingBlocks(plan, goal, **shared)
+    except RuntimeError as error:  # torch's own for memory that is not there
+        raise MemoryError(
+            f"no memory for {settings.T} blocks of {plan.num_parameters():,} parameters"
+        ) from error
+    head = None
+    if settings.head == "paper":
+        head = nk.OutputHead(data.classes, data.classes, goal=goal, **shared)
     return Model(
         blocks,
         head,
-        normalize=statistics(split.x, data.channels),
+        normalize=statistics(split.x, data.inputs.channels),
         classes=data.class_names,
         inputs=data.inputs,
     )
@@ -107,13 +141,22 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
 
 @dataclass
 class Run:
-    """A folder with the state of a run."""
+    """A folder with the state of a run.
+
+    Attributes:
+        folder: where it is; who trains has it `locked`.
+        settings, model, progress: what goes on.
+        fingerprint: the sum of the training data.
+        data_dir: the data folder that was asked for, absolute, or None.
+        result: of the test, once there was one.
+    """
 
     folder: Path
     settings: Settings
     model: Model
     progress: Progress
     fingerprint: str
+    data_dir: Path | None = None
     result: Json | None = None
 
     @classmethod
@@ -130,12 +173,16 @@ class Run:
         training = content.get("training")
         if not isinstance(training, dict):
             raise InputError(f"{folder} holds a model, but no run to go on with")
+        data_dir = None  # which runs did not record at first
+        if training.get("data_dir") is not None:
+            data_dir = Path(field(training, "data_dir", str))
         run = cls(
             folder,
             Settings.from_json(field(training, "settings", dict)),
             from_checkpoint(content, tensors, backend=backend).to(device),
-            Progress(**field(training, "progress", dict)),
+            progress_from_json(field(training, "progress", dict)),
             field(training, "data_sha256", str),
+            data_dir,
             training.get("result"),
         )
         then, now = field(content, "versions", dict), run.model.versions()
@@ -146,6 +193,7 @@ class Run:
             "settings": asdict(self.settings),
             "progress": self.progress.to_json(),
             "data_sha256": self.fingerprint,
+            "data_dir": None if self.data_dir is None else str(self.data_dir),
             "result": self.result,
         }
         self.model.save(self.folder, training)
@@ -157,46 +205,74 @@ class Run:
         stop: Callable[[], bool],
         on_call: Callable[[int], None],
         on_epoch: Callable[[Epoch, str], None],
+        say: Callable[[str], None],
+        nonfinite: str = "stop",
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> bool:
         """Trains to the end of the settings' epochs, saving now and then and when it ends.
 
+        Args:
+            split: the data.
+            stop: asked several times a second.
+            on_call, on_epoch: told of samples, and of epochs with their accuracy.
+            say: told what the training leaves out.
+            nonfinite: "stop" or "skip", what to do about a loss that is not finite.
+            checkpoint_seconds: the least time between two saves.
+
         Returns:
             False where `stop` ended it; then the folder is ready to be resumed.
+
+        Raises:
+            NotFinite: a loss is not finite; the run is saved.
+            MemoryError: of a call that has changed nothing; the run is saved.
         """
         if self.progress.epoch < self.settings.epochs:
             self.result = None  # of the shorter run
+        sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
         self.save()
         metrics.rewind(self.folder, self.progress.epoch)
         saved_at = time.monotonic()
 
-        def after_epoch(epoch: Epoch) -> None:
+        def after_call(progress: Progress, samples: int) -> None:
             nonlocal saved_at
+            on_call(samples)
+            if time.monotonic() - saved_at > checkpoint_seconds:
+                self.save()
+                saved_at = time.monotonic()
+
+        def after_epoch(epoch: Epoch) -> None:
             name, accuracy = self.watch(split)
             metrics.append(self.folder, asdict(epoch) | {name: accuracy})
             on_epoch(epoch, f"{name.replace('_', ' ')} {accuracy:.2%}")
-            if time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
-                self.save()
-                saved_at = time.monotonic()
 
         try:
             fit(
                 self.model,
                 split.x,
-                split.y,
+                self.labels(split.y),
                 epochs=self.settings.epochs,
                 batch_size=self.settings.batch_size,
                 seed=self.settings.seed,
                 lr_schedule=self.settings.lr_schedule,
                 progress=self.progress,
+                nonfinite=nonfinite,
                 stop=stop,
-                on_call=lambda progress, samples: on_call(samples),
+                on_call=after_call,
                 on_epoch=after_epoch,
+                say=say,
             )
-        except MemoryError:  # of a call that has changed nothing: the run can go on from here
+        except (MemoryError, NotFinite):  # which leave a state to go on from
             self.save()
             raise
         self.save()
         return self.progress.epoch >= self.settings.epochs
+
+    def labels(self, y: Tensor) -> Tensor | np.ndarray:
+        """Numbers of classes as `fit` takes labels: by the names of the model's classes."""
+        names = self.model.classes_
+        if names is None or names == tuple(map(str, range(len(names)))):
+            return y
+        return np.array(names)[y.numpy()]
 
     def watch(self, split: Split) -> tuple[str, float]:
         """Accuracy without noise on the rows held out, or else on some training rows."""
@@ -215,11 +291,12 @@ class Run:
 
     def summary(self, evaluation: Evaluation, split: Split, eval_seconds: float) -> Json:
         blocks, head, seconds = self.model.blocks, self.model.head, self.progress.seconds
+        trained = self.progress.epoch * len(split.x)
         summary: dict[str, Any] = {
             **evaluation.to_json(),
             "train_seconds": seconds,
             "eval_seconds": eval_seconds,
-            "samples_per_second": self.progress.epoch * len(split.x) / seconds if seconds else 0.0,
+            "samples_per_second": trained / seconds if seconds else 0.0,
             "parameters": self.model.num_parameters(),
             "parameters_per_block": blocks.plan.num_parameters(),
             "block_updates": int(blocks.updates[0]),
@@ -235,12 +312,16 @@ class Run:
         return summary
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C raises nothing: the yielded function is true, and the step under way ends."""
-    asked = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
+def progress_from_json(record: Json) -> Progress:
+    """
+    Raises:
+        InputError: it is not what `Progress.to_json` wrote.
+    """
+    for name, value in record.items():
+        default = getattr(Progress(), name, None)
+        values = value if isinstance(value, list) else [value]
+        kind = int if isinstance(default, int) else float
+        fits = all(_is_a(number, kind) and number >= 0 for number in values)
+        if default is None or isinstance(value, list) != isinstance(default, list) or not fits:
+            raise InputError(f"a run's progress must count from 0 on, got {name} {value!r}")
+    return Progress(**record)

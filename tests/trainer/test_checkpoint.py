@@ -1,5 +1,6 @@
 """Checkpoints: whole after a crash at any moment, and refused where a bit is not what it was."""
 
+import hashlib
 import json
 import os
 
@@ -251,3 +252,77 @@ def test_metrics_survive_a_cut_line_and_rewind(tmp_path):
     metrics.rewind(tmp_path, 2)
     metrics.append(tmp_path, {"epoch": 3})
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+# records that lie, with sums that fit
+
+
+def rewritten(folder, change):
+    """Saves the record that `change` made of the saved one, with its sum."""
+    path = folder / checkpoint.RECORD
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    change(record)
+    path.write_text(json.dumps(record | {"sha256": checkpoint._digest(record)}))
+
+
+@pytest.mark.parametrize("kind", ["absolute", "up", "other", "number", "missing"])
+def test_the_tensors_lie_in_the_runs_own_folder(tmp_path, kind):
+    run, other = tmp_path / "run", tmp_path / "other"
+    for folder in (run, other):
+        checkpoint.save(folder, {"name": "old"}, OLD)
+    name = json.loads((run / checkpoint.RECORD).read_text())["tensors"]["file"]
+    names = {"absolute": str(other / name), "up": f"../other/{name}", "other": "x", "number": 3}
+
+    def change(record):
+        record["tensors"]["file"] = names.get(kind)
+
+    rewritten(run, change)
+    with pytest.raises(InputError, match="must name a file of tensors in"):
+        checkpoint.load(run)
+
+
+def test_a_nested_record_is_corrupt(tmp_path):
+    checkpoint.save(tmp_path, {"name": "old"}, OLD)
+    for text in ("[" * 100_000, '{"sha256": ' + "[" * 100_000 + "]" * 100_000 + "}"):
+        (tmp_path / checkpoint.RECORD).write_text(text)
+        with pytest.raises(InputError, match="corrupt"):
+            checkpoint.load(tmp_path)
+
+
+def test_tensors_that_are_none_are_corrupt(tmp_path):
+    checkpoint.save(tmp_path, {"name": "old"}, OLD)
+    path = next(tmp_path.glob("tensors-*"))
+    for data in (
+        b"",
+        b"\xff" * 100,
+        b"\x02\0\0\0\0\0\0\0{}" + b"more",
+        b"\x40" + b"\0" * 7 + b"{" * 64,
+    ):
+        path.write_bytes(data)
+        rewritten(
+            tmp_path, lambda r, d=data: r["tensors"].update(sha256=hashlib.sha256(d).hexdigest())
+        )
+        with pytest.raises(InputError, match="corrupt: it holds no tensors"):
+            checkpoint.load(tmp_path)
+
+
+def test_sizes_are_compared_before_memory_is_asked_for(tmp_path, new_model, monkeypatch):
+    new_model().save(tmp_path)
+    content, tensors = checkpoint.load(tmp_path)
+    for name, layer in content["model"]["plan"]["layers"]:
+        layer["features"] = 20_000 if name != "logits" else 3
+    checkpoint.save(tmp_path, content, tensors)
+    monkeypatch.setattr(noprop.model.nk, "DenoisingBlocks", lambda *args, **options: pytest.fail())
+    with pytest.raises(InputError, match=r"must have blocks.hx.weight \[3, 20000, 6\], got"):
+        noprop.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["blocks.updates", "blocks.draws", "head.updates"])
+def test_counters_count_from_0(tmp_path, new_model, name):
+    new_model().save(tmp_path)
+    content, tensors = checkpoint.load(tmp_path)
+    tensors[name] = tensors[name] - 5
+    checkpoint.save(tmp_path, content, tensors)
+    with pytest.raises(InputError, match=f"must have {name} from 0 on, got -5"):
+        noprop.load(tmp_path)

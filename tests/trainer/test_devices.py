@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 import noprop
 from noprop import checkpoint, cli, devices, runs, training
+from noprop.cli import common
 from noprop.devices import pick_device
-from noprop_kernels import dispatch
+from noprop_kernels import dispatch, native
 
 CPU = torch.device("cpu")
-QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2"]
+QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2", "--head", "paper"]
 
 
 def call(*args, code: int = 0):
@@ -36,6 +37,9 @@ def work_in(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("NOPROP_BACKEND", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def with_gpus(monkeypatch):
 def test_auto_is_a_gpu_that_the_kernels_run_on(with_gpus, monkeypatch):
     found = pick_device("auto")
     assert (found.device, found.name) == (torch.device("cuda", 0), "cuda:0 (Card 0)")
-    assert "Triton" in found.why
+    assert found.why == "auto: the triton kernels run on it"
     for backend in ("cpu", "reference"):  # which are not for a GPU
         found = pick_device("auto", backend)
         assert found.device == CPU and f'backend="{backend}"' in found.why
@@ -77,6 +81,22 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(without_gpus, monkeypatch):
     found = pick_device("auto")
     assert (found.device, found.name) == (CPU, "cpu")
     assert found.why == "auto: no GPU that PyTorch can use"
+
+
+def test_auto_takes_a_gpu_for_the_cuda_kernels(with_gpus, monkeypatch):
+    monkeypatch.setattr(dispatch.extension, "unavailable", lambda: None)
+    monkeypatch.setattr(dispatch.extension, "on_host", lambda: False)
+    for backend in (None, "cuda"):
+        if backend is None:
+            monkeypatch.setattr(dispatch, "triton_version", lambda: None)
+        found = pick_device("auto", backend)
+        assert found.device == torch.device("cuda", 0)
+        assert found.why == "auto: the cuda kernels run on it"
+        assert pick_device("cuda", backend).device == torch.device("cuda", 0)
+    monkeypatch.setattr(dispatch.extension, "unavailable", lambda: "left out of this build")
+    assert pick_device("auto", "cuda") == devices.Device(CPU, "auto: left out of this build")
+    with pytest.raises(ValueError, match="cuda: left out of this build"):
+        pick_device("cuda", "cuda")
 
 
 def test_a_device_that_is_asked_for(with_gpus):
@@ -105,15 +125,16 @@ def test_a_gpu_that_is_not_there(without_gpus, tmp_path, command, name):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_the_head_line_has_device_and_backend_and_why(without_gpus, toy_file):
-    out = call("train", "--data", toy_file, *QUICK, "--out", "run").stdout
-    line = next(line for line in out.splitlines() if "into run" in line)
-    assert "on cpu (auto: no GPU that PyTorch can use), backend cpu" in line
-    options = ("--device", "cpu", "--backend", "reference")
+def test_the_head_line_is_short(without_gpus, toy_file):
+    isa = native.describe()["isa_used"]
+    out = call("train", "--data", toy_file, *QUICK, "--threads", 2, "--out", "run").stdout
+    assert f"into run, on cpu ({isa}), 2 threads" in out.splitlines()
+    options = ("--device", "cpu", "--backend", "reference", "--threads", 1)
     out = call("eval", "run", *options).stdout
-    assert 'on cpu (asked for), backend reference (backend="reference")' in out.splitlines()[0]
+    assert out.splitlines()[0].endswith("on cpu (backend reference), 1 thread")
     out = call("train", "--data", toy_file, *QUICK, "--dry-run", "--out", "other").stdout
-    assert "on cpu (auto: no GPU that PyTorch can use), backend cpu" in out
+    assert f"on cpu ({isa}), " in out
+    assert "no GPU that PyTorch can use" not in out
 
 
 # a change of device
@@ -161,7 +182,7 @@ def test_a_run_goes_where_it_is_asked_to(toy_file, tmp_path, monkeypatch):
     call("train", "--data", toy_file, *QUICK, "--out", "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     meta = devices.Device(torch.device("meta"), "asked for")
-    monkeypatch.setattr(cli, "pick_device", lambda *_: meta)
+    monkeypatch.setattr(common, "pick_device", lambda *_: meta)
     for command in (
         ("train", "--data", toy_file, *QUICK, "--out", "other"),
         ("train", "--resume", "run"),
@@ -203,14 +224,18 @@ def test_no_memory_in_the_middle_leaves_a_run_that_goes_on(toy_file, monkeypatch
 
 
 def test_no_memory_for_the_data(new_model, toy, assert_same_state, monkeypatch):
-    def refuse(self, *args, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    to = torch.Tensor.to
+
+    def refuse(self, where, *args, **options):
+        if isinstance(where, torch.device):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return to(self, where, *args, **options)
 
     model = new_model()
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "to", refuse)
-        with pytest.raises(MemoryError, match="fit: no memory on cpu for the 1,820 bytes of the d"):
-            training._placed(*toy, CPU)
+        with pytest.raises(MemoryError, match="fit: no memory on cpu for the 130 rows of 6 number"):
+            noprop.fit(model, *toy, epochs=1)
     assert_same_state(model, new_model())
 
 

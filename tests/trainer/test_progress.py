@@ -1,5 +1,6 @@
 """Bar and lines show the same figures; the library works without the command line's packages."""
 
+import dataclasses
 import io
 import os
 import subprocess
@@ -11,11 +12,24 @@ from rich.console import Console
 from noprop import progress
 from noprop.training import Epoch
 
-EPOCHS = [Epoch(i, [0.5, 0.25], [0.1, 0.2], 0.1, 1e-3, [0, 0], 2.0, 1234.5) for i in (1, 2, 3)]
+EPOCHS = [
+    Epoch(
+        epoch=i,
+        loss=[0.5, 0.25],
+        error=[0.5, 0.25],
+        head_loss=0.125,
+        lr=1e-3,
+        skipped=[0, 0],
+        seconds=2.0,
+        samples_per_second=1234.5,
+    )
+    for i in (1, 2, 3)
+]
+FIGURES = "error 0.3750  head loss 0.1250  val accuracy 91.00%  lr 0.001  1,234 samples/s"
 
 
 def shown(terminal: bool) -> str:
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=140)
     with progress.display(console, epochs=3, rows=10, done=10) as display:
         for epoch in EPOCHS:
             display.advance(10)
@@ -25,15 +39,35 @@ def shown(terminal: bool) -> str:
 
 def test_lines_outside_a_terminal():
     lines = shown(terminal=False).splitlines()
-    assert lines == [
-        f"epoch {i}/3  error 0.1500  val accuracy 91.00%  1,234 samples/s" for i in (1, 3)
-    ]
+    assert lines == [f"epoch 1/3  {FIGURES}  0:00 left", f"epoch 3/3  {FIGURES}"]
 
 
-def test_a_bar_in_a_terminal():
+def test_a_bar_in_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     text = shown(terminal=True)
-    for part in ("epoch 3/3", "error 0.1500", "val accuracy 91.00%", "1,234 samples/s"):
+    for part in ("epoch 3/3", *FIGURES.split("  ")):
         assert part in text
+
+
+def test_lines_in_a_terminal_without_a_cursor(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    assert shown(terminal=True).splitlines()[-1] == f"epoch 3/3  {FIGURES}"
+
+
+def test_figures_that_are_not_there():
+    epoch = dataclasses.replace(EPOCHS[0], error=[None, 0.5], head_loss=None)
+    assert progress.summary(epoch, "a").startswith("error 0.5000  a  lr")
+    epoch = dataclasses.replace(epoch, error=[None, None])
+    assert progress.summary(epoch, "a").startswith("error not finite  a")
+
+
+def test_a_clock():
+    assert [progress.clock(s) for s in (0, 59.6, 3599, 3723)] == [
+        "0:00",
+        "1:00",
+        "59:59",
+        "1:02:03",
+    ]
 
 
 WITHOUT = """

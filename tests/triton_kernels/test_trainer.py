@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 import noprop
 from noprop import checkpoint, cli
+from noprop.cli import train as command
 from noprop_kernels.gpu import records
 
 pytestmark = pytest.mark.triton
 
 SMALL = ["--hidden", "5", "--T", "2", "--batch-size", "16", "--lr", "0.02"]
-SMALL += ["--lr-schedule", "constant", "--seed", "3"]
+SMALL += ["--lr-schedule", "constant", "--seed", "3", "--head", "paper"]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """20 rows, a batch and a short one, of three clouds; 8 for the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(cli, "SAMPLES", 1)  # the interpreter is slow
+    monkeypatch.setattr(command, "SAMPLES", 1)  # the interpreter is slow
     random = np.random.default_rng(0)
 
     def rows(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +77,7 @@ def test_a_run_is_the_cpu_s_up_to_rounding(data: str, looks: None) -> None:
     ours = call(*train, "--backend", "triton", "--out", "triton")
     theirs = call(*train, "--backend", "cpu", "--out", "cpu")
     assert ours["backend"] == "triton" and ours["triton"] and ours["instruction_set"] is None
-    assert 'on cpu (asked for), backend triton (backend="triton")' in ours["told"]
+    assert "on cpu (backend triton), " in ours["told"]
     assert_near("triton", "cpu")
     assert ours["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=0.13)
     assert (ours["block_updates"], ours["head_updates"]) == (4, 8)

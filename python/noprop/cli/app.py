@@ -1,0 +1,191 @@
+"""The commands and their options. Nothing here imports torch, so that --help is there at once."""
+
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+from ..errors import train_extra
+
+with train_extra():
+    import typer
+
+    from .guard import execute
+from .options import (
+    DATA,
+    FORMATS,
+    HEADS,
+    NONFINITE,
+    PRECISIONS,
+    PRESETS,
+    VARIANTS,
+    AsJson,
+    Backend,
+    DataAgain,
+    DataDir,
+    Labels,
+    OnDevice,
+    RunArgument,
+    Threads,
+    names,
+    path,
+)
+
+app = typer.Typer(
+    help="Trains NoProp networks: every block by its own loss (arXiv:2503.24322v2).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"noprop {version()}")
+        raise typer.Exit
+
+
+def version() -> str:
+    try:
+        return metadata.version("noprop-kernels")
+    except metadata.PackageNotFoundError:  # a source folder on the path
+        from noprop_kernels import __version__
+
+        return __version__
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help=f"{', '.join(DATA)}, or your own file or folder.")
+    ] = "digits",
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|INDEX", help="Column or array of the labels in your own file."),
+    ] = None,
+    labels: Labels = None,
+    data_dir: DataDir = None,
+    variant: Annotated[str, typer.Option(help=names(VARIANTS))] = "dt",
+    preset: Annotated[str, typer.Option(help=names(PRESETS))] = "mlp",
+    head: Annotated[
+        str, typer.Option(help=f"{names(HEADS)} paper: trains what the paper's protocol reads.")
+    ] = "none",
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layers.")] = 256,
+    T: Annotated[int, typer.Option("--T", min=1, help="Number of blocks.")] = 10,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="In all; by default enough for the rows, at least 20.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 1e-3,
+    lr_schedule: Annotated[
+        str, typer.Option(help="cosine, to 0 over all epochs, or constant, as in the paper.")
+    ] = "cosine",
+    weight_decay: Annotated[float, typer.Option(min=0)] = 1e-3,
+    eta: Annotated[float, typer.Option(help="The paper's loss weight, above 0.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
+    val_fraction: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of training rows held out.")
+    ] = 0.0,
+    precision: Annotated[
+        str, typer.Option(help=f"Of the products' operands. {names(PRECISIONS)}")
+    ] = "float32",
+    threads: Threads = None,
+    backend: Backend = None,
+    device: OnDevice = "auto",
+    blocks_per_launch: Annotated[
+        int | None, typer.Option(min=1, help="That a GPU trains at once; fewer need less memory.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", parser=path, help="Folder of the run; default a new one in runs."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", parser=path, help="Go on with a run, bit for bit."),
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Save so often; what is newer a crash loses.")
+    ] = 30.0,
+    on_nonfinite: Annotated[
+        str, typer.Option(help=f"What to do where a loss is NaN or infinite. {names(NONFINITE)}")
+    ] = "stop",
+    as_json: AsJson = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: print sizes and backend.")
+    ] = False,
+) -> None:
+    """Train a network, test it once, and show what each block adds."""
+    execute("train", locals())
+
+
+@app.command("eval")
+def evaluate(
+    folder: RunArgument,
+    data: DataAgain = None,
+    labels: Labels = None,
+    samples: Annotated[int, typer.Option(min=1, help="Draws of the noise.")] = 5,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    backend: Backend = None,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Test a run again; the run stays as it is."""
+    execute("evaluate", locals())
+
+
+@app.command()
+def predict(
+    folder: RunArgument,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", parser=path, help="Rows like the training data's.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=path, help="Default: stdout.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help=f"{names(FORMATS)} Default: by --out's ending, else csv.")
+    ] = None,
+    threads: Threads = None,
+    backend: Backend = None,
+    device: OnDevice = "auto",
+) -> None:
+    """Classes and their probabilities for the rows of a file, in its order."""
+    execute("predict", locals())
+
+
+@app.command()
+def export(
+    folder: RunArgument,
+    onnx: Annotated[Path | None, typer.Option(metavar="FILE", parser=path)] = None,
+    torch: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=path, help="For torch.export.load, without noprop."),
+    ] = None,
+) -> None:
+    """Write a run's model to a file that runs without this library."""
+    execute("export", locals())
+
+
+@app.command()
+def info(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", parser=path, help="Folder of the run; none: this machine."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run is, or without one what is built and which backends run here."""
+    execute("info", locals())

@@ -1,0 +1,89 @@
+"""What several commands do: the device, the data of a run, the JSON line."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import typer
+
+from noprop_kernels import dispatch
+
+from .. import data, report, strict_json
+from ..datasets.dataset import Dataset
+from ..devices import Device, pick_device
+from ..errors import InputError, tell, train_extra
+from ..runs import Run, Settings, Split
+
+with train_extra():
+    from rich.console import Console
+
+
+def place_of(options: SimpleNamespace) -> Device:
+    """The device that --device and --backend ask for; sets --threads."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.backend is not None:
+        try:
+            dispatch.check_name("--backend", options.backend)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+    try:
+        return pick_device(options.device, options.backend)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from error
+
+
+def absolute(name: str) -> str:
+    """The name of data, or the absolute path of a file or folder."""
+    return name if name in data.NAMES else str(Path(name).expanduser().absolute())
+
+
+def load_data(settings: Settings | SimpleNamespace, data_dir: Path | None) -> Dataset:
+    return data.load(
+        settings.data,
+        data_dir,
+        tell,
+        label=settings.label,
+        labels=settings.labels,
+    )
+
+
+def data_of(run: Run, options: SimpleNamespace, *, moved: bool) -> tuple[Dataset, Split]:
+    """The data that a run was begun with.
+
+    Args:
+        run: which learns of the place that options name.
+        options: data, labels and data_dir, where they are now, or None.
+        moved: whether options.data was asked for.
+
+    Raises:
+        InputError: they are not there, or others.
+    """
+    if moved:
+        run.settings = replace(run.settings, data=absolute(options.data))
+    if options.labels is not None:
+        run.settings = replace(run.settings, labels=str(options.labels.absolute()))
+    if options.data_dir is not None:
+        run.data_dir = options.data_dir.absolute()
+    try:
+        content = load_data(run.settings, run.data_dir)
+    except InputError as error:
+        raise InputError(f"{error} (--data names the place of data that were moved)") from error
+    if not content.matches(run.fingerprint):
+        raise InputError(f"the data are not those that {run.folder} was trained on")
+    return content, Split.of(content, run.settings.val_fraction)
+
+
+def show_result(screen: Console, result: dict[str, Any], as_json: bool) -> None:
+    report.show_result(screen, result)
+    if as_json:
+        print_json(result)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One line on stdout."""
+    sys.stdout.write(strict_json.dumps(value) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,19 @@
+"""noprop eval: the test once more; nothing is written."""
+
+from types import SimpleNamespace
+
+from .. import report
+from ..console import console
+from ..runs import Run
+from . import common
+
+
+def run(options: SimpleNamespace) -> None:
+    screen = console(stderr=options.as_json)
+    place = common.place_of(options)
+    run, _ = Run.load(options.folder, options.backend, place.device)
+    content, split = common.data_of(run, options, moved=options.data is not None)
+    where = place.told(run.model)
+    report.say(screen, f"{content.name}: {len(content.x_test):,} test rows, {where}")
+    result = run.test(content, split, options.samples)
+    common.show_result(screen, result, options.as_json)

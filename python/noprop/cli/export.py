@@ -1,0 +1,54 @@
+"""noprop export: `Model.to_module` in a file that runs without this library."""
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import torch
+import typer
+
+from .. import model
+from ..errors import extra, tell
+from ..files import atomic_file
+from ..model import Model
+
+EXAMPLE_ROWS = 2  # torch.export takes a size of 1 for a constant
+
+
+def run(options: SimpleNamespace) -> None:
+    if (options.onnx is None) == (options.torch is None):
+        raise typer.BadParameter("give one of --onnx FILE and --torch FILE")
+    trained = model.load(options.folder)
+    module, x = trained.to_module(), example(trained)
+    shapes = ({0: torch.export.Dim("B")},)
+    if options.torch is not None:
+        program = torch.export.export(module, (x,), dynamic_shapes=shapes)
+        files = {"classes.json": json.dumps(trained.classes_)}
+        with atomic_file(options.torch) as file:
+            torch.export.save(program, file, extra_files=files)
+    else:
+        with extra("onnx"):
+            import onnx  # noqa: F401
+            import onnxscript  # noqa: F401
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the exporter and its parts say to each other
+            program = torch.onnx.export(
+                module, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False
+            )
+        assert program is not None
+        program.model.metadata_props["classes"] = json.dumps(trained.classes_)
+        with atomic_file(options.onnx) as file:
+            file.write(program.model_proto.SerializeToString())
+    kind = "bytes" if x.dtype == torch.uint8 else "float32"
+    tell(
+        f"{options.onnx or options.torch}: x (B, {x.shape[1]}) {kind} -> labels (B,), "
+        f"probs (B, {trained.blocks.M}); its classes are kept in it as JSON"
+    )
+
+
+def example(trained: Model) -> torch.Tensor:
+    """Rows of the kind that the model was trained on."""
+    inputs = trained.inputs
+    width = trained.blocks.plan.widths["x"]
+    bytes_ = inputs is not None and inputs.kind == "bytes"
+    return torch.zeros(EXAMPLE_ROWS, width, dtype=torch.uint8 if bytes_ else torch.float32)

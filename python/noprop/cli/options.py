@@ -1,0 +1,63 @@
+"""Options that several commands have, and the names that they take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+VARIANTS = ("dt",)
+PRESETS = ("mlp",)
+HEADS = ("none", "paper")
+LR_SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("float32", "bfloat16")
+NONFINITE = ("stop", "skip")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N")
+BACKENDS = ("cpu", "triton", "cuda", "reference")
+FORMATS = ("csv", "jsonl")
+
+
+def path(text: str) -> Path:
+    """A path; shells leave the ~ of --out=~/runs to the program."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{text}: {error}") from error
+
+
+def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise typer.BadParameter(
+            f"{value!r} is not available, there is: {', '.join(known)}", param_hint=option
+        )
+
+
+def names(known: tuple[str, ...]) -> str:
+    return f"One of: {', '.join(known)}."
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.", parser=path)]
+DataAgain = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="DATA", help="Where the run's data are now, if they were moved."
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", parser=path, help="File of the labels, where the rows have none."),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        parser=path,
+        help="Folder of the data files; default NOPROP_DATA, else a cache folder.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")]
+Backend = Annotated[str | None, typer.Option(help=f"Force a backend: {', '.join(BACKENDS)}.")]
+OnDevice = Annotated[
+    str, typer.Option(help=f"{names(DEVICES)} auto: a GPU that the kernels run on.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line last, on stdout.")]

@@ -1,0 +1,234 @@
+"""noprop train: a new run or one that goes on, saved whatever ends it, tested at its end."""
+
+import itertools
+import shlex
+from contextlib import ExitStack
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import typer
+
+from .. import checkpoint, data, report
+from ..console import console
+from ..datasets import own
+from ..datasets.dataset import Dataset
+from ..defaults import default_epochs
+from ..devices import Device
+from ..errors import InputError, tell, train_extra
+from ..evaluation import SAMPLES
+from ..files import locked
+from ..progress import display
+from ..runs import FIXED, Run, Settings, Split, build
+from ..signals import Interrupted, asked_to_stop, status
+from ..training import NotFinite, Progress
+from . import common
+from .guard import fail
+from .options import (
+    HEADS,
+    LR_SCHEDULES,
+    NONFINITE,
+    PRECISIONS,
+    PRESETS,
+    VARIANTS,
+    one_of,
+)
+
+with train_extra():
+    from rich.console import Console
+
+
+def run(options: SimpleNamespace) -> None:
+    check(options)
+    place = common.place_of(options)
+    folder, anew = options.resume or options.out, options.resume is None
+    if options.resume is not None and killed_before_its_first_save(options.resume):
+        tell(f"{options.resume} holds nothing saved: it begins again")
+        anew = True
+    screen = console(stderr=options.as_json)
+    with ExitStack() as held:
+        if anew:
+            check_free(folder)
+            run, content, split = new_run(options)
+            run.model.to(place.device)
+        else:
+            if not options.dry_run and folder.is_dir():
+                held.enter_context(locked(folder))
+            run, content, split = resumed(options, place)
+        run.model.blocks.blocks_per_launch = options.blocks_per_launch
+        where = place.told(run.model)  # raises where no backend runs, before anything is written
+        report.say(screen, content.describe())
+        if options.dry_run:
+            report.say(screen, where)
+            show_sizes(screen, run, split, options.as_json)
+            return
+        if anew:
+            run.folder = claimed(folder, run.settings, held)
+        report.say(screen, f"into {run.folder}, {where}")
+        train(run, split, screen, options)
+        test(run, content, split)
+    common.show_result(screen, run.result or {}, options.as_json)
+
+
+def check(options: SimpleNamespace) -> None:
+    """
+    Raises:
+        typer.BadParameter: an option has a value that there is not.
+    """
+    if not own.is_own(options.data):
+        one_of("--data", options.data, (*data.NAMES, *own.KINDS, "or a folder"))
+    one_of("--variant", options.variant, VARIANTS)
+    one_of("--preset", options.preset, PRESETS)
+    one_of("--head", options.head, HEADS)
+    one_of("--lr-schedule", options.lr_schedule, LR_SCHEDULES)
+    one_of("--precision", options.precision, PRECISIONS)
+    one_of("--on-nonfinite", options.on_nonfinite, NONFINITE)
+    if options.resume is not None and options.out is not None:
+        raise typer.BadParameter("--resume goes on in its own folder: leave --out away")
+
+
+# folders
+
+
+def killed_before_its_first_save(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir()) and checkpoint.is_unused(folder)
+
+
+def check_free(folder: Path | None) -> None:
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir() or not checkpoint.is_unused(folder):
+        raise typer.BadParameter(
+            f"{folder} is not an empty folder: go on with --resume {folder}, or name another",
+            param_hint="--out",
+        )
+
+
+def claimed(folder: Path | None, settings: Settings, held: ExitStack) -> Path:
+    """The folder of a new run, made, and locked until `held` ends: the one that was asked for if it
+    is free, or one in runs of a number that no other process has taken.
+    """
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(folder))
+        check_free(folder)
+        return folder
+    stem = f"{Path(settings.data).stem}-{settings.variant}-{settings.preset}"
+    Path("runs").mkdir(exist_ok=True)
+    for i in itertools.count(1):
+        folder = Path("runs", f"{stem}-{i}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        held.enter_context(locked(folder))
+        return folder
+    raise AssertionError("unreachable")
+
+
+# runs
+
+
+def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
+    asked = {item.name: getattr(options, item.name) for item in fields(Settings)}
+    asked["data"] = common.absolute(options.data)
+    asked["labels"] = None if options.labels is None else str(options.labels.absolute())
+    data_dir = None if options.data_dir is None else options.data_dir.absolute()
+    content = common.load_data(SimpleNamespace(**asked), options.data_dir)
+    split = Split.of(content, options.val_fraction)
+    asked["epochs"] = options.epochs or default_epochs(len(split.x), options.batch_size)
+    settings = Settings(**asked)
+    try:
+        model = build(settings, content, split, options.backend)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    folder = Path()  # until one is claimed
+    return Run(folder, settings, model, Progress(), content.fingerprint(), data_dir), content, split
+
+
+def resumed(options: SimpleNamespace, place: Device) -> tuple[Run, Dataset, Split]:
+    """The run to go on with, once no option on the command line contradicts it."""
+    folder, epochs = options.resume, options.epochs
+    run, changes = Run.load(folder, options.backend, place.device)
+    for name in FIXED:
+        was, asked = getattr(run.settings, name), getattr(options, name)
+        if on_command_line(options, name) and was != asked:
+            option = name if len(name) == 1 else name.replace("_", "-")
+            raise typer.BadParameter(
+                f"{folder} was begun with {was}, and a run that goes on cannot change it",
+                param_hint=f"--{option}",
+            )
+    if epochs is not None and epochs != run.settings.epochs:
+        if run.settings.lr_schedule == "cosine":
+            raise typer.BadParameter(
+                f"{folder} was begun with {run.settings.epochs} epochs and a cosine learning rate, "
+                "which is 0 at their end",
+                param_hint="--epochs",
+            )
+        run.settings = replace(run.settings, epochs=epochs)
+    content, split = common.data_of(run, options, moved=on_command_line(options, "data"))
+    for line in changes:
+        tell(f"warning: {line}; from here on the bits may differ")
+    return run, content, split
+
+
+def on_command_line(options: SimpleNamespace, name: str) -> bool:
+    source = options.context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+# training
+
+
+def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> None:
+    """Trains to the end.
+
+    Raises:
+        typer.Exit: a signal stopped it, or a loss was not finite; the run is saved.
+    """
+    rows = len(split.x)
+    done = run.progress.epoch * rows + run.progress.block_steps * run.settings.batch_size
+    shown = display(screen, epochs=run.settings.epochs, rows=rows, done=done)
+    try:
+        with asked_to_stop() as signal_number, shown as display_:
+            finished = run.train(
+                split,
+                stop=lambda: signal_number() > 0,
+                on_call=display_.advance,
+                on_epoch=display_.epoch,
+                say=tell,
+                nonfinite=options.on_nonfinite,
+                checkpoint_seconds=options.checkpoint_seconds,
+            )
+    except NotFinite as error:
+        fail(f"{error}\nnoprop: saved; {go_on(run)} --on-nonfinite skip")
+    except ValueError as error:  # of data that the blocks cannot be trained on
+        raise InputError(str(error)) from error
+    if not finished:
+        tell(f"interrupted in epoch {run.progress.epoch + 1} and saved; {go_on(run)}")
+        raise typer.Exit(status(signal_number()))
+
+
+def test(run: Run, content: Dataset, split: Split) -> None:
+    """Tests a run that is trained and saved, and saves the result.
+
+    Raises:
+        typer.Exit: a signal has come.
+    """
+    try:
+        run.result = run.test(content, split, SAMPLES)
+        run.save()
+    except Interrupted as error:
+        tell(f"interrupted in the test, trained and saved; {go_on(run)}")
+        raise typer.Exit(status(error.number)) from None
+
+
+def go_on(run: Run) -> str:
+    return f"go on with: noprop train --resume {shlex.quote(str(run.folder))}"
+
+
+def show_sizes(screen: Console, run: Run, split: Split, as_json: bool) -> None:
+    size = report.sizes(run.model, run.settings.batch_size)
+    report.show_plan(screen, run.model, run.settings.batch_size, split.x.nbytes)
+    if as_json:
+        common.print_json({**asdict(run.settings), **run.model.versions(), **size})

@@ -1,0 +1,12 @@
+"""Runs that are killed: a short form of `python -m bench.kills`."""
+
+import random
+
+from bench import kills
+
+
+def test_killed_runs_come_to_the_bits_of_an_undisturbed_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(kills, "EARLY", 1.0)
+    monkeypatch.setattr(kills, "KILLS_OF_A_RUN", 2)
+    told = kills.measure(tmp_path, kills=2, epochs=40, rng=random.Random(0))
+    assert told["other_bits"] == 0 and told["runs"] >= 1 and told["kills"] >= 2
