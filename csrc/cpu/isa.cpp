@@ -64,6 +64,73 @@ double fma_gflop(int64_t rounds) {
 #define NOPROP_TEXT(isa) NOPROP_TEXT2(isa)
 
 extern const Isa NOPROP_NAME(NOPROP_ISA);
+
+#if defined(__AVX512BF16__)
+// Plans in float32 are the other unit's, compiled there once, of the same instructions: this one
+// holds nothing but products of pairs.
+extern const Isa k_avx512;
+
+namespace {
+
+const Isa& isa_for(const NopropPlan& plan) {
+  static constexpr Isa kPairs = {"",
+                                 kLanes,
+                                 train_bytes,
+                                 train_slice,
+                                 packed_bytes,
+                                 pack_rows,
+                                 noise_bytes,
+                                 noise_slice,
+                                 saved_bytes,
+                                 forward_slice,
+                                 head_bytes,
+                                 head_slice,
+                                 backward_bytes,
+                                 backward_slice,
+                                 update_slice,
+                                 predict_bytes,
+                                 predict_rows,
+                                 all_finite,
+                                 fma_gflop};
+  return plan.precision == NOPROP_BFLOAT16 ? kPairs : k_avx512;
+}
+
+}  // namespace
+
+const Isa NOPROP_NAME(NOPROP_ISA) = {
+    NOPROP_TEXT(NOPROP_ISA),
+    kLanes,
+    [](const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
+      return isa_for(*plan).train_bytes(plan, B, D, team_size);
+    },
+    [](const TrainTask& task, int64_t i, char* workspace) {
+      isa_for(*task.slices->plan).train_slice(task, i, workspace);
+    },
+    packed_bytes,
+    [](const PackTask& task) { return isa_for(*task.plan).pack_rows(task); },
+    noise_bytes,
+    noise_slice,
+    [](const NopropPlan* plan, int64_t B) { return isa_for(*plan).saved_bytes(plan, B); },
+    [](const ForwardTask& task, int64_t i, char* workspace) {
+      isa_for(*task.slices->plan).forward_slice(task, i, workspace);
+    },
+    head_bytes,
+    head_slice,
+    [](const NopropPlan* plan, int64_t B) { return isa_for(*plan).backward_bytes(plan, B); },
+    [](const BackwardTask& task, int64_t i, char* workspace) {
+      isa_for(*task.slices->plan).backward_slice(task, i, workspace);
+    },
+    update_slice,
+    [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
+      return isa_for(*plan).predict_bytes(plan, B, D, crew_size);
+    },
+    [](const PredictTask& task, int64_t sample, int64_t replica, int64_t first, int64_t rows,
+       Crew& crew, char* workspace) {
+      isa_for(*task.slices->plan).predict_rows(task, sample, replica, first, rows, crew, workspace);
+    },
+    all_finite,
+    fma_gflop};
+#else
 const Isa NOPROP_NAME(NOPROP_ISA) = {NOPROP_TEXT(NOPROP_ISA),
                                      kLanes,
                                      train_bytes,
@@ -83,5 +150,6 @@ const Isa NOPROP_NAME(NOPROP_ISA) = {NOPROP_TEXT(NOPROP_ISA),
                                      predict_rows,
                                      all_finite,
                                      fma_gflop};
+#endif
 
 }  // namespace noprop

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from cmake_for_tests import ROOT, Build
 HOSTILE = (
     "-Ofast -ffast-math -funsafe-math-optimizations -ffinite-math-only -fno-signed-zeros "
     "-fassociative-math -freciprocal-math -fsingle-precision-constant -march=native -mavx2 "
-    "-mfma -mdaz-ftz -flto"
+    "-mfma -flto"
 )
 KEPT = "-g1 -DWORD=1 -fno-plt"
 ROUTES = ("CXXFLAGS", "CMAKE_CXX_FLAGS", "CMAKE_CXX_FLAGS_RELEASE", "CXX", "LDFLAGS")
@@ -33,7 +34,7 @@ def commands(build: Build) -> list[list[str]]:
     found = json.loads((build.folder / "compile_commands.json").read_text())
     links = [path.read_text() for path in build.folder.rglob("link.txt")]
     assert links
-    return [text.split() for text in [entry["command"] for entry in found] + links]
+    return [shlex.split(text) for text in [entry["command"] for entry in found] + links]
 
 
 @pytest.mark.parametrize("name", ROUTES)
