@@ -210,7 +210,7 @@ def test_no_memory_for_the_data(new_model, toy, assert_same_state, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "to", refuse)
         with pytest.raises(MemoryError, match="fit: no memory on cpu for the 1,820 bytes of the d"):
-            training._placed(*toy, CPU)
+            noprop.fit(model, *toy)
     assert_same_state(model, new_model())
 
 
