@@ -106,10 +106,10 @@ class InMemory:
                     self.X[first_row : first_row + len(made)] = made
             self.Y = Y.to(device)
         except torch.OutOfMemoryError as error:
+            size = self.rows * (inputs.features * (1 if inputs.kind == "bytes" else 4) + 8)
             raise MemoryError(
-                f"fit: no memory on {device} for the {self.rows:,} rows of {inputs.features:,} "
-                "numbers of the data, which stay there while they are trained on; train on the "
-                "CPU instead"
+                f"fit: no memory on {device} for the {size:,} bytes of the data, which stay there "
+                "while they are trained on; train on the CPU instead"
             ) from error
 
     def order(self, seed: int, epoch: int) -> Tensor:

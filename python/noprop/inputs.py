@@ -291,7 +291,8 @@ def _to_tensor(array: Array) -> Tensor:
         if not array.flags.writeable:
             array = array.copy()  # torch would warn of it
         array = torch.from_numpy(array)
-    return array.to(WIDER.get(array.dtype, array.dtype))
+    wider = WIDER.get(array.dtype)
+    return array if wider is None else array.to(wider)
 
 
 def _check_shape(array: Array, op: str, name: str) -> None:
