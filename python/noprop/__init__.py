@@ -5,13 +5,14 @@ from noprop_kernels import __version__
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .model import Answer, Model, load
-from .training import Progress, fit
+from .training import NotFinite, Progress, fit
 
 __all__ = [
     "Answer",
     "Evaluation",
     "InputError",
     "Model",
+    "NotFinite",
     "Progress",
     "__version__",
     "evaluate",
