@@ -270,8 +270,9 @@ class Model:
         It is called as module(x), x (B, F) uint8 or float32, and returns what `predict` answers:
         labels (B,) int64 and probs (B, M) float32, in the order of ONNX's classifiers. It has
         tensors of its own, is in eval mode, runs with PyTorch alone (an encoder needs its own
-        code), and goes through torch.export and torch.onnx. torch.export takes a size of 1 for a
-        constant: where B is to vary, the example x must have at least two rows.
+        code), and goes through torch.export and torch.onnx, for which output_names=["labels",
+        "probs"] names what it returns. torch.export takes a size of 1 for a constant: where B is to
+        vary, its example x must have at least two rows; torch.onnx.export is content with one.
 
         Args:
             noise: the paper's protocol instead, one draw in each call anew by torch.randn_like:

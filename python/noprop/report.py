@@ -60,7 +60,8 @@ def show_result(console: Console, result: Json) -> None:
 def deviation(result: Json) -> str:
     """How the draws of the noise differ, where there are several."""
     std, samples = result["paper_accuracy_std"], result["samples"]
-    drawn = f"  (noise in every step, head on z_T, {samples} draws)"
+    draws = "1 draw" if samples == 1 else f"{samples} draws"
+    drawn = f"  (noise in every step, head on z_T, {draws})"
     return drawn if std is None else f" +- {std:.2%}{drawn}"
 
 

@@ -115,6 +115,12 @@ def test_torch_export(trained, toy, noise):
         close(program.module()(part), want)
 
 
+def test_torch_export_says_that_one_row_is_too_few(trained, toy):
+    shapes = ({0: torch.export.Dim("B")},)
+    with pytest.raises(torch._dynamo.exc.UserError, match="dynamic.*constant"):
+        torch.export.export(trained.to_module(), (toy[0][:1].float(),), dynamic_shapes=shapes)
+
+
 # what torch's exporter and its dependencies say to each other
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32], ids=["bytes", "floats"])
@@ -125,7 +131,8 @@ def test_onnx(trained, toy, kind, tmp_path):
     module, x = trained.to_module(), toy[0].to(kind)
     path = tmp_path / "classifier.onnx"
     shapes = ({0: torch.export.Dim("B")},)
-    torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    example = x[: 1 if kind == torch.float32 else 2]
+    torch.onnx.export(module, (example,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
     session = runtime.InferenceSession(path)
     for rows in (x, x[:1], x[5:8]):
         labels, probs = map(torch.from_numpy, session.run(None, {"x": rows.numpy()}))

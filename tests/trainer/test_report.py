@@ -1,0 +1,51 @@
+"""What a person reads of a result: the answer, and the paper's protocol where there is a head."""
+
+from rich.console import Console
+
+from noprop import report
+
+RESULT = {
+    "data": "toy",
+    "test_accuracy": 0.995,
+    "accuracy_per_block": [0.9, 0.99],
+    "accuracy_alone": [0.8, 0.7],
+    "accuracy_last_block": 0.99,
+    "paper_accuracy": None,
+    "paper_accuracy_std": None,
+    "paper_accuracy_last_block": None,
+    "samples": 5,
+    "train_seconds": 1.0,
+    "samples_per_second": 9.0,
+    "eval_seconds": 0.5,
+    "parameters": 7,
+    "backend": "cpu",
+}
+
+
+def shown(**changes):
+    console = Console(width=200)
+    with console.capture() as capture:
+        report.show_result(console, RESULT | changes)
+    return capture.get()
+
+
+def test_the_answer_is_the_headline():
+    text = shown()
+    assert "test accuracy:                99.50%" in text and "90.00%" in text
+    assert "paper" not in text and "warning" not in text
+
+
+def test_the_papers_protocol_stands_beside_it():
+    text = shown(paper_accuracy=0.98, paper_accuracy_std=0.002, paper_accuracy_last_block=0.985)
+    assert "the paper's protocol:         98.00% +- 0.20%" in text and "5 draws" in text
+    assert "warning" not in text
+
+
+def test_one_draw_has_no_deviation():
+    text = shown(paper_accuracy=0.98, paper_accuracy_last_block=0.985, samples=1)
+    assert "98.00%" in text and "+-" not in text
+
+
+def test_a_head_below_its_last_block_is_warned_of():
+    text = shown(paper_accuracy=0.5, paper_accuracy_std=0.0, paper_accuracy_last_block=0.99)
+    assert "warning: the head of the paper's protocol answers 50.00% right" in text
