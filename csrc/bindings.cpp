@@ -108,7 +108,7 @@ NopropMix to_mix(const py::tuple& t) {
           t[8].cast<int64_t>()};
 }
 
-// (data, dtype, step, slice, indices, replica, replicas, rows, scale, shift)
+// (data, dtype, step, slice, indices, replica, replicas, rows, mean, scale)
 std::vector<NopropInput> to_inputs(const py::list& list) {
   std::vector<NopropInput> inputs;
   for (const auto& item : list) {

@@ -107,7 +107,7 @@ typedef struct {
 } NopropNoise;
 
 /* Rows of features: data[k * step + i * slice + b * width + f], or, with indices (K, R, B), row
- * indices[k, replica[i], b] of data (rows, width). A feature is data * scale + shift where those
+ * indices[k, replica[i], b] of data (rows, width). A feature is (data - mean) * scale where those
  * are given. */
 typedef struct {
   const void* data;
@@ -117,7 +117,7 @@ typedef struct {
   const int64_t* replica;
   int64_t replicas;
   int64_t rows;
-  const float *scale, *shift; /* (width,) or null */
+  const float *mean, *scale; /* (width,), or both null */
 } NopropInput;
 
 typedef struct {

@@ -131,12 +131,12 @@ def gather_inputs(
     per_input = normalize if isinstance(normalize, Mapping) else dict.fromkeys(data, normalize)
     if unknown := set(per_input) - set(data):
         raise ValueError(f"{op}: normalize must name inputs {list(data)}, got {sorted(unknown)}")
-    affine = {name: scale_and_shift(op, per_input.get(name), value) for name, value in data.items()}
+    affine = {name: mean_and_scale(op, per_input.get(name), value) for name, value in data.items()}
 
     if gathered:
         indices = check_indices(op, indices, R, device)
     elif all(
-        scale is None and data[name].dtype == torch.float32 for name, (scale, _) in affine.items()
+        mean is None and data[name].dtype == torch.float32 for name, (mean, _) in affine.items()
     ):
         K, B = labels.shape
         n = len(replica)
@@ -163,13 +163,14 @@ def gather_inputs(
     )
 
 
-def scale_and_shift(
+def mean_and_scale(
     op: str, normalize: Normalize | None, data: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(F,) float32 such that the feature is data * scale + shift, formed in float64.
+    """(F,) float32 such that the feature is (data - mean) * scale, formed in float64.
 
-    uint8 counts as 0..255 of [0, 1], as in torchvision's ToTensor: it is divided by 255 before mean
-    and std.
+    uint8 counts as 0..255 of [0, 1], as in torchvision's ToTensor: `normalize` is in its units, the
+    returned numbers in those of bytes. A std whose inverse is beyond float32 is that of a constant
+    feature, whose scale is 0.
     """
     F = data.shape[-1]
     unit = 255.0 if data.dtype == torch.uint8 else 1.0
@@ -183,9 +184,10 @@ def scale_and_shift(
         mean, std = (per_feature(op, value, F) for value in normalize)
     if not bool((std > 0).all()):
         raise ValueError(f"{op}: normalize must have a std above 0, got {std.min().item()}")
-    scale, shift = 1 / (unit * std), -mean / std
-    scale, shift = (value.float().to(data.device, non_blocking=True) for value in (scale, shift))
-    return scale, shift
+    scale = (1 / (unit * std)).float()
+    scale = torch.where(scale.isfinite(), scale, 0.0)
+    mean, scale = (v.to(data.device, non_blocking=True) for v in ((unit * mean).float(), scale))
+    return mean, scale
 
 
 def per_feature(op: str, value: float | Sequence[float] | Tensor, F: int) -> Tensor:

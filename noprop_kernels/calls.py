@@ -101,14 +101,14 @@ class Gather:
         data: (rows, F) float32 | bfloat16 | uint8, or (rows,) int64 for labels.
         indices: (K, R, B) int64.
         replica: (n,) int64, or zeros where R = 1.
-        scale, shift: (F,) float32 or None: the feature is data * scale + shift.
+        mean, scale: (F,) float32, or both None: the feature is (data - mean) * scale.
     """
 
     data: Tensor
     indices: Tensor
     replica: Tensor
+    mean: Tensor | None = None
     scale: Tensor | None = None
-    shift: Tensor | None = None
 
 
 @dataclass

@@ -199,7 +199,7 @@ def _input(data: Tensor | Gather) -> tuple:
         rows = data.data
         return (
             rows.data_ptr(), _DTYPES[rows.dtype], 0, 0, *_gather(data),
-            _address(data.scale), _address(data.shift),
+            _address(data.mean), _address(data.scale),
         )  # fmt: skip
     step, per_slice = data.stride()[:-2] if data.ndim == 4 else (0, data.stride(0))
     return (data.data_ptr(), _DTYPES[data.dtype], step, per_slice, 0, 0, 1, 0, 0, 0)

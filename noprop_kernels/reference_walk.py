@@ -99,11 +99,9 @@ def fetch(value: Tensor | Gather, step: int) -> Tensor:
         return value[step]
     device = value.data.device
     rows = value.data[value.indices[step].to(device)[value.replica.to(device)]]
-    for factor in (value.scale, value.shift):
-        if factor is not None:
-            rows = rows.to(ref.up(factor).dtype)
-    rows = rows if value.scale is None else rows * value.scale
-    return rows if value.shift is None else rows + value.shift
+    if value.mean is None or value.scale is None:
+        return rows
+    return (rows.to(ref.up(value.scale).dtype) - value.mean) * value.scale
 
 
 def draw_normal(noise: Noise, stream: int, step: int, B: int, D: int, dtype: torch.dtype) -> Tensor:

@@ -160,7 +160,7 @@ def make_train_call(
         per_row: the three numbers differ by step and row, else by slice alone.
         one_hot: W_embed is None, which needs D = M.
         gather: inputs and labels are rows of a data set; R = 2 where n allows.
-        data_dtype: of the gathered inputs; uint8 comes with a scale and a shift.
+        data_dtype: of the gathered inputs; uint8 comes with a mean and a scale.
         z_features: the call brings features of z, as wide as the plan's "z"; else D is that width.
         extras: ask for error, d_inputs, d_signal, d_noise and d_W_embed (K = 1).
         grads: ask for gradients and batch statistics instead of an update (K = 1).
@@ -207,8 +207,8 @@ def make_train_call(
     indices = torch.randint(held, (K, R, B), generator=generator)
     replica = torch.arange(n) % R
 
-    def gathered(data: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Gather:
-        return Gather(data=data, indices=indices, replica=replica, scale=scale, shift=shift)
+    def gathered(data: Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Gather:
+        return Gather(data=data, indices=indices, replica=replica, mean=mean, scale=scale)
 
     inputs: dict[str, Tensor | Gather] = {}
     for name, (F,) in plan.inputs.items():
@@ -221,7 +221,7 @@ def make_train_call(
         elif data_dtype == torch.uint8:
             data = torch.randint(256, (held, F), generator=generator, dtype=torch.uint8)
             scale = (0.5 + rand(F)) / 100
-            inputs[name] = gathered(data, scale.to(dtype), (-100 * scale).to(dtype))
+            inputs[name] = gathered(data, (200 * rand(F)).to(dtype), scale.to(dtype))
         else:
             inputs[name] = gathered(randn(held, F).to(data_dtype or dtype))
     y: Tensor | Gather

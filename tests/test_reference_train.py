@@ -134,8 +134,8 @@ def test_gathered_rows_are_the_rows(data_dtype):
     direct = clone_call(call)
     for key, value in direct.inputs.items():
         rows = torch.stack([value.data[value.indices[:, r]] for r in value.replica], dim=1)
-        if value.scale is not None:
-            rows = rows * value.scale + value.shift
+        if value.mean is not None:
+            rows = (rows - value.mean) * value.scale
         direct.inputs[key] = rows.float()
     y = direct.y
     direct.y = torch.stack([y.data[y.indices[:, r]] for r in y.replica], dim=1)

@@ -30,8 +30,8 @@ NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f,
     x = __builtin_convertvector(byte, Vec);
   }
   if (!input.scale) return x;
-  if (count == kLanes) return x * load(input.scale + f) + load(input.shift + f);
-  return x * load_partial(input.scale + f, count) + load_partial(input.shift + f, count);
+  if (count == kLanes) return (x - load(input.mean + f)) * load(input.scale + f);
+  return (x - load_partial(input.mean + f, count)) * load_partial(input.scale + f, count);
 }
 
 // Gathered rows lie anywhere in memory, and a square reads too little of each of them for the

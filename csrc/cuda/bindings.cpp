@@ -18,7 +18,7 @@ namespace {
 
 void read_fields(Fields& f, GatherStage& s) {
   f.get("out", s.out).get("bad", s.bad).get("data", s.data).get("rows", s.rows);
-  f.get("scale", s.scale).get("shift", s.shift).get("type", s.type).get("F", s.F);
+  f.get("mean", s.mean).get("scale", s.scale).get("type", s.type).get("F", s.F);
 }
 
 void read_fields(Fields& f, NoiseStage& s) {

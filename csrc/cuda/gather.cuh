@@ -1,4 +1,4 @@
-// The rows of a batch, x = data[indices] * scale + shift in float, and a look at what is in them.
+// The rows of a batch, x = (data[indices] - mean) * scale in float, and a look at what is in them.
 // A warp has a row; it reads four neighbours at once where the addresses allow it.
 #pragma once
 
@@ -18,13 +18,14 @@ NOPROP_DEV int32_t gather_row(float* out, const T* data, const GatherStage& s, i
 #pragma unroll 4
   for (int column = lane * W; column < s.F; column += kLanes * W) {
     const auto x = *reinterpret_cast<const Neighbours<T, W>*>(data + column);
-    Floats made, scale, shift;
-    if (s.scale != nullptr) scale = *reinterpret_cast<const Floats*>(s.scale + column);
-    if (s.shift != nullptr) shift = *reinterpret_cast<const Floats*>(s.shift + column);
+    Floats made, mean, scale;
+    if (s.scale != nullptr) {
+      mean = *reinterpret_cast<const Floats*>(s.mean + column);
+      scale = *reinterpret_cast<const Floats*>(s.scale + column);
+    }
     for (int j = 0; j < W; ++j) {
       float value = to_float(x.value[j]);
-      if (s.scale != nullptr) value *= scale.value[j];
-      if (s.shift != nullptr) value += shift.value[j];
+      if (s.scale != nullptr) value = (value - mean.value[j]) * scale.value[j];
       if (!(fabsf(value) < INFINITY)) bad = 4;
       made.value[j] = value;
     }
@@ -46,7 +47,7 @@ NOPROP_DEV void gather_rows(const Program& p, const GatherStage& s, const Place&
   const T* data = at<const T>(s.data, place);
   const int64_t* indices = at(s.rows, place, p.B);
   const bool fours = s.F % 4 == 0 && is_multiple(data, 4 * sizeof(T)) && is_multiple(out, 16) &&
-                     is_multiple(s.scale, 16) && is_multiple(s.shift, 16);
+                     is_multiple(s.mean, 16) && is_multiple(s.scale, 16);
   const int lane = lane_index();
   int32_t bad = 0;
   for (int r = warp_index(); r < rows; r += kWarps) {

@@ -103,7 +103,7 @@ struct Hyper {
   double log_beta_1, log_beta_2;  // for the bias corrections, in float64 on the device
 };
 
-// out (B, F) = data[row] * scale + shift, and what is wrong with it: 2 index, 4 not finite. A tile
+// out (B, F) = (data[row] - mean) * scale, and what is wrong with it: 2 index, 4 not finite. A tile
 // has kRows rows. Without indices `data` is a Buffer's own rows, only looked at where out is
 // absent.
 struct GatherStage {
@@ -111,7 +111,7 @@ struct GatherStage {
   Buffer bad;   // int32 (tiles,)
   Buffer data;  // of `type`; with indices its strides are 0
   Rows rows;
-  const float *scale, *shift;  // (F,), or null
+  const float *mean, *scale;  // (F,), or both null
   Type type;
   int32_t F;
 };

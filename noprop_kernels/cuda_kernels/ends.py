@@ -19,12 +19,12 @@ def gather(walk: Walk, item: Stage) -> list[Fields]:
             "out": walk.at[name],
             "data": (value.data.data_ptr(), 0, 0, 0),
             "rows": buffers.rows_of(value),
+            "mean": address(value.mean),
             "scale": address(value.scale),
-            "shift": address(value.shift),
             "type": TYPES[value.data.dtype],
         }
     else:
-        nothing = dict.fromkeys(("out", "rows", "scale", "shift"))
+        nothing = dict.fromkeys(("out", "rows", "mean", "scale"))
         fields |= {"data": walk.at[name], "type": TYPES[value.dtype], **nothing}
     return [stage("gather", shapes.row_tiles(walk.B), **fields)]
 

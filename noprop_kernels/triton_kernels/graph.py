@@ -31,7 +31,7 @@ GRAPHS = 16  # kept of an object
 FRESH = {
     "Noise": ("seeds", "draw", "block"),
     "Mix": ("signal", "noise", "weight"),
-    "Gather": ("indices", "replica", "scale", "shift"),
+    "Gather": ("indices", "replica", "mean", "scale"),
     "Rule": ("lr", "weight_decay"),
     "TrainOut": ("loss", "applied"),
     "TrainCall": ("y",),

@@ -40,13 +40,13 @@ def gather(walk: Walk, stage: Stage, k: int) -> None:
     value, F = walk.inputs[name], walk.slices.plan.widths[name]
     if isinstance(value, Gather):
         data, indices, rows = (value.data,), value.indices, len(value.data)
-        scale, shift, out = value.scale, value.shift, walk.at[name]
+        mean, scale, out = value.mean, value.scale, walk.at[name]
     else:
         data = (walk.at[name], int(differs(walk.at[name], 0)))
-        indices, rows, scale, shift, out = None, 0, None, None, None
+        indices, rows, mean, scale, out = None, 0, None, None, None
     walk.launch(
-        noise.gather_kernel, stage, out, walk.at.get(f"bad:{name}"), data, indices, rows, scale,
-        shift, k, walk.B, F=F, ROWS=ROWS, BLOCK_F=power_of_2(F, 16, 256),
+        noise.gather_kernel, stage, out, walk.at.get(f"bad:{name}"), data, indices, rows, mean,
+        scale, k, walk.B, F=F, ROWS=ROWS, BLOCK_F=power_of_2(F, 16, 256),
     )  # fmt: skip
 
 

@@ -231,8 +231,8 @@ def gather_kernel(
     data,  # (pointer,), or without indices (pointer, whether replicas differ)
     indices_ptr,  # (K, R, B), or None
     rows,  # of the data set
+    mean_ptr,  # (F,), or None
     scale_ptr,  # (F,), or None
-    shift_ptr,  # (F,), or None
     k,
     B,
     F: tl.constexpr,
@@ -240,7 +240,7 @@ def gather_kernel(
     BLOCK_F: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """x = data[indices] * scale + shift of some rows of a replica."""
+    """x = (data[indices] - mean) * scale of some rows of a replica."""
     begin(PDL)
     r = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -259,9 +259,8 @@ def gather_kernel(
         inside = real[:, None] & (column < F)[None, :]
         x = tl.load(source[:, None] + column[None, :], mask=inside, other=0).to(tl.float32)
         if scale_ptr is not None:
-            x *= tl.load(scale_ptr + column, mask=column < F, other=0.0)[None, :]
-        if shift_ptr is not None:
-            x += tl.load(shift_ptr + column, mask=column < F, other=0.0)[None, :]
+            mean = tl.load(mean_ptr + column, mask=column < F, other=0.0)
+            x = (x - mean[None, :]) * tl.load(scale_ptr + column, mask=column < F, other=0.0)[None]
         if bad_ptr is not None:
             bad = bad | tl.max(tl.where(tl.abs(x) < float("inf"), 0, 4), 1)
         if out_ptr is not None:

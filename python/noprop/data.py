@@ -23,6 +23,7 @@ from .download import (
     fetch_files,
 )
 from .errors import InputError, train_extra
+from .inputs import InputFormat
 
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 DIGITS_TEST_FRACTION = 0.2
@@ -75,7 +76,9 @@ def _digits() -> Dataset:
     x = torch.from_numpy(pixels).to(torch.uint8)  # whole numbers, kept in float64 there
     y = torch.from_numpy(labels).long()
     train, test = hold_out(len(x), DIGITS_TEST_FRACTION)
-    return Dataset("digits", x[train], y[train], x[test], y[test], classes=10)
+    inputs = InputFormat((8, 8), "bytes")
+    split = "a fifth of all, always the same"
+    return Dataset("digits", x[train], y[train], x[test], y[test], 10, inputs, test=split)
 
 
 def _idx(name: str, folder: Path, sources: tuple[Source, ...], say: Say) -> Dataset:
@@ -83,7 +86,8 @@ def _idx(name: str, folder: Path, sources: tuple[Source, ...], say: Say) -> Data
     fetch_files(missing, folder, say)
     x, y = idx.read_split(folder, "train")
     x_test, y_test = idx.read_split(folder, "t10k")
-    return Dataset(name, x, y, x_test, y_test, classes=10)
+    inputs = InputFormat(tuple(x.shape[1:]), "bytes")
+    return Dataset(name, x.flatten(1), y, x_test.flatten(1), y_test, 10, inputs)
 
 
 def _cifar(
@@ -101,4 +105,4 @@ def _cifar(
         fetch_archive(source, folder, missing, say)
     x, y = cifar.read_split(folder, train, labels)
     x_test, y_test = cifar.read_split(folder, test, labels)
-    return Dataset(name, x, y, x_test, y_test, classes, channels=cifar.CHANNELS)
+    return Dataset(name, x, y, x_test, y_test, classes, InputFormat((3, 32, 32), "bytes"))

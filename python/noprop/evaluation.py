@@ -12,6 +12,7 @@ from torch import Tensor
 
 from noprop_kernels import noise
 
+from .inputs import Array
 from .model import Model, in_parts
 
 SAMPLES = 5  # the paper's runs of inference
@@ -81,7 +82,7 @@ def evaluate(
     Raises:
         ValueError: samples is below 1, there are no rows, or an argument does not fit.
     """
-    x = model.rows(x)
+    x = model.format_of(x).array(x, "evaluate")
     if samples < 1 or len(x) == 0 or len(x) != len(y):
         raise ValueError(
             f"evaluate: samples must be at least 1 and x and y have the same rows, at least 1, got "
@@ -116,12 +117,12 @@ def evaluate(
 
 
 def _count(
-    model: Model, x: Tensor, y: Tensor, samples: int, seed: int | None, first_row: int
+    model: Model, x: Array, y: Tensor, samples: int, seed: int | None, first_row: int
 ) -> dict[str, Tensor]:
     """Right answers among the rows, by name: of the answer (), of the blocks in its chain (T,) and
     alone (S, T); of the head and of the last block before it (S,).
     """
-    blocks, features = model.blocks, model.encode(x)
+    blocks, features = model.blocks, model.features(x, first_row)
     y = y.to(features.device)
 
     def right(logits: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A model's inference as one torch.fx graph of torch's own parts, which runs without this library.
 
-    h = encoder(x * scale + shift);  z = 0
+    h = encoder((x - mean) * scale);  z = 0
     z = a_t softmax(block_t(h, z)) @ W_embed + b_t z     for t = 1..T (eq. 3 without noise)
     labels = argmax over y of sqrt(alpha_bar_T) <u_y, z> - alpha_bar_T |u_y|^2 / 2
     probs = softmax(block_T's logits)
@@ -10,14 +10,15 @@ graph and no class, since a class is unpickled from its package, which need not 
 """
 
 import copy
-from operator import add, mul
+from operator import add, mul, sub
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from noprop_kernels import modules
-from noprop_kernels.batches import scale_and_shift
+
+from .normalisation import Normalisation
 
 if TYPE_CHECKING:
     from .model import Model
@@ -42,16 +43,18 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
         return graph.get_attr(name)
 
     x = graph.placeholder("x")
-    # the kind of x picks its scale, so that bytes and floats are taken as `predict` takes them; by
-    # torch.select, since unpickling traces the graph, and only torch's functions take a proxy
-    scale, shift = scales(model)
-    kind = graph.call_function(mul, (graph.call_method("is_floating_point", (x,)), 1))
-    chosen = graph.call_function(torch.select, (buffer("scale", scale), 0, kind))
-    h = graph.call_method("flatten", (graph.call_method("float", (x,)), 1))
-    h = graph.call_method("unflatten", (h, 1, (len(shift), -1)))
-    h = graph.call_function(mul, (h, chosen))
-    h = graph.call_function(add, (h, buffer("shift", shift)))
-    h = graph.call_method("flatten", (h, 1))
+    mean, scale = (buffer(*item) for item in affine(model).items())
+    if model.inputs is None:
+        # of a model that saw no data, x's type tells whether x is bytes, as in `predict`; by
+        # torch.select, since unpickling traces the graph, and only torch's functions take a proxy
+        kind = graph.call_function(mul, (graph.call_method("is_floating_point", (x,)), 1))
+        mean, scale = (graph.call_function(torch.select, (v, 0, kind)) for v in (mean, scale))
+    wide = model.inputs is not None and model.inputs.kind == "numbers"
+    channels = root["mean"].shape[-2]
+    h = graph.call_method("flatten", (graph.call_method("double" if wide else "float", (x,)), 1))
+    h = graph.call_method("unflatten", (h, 1, (channels, -1)))
+    h = graph.call_function(mul, (graph.call_function(sub, (h, mean)), scale))
+    h = graph.call_method("float", (graph.call_method("flatten", (h, 1)),))
     if model.encoder is not None:
         h = part("encoder", copy.deepcopy(model.encoder), h)
 
@@ -86,14 +89,15 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     return fx.GraphModule(root, graph, class_name="Classifier").eval().requires_grad_(False)
 
 
-def scales(model: "Model") -> tuple[Tensor, Tensor]:
-    """The scale of bytes and that of floats, (2, channels, 1), and the shift, (channels, 1)."""
-    mean, std = model.normalize or (torch.zeros(1), torch.ones(1))
-    made = [
-        scale_and_shift("to_module", (mean, std), torch.empty(0, len(mean), dtype=kind))
-        for kind in (torch.uint8, torch.float32)
-    ]
-    scale, shift = (
-        torch.stack(values)[..., None].to(model.device) for values in zip(*made, strict=True)
-    )
-    return scale, shift[0]
+def affine(model: "Model") -> dict[str, Tensor]:
+    """Mean and scale (channels, 1); of a model that saw no data (2, channels, 1), bytes' first."""
+    normalisation = Normalisation.of(model.normalize)
+    kinds = {"bytes": torch.uint8, "numbers": torch.float64}
+    wanted = [*kinds.values()] if model.inputs is None else [kinds[model.inputs.kind]]
+    made = [normalisation.mean_and_scale(kind, len(normalisation.mean)) for kind in wanted]
+    if len(made) == 1:
+        mean, scale = (value[:, None] for value in made[0])
+    else:
+        pairs = zip(*made, strict=True)
+        mean, scale = (torch.stack([v.float() for v in pair])[..., None] for pair in pairs)
+    return {"mean": mean.to(model.device), "scale": scale.to(model.device)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,26 +11,17 @@ from torch.nn.parameter import is_lazy
 
 import noprop_kernels as nk
 from noprop_kernels import functional
-from noprop_kernels.batches import scale_and_shift
-from noprop_kernels.check import check_positive, check_tensor
+from noprop_kernels.check import check_positive
 
 from . import checkpoint, description, export
 from .description import Json, field
 from .errors import InputError
+from .inputs import Array, InputFormat
+from .normalisation import Normalisation
 
 Normalize = tuple[Tensor, Tensor]
 SAMPLER = {"kind": "ancestral", "equation": "arXiv:2503.24322v2, eq. 3", "from": "N(0, I)"}
 ROWS_AT_ONCE = 1024
-
-
-class InputFormat(Protocol):
-    """What one row of x was when the model was trained."""
-
-    def rows(self, x: Any) -> Tensor:
-        """(B, F) uint8 or float32 of what people have; ValueError where it does not fit."""
-        ...
-
-    def to_json(self) -> Json: ...
 
 
 @dataclass(frozen=True)
@@ -78,10 +69,10 @@ class Model:
             beside the blocks. No answer depends on it.
         encoder: None, or a module from normalised x (B, F) to features (B, F'), which is used as
             it is: `fit` trains what comes after it.
-        normalize: mean and std of x, each (channels,) float32, where x is made of that many equal
-            runs of features; None until `fit` measures them.
-        classes: names of the classes 0..M-1; None: their numbers.
-        inputs: what a row of x is, for whatever `predict` is given; None: x is (B, F) as it is.
+        normalize: mean and std of x, each (channels,), where x is made of that many equal runs of
+            features; None until `fit` measures them.
+        classes: names of the M classes, in their order; None until `fit` sees labels.
+        inputs: what a row of x is; None until `fit` sees one.
 
     Raises:
         ValueError: blocks are missing, or head or classes do not fit them.
@@ -108,15 +99,14 @@ class Model:
             raise ValueError(
                 f"Model: head must be for D, M = {blocks.D}, {blocks.M}, got {head.D}, {head.M}"
             )
-        names = range(blocks.M) if classes is None else classes
-        self.classes_ = tuple(map(str, names))
-        if not len(set(self.classes_)) == len(self.classes_) == blocks.M:
+        self.blocks, self.head, self.encoder, self.normalize = blocks, head, encoder, normalize
+        self.classes_ = None if classes is None else tuple(classes)
+        self.inputs = inputs
+        if classes is not None and not len(set(classes)) == len(classes) == blocks.M:
             raise ValueError(
-                f"Model: classes must be {blocks.M} different names, got "
-                f"{len(set(self.classes_))} in {len(self.classes_)}"
+                f"Model: classes must be {blocks.M} different names, got {len(set(classes))} in "
+                f"{len(classes)}"
             )
-        self.blocks, self.head, self.encoder = blocks, head, encoder
-        self.normalize, self.inputs = normalize, inputs
 
     @property
     def device(self) -> torch.device:
@@ -169,36 +159,21 @@ class Model:
         """Parameters of all blocks, and of the head if there is one."""
         return sum(p.numel() for part in self.learners.values() for p in part.parameters())
 
-    def features(self, x: Any) -> Tensor:
+    def features(self, x: Any, first_row: int = 0) -> Tensor:
         """What the blocks read of x: normalised, then through the encoder if there is one.
 
         Args:
-            x: what `inputs` takes, or (B, F) uint8, counted as x / 255, or float32.
+            x: rows as `predict` takes them.
+            first_row: the number that errors give to the first row.
 
         Returns:
             (B, F') float32 on the model's device.
 
         Raises:
-            ValueError: x does not fit.
+            InputError: x does not fit.
         """
-        return self.encode(self.rows(x))
-
-    def rows(self, x: Any) -> Tensor:
-        """x as (B, F) uint8 or float32. Arguments and errors as `features`."""
-        if self.inputs is not None:
-            return self.inputs.rows(x)
-        width = None if self.encoder is not None else self.blocks.plan.widths.get("x")
-        return check_tensor(
-            "predict", "x", x, shape=(None, width), dtype=(torch.uint8, torch.float32)
-        )
-
-    def encode(self, x: Tensor) -> Tensor:
-        """`features` of what `rows` returned."""
-        x = x.to(self.device)
-        scale, shift = scale_and_shift("predict", self.normalize, x)
-        x = x.float()
-        if scale is not None and shift is not None:
-            x = x * scale + shift
+        x = self.format_of(x).rows(x, "predict", first_row=first_row)
+        x = Normalisation.of(self.normalize).apply(x).to(self.device)
         if self.encoder is None:
             return x
         was_training = self.encoder.training
@@ -210,32 +185,38 @@ class Model:
             self.encoder.train(was_training)
         return torch.cat(parts)
 
+    def format_of(self, x: Any) -> InputFormat:
+        """What a row of x is: as in training, or, before it, as x itself is."""
+        return self.inputs or InputFormat.of(x, "predict")
+
     def predict(self, x: Any) -> Answer:
         """Classes of x by the chain without noise; no label is asked for, and nothing is random.
 
         The chain with noise is `predict_paper`, or `blocks.predict(noise=True)` for its z_t.
 
         Args:
-            x: B rows, any number of them, as in `features`: how they are batched, and where a row
-                stands, changes no result.
+            x: (B, F) or of the shape that training took: a tensor, an array, a table of pandas or
+                lists, of any B. How rows are batched, and where one stands, changes no result.
+                Values count, not types: to a model that was trained on uint8 every number is a
+                byte 0..255.
 
         Raises:
             ValueError: x does not fit.
         """
-        blocks, rows = self.blocks, self.rows(x)
+        blocks, rows = self.blocks, self.format_of(x).array(x)
         logits = torch.empty(len(rows), blocks.M, device=self.device)
         scores = torch.empty_like(logits)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
-            chain = blocks.predict(self.encode(part), noise=False)
+            chain = blocks.predict(self.features(part, first), noise=False)
             last = first + len(part)
             logits[first:last], scores[first:last] = chain.logits[0, 0], self.scores(chain.z[0, 0])
-        return Answer(scores, logits, self.classes_)
+        return Answer(scores, logits, self.classes_ or tuple(map(str, range(blocks.M))))
 
     def predict_paper(self, x: Any, samples: int = 5, seed: int | None = None) -> Tensor:
         """The head's logits of z_T by the paper's protocol: noise in every step, S times.
 
         Args:
-            x: B rows, as in `features`. The noise of a row is a function of its place among them.
+            x: B rows, as in `predict`. The noise of a row is a function of its place among them.
             samples: S, how often the chain is drawn.
             seed: of the draws; None is the model's own.
 
@@ -247,11 +228,11 @@ class Model:
         """
         self._head("predict_paper")
         check_positive("predict_paper", "samples", samples)
-        rows = self.rows(x)
+        rows = self.format_of(x).array(x)
         logits = torch.empty(samples, len(rows), self.blocks.M, device=self.device)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = self.blocks.predict(
-                self.encode(part), samples=samples, seed=seed, first_row=first
+                self.features(part, first), samples=samples, seed=seed, first_row=first
             )
             logits[:, first : first + len(part)] = self.read(chain.z[:, 0])
         return logits
@@ -323,7 +304,9 @@ class Model:
                 "sampler": SAMPLER,
                 "normalisation": None
                 if self.normalize is None
-                else {"mean": self.normalize[0].tolist(), "std": self.normalize[1].tolist()},
+                else Normalisation.of(self.normalize).to_json(),
+                "inputs": None if self.inputs is None else self.inputs.to_json(),
+                "class_names": None if self.classes_ is None else list(self.classes_),
                 "encoder": self.encoder is not None,
                 "head": self.head is not None,
                 "optimizers": {
@@ -332,7 +315,6 @@ class Model:
                 },
                 "precision": {name: part.precision for name, part in self.learners.items()},
                 "classes": self.blocks.M,
-                "class_names": list(self.classes_),
                 "embed_dim": self.blocks.D,
             },
             "versions": self.versions(),
@@ -362,7 +344,7 @@ class Model:
         return checkpoint.versions(self.blocks)
 
 
-def in_parts(x: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+def in_parts(x: Array, rows: int) -> Iterator[tuple[int, Array]]:
     """(first_row, rows of x) for each part of at most `rows` rows."""
     return ((start, x[start : start + rows]) for start in range(0, len(x), rows))
 
@@ -370,9 +352,9 @@ def in_parts(x: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
 def _savable(name: str, value: Any) -> Tensor:
     """`value` of a state_dict, if a checkpoint can hold it and load_state_dict take it back."""
     plain = isinstance(value, Tensor) and not is_lazy(value)
-    if not plain or value.layout != torch.strided or value.is_quantized or value.is_meta:
+    if not plain or value.layout != torch.strided or value.is_quantized:
         raise ValueError(
-            f"save: {name} must be a dense tensor with values, which a checkpoint can hold, got "
+            f"save: {name} must be a dense tensor, which a checkpoint can hold, got "
             f"{type(value).__name__}"
         )
     return value
@@ -417,7 +399,8 @@ def from_checkpoint(
             raise InputError(f"a saved model must have the blocks 1..{goal.T}, in this order")
         if "normalisation" not in record:
             raise InputError("a saved model must carry its normalisation, got nothing")
-        normal = record["normalisation"]
+        normal, inputs = record["normalisation"], record.get("inputs")
+        names = record.get("class_names")  # which models did not carry at first
         embedding = tensors.get("blocks.W_embed")
         blocks = nk.DenoisingBlocks(
             plan,
@@ -448,11 +431,14 @@ def from_checkpoint(
             encoder.load_state_dict(_part(tensors, "encoder."))
         elif encoder is not None:
             raise InputError("this model was saved without an encoder: give none")
-        normalize = (
-            None if normal is None else (torch.tensor(normal["mean"]), torch.tensor(normal["std"]))
+        return Model(
+            blocks,
+            head,
+            encoder,
+            normalize=None if normal is None else Normalisation.from_json(normal),
+            classes=names,
+            inputs=None if inputs is None else InputFormat.from_json(inputs),
         )
-        classes = record.get("class_names")  # which models did not carry at first
-        return Model(blocks, head, encoder, normalize=normalize, classes=classes)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -16,11 +16,11 @@ import noprop_kernels as nk
 
 from . import checkpoint, metrics
 from .data import Dataset, hold_out
-from .datasets.dataset import statistics
 from .description import Json, field
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .model import Model, from_checkpoint
+from .normalisation import statistics
 from .training import Epoch, Progress, fit
 
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
@@ -96,7 +96,13 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
     }
     blocks = nk.DenoisingBlocks(plan, goal, **shared)
     head = nk.OutputHead(data.classes, data.classes, goal=goal, **shared)
-    return Model(blocks, head, normalize=statistics(split.x, data.channels))
+    return Model(
+        blocks,
+        head,
+        normalize=statistics(split.x, data.channels),
+        classes=data.class_names,
+        inputs=data.inputs,
+    )
 
 
 @dataclass

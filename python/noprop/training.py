@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop_kernels import noise
-from noprop_kernels.check import check_tensor
 from noprop_kernels.optimizers import Optimizer
 
-from .datasets.dataset import statistics
-from .model import Model, Normalize
+from .feeding import Feed, feed_of
+from .model import Model
 
 LR_SCHEDULES = ("constant", "cosine")
 NONFINITE = ("stop", "skip")
@@ -174,8 +172,8 @@ class Pace:
 
 def fit(
     model: Model,
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any = None,
     *,
     epochs: int = 10,
     batch_size: int = 128,
@@ -197,11 +195,17 @@ def fit(
     that fits it.
 
     Args:
-        model: trained in place; without a normalisation it gets one mean and deviation of all of x.
-        x: (rows, F) uint8, counted as x / 255, or float32.
-        y: (rows,) int64 labels.
+        model: trained in place. Where it has none, it gets the format of x, the classes' names, and
+            a normalisation: a mean and a deviation of each column of a table, or channel of images.
+        x: (rows, F), (rows, H, W) or (rows, C, H, W): a tensor, an array of numpy, also one in a
+            file, a table of pandas, or lists. uint8 counts as x / 255, all else as it is. Or a data
+            set or a loader of torch that gives pairs (x, y), which is read once for what the model
+            does not know yet, then once an epoch.
+        y: (rows,) or (rows, 1) whole numbers, texts or truth values, or (rows, C) one-hot; whole
+            numbers below the model's M are the classes of those numbers, others are numbered in
+            sorted order.
         epochs: to be complete in the end, those of `progress` included.
-        batch_size: B; a short last batch is a step of its own.
+        batch_size: B, unless a loader has its own; a short last batch is a step of its own.
         seed: of the order of the rows; the model has its own.
         lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
             to 0 over all `epochs`.
@@ -229,27 +233,19 @@ def fit(
         raise ValueError(f"fit: lr_schedule must be one of {LR_SCHEDULES}, got {lr_schedule!r}")
     if nonfinite not in NONFINITE:
         raise ValueError(f"fit: nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
-    _check_data(model, x, y)
-    if model.normalize is None:
-        mean, std = statistics(x)
-        model.normalize = mean.cpu(), std.cpu()
-    device = model.blocks.device
-    X, normalize = x, model.normalize
-    if model.encoder is not None:
-        X, normalize = model.features(x), None
+    feed = feed_of(model, x, y, batch_size)
     model.tensors()  # raises now, and not after the training, what could not be saved
-    X, Y = _placed(X, y, device)
-    loop = _Loop(model, X, Y, normalize, batch_size, epochs, lr_schedule)
+    loop = _Loop(model, feed, feed.batch_size or batch_size, epochs, lr_schedule)
     progress = progress if progress is not None else Progress()
     if loop.batches.left_out and progress.epoch < epochs:
         say(
-            f"{len(x)} rows in batches of {batch_size} leave a last one of 1 row, and batch norm "
-            "needs 2: each epoch leaves out another row"
+            f"{feed.rows} rows in batches of {loop.batches.size} leave a last one of 1 row, and "
+            "batch norm needs 2: each epoch leaves out another row"
         )
 
     while progress.epoch < epochs:
         started = CLOCK()
-        order = noise.permutation(seed, progress.epoch, len(x)).to(device)
+        order = feed.order(seed, progress.epoch)
         while not loop.complete(progress):
             if stop():
                 return progress
@@ -271,30 +267,6 @@ def fit(
     return progress
 
 
-def _placed(X: Tensor, y: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The data where they are trained on, from the first step to the last."""
-    try:
-        return X.to(device), y.to(device)
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(
-            f"fit: no memory on {device} for the {X.nbytes + y.nbytes:,} bytes of the data, which "
-            "stay there while they are trained on; train on the CPU instead"
-        ) from error
-
-
-def _check_data(model: Model, x: Tensor, y: Tensor) -> None:
-    width = None if model.encoder is not None else model.blocks.plan.widths.get("x")
-    check_tensor("fit", "x", x, shape=(None, width), dtype=(torch.uint8, torch.float32))
-    check_tensor("fit", "y", y, shape=(len(x),), dtype=(torch.int64,))
-    if len(x) == 0:
-        raise ValueError("fit: x must have at least 1 row, got 0")
-    low, high = y.aminmax()
-    if low < 0 or high >= model.blocks.M:
-        raise ValueError(
-            f"fit: y must be in 0..{model.blocks.M - 1}, got {int(low)} to {int(high)}"
-        )
-
-
 class _Loop:
     """One call to the blocks or the head, where `progress` stands; returns its samples.
 
@@ -306,16 +278,14 @@ class _Loop:
     def __init__(
         self,
         model: Model,
-        X: Tensor,
-        Y: Tensor,
-        normalize: Normalize | None,
+        feed: Feed,
         batch_size: int,
         epochs: int,
         lr_schedule: str,
     ) -> None:
-        self.model, self.X, self.Y, self.normalize = model, X, Y, normalize
+        self.model, self.feed = model, feed
         self.epochs, self.lr_schedule = epochs, lr_schedule
-        self.batches = Batches(len(X), batch_size, model.blocks.plan.has_norm())
+        self.batches = Batches(feed.rows, batch_size, model.blocks.plan.has_norm())
         self.steps = self.batches.steps
         self.block_pace, self.head_pace = Pace(), Pace()
         self.trouble: str | None = None
@@ -367,9 +337,7 @@ class _Loop:
             blocks.optimizer, progress.epoch, progress.block_steps, self.steps, len(indices)
         )
         with self.block_pace.measure(len(indices)):
-            losses = blocks.train_steps(
-                self.X, self.Y, indices, lr=lr, normalize=self.normalize
-            ).cpu()  # (K, T)
+            losses = blocks.train_steps(**self.feed.take(indices), lr=lr).cpu()  # (K, T)
         names = [f"block {t}" for t in blocks.held]
         sums, skipped = self.account(losses, B, progress.epoch, progress.block_steps, names)
         progress.loss_sum = _added(progress.loss_sum, sums)
@@ -386,7 +354,7 @@ class _Loop:
             head.optimizer, progress.epoch, progress.head_steps, self.steps * T, len(indices)
         )
         with self.head_pace.measure(len(indices)):
-            losses = head.train_steps(self.Y, indices, block + 1, lr=lr).cpu()  # (K, 1)
+            losses = head.train_steps(self.feed.Y, indices, block + 1, lr=lr).cpu()  # (K, 1)
         sums, skipped = self.account(losses, indices.shape[1], progress.epoch, step, ["the head"])
         progress.head_loss_sum += sums[0]
         progress.head_skipped += skipped[0]

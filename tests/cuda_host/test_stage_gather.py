@@ -30,7 +30,7 @@ def test_gather(stages, B: int, F: int, offset: int, dtype: torch.dtype, scaled:
     data = make_data(rows, F, dtype, offset)
     indices = torch.randint(rows, (K, R, B), generator=generator)
     replica = torch.tensor([0, 1, 1])
-    scale, shift = torch.rand(2, F, generator=generator) - 0.5
+    mean, scale = torch.rand(2, F, generator=generator) - 0.5
     out = torch.full((K, n, B, F), torch.nan)
     bad = torch.full((K, n, -(-B // 16)), -1, dtype=torch.int32)
     fields = {
@@ -41,12 +41,12 @@ def test_gather(stages, B: int, F: int, offset: int, dtype: torch.dtype, scaled:
         "type": ENUMS["Type"][TYPES[dtype]],
         "F": F,
     }
-    fields |= {"scale": scale, "shift": shift} if scaled else {}
+    fields |= {"mean": mean, "scale": scale} if scaled else {}
     for seed in range(4):
         out.fill_(torch.nan)
         run(stages, B, n, K, fields, seed)
         x = data[indices[:, replica]].float()
-        assert torch.equal(out, x * scale + shift if scaled else x)
+        assert torch.equal(out, (x - mean) * scale if scaled else x)
         assert not bad.any()
 
 

@@ -65,9 +65,9 @@ def test_digits_are_learned_in_a_few_epochs():
 
 
 SCHEMA = {
-    **dict.fromkeys(["test_accuracy", "test_accuracy_std", "accuracy_last_block"], float),
-    **dict.fromkeys(["accuracy_no_last_noise", "accuracy_no_noise"], float),
-    **dict.fromkeys(["accuracy_per_block", "accuracy_per_block_no_noise", "accuracy_alone"], list),
+    **dict.fromkeys(["test_accuracy", "accuracy_last_block", "paper_accuracy"], float),
+    **dict.fromkeys(["paper_accuracy_std", "paper_accuracy_last_block"], float),
+    **dict.fromkeys(["accuracy_per_block", "accuracy_alone"], list),
     **dict.fromkeys(["train_seconds", "eval_seconds", "samples_per_second"], float),
     **dict.fromkeys(["lr", "weight_decay", "eta", "val_fraction"], float),
     **dict.fromkeys(["parameters", "parameters_per_block", "epochs", "seed", "T", "hidden"], int),
@@ -128,7 +128,7 @@ def test_eval_and_info_change_nothing(run, tmp_path):
     before = tree(tmp_path)
     saved = checkpoint.load_content(run)["training"]["result"]
     told = json.loads(call("eval", run, "--json").stdout)
-    for name in ("test_accuracy", "accuracy_per_block", "accuracy_alone", "accuracy_no_noise"):
+    for name in ("test_accuracy", "accuracy_per_block", "accuracy_alone", "paper_accuracy"):
         assert told[name] == saved[name]
     assert json.loads(call("eval", run, "--samples", 2, "--json").stdout)["samples"] == 2
     text = call("info", run).stdout

@@ -313,7 +313,7 @@ def test_rows_of_an_answer_go_to_the_device_part_by_part(stub, toy, new_model, m
         return predict(x, **options)
 
     monkeypatch.setattr(model.blocks, "predict", watch)
-    assert model.predict(toy[0], samples=2).logits.shape == (2, 130, 3)
+    assert model.predict_paper(toy[0], samples=2).shape == (2, 130, 3)
     assert rows == [(50, "meta"), (50, "meta"), (30, "meta")]
     for path, tensor in tensors_of(stub.call):
         assert tensor.device.type == "meta", path

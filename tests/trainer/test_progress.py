@@ -11,7 +11,7 @@ from rich.console import Console
 from noprop import progress
 from noprop.training import Epoch
 
-EPOCHS = [Epoch(i, [0.5, 0.25], 0.1, 2.0, 1234.5) for i in (1, 2, 3)]
+EPOCHS = [Epoch(i, [0.5, 0.25], [0.1, 0.2], 0.1, 1e-3, [0, 0], 2.0, 1234.5) for i in (1, 2, 3)]
 
 
 def shown(terminal: bool) -> str:

@@ -1,12 +1,15 @@
 """A data set in memory: flattened rows and labels, for training and for the one test at the end."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..inputs import InputFormat
+from ..labels import shown
 
 
 @dataclass(frozen=True)
@@ -15,10 +18,12 @@ class Dataset:
 
     Args:
         name: what the data are called.
-        x, x_test: (rows, F) uint8 or float32, contiguous, channel-major.
+        x, x_test: (rows, F) uint8, float32 or float64, contiguous, channel-major.
         y, y_test: (rows,) int64 in 0..classes - 1.
         classes: number of classes.
-        channels: the F features are this many equal runs, each with one mean and deviation.
+        inputs: what one row of x is; by default F bytes or F columns of numbers.
+        class_names: of the classes, in their order; by default their numbers.
+        test: how the test rows came about.
 
     Raises:
         InputError: sizes do not fit, a label is out of range, or x is not finite.
@@ -30,9 +35,15 @@ class Dataset:
     x_test: Tensor
     y_test: Tensor
     classes: int
-    channels: int = 1
+    inputs: InputFormat = None  # type: ignore[assignment]  # made below
+    class_names: tuple[str, ...] = ()
+    test: str = "as published"
 
     def __post_init__(self) -> None:
+        inputs = self.inputs or InputFormat.of(self.x)
+        object.__setattr__(self, "inputs", inputs)
+        if not self.class_names:
+            object.__setattr__(self, "class_names", tuple(map(str, range(self.classes))))
         for part, x, y in (("training", self.x, self.y), ("test", self.x_test, self.y_test)):
             if len(x) != len(y) or len(x) == 0:
                 raise InputError(f"{self.name}: {len(x)} {part} rows with {len(y)} labels")
@@ -53,35 +64,45 @@ class Dataset:
     def features(self) -> int:
         return self.x.shape[1]
 
+    @property
+    def channels(self) -> int:
+        """The F features are this many equal runs, each with one mean and deviation."""
+        return self.inputs.channels
+
     def fingerprint(self) -> str:
-        """SHA-256 of the training rows and labels: a run goes on with its own data."""
-        digest = hashlib.sha256(f"{tuple(self.x.shape)} {self.x.dtype}".encode())
-        digest.update(self.x.numpy().data)
+        """SHA-256 of the training rows, labels and classes: a run goes on with its own data."""
+        return self._digest(self.x)
+
+    def matches(self, fingerprint: str) -> bool:
+        """Whether a fingerprint is of these data.
+
+        Runs before this version trained on float32, whatever the data were, and knew no names.
+        """
+        if fingerprint == self.fingerprint():
+            return True
+        return self.x.dtype == torch.float64 and fingerprint == self._digest(self.x.float())
+
+    def _digest(self, x: Tensor) -> str:
+        digest = hashlib.sha256(f"{tuple(x.shape)} {x.dtype}".encode())
+        digest.update(x.numpy().data)
         digest.update(self.y.numpy().data)
+        if self.class_names != tuple(map(str, range(self.classes))):
+            digest.update(json.dumps(self.class_names).encode())
         return digest.hexdigest()
 
-
-def statistics(x: Tensor, channels: int = 1) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel, where uint8 counts as x / 255.
-
-    Args:
-        x: (rows, F) uint8 or float32; F a multiple of `channels`.
-
-    Returns:
-        mean, std: (channels,) float32; std is 1 where a channel is constant.
-    """
-    runs = x.reshape(len(x), channels, -1)
-    if x.dtype == torch.uint8:
-        # 256 counts hold all that the moments need, and spare a floating-point copy
-        value = torch.arange(256, dtype=torch.float64, device=x.device) / 255
-        counts = torch.stack(
-            [torch.bincount(runs[:, c].flatten(), minlength=256) for c in range(channels)]
-        ).double()  # (channels, 256)
-        rows = counts.sum(1, keepdim=True)
-        mean = (counts * value).sum(1, keepdim=True) / rows
-        std = ((counts * (value - mean) ** 2).sum(1, keepdim=True) / rows).sqrt()
-        mean, std = mean[:, 0], std[:, 0]
-    else:
-        std, mean = torch.std_mean(runs.double(), dim=(0, 2), correction=0)
-    std = torch.where(std > 0, std, 1.0)
-    return mean.float(), std.float()
+    def describe(self) -> str:
+        """One line: rows, features, classes with their counts, normalisation, and the test rows."""
+        counts = torch.bincount(self.y, minlength=self.classes).tolist()
+        pairs = [f"{name} ({n:,})" for name, n in zip(self.class_names, counts, strict=True)]
+        what, sizes = self.inputs.kind, " x ".join(map(str, self.inputs.shape))
+        if len(self.inputs.shape) == 1:
+            of, per = f"{self.features:,} features", "each column"
+        else:
+            of, per = f"{sizes} {what}", "each channel" if self.channels > 1 else "all pixels alike"
+        if self.inputs.kind == "bytes":
+            per = "each channel" if self.channels > 1 else "all bytes alike"
+        return (
+            f"{self.name}: {len(self.x):,} training rows of {of}, {self.classes:,} classes: "
+            f"{shown(pairs)}; {per} less its mean, divided by its deviation; "
+            f"{len(self.x_test):,} test rows {self.test}"
+        )

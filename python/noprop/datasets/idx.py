@@ -52,10 +52,10 @@ def read(path: Path, dims: int) -> Tensor:
 
 
 def read_split(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
-    """Images (rows, F) uint8 and labels (rows,) int64 of a split, named train or t10k."""
+    """Images (rows, H, W) uint8 and labels (rows,) int64 of a split, named train or t10k."""
     images, labels = (
         find(folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
     )
     if images is None or labels is None:
         raise InputError(f"{folder} lacks the images or the labels of {prefix}")
-    return read(images, 3).flatten(1), read(labels, 1).long()
+    return read(images, 3), read(labels, 1).long()

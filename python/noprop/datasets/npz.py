@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..inputs import InputFormat
 from .dataset import Dataset
 from .split import hold_out
 
@@ -61,7 +62,7 @@ def read(path: Path) -> Dataset:
         x_test=x_test,
         y_test=y_test,
         classes=max(2, int(y.max()) + 1, int(y_test.max()) + 1),
-        channels=_channels(arrays["x"]),
+        inputs=InputFormat.of(arrays["x"]),
     )
 
 
@@ -82,9 +83,3 @@ def _labels(path: Path, name: str, array: np.ndarray) -> Tensor:
             f"{path}: {name} must be (rows,) integers, got {array.shape} {array.dtype}"
         )
     return torch.from_numpy(array.astype(np.int64))
-
-
-def _channels(x: np.ndarray) -> int:
-    if x.ndim == 4:
-        return x.shape[1]
-    return x.shape[1] if x.ndim == 2 and x.dtype != np.uint8 else 1

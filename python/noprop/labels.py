@@ -1,0 +1,206 @@
+"""Labels of any kind as the numbers of classes, and the classes' names.
+
+A class is a whole number, a text or a truth value; classes are numbered in sorted order.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+WHOLE = 2.0**53  # beyond it a floating-point number names no one integer
+SHOWN = 10  # class names in a text
+
+
+def encode(
+    y: Any, names: Sequence[str] | None = None, op: str = "fit", name: str = "y"
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels as numbers of classes.
+
+    Args:
+        y: (rows,) or (rows, 1): whole numbers of any type, texts or truth values; or (rows, C),
+            one-hot. A tensor, an array, a series or table of pandas, or a list.
+        names: of the classes, if they are known; else the labels' own, in sorted order.
+        op, name: what errors call the function and the argument.
+
+    Returns:
+        (rows,) int64 in 0..C - 1, and the C names.
+
+    Raises:
+        InputError: a label is missing, no name of a class, or one of several in its row; the text
+            names the row.
+    """
+    values, own = _values(y, op, name)
+    found, inverse = np.unique(values, return_inverse=True)
+    texts = own or tuple(map(_text, found.tolist()))
+    if own is not None:  # one-hot: the columns, whether they occur or not
+        inverse, found = values, np.arange(len(own))
+    elif found.dtype == bool:
+        texts, inverse = ("False", "True"), values.astype(np.int64)
+    index = torch.from_numpy(inverse.astype(np.int64).reshape(-1))
+    if names is None:
+        return index, texts
+    place = {text: i for i, text in enumerate(names)}
+    for number, text in enumerate(texts):
+        if text not in place and bool((index == number).any()):
+            row = int((index == number).nonzero()[0])
+            raise InputError(
+                f"{op}: {name} must be one of the classes {shown(names)}, got {text!r} in row {row}"
+            )
+    places = torch.tensor([place.get(text, -1) for text in texts], dtype=torch.int64)
+    return places[index] if len(places) else index, tuple(names)
+
+
+def for_model(y: Any, classes: int, op: str = "fit") -> tuple[Tensor, tuple[str, ...]]:
+    """`encode` for a model of so many classes whose names are not known yet.
+
+    Whole numbers that all lie in 0..classes - 1 are the numbers of classes as they are.
+
+    Raises:
+        InputError: as `encode`, or the labels are of more or fewer classes.
+    """
+    index, names = encode(y, None, op)
+    plain = tuple(map(str, range(classes)))
+    if set(names) <= set(plain):
+        return encode(y, plain, op)
+    if len(names) != classes:
+        raise InputError(
+            f"{op}: y must be of {classes} classes, as the model is, got {len(names)}: "
+            f"{shown(names)}"
+        )
+    return index, names
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names for a text, not too many."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
+
+
+def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """(rows,) integers, bools or texts; or numbers of columns and these' names, of one-hot rows."""
+    pandas, columns = sys.modules.get("pandas"), None
+    if pandas is not None and isinstance(y, pandas.DataFrame):
+        columns = tuple(map(str, y.columns))
+        kinds = {kind for kind in y.dtypes}
+        y = y.to_numpy(None if len(kinds) == 1 else object)
+    elif pandas is not None and isinstance(y, pandas.Series | pandas.Categorical | pandas.Index):
+        y = (
+            y.to_numpy()
+            if y.dtype.kind in "biuf" and not hasattr(y.dtype, "na_value")
+            else np.asarray(y, object)
+        )
+    if isinstance(y, Tensor):
+        y = y.detach().cpu()
+        y = (y.double() if y.is_floating_point() else y).numpy()
+    try:
+        array = np.asarray(y)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{op}: {name} must be an array of labels: {error}") from error
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2:
+        return _one_hot(array, op, name), columns or tuple(map(str, range(array.shape[1])))
+    if array.ndim != 1:
+        raise InputError(
+            f"{op}: {name} must be (rows,) labels, or (rows, C) one-hot, got {array.shape}"
+        )
+    if array.dtype.kind == "O":
+        array = _plain(array, op, name)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "latin1")
+    if array.dtype.kind == "U":
+        if len(empty := np.flatnonzero(np.char.strip(array) == "")):
+            raise InputError(
+                f"{op}: {name} must have a label in every row, got none in row {empty[0]}"
+            )
+        return array, None
+    if array.dtype.kind == "f":
+        return _whole(array, op, name), None
+    if array.dtype.kind not in "biu":
+        raise InputError(f"{op}: {name} must be whole numbers, texts or bools, got {array.dtype}")
+    return array, None
+
+
+def _plain(array: np.ndarray, op: str, name: str) -> np.ndarray:
+    """Objects as integers, bools, floats or texts, whichever all of them are."""
+    for row, value in enumerate(array):
+        if (
+            value is None
+            or value != value
+            or not isinstance(value, str | bytes | bool | int | float | np.generic)
+        ):
+            missing = (
+                value is None
+                or (np.isscalar(value) and value != value)
+                or "NA" in type(value).__name__
+            )
+            got = "none" if missing else f"a {type(value).__name__}"
+            raise InputError(f"{op}: {name} must have a label in every row, got {got} in row {row}")
+    kinds = {_kind(value) for value in array}
+    if kinds == {"text"}:
+        return array.astype(str)
+    if "text" in kinds or ("bool" in kinds and len(kinds) > 1):
+        row = next(i for i, v in enumerate(array) if _kind(v) != _kind(array[0]))
+        raise InputError(
+            f"{op}: {name} must be of one kind, got {array[0]!r} in row 0 and {array[row]!r} in "
+            f"row {row}"
+        )
+    if kinds == {"bool"}:
+        return array.astype(bool)
+    return (
+        array.astype(np.float64 if "float" in kinds else np.int64)
+        if len(array)
+        else array.astype(np.int64)
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str | bytes):
+        return "text"
+    if isinstance(value, bool | np.bool_):
+        return "bool"
+    return "float" if isinstance(value, float | np.floating) else "int"
+
+
+def _whole(array: np.ndarray, op: str, name: str) -> np.ndarray:
+    """Floating-point labels that are whole numbers, as these."""
+    wrong = ~(np.isfinite(array) & (array == np.round(array)) & (np.abs(array) <= WHOLE))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        hint = (
+            ""
+            if not np.isfinite(array[row])
+            else "; numbers to be predicted are no classes: put them into ranges"
+        )
+        raise InputError(
+            f"{op}: {name} must be whole numbers, texts or bools, got {array[row]} in row "
+            f"{row}{hint}"
+        )
+    return array.astype(np.int64)
+
+
+def _one_hot(array: np.ndarray, op: str, name: str) -> np.ndarray:
+    """The column of the 1 in each row."""
+    wanted = f"{op}: {name} must be (rows,) labels, or (rows, C) with one 1 and zeros in a row"
+    if array.dtype.kind == "O":
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{wanted}, got {array.shape} of {array.dtype}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{wanted}, got {array.shape} of {array.dtype}")
+    wrong = ~(((array == 0) | (array == 1)).all(1) & ((array == 1).sum(1) == 1))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise InputError(f"{wanted}, got {shown(array[row].tolist())} in row {row}")
+    return array.argmax(1)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
