@@ -34,7 +34,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from noprop.datasets.dataset import Dataset
-from noprop.defaults import default_epochs, default_weight_decay
+from noprop.defaults import LR, default_epochs, default_weight_decay
 from noprop.model import Model
 from noprop.runs import Settings, Split, build
 from noprop.training import fit
@@ -145,7 +145,10 @@ def ours(data: Dataset, seed: int) -> Measures:
     """A network trained by the defaults."""
     rows, size = len(data.x), Settings.batch_size
     settings = Settings(
-        epochs=default_epochs(rows, size), weight_decay=default_weight_decay(rows), seed=seed
+        epochs=default_epochs(rows, size),
+        lr=LR,
+        weight_decay=default_weight_decay(rows),
+        seed=seed,
     )
     built = build(settings, data, Split.of(data, 0.0), None)
     model = Model(built.blocks, normalize=built.normalize)  # no answer needs a head

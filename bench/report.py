@@ -1,7 +1,8 @@
 """Tables from result files: `python -m bench.report FILE.jsonl ... [--readme FILE]`.
 
 They go between two markers of the README, so that its figures are never typed by hand. What each
-file of bench.run, infer, parts, scaling, neighbour, job, local, grid and memory holds gets its own table.
+file of bench.run, infer, parts, scaling, neighbour, job, local, grid and memory holds gets its own
+table.
 """
 
 import argparse
