@@ -1,7 +1,8 @@
 """Tables from result files: `python -m bench.report FILE.jsonl ... [--readme FILE]`.
 
 They go between two markers of the README, so that its figures are never typed by hand. What each
-file of bench.run, infer, parts, scaling, neighbour, job, local and memory holds gets its own table.
+file of bench.run, infer, parts, scaling, neighbour, job, local, grid and memory holds gets its own
+table.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 from .lines import Line, groups, highest_peaks, machine_of, read, rescaled, timed
 from .tables import (
     gpu_memory_rows,
+    grid_rows,
     headline,
     job_rows,
     local_rows,
@@ -42,6 +44,10 @@ SECTIONS = (
     (
         "Accuracy on the test rows by what a block is trained for (`bench.local`):",
         local_rows,
+    ),
+    (
+        "Small data, means of seeds, ours (logistic regression's) (`bench.grid`):",
+        grid_rows,
     ),
 )
 

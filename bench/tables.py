@@ -292,3 +292,23 @@ def local_rows(lines: Iterable[Line]) -> Rows:
                 (line["shape"], line["contender"] + text, *(f"{value:.2%}" for value in values))
             )
     return rows or [()]
+
+
+def grid_rows(lines: Iterable[Line]) -> Rows:
+    """Header and rows of bench.grid's lines: ours and the rival's means, and what is missed."""
+    cells: dict[str, dict[str, Line]] = {}
+    for line in timed(lines, "grid"):
+        cells.setdefault(line["shape"], {})[line["contender"]] = line
+    names = ("accuracy", "balanced_accuracy", "log_loss")
+    rows: Rows = [("data", "accuracy", "balanced accuracy", "log-loss", "seconds", "missed")]
+    for shape, found in cells.items():
+        ours, rival = found["ours"], found["logistic_regression"]
+        texts = [
+            f"{one[name]:.4f}" if name == "log_loss" else f"{one[name]:.2%}"
+            for name in names
+            for one in (ours, rival)
+        ]
+        pairs = [f"{mine} ({other})" for mine, other in zip(texts[::2], texts[1::2], strict=True)]
+        missed = ", ".join(rival["missed"]).replace("_", " ")
+        rows.append((shape, *pairs, f"{ours['seconds']:.1f}", missed))
+    return rows
