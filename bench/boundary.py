@@ -1,7 +1,7 @@
 """What a call costs beside the kernels: `train_step` and `train_steps` with K = 1 at `tiny`, paired
 with another build.
 
-    python -m bench.boundary OTHER [--rounds 200]
+    python -m bench.boundary OTHER [--rounds 200] [--cpu]
 
 OTHER is a folder that holds the other build's `noprop_kernels`. Each build runs in a process of
 its own, and the two take turns, so that what slows the machine slows both. Printed are the
@@ -21,6 +21,7 @@ WORK = f"""
 import sys, time, torch
 import noprop_kernels as nk
 torch.set_num_threads(int(sys.argv[1]))
+clock = time.process_time if sys.argv[2] == "True" else time.perf_counter
 plan = nk.plans.mlp(784, 10, 10, hidden=64)
 blocks = nk.DenoisingBlocks(plan, nk.DT(nk.NoiseSchedule.cosine(T=10)))
 generator = torch.Generator().manual_seed(0)
@@ -35,9 +36,9 @@ for name in sys.stdin:
     call = calls[name.strip()]
     times = []
     for _ in range({CALLS_A_TURN}):
-        start = time.perf_counter()
+        start = clock()
         call()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     print(min(times), flush=True)
 """
 
@@ -45,9 +46,9 @@ for name in sys.stdin:
 class Build:
     """A process that makes calls when it is told to."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, cpu: bool) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORK, str(threads)], text=True, cwd=folder,
+            [sys.executable, "-c", WORK, str(threads), str(cpu)], text=True, cwd=folder,
             env=os.environ | {"PYTHONPATH": str(folder)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
@@ -71,8 +72,10 @@ def main() -> None:
     parser.add_argument("other", type=Path)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu", action="store_true", help="processor time, where others run too")
     given = parser.parse_args()
-    ours, other = Build(HERE, given.threads), Build(given.other.resolve(), given.threads)
+    options = given.threads, given.cpu
+    ours, other = Build(HERE, *options), Build(given.other.resolve(), *options)
     for call in ("train_step", "train_steps"):
         pairs = []
         for turn in range(given.rounds + 10):

@@ -7,7 +7,7 @@
  *
  * Contents (labels, row indices, features that are not finite) are checked before any write. Sizes
  * and addresses are trusted: the caller has checked them, and that some layer reads each result but
- * the last.
+ * the last. A plan has at most 128 inputs and layers, a layer at most 128 sources.
  */
 #ifndef NOPROP_H
 #define NOPROP_H

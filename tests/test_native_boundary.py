@@ -281,7 +281,6 @@ TAKEN = {  # beside what is HARMLESS, the end of a path and the change
     ("x", "data", "half of the width"),
     ("x", "data", "unaligned"),
     ("y", "data", "longer"),
-    ("out", "applied", "unaligned"),
 }
 OPTIONAL = {"z", "eps", "W_embed", "loss", "error", "d_logits", "u_hat", "d_signal", "d_noise"}
 OPTIONAL |= {"d_W_embed"}
@@ -289,6 +288,8 @@ OPTIONAL |= {"d_W_embed"}
 
 def may_be(kind: str, path: tuple, change: str) -> bool:
     if change == "None" and (path[-1] in OPTIONAL or "d_inputs" in path):
+        return True
+    if change == "unaligned" and path[-1] in ("apply", "applied"):  # bytes
         return True
     return change in HARMLESS or (*path[-2:], change) in TAKEN or not is_read(kind, path)
 
