@@ -297,14 +297,11 @@ def from_checkpoint(
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"this is no model that this version can load: {error}") from error
-    normalize = (
-        None
-        if normal is None
-        else tuple(
-            torch.tensor(normal[name], dtype=torch.float32, device="cpu")
-            for name in ("mean", "std")
-        )
-    )
+    normalize = None
+    if normal is not None:
+        mean = torch.tensor(normal["mean"], dtype=torch.float32, device="cpu")
+        std = torch.tensor(normal["std"], dtype=torch.float32, device="cpu")
+        normalize = (mean, std)
     return Model(blocks, head, encoder, normalize=normalize)
 
 
