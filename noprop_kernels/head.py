@@ -96,11 +96,12 @@ class OutputHead(StackedModule):
         Raises:
             ValueError: z does not fit.
         """
+        index = self._everyone()
         z = rows_of("forward", "z", z, self.D, len(self), self.device)
         if z.shape[1] == 0:
             return self._empty(len(self), 0, self.M)
         run = block_ops.forward if torch.compiler.is_compiling() else autograd.forward
-        return run(self, {"z": z}, self._everyone())
+        return run(self, {"z": z}, index)
 
     @eager_only
     def train_step(self, y: Tensor, t: int, *, lr: float | Tensor | None = None) -> Step:

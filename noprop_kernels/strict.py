@@ -141,8 +141,9 @@ class StrictModule(nn.Module):
         op, buffers = type(self).__name__, self._buffers
         (first,) = self._find(self._params[:1])
         self._tensors(self._own, first.device)
-        if "W_embed" not in self._shapes and buffers["W_embed"] is not None:
-            raise ValueError(f"{op}: W_embed must stay None, got a tensor")
+        if "W_embed" not in self._shapes and buffers.get("W_embed", op) is not None:
+            got = "a tensor" if "W_embed" in buffers else "it deleted"
+            raise ValueError(f"{op}: W_embed must stay None, got {got}")
         for name in ("draws", "updates"):
             if buffers[name].device.type == "cpu":
                 check_counter(op, name, buffers[name], steps)

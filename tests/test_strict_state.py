@@ -104,6 +104,16 @@ def test_deleted(name: str, call: Callable[[nk.DenoisingBlocks], Any]) -> None:
         call(blocks)
 
 
+@pytest.mark.parametrize("name", ["draws", "W_embed", "logits.weight"])
+def test_deleted_of_a_head(name: str) -> None:
+    head = nk.OutputHead(D, M, goal=GOAL)
+    path, _, key = name.rpartition(".")
+    delattr(head.get_submodule(path), key)
+    for call in (lambda: head(torch.zeros(B, D)), lambda: head.train_step(Y, 1), head.advance):
+        with pytest.raises(ValueError, match=f"{key} must stay.*got it deleted"):
+            call()
+
+
 @pytest.mark.parametrize("name", ["draws", "updates"])
 @pytest.mark.parametrize("count", [-1, 2**32, 2**62])
 def test_counters_stay_in_the_words_of_noise(backend: str, name: str, count: int) -> None:
