@@ -121,7 +121,10 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
         "precision": settings.precision,
         "backend": backend,
     }
+    size = 3 * 4 * settings.T * plan.num_parameters()  # of weights and moments
     try:
+        # refused at once, before the first layers are filled
+        torch.empty(min(size, 1 << 62), dtype=torch.uint8)
         blocks = nk.DenoisingBlocks(plan, goal, **shared)
     except RuntimeError as error:  # torch's own for memory that is not there
         raise MemoryError(

@@ -290,6 +290,13 @@ def test_a_model_without_a_run_is_no_run(tmp_path, new_model):
     assert "dt" in call("info", "model").stdout.lower()
 
 
+def test_info_without_a_run_is_this_machine():
+    text = call("info").stdout
+    for part in ("CPU kernels:", "backends on cpu:", "cpu: runs here"):
+        assert part in text
+    assert "CPU kernels:" in json.loads(call("info", "--json").stdout)["lines"]
+
+
 def test_version_and_help():
     assert call("--version").stdout.startswith("noprop ")
     text = call("train", "--help").stdout
