@@ -54,7 +54,8 @@ def is_sharded(layer: nn.Module) -> bool:
     from torch.distributed._composable_state import _module_state_mapping
 
     states: list[Any] = [known() for known in [*_module_state_mapping.values()]]
-    groups = chain.from_iterable(getattr(state, "_fsdp_param_groups", ()) for state in states)
+    none: Any = ()
+    groups = chain.from_iterable(getattr(state, "_fsdp_param_groups", none) for state in states)
     infos = (param._module_info for group in groups for param in group.fsdp_params)
     return any(layer is info.module or layer in info.shared_modules for info in infos)
 
