@@ -7,6 +7,7 @@ to shard, and no moments for a second layer's updates of the same weights.
 import sys
 import weakref
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,8 +53,9 @@ def is_sharded(layer: nn.Module) -> bool:
         return False
     from torch.distributed._composable_state import _module_state_mapping
 
-    states = (known() for known in [*_module_state_mapping.values()])
-    groups = chain.from_iterable(getattr(state, "_fsdp_param_groups", ()) for state in states)
+    states: list[Any] = [known() for known in [*_module_state_mapping.values()]]
+    none: Any = ()
+    groups = chain.from_iterable(getattr(state, "_fsdp_param_groups", none) for state in states)
     infos = (param._module_info for group in groups for param in group.fsdp_params)
     return any(layer is info.module or layer in info.shared_modules for info in infos)
 

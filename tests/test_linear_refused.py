@@ -180,6 +180,7 @@ def test_weights_that_are_no_plain_parameters_are_refused(change, text):
     assert layer.updates.item() == 0 and torch.equal(layer.bias, bias)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torch_func_is_refused():
     layer, x = linear(7, 5), rows(4, 7)
     parameters = dict(layer.named_parameters())

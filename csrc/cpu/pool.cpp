@@ -50,8 +50,14 @@ class Pool {
   // The host's turn, if it comes soon, and the threads that it may use.
   bool begin(Host& host) {
     std::unique_lock<std::mutex> lock(mutex_);
-    const auto wait = std::chrono::duration<double>(kPollSeconds);
-    if (!turn_.wait_for(lock, wait, [&] { return !busy_; })) return false;
+    const auto me = std::this_thread::get_id();
+    ++waiting_;
+    // whoever had the last turn lets another thread go first, so that a loop of calls starves none
+    const bool mine = turn_.wait_for(lock, std::chrono::duration<double>(kPollSeconds),
+                                     [&] { return !busy_ && (waiting_ == 1 || last_ != me); });
+    --waiting_;
+    if (!mine) return false;
+    last_ = me;
     busy_ = true;
     host.threads_ = grow(host.caller_.threads);
     host.pool_ = this;
@@ -62,7 +68,7 @@ class Pool {
     if (!is_of_this_process()) return;  // what a fork left of it
     std::lock_guard<std::mutex> lock(mutex_);
     busy_ = false;
-    turn_.notify_one();
+    turn_.notify_all();
   }
 
   int32_t granted(int32_t wanted) {
@@ -192,6 +198,8 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_, turn_;
   bool busy_ = false;                                   // a call has its turn
+  int32_t waiting_ = 0;                                 // threads, for theirs
+  std::thread::id last_;                                // that had one
   int32_t limit_ = kNoLimit;                            // of the system, met by the last call
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // the calling thread's first
   std::atomic<uint64_t> generation_{0};
