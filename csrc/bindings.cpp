@@ -268,6 +268,7 @@ Result predict(const Plan& plan, const py::object& call, int32_t threads) {
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("compiler") = NOPROP_COMPILER;
+  m.attr("cuda_left_out") = noprop_cuda_left_out;
   m.attr("most_results") = kMostResults;
   m.attr("most_sources") = kMostSources;
   m.def("use_torch", &use_torch, py::arg("tensor"), py::arg("storage"), py::arg("exchange"));
