@@ -40,4 +40,7 @@ def parsed(
         content = datasets.load(name, options.data_dir)
     except InputError as error:
         made.error(str(error))
-    return options, Settings(data=name, epochs=options.epochs, seed=options.seed), content
+    settings = Settings(
+        data=name, epochs=options.epochs, lr=1e-3, weight_decay=1e-3, seed=options.seed
+    )
+    return options, settings, content

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+import signal
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -16,6 +17,16 @@ import noprop_kernels as nk
 from noprop_kernels import dispatch
 from noprop_kernels.cuda_kernels import extension
 from products_for_tests import mend_interpreter
+
+# A shell ignores some signals in what it runs in the background, and so would the programs that
+# tests send them to.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 BACKENDS = ["cpu", "reference"]
 if os.environ.get("TRITON_INTERPRET") == "1":  # a hundred times slower, so only on request

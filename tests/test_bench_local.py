@@ -15,7 +15,7 @@ from noprop import data
 from noprop.runs import Settings
 from noprop_kernels import NoiseSchedule
 
-SETTINGS = Settings(data="digits", epochs=4, hidden=64, T=3, lr=1e-2)
+SETTINGS = Settings(data="digits", epochs=4, hidden=64, T=3, lr=1e-2, weight_decay=1e-3)
 
 
 def test_all_three_learn_and_are_told():

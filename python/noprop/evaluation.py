@@ -145,6 +145,6 @@ def _count(
 
 def _z_0(model: Model, rows: int, seed: int | None, first_row: int) -> Tensor:
     """(B, D): the z_0 that the first sample of a chain with noise begins from."""
-    own = model.blocks.seeds[:1] if seed is None else torch.tensor([seed])
+    own = model.blocks.seeds[:1] if seed is None else model.blocks.seeds.new_tensor([seed])
     at = (noise.STREAM_INFERENCE, 0, 0, noise.BLOCK_Z_0, rows, model.blocks.D)
     return noise.normal(own.to(model.device), *at, first_row=first_row)[0]

@@ -3,7 +3,7 @@
     h = encoder((x - mean) * scale);  z = 0
     z = a_t softmax(block_t(h, z)) @ W_embed + b_t z     for t = 1..T (eq. 3 without noise)
     labels = argmax over y of sqrt(alpha_bar_T) <u_y, z> - alpha_bar_T |u_y|^2 / 2
-    probs = softmax(block_T's logits)
+    probs = mean of softmax(block_t) over t = T // 2 + 1..T
 
 or, by the paper's protocol, with z = eps and + sqrt(c_t) eps, and the head's softmax and argmax. A
 graph and no class, since a class is unpickled from its package, which need not be there.
@@ -62,14 +62,15 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     z = graph.call_method("new_zeros", (h, (graph.call_method("size", (h, 0)), blocks.D)))
     if with_noise:
         z = graph.call_function(torch.randn_like, (z,))
-    W, logits = blocks.W_embed, z
+    W, later = blocks.W_embed, []
     W_embed = None if W is None else buffer("W_embed", W)
     a, b, c = (value.tolist() for value in (schedule.a, schedule.b, schedule.c))
     for t, block in enumerate(blocks.to_modules(), start=1):
         logits = part(f"block_{t}", block, *(z if name == "z" else h for name in inputs))
-        u_hat = graph.call_function(torch.softmax, (logits, -1))
-        if W_embed is not None:
-            u_hat = graph.call_function(torch.matmul, (u_hat, W_embed))
+        p = graph.call_function(torch.softmax, (logits, -1))
+        if t > blocks.T // 2:
+            later.append(p)
+        u_hat = p if W_embed is None else graph.call_function(torch.matmul, (p, W_embed))
         u_hat, z = graph.call_function(mul, (u_hat, a[t])), graph.call_function(mul, (z, b[t]))
         z = graph.call_function(add, (u_hat, z))
         if with_noise:
@@ -78,7 +79,8 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
             z = graph.call_function(add, (z, eps))
     if with_noise:
         assert model.head is not None  # by Model.to_module
-        scores = logits = part("head", modules.copied_module(model.head, 0), z)
+        scores = part("head", modules.copied_module(model.head, 0), z)
+        later = [graph.call_function(torch.softmax, (scores, -1))]
     elif W is None:  # <u_y, z> is column y of z, and every |u_y| is 1
         scores = z
     else:
@@ -87,7 +89,10 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
         scores = graph.call_function(torch.matmul, (z, buffer("score_weight", weight)))
         scores = graph.call_function(add, (scores, buffer("score_bias", bias)))
     labels = graph.call_function(torch.argmax, (scores, -1))
-    graph.output((labels, graph.call_function(torch.softmax, (logits, -1))))
+    total = later[0]
+    for p in later[1:]:
+        total = graph.call_function(add, (total, p))
+    graph.output((labels, graph.call_function(mul, (total, 1 / len(later)))))
     return fx.GraphModule(root, graph, class_name="Classifier").eval().requires_grad_(False)
 
 

@@ -98,7 +98,7 @@ class InMemory:
             if inputs.kind == "bytes" and model.encoder is None:
                 self.X, self.normalize = inputs.rows(array, "fit").to(device), model.normalize
             else:
-                self.X = torch.empty(0)
+                self.X = torch.empty(0, dtype=torch.float32, device=device)
                 for first_row, part in _parts(array, inputs):
                     made = model.features(part)
                     if first_row == 0:
@@ -155,7 +155,7 @@ class Stream:
         self.model, self.start, self.rows = model, start, rows
         self.batch_size: int | None = batch_size
         self.steady = steady
-        self.labels = torch.zeros(rows, dtype=torch.int64)
+        self.labels = torch.zeros(rows, dtype=torch.int64, device="cpu")
         self.source: Iterator[Any] = iter(())
         self.begun = False
         self.parts: list[tuple[Tensor, Tensor]] = []
@@ -171,7 +171,7 @@ class Stream:
         if epoch > 0 and not self.begun:
             self._warn()
         self.source, self.parts, self.at, self.begun = iter(self.start(seed, epoch)), [], 0, True
-        return torch.arange(self.rows, device=self.model.device)
+        return torch.arange(self.rows, dtype=torch.int64, device=self.model.device)
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         first = int(indices[0, 0])

@@ -53,7 +53,7 @@ def encode(
             raise InputError(
                 f"{op}: {name} must be one of the classes {shown(names)}, got {text!r} in row {row}"
             )
-    places = torch.tensor([place.get(text, -1) for text in texts], dtype=torch.int64)
+    places = torch.tensor([place.get(text, -1) for text in texts], dtype=torch.int64, device="cpu")
     return places[index] if len(places) else index, tuple(names)
 
 

@@ -31,12 +31,15 @@ class Answer:
     Attributes:
         scores: (B, M) float32, sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2, which grows
             with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry it.
-        logits: (B, M) float32, of the last block.
+        probs: (B, M) float32, the mean of the softmaxes of the blocks T // 2 + 1..T. Each block takes
+            what those before it believe for evidence, so that the last one alone is too sure where
+            classes overlap; a softmax of the scores would be surer still. Where two classes are
+            close, the argmax of probs may be another than the label.
         classes: names of the M classes.
     """
 
     scores: Tensor
-    logits: Tensor
+    probs: Tensor
     classes: tuple[str, ...]
 
     @property
@@ -48,13 +51,6 @@ class Answer:
     def names(self) -> list[str]:
         """The class names of the labels."""
         return [self.classes[label] for label in self.labels.tolist()]
-
-    @property
-    def probs(self) -> Tensor:
-        """(B, M): the last block's softmax, better calibrated than one of the scores, which
-        saturates. Where two classes are close, its argmax may be another than the label.
-        """
-        return torch.softmax(self.logits, -1)
 
 
 class Model:
@@ -204,13 +200,14 @@ class Model:
             ValueError: x does not fit.
         """
         blocks, rows = self.blocks, self.format_of(x).array(x)
-        logits = torch.empty(len(rows), blocks.M, device=self.device)
-        scores = torch.empty_like(logits)
+        probs = blocks._numbers.new_empty(len(rows), blocks.M)
+        scores = torch.empty_like(probs)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
-            chain = blocks.predict(self.features(part, first), noise=False)
+            chain = blocks.predict(self.features(part, first), noise=False, keep="all")
             last = first + len(part)
-            logits[first:last], scores[first:last] = chain.logits[0, 0], self.scores(chain.z[0, 0])
-        return Answer(scores, logits, self.classes_ or tuple(map(str, range(blocks.M))))
+            probs[first:last] = chain.logits[blocks.T // 2 :, 0, 0].softmax(-1).mean(0)
+            scores[first:last] = self.scores(chain.z[-1, 0, 0])
+        return Answer(scores, probs, self.classes_ or tuple(map(str, range(blocks.M))))
 
     def predict_paper(self, x: Any, samples: int = 5, seed: int | None = None) -> Tensor:
         """The head's logits of z_T by the paper's protocol: noise in every step, S times.
@@ -229,7 +226,7 @@ class Model:
         self._head("predict_paper")
         check_positive("predict_paper", "samples", samples)
         rows = self.format_of(x).array(x)
-        logits = torch.empty(samples, len(rows), self.blocks.M, device=self.device)
+        logits = self.blocks._numbers.new_empty(samples, len(rows), self.blocks.M)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = self.blocks.predict(
                 self.features(part, first), samples=samples, seed=seed, first_row=first

@@ -36,7 +36,8 @@ class Normalisation(NamedTuple):
     def of(cls, pair: Any) -> "Normalisation":
         """From (mean, std) of anything, or from None, which leaves numbers as they are."""
         mean, std = (0.0, 1.0) if pair is None else pair
-        return cls(*(torch.as_tensor(v, dtype=torch.float64).cpu().flatten() for v in (mean, std)))
+        made = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (mean, std))
+        return cls(*(value.flatten() for value in made))
 
     def apply(self, x: Tensor) -> Tensor:
         """The features of rows.
@@ -58,7 +59,9 @@ class Normalisation(NamedTuple):
     def mean_and_scale(self, dtype: torch.dtype, F: int) -> tuple[Tensor, Tensor]:
         """(F,) each, mean and 1 / std of x: float32 in the units of bytes, float64 of numbers."""
         if dtype == torch.uint8:
-            mean, scale = mean_and_scale("normalise", self, torch.empty(0, F, dtype=dtype))
+            mean, scale = mean_and_scale(
+                "normalise", self, torch.empty(0, F, dtype=dtype, device="cpu")
+            )
             assert mean is not None and scale is not None
             return mean, scale
         mean, std = (per_feature("normalise", value, F) for value in self)
@@ -93,9 +96,9 @@ class Moments:
     def __init__(self, channels: int) -> None:
         self.channels = channels
         self.rows = 0
-        self.counts = torch.zeros(channels, 256, dtype=torch.int64)
-        self.mean = self.squares = torch.zeros(channels, dtype=torch.float64)
-        self.low = torch.full((channels,), torch.inf, dtype=torch.float64)
+        self.counts = torch.zeros(channels, 256, dtype=torch.int64, device="cpu")
+        self.mean = self.squares = torch.zeros(channels, dtype=torch.float64, device="cpu")
+        self.low = torch.full((channels,), torch.inf, dtype=torch.float64, device="cpu")
         self.high = -self.low
 
     def add(self, x: Tensor) -> None:
@@ -129,7 +132,10 @@ class Moments:
         """
         if self.counts.any():
             # counts hold all that the moments need
-            value, counts = torch.arange(256, dtype=torch.float64) / 255, self.counts.double()
+            value, counts = (
+                torch.arange(256, dtype=torch.float64, device="cpu") / 255,
+                self.counts.double(),
+            )
             total = counts.sum(1, keepdim=True)
             mean = (counts * value).sum(1, keepdim=True) / total
             std = ((counts * (value - mean) ** 2).sum(1, keepdim=True) / total).sqrt()

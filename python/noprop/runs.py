@@ -13,7 +13,9 @@ from torch import Tensor
 import noprop_kernels as nk
 
 from . import checkpoint, metrics
-from .data import Dataset, hold_out
+from .data import Dataset
+from .datasets.split import hold_out_classes
+from .defaults import LR
 from .description import Json, field
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
@@ -45,9 +47,9 @@ class Settings:
     T: int = 10
     epochs: int
     batch_size: int = 128
-    lr: float = 1e-3
+    lr: float = LR
     lr_schedule: str = "cosine"
-    weight_decay: float = 1e-3
+    weight_decay: float
     eta: float = 0.1
     seed: int = 0
     val_fraction: float = 0.0
@@ -98,9 +100,7 @@ class Split:
     def of(cls, data: Dataset, val_fraction: float) -> "Split":
         if val_fraction == 0:
             return cls(data.x, data.y, None, None)
-        if len(data.x) < 2:
-            raise InputError(f"{data.name}: one row cannot be split")
-        kept, held = hold_out(len(data.x), val_fraction)
+        kept, held = hold_out_classes(data.y, val_fraction, data.name)
         return cls(data.x[kept], data.y[kept], data.x[held], data.y[held])
 
 
@@ -124,7 +124,7 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
     size = 3 * 4 * settings.T * plan.num_parameters()  # of weights and moments
     try:
         # refused at once, before the first layers are filled
-        torch.empty(min(size, 1 << 62), dtype=torch.uint8)
+        torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
         blocks = nk.DenoisingBlocks(plan, goal, **shared)
     except RuntimeError as error:  # torch's own for memory that is not there
         raise MemoryError(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from noprop_kernels.optimizers import Optimizer
 
+from .defaults import default_epochs
 from .feeding import Feed, feed_of
 from .model import Model
 
@@ -175,7 +176,7 @@ def fit(
     x: Any,
     y: Any = None,
     *,
-    epochs: int = 10,
+    epochs: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
     lr_schedule: str = "constant",
@@ -204,7 +205,8 @@ def fit(
         y: (rows,) or (rows, 1) whole numbers, texts or truth values, or (rows, C) one-hot; whole
             numbers below the model's M are the classes of those numbers, others are numbered in
             sorted order.
-        epochs: to be complete in the end, those of `progress` included.
+        epochs: to be complete in the end, those of `progress` included; None: enough for the rows,
+            by `default_epochs`.
         batch_size: B, unless a loader has its own; a short last batch is a step of its own.
         seed: of the order of the rows; the model has its own.
         lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
@@ -224,7 +226,7 @@ def fit(
         ValueError: an argument does not fit.
         NotFinite: a loss was not finite, and nonfinite is "stop".
     """
-    if epochs < 0 or batch_size < 1:
+    if (epochs is not None and epochs < 0) or batch_size < 1:
         raise ValueError(
             f"fit: epochs must be at least 0 and batch_size at least 1, "
             f"got {epochs} and {batch_size}"
@@ -235,7 +237,9 @@ def fit(
         raise ValueError(f"fit: nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
     feed = feed_of(model, x, y, batch_size)
     model.tensors()  # raises now, and not after the training, what could not be saved
-    loop = _Loop(model, feed, feed.batch_size or batch_size, epochs, lr_schedule)
+    batch_size = feed.batch_size or batch_size
+    epochs = default_epochs(feed.rows, batch_size) if epochs is None else epochs
+    loop = _Loop(model, feed, batch_size, epochs, lr_schedule)
     progress = progress if progress is not None else Progress()
     if loop.batches.left_out and progress.epoch < epochs:
         say(
@@ -302,7 +306,9 @@ class _Loop:
         """What to tell of the epoch that `progress` has completed."""
         blocks, rows = self.model.blocks, self.batches.rows
         last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
-        weights = blocks.goal.numbers(torch.arange(1, blocks.T + 1)).weight.tolist()
+        weights = blocks.goal.numbers(
+            torch.arange(1, blocks.T + 1, dtype=torch.int64, device="cpu")
+        ).weight.tolist()
         skipped = progress.skipped or [0] * blocks.T  # which runs did not count at first
         counts = [rows - count for count in skipped]
         head_loss = None

@@ -15,8 +15,8 @@ def test_epochs_make_enough_steps_and_no_more(rows, batch_size):
 
 
 def test_weight_decay_falls_with_the_rows_to_the_papers():
-    decays = [default_weight_decay(rows) for rows in (1, 200, 500, 5000, 60_000, 10_000_000)]
-    assert decays == pytest.approx([3.0, 3.0, 3.0, 0.3, 0.025, 1e-3])
+    decays = [default_weight_decay(rows) for rows in (1, 200, 500, 5000, 50_000, 10_000_000)]
+    assert decays == pytest.approx([3.0, 3.0, 2.0, 0.2, 0.02, 1e-3])
 
 
 @pytest.mark.parametrize("rows, batch_size", [(0, 128), (-1, 128), (10, 0)])

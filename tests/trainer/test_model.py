@@ -26,13 +26,14 @@ def exact_answer(model, x):
     blocks, schedule = model.blocks, model.blocks.goal.schedule
     W = torch.eye(blocks.M) if blocks.W_embed is None else blocks.W_embed
     h, W = model.features(x).double(), W.double()
-    z = torch.zeros(len(h), blocks.D, dtype=torch.float64)
+    z, later = torch.zeros(len(h), blocks.D, dtype=torch.float64), []
     for t, block in enumerate(blocks.to_modules(), 1):
         probs = block.double().eval()(h, z).softmax(-1)
         z = schedule.a[t] * probs @ W + schedule.b[t] * z
+        later += [probs] if t > blocks.T / 2 else []
     alpha_bar = schedule.alpha_bar[-1]
     distance = (z[:, None] - alpha_bar.sqrt() * W).square().sum(-1)  # of z_T to each class's mean
-    return distance.argmin(-1), probs
+    return distance.argmin(-1), torch.stack(later).mean(0)
 
 
 @pytest.mark.parametrize("embedding", [None, odd_rows_embedding()], ids=["one-hot", "embedded"])
@@ -46,7 +47,7 @@ def test_the_answer_is_the_likeliest_class_of_z_T(toy, new_model, embedding, hea
     assert torch.allclose(answer.probs.double(), probs, atol=1e-5)
     assert torch.equal(model(toy[0]), answer.probs)
     assert len(labels.unique()) == 3
-    assert answer.scores.shape == answer.logits.shape == (130, 3)
+    assert answer.scores.shape == answer.probs.shape == (130, 3)
 
 
 @pytest.mark.parametrize("embedding", [None, odd_rows_embedding()], ids=["one-hot", "embedded"])
@@ -56,7 +57,7 @@ def test_a_row_s_answer_depends_on_that_row_alone(toy, new_model, embedding, mon
     whole = model.predict(x)
     order = noise.permutation(3, 0, len(x))
     monkeypatch.setattr(model_file, "ROWS_AT_ONCE", 7)
-    for part in ("scores", "logits"):
+    for part in ("scores", "probs"):
         want = getattr(whole, part)
         assert torch.equal(getattr(model.predict(x), part), want)
         assert torch.equal(getattr(model.predict(x[order]), part), want[order])
@@ -162,7 +163,7 @@ def test_features_are_normalised_as_in_training(trained, toy):
 
 def test_no_rows(trained):
     answer = trained.predict(torch.empty(0, 6))
-    assert answer.logits.shape == (0, 3) and answer.labels.shape == (0,) and answer.names == []
+    assert answer.probs.shape == (0, 3) and answer.labels.shape == (0,) and answer.names == []
     assert trained.predict_paper(torch.empty(0, 6), samples=2).shape == (2, 0, 3)
 
 

@@ -229,7 +229,7 @@ def test_names_are_printed_as_they_are(toy_file, tmp_path, place):
 
 
 def test_runs_begun_at_once_have_a_folder_each(tmp_path):
-    settings = runs.Settings(data="digits", epochs=1)
+    settings = runs.Settings(data="digits", epochs=1, weight_decay=0.1)
     barrier, found = threading.Barrier(8), []
     with ExitStack() as held:
 

@@ -4,6 +4,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
+from ..defaults import LR
 from ..errors import train_extra
 
 with train_extra():
@@ -86,11 +87,13 @@ def train(
         int | None, typer.Option(min=1, help="In all; by default enough for the rows, at least 20.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = 1e-3,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = LR,
     lr_schedule: Annotated[
         str, typer.Option(help="cosine, to 0 over all epochs, or constant, as in the paper.")
     ] = "cosine",
-    weight_decay: Annotated[float, typer.Option(min=0)] = 1e-3,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="Of AdamW; by default the stronger the fewer rows.")
+    ] = None,
     eta: Annotated[float, typer.Option(help="The paper's loss weight, above 0.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
     val_fraction: Annotated[

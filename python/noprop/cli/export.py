@@ -51,4 +51,9 @@ def example(trained: Model) -> torch.Tensor:
     inputs = trained.inputs
     width = trained.blocks.plan.widths["x"]
     bytes_ = inputs is not None and inputs.kind == "bytes"
-    return torch.zeros(EXAMPLE_ROWS, width, dtype=torch.uint8 if bytes_ else torch.float32)
+    return torch.zeros(
+        EXAMPLE_ROWS,
+        width,
+        dtype=torch.uint8 if bytes_ else torch.float32,
+        device="cpu",
+    )

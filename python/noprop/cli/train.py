@@ -13,7 +13,7 @@ from .. import checkpoint, data, report
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
-from ..defaults import default_epochs
+from ..defaults import default_epochs, default_weight_decay
 from ..devices import Device
 from ..errors import InputError, tell, train_extra
 from ..evaluation import SAMPLES
@@ -137,6 +137,8 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     content = common.load_data(SimpleNamespace(**asked), options.data_dir)
     split = Split.of(content, options.val_fraction)
     asked["epochs"] = options.epochs or default_epochs(len(split.x), options.batch_size)
+    if options.weight_decay is None:
+        asked["weight_decay"] = default_weight_decay(len(split.x))
     settings = Settings(**asked)
     try:
         model = build(settings, content, split, options.backend)

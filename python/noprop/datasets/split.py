@@ -59,6 +59,6 @@ def hold_out_classes(y: Tensor, fraction: float, where: str) -> tuple[Tensor, Te
             f"{where}: a test needs at least 3 rows of one class, got {len(y)} rows of "
             f"{len(classes)} classes"
         )
-    stays = torch.ones(len(y), dtype=torch.bool)
+    stays = torch.ones(len(y), dtype=torch.bool, device="cpu")
     stays[held] = False
     return stays.nonzero()[:, 0], held
