@@ -31,10 +31,10 @@ class Answer:
     Attributes:
         scores: (B, M) float32, sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2, which grows
             with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry it.
-        probs: (B, M) float32, the mean of the softmaxes of the blocks T // 2 + 1..T. Each block takes
-            what those before it believe for evidence, so that the last one alone is too sure where
-            classes overlap; a softmax of the scores would be surer still. Where two classes are
-            close, the argmax of probs may be another than the label.
+        probs: (B, M) float32, the mean of the softmaxes of the blocks T // 2 + 1..T. Each block
+            takes what those before it believe for evidence, so that the last one alone is too sure
+            where classes overlap; a softmax of the scores would be surer still. Where two classes
+            are close, the argmax of probs may be another than the label.
         classes: names of the M classes.
     """
 
