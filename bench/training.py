@@ -41,6 +41,11 @@ def parsed(
     except InputError as error:
         made.error(str(error))
     settings = Settings(
-        data=name, epochs=options.epochs, lr=1e-3, weight_decay=1e-3, seed=options.seed
+        data=name,
+        head="paper",
+        epochs=options.epochs,
+        lr=1e-3,
+        weight_decay=1e-3,
+        seed=options.seed,
     )
     return options, settings, content

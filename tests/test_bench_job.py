@@ -14,7 +14,9 @@ from bench import job, tables
 from noprop import data
 from noprop.runs import Settings
 
-SETTINGS = Settings(data="digits", epochs=3, hidden=64, T=3, lr=1e-2, weight_decay=1e-3)
+SETTINGS = Settings(
+    data="digits", head="paper", epochs=3, hidden=64, T=3, lr=1e-2, weight_decay=1e-3
+)
 
 
 @pytest.fixture(scope="module")

@@ -375,9 +375,10 @@ def test_the_last_net_is_one_line_with_the_place_of_the_traceback(toy_file, monk
 
 
 def test_memory_that_is_not_there_is_one_line(toy_file, monkeypatch):
-    for hidden in (10**7, 10**12):
-        text = call("train", "--data", toy_file, "--hidden", hidden, "--out", "run", code=1).stderr
-        assert "noprop: error: no memory for 10 blocks of" in text and "--batch-size" in text
+    text = call("train", "--data", toy_file, "--hidden", 10**7, "--out", "run", code=1).stderr
+    assert "noprop: error: no memory for 10 blocks of" in text and "--batch-size" in text
+    text = call("train", "--data", toy_file, "--hidden", 10**12, "--out", "run", code=2).stderr
+    assert "features must be an integer of at most 2147483647" in words(text)
     assert not Path("run").exists()
 
     def refuse(*_):
