@@ -11,6 +11,7 @@ Size = int | None  # None: any size
 
 MOST = 2**31 - 1  # of a width, which kernels and tables keep in 32 bits
 MOST_COUNT = 2**32 - 1  # of what a word of noise's counter holds: a row, a draw
+PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 LARGEST = float(torch.finfo(torch.float32).max)  # of a number that kernels take as float32
 SMALLEST = float(torch.finfo(torch.float32).tiny)
 
@@ -48,7 +49,30 @@ def check_tensor(
         raise ValueError(f"{op}: {name} must be {allowed}, got {value.dtype}")
     if device is not None and value.device != device:
         raise ValueError(f"{op}: {name} must be on {device}, got {value.device}")
+    check_memory(op, name, value)
     return value
+
+
+def check_memory(op: str, name: str, value: Tensor) -> None:
+    """Memory for every entry: a storage may have been released or cut behind its tensor's back, and
+    PyTorch's own operations would read beyond it.
+    """
+    if type(value) not in PLAIN or torch.compiler.is_compiling() or value.device.type != "cpu":
+        return
+    if value.layout != torch.strided or value.numel() == 0:
+        return
+    try:
+        size = value.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):  # of vmap and the like; kernels refuse it
+        return
+    last = value.storage_offset() + sum(
+        (count - 1) * stride for count, stride in zip(value.shape, value.stride(), strict=True)
+    )
+    if size < (last + 1) * value.element_size():
+        raise ValueError(
+            f"{op}: {name} must have memory for its {value.numel()} entries, got a storage of "
+            f"{size} bytes"
+        )
 
 
 def check_finite(op: str, inputs: Mapping[str, Tensor]) -> None:
@@ -119,6 +143,7 @@ def check_stored(
             f"{device}, got {shape_text(value.shape)} {value.dtype} with strides {value.stride()} "
             f"on {value.device}"
         )
+    check_memory(op, name, value)
 
 
 def check_counter(op: str, name: str, value: Tensor, steps: int) -> None:
