@@ -117,7 +117,6 @@ class Linear(nn.Linear):
         if self.optimizer is not None:
             learns = weight.requires_grad or (bias is not None and bias.requires_grad)
             if self.training and torch.is_grad_enabled() and learns:
-                refuse_wrapped(OP, self)
                 return updating(self, input, weight, bias)
             if not self.training:
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
@@ -284,4 +283,7 @@ def refuse(node: Any) -> None:
             )
 
 
-updating = eager_only(Updating.apply)
+@eager_only
+def updating(layer: Linear, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    refuse_wrapped(OP, layer)
+    return Updating.apply(layer, input, weight, bias)

@@ -44,14 +44,15 @@ def run(text: str, timeout: float = 120) -> subprocess.CompletedProcess:
 
 def interrupted(text: str, timeout: float = 60) -> tuple[int, str]:
     """Its status and errors after Ctrl-C, sent half a second after it printed "ready"."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", BEGIN + text],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGINT)
-    try:
-        return process.wait(timeout), process.stderr.read()
-    finally:
-        process.kill()
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            time.sleep(0.5)
+            os.kill(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return process.returncode, errors

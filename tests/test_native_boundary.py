@@ -368,7 +368,7 @@ def test_slices_are_distinct_and_there(index: list[int]) -> None:
     "index",
     [
         torch.tensor([0, 1, 2, 3], dtype=torch.int32),
-        torch.tensor([0, 7, 1, 7, 2, 7, 3, 7])[::2],
+        torch.tensor([0, 7, 1, 7, 2, 7, 3, 8])[1::2],
         torch.tensor([0, 1, 1, 3]),
     ],
     ids=["int32", "strided", "twice the same"],
@@ -378,7 +378,7 @@ def test_update_looks_at_the_index_of_gradients(index: Tensor) -> None:
     grads = b.gradients(x, y)
     grads.index = index
     before = state(b)
-    with pytest.raises(ValueError, match="index"):
+    with pytest.raises(ValueError, match="index must be torch.int64|4 slices, each once"):
         b.update(grads)
     assert_untouched(b, before)
 
@@ -428,7 +428,7 @@ def test_an_embedding_that_does_not_fit(W_embed: Tensor) -> None:
 def test_a_plan_that_was_set_is_held_against_the_state() -> None:
     b, (x, y) = blocks(), data()
     before = state(b)
-    b.plan = nk.plans.mlp(20, 3, 3, hidden=64)
+    object.__setattr__(b, "plan", nk.plans.mlp(20, 3, 3, hidden=64))
     with pytest.raises(ValueError):
         b.train_step(x, y)
     assert_untouched(b, before)
@@ -552,14 +552,13 @@ def test_as_many_sources_as_the_kernels_have_room_for() -> None:
 
 
 def test_more_sources_are_refused_by_name() -> None:
-    goal, (x, y) = nk.DT(nk.NoiseSchedule.cosine(T=2)), data()
-    b = nk.DenoisingBlocks(wide(70), goal, backend="cpu")
-    with pytest.raises(nk.BackendError, match="may have 128 inputs, 'logits' has 140"):
-        b.train_step(x[:, :2], y)
+    with pytest.raises(ValueError, match="inputs must be at most 128 names, got 140"):
+        wide(70)
+    plan = wide(1)
+    object.__setattr__(plan.layers["logits"], "inputs", ("x", "z") * 70)
+    assert "may have 128 inputs, 'logits' has 140" in str(native.plan_gap(plan))
     with pytest.raises(ValueError, match="1 to 128 inputs"):
-        native._C.Plan(wide(70), "float32")
-    b.backend = None  # the reference takes it
-    assert b.train_step(x[:, :2], y).loss.isfinite().all()
+        native._C.Plan(plan, "float32")
 
 
 def test_more_layers_are_refused() -> None:
@@ -571,7 +570,12 @@ def test_more_layers_are_refused() -> None:
 
 
 def test_widths_beyond_32_bits_are_refused() -> None:
-    plan = Plan({"x": (2**31,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
+    with pytest.raises(
+        ValueError, match="width of input 'x' must be an integer of at most 2147483647"
+    ):
+        Plan({"x": (2**31,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
+    plan = Plan({"x": (2,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
+    object.__setattr__(plan, "widths", {**plan.widths, "x": 2**31})
     assert "below 2^31" in str(native.plan_gap(plan))
     with pytest.raises(ValueError, match="width"):
         native._C.Plan(plan, "float32")

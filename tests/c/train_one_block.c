@@ -38,8 +38,8 @@ typedef struct {
   int64_t* labels;  /* (ROWS,) */
   int64_t* indices; /* (STEPS, BATCH) */
   int64_t* draw;    /* (STEPS,) */
+  float* mean;      /* (PIXELS,) */
   float* scale;     /* (PIXELS,) */
-  float* shift;     /* (PIXELS,) */
   int64_t bytes;
 } Data;
 
@@ -59,8 +59,8 @@ static Data make_data(void) {
       .labels = allocate(ROWS, sizeof(int64_t)),
       .indices = allocate((int64_t)STEPS * BATCH, sizeof(int64_t)),
       .draw = allocate(STEPS, sizeof(int64_t)),
+      .mean = allocate(PIXELS, sizeof(float)),
       .scale = allocate(PIXELS, sizeof(float)),
-      .shift = allocate(PIXELS, sizeof(float)),
       .bytes = (int64_t)ROWS * PIXELS + 8 * (ROWS + STEPS * BATCH + STEPS) + 4 * 2 * PIXELS,
   };
   uint64_t state = 1;
@@ -72,8 +72,8 @@ static Data make_data(void) {
           (uint8_t)(pictures[b % CLASSES * PIXELS + f] + 60 * uniform(&state));
   }
   for (int f = 0; f < PIXELS; ++f) {
+    data.mean[f] = 128;
     data.scale[f] = 1.0f / 64;
-    data.shift[f] = -2;
   }
   for (int at = 0; at < STEPS * BATCH; ++at)
     data.indices[at] = (int64_t)((uniform(&state) + 1) / 2 * ROWS);
@@ -132,8 +132,8 @@ static int train(Blocks* blocks, const Data* data, int64_t steps, int32_t thread
                                   .indices = data->indices,
                                   .replicas = 1,
                                   .rows = ROWS,
-                                  .scale = data->scale,
-                                  .shift = data->shift}};
+                                  .mean = data->mean,
+                                  .scale = data->scale}};
   const NopropLabels y = {
       .data = data->labels, .indices = data->indices, .replicas = 1, .rows = ROWS};
   const NopropRule rule = {.kind = NOPROP_ADAMW,
