@@ -576,6 +576,7 @@ def test_widths_beyond_32_bits_are_refused() -> None:
         Plan({"x": (2**31,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
     plan = Plan({"x": (2,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
     object.__setattr__(plan, "widths", {**plan.widths, "x": 2**31})
+    object.__setattr__(plan, "inputs", {"x": (2**31,), "z": (3,)})
     assert "below 2^31" in str(native.plan_gap(plan))
     with pytest.raises(ValueError, match="width"):
         native._C.Plan(plan, "float32")
