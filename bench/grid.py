@@ -127,6 +127,7 @@ CELLS = (
     gaussian_cell(3, 784, 1000, "8:92"),
     gaussian_cell(3, 2, 5000, "balanced"),
     gaussian_cell(10, 20, 200, "balanced"),
+    gaussian_cell(10, 20, 200, "8:92"),
     gaussian_cell(10, 784, 200, "balanced"),
     gaussian_cell(10, 1, 1000, "balanced"),
     gaussian_cell(10, 2, 1000, "8:92"),
