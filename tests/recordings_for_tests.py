@@ -89,7 +89,11 @@ def memory(start: int, size: int) -> bytes:
 def storages_of(addresses: set[int]) -> list[tuple[int, int]]:
     """Start and bytes of the storages of living tensors that the addresses lie in."""
     tensors = [item for item in gc.get_objects() if type(item) in (Tensor, torch.nn.Parameter)]
-    whole = (item.untyped_storage() for item in tensors if item.device.type == "cpu")
+    whole = (
+        item.untyped_storage()
+        for item in tensors
+        if item.device.type == "cpu" and item.layout == torch.strided
+    )
     found = sorted({(each.data_ptr(), each.nbytes()) for each in whole})
     used = [(s, size) for s, size in found if any(s <= a < s + size for a in addresses)]
     lost = [a for a in addresses if not any(s <= a < s + size for s, size in used)]
