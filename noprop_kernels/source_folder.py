@@ -6,7 +6,8 @@
 
 import sys
 import warnings
-from importlib.machinery import EXTENSION_SUFFIXES
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def hand_over() -> bool:
     here = Path(__file__).resolve().parent
     if _is_built(here):
         return False
-    places = [Path(entry).resolve() / NAME for entry in sys.path]
+    places = [*(Path(entry).resolve() / NAME for entry in sys.path), *_in_place()]
     folder = next((place for place in places if place != here and _is_built(place)), None)
     if folder is None:
         return False
@@ -40,6 +41,15 @@ def hand_over() -> bool:
     sys.modules[NAME] = module  # which the import system then takes
     spec.loader.exec_module(module)
     return True
+
+
+def _in_place() -> Iterator[Path]:
+    """Where `pip install -e .` of another clone points: no folder of sys.path, but a finder."""
+    for finder in sys.meta_path:
+        if finder is not PathFinder and hasattr(finder, "find_spec"):
+            spec = finder.find_spec(NAME, None)
+            if spec is not None and spec.origin is not None:
+                yield Path(spec.origin).resolve().parent
 
 
 def _is_built(folder: Path) -> bool:

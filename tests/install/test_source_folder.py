@@ -13,6 +13,26 @@ import noprop_kernels
 PACKAGE = Path(noprop_kernels.__file__).parent
 TELL = "import noprop_kernels as nk; print(nk.__file__, nk.plans.__file__, nk.native._C.__file__)"
 
+# takes away what installs the package, in place or not, in the environment that runs the tests
+ALONE = """
+import os, sys
+sys.path = [p for p in sys.path if not p or not os.path.isdir(os.path.join(p, "noprop_kernels"))]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+"""
+IN_PLACE = """
+import sys
+from importlib.util import spec_from_file_location
+class EditableFinder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "noprop_kernels":
+            folder = {!r}
+            return spec_from_file_location(
+                name, folder + "/__init__.py", submodule_search_locations=[folder]
+            )
+sys.meta_path.append(EditableFinder)
+"""
+
 
 class Clone:
     def __init__(self, folder: Path) -> None:
@@ -59,6 +79,13 @@ def test_other_sources_than_the_installed_are_told(clone: Clone) -> None:
     assert "RuntimeWarning" in done.stderr and "differ from the installed package" in done.stderr
 
 
+def test_an_install_in_place_of_another_clone_is_used_whole(clone: Clone) -> None:
+    folder = str(clone.site / "noprop_kernels")
+    done = clone.run("-c", ALONE + IN_PLACE.format(folder) + TELL, site=False)
+    assert done.returncode == 0, done.stderr
+    assert all(path.startswith(folder) for path in done.stdout.split()), done.stdout
+
+
 def test_a_built_folder_stands_for_itself(clone: Clone) -> None:
     for module in PACKAGE.glob("_C*.so"):
         shutil.copy(module, clone.root / "noprop_kernels")
@@ -68,7 +95,7 @@ def test_a_built_folder_stands_for_itself(clone: Clone) -> None:
 
 
 def test_with_nothing_installed_the_error_names_both_ways(clone: Clone) -> None:
-    done = clone.run("-c", TELL, site=False)
+    done = clone.run("-c", ALONE + TELL, site=False)
     assert done.returncode != 0
     assert "`pip install .`" in done.stderr and "`pip install -e .`" in done.stderr
 
