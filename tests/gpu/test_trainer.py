@@ -97,7 +97,7 @@ def test_a_saved_model_predicts_on_either(data: str) -> None:
     call("train", "--data", data, *SMALL, "--epochs", 2, "--device", "cuda", "--out", "run")
     x = torch.from_numpy(rows(100, np.random.default_rng(1))[0])
     on_gpu, on_cpu = noprop.load("run").to("cuda").predict(x), noprop.load("run").predict(x)
-    torch.testing.assert_close(on_gpu.logits.cpu(), on_cpu.logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(on_gpu.probs.cpu(), on_cpu.probs, rtol=1e-3, atol=1e-4)
     assert call("eval", "run")["device"] == torch.cuda.get_device_name()
 
 
