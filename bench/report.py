@@ -1,6 +1,6 @@
 """Tables from result files: `python -m bench.report FILE.jsonl ... [--readme FILE]`.
 
-They go between two markers of the README, so that its figures are never typed by hand. What each
+They go between two markers of a page, so that its figures are never typed by hand. What each
 file of bench.run, infer, parts, scaling, neighbour, job, local, grid and memory holds gets its own
 table.
 """

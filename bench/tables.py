@@ -1,4 +1,4 @@
-"""Result lines as tables: fixed-width text for a terminal, markdown for the README."""
+"""Result lines as tables: fixed-width text for a terminal, markdown for a page."""
 
 from collections.abc import Iterable, Sequence
 
