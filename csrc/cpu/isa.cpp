@@ -65,6 +65,30 @@ double fma_gflop(int64_t rounds) {
 
 extern const Isa NOPROP_NAME(NOPROP_ISA);
 
+namespace {
+
+constexpr Isa kOwn = {NOPROP_TEXT(NOPROP_ISA),
+                      kLanes,
+                      train_bytes,
+                      train_slice,
+                      packed_bytes,
+                      pack_rows,
+                      noise_bytes,
+                      noise_slice,
+                      saved_bytes,
+                      forward_slice,
+                      head_bytes,
+                      head_slice,
+                      backward_bytes,
+                      backward_slice,
+                      update_slice,
+                      predict_bytes,
+                      predict_rows,
+                      all_finite,
+                      fma_gflop};
+
+}  // namespace
+
 #if defined(__AVX512BF16__)
 // Plans in float32 are the other unit's, compiled there once, of the same instructions: this one
 // holds nothing but products of pairs.
@@ -73,26 +97,7 @@ extern const Isa k_avx512;
 namespace {
 
 const Isa& isa_for(const NopropPlan& plan) {
-  static constexpr Isa kPairs = {"",
-                                 kLanes,
-                                 train_bytes,
-                                 train_slice,
-                                 packed_bytes,
-                                 pack_rows,
-                                 noise_bytes,
-                                 noise_slice,
-                                 saved_bytes,
-                                 forward_slice,
-                                 head_bytes,
-                                 head_slice,
-                                 backward_bytes,
-                                 backward_slice,
-                                 update_slice,
-                                 predict_bytes,
-                                 predict_rows,
-                                 all_finite,
-                                 fma_gflop};
-  return plan.precision == NOPROP_BFLOAT16 ? kPairs : k_avx512;
+  return plan.precision == NOPROP_BFLOAT16 ? kOwn : k_avx512;
 }
 
 }  // namespace
@@ -131,25 +136,7 @@ const Isa NOPROP_NAME(NOPROP_ISA) = {
     all_finite,
     fma_gflop};
 #else
-const Isa NOPROP_NAME(NOPROP_ISA) = {NOPROP_TEXT(NOPROP_ISA),
-                                     kLanes,
-                                     train_bytes,
-                                     train_slice,
-                                     packed_bytes,
-                                     pack_rows,
-                                     noise_bytes,
-                                     noise_slice,
-                                     saved_bytes,
-                                     forward_slice,
-                                     head_bytes,
-                                     head_slice,
-                                     backward_bytes,
-                                     backward_slice,
-                                     update_slice,
-                                     predict_bytes,
-                                     predict_rows,
-                                     all_finite,
-                                     fma_gflop};
+const Isa NOPROP_NAME(NOPROP_ISA) = kOwn;
 #endif
 
 }  // namespace noprop
