@@ -10,22 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import noprop
-from noprop import checkpoint, cli, data, defaults, devices, metrics, runs, training
+from cli_for_tests import QUICK, call
+from noprop import checkpoint, data, defaults, devices, metrics, runs, training
 from noprop.cli import options, train
 from noprop_kernels import dispatch
-
-QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--lr-schedule", "constant"]
-
-
-def call(*args, code: int = 0):
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    return result
 
 
 def environment() -> dict[str, str]:

@@ -6,23 +6,16 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import noprop
-from noprop import checkpoint, cli, devices, runs, training
+from cli_for_tests import call
+from noprop import checkpoint, devices, runs, training
 from noprop.cli import common
 from noprop.devices import pick_device
 from noprop_kernels import dispatch, native
 
 CPU = torch.device("cpu")
 QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2", "--head", "paper"]
-
-
-def call(*args, code: int = 0):
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    return result
 
 
 def words(text: str) -> str:

@@ -8,20 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import noprop
-from noprop import cli
+from cli_for_tests import call
 
 QUICK = ["--hidden", "32", "--T", "3", "--batch-size", "32", "--epochs", "60", "--lr", "0.01"]
 NAMES = ("ant", "bee, wild", "cat")
-
-
-def call(*args, code: int = 0):
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
 
 
 @pytest.fixture

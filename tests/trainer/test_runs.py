@@ -16,11 +16,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cli_for_tests import QUICK, call
 from noprop import checkpoint, cli, metrics, runs
 from noprop.cli import train
 from noprop.files import LOCK
 
-QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--lr-schedule", "constant"]
 HOLD = """
 import sys
 from pathlib import Path
@@ -29,14 +29,6 @@ with locked(Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.read()
 """
-
-
-def call(*args, code: int = 0):
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    return result
 
 
 def words(text: str) -> str:
