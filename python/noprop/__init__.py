@@ -8,7 +8,8 @@ if TYPE_CHECKING:
 
     from .errors import InputError
     from .evaluation import Evaluation, evaluate
-    from .model import Answer, Model, load
+    from .loading import load
+    from .model import Answer, Model
     from .training import NotFinite, Progress, fit
 
 __all__ = [
@@ -35,7 +36,7 @@ _HOMES = {
     "__version__": "noprop_kernels",
     "evaluate": ".evaluation",
     "fit": ".training",
-    "load": ".model",
+    "load": ".loading",
 }
 
 

@@ -20,7 +20,8 @@ from .description import Json, field
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .files import sweep
-from .model import Model, from_checkpoint
+from .loading import from_checkpoint
+from .model import Model
 from .normalisation import statistics
 from .training import Epoch, NotFinite, Progress, fit
 

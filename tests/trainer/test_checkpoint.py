@@ -313,7 +313,9 @@ def test_sizes_are_compared_before_memory_is_asked_for(tmp_path, new_model, monk
     for name, layer in content["model"]["plan"]["layers"]:
         layer["features"] = 20_000 if name != "logits" else 3
     checkpoint.save(tmp_path, content, tensors)
-    monkeypatch.setattr(noprop.model.nk, "DenoisingBlocks", lambda *args, **options: pytest.fail())
+    monkeypatch.setattr(
+        noprop.loading.nk, "DenoisingBlocks", lambda *args, **options: pytest.fail()
+    )
     with pytest.raises(InputError, match=r"must have blocks.hx.weight \[3, 20000, 6\], got"):
         noprop.load(tmp_path)
 

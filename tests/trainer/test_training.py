@@ -10,7 +10,7 @@ import torch
 import noprop
 import noprop_kernels as nk
 from noprop import checkpoint, training
-from noprop.model import from_checkpoint
+from noprop.loading import from_checkpoint
 from noprop.normalisation import statistics
 from noprop.training import Batches, Progress
 from noprop_kernels import noise

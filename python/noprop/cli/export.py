@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 import typer
 
-from .. import model
+from .. import loading
 from ..errors import extra, tell
 from ..files import atomic_file
 from ..model import Model
@@ -18,7 +18,7 @@ EXAMPLE_ROWS = 2  # torch.export takes a size of 1 for a constant
 def run(options: SimpleNamespace) -> None:
     if (options.onnx is None) == (options.torch is None):
         raise typer.BadParameter("give one of --onnx FILE and --torch FILE")
-    trained = model.load(options.folder)
+    trained = loading.load(options.folder)
     module, x = trained.to_module(), example(trained)
     shapes = ({0: torch.export.Dim("B")},)
     if options.torch is not None:

@@ -6,7 +6,7 @@ import json
 import sys
 from types import SimpleNamespace
 
-from .. import model
+from .. import loading
 from ..datasets.own import read_rows
 from ..errors import InputError, tell
 from ..files import atomic_file
@@ -22,7 +22,7 @@ def run(options: SimpleNamespace) -> None:
         one_of("--format", options.format, FORMATS)
     by_name = "jsonl" if options.out is not None and options.out.suffix == ".jsonl" else "csv"
     place = common.place_of(options)
-    trained = model.load(options.folder, backend=options.backend).to(place.device)
+    trained = loading.load(options.folder, backend=options.backend).to(place.device)
     if trained.inputs is None:
         raise InputError(
             f"{options.folder} was trained by a version that did not record what a row is: train "

@@ -1,0 +1,111 @@
+"""A model from its checkpoint: everything that a saved model carries, checked before it is made."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import noprop_kernels as nk
+
+from . import checkpoint, description
+from .description import Json, field
+from .errors import InputError
+from .inputs import InputFormat
+from .model import SAMPLER, Model
+from .normalisation import Normalisation
+
+
+def load(
+    folder: str | Path, encoder: nn.Module | None = None, *, backend: str | None = None
+) -> Model:
+    """The model that `save` wrote, ready to predict or to train on.
+
+    Args:
+        folder: the run's folder.
+        encoder: a module like the one that was saved; it gets its weights.
+        backend: forces a backend.
+
+    Raises:
+        InputError: a file is missing or corrupt, or the model does not carry its plan, schedule,
+            order of t, sampler or normalisation.
+        ImportError: safetensors is not installed.
+    """
+    content, tensors = checkpoint.load(Path(folder))
+    return from_checkpoint(content, tensors, encoder, backend=backend)
+
+
+def from_checkpoint(
+    content: Json,
+    tensors: dict[str, Tensor],
+    encoder: nn.Module | None = None,
+    *,
+    backend: str | None = None,
+) -> Model:
+    """The model of a loaded checkpoint. Arguments and errors as `load`."""
+    record = field(content, "model", dict)
+    try:
+        plan = description.plan_from_json(field(record, "plan", dict))
+        goal = description.goal_from_json(field(record, "goal", dict))
+        optimizers = field(record, "optimizers", dict)
+        precision = {"blocks": "float32", "head": "float32"} | record.get("precision", {})
+        if field(record, "sampler", dict) != SAMPLER:
+            raise InputError(f"a saved model must have the sampler {SAMPLER}")
+        if field(record, "order", list) != list(range(1, goal.T + 1)):
+            raise InputError(f"a saved model must have the blocks 1..{goal.T}, in this order")
+        if "normalisation" not in record:
+            raise InputError("a saved model must carry its normalisation, got nothing")
+        description.check_sizes(record, plan, goal.T, tensors)
+        normal, inputs = record["normalisation"], record.get("inputs")
+        names = record.get("class_names")  # which models did not carry at first
+        embedding = tensors.get("blocks.W_embed")
+        blocks = nk.DenoisingBlocks(
+            plan,
+            goal,
+            embedding=embedding,
+            optimizer=description.optimizer_from_json(optimizers.get("blocks")),
+            seed=int(tensors["blocks.seeds"][0]),
+            precision=precision["blocks"],
+            backend=backend,
+        )
+        head = None
+        if record.get("head", True):  # which every model had at first
+            head = nk.OutputHead(
+                field(record, "embed_dim", int),
+                field(record, "classes", int),
+                goal=goal,
+                embedding=embedding,
+                optimizer=description.optimizer_from_json(optimizers.get("head")),
+                seed=int(tensors["head.seeds"][0]),
+                precision=precision["head"],
+                backend=backend,
+            )
+            head.load_state_dict(_part(tensors, "head."))
+        blocks.load_state_dict(_part(tensors, "blocks."))
+        if field(record, "encoder", bool):
+            if encoder is None:
+                raise InputError("this model was saved with an encoder: give one like it")
+            encoder.load_state_dict(_part(tensors, "encoder."))
+        elif encoder is not None:
+            raise InputError("this model was saved without an encoder: give none")
+        return Model(
+            blocks,
+            head,
+            encoder,
+            normalize=None if normal is None else Normalisation.from_json(normal),
+            classes=names,
+            inputs=None if inputs is None else InputFormat.from_json(inputs),
+        )
+    except InputError:
+        raise
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise InputError(f"this is no model that this version can load: {error}") from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
