@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .batches import packed
-from .calls import BackwardCall, ForwardCall, HeadCall, Rule
+from .calls import BackwardCall, ForwardCall, HeadCall, Rule, Slices
 from .check import check_tensor
 from .results import Update
 
@@ -50,6 +50,7 @@ class Forward(torch.autograd.Function):
         if save:
             ctx.stack, ctx.slices, ctx.saved, ctx.names = stack, call.slices, call.saved, names
             ctx.used = False
+            ctx.places = places(call.slices)
             ctx.save_for_backward(*tensors)  # so that a change of what was read is noticed
         return logits
 
@@ -59,6 +60,7 @@ class Forward(torch.autograd.Function):
         ctx: Any, d_logits: Tensor
     ) -> tuple[Tensor | None, ...]:
         ctx.saved_tensors  # noqa: B018  # raises where one changed since the forward
+        check_places("backward", ctx)
         ctx.used = True
         params = ctx.stack._params
         wanted = dict(zip(params, ctx.needs_input_grad[-len(params) :], strict=True))
@@ -85,6 +87,18 @@ class Forward(torch.autograd.Function):
 
         d_inputs = (call.d_inputs.get(name) for name in ctx.names)
         return (None, None, None, None, *d_inputs, *map(whole, params))
+
+
+def places(slices: Slices) -> dict[str, int]:
+    """Where the parameters lie."""
+    return {name: value.data_ptr() for name, value in slices.params.items()}
+
+
+def check_places(op: str, node: Any) -> None:
+    """Raises where a parameter was given other memory (`.data =`), of which torch takes no note."""
+    now = places(node.slices)
+    if moved := [name for name, place in node.places.items() if now[name] != place]:
+        raise ValueError(f"{op}: {moved[0]} must lie where the forward read it, got other memory")
 
 
 def backward_call(
@@ -164,6 +178,7 @@ def backward_update(stack: "StackedModule", logits: Tensor, d_logits: Tensor, lr
         raise ValueError(
             f"{op}: logits must be of the present weights and inputs, got: {error}"
         ) from error
+    check_places(op, node)
     check_tensor(op, "d_logits", d_logits, shape=logits.shape, device=stack.device)
     rule = stack._step_lr(op, lr, node.slices.index)
     applied = torch.empty(len(logits), dtype=torch.bool, device=stack.device)
