@@ -1,18 +1,35 @@
-"""README's examples run, and its commands are there for CI to call."""
+"""The pages' examples run, their links lead somewhere, and README's commands are there for CI."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "noprop_kernels/README.md")
+README = (ROOT / "README.md").read_text()
+EXAMPLES = [
+    example
+    for page in PAGES
+    for example in re.findall(
+        r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+]
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_example(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLES[number], f"README example {number}", "exec"), {"__name__": "readme"})
+    exec(compile(EXAMPLES[number], f"example {number}", "exec"), {"__name__": "page"})
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (*PAGES, "bench/README.md", "bench/results/README.md"):
+        text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+        places = [place for place in re.findall(r"\]\((.+?)\)", text) if "://" not in place]
+        assert places or page == "bench/README.md"
+        for place in places:
+            assert (ROOT / page).parent.joinpath(place).exists(), (page, place)
 
 
 def test_there_are_examples_and_commands() -> None:
