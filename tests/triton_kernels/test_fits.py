@@ -16,7 +16,7 @@ def test_weights_that_changed_their_shape_before_backward() -> None:
     blocks, x, y = made()
     loss = blocks.loss(x, y).sum()
     blocks.hx.weight.data = torch.zeros(1)
-    with pytest.raises(ValueError, match="backward: hx.weight must be"):
+    with pytest.raises(ValueError, match="backward: hx.weight must lie where the forward read it"):
         loss.backward()
 
 
