@@ -1,6 +1,7 @@
 """What nk.Linear refuses before anything is written."""
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -198,77 +199,80 @@ def test_torch_func_is_refused():
 
 
 RANK = """
-import os, sys
+import json, os, sys
 import torch, torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import init_device_mesh
 import noprop_kernels as nk
 import warnings
 warnings.simplefilter("ignore")
-rank, file, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+rank, file = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
-torch.manual_seed(0)
-layer = nk.Linear(7, 5, optimizer=nk.SGD(lr=0.1))
-model = nn.Sequential(nn.Linear(7, 7), layer)
-before = [value.detach().clone() for value in (layer.weight, layer.bias, layer.updates)]
-plain = nn.Sequential(nn.Linear(7, 7), nk.Linear(7, 5, optimizer=None))
-x = torch.randn(4, 7) + rank
+mesh = init_device_mesh("cpu", (2,))
 
 def shard(model, **options):
-    from torch.distributed.fsdp import FullyShardedDataParallel
     return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **options)
 
-def fully(model, **options):
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import init_device_mesh
-    return fully_shard(model, mesh=init_device_mesh("cpu", (2,)), **options)
+def models(optimizer):
+    torch.manual_seed(0)
+    layer = nk.Linear(7, 5, optimizer=optimizer)
+    return layer, nn.Sequential(nn.Linear(7, 7), layer)
 
-wrap = {
+WRAPPERS = {
     "ddp": nn.parallel.DistributedDataParallel,
     "fsdp": shard,
     "fsdp, original parameters": lambda model: shard(model, use_orig_params=True),
-    "fully_shard": fully,
-    "fully_shard, whole between": lambda model: fully(model, reshard_after_forward=False),
-}[kind]
-wrapped = wrap(model)
-try:
-    wrapped(x).sum().backward()
-except (RuntimeError, ValueError) as error:
-    text = str(error)
-else:
-    text = "not refused"
-assert "optimizer=None" in text, text
-assert layer.updates.item() == 0
-if kind == "ddp":
-    for value, old in zip((layer.weight, layer.bias, layer.updates), before):
-        assert torch.equal(value, old)
-    wrapped = wrap(plain)  # with .grad it trains the same on all ranks
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
-    wrapped(x).square().sum().backward()
-    optimizer.step()
-    weights = [torch.empty(5, 7) for _ in range(2)]
-    dist.all_gather(weights, plain[1].weight.detach())
-    assert torch.equal(*weights)
+    "fully_shard": lambda model: fully_shard(model, mesh=mesh),
+    "fully_shard, whole between": lambda model: fully_shard(
+        model, mesh=mesh, reshard_after_forward=False
+    ),
+}
+x = torch.randn(4, 7) + rank
+for kind, wrap in WRAPPERS.items():
+    layer, model = models(nk.SGD(lr=0.1))
+    state = (layer.weight, layer.bias, layer.updates)
+    before = [value.detach().clone() for value in state]
+    wrapped = wrap(model)
+    try:
+        wrapped(x).sum().backward()
+    except (RuntimeError, ValueError) as error:
+        text = str(error)
+    else:
+        text = "not refused"
+    same = kind != "ddp" or all(map(torch.equal, state, before))
+    print(json.dumps([kind, text, layer.updates.item(), same]))
+
+_, plain = models(None)  # with .grad it trains the same on all ranks
+wrapped = WRAPPERS["ddp"](plain)
+optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+wrapped(x).square().sum().backward()
+optimizer.step()
+weights = [torch.empty(5, 7) for _ in range(2)]
+dist.all_gather(weights, plain[1].weight.detach())
+print(json.dumps(["ddp without an optimizer", "", 0, torch.equal(*weights)]), flush=True)
 os._exit(0)  # without waiting for the other rank's threads
 """
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["ddp", "fsdp", "fsdp, original parameters", "fully_shard", "fully_shard, whole between"],
-)
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="gloo is not built in")
-def test_wrappers_that_average_or_shard_are_refused_on_each_rank(kind, tmp_path):
+def test_wrappers_that_average_or_shard_are_refused_on_each_rank(tmp_path):
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store"), kind],
-            stderr=subprocess.PIPE, text=True, env=environment,
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
         for rank in range(2)
     ]  # fmt: skip
     try:
-        errors = [rank.communicate(timeout=180)[1] for rank in ranks]
+        said = [rank.communicate(timeout=180) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    for lines, _ in said:
+        *wrapped, alone = map(json.loads, lines.splitlines())
+        assert len(wrapped) == 5 and alone[-1]
+        for kind, text, updates, same in wrapped:
+            assert "optimizer=None" in text and updates == 0 and same, (kind, text)
