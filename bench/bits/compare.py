@@ -91,7 +91,8 @@ def largest_difference(before: Any, after: Any) -> str:
     if before.numel() == 0:
         return "both empty"
     old, new = before.double(), after.double()
-    apart = (old - new).abs()[~(old.isnan() & new.isnan())]
+    apart = (old - new).abs().masked_fill(old == new, 0)  # infinities too
+    apart = apart[~(old.isnan() & new.isnan())]
     unlike = int((old.isnan() != new.isnan()).sum())
     if unlike:
         return f"{unlike} entries are NaN in one alone"
