@@ -155,7 +155,9 @@ class Setting(NamedTuple):
 def train_step(setting: Setting, B: int) -> Results:
     """Three steps: of all blocks, of one block, and with every gradient that can be asked for."""
     blocks, (x, y) = setting.blocks(), setting.data(B)
-    wanted = {name: True for name in signature(blocks.train_step).parameters if "_grad" in name}
+    wanted: dict[str, Any] = {
+        name: True for name in signature(blocks.train_step).parameters if "_grad" in name
+    }
     yield "all", blocks.train_step(x, y)
     yield "one", blocks.train_step(x, y, blocks=2, lr=0.02)
     yield "gradients", blocks.train_step(x, y, **wanted)
@@ -322,7 +324,7 @@ def all_cases(backend: str) -> Iterator[tuple[str, Case]]:
     slow = backend in SLOW
     s = SMALL if slow else SIZES
     for plan in PLANS:
-        if backend == "triton" and plan in WIDE:  # an hour
+        if backend == "triton" and plan in WIDE:  # hundreds of tiles a step
             continue
         for precision in PRECISIONS:
             for optimizer in OPTIMIZERS:
