@@ -129,6 +129,9 @@ def main() -> int:
     parser.add_argument(
         "--backend", nargs="+", choices=BACKENDS, default=BACKENDS, help="default: all"
     )
+    parser.add_argument(
+        "--case", default="", metavar="TEXT", help="only cases with this in their name"
+    )
     options = parser.parse_args()
     names = (
         builds.resolve(options.before),
@@ -142,8 +145,15 @@ def main() -> int:
             shutil.copy(Path(__file__).with_name("cases.py"), tree / "tests/test_bits_cases.py")
         builds.build(trees)
         print(f"BEFORE {names[0]}\nAFTER  {names[1]}", flush=True)
-        same = run_all([run for run in RUNS if run.backend in options.backend], trees)
-    print("equal" if same else "not equal")
+        chosen = {"NOPROP_BITS_CASE": options.case}
+        runs = [
+            run._replace(environment={**run.environment, **chosen})
+            for run in RUNS
+            if run.backend in options.backend
+        ]
+        same = run_all(runs, trees)
+    of = f", of the cases with {options.case!r}" if options.case else ""
+    print(("equal" if same else "not equal") + of)
     return 0 if same else 1
 
 

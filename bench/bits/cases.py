@@ -3,8 +3,8 @@
 __main__.py copies this file into the commit's tests/, whose fixture `backend` builds and forces a
 backend. It names public things of the package alone, so that it runs on commits before and after a
 move or a renaming. Each case is a line of JSON in NOPROP_BITS_OUT: its name and the SHA-256 of
-every tensor that it gave. NOPROP_BITS_ONLY names a file with the cases to run, and then their
-tensors are kept too.
+every tensor that it gave. NOPROP_BITS_CASE is a part of the names of those to run;
+NOPROP_BITS_ONLY names a file with the cases to run, and then their tensors are kept too.
 """
 
 import hashlib
@@ -399,12 +399,12 @@ def digest(value: Tensor) -> str:
     return hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode() + data).hexdigest()
 
 
-def run(backend: str, out: Path, only: set[str] | None) -> None:
+def run(backend: str, out: Path, part_of_name: str, only: set[str] | None) -> None:
     """Runs the cases and writes their lines; `only` some of them, with their tensors."""
     kept = {}
     with (out / "lines.jsonl").open("w") as file:
         for name, case in all_cases(backend):
-            if only is not None and name not in only:
+            if part_of_name not in name or (only is not None and name not in only):
                 continue
             line: dict[str, Any] = {"case": name}
             tensors: dict[str, Tensor] = {}
@@ -447,4 +447,5 @@ def test_bits(backend: str, monkeypatch: Any) -> None:
     torch.manual_seed(0)  # of torch.nn.Linear's own initialisation, which is then overwritten
     only = os.environ.get("NOPROP_BITS_ONLY")
     chosen = None if only is None else set(json.loads(Path(only).read_text()))
-    run(backend, Path(os.environ["NOPROP_BITS_OUT"]), chosen)
+    out, part_of_name = os.environ["NOPROP_BITS_OUT"], os.environ["NOPROP_BITS_CASE"]
+    run(backend, Path(out), part_of_name, chosen)
