@@ -20,7 +20,7 @@ import torch
 from . import builds
 from .compare import Comparison, compare, largest_difference, read
 
-SHOWN = 20  # differing cases of a run whose tensors are compared, and lines of problems
+SHOWN = 6  # differing cases of a run whose tensors are told, and lines of its problems
 
 
 class Run(NamedTuple):
