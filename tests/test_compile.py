@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop_kernels as nk
 from blocks_for_tests import GOAL, PLANS, B, D, F, M, T, batch, make, snapshot
 from linear_for_tests import linear
-from noprop_kernels import block_ops, dense_ops, label_ops
+from noprop_kernels.autograd import block_ops, dense_ops, label_ops
 
 # torch's own compiler looks at the .grad of a tensor inside the graph where it is interrupted
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from noprop_kernels.triton_kernels import tuning
+from noprop_kernels.backends.triton import tuning
 
 pytestmark = [pytest.mark.triton, pytest.mark.ahead_of_time]
 

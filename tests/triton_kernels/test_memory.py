@@ -7,9 +7,9 @@ import torch
 
 from blocks_for_tests import B, assert_same, batch, data, indices, make, snapshot
 from calls_for_tests import PLANS, make_train_call
-from noprop_kernels.gpu import records
+from noprop_kernels.backends.gpu import records
+from noprop_kernels.backends.triton import context, graph
 from noprop_kernels.optimizers import AdamW
-from noprop_kernels.triton_kernels import graph, walk
 
 pytestmark = pytest.mark.triton
 
@@ -56,7 +56,7 @@ def test_what_needs_less_is_named(
 def watched(monkeypatch) -> list[str]:
     """Launches, and growth of a workspace, as they come."""
     order: list[str] = []
-    launch, take = walk.Device.launch, records.Room.take
+    launch, take = context.Device.launch, records.Room.take
 
     def launched(self, *args, **options):
         order.append("launch")
@@ -68,7 +68,7 @@ def watched(monkeypatch) -> list[str]:
         order.extend([] if found is before else ["grows"])
         return found
 
-    monkeypatch.setattr(walk.Device, "launch", launched)
+    monkeypatch.setattr(context.Device, "launch", launched)
     monkeypatch.setattr(records.Room, "take", taken)
     return order
 
@@ -97,6 +97,6 @@ def test_numbers_of_a_group_lie_together() -> None:
     call = make_train_call(PLANS["one_layer"](5, 5, 6), 3, 2, 5, 2, optimizer=AdamW(), per_row=True)
     part = graph.part_of(call, slice(0, 2), slice(1, 2))
     for value in (part.mix.signal, part.mix.weight, part.noise.draw, part.rule.lr):
-        assert walk.stored(value).is_contiguous()
+        assert context.stored(value).is_contiguous()
     assert torch.equal(part.rule.lr, call.rule.lr[:, 1:])
     assert torch.equal(part.mix.signal, call.mix.signal[:, 1:])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import noprop
 from noprop import checkpoint, cli
 from noprop.cli import train as command
-from noprop_kernels.gpu import records
+from noprop_kernels.backends.gpu import records
 
 pytestmark = pytest.mark.triton
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch
-from noprop_kernels.gpu.records import Room
-from noprop_kernels.triton_kernels import graph, tuning
-from noprop_kernels.triton_kernels.walk import Device
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.gpu.records import Room
+from noprop_kernels.backends.triton import graph, tuning
+from noprop_kernels.backends.triton.context import Device
 
 pytestmark = pytest.mark.triton
 
