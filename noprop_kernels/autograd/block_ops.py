@@ -13,19 +13,12 @@ from torch import Tensor
 from ..arguments.batches import packed
 from ..backends import dispatch
 from ..backends.calls import BackwardCall, ForwardCall, PredictCall, Slices
+from ..compiler.plan_texts import PLANS
 from ..plan import Plan
 from .custom_op import register
 
 if TYPE_CHECKING:
     from ..stack.module import StackedModule
-
-_plans: dict[str, Plan] = {}  # by their text, since an operation's arguments are tensors and text
-
-
-def text_of(plan: Plan) -> str:
-    text = repr(plan)
-    _plans[text] = plan
-    return text
 
 
 def slices_of(
@@ -88,16 +81,16 @@ def run_forward(
     save: bool,
 ) -> tuple[ForwardCall, Any]:
     """The call, done, and the backend that did it."""
-    chosen = dispatch.choose(_plans[plan], params[0].device, precision, backend)
-    slices = slices_of(_plans[plan], params, [value.clone() for value in stats], index, precision)
+    chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend)
+    slices = slices_of(PLANS[plan], params, [value.clone() for value in stats], index, precision)
     n, B, _ = inputs[0].shape
     call = ForwardCall(
         slices=slices,
         inputs={
             name: packed(value.detach())
-            for name, value in zip(_plans[plan].inputs, inputs, strict=True)
+            for name, value in zip(PLANS[plan].inputs, inputs, strict=True)
         },
-        logits=params[0].new_empty(n, B, _plans[plan].widths[_plans[plan].output]),
+        logits=params[0].new_empty(n, B, PLANS[plan].widths[PLANS[plan].output]),
         training=training,
         save=save,
         check=not save,  # the forward of a backward has been checked
@@ -124,7 +117,7 @@ def blocks_forward(
 
 def fake_forward(inputs, params, stats, index, plan, training, precision, backend):
     n, B, _ = inputs[0].shape
-    M = _plans[plan].widths[_plans[plan].output]
+    M = PLANS[plan].widths[PLANS[plan].output]
     logits = params[0].new_empty(n, B, M)
     return [logits, *(map(torch.empty_like, stats) if training else ())]
 
@@ -180,7 +173,7 @@ def blocks_gradients(
         }
     d_inputs = {
         name: torch.empty_like(value, memory_format=torch.contiguous_format)
-        for name, value, want in zip(_plans[plan].inputs, inputs, of_inputs, strict=True)
+        for name, value, want in zip(PLANS[plan].inputs, inputs, of_inputs, strict=True)
         if want
     }
     call = BackwardCall(
@@ -196,7 +189,7 @@ def blocks_gradients(
     whole = nothing if grads is None else [*map(torch.zeros_like, params)]
     for value, grad in zip(whole, (grads or {}).values(), strict=False):
         value[index.to(value.device)] = grad
-    given = [d_inputs.get(name, d_logits.new_empty(0)) for name in _plans[plan].inputs]
+    given = [d_inputs.get(name, d_logits.new_empty(0)) for name in PLANS[plan].inputs]
     return [*whole, *given]
 
 
@@ -282,10 +275,10 @@ def blocks_predict(
     precision: str,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    slices = slices_of(_plans[plan], params, stats, index, precision)
+    slices = slices_of(PLANS[plan], params, stats, index, precision)
     numbers = (head, D, first_row, noise, kept, samples)
     call = predict_call(slices, inputs, seeds, coefficients, W_embed, *numbers)
-    chosen = dispatch.choose(_plans[plan], params[0].device, precision, backend)
+    chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend)
     with torch.no_grad():
         chosen.predict(call)
     return call.logits, call.u_hat, call.z
@@ -296,7 +289,7 @@ def fake_predict(
     samples, plan, *_,
 ):  # fmt: skip
     R, B, _ = inputs[0].shape
-    M = _plans[plan].widths[_plans[plan].output]
+    M = PLANS[plan].widths[PLANS[plan].output]
     return tuple(params[0].new_empty(kept, samples, R, B, width) for width in (M, D, D))
 
 

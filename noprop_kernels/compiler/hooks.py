@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..autograd import block_ops
+from . import plan_texts
 
-text_of = torch.compiler.assume_constant_result(block_ops.text_of)
+text_of = torch.compiler.assume_constant_result(plan_texts.text_of)
 
 
 @torch.compiler.disable(
