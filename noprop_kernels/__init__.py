@@ -7,9 +7,10 @@ from .source_folder import hand_over
 if TYPE_CHECKING or not hand_over():
     from . import functional, plans
     from .backends.cpu import backend as _cpu
-    from .backends.dispatch import BackendError, check_device, explain, use_backend
+    from .backends.dispatch import BackendError, check_device, use_backend
     from .blocks import DenoisingBlocks
     from .denoising_loss import DenoisingLoss
+    from .explanation import explain
     from .goal import DT
     from .linear import Linear
     from .optimizers import SGD, Adam, AdamW

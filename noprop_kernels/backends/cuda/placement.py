@@ -1,8 +1,8 @@
 """What `explain` says of the CUDA kernels: the thread blocks of an object, and where it lies."""
 
 import math
+from typing import TYPE_CHECKING
 
-from ...stack.module import StackedModule
 from ..gpu.records import contents_are_checked, optimizer_name
 from ..gpu.tables import Ask, train_table
 from . import extension, residency, shapes
@@ -10,8 +10,11 @@ from .context import Fields
 from .program import device_index, facts, room_for_groups, room_for_state
 from .residency import Place
 
+if TYPE_CHECKING:
+    from ...stack.module import StackedModule
 
-def ask_of_steps(what: StackedModule, batch: int) -> Ask:
+
+def ask_of_steps(what: "StackedModule", batch: int) -> Ask:
     """What train_steps, on rows of a data set, asks of the table of a slice."""
     plan = what.plan
     return Ask(
@@ -30,7 +33,7 @@ def ask_of_steps(what: StackedModule, batch: int) -> Ask:
     )
 
 
-def weight_stages(what: StackedModule) -> list[Fields]:
+def weight_stages(what: "StackedModule") -> list[Fields]:
     """The stages that may keep moments, with what their place depends on, in a program's order."""
     plan = what.plan
     return [
@@ -40,7 +43,7 @@ def weight_stages(what: StackedModule) -> list[Fields]:
     ]
 
 
-def slice_bytes(what: StackedModule) -> int:
+def slice_bytes(what: "StackedModule") -> int:
     """Weights, moments and running statistics of a slice."""
     assert what.optimizer is not None
     weights = sum(map(math.prod, what.plan.parameters().values()))
@@ -48,7 +51,7 @@ def slice_bytes(what: StackedModule) -> int:
     return 4 * (weights * (1 + len(what.optimizer.moments)) + statistics)
 
 
-def place_of(what: StackedModule, batch: int) -> Place:
+def place_of(what: "StackedModule", batch: int) -> Place:
     """Where train_steps has its state, at K > 1; `what` has an optimizer."""
     assert what.optimizer is not None
     module, device = extension.module, device_index(what.device)
@@ -72,7 +75,7 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def describe(what: StackedModule, batch: int) -> str:
+def describe(what: "StackedModule", batch: int) -> str:
     """A line on train_steps with `batch` rows a step; where the runtime has no facts, why."""
     assert what.optimizer is not None
     try:
