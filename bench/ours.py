@@ -127,7 +127,7 @@ class OursOnGPU(Ours):
         self.pdl = pdl
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
-        from noprop_kernels.backends.triton import tuning
+        from noprop_kernels import tuning
 
         with tuning.use(tuning.Launches(pdl=self.pdl)):
             return super().steps(indices, eps)

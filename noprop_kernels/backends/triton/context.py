@@ -10,7 +10,7 @@ from torch import Tensor
 from ..calls import Gather, Mix, Noise, Rule, Slices
 from ..gpu.records import differs, log_betas, stored
 from ..gpu.stages import Stage, Table
-from . import tuning
+from . import launch_options
 
 Address = tuple  # a tensor and how it is read: number() and slice_of() of the kernels
 
@@ -39,7 +39,7 @@ class Device:
         stages: int = 2,
         **meta,
     ) -> None:
-        chosen, name = tuning.current(), kernel.__name__
+        chosen, name = launch_options.current(), kernel.__name__
         options: dict[str, Any] = {
             "num_warps": chosen.warps.get(name, warps),
             "num_stages": chosen.stages.get(name, stages),

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..calls import Gather, TrainCall
 from ..gpu.records import Room, part_of, stored
 from ..warn import tell
-from . import tuning
+from . import launch_options
 from .context import Walk
 from .launch import run
 
@@ -119,7 +119,7 @@ def train_by_graphs(
     room: Room,
 ) -> None:
     """The parts of a call in order: new ones by plain launches, those seen before by a graph."""
-    keys = [(stream, tuning.current().key(), *key_of(part)) for part in parts]
+    keys = [(stream, launch_options.current().key(), *key_of(part)) for part in parts]
     without = {
         len(part.slices.index): part
         for part, key in zip(parts, keys, strict=True)
