@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...check import check_finite
 from ...optimizers import SGD, Adam, AdamW, Optimizer
 from ...plan import Plan
 from ..calls import (
@@ -25,6 +24,7 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
+from ..contents import check_finite
 from . import openmp
 
 try:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...check import check_finite
 from ...plan import Dense, Plan
 from ..calls import (
     AddNoiseCall,
@@ -24,6 +23,7 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
+from ..contents import check_finite, check_range, check_rows
 from ..gpu import errors, records
 from ..gpu.guard import entry, where
 from ..gpu.records import (
@@ -39,7 +39,6 @@ from ..gpu.records import (
 )
 from ..gpu.stages import Table
 from ..gpu.tables import Ask, backward_table, forward_table, train_table
-from ..reference import backend as reference
 from . import buffers, residency, shapes
 from .context import Fields, Walk
 from .layers import apply_stage
@@ -82,7 +81,7 @@ def add_noise(call: AddNoiseCall) -> None:
     device, tiles, bad = call.y.device, shapes.row_tiles(B), None
     owner = owner_of(call.owner, device)
     if records.contents_are_checked(device):
-        reference.check_range("add_noise", "y", call.y, classes(call.mix))
+        check_range("add_noise", "y", call.y, classes(call.mix))
     else:
         errors.raise_found(owner)
         bad = torch.empty(n, tiles, dtype=torch.int32, device=device)
@@ -119,7 +118,7 @@ def head(call: HeadCall) -> None:
     mix, y = call.mix, call.y[0].contiguous()
     n, B, M = call.logits.shape
     if records.contents_are_checked(y.device):
-        reference.check_range("head", "y", y, M)
+        check_range("head", "y", y, M)
     else:
         owner = owner_of(call.owner, y.device)
         errors.raise_found(owner)
@@ -164,7 +163,7 @@ def forward(call: ForwardCall) -> None:
     if call.check:
         look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
     if call.training:
-        reference.check_rows("forward", plan, B)
+        check_rows("forward", plan, B)
     device = call.logits.device
     ask = Ask(
         tiles=shapes.tiles(), n=1, B=B, M=M, D=plan.widths["z"], precision=slices.precision,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...optimizers import SGD, Adam, AdamW, Optimizer
+from .. import contents
 from ..calls import Gather, Mix, Rule, Slices, TrainCall
-from ..reference import backend as reference
 from . import errors
 from .guard import where
 from .stages import Table, floats
@@ -123,11 +123,11 @@ def owner_of(owner: Tensor | None, device: torch.device) -> Tensor:
 
 def check_train(call: TrainCall) -> None:
     if contents_are_checked(where(call.slices)):
-        reference.check_train(call)
+        contents.check_train(call)
         return
     if call.B == 0:
         raise ValueError("train: a batch must have at least 1 row, got 0")
-    reference.check_rows("train", call.slices.plan, call.B)
+    contents.check_rows("train", call.slices.plan, call.B)
     if call.rule is None and call.out.grads is None:
         raise ValueError("train: a call without grads must have a rule, got None")
 

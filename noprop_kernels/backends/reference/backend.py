@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from ... import philox
-from ...check import check_finite
-from ...plan import Plan
 from ..calls import (
     AddNoiseCall,
     BackwardCall,
     ForwardCall,
-    Gather,
     HeadCall,
     Mix,
     Noise,
@@ -25,6 +22,7 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
+from ..contents import check_finite, check_range, check_rows, check_train, fetch
 from . import equations as ref
 from .layers import backward_layers, forward_layers
 
@@ -80,28 +78,6 @@ def move_statistics(slices: Slices, batch: Tensors, apply: Tensor) -> None:
             old = slices.stats[name][slices.index]
             new = ref.move_statistic(old, value, norm.momentum)
             slices.stats[name][slices.index] = where_slice(apply, new, old)
-
-
-def check_rows(op: str, plan: Plan, B: int) -> None:
-    if plan.has_norm() and B < 2:
-        raise ValueError(f"{op}: batch norm needs at least 2 rows in training, got {B}")
-
-
-def check_range(op: str, name: str, value: Tensor, limit: int) -> None:
-    if value.numel() and not (0 <= value.min() and value.max() < limit):
-        low, high = value.min().item(), value.max().item()
-        raise ValueError(f"{op}: {name} must lie in [0, {limit}), got {low} to {high}")
-
-
-def fetch(value: Tensor | Gather, step: int) -> Tensor:
-    """What the slices read in a step: (n, B, F), or (n, B) of labels."""
-    if isinstance(value, Tensor):
-        return value[step]
-    device = value.data.device
-    rows = value.data[value.indices[step].to(device)[value.replica.to(device)]]
-    if value.mean is None or value.scale is None:
-        return rows
-    return (rows.to(ref.up(value.scale).dtype) - value.mean) * value.scale
 
 
 def draw_normal(noise: Noise, stream: int, step: int, B: int, D: int, dtype: torch.dtype) -> Tensor:
@@ -195,24 +171,6 @@ def backward(call: BackwardCall) -> None:
 @torch.no_grad()
 def update(call: UpdateCall) -> None:
     apply_update(call.slices, call.grads, call.apply, call.rule)
-
-
-def check_train(call: TrainCall) -> None:
-    plan = call.slices.plan
-    if call.B == 0:
-        raise ValueError("train: a batch must have at least 1 row, got 0")
-    check_rows("train", plan, call.B)
-    if call.rule is None and call.out.grads is None:
-        raise ValueError("train: a call without grads must have a rule, got None")
-    for name, value in [*call.inputs.items(), ("y", call.y)]:
-        if isinstance(value, Gather) and call.K:
-            check_range("train", f"indices of {name}", value.indices, len(value.data))
-        for step in range(call.K):
-            rows = fetch(value, step)
-            if value is call.y:
-                check_range("train", "y", rows, plan.widths[plan.output])
-            elif not bool(rows.isfinite().all()):
-                raise ValueError(f"train: {name} must be finite, got NaN or infinity")
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...check import check_finite
 from ..calls import (
     AddNoiseCall,
     BackwardCall,
@@ -21,6 +20,7 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
+from ..contents import check_finite, check_range, check_rows
 from ..gpu import errors, records
 from ..gpu.guard import entry, where
 from ..gpu.records import (
@@ -39,7 +39,6 @@ from ..gpu.records import (
 )
 from ..gpu.tables import Ask, backward_table, forward_table, train_table
 from ..gpu.tiles import cdiv
-from ..reference import backend as reference
 from . import graph
 from .configs import ROWS, TILES
 from .context import Device, Walk, logs_of, number, rates_of
@@ -69,7 +68,7 @@ def add_noise(call: AddNoiseCall) -> None:
     M = classes(mix)
     bad, owner = None, owner_of(call.owner, device)
     if records.contents_are_checked(device):
-        reference.check_range("add_noise", "y", call.y, M)
+        check_range("add_noise", "y", call.y, M)
     else:
         errors.raise_found(owner)
         bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
@@ -89,7 +88,7 @@ def forward(call: ForwardCall) -> None:
     if call.check:
         look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
     if call.training:
-        reference.check_rows("forward", plan, B)
+        check_rows("forward", plan, B)
     ask = Ask(
         tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=call.training, statistics="now" if call.training else "",
@@ -143,7 +142,7 @@ def head(call: HeadCall) -> None:
     n, B, M = call.logits.shape
     device = device_of(y.device)
     if records.contents_are_checked(y.device):
-        reference.check_range("head", "y", y, M)
+        check_range("head", "y", y, M)
     else:
         owner = owner_of(call.owner, y.device)
         errors.raise_found(owner)
