@@ -7,6 +7,7 @@ anything is written.
 
 import functools
 import time
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -28,11 +29,10 @@ from ..contents import check_finite
 from . import openmp
 
 try:
-    from ... import _C  # type: ignore[attr-defined]
-
+    _C: Any = import_module("noprop_kernels._C")
     _missing = None
 except ImportError as error:
-    _C: Any = None
+    _C = None
     _missing = str(error)
 else:
     # PyTorch tells in C what a tensor is; without that, it is asked attribute by attribute
