@@ -23,7 +23,7 @@ from triton.runtime import driver
 from calls_for_tests import PLANS, make_predict_call, make_train_call
 from noprop_kernels import plans
 from noprop_kernels.backends.calls import HeadCall, TrainCall, UpdateCall
-from noprop_kernels.backends.gpu import records
+from noprop_kernels.backends.gpu import checks
 from noprop_kernels.backends.triton import backend, context, launch
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 
@@ -66,7 +66,7 @@ def compile_launches(target: str) -> list[tuple[str, Any]]:
 
     context.Device.launch = launch
     backend.device_of = lambda device: context.Device(interpreted=False, pdl=pdl)
-    records.contents_are_checked = lambda device: False
+    checks.contents_are_checked = lambda device: False
     backend.check_train = lambda call: None
     return made
 

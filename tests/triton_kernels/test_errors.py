@@ -12,7 +12,7 @@ import torch
 import noprop_kernels as nk
 from blocks_for_tests import B, D, M, T, assert_same, batch, data, indices, make, snapshot
 from noprop_kernels.autograd import block_nodes
-from noprop_kernels.backends.gpu import errors, records
+from noprop_kernels.backends.gpu import checks, errors
 
 pytestmark = pytest.mark.triton
 
@@ -24,7 +24,7 @@ INPUTS = "inputs must be finite"
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """Nothing is looked at by the host."""
-    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
+    monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
     for module in ("blocks", "stack.training", "output_head"):
         path = f"noprop_kernels.{module}.check_labels"
         monkeypatch.setattr(path, lambda op, y, B, M, device: y)

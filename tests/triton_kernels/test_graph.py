@@ -11,7 +11,7 @@ import torch
 from calls_for_tests import PLANS, clone_call, make_train_call, results
 from noprop_kernels.backends import warn
 from noprop_kernels.backends.calls import TrainCall
-from noprop_kernels.backends.gpu.records import Room
+from noprop_kernels.backends.gpu.memory import Room
 from noprop_kernels.backends.triton import graph
 from noprop_kernels.optimizers import Adam, AdamW
 

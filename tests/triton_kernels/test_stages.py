@@ -8,7 +8,7 @@ import pytest
 from blocks_for_tests import PLANS as SMALL_PLANS
 from calls_for_tests import PLANS, make_train_call
 from noprop_kernels import plans
-from noprop_kernels.backends.gpu import records
+from noprop_kernels.backends.gpu import memory
 from noprop_kernels.backends.gpu.stages import Table, floats, with_barriers
 from noprop_kernels.backends.gpu.tables import Ask, backward_table, forward_table, train_table
 from noprop_kernels.backends.triton.configs import TILES
@@ -195,7 +195,7 @@ def test_stages_touch_what_the_table_says(
     )
     if check:
         call.out.d_inputs.clear()
-    made = kernels.walk_of(call, records.Room())
+    made = kernels.walk_of(call, memory.Room())
     for stage in made.table.stages:
         made.at = Watched({**made.at, **{k: v[0] for k, v in call.inputs.items() if not check}})
         launch.LAUNCHES[stage.kind](made, stage, 0)

@@ -14,7 +14,7 @@ from calls_for_tests import (
     results,
 )
 from noprop_kernels.backends.calls import TrainCall
-from noprop_kernels.backends.gpu import records
+from noprop_kernels.backends.gpu import checks
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 
@@ -182,7 +182,7 @@ def test_where_nothing_waits_bad_contents_skip_the_step(
     call, good = make_gathering_call(), make_gathering_call()
     BAD[text][0](call)
     monkeypatch.setattr(kernels, "check_train", lambda call: None)
-    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
+    monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
     kernels.train(good)
     kernels.train(call)
     assert good.out.applied.all()

@@ -8,7 +8,7 @@ import torch
 import noprop_kernels as nk
 from noprop_kernels import tuning
 from noprop_kernels.backends import dispatch
-from noprop_kernels.backends.gpu.records import Room
+from noprop_kernels.backends.gpu.memory import Room
 from noprop_kernels.backends.triton import graph, launch_options
 from noprop_kernels.backends.triton.context import Device
 

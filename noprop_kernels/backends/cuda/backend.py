@@ -24,19 +24,13 @@ from ..calls import (
     UpdateCall,
 )
 from ..contents import check_finite, check_range, check_rows
-from ..gpu import errors, records
+from ..gpu import checks, errors
+from ..gpu.asks import ask_of, classes, outputs_of
+from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
-from ..gpu.records import (
-    ask_of,
-    check_train,
-    classes,
-    index_of,
-    index_on,
-    outputs_of,
-    owner_of,
-    part_of,
-    stored,
-)
+from ..gpu.index import index_of, index_on
+from ..gpu.memory import stored
+from ..gpu.split import part_of
 from ..gpu.stages import Table
 from ..gpu.tables import Ask, backward_table, forward_table, train_table
 from . import buffers, residency, shapes
@@ -80,7 +74,7 @@ def add_noise(call: AddNoiseCall) -> None:
     _, n, B = call.y.shape
     device, tiles, bad = call.y.device, shapes.row_tiles(B), None
     owner = owner_of(call.owner, device)
-    if records.contents_are_checked(device):
+    if checks.contents_are_checked(device):
         check_range("add_noise", "y", call.y, classes(call.mix))
     else:
         errors.raise_found(owner)
@@ -103,7 +97,7 @@ def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Buffer | None]
 
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     """Inputs must be finite: looked at here, or flagged on the device for the next call to tell."""
-    if records.contents_are_checked(owner.device):
+    if checks.contents_are_checked(owner.device):
         check_finite(op, inputs)
         return
     errors.raise_found(owner)
@@ -117,7 +111,7 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
 def head(call: HeadCall) -> None:
     mix, y = call.mix, call.y[0].contiguous()
     n, B, M = call.logits.shape
-    if records.contents_are_checked(y.device):
+    if checks.contents_are_checked(y.device):
         check_range("head", "y", y, M)
     else:
         owner = owner_of(call.owner, y.device)
@@ -234,7 +228,7 @@ def update(call: UpdateCall) -> None:
 def walk_of(call: TrainCall) -> tuple[Walk, Table]:
     """Everything that the steps of a training call need, but for the workspace."""
     slices, device = call.slices, where(call.slices)
-    caught = None if records.contents_are_checked(device) else errors.flags_of(slices.updates)
+    caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
     ask = dataclasses.replace(ask_of(call, shapes.tiles(), caught is not None), n=1, R=1)
     outputs = outputs_of(call)
     steps = {name: outputs.pop(name) for name in (":loss", ":applied")}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...optimizers import SGD, Adam
 from ..calls import Gather, Mix, Noise, Rule, Slices
-from ..gpu.records import hyper, log_betas, rule_name
+from ..gpu.optimizer import hyper, log_betas, rule_name
 from ..gpu.stages import Table
 from .buffers import Buffer, address
 

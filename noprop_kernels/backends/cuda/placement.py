@@ -3,7 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
-from ..gpu.records import contents_are_checked, optimizer_name
+from ..gpu.checks import contents_are_checked
+from ..gpu.optimizer import optimizer_name
 from ..gpu.tables import Ask, train_table
 from . import extension, residency, shapes
 from .context import Fields

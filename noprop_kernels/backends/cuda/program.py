@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..gpu.records import rule_name
+from ..gpu.optimizer import rule_name
 from ..gpu.stages import Table
 from . import buffers, clocks, clusters, extension, residency, shapes
 from .context import Fields, Walk, hyper_of

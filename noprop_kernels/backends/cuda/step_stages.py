@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..calls import Gather, PredictCall
-from ..gpu.records import classes
+from ..gpu.asks import classes
 from ..gpu.stages import Stage
 from ..gpu.tiles import cdiv
 from . import buffers, shapes

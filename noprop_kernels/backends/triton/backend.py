@@ -21,22 +21,13 @@ from ..calls import (
     UpdateCall,
 )
 from ..contents import check_finite, check_range, check_rows
-from ..gpu import errors, records
+from ..gpu import checks, errors
+from ..gpu.asks import ask_of, classes, outputs_of
+from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
-from ..gpu.records import (
-    Room,
-    allocate,
-    as_bytes,
-    ask_of,
-    check_train,
-    classes,
-    hyper,
-    index_of,
-    outputs_of,
-    owner_of,
-    rule_name,
-    stored,
-)
+from ..gpu.index import index_of
+from ..gpu.memory import Room, allocate, as_bytes, stored
+from ..gpu.optimizer import hyper, rule_name
 from ..gpu.tables import Ask, backward_table, forward_table, train_table
 from ..gpu.tiles import cdiv
 from . import graph
@@ -67,7 +58,7 @@ def add_noise(call: AddNoiseCall) -> None:
     device = call.y.device
     M = classes(mix)
     bad, owner = None, owner_of(call.owner, device)
-    if records.contents_are_checked(device):
+    if checks.contents_are_checked(device):
         check_range("add_noise", "y", call.y, M)
     else:
         errors.raise_found(owner)
@@ -141,7 +132,7 @@ def head(call: HeadCall) -> None:
     mix, y = call.mix, call.y[0].contiguous()
     n, B, M = call.logits.shape
     device = device_of(y.device)
-    if records.contents_are_checked(y.device):
+    if checks.contents_are_checked(y.device):
         check_range("head", "y", y, M)
     else:
         owner = owner_of(call.owner, y.device)
@@ -208,7 +199,7 @@ def update(call: UpdateCall) -> None:
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     """Inputs must be finite: looked at here, or by a kernel that flags what the next call tells."""
     device = owner.device
-    if records.contents_are_checked(device):
+    if checks.contents_are_checked(device):
         check_finite(op, inputs)
         return
     errors.raise_found(owner)
@@ -226,7 +217,7 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
 def walk_of(call: TrainCall, room: Room) -> Walk:
     """Everything that the steps of a training call need, workspace included."""
     slices, device = call.slices, where(call.slices)
-    caught = None if records.contents_are_checked(device) else errors.flags_of(slices.updates)
+    caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
     table = train_table(slices.plan, ask_of(call, TILES, caught is not None))
     return Walk(
         device=device_of(device),

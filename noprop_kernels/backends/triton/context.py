@@ -8,7 +8,8 @@ import numpy
 from torch import Tensor
 
 from ..calls import Gather, Mix, Noise, Rule, Slices
-from ..gpu.records import differs, log_betas, stored
+from ..gpu.memory import differs, stored
+from ..gpu.optimizer import log_betas
 from ..gpu.stages import Stage, Table
 from . import launch_options
 

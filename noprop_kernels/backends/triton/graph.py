@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import Gather, TrainCall
-from ..gpu.records import Room, part_of, stored
+from ..gpu.memory import Room, stored
+from ..gpu.split import part_of
 from ..warn import tell
 from . import launch_options
 from .context import Walk

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..calls import Gather, Mix, Noise
-from ..gpu.records import classes, differs, hyper, rule_name
+from ..gpu.asks import classes
+from ..gpu.memory import differs
+from ..gpu.optimizer import hyper, rule_name
 from ..gpu.stages import Stage
 from ..gpu.tables import activated, behind_activation, consumers, product_gradient
 from ..gpu.tiles import cdiv
