@@ -34,7 +34,7 @@ def measure(shape: str, precision: str, K: int, device: str) -> list[dict[str, A
     Raises:
         Missing: the CUDA backend cannot run, or counts no cycles.
     """
-    from noprop_kernels.cuda_kernels import clocks
+    from noprop_kernels.backends.cuda import clocks
 
     problem = make_problem(SHAPES[shape], device=device, precision=precision)
     contender = OursOnCUDA(problem, 1)

@@ -28,7 +28,7 @@ from noprop.model import Model
 from noprop.progress import display
 from noprop.runs import Settings, Split, build
 from noprop.training import Batches, Epoch, Progress, fit, learning_rates
-from noprop_kernels import AdamW, noise
+from noprop_kernels import AdamW, philox
 
 from . import command, machine, training
 from .check import check_steps
@@ -127,7 +127,7 @@ class TrainSteps:
     def epoch(self, number: int, calls: Sequence[int]) -> float:
         """Seconds inside train_steps, in calls of so many steps each."""
         s, seconds, done = self.settings, 0.0, 0
-        order = noise.permutation(s.seed, number, len(self.content.x))
+        order = philox.permutation(s.seed, number, len(self.content.x))
         total = s.epochs * self.batches.steps
         for K in calls:
             indices = self.batches.take(order, done, K)

@@ -23,7 +23,7 @@ import noprop_kernels as nk
 from noprop.datasets.dataset import Dataset
 from noprop.runs import Settings, Split, build
 from noprop.training import Batches, learning_rates
-from noprop_kernels import noise
+from noprop_kernels import philox
 from noprop_kernels.goal import Numbers
 
 from . import command, machine, training
@@ -73,7 +73,7 @@ class Contender:
         """Seconds of one epoch."""
         s, begin, done = self.settings, time.perf_counter(), 0
         batches = Batches(len(self.content.x), s.batch_size, has_norm=False)
-        order = noise.permutation(s.seed, number, len(self.content.x))
+        order = philox.permutation(s.seed, number, len(self.content.x))
         while done < batches.steps:
             indices = batches.take(order, done, STEPS_A_CALL)
             first, total = number * batches.steps + done, s.epochs * batches.steps

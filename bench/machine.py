@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch
+from noprop_kernels.backends import dispatch
 
 GEMM_SIZES = (512, 1024, 2048)
 COPY_BYTES = 1 << 28  # beyond most last-level caches
@@ -54,9 +54,9 @@ def versions() -> dict[str, object]:
         "noprop_kernels": nk.__version__,
     }
     if dispatch.native_gap() is None:
-        from noprop_kernels import native
+        from noprop_kernels.backends.cpu import backend as cpu
 
-        built = native.describe()
+        built = cpu.describe()
         found |= {"compiler": built["compiler"], "isa": built["isa_used"]}
     return found
 
@@ -135,9 +135,9 @@ def peak_gflops(threads: int, seconds: float = 2.0) -> float:
 
             rates.append(best_rate(product, seconds / 4))
         if dispatch.native_gap() is None:
-            from noprop_kernels import native
+            from noprop_kernels.backends.cpu import backend as cpu
 
-            rates.append(best_rate(lambda: native.fma_gflop(threads, FMA_ROUNDS), seconds / 4))
+            rates.append(best_rate(lambda: cpu.fma_gflop(threads, FMA_ROUNDS), seconds / 4))
         return max(rates)
     finally:
         torch.set_num_threads(before)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch, native, noise
+from noprop_kernels import philox
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cpu import backend as cpu
 
 from . import gpu
 from .contender import PRECISIONS, Contender, Entry, Missing
@@ -69,7 +71,7 @@ class Ours(Contender):
         seeds = torch.full((s.T,), SEED, device=self.device)
         block = torch.arange(s.T, device=self.device)
         drawn = [
-            noise.normal(seeds, noise.STREAM_EPS, 0, draw, block, s.B, s.D) for draw in range(K)
+            philox.normal(seeds, philox.STREAM_EPS, 0, draw, block, s.B, s.D) for draw in range(K)
         ]
         return None, torch.stack(drawn)
 
@@ -88,8 +90,8 @@ class Ours(Contender):
         if self.backend != "cpu":
             return super().step_bytes(indices)
         s, precision = self.shape, self.problem.precision
-        workspace = self.threads * native.workspace_bytes(self.plan, s.B, s.D, precision)
-        return workspace + native.packed_bytes(self.plan, s.T, s.B, len(indices), precision)
+        workspace = self.threads * cpu.workspace_bytes(self.plan, s.B, s.D, precision)
+        return workspace + cpu.packed_bytes(self.plan, s.T, s.B, len(indices), precision)
 
 
 class OursTrainStep(Ours):
@@ -125,7 +127,7 @@ class OursOnGPU(Ours):
         self.pdl = pdl
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
-        from noprop_kernels.triton_kernels import tuning
+        from noprop_kernels import tuning
 
         with tuning.use(tuning.Launches(pdl=self.pdl)):
             return super().steps(indices, eps)

@@ -44,7 +44,7 @@ def cuda_gap(device: str) -> str | None:
     """Why the CUDA kernels cannot be tried, or None."""
     import torch
 
-    from noprop_kernels import dispatch
+    from noprop_kernels.backends import dispatch
 
     reason = dispatch.gap("cuda", None, torch.device(device), "float32")
     return reason and f"the CUDA backend: {reason}"

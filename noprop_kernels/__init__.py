@@ -5,19 +5,21 @@ from typing import TYPE_CHECKING
 from .source_folder import hand_over
 
 if TYPE_CHECKING or not hand_over():
-    from . import functional, native, plans
+    from . import functional, plans
+    from .backends.cpu import backend as _cpu
+    from .backends.dispatch import BackendError, check_device, use_backend
     from .blocks import DenoisingBlocks
-    from .dispatch import BackendError, check_device, explain, use_backend
+    from .denoising_loss import DenoisingLoss
+    from .explanation import explain
     from .goal import DT
-    from .head import OutputHead
     from .linear import Linear
-    from .loss import DenoisingLoss
     from .optimizers import SGD, Adam, AdamW
+    from .output_head import OutputHead
     from .plan import BatchNorm, Dense, Plan
     from .results import Gradients, Prediction, Step, Update
     from .schedule import NoiseSchedule
 
-    if _reason := native.unavailable():
+    if _reason := _cpu.unavailable():
         raise ImportError(
             f"noprop_kernels: the compiled extension _C cannot be loaded from {__path__[0]} "
             f"({_reason}). `pip install .` in the source folder builds and installs the package, "

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 
 import torch
 
-from . import __version__, dispatch, native
-from .cuda_kernels import extension
+from . import __version__
+from .backends import dispatch
+from .backends.cpu import backend as cpu
+from .backends.cuda import extension
 
 
 def main() -> None:
@@ -21,11 +23,11 @@ def lines() -> Iterator[str]:
         f"Python {platform.python_version()}"
     )
     yield "CPU kernels:"
-    if reason := native.unavailable():
+    if reason := cpu.unavailable():
         yield f"  not built: {reason}"
     else:
         dispatch.native_gap()  # applies NOPROP_ISA
-        built = dict(native.describe())
+        built = dict(cpu.describe())
         isas = built.pop("isas")
         runs = (f"{isa} ({'runs' if here else 'not here'})" for isa, here in isas.items())
         yield f"  isas: {', '.join(runs)}"

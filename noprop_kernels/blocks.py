@@ -5,14 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from . import autograd, block_ops, modules
-from .arguments import seed_list, seed_tensor
-from .batches import Inputs, check_inputs, check_labels, rows_of, same_rows
-from .calls import AddNoiseCall
+from .arguments.batches import Inputs, check_inputs, check_labels, rows_of, same_rows
+from .arguments.scalars import seed_list, seed_tensor
+from .autograd import block_nodes, block_ops
+from .backends.calls import AddNoiseCall
 from .check import MOST_COUNT, check_positive
-from .eager import eager_only
+from .compiler.eager import eager_only
 from .results import Prediction, Update
-from .training import Blocks, TrainedBlocks, check_row
+from .stack import plain_modules
+from .stack.training import Blocks, TrainedBlocks, check_row
 
 
 class DenoisingBlocks(TrainedBlocks):
@@ -97,7 +98,7 @@ class DenoisingBlocks(TrainedBlocks):
         if B == 0:
             return self._empty(len(index), 0, self.M)
         ordered = {name: inputs[name] for name in self.plan.inputs}
-        run = block_ops.forward if torch.compiler.is_compiling() else autograd.forward
+        run = block_ops.forward if torch.compiler.is_compiling() else block_nodes.forward
         return run(self, ordered, index)
 
     @eager_only
@@ -122,7 +123,7 @@ class DenoisingBlocks(TrainedBlocks):
         self._check_draws_z(op)
         self._batch(op, x, y, len(index), training=self.training)
         logits = self.forward(x, self.add_noise(y, blocks=blocks), blocks=blocks)
-        return autograd.Loss.apply(self, index, y, logits)
+        return block_nodes.Loss.apply(self, index, y, logits)
 
     @eager_only
     def backward_update(
@@ -142,7 +143,7 @@ class DenoisingBlocks(TrainedBlocks):
             ValueError: `logits` is no result of this object's forward, was used already, or the
                 weights moved since; or another argument does not fit.
         """
-        return autograd.backward_update(self, logits, d_logits, lr)
+        return block_nodes.backward_update(self, logits, d_logits, lr)
 
     # one block, and plain modules
 
@@ -166,11 +167,11 @@ class DenoisingBlocks(TrainedBlocks):
         index = self._index("block", t)
         if type(replica) is not int or not 0 <= replica < self.replicas:
             raise ValueError(f"block: replica must be in [0, {self.replicas}), got {replica!r}")
-        return modules.shared_module(self, int(index[replica]))
+        return plain_modules.shared_module(self, int(index[replica]))
 
     def to_modules(self) -> list[fx.GraphModule]:
         """Every slice as torch.nn modules with their own tensors; they run without this library."""
-        return [modules.copied_module(self, i) for i in range(len(self))]
+        return [plain_modules.copied_module(self, i) for i in range(len(self))]
 
     def load_modules(self, blocks: Sequence[torch.nn.Module]) -> None:
         """Takes parameters and running statistics from modules as `to_modules` makes them.
@@ -180,7 +181,7 @@ class DenoisingBlocks(TrainedBlocks):
         Raises:
             ValueError: their number, a name or a shape does not fit; then nothing has changed.
         """
-        modules.load(self, blocks)
+        plain_modules.load(self, blocks)
 
     # inference
 

@@ -1,13 +1,15 @@
 """The parts of a step as functions of tensors: noise, a dense layer, the denoising loss, an update.
 
-Every backend has them. Inside torch.compile they are custom operations (see ops.py).
+Every backend has them. Inside torch.compile they are custom operations (see autograd/custom_op.py).
 """
 
 import torch
 from torch import Tensor
 
-from . import dense_ops, dispatch, label_ops
-from .arguments import number_tensor, seed_list
+from .arguments.scalars import number_tensor, seed_list
+from .autograd import dense_ops, label_ops
+from .autograd.layer import check_layer, check_rows
+from .backends import dispatch
 from .check import (
     LARGEST,
     MOST_COUNT,
@@ -17,7 +19,6 @@ from .check import (
     check_positive,
     check_tensor,
 )
-from .dense import check_layer, check_rows
 from .optimizers import Optimizer
 from .plan import ACTIVATIONS
 

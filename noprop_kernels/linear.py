@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import dispatch, functional
+from . import functional
+from .autograd.layer import PARTS, Layer, check_rows, plan_of
+from .autograd.layer_optimizer import LayerOptimizer
+from .autograd.wrapped import is_plain, refuse_wrapped
+from .backends import dispatch
 from .check import check_tensor
-from .dense import PARTS, Layer, check_rows, plan_of
-from .eager import eager_only
-from .layer_optimizer import LayerOptimizer
+from .compiler.eager import eager_only
 from .optimizers import Optimizer
-from .wrapped import is_plain, refuse_wrapped
 
 OP = "Linear"
 _ASKED: Any = object()  # an optimizer that was not given

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from noprop_kernels import plans
-from noprop_kernels.calls import (
+from noprop_kernels.backends.calls import (
     Gather,
     Mix,
     Noise,

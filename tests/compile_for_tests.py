@@ -22,10 +22,10 @@ from triton.runtime import driver
 
 from calls_for_tests import PLANS, make_predict_call, make_train_call
 from noprop_kernels import plans
-from noprop_kernels.calls import HeadCall, TrainCall, UpdateCall
-from noprop_kernels.gpu import records
+from noprop_kernels.backends.calls import HeadCall, TrainCall, UpdateCall
+from noprop_kernels.backends.gpu import checks
+from noprop_kernels.backends.triton import backend, context, launch
 from noprop_kernels.optimizers import SGD, Adam, AdamW
-from noprop_kernels.triton_kernels import backend, launch, walk
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -64,9 +64,9 @@ def compile_launches(target: str) -> list[tuple[str, Any]]:
         compiled = kernel.warmup(*args, **meta, **options, grid=grid)
         made.append((kernel.__name__, compiled))
 
-    walk.Device.launch = launch
-    backend.device_of = lambda device: walk.Device(interpreted=False, pdl=pdl)
-    records.contents_are_checked = lambda device: False
+    context.Device.launch = launch
+    backend.device_of = lambda device: context.Device(interpreted=False, pdl=pdl)
+    checks.contents_are_checked = lambda device: False
     backend.check_train = lambda call: None
     return made
 

@@ -14,8 +14,8 @@ import torch
 
 import cuda_module_for_tests
 import noprop_kernels as nk
-from noprop_kernels import dispatch
-from noprop_kernels.cuda_kernels import extension
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cuda import extension
 from products_for_tests import mend_interpreter
 
 # A shell ignores some signals in what it runs in the background, and so would the programs that

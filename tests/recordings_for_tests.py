@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from calls_for_tests import PLANS, make_predict_call, make_slices, make_train_call
-from noprop_kernels.calls import Rule, UpdateCall
+from noprop_kernels.backends.calls import Rule, UpdateCall
 from noprop_kernels.optimizers import SGD, AdamW
 from stages_for_tests import ENUMS, TYPES
 

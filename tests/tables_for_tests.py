@@ -2,7 +2,7 @@
 
 import random
 
-from noprop_kernels.gpu.stages import Table, floats
+from noprop_kernels.backends.gpu.stages import Table, floats
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 
 

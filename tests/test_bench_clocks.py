@@ -11,7 +11,7 @@ if not importlib.util.find_spec("bench"):
 
 from bench import clocks
 from bench import lines as result_lines
-from noprop_kernels.cuda_kernels import extension
+from noprop_kernels.backends.cuda import extension
 
 
 def test_shares_are_of_all_and_stages_are_numbered():

@@ -21,7 +21,7 @@ from bench.rivals.on_gpu import GPU_RIVALS
 from bench.rivals.sequential import Sequential
 from bench.rivals.stacked import StackedSGD
 from bench.shapes import GPU_SHAPES, Shape
-from noprop_kernels.cuda_kernels import extension
+from noprop_kernels.backends.cuda import extension
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=4, M=5, T=3, rows=40)  # embeddings are not one-hot
 PLAIN = ("sequential", "stacked_shared", "stacked_expanded", "baddbmm_sgd", "end_to_end")

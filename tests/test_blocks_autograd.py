@@ -21,7 +21,7 @@ from blocks_for_tests import (
     of_slices,
     snapshot,
 )
-from noprop_kernels.noise import STREAM_EPS, normal
+from noprop_kernels.philox import STREAM_EPS, normal
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

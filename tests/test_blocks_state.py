@@ -23,7 +23,7 @@ from blocks_for_tests import (
     of_slices,
     snapshot,
 )
-from noprop_kernels.noise import initial_parameters
+from noprop_kernels.philox import initial_parameters
 
 
 def test_names_and_shapes_are_the_plans():

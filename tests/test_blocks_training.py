@@ -22,7 +22,7 @@ from blocks_for_tests import (
     of_slices,
     snapshot,
 )
-from noprop_kernels import reference_walk
+from noprop_kernels.backends.reference import backend as reference_backend
 
 EMBEDDING = torch.randn(M, D, generator=torch.Generator().manual_seed(5))
 OPTIMIZERS = {
@@ -354,7 +354,7 @@ def test_a_refused_step_leaves_graphs_alone_and_a_stopped_one_does_not(monkeypat
         raise KeyboardInterrupt
 
     logits = blocks(x, z)
-    monkeypatch.setattr(reference_walk, "train", stopped)
+    monkeypatch.setattr(reference_backend, "train", stopped)
     with pytest.raises(KeyboardInterrupt):
         blocks.train_step(x, y)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

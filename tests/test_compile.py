@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop_kernels as nk
 from blocks_for_tests import GOAL, PLANS, B, D, F, M, T, batch, make, snapshot
 from linear_for_tests import linear
-from noprop_kernels import block_ops, dense_ops, label_ops
+from noprop_kernels.autograd import block_ops, dense_ops, label_ops
+from noprop_kernels.compiler import plan_texts
 
 # torch's own compiler looks at the .grad of a tensor inside the graph where it is interrupted
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -187,7 +188,7 @@ def block_arguments(plan, grad=True):
         rows(2, B, width, grad=grad)
         for width in (blocks.plan.widths[n] for n in blocks.plan.inputs)
     ]
-    return inputs, params, stats, block_ops.text_of(blocks.plan)
+    return inputs, params, stats, plan_texts.text_of(blocks.plan)
 
 
 def gradient_arguments(plan, training):

@@ -15,7 +15,7 @@ from torch import Tensor
 import noprop
 import noprop_kernels as nk
 from blocks_for_tests import GOAL, B, D, F, M, T, batch, data, indices, make
-from noprop_kernels import functional, noise
+from noprop_kernels import functional, philox
 
 # what PyTorch makes in the default dtype, or on the default device, where a call names none
 FACTORIES = {
@@ -125,7 +125,7 @@ def parts() -> list[Any]:
 
 
 def drawn() -> list[Any]:
-    order = noise.permutation(1, 2, 100)
+    order = philox.permutation(1, 2, 100)
     schedule = nk.NoiseSchedule([0.0, 0.25, 0.5])
     return [order, schedule.a[1:], nk.NoiseSchedule.cosine(T).snr, vars(GOAL.numbers(LABELS[:0]))]
 

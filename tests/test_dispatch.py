@@ -10,8 +10,11 @@ import torch
 
 import noprop_kernels as nk
 from blocks_for_tests import PLANS, batch, make
-from noprop_kernels import __main__, dispatch, native, reference_walk
-from noprop_kernels.cuda_kernels import extension
+from noprop_kernels import __main__
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cuda import extension
+from noprop_kernels.backends.reference import backend as reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 NO_KERNELS = "no module named _C"
@@ -36,12 +39,12 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "unavailable", lambda: NO_KERNELS)
+    monkeypatch.setattr(cpu, "unavailable", lambda: NO_KERNELS)
 
 
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "unavailable", lambda: None)
+    monkeypatch.setattr(cpu, "unavailable", lambda: None)
 
 
 @pytest.fixture
@@ -63,30 +66,30 @@ def choose(**options) -> ModuleType:
 
 
 def test_the_kernels_come_first(with_kernels, capsys):
-    assert choose() is native
+    assert choose() is cpu
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_reference_is_chosen_with_one_line_that_says_why(without_kernels, with_gpus, capsys):
-    assert choose() is reference_walk and choose() is reference_walk
+    assert choose() is reference and choose() is reference
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert "reference" in err and NO_KERNELS in err
-    assert choose(device=CUDA) is reference_walk
+    assert choose(device=CUDA) is reference
     assert NO_TRITON in capsys.readouterr().err
 
 
 def test_forced_by_a_with_an_argument_or_the_environment(with_kernels, monkeypatch, capsys):
-    assert choose(backend="reference") is reference_walk
+    assert choose(backend="reference") is reference
     with nk.use_backend("reference"):
-        assert choose() is reference_walk
+        assert choose() is reference
         with nk.use_backend("cpu"):
-            assert choose(backend="reference") is native  # the innermost `with` comes first
-        assert choose() is reference_walk
-    assert choose() is native
+            assert choose(backend="reference") is cpu  # the innermost `with` comes first
+        assert choose() is reference
+    assert choose() is cpu
     monkeypatch.setenv("NOPROP_BACKEND", "reference")
-    assert choose() is reference_walk
-    assert choose(backend="cpu") is native
+    assert choose() is reference
+    assert choose(backend="cpu") is cpu
     assert capsys.readouterr().err == ""
 
 
@@ -139,9 +142,9 @@ def test_isa_is_set_once_and_its_error_is_the_reason(with_kernels, monkeypatch):
         if name == "neon":
             raise ValueError("NOPROP_ISA: must be one of avx2, got 'neon'")
 
-    monkeypatch.setattr(native, "set_isa", set_isa)
+    monkeypatch.setattr(cpu, "set_isa", set_isa)
     monkeypatch.setenv("NOPROP_ISA", "avx2")
-    assert choose() is native and choose() is native
+    assert choose() is cpu and choose() is cpu
     assert seen == ["avx2"]
     dispatch.native_gap.cache_clear()
     monkeypatch.setenv("NOPROP_ISA", "neon")
@@ -151,8 +154,8 @@ def test_isa_is_set_once_and_its_error_is_the_reason(with_kernels, monkeypatch):
 
 def test_an_object_runs_on_the_backend_it_was_given(with_kernels, monkeypatch):
     called = []
-    monkeypatch.setattr(native, "train", lambda call: called.append("cpu"))
-    monkeypatch.setattr(reference_walk, "train", lambda call: called.append("reference"))
+    monkeypatch.setattr(cpu, "train", lambda call: called.append("cpu"))
+    monkeypatch.setattr(reference, "train", lambda call: called.append("reference"))
     make(backend="reference").train_step(*batch())
     make().train_step(*batch())
     assert called == ["reference", "cpu"]
@@ -168,7 +171,7 @@ def test_explain(with_kernels, monkeypatch):
     assert 'reference (forced by backend="reference")' in forced and "cpu: could run" in forced
     plan = nk.explain(PLANS["mlp"], precision="tf32")
     assert plan.startswith("Plan on cpu, tf32: reference")
-    monkeypatch.setattr(native, "unavailable", lambda: NO_KERNELS)
+    monkeypatch.setattr(cpu, "unavailable", lambda: NO_KERNELS)
     dispatch.native_gap.cache_clear()
     assert f"cpu: {NO_KERNELS}" in nk.explain(PLANS["mlp"])
     with pytest.raises(ValueError, match="explain: what must be a Plan or an object with one"):
@@ -229,7 +232,7 @@ def test_the_command_names_each_gpu(with_kernels, with_gpus, monkeypatch, capsys
 
 def test_the_command_tells_the_build(with_kernels, monkeypatch, capsys):
     build = {"compiler": "GNU 12", "isas": {"avx512": False, "avx2": True}, "threads": 2}
-    monkeypatch.setattr(native, "describe", lambda: build)
+    monkeypatch.setattr(cpu, "describe", lambda: build)
     __main__.main()
     out = capsys.readouterr().out
     assert "  isas: avx512 (not here), avx2 (runs)\n  compiler: GNU 12\n  threads: 2\n" in out
@@ -270,7 +273,7 @@ def test_a_device_without_kernels_is_refused_with_what_to_use_instead(with_kerne
         text = str(error.value)
         assert f"  no kernels for {name}\n" in text and 'use .to("cpu") instead' in text
         assert ("reference" in text) == (name == "xpu")
-    assert choose(device=torch.device("xpu"), backend="reference") is reference_walk
+    assert choose(device=torch.device("xpu"), backend="reference") is reference
     for name, reason in (("meta", "no contents"), ("mps", "float64")):
         with pytest.raises(nk.BackendError, match=f"reference: .*{reason}"):
             choose(device=torch.device(name), backend="reference")
@@ -290,7 +293,7 @@ def test_an_object_on_a_device_without_kernels(with_kernels, call):
 def test_triton_is_not_chosen_on_the_cpu_unless_forced(with_kernels, monkeypatch):
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert choose() is native
+    assert choose() is cpu
     with pytest.raises(nk.BackendError, match="no backend can run"):
         monkeypatch.setattr(dispatch, "gap", lambda name, *_: None if name == "triton" else "no")
         choose()
@@ -301,7 +304,8 @@ def test_nothing_of_triton_is_imported_until_it_runs():
 import sys, torch
 before = "triton" in sys.modules
 import noprop_kernels as nk
-from noprop_kernels import __main__, dispatch
+from noprop_kernels import __main__
+from noprop_kernels.backends import dispatch
 blocks = nk.DenoisingBlocks(nk.plans.mlp(3, 2, 2, hidden=4), nk.DT(nk.NoiseSchedule.cosine(2)))
 nk.explain(blocks)
 dispatch.gap("triton", None, torch.device("cpu"), "float32")

@@ -6,7 +6,7 @@ from torch.nn.functional import linear, one_hot
 
 import noprop_kernels as nk
 from noprop_kernels import functional as F
-from noprop_kernels.noise import STREAM_EPS_1, normal
+from noprop_kernels.philox import STREAM_EPS_1, normal
 
 B, M, D = 9, 5, 3
 GOAL = nk.DT(nk.NoiseSchedule.cosine(T=3))

@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 import noprop_kernels as nk
 from blocks_for_tests import assert_same
 from linear_for_tests import everything, linear, rows, step
-from noprop_kernels import dispatch
-from noprop_kernels.dense import plan_of
+from noprop_kernels.autograd.layer import plan_of
+from noprop_kernels.backends import dispatch
 
 # ours, torch's, and the options that give the second the first's numbers
 OPTIMIZERS = {

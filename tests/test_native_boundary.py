@@ -15,8 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import noprop_kernels as nk
 from calls_for_tests import PLANS, make_predict_call, make_train_call
-from noprop_kernels import dispatch, native
-from noprop_kernels.calls import (
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.calls import (
     AddNoiseCall,
     BackwardCall,
     ForwardCall,
@@ -24,6 +24,7 @@ from noprop_kernels.calls import (
     TrainCall,
     UpdateCall,
 )
+from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.plan import Dense, Plan
 
 pytestmark = pytest.mark.skipif(
@@ -123,7 +124,7 @@ def forward_call(call: TrainCall, save: bool) -> ForwardCall:
 
 def backward_call(call: TrainCall, rule: bool) -> BackwardCall:
     made = forward_call(call, True)
-    native.forward(made)
+    cpu.forward(made)
     n = len(call.slices.index)
     whole = torch.zeros(made.saved[0].numel() + 16)
     start = -whole.data_ptr() % 64 // 4
@@ -201,7 +202,7 @@ CALLS = made_calls()
 
 def run(name: str, call: Any) -> None:
     with torch.no_grad():
-        getattr(native, name)(call)
+        getattr(cpu, name)(call)
 
 
 def values(call: Any) -> list[Tensor]:
@@ -216,11 +217,11 @@ def test_a_call_runs_as_it_is_meant_or_writes_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["train", "train, bytes", "backward with the update"])
 def test_without_the_exchange_interface(kind: str) -> None:
-    native._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=None)
+    cpu._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=None)
     try:
         check_changes(kind, CHANGES)
     finally:
-        native._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=native._exchange)
+        cpu._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=cpu._exchange)
 
 
 def check_changes(kind: str, changes: dict[str, Callable[[Tensor], Any]]) -> None:
@@ -361,7 +362,7 @@ def test_slices_are_distinct_and_there(index: list[int]) -> None:
     for name, shape in call.slices.plan.parameters().items():
         call.out.grads[name] = torch.zeros(n, *shape)
     with pytest.raises(ValueError, match="distinct slices"):
-        native.train(call)
+        cpu.train(call)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +388,7 @@ def test_a_replica_that_is_not_there() -> None:
     call = train_call(gather=True)
     call.y.replica = torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="replica must be in 0..1"):
-        native.train(call)
+        cpu.train(call)
 
 
 # state that was assigned
@@ -535,7 +536,7 @@ def wide(count: int) -> Plan:
 
 def test_as_many_sources_as_the_kernels_have_room_for() -> None:
     goal, (x, y) = nk.DT(nk.NoiseSchedule.cosine(T=2)), data()
-    most = native._C.most_sources
+    most = cpu._C.most_sources
     losses = [
         nk.DenoisingBlocks(wide(most // 2), goal, backend=backend).train_step(x[:, :2], y).loss
         for backend in ("cpu", "reference")
@@ -548,17 +549,17 @@ def test_more_sources_are_refused_by_name() -> None:
         wide(70)
     plan = wide(1)
     object.__setattr__(plan.layers["logits"], "inputs", ("x", "z") * 70)
-    assert "may have 128 inputs, 'logits' has 140" in str(native.plan_gap(plan))
+    assert "may have 128 inputs, 'logits' has 140" in str(cpu.plan_gap(plan))
     with pytest.raises(ValueError, match="1 to 128 inputs"):
-        native._C.Plan(plan, "float32")
+        cpu._C.Plan(plan, "float32")
 
 
 def test_more_layers_are_refused() -> None:
     layers = {f"h{i}": Dense(f"h{i - 1}" if i else ("x", "z"), 3) for i in range(128)}
     plan = Plan({"x": (2,), "z": (3,)}, layers)
-    assert "may have 128 inputs and layers" in str(native.plan_gap(plan))
+    assert "may have 128 inputs and layers" in str(cpu.plan_gap(plan))
     with pytest.raises(ValueError, match="at most 128"):
-        native._C.Plan(plan, "float32")
+        cpu._C.Plan(plan, "float32")
 
 
 def test_widths_beyond_32_bits_are_refused() -> None:
@@ -569,12 +570,12 @@ def test_widths_beyond_32_bits_are_refused() -> None:
     plan = Plan({"x": (2,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
     object.__setattr__(plan, "widths", {**plan.widths, "x": 2**31})
     object.__setattr__(plan, "inputs", {"x": (2**31,), "z": (3,)})
-    assert "below 2^31" in str(native.plan_gap(plan))
+    assert "below 2^31" in str(cpu.plan_gap(plan))
     with pytest.raises(ValueError, match="width"):
-        native._C.Plan(plan, "float32")
+        cpu._C.Plan(plan, "float32")
 
 
 def test_rows_whose_workspace_has_no_size() -> None:
-    plan = native._C.Plan(nk.plans.mlp(20, 3, 3, hidden=32), "float32")
+    plan = cpu._C.Plan(nk.plans.mlp(20, 3, 3, hidden=32), "float32")
     with pytest.raises(MemoryError):
         plan.saved_bytes(2**60)

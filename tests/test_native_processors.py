@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from noprop_kernels import native
+from noprop_kernels.backends.cpu import backend as cpu
 from scripts_for_tests import BEGIN
 
 HERE = len(os.sched_getaffinity(0))
@@ -45,12 +45,13 @@ def test_quotas_of_a_group_and_of_all_above_it(name: str, tmp_path: Path) -> Non
         else:
             for part, number in zip(("quota", "period"), quota, strict=True):
                 (folder / f"cpu.cfs_{part}_us").write_text(str(number))
-    assert native._C.processors(str(tmp_path)) == min(processors, HERE)
+    assert cpu._C.processors(str(tmp_path)) == min(processors, HERE)
 
 
 def test_affinity() -> None:
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-    code += "from noprop_kernels import native; assert native.describe()['processors'] == 1"
+    code += "from noprop_kernels.backends.cpu import backend as cpu\n"
+    code += "assert cpu.describe()['processors'] == 1"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
 
 
@@ -62,17 +63,17 @@ import resource
 def count(): return len(os.listdir("/proc/self/task"))
 before = count()
 GRANTED = {granted}
-native.threads = lambda: 4
+cpu.threads = lambda: 4
 if GRANTED > 1:
-    native.threads, four = lambda: GRANTED, native.threads
+    cpu.threads, four = lambda: GRANTED, cpu.threads
     make().predict(X)
-    native.threads = four
+    cpu.threads = four
 if os.getuid() == 0: os.setuid(65534)  # root has no such limit
 resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 losses = blocks.train_steps(X, Y, indices)
-assert native.describe()["threads"] == GRANTED, native.describe()
+assert cpu.describe()["threads"] == GRANTED, cpu.describe()
 assert count() - before == GRANTED - 1
-native.threads = lambda: 1
+cpu.threads = lambda: 1
 assert torch.equal(losses, twin.train_steps(X, Y, indices))
 """
 

@@ -10,7 +10,7 @@ import pytest
 LET_GO = """
 import os, time, torch
 import sklearn.cluster  # brings an OpenMP runtime of its own
-from noprop_kernels import native, openmp
+from noprop_kernels.backends.cpu import backend as cpu, openmp
 torch.set_num_threads(2)
 def work(): torch.ones(2000, 300) @ torch.ones(300, 300); torch.ones(10**6).exp()
 def count(): return len(os.listdir("/proc/self/task"))
@@ -18,8 +18,8 @@ before = count()
 work()
 spinning = count()
 assert spinning > before, (before, spinning)
-native.threads = lambda: 2
-native._call_threads()
+cpu.threads = lambda: 2
+cpu._call_threads()
 end = time.monotonic() + 10
 while count() >= spinning and time.monotonic() < end: time.sleep(0.01)
 assert count() < spinning, (spinning, count())

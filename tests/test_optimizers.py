@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from calls_for_tests import assert_matches
-from noprop_kernels import reference as ref
+from noprop_kernels.backends.reference import equations as ref
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 
 # ours, and torch's with the same meaning; weight decay and learning rate differ by slice below

@@ -21,7 +21,7 @@ from blocks_for_tests import (
     make,
     snapshot,
 )
-from noprop_kernels.noise import STREAM_HEAD, normal
+from noprop_kernels.philox import STREAM_HEAD, normal
 
 W = torch.randn(M, 3, generator=torch.Generator().manual_seed(7))
 

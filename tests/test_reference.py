@@ -12,11 +12,11 @@ from calls_for_tests import (
     clone_call,
     results,
 )
-from noprop_kernels import reference as ref
-from noprop_kernels import reference_walk as walk
+from noprop_kernels.backends.reference import backend as reference
+from noprop_kernels.backends.reference import equations as ref
+from noprop_kernels.backends.reference.layers import backward_layers, forward_layers
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 from noprop_kernels.plan import Dense, Plan
-from noprop_kernels.reference_layers import backward_layers, forward_layers
 from twin_for_tests import F64, TIGHT, VARIANTS, Twin, gradient, make
 
 
@@ -25,7 +25,7 @@ from twin_for_tests import F64, TIGHT, VARIANTS, Twin, gradient, make
 def test_gradients_are_autograd_s(name, variant):
     call = make(name, dtype=F64, extras=True, grads=True, **VARIANTS[variant])
     before = clone_call(call.slices)
-    walk.train(call)
+    reference.train(call)
     assert_same(call.slices, before)
     for i in range(3):
         twin = Twin(call, i)
@@ -47,7 +47,7 @@ def test_gradients_are_autograd_s(name, variant):
 def test_plans_without_features_of_z_send_nothing_through_the_numbers():
     call = make("mlp", z_features=True, extras=True, grads=True)
     call.out.d_signal, call.out.d_noise = torch.full((2, 3, 6), torch.nan)
-    walk.train(call)
+    reference.train(call)
     assert not call.out.d_signal.any() and not call.out.d_noise.any()
 
 
@@ -77,7 +77,7 @@ def test_fifty_steps_are_autograd_s_and_torch_optim_s(name, optimizer):
         value.zero_()
     twins = [Twin(call, i) for i in range(2)]
     draws = slices.draws[slices.index].clone()
-    walk.train(call)
+    reference.train(call)
     for i, twin in enumerate(twins):
         groups = theirs(
             twin.params.values(), weight_decay=ours.weight_decay, foreach=False, **options
@@ -159,7 +159,7 @@ def test_sums_fold_chunks_of_128_rows_from_the_left(entries, total):
 def test_many_rows(name):
     """More rows than a chunk has, in every sum over rows."""
     call = make(name, n=1, B=260, dtype=F64, extras=True, grads=True)
-    walk.train(call)
+    reference.train(call)
     twin = Twin(call, 0)
     twin.loss()[0].backward()
     for key, value in call.out.grads.items():
@@ -197,7 +197,7 @@ def test_float32_against_float64(name, variant):
     exact = clone_call(call, F64)
     plain = clone_call(call)
     for each in (call, exact, plain):
-        walk.train(each)
+        reference.train(each)
     assert not any(value.isnan().any() for _, value in results(call))
     assert_calls_match(call, exact, plain)
 
@@ -214,6 +214,6 @@ def test_the_tolerance_rule_refuses_nan_and_error():
 def test_copies_of_calls_share_nothing():
     call = make("mlp", optimizer=AdamW(), gather=True)
     twin = clone_call(call)
-    walk.train(twin)
+    reference.train(twin)
     assert not torch.equal(twin.slices.params["f.bias"], call.slices.params["f.bias"])
     assert call.out.loss.isnan().all()

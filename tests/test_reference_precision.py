@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from calls_for_tests import clone_call
-from noprop_kernels import reference as ref
-from noprop_kernels import reference_walk as walk
-from noprop_kernels.calls import BackwardCall, ForwardCall
+from noprop_kernels.backends.calls import BackwardCall, ForwardCall
+from noprop_kernels.backends.reference import backend as reference
+from noprop_kernels.backends.reference import equations as ref
 from twin_for_tests import F64, TIGHT, Twin, gradient, make
 
 BITS = {"bfloat16": 7, "tf32": 10}  # of the mantissa, without its leading 1
@@ -71,11 +71,11 @@ def test_all_products_of_the_layers_round_their_operands(name, precision, monkey
     logits = torch.full((n, B, call.slices.plan.widths[call.slices.plan.output]), math.nan).to(F64)
     before = clone_call(call)
     forward = ForwardCall(call.slices, inputs, logits, training=True, save=True)
-    walk.forward(forward)
+    reference.forward(forward)
     d_logits = torch.randn_like(logits)
     grads = {key: value[:n].clone() for key, value in call.slices.params.items()}
     d_inputs = {key: torch.full_like(value, math.nan) for key, value in inputs.items()}
-    walk.backward(BackwardCall(call.slices, forward.saved, d_logits, grads, d_inputs))
+    reference.backward(BackwardCall(call.slices, forward.saved, d_logits, grads, d_inputs))
     for i in range(n):
         twin = Twin(before, i)
         leaves = {key: value[i].clone().requires_grad_() for key, value in inputs.items()}

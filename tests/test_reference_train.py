@@ -9,7 +9,7 @@ from calls_for_tests import (
     clone_call,
     one_slice,
 )
-from noprop_kernels import reference_walk as walk
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, AdamW
 from twin_for_tests import F64, TIGHT, make
 
@@ -20,12 +20,12 @@ def test_a_slice_does_not_notice_the_others(name, gather):
     """Alone or in company, in K calls or in one: the same bits."""
     call = make(name, K=3, optimizer=AdamW(), gather=gather, per_row=True)
     one = clone_call(call)
-    walk.train(call)
+    reference.train(call)
     slices = call.slices
     for i, at in enumerate(slices.index.tolist()):
         for step in range(3):
             alone = one_slice(one, i, step)
-            walk.train(alone)
+            reference.train(alone)
             assert torch.equal(alone.out.loss[0, 0], call.out.loss[step, i])
         for ours, theirs in ((slices.params, one.slices.params), (slices.v, one.slices.v)):
             assert all(torch.equal(ours[key][at], theirs[key][at]) for key in ours)
@@ -38,8 +38,8 @@ def test_a_loss_that_is_not_finite_stops_its_slice_alone():
     bad = call.slices.index[1]
     call.slices.params["f2.weight"][bad, 0, 0] = torch.inf
     before = clone_call(call.slices)
-    walk.train(call)
-    walk.train(good)
+    reference.train(call)
+    reference.train(good)
     assert call.out.applied.tolist() == [[True, False, True]] * 2
     assert not call.out.loss[:, 1].isfinite().any()
     for group in ("params", "m", "v", "stats"):
@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_finite_stops_its_slice_alone():
 def test_slices_that_are_not_selected_stay():
     call = make("branches", optimizer=SGD(momentum=0.5))
     before = clone_call(call.slices)
-    walk.train(call)
+    reference.train(call)
     (rest,) = set(range(4)) - set(call.slices.index.tolist())
     for group in ("params", "m", "stats"):
         for key, value in getattr(call.slices, group).items():
@@ -95,7 +95,7 @@ def test_wrong_contents_are_refused_before_any_write(text, spoil, gather):
     spoil(call)
     before = clone_call(call)
     with pytest.raises(ValueError, match=text):
-        walk.train(call)
+        reference.train(call)
     assert_same(call.slices, before.slices)
     assert_same(call.out, before.out)
 
@@ -105,25 +105,25 @@ def test_too_few_rows_are_refused(name, B):
     call = make(name, B=B, optimizer=AdamW())
     before = clone_call(call)
     with pytest.raises(ValueError, match="at least"):
-        walk.train(call)
+        reference.train(call)
     assert_same(call.slices, before.slices)
 
 
 def test_one_row_does_without_norm():
     call = make("mlp", B=1, optimizer=AdamW())
-    walk.train(call)
+    reference.train(call)
     assert bool(call.out.applied.all())
 
 
 def test_a_call_must_say_what_to_do():
     with pytest.raises(ValueError, match="must have a rule"):
-        walk.train(make("mlp"))
+        reference.train(make("mlp"))
 
 
 def test_no_steps_change_nothing():
     call = make("paper_dt", K=0, optimizer=AdamW())
     before = clone_call(call)
-    walk.train(call)
+    reference.train(call)
     assert_same(call.slices, before.slices)
     assert call.out.loss.shape == (0, 3)
 
@@ -139,15 +139,15 @@ def test_gathered_rows_are_the_rows(data_dtype):
         direct.inputs[key] = rows.float()
     y = direct.y
     direct.y = torch.stack([y.data[y.indices[:, r]] for r in y.replica], dim=1)
-    walk.train(call)
-    walk.train(direct)
+    reference.train(call)
+    reference.train(direct)
     assert torch.equal(call.out.loss, direct.out.loss)
     assert_same(call.slices, direct.slices)
 
 
 def test_micro_batches_add_to_the_whole():
     whole = make("mlp", B=6, dtype=F64, per_row=True, grads=True)
-    walk.train(whole)
+    reference.train(whole)
     total = {key: torch.zeros_like(value) for key, value in whole.out.grads.items()}
     loss = torch.zeros(1, 3, dtype=F64)
     for rows in (slice(0, 2), slice(2, 6)):
@@ -157,7 +157,7 @@ def test_micro_batches_add_to_the_whole():
         part.y = part.y[:, :, rows]
         for key in ("signal", "noise", "weight"):
             setattr(part.mix, key, getattr(part.mix, key)[:, :, rows])
-        walk.train(part)
+        reference.train(part)
         loss += part.out.loss
         for key, value in part.out.grads.items():
             total[key] += value
@@ -171,8 +171,8 @@ def test_batch_statistics_of_a_gradient_call_are_those_that_a_step_moves():
     asked = clone_call(step)
     asked.out = make("paper_dt", optimizer=AdamW(), dtype=F64, grads=True).out
     old = clone_call(step.slices.stats)
-    walk.train(step)
-    walk.train(asked)
+    reference.train(step)
+    reference.train(asked)
     for key, value in asked.out.stats.items():
         for i, at in enumerate(step.slices.index):
             moved = 0.9 * old[key][at] + 0.1 * value[i]
@@ -184,6 +184,6 @@ def test_a_parameter_that_wants_a_gradient_is_updated_in_place():
     params = {key: torch.nn.Parameter(value) for key, value in call.slices.params.items()}
     call.slices.params = params
     versions = {key: value._version for key, value in params.items()}
-    walk.train(call)
+    reference.train(call)
     assert all(value._version > versions[key] for key, value in params.items())
     assert all(value.grad_fn is None for value in params.values())

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from calls_for_tests import PLANS, make_train_call
-from noprop_kernels import noise
+from noprop_kernels import philox
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
@@ -60,7 +60,7 @@ class Twin:
 
     def draw(self, stream, step):
         numbers, i = self.call.noise, self.i
-        return noise.normal(
+        return philox.normal(
             numbers.seeds[i : i + 1],
             *(stream, 0, numbers.draw[step, i], numbers.block[step, i]),
             *(self.call.B, self.call.mix.D),

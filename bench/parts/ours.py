@@ -2,8 +2,9 @@
 
 import torch
 
-from noprop_kernels import calls, native
-from noprop_kernels.noise import STREAM_EPS
+from noprop_kernels.backends import calls
+from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.philox import STREAM_EPS
 from noprop_kernels.results import Gradients
 
 from ..ours import Ours
@@ -51,7 +52,7 @@ class OurPart:
         inputs = {name: inputs[name] for name in self.blocks.plan.inputs}
         out = torch.empty_like(given.logits)
         call = calls.ForwardCall(self.slices, inputs, out, training=True, save=True)
-        native.forward(call)
+        cpu.forward(call)
         return call
 
 
@@ -60,7 +61,7 @@ def draw(given: Part) -> Once:
     call = calls.AddNoiseCall(our.noise(), our.mix, our.y, None, eps)
 
     def once() -> Weights:
-        native.add_noise(call)
+        cpu.add_noise(call)
         return {"eps": eps}
 
     return once
@@ -86,7 +87,7 @@ def head(given: Part) -> Once:
     call = calls.HeadCall(our.mix, our.y, given.logits, None, loss, None, d_logits)
 
     def once() -> Weights:
-        native.head(call)
+        cpu.head(call)
         return {"losses": loss, "d_logits": d_logits}
 
     return once
@@ -123,7 +124,7 @@ def backend_update(given: Part) -> Once:
     call = calls.UpdateCall(our.slices, given.grads, apply, our.rule)
 
     def once() -> Weights:
-        native.update(call)
+        cpu.update(call)
         return our.params
 
     return once
@@ -136,7 +137,7 @@ def backward_update(given: Part) -> Once:
     call = calls.BackwardCall(our.slices, saved, given.d_logits, None, {}, our.rule, applied)
 
     def once() -> Weights:
-        native.backward(call)
+        cpu.backward(call)
         return our.params
 
     return once

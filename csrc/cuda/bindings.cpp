@@ -1,6 +1,6 @@
 // The CUDA backend's module for Python: dicts of integers and addresses to the structs of
 // program.h, by field name, and the C interface of noprop_cuda.h. Every tensor behind an address
-// was checked, and is kept alive, by the caller in noprop_kernels/cuda_kernels.
+// was checked, and is kept alive, by the caller in noprop_kernels/backends/cuda.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch, native
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cpu import backend as cpu
 
 from . import strict_json
 from .errors import InputError, train_extra
@@ -132,7 +133,7 @@ def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
     device = blocks.device
     module = dispatch.choose(blocks.plan, device, blocks.precision, blocks.backend)
     backend = dispatch.name_of(module)
-    built = native.describe() if backend == "cpu" else {}
+    built = cpu.describe() if backend == "cpu" else {}
     return {
         # of a GPU its model, whose bits are the same whatever its index
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

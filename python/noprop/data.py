@@ -11,9 +11,7 @@ import torch
 
 from .datasets import cifar, idx, own
 from .datasets.dataset import Dataset
-from .datasets.own import read_rows as read_rows
-from .datasets.split import hold_out
-from .download import (
+from .datasets.download import (
     CIFAR10,
     CIFAR100,
     FASHION_MNIST,
@@ -23,6 +21,8 @@ from .download import (
     fetch_archive,
     fetch_files,
 )
+from .datasets.own import read_rows as read_rows
+from .datasets.split import hold_out
 from .errors import InputError, train_extra
 from .inputs import InputFormat
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from noprop_kernels import dispatch
+from noprop_kernels.backends import dispatch
 
 from .model import Model
 

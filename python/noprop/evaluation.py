@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noprop_kernels import noise
+from noprop_kernels import philox
 
 from .inputs import Array
 from .model import Model, in_parts
@@ -146,5 +146,5 @@ def _count(
 def _z_0(model: Model, rows: int, seed: int | None, first_row: int) -> Tensor:
     """(B, D): the z_0 that the first sample of a chain with noise begins from."""
     own = model.blocks.seeds[:1] if seed is None else model.blocks.seeds.new_tensor([seed])
-    at = (noise.STREAM_INFERENCE, 0, 0, noise.BLOCK_Z_0, rows, model.blocks.D)
-    return noise.normal(own.to(model.device), *at, first_row=first_row)[0]
+    at = (philox.STREAM_INFERENCE, 0, 0, philox.BLOCK_Z_0, rows, model.blocks.D)
+    return philox.normal(own.to(model.device), *at, first_row=first_row)[0]

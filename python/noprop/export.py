@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from noprop_kernels import modules
+from noprop_kernels.stack import plain_modules
 
 from .normalisation import Normalisation
 
@@ -79,7 +79,7 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
             z = graph.call_function(add, (z, eps))
     if with_noise:
         assert model.head is not None  # by Model.to_module
-        scores = part("head", modules.copied_module(model.head, 0), z)
+        scores = part("head", plain_modules.copied_module(model.head, 0), z)
         later = [graph.call_function(torch.softmax, (scores, -1))]
     elif W is None:  # <u_y, z> is column y of z, and every |u_y| is 1
         scores = z

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from noprop_kernels import noise
+from noprop_kernels import philox
 
 from . import labels
 from .errors import InputError
@@ -113,7 +113,7 @@ class InMemory:
             ) from error
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        return noise.permutation(seed, epoch, self.rows).to(self.Y.device)
+        return philox.permutation(seed, epoch, self.rows).to(self.Y.device)
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         return {"X": self.X, "Y": self.Y, "indices": indices, "normalize": self.normalize}
@@ -128,7 +128,7 @@ class Mapped:
         self.model, self.array, self.rows, self.Y = model, array, len(array), Y.to(model.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        return noise.permutation(seed, epoch, self.rows).to(self.Y.device)
+        return philox.permutation(seed, epoch, self.rows).to(self.Y.device)
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         rows = self.array[indices.flatten().cpu().numpy()]
@@ -230,7 +230,7 @@ def _stream(model: Model, source: Any, batch_size: int) -> Feed:
         loader = DataLoader(source, batch_size)
 
         def start(seed: int, epoch: int) -> Iterable[Any]:
-            order = noise.permutation(seed, epoch, size).tolist()
+            order = philox.permutation(seed, epoch, size).tolist()
             return DataLoader(source, batch_size, sampler=order)
 
     known = model.inputs is not None and model.normalize is not None and model.classes_ is not None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from noprop_kernels.batches import mean_and_scale, per_feature
+from noprop_kernels.arguments.batches import mean_and_scale, per_feature
 
 from .errors import InputError
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels import native
+from noprop_kernels.backends.cpu import backend as cpu
 
 from .errors import train_extra
 from .evaluation import head_warning
@@ -83,8 +83,8 @@ def sizes(model: Model, batch_size: int) -> Json:
     workspace = None
     if backend == "cpu":
         T, D, precision = model.blocks.T, model.blocks.D, model.blocks.precision
-        each = native.workspace_bytes(plan, batch_size, D, precision)
-        rows = native.packed_bytes(plan, T, batch_size, MANY_STEPS, precision)
+        each = cpu.workspace_bytes(plan, batch_size, D, precision)
+        rows = cpu.packed_bytes(plan, T, batch_size, MANY_STEPS, precision)
         workspace = max(0, each * workers + rows - activations)
     return {
         "parameters": parameters,

@@ -8,9 +8,9 @@ import pytest
 
 import stages_for_tests
 from cuda_host_for_tests import Builder, compiler_gap
-from noprop_kernels import dispatch
-from noprop_kernels.cuda_kernels import extension, residency
-from noprop_kernels.cuda_kernels.residency import Layout
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cuda import extension, residency
+from noprop_kernels.backends.cuda.residency import Layout
 from recordings_for_tests import Recorder, record_all
 from stages_for_tests import ENUMS
 

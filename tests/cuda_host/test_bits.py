@@ -7,9 +7,9 @@ import torch
 
 import noprop_kernels as nk
 from calls_for_tests import PLANS, assert_same, clone_call, make_predict_call, make_train_call
-from noprop_kernels.calls import TrainCall
-from noprop_kernels.cuda_kernels import clusters, program, residency
-from noprop_kernels.cuda_kernels.residency import Layout
+from noprop_kernels.backends.calls import TrainCall
+from noprop_kernels.backends.cuda import clusters, program, residency
+from noprop_kernels.backends.cuda.residency import Layout
 from noprop_kernels.optimizers import AdamW
 from tests.triton_kernels.test_properties import (  # noqa: F401
     test_a_block_trains_alone_as_among_others,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels.cuda_kernels import clocks, extension
+from noprop_kernels.backends.cuda import clocks, extension
 
 from .test_programs import Recorder, recorder  # noqa: F401
 

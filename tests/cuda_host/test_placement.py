@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels.cuda_kernels import backend, extension, placement, residency
-from noprop_kernels.cuda_kernels.residency import Layout
+from noprop_kernels.backends.cuda import backend, extension, placement, residency
+from noprop_kernels.backends.cuda.residency import Layout
 
 from .test_programs import Recorder, recorder  # noqa: F401
 

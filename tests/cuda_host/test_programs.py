@@ -9,10 +9,10 @@ import torch
 
 import noprop_kernels as nk
 from calls_for_tests import PLANS, make_train_call
-from noprop_kernels import dispatch
-from noprop_kernels.cuda_kernels import backend, extension, limits, residency, shapes
-from noprop_kernels.cuda_kernels.residency import Layout, keep_moments, layout, phases
-from noprop_kernels.gpu.tables import consumers
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cuda import backend, extension, limits, residency, shapes
+from noprop_kernels.backends.cuda.residency import Layout, keep_moments, layout, phases
+from noprop_kernels.backends.gpu.tables import consumers
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import Dense, Plan
 from tables_for_tests import check_table, random_plan

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from calls_for_tests import assert_matches
-from noprop_kernels import noise as random
-from noprop_kernels import reference as ref
+from noprop_kernels import philox
+from noprop_kernels.backends.reference import equations as ref
 from stages_for_tests import buffer, number, run_stage
 
 pytestmark = pytest.mark.cuda_host
@@ -90,7 +90,7 @@ class Case:
 
         def draw(stream: int) -> Tensor:
             address = (self.seeds, stream, 0, self.draw[k], self.block[k])
-            return random.normal(*address, self.B, self.D, first_row=2**32 - 5, dtype=dtype)
+            return philox.normal(*address, self.B, self.D, first_row=2**32 - 5, dtype=dtype)
 
         u_y = ref.embed(y, self.W_embed, self.D, dtype)
         signal, noise = self.signal[k].to(dtype), self.noise[k].to(dtype)
@@ -182,10 +182,10 @@ def test_chain(stages, B: int, D: int, add_noise: bool) -> None:
     run_stage(stages, "Chain", fields | {"z": buffer(z_0)}, **both)
 
     def draw(block: int) -> Tensor:
-        address = (seeds, random.STREAM_INFERENCE, 0, sample, block, B, D)
-        return random.normal(*address, first_row=first_row, dtype=torch.float64)
+        address = (seeds, philox.STREAM_INFERENCE, 0, sample, block, B, D)
+        return philox.normal(*address, first_row=first_row, dtype=torch.float64)
 
-    assert (z_0 - draw(random.BLOCK_Z_0)).abs().max() <= 2**-20
+    assert (z_0 - draw(philox.BLOCK_Z_0)).abs().max() <= 2**-20
     for step in range(L):
         expected = a[step].double() * u_hat[step] + b[step] * before[step].double()
         expected += sqrt_c[step] * draw(step) * add_noise

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from calls_for_tests import assert_matches
-from noprop_kernels import reference as ref
+from noprop_kernels.backends.reference import equations as ref
 from stages_for_tests import buffer, run_stage
 
 pytestmark = pytest.mark.cuda_host

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calls_for_tests import assert_matches
-from noprop_kernels import reference as ref
+from noprop_kernels.backends.reference import equations as ref
 from stages_for_tests import buffer, number, run_stage
 
 pytestmark = pytest.mark.cuda_host

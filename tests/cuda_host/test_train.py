@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calls_for_tests import PLANS, clone_call, make_train_call
-from noprop_kernels import reference_walk
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 from noprop_kernels.plan import Dense, Plan
 from tables_for_tests import random_plan
@@ -58,7 +58,7 @@ def test_rounded_operands_of_a_step(kernels: ModuleType, plan: str, precision: s
     call.slices.precision = precision
     exact = clone_call(call, torch.float64)
     kernels.train(call)
-    reference_walk.train(exact)
+    reference.train(exact)
     unit = 2**-8 if precision == "bfloat16" else 2**-11
     torch.testing.assert_close(call.out.loss.double(), exact.out.loss, rtol=unit, atol=0)
     for name, value in call.out.grads.items():

@@ -19,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from torch import Tensor, nn
 
 import noprop_kernels as nk
-from noprop_kernels import functional, native
+from noprop_kernels import functional
+from noprop_kernels.backends.cpu import backend as cpu
 
 F, D, M, T, B = 7, 5, 5, 3, 4
 NORM = nk.BatchNorm()
@@ -132,7 +133,7 @@ class Surface(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         torch.set_default_dtype(torch.float32)
-        native.set_isa(None)
+        cpu.set_isa(None)
 
     def step(
         self, text: str, on: nn.Module | None, run: Callable[[], Any], allowed: tuple = WORDS
@@ -364,7 +365,7 @@ class Surface(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from([None, "baseline", "avx2", "avx512", "neon", "x"]))
     def isa(self, name: str | None) -> None:
-        self.step(f"set_isa({name!r})", None, lambda: native.set_isa(name))
+        self.step(f"set_isa({name!r})", None, lambda: cpu.set_isa(name))
 
 
 def main() -> None:

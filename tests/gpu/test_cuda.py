@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch
-from noprop_kernels.cuda_kernels import clocks, placement, residency
-from noprop_kernels.cuda_kernels.residency import Layout
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cuda import clocks, placement, residency
+from noprop_kernels.backends.cuda.residency import Layout
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import noprop
 import noprop_kernels as nk
 from noprop import checkpoint, cli, training
-from noprop_kernels import dispatch
+from noprop_kernels.backends import dispatch
 
 pytestmark = pytest.mark.gpu
 if reason := dispatch.triton_gap(torch.device("cuda")):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch
-from noprop_kernels.triton_kernels import tuning
+from noprop_kernels import tuning
+from noprop_kernels.backends import dispatch
 
 pytestmark = pytest.mark.gpu
 if reason := dispatch.triton_gap(torch.device("cuda")):

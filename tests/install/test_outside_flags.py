@@ -69,16 +69,16 @@ import sys
 import numpy
 import torch
 import noprop_kernels as nk
-from noprop_kernels import native
-print(native.describe()["compiler"])
+from noprop_kernels.backends.cpu import backend as cpu
+print(cpu.describe()["compiler"])
 assert numpy.float32(1e-40) * numpy.float32(1) != 0
 assert (torch.tensor([1e-40]) * torch.tensor([1.0])).item() != 0
 blocks = nk.DenoisingBlocks(nk.plans.mlp(3, 2, 2, hidden=8), nk.DT(nk.NoiseSchedule.cosine(2)))
 x, y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
-for isa, runs in native.describe()["isas"].items():
+for isa, runs in cpu.describe()["isas"].items():
     if not runs:
         continue
-    native.set_isa(isa)
+    cpu.set_isa(isa)
     assert blocks.train_step(x, y).applied.all()
     for number in (float("nan"), float("inf"), -float("inf")):
         bad = x.clone()

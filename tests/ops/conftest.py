@@ -4,11 +4,12 @@ from types import ModuleType
 
 import pytest
 
-from noprop_kernels import dispatch, native
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cpu import backend as cpu
 
 
 @pytest.fixture(scope="session")
 def kernels() -> ModuleType:
     reason = dispatch.native_gap()
     assert reason is None, reason
-    return native
+    return cpu

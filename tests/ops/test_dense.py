@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from calls_for_tests import PLANS, assert_matches, clone_call, make_slices
-from noprop_kernels import reference_walk
-from noprop_kernels.calls import BackwardCall, ForwardCall
+from noprop_kernels.backends.calls import BackwardCall, ForwardCall
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 
 
@@ -42,7 +42,7 @@ def check(kernels: ModuleType, plan: Plan, n: int, B: int, *, training: bool, se
     d_logits = torch.randn(call.logits.shape, generator=torch.Generator().manual_seed(B))
     terms = B + max(plan.in_widths.values())
     made = [clone_call(call, dtype) for dtype in (None, torch.float64, None)]
-    for backend, forward in zip((kernels, reference_walk, reference_walk), made, strict=True):
+    for backend, forward in zip((kernels, reference, reference), made, strict=True):
         backend.forward(forward)
     done, exact, plain = made
     assert_matches(done.logits, exact.logits, plain.logits, terms, "logits")
@@ -50,7 +50,7 @@ def check(kernels: ModuleType, plan: Plan, n: int, B: int, *, training: bool, se
         trio = (call.slices.stats[name] for call in made)
         assert_matches(*trio, terms, name)
     backwards = [make_backward(call, d_logits.to(call.logits.dtype)) for call in made]
-    for backend, backward in zip((kernels, reference_walk, reference_walk), backwards, strict=True):
+    for backend, backward in zip((kernels, reference, reference), backwards, strict=True):
         backend.backward(backward)
     summand = max(float(grad.abs().max()) for grad in backwards[1].grads.values())
     for group in ("grads", "d_inputs"):

@@ -7,7 +7,7 @@ import torch
 
 from calls_for_tests import clone_call, make_predict_call
 from noprop_kernels import plans
-from noprop_kernels.calls import PredictCall
+from noprop_kernels.backends.calls import PredictCall
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 
 OUTPUTS = ("logits", "u_hat", "z")

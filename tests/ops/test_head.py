@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from calls_for_tests import assert_matches, clone_call
-from noprop_kernels import reference_walk
-from noprop_kernels.calls import HeadCall, Mix
+from noprop_kernels.backends.calls import HeadCall, Mix
+from noprop_kernels.backends.reference import backend as reference
 
 
 def make_call(B: int, M: int, D: int | None, head: str, flow: float, scale: float = 2) -> HeadCall:
@@ -35,7 +35,7 @@ def make_call(B: int, M: int, D: int | None, head: str, flow: float, scale: floa
 
 def run(kernels: ModuleType, call: HeadCall) -> tuple[HeadCall, HeadCall, HeadCall]:
     exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.head(made)
     return call, exact, plain
 

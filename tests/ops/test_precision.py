@@ -19,8 +19,8 @@ from calls_for_tests import (
     one_slice,
     results,
 )
-from noprop_kernels import reference_walk
-from noprop_kernels.calls import BackwardCall, ForwardCall, TrainCall
+from noprop_kernels.backends.calls import BackwardCall, ForwardCall, TrainCall
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD
 
 CLOSE = 2.0**-12  # an unrounded operand is off by 2^-9 at most, 2^-10.3 on average
@@ -52,7 +52,7 @@ def test_step(kernels: ModuleType, plan: str, mode: str, B: int) -> None:
     unrounded.slices.precision = "float32"
     kernels.train(call)
     kernels.train(unrounded)
-    reference_walk.train(exact)
+    reference.train(exact)
     differing = 0
     for (name, got), (_, truth), (_, other) in zip(
         results(call), results(exact), results(unrounded), strict=True
@@ -71,7 +71,7 @@ def test_forward_and_backward(kernels: ModuleType, plan: str) -> None:
     inputs["z"] = torch.randn(n, B, 5, generator=generator)
     d_logits = torch.randn(n, B, M, generator=generator)
     found = []
-    for backend, dtype in ((kernels, None), (reference_walk, torch.float64)):
+    for backend, dtype in ((kernels, None), (reference, torch.float64)):
         slices = clone_call(made.slices, dtype)
         x = {name: value.to(dtype or value.dtype) for name, value in inputs.items()}
         forward = ForwardCall(slices, x, d_logits.to(dtype or d_logits.dtype).clone(), True, True)
@@ -95,7 +95,7 @@ def test_predict(kernels: ModuleType) -> None:
     unrounded.slices.precision = "float32"
     kernels.predict(call)
     kernels.predict(unrounded)
-    reference_walk.predict(exact)
+    reference.predict(exact)
     assert error(call.logits, exact.logits) <= CLOSE < error(unrounded.logits, exact.logits)
 
 

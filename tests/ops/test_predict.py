@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calls_for_tests import PLANS, assert_matches, clone_call, make_predict_call
-from noprop_kernels import reference_walk
+from noprop_kernels.backends.reference import backend as reference
 
 
 @pytest.mark.parametrize("add_noise", [True, False])
@@ -23,7 +23,7 @@ def test_predict(
         head=head, one_hot=one_hot, keep_all=keep_all, add_noise=add_noise,
     )  # fmt: skip
     exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.predict(made)
     for field in ("logits", "u_hat", "z"):
         trio = (getattr(made, field) for made in (call, exact, plain))

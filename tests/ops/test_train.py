@@ -14,8 +14,9 @@ from calls_for_tests import (
     one_step,
     results,
 )
-from noprop_kernels import native, reference_walk
-from noprop_kernels.calls import TrainCall
+from noprop_kernels.backends.calls import TrainCall
+from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
 
 VARIANTS = {
@@ -35,7 +36,7 @@ OPTIMIZERS: list[Optimizer] = [SGD(momentum=0.9), Adam(weight_decay=0.1), AdamW(
 
 def run(kernels: ModuleType, call: TrainCall) -> tuple[TrainCall, TrainCall, TrainCall]:
     exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.train(made)
     return call, exact, plain
 
@@ -199,9 +200,9 @@ def test_a_bad_row_of_a_later_visit_is_found_before_any_write(kernels: ModuleTyp
 
 def test_rows_are_packed_for_as_many_steps_as_a_cache_holds() -> None:
     plan = PLANS["mlp"](784, 5, 6)
-    step = native.packed_bytes(plan, 3, 128, 1)
+    step = cpu.packed_bytes(plan, 3, 128, 1)
     assert step == 4 * 2 * 784 * 128  # in both orders
-    assert native.packed_bytes(plan, 3, 128, 2) == 2 * step
-    most = native.packed_bytes(plan, 3, 128, 1 << 30)
+    assert cpu.packed_bytes(plan, 3, 128, 2) == 2 * step
+    most = cpu.packed_bytes(plan, 3, 128, 1 << 30)
     assert most % step == 0 and (4 << 20) - step < most <= 16 << 20
-    assert native.packed_bytes(plan, 1, 128, 2) == 0  # a slice alone gathers its own
+    assert cpu.packed_bytes(plan, 1, 128, 2) == 0  # a slice alone gathers its own

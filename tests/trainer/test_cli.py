@@ -15,7 +15,7 @@ import noprop
 from cli_for_tests import QUICK, call
 from noprop import checkpoint, data, defaults, devices, metrics, runs, training
 from noprop.cli import options, train
-from noprop_kernels import dispatch
+from noprop_kernels.backends import dispatch
 
 
 def environment() -> dict[str, str]:

@@ -12,7 +12,8 @@ from cli_for_tests import call
 from noprop import checkpoint, devices, runs, training
 from noprop.cli import common
 from noprop.devices import pick_device
-from noprop_kernels import dispatch, native
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.cpu import backend as cpu
 
 CPU = torch.device("cpu")
 QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2", "--head", "paper"]
@@ -119,7 +120,7 @@ def test_a_gpu_that_is_not_there(without_gpus, tmp_path, command, name):
 
 
 def test_the_head_line_is_short(without_gpus, toy_file):
-    isa = native.describe()["isa_used"]
+    isa = cpu.describe()["isa_used"]
     out = call("train", "--data", toy_file, *QUICK, "--threads", 2, "--out", "run").stdout
     assert f"into run, on cpu ({isa}), 2 threads" in out.splitlines()
     options = ("--device", "cpu", "--backend", "reference", "--threads", 1)

@@ -10,8 +10,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from noprop import data, download
-from noprop.download import Source
+from noprop import data
+from noprop.datasets import download
+from noprop.datasets.download import Source
 from noprop.errors import InputError
 
 UNREACHABLE = "http://127.0.0.1:9/"  # the discard port: refused at once

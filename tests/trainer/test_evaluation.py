@@ -6,7 +6,7 @@ import torch
 import noprop
 import noprop_kernels as nk
 from noprop import evaluation
-from noprop_kernels import noise
+from noprop_kernels import philox
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_figures_by_their_definitions(toy, new_model):
     for s in range(S):
 
         def draw(block, s=s):
-            return noise.normal(trained.blocks.seeds[:1], 2, 0, s, block, len(x), 3)[0]
+            return philox.normal(trained.blocks.seeds[:1], 2, 0, s, block, len(x), 3)[0]
 
         z = z_0 = draw(0xFFFF)
         for t in range(1, T + 1):
@@ -95,7 +95,7 @@ def test_the_answers_accuracy_has_no_seed_and_no_order(toy, new_model):
     x, y = toy
     model = new_model()
     noprop.fit(model, x, y, epochs=2, batch_size=32)
-    order = noise.permutation(4, 0, len(x))
+    order = philox.permutation(4, 0, len(x))
     one, other = noprop.evaluate(model, x, y), noprop.evaluate(model, x[order], y[order], seed=8)
     assert one.test_accuracy == other.test_accuracy
     assert one.accuracy_per_block == other.accuracy_per_block
@@ -104,7 +104,7 @@ def test_the_answers_accuracy_has_no_seed_and_no_order(toy, new_model):
 
 def test_labels_are_compared_and_used_for_nothing_else(trained, toy):
     x, y = toy
-    shuffled = y[noise.permutation(3, 0, len(y))]
+    shuffled = y[philox.permutation(3, 0, len(y))]
     assert noprop.evaluate(trained, x, shuffled).test_accuracy < 0.55
     straight = noprop.evaluate(trained, x, y).test_accuracy
     wrong = noprop.evaluate(trained, x, (y + 1) % 3).test_accuracy

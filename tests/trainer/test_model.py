@@ -6,7 +6,7 @@ import torch
 import noprop
 import noprop_kernels as nk
 from noprop import model as model_file
-from noprop_kernels import noise
+from noprop_kernels import philox
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_row_s_answer_depends_on_that_row_alone(toy, new_model, embedding, mon
     model, x = new_model(embedding=embedding), toy[0]
     noprop.fit(model, *toy, epochs=2, batch_size=32)
     whole = model.predict(x)
-    order = noise.permutation(3, 0, len(x))
+    order = philox.permutation(3, 0, len(x))
     monkeypatch.setattr(model_file, "ROWS_AT_ONCE", 7)
     for part in ("scores", "probs"):
         want = getattr(whole, part)

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from noprop.datasets.pickles import read_dict
 from noprop.errors import InputError
-from noprop.pickles import read_dict
 
 
 def text(value: str) -> bytes:
@@ -140,7 +140,7 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path, content):
     path, limit = write(tmp_path, content), 64 << 20
     code = (
         "import pathlib, resource, sys\n"
-        "from noprop.pickles import read_dict\n"
+        "from noprop.datasets.pickles import read_dict\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, 2 * (size + int(sys.argv[2]),))\n"
         "try:\n"

@@ -13,7 +13,7 @@ from noprop import checkpoint, training
 from noprop.loading import from_checkpoint
 from noprop.normalisation import statistics
 from noprop.training import Batches, Progress
-from noprop_kernels import noise
+from noprop_kernels import philox
 
 B = 32
 
@@ -22,7 +22,7 @@ def one_by_one(model, x, y, epochs, seed=0):
     """Alg. 1 as it stands: per epoch t outside, batches inside; every update a call of its own."""
     model.normalize = statistics(x)
     for epoch in range(epochs):
-        batches = noise.permutation(seed, epoch, len(x)).split(B)
+        batches = philox.permutation(seed, epoch, len(x)).split(B)
         for t in range(1, model.blocks.T + 1):
             for batch in batches:
                 model.blocks.train_steps(x, y, batch[None], blocks=t, normalize=model.normalize)
@@ -110,7 +110,7 @@ def test_losses_told_do_not_depend_on_the_cut(toy, new_model, monkeypatch):
 def test_the_loss_is_the_mean_over_the_samples(toy, new_model, monkeypatch):
     model = new_model()
     model.normalize = statistics(toy[0])
-    order = noise.permutation(0, 0, len(toy[0]))
+    order = philox.permutation(0, 0, len(toy[0]))
     total, errors, twin = torch.zeros(3), torch.zeros(3), new_model()
     for batch in order.split(B):
         rows = model.normalize.apply(toy[0][batch])
@@ -288,7 +288,7 @@ def test_a_toy_problem_is_learned(toy, new_model):
 def test_labels_of_another_order_are_not_learned(toy, new_model):
     x, y = toy
     model = new_model()
-    noprop.fit(model, x, y[noise.permutation(1, 0, len(y))], epochs=3, batch_size=B)
+    noprop.fit(model, x, y[philox.permutation(1, 0, len(y))], epochs=3, batch_size=B)
     assert (model.predict(x).labels == y).double().mean() < 0.6
 
 

@@ -7,7 +7,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 
-from noprop_kernels import dispatch
+from noprop_kernels.backends import dispatch
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from noprop_kernels.triton_kernels import tuning
+from noprop_kernels.backends.triton import launch_options
 
 pytestmark = [pytest.mark.triton, pytest.mark.ahead_of_time]
 
@@ -38,7 +38,7 @@ def told(*arguments: str) -> list[dict]:
 def test_warps_of_tuning_keep_the_matrix_instruction(kernels, target: str, precision: str) -> None:
     static = {"sm_80": ["mma.sync"], "sm_90": ["wgmma"]}[target]
     for kernel in ("dense_kernel", "result_gradient_kernel"):
-        for warps in tuning.WARPS[kernel]:
+        for warps in launch_options.WARPS[kernel]:
             products = [f for f in told(target, precision, str(warps)) if f["kernel"] == kernel]
             assert products and all(fact["matrix"] == static for fact in products), products
 

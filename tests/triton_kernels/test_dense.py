@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from calls_for_tests import PLANS, assert_matches, clone_call, make_slices
-from noprop_kernels import reference_walk
-from noprop_kernels.calls import BackwardCall, ForwardCall, Rule
+from noprop_kernels.backends.calls import BackwardCall, ForwardCall, Rule
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 
@@ -48,7 +48,7 @@ def check(kernels: ModuleType, plan: Plan, n: int, B: int, training: bool, preci
     call.slices.precision = precision
     terms = B + max(plan.in_widths.values())
     made = [clone_call(call, dtype) for dtype in (None, torch.float64, None)]
-    backends = (kernels, reference_walk, reference_walk)
+    backends = (kernels, reference, reference)
     for backend, forward in zip(backends, made, strict=True):
         backend.forward(forward)
     assert_matches(*(forward.logits for forward in made), terms, "logits")
@@ -88,7 +88,7 @@ def test_operands_are_rounded_as_the_reference_rounds(kernels: ModuleType, preci
     call.slices.precision = precision
     expected = clone_call(call)
     kernels.forward(call)
-    reference_walk.forward(expected)
+    reference.forward(expected)
     assert torch.equal(call.logits, expected.logits)
 
 
@@ -146,7 +146,7 @@ def test_backward_runs_as_often_as_asked(kernels: ModuleType) -> None:
 
 def test_backward_with_a_rule_updates_where_d_logits_is_finite(kernels: ModuleType) -> None:
     calls = []
-    for backend in (kernels, reference_walk):
+    for backend in (kernels, reference):
         call = make_forward(
             PLANS["mlp"](7, 5, 6), 2, 9, training=True, save=True, optimizer=AdamW()
         )

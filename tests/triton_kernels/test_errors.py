@@ -11,8 +11,8 @@ import torch
 
 import noprop_kernels as nk
 from blocks_for_tests import B, D, M, T, assert_same, batch, data, indices, make, snapshot
-from noprop_kernels import autograd
-from noprop_kernels.gpu import errors, records
+from noprop_kernels.autograd import block_nodes
+from noprop_kernels.backends.gpu import checks, errors
 
 pytestmark = pytest.mark.triton
 
@@ -24,8 +24,8 @@ INPUTS = "inputs must be finite"
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """Nothing is looked at by the host."""
-    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
-    for module in ("blocks", "training", "head"):
+    monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
+    for module in ("blocks", "stack.training", "output_head"):
         path = f"noprop_kernels.{module}.check_labels"
         monkeypatch.setattr(path, lambda op, y, B, M, device: y)
     with nk.use_backend("triton"):
@@ -52,7 +52,7 @@ def z() -> torch.Tensor:
 
 def loss_alone(blocks: nk.DenoisingBlocks) -> torch.Tensor:
     """The head's call of `loss`, without the drawing of noise that would tell first."""
-    return autograd.Loss.apply(blocks, torch.arange(T), spoiled_y(), torch.zeros(T, B, M))
+    return block_nodes.Loss.apply(blocks, torch.arange(T), spoiled_y(), torch.zeros(T, B, M))
 
 
 # by op, a call of an object's with bad contents, and what is told
@@ -136,7 +136,7 @@ def test_functions_are_the_device_s(op: str) -> None:
 
 
 def test_operations_of_a_compiled_function_are_the_device_s() -> None:
-    from noprop_kernels import block_ops
+    from noprop_kernels.autograd import block_ops
 
     blocks = make()
     x, nothing = spoiled_x().expand(T, B, 7), z().expand(T, B, D)

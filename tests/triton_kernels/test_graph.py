@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from calls_for_tests import PLANS, clone_call, make_train_call, results
-from noprop_kernels import telling
-from noprop_kernels.calls import TrainCall
-from noprop_kernels.gpu.records import Room
+from noprop_kernels.backends import warn
+from noprop_kernels.backends.calls import TrainCall
+from noprop_kernels.backends.gpu.memory import Room
+from noprop_kernels.backends.triton import graph
 from noprop_kernels.optimizers import Adam, AdamW
-from noprop_kernels.triton_kernels import graph
 
 pytestmark = pytest.mark.triton
 
@@ -151,7 +151,7 @@ def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
     def refuse(call: TrainCall) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    telling.tell.cache_clear()
+    warn.tell.cache_clear()
     first = make()
     calls = [first, on_the_state_of(first, 1), on_the_state_of(first, 2)]
     plain = clone_call(first)
@@ -168,7 +168,7 @@ def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
         assert torch.equal(done.out.loss, expected.out.loss)
     for (name, got), (_, expected) in zip(results(first), results(plain), strict=True):
         assert torch.equal(got, expected), name
-    telling.tell.cache_clear()
+    warn.tell.cache_clear()
 
 
 def test_an_object_s_graphs_share_a_workspace(kernels: ModuleType) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from calls_for_tests import assert_matches, clone_call
-from noprop_kernels import reference_walk
-from noprop_kernels.calls import HeadCall, Mix
+from noprop_kernels.backends.calls import HeadCall, Mix
+from noprop_kernels.backends.reference import backend as reference
 
 pytestmark = pytest.mark.triton
 FIELDS = ("loss", "error", "d_logits", "u_hat")
@@ -36,7 +36,7 @@ def make_call(B: int, M: int, D: int | None, head: str, flow: float, scale: floa
 def test_head(kernels: ModuleType, B: int, M: int, D: int | None, head: str, flow: float) -> None:
     call = make_call(B, M, D, head, flow)
     exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.head(made)
     for name in FIELDS:
         trio = (getattr(made, name) for made in (call, exact, plain))
@@ -49,7 +49,7 @@ def test_logits_of_any_size(kernels: ModuleType, head: str) -> None:
     for scale in (1e-3, 30.0, 1e4):
         call = make_call(16, 10, None, head, 0.0, scale)
         exact, plain = clone_call(call, torch.float64), clone_call(call)
-        for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+        for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
             backend.head(made)
         for name in ("loss", "error", "d_logits"):
             trio = (getattr(made, name) for made in (call, exact, plain))

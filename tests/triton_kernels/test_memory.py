@@ -7,9 +7,9 @@ import torch
 
 from blocks_for_tests import B, assert_same, batch, data, indices, make, snapshot
 from calls_for_tests import PLANS, make_train_call
-from noprop_kernels.gpu import records
+from noprop_kernels.backends.gpu import memory
+from noprop_kernels.backends.triton import context, graph
 from noprop_kernels.optimizers import AdamW
-from noprop_kernels.triton_kernels import graph, walk
 
 pytestmark = pytest.mark.triton
 
@@ -32,7 +32,7 @@ def test_nothing_has_changed(kernels: ModuleType, op: str, monkeypatch) -> None:
     blocks = make("norm", backend="triton")
     before = snapshot(blocks)
     versions = [value._version for value in blocks.state_dict().values()]
-    monkeypatch.setattr(records.Room, "take", refuse)
+    monkeypatch.setattr(memory.Room, "take", refuse)
     with pytest.raises(MemoryError, match=f"{op}: no memory on cpu, nothing was changed") as error:
         CALLS[op](blocks)
     assert "Tried to allocate 2.00 GiB" in str(error.value)
@@ -46,7 +46,7 @@ def test_what_needs_less_is_named(
     kernels: ModuleType, blocks_per_launch, told, monkeypatch
 ) -> None:
     blocks = make(backend="triton", blocks_per_launch=blocks_per_launch)
-    monkeypatch.setattr(records.Room, "take", refuse)
+    monkeypatch.setattr(memory.Room, "take", refuse)
     with pytest.raises(MemoryError, match="a smaller batch needs less") as error:
         blocks.train_step(*batch())
     assert (f"blocks_per_launch below {told}" in str(error.value)) == (told is not None)
@@ -56,7 +56,7 @@ def test_what_needs_less_is_named(
 def watched(monkeypatch) -> list[str]:
     """Launches, and growth of a workspace, as they come."""
     order: list[str] = []
-    launch, take = walk.Device.launch, records.Room.take
+    launch, take = context.Device.launch, memory.Room.take
 
     def launched(self, *args, **options):
         order.append("launch")
@@ -68,8 +68,8 @@ def watched(monkeypatch) -> list[str]:
         order.extend([] if found is before else ["grows"])
         return found
 
-    monkeypatch.setattr(walk.Device, "launch", launched)
-    monkeypatch.setattr(records.Room, "take", taken)
+    monkeypatch.setattr(context.Device, "launch", launched)
+    monkeypatch.setattr(memory.Room, "take", taken)
     return order
 
 
@@ -87,7 +87,7 @@ def test_so_it_is_where_graphs_are_made(kernels: ModuleType, monkeypatch) -> Non
     call = make_train_call(PLANS["one_layer"](5, 5, 6), 3, 3, 5, 2, optimizer=AdamW(), gather=True)
     parts = [graph.part_of(call, slice(0, 2), s) for s in (slice(0, 1), slice(1, 3))]
     capture = lambda launches: launches  # noqa: E731
-    graph.train_by_graphs(parts, kernels.walk_of, graph.Object(), capture, 0, records.Room())
+    graph.train_by_graphs(parts, kernels.walk_of, graph.Object(), capture, 0, memory.Room())
     launches = order.index("launch")
     assert "grows" in order[:launches] and "grows" not in order[launches:]
 
@@ -97,6 +97,6 @@ def test_numbers_of_a_group_lie_together() -> None:
     call = make_train_call(PLANS["one_layer"](5, 5, 6), 3, 2, 5, 2, optimizer=AdamW(), per_row=True)
     part = graph.part_of(call, slice(0, 2), slice(1, 2))
     for value in (part.mix.signal, part.mix.weight, part.noise.draw, part.rule.lr):
-        assert walk.stored(value).is_contiguous()
+        assert context.stored(value).is_contiguous()
     assert torch.equal(part.rule.lr, call.rule.lr[:, 1:])
     assert torch.equal(part.mix.signal, call.mix.signal[:, 1:])

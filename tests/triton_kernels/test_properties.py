@@ -8,7 +8,7 @@ import torch
 import noprop_kernels as nk
 from blocks_for_tests import T, assert_same, batch, data, indices, make, of_slices, snapshot
 from calls_for_tests import assert_matches, clone_call
-from noprop_kernels import reference_walk
+from noprop_kernels.backends.reference import backend as reference
 from twin_for_tests import F64, Twin
 from twin_for_tests import make as make_call
 
@@ -108,7 +108,7 @@ def test_fifty_steps_are_autograd_s_and_torch_optim_s(
     call, plain = clone_call(exact, torch.float32), clone_call(exact, torch.float32)
     twin, at = Twin(exact, 0), exact.slices.index[0]
     kernels.train(call)
-    reference_walk.train(plain)
+    reference.train(plain)
     if isinstance(optimizer, nk.SGD):
         torch_s = torch.optim.SGD(twin.params.values(), momentum=0.9)
     else:

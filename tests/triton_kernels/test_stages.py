@@ -8,17 +8,12 @@ import pytest
 from blocks_for_tests import PLANS as SMALL_PLANS
 from calls_for_tests import PLANS, make_train_call
 from noprop_kernels import plans
-from noprop_kernels.gpu import records
-from noprop_kernels.gpu.stages import Table, floats, with_barriers
-from noprop_kernels.gpu.tables import (
-    Ask,
-    backward_table,
-    forward_table,
-    train_table,
-)
+from noprop_kernels.backends.gpu import memory
+from noprop_kernels.backends.gpu.stages import Table, floats, with_barriers
+from noprop_kernels.backends.gpu.tables import Ask, backward_table, forward_table, train_table
+from noprop_kernels.backends.triton.configs import TILES
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import Plan
-from noprop_kernels.triton_kernels.shapes import TILES
 from tables_for_tests import check_table, random_plan
 
 pytestmark = pytest.mark.triton
@@ -192,15 +187,15 @@ class Watched(dict):
 def test_stages_touch_what_the_table_says(
     kernels: ModuleType, monkeypatch, plan: str, check: bool
 ) -> None:
-    from noprop_kernels.triton_kernels import launch, walk
+    from noprop_kernels.backends.triton import context, launch
 
-    monkeypatch.setattr(walk.Device, "launch", lambda self, kernel, grid, *args, **meta: None)
+    monkeypatch.setattr(context.Device, "launch", lambda self, kernel, grid, *args, **meta: None)
     call = make_train_call(
         PLANS[plan](17, 5, 6), 3, 2, 20, 1, optimizer=AdamW(), extras=True, flow=1.0, gather=check
     )
     if check:
         call.out.d_inputs.clear()
-    made = kernels.walk_of(call, records.Room())
+    made = kernels.walk_of(call, memory.Room())
     for stage in made.table.stages:
         made.at = Watched({**made.at, **{k: v[0] for k, v in call.inputs.items() if not check}})
         launch.LAUNCHES[stage.kind](made, stage, 0)

@@ -13,9 +13,9 @@ from calls_for_tests import (
     make_train_call,
     results,
 )
-from noprop_kernels import reference_walk
-from noprop_kernels.calls import TrainCall
-from noprop_kernels.gpu import records
+from noprop_kernels.backends.calls import TrainCall
+from noprop_kernels.backends.gpu import checks
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 
 pytestmark = pytest.mark.triton
@@ -66,7 +66,7 @@ def make(variant: dict) -> TrainCall:
 
 def compare(kernels: ModuleType, call: TrainCall, terms: int) -> None:
     exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.train(made)
     assert_calls_match(call, exact, plain, terms)
 
@@ -85,8 +85,8 @@ def test_precisions_in_units_of_what_they_keep(kernels: ModuleType, precision: s
     exact, full = clone_call(call, torch.float64), clone_call(call)
     full.slices.precision = "float32"
     kernels.train(call)
-    reference_walk.train(exact)
-    reference_walk.train(full)
+    reference.train(exact)
+    reference.train(full)
     unit = 2**-8 if precision == "bfloat16" else 2**-11
     for name, value in call.out.grads.items():
         scale = exact.out.grads[name].abs().max()
@@ -177,12 +177,12 @@ def test_where_nothing_waits_bad_contents_skip_the_step(
     kernels: ModuleType, text: str, monkeypatch
 ) -> None:
     """As on a GPU: flags of the kernels, an error at the next call."""
-    from noprop_kernels.gpu import errors
+    from noprop_kernels.backends.gpu import errors
 
     call, good = make_gathering_call(), make_gathering_call()
     BAD[text][0](call)
     monkeypatch.setattr(kernels, "check_train", lambda call: None)
-    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
+    monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
     kernels.train(good)
     kernels.train(call)
     assert good.out.applied.all()
@@ -217,7 +217,7 @@ def test_predict(kernels: ModuleType, plan: str, options: dict) -> None:
     M = 5 if options.get("one_hot") else 6
     call = make_predict_call(PLANS[plan](9, 5, M), 2, 2, 9, 2, **options)
     exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.predict(made)
     from calls_for_tests import assert_matches
 

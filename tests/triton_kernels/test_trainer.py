@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import noprop
 from noprop import checkpoint, cli
 from noprop.cli import train as command
-from noprop_kernels.gpu import records
+from noprop_kernels.backends.gpu import checks
 
 pytestmark = pytest.mark.triton
 
@@ -49,7 +49,7 @@ def looks(request: pytest.FixtureRequest, kernels: ModuleType, monkeypatch) -> N
 
 
 def as_on_a_gpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "contents_are_checked", lambda device: False)
+    monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
 
 
 def call(*args: object) -> dict:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels import dispatch
-from noprop_kernels.gpu.records import Room
-from noprop_kernels.triton_kernels import graph, tuning
-from noprop_kernels.triton_kernels.walk import Device
+from noprop_kernels import tuning
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.gpu.memory import Room
+from noprop_kernels.backends.triton import graph, launch_options
+from noprop_kernels.backends.triton.context import Device
 
 pytestmark = pytest.mark.triton
 
@@ -104,7 +105,7 @@ def test_tuning_leaves_the_object_as_it_was(blocks: nk.DenoisingBlocks, monkeypa
     chosen = tuning.tune(blocks, *batch(), repeats=1)
     after = blocks.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert tuning.current() == tuning.Launches()
+    assert launch_options.current() == tuning.Launches()
     static = blocks.train_step(*batch()).loss
     moved = copies(blocks)
     for name, value in blocks.state_dict().items():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from calls_for_tests import PLANS, assert_matches, clone_call, make_slices
-from noprop_kernels import reference_walk
-from noprop_kernels.calls import Rule, UpdateCall
+from noprop_kernels.backends.calls import Rule, UpdateCall
+from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
 
 pytestmark = pytest.mark.triton
@@ -40,7 +40,7 @@ def test_update(kernels: ModuleType, name: str, updates: int) -> None:
     call = make_call(OPTIMIZERS[name])
     call.slices.updates[:] = updates
     before, exact, plain = clone_call(call), clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference_walk, exact), (reference_walk, plain)):
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.update(made)
     assert torch.equal(call.slices.updates, exact.slices.updates)
     for group in ("params", "m", "v"):

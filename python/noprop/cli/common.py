@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import typer
 
-from noprop_kernels import dispatch
+from noprop_kernels.backends import dispatch
 
 from .. import data, report, strict_json
 from ..datasets.dataset import Dataset

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import pickles
 from ..errors import InputError
+from . import pickles
 
 CHANNELS = 3
 FEATURES = 3 * 32 * 32

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from noprop_kernels import noise
+from noprop_kernels import philox
 
 from ..errors import InputError
 
@@ -24,7 +24,7 @@ def hold_out(rows: int, fraction: float) -> tuple[Tensor, Tensor]:
         kept, held: int64.
     """
     count = min(max(1, math.floor(rows * fraction + 0.5)), rows - 1)
-    order = noise.permutation(SPLIT_SEED, SPLIT_DRAW, rows)
+    order = philox.permutation(SPLIT_SEED, SPLIT_DRAW, rows)
     return order[count:].sort().values, order[:count].sort().values
 
 
@@ -48,7 +48,7 @@ def hold_out_classes(y: Tensor, fraction: float, where: str) -> tuple[Tensor, Te
         large = classes[(counts * fraction + 0.5).floor() >= 1]
         if len(y[kept].unique()) == len(classes) and bool(torch.isin(large, y[held]).all()):
             return kept, held
-    order = noise.permutation(SPLIT_SEED, SPLIT_DRAW, len(y))
+    order = philox.permutation(SPLIT_SEED, SPLIT_DRAW, len(y))
     held = []
     for c, count in zip(classes.tolist(), counts.tolist(), strict=True):
         of_class = order[y[order] == c]

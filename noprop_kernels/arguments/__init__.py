@@ -1,0 +1,1 @@
+"""Arguments of public calls, checked and brought into the forms of backends/calls.py."""

@@ -1,0 +1,191 @@
+"""The backends' forward, head and backward as nodes of torch's graph."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..arguments.batches import packed
+from ..backends.calls import BackwardCall, ForwardCall, HeadCall, Rule, Slices
+from ..check import check_tensor
+from ..results import Update
+
+if TYPE_CHECKING:
+    from ..stack.module import StackedModule
+
+
+def forward(stack: "StackedModule", inputs: dict[str, Tensor], index: Tensor) -> Tensor:
+    """Logits (n, B, M) for inputs (n, B, F) by name; differentiable in them and the parameters."""
+    tensors = (*inputs.values(), *(stack.get_parameter(name) for name in stack._params))
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return Forward.apply(stack, index, tuple(inputs), save, *tensors)
+
+
+class Forward(torch.autograd.Function):
+    """logits = plan(inputs, parameters)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stack: "StackedModule",
+        index: Tensor,
+        names: tuple[str, ...],
+        save: bool,
+        *tensors: Tensor,
+    ) -> Tensor:
+        inputs = dict(zip(names, tensors, strict=False))
+        n, B = next(iter(inputs.values())).shape[:2]
+        logits = stack._empty(n, B, stack.M)
+        call = ForwardCall(
+            slices=stack._slices(index),
+            inputs={name: packed(value) for name, value in inputs.items()},
+            logits=logits,
+            training=stack.training,
+            save=save,
+            check=True,
+            owner=stack.updates,
+        )
+        stack._run("forward", call, [*call.slices.stats.values()] if stack.training else ())
+        if save:
+            ctx.stack, ctx.slices, ctx.saved, ctx.names = stack, call.slices, call.saved, names
+            ctx.used = False
+            ctx.places = places(call.slices)
+            ctx.save_for_backward(*tensors)  # so that a change of what was read is noticed
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, d_logits: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        ctx.saved_tensors  # noqa: B018  # raises where one changed since the forward
+        check_places("backward", ctx)
+        ctx.used = True
+        params = ctx.stack._params
+        wanted = dict(zip(params, ctx.needs_input_grad[-len(params) :], strict=True))
+        n = len(ctx.slices.index)
+        grads = None
+        if any(wanted.values()):
+            grads = {
+                name: value.new_empty(n, *value.shape[1:])
+                for name, value in ctx.slices.params.items()
+            }
+        call = backward_call(ctx, d_logits, grads)
+        ctx.stack._run("backward", call)
+
+        def whole(name: str) -> Tensor | None:
+            if grads is None or not wanted[name]:
+                return None
+            if n == len(ctx.stack):
+                order = ctx.slices.index
+                if order.tolist() == [*range(n)]:
+                    return grads[name]
+            full = torch.zeros_like(ctx.slices.params[name])
+            full[ctx.slices.index.to(full.device)] = grads[name]
+            return full
+
+        d_inputs = (call.d_inputs.get(name) for name in ctx.names)
+        return (None, None, None, None, *d_inputs, *map(whole, params))
+
+
+def places(slices: Slices) -> dict[str, int]:
+    """Where the parameters lie."""
+    return {name: value.data_ptr() for name, value in slices.params.items()}
+
+
+def check_places(op: str, node: Any) -> None:
+    """Raises where a parameter was given other memory (`.data =`), of which torch takes no note."""
+    now = places(node.slices)
+    if moved := [name for name, place in node.places.items() if now[name] != place]:
+        raise ValueError(f"{op}: {moved[0]} must lie where the forward read it, got other memory")
+
+
+def backward_call(
+    node: Any,
+    d_logits: Tensor,
+    grads: dict[str, Tensor] | None,
+    rule: Rule | None = None,
+    applied: Tensor | None = None,
+) -> BackwardCall:
+    """The backward of a node, with the gradients of the inputs that asked for one."""
+    n, B, _ = d_logits.shape
+    needed = node.needs_input_grad[4 : 4 + len(node.names)]
+    d_inputs = {
+        name: d_logits.new_empty(n, B, node.stack.plan.widths[name])
+        for name, need in zip(node.names, needed, strict=True)
+        if need
+    }
+    return BackwardCall(
+        slices=node.slices,
+        saved=node.saved,
+        d_logits=d_logits.contiguous(),
+        grads=grads,
+        d_inputs=d_inputs,
+        rule=rule,
+        applied=applied,
+    )
+
+
+class Loss(torch.autograd.Function):
+    """loss (n,) of logits (n, B, M) for labels y (B,), with its gradient formed beside it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, stack: "StackedModule", index: Tensor, y: Tensor, logits: Tensor
+    ) -> Tensor:
+        n, B, _ = logits.shape
+        loss = stack._empty(n)
+        d_logits = torch.empty_like(logits) if ctx.needs_input_grad[3] else None
+        call = HeadCall(
+            mix=stack._mix(index, 1, B),
+            y=y.contiguous().expand(1, n, B),
+            logits=logits.contiguous(),
+            eps=None,
+            loss=loss,
+            error=None,
+            d_logits=d_logits,
+            owner=stack.updates,
+        )
+        stack._run("head", call)
+        ctx.save_for_backward(d_logits)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, d_loss: Tensor
+    ) -> tuple[None, None, None, Tensor]:
+        (d_logits,) = ctx.saved_tensors
+        return None, None, None, d_logits * d_loss[:, None, None]
+
+
+def backward_update(stack: "StackedModule", logits: Tensor, d_logits: Tensor, lr: object) -> Update:
+    """Backward of the node that made `logits`, with the update in it; the node is used up."""
+    op = "backward_update"
+    stack._check_own()
+    node: Any = logits.grad_fn if isinstance(logits, Tensor) else None
+    if getattr(node, "stack", None) is not stack:
+        raise ValueError(
+            f"{op}: logits must be the tensor that this object's forward returned in grad mode, "
+            f"got {'another' if isinstance(logits, Tensor) else type(logits).__name__}"
+        )
+    if node.used:
+        raise ValueError(f"{op}: logits must go through one backward, got them a second time")
+    try:
+        node.saved_tensors  # noqa: B018  # torch compares what forward read with what is there now
+    except RuntimeError as error:
+        raise ValueError(
+            f"{op}: logits must be of the present weights and inputs, got: {error}"
+        ) from error
+    check_places(op, node)
+    check_tensor(op, "d_logits", d_logits, shape=logits.shape, device=stack.device)
+    rule = stack._step_lr(op, lr, node.slices.index)
+    applied = torch.empty(len(logits), dtype=torch.bool, device=stack.device)
+    call = backward_call(node, d_logits.detach(), None, rule, applied)
+    node.used = True
+    stack._run("backward", call, stack._state(call.slices))
+    stack.draws[call.slices.index.to(stack.device)] += 1
+    node.saved = None
+    d_z = call.d_inputs.pop("z", None)
+    return Update(applied, stack._named(call.d_inputs), d_z)

@@ -1,0 +1,296 @@
+"""The blocks' forward and predict as custom operations, for torch.compile.
+
+An operation gets the state as lists of tensors in the plan's order, and the plan by its text. Batch
+norm's running statistics are returned, and not moved, since an operation with a gradient may write
+nothing. As in dense_ops.py, backward runs the forward once more.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..arguments.batches import packed
+from ..backends import dispatch
+from ..backends.calls import BackwardCall, ForwardCall, PredictCall, Slices
+from ..compiler.plan_texts import PLANS
+from ..plan import Plan
+from .custom_op import register
+
+if TYPE_CHECKING:
+    from ..stack.module import StackedModule
+
+
+def slices_of(
+    plan: Plan,
+    params: list[Tensor],
+    stats: list[Tensor],
+    index: Tensor,
+    precision: str,
+) -> Slices:
+    """Slices of a call that draws and counts nothing."""
+    counter = torch.zeros(len(params[0]), dtype=torch.int64, device=params[0].device)
+    values = (value.detach().contiguous() for value in params)
+    return Slices(
+        plan=plan,
+        params=dict(zip(plan.parameters(), values, strict=True)),
+        m={},
+        v={},
+        stats=dict(zip(plan.statistics(), stats, strict=True)),
+        seeds=counter,
+        draws=counter,
+        updates=counter,
+        index=index,
+        precision=precision,
+    )
+
+
+def state_of(stack: "StackedModule") -> tuple[list[Tensor], list[Tensor]]:
+    return (
+        [stack.get_parameter(name) for name in stack._params],
+        [stack.get_buffer(name) for name in stack._stats],
+    )
+
+
+# logits = plan(inputs, parameters)
+
+
+def forward(stack: "StackedModule", inputs: dict[str, Tensor], index: Tensor) -> Tensor:
+    """As autograd.forward."""
+    from ..compiler.hooks import text_of
+
+    params, stats = state_of(stack)
+    values = [inputs[name] for name in stack.plan.inputs]
+    options = (text_of(stack.plan), stack.training, stack.precision, stack.backend)
+    logits, *moved = forward_op(values, params, stats, index, *options)
+    with torch.no_grad():
+        for value, new in zip(stats, moved, strict=False):
+            value.copy_(new)
+    return logits
+
+
+def run_forward(
+    inputs: list[Tensor],
+    params: list[Tensor],
+    stats: list[Tensor],
+    index: Tensor,
+    plan: str,
+    training: bool,
+    precision: str,
+    backend: str | None,
+    save: bool,
+) -> tuple[ForwardCall, Any]:
+    """The call, done, and the backend that did it."""
+    chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend)
+    slices = slices_of(PLANS[plan], params, [value.clone() for value in stats], index, precision)
+    n, B, _ = inputs[0].shape
+    call = ForwardCall(
+        slices=slices,
+        inputs={
+            name: packed(value.detach())
+            for name, value in zip(PLANS[plan].inputs, inputs, strict=True)
+        },
+        logits=params[0].new_empty(n, B, PLANS[plan].widths[PLANS[plan].output]),
+        training=training,
+        save=save,
+        check=not save,  # the forward of a backward has been checked
+    )
+    with torch.no_grad():
+        chosen.forward(call)
+    return call, chosen
+
+
+def blocks_forward(
+    inputs: list[Tensor],
+    params: list[Tensor],
+    stats: list[Tensor],
+    index: Tensor,
+    plan: str,
+    training: bool,
+    precision: str,
+    backend: str | None,
+) -> list[Tensor]:
+    """Logits (n, B, M), and in training the statistics as they are to be."""
+    call, _ = run_forward(inputs, params, stats, index, plan, training, precision, backend, False)
+    return [call.logits, *(call.slices.stats.values() if training else ())]
+
+
+def fake_forward(inputs, params, stats, index, plan, training, precision, backend):
+    n, B, _ = inputs[0].shape
+    M = PLANS[plan].widths[PLANS[plan].output]
+    logits = params[0].new_empty(n, B, M)
+    return [logits, *(map(torch.empty_like, stats) if training else ())]
+
+
+def save_forward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    tensors, params, stats, index, *ctx.options = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.sizes = (len(tensors), len(params), len(stats))
+    # batch statistics make the running ones, which move before backward, unimportant to it
+    stats = output[1:] or stats
+    ctx.save_for_backward(*tensors, *params, *stats, index)
+
+
+def forward_backward(ctx: Any, d_outputs: list[Tensor]) -> tuple[Any, ...]:
+    saved = iter(ctx.saved_tensors)
+    groups = [[next(saved) for _ in range(size)] for size in ctx.sizes]
+    inputs, params, _ = groups
+    wanted_inputs, wanted_params, *_ = ctx.needs_input_grad
+    wanted = [any(wanted_params), *wanted_inputs]
+    grads = gradients_op(d_outputs[0], *groups, next(saved), wanted, *ctx.options)
+    d_params, d_inputs = grads[: len(params)], grads[len(params) :]
+    return (
+        [g if w else None for g, w in zip(d_inputs, wanted_inputs, strict=True)],
+        [g if w else None for g, w in zip(d_params, wanted_params, strict=True)],
+        [None] * len(groups[2]),
+        *(None for _ in range(5)),
+    )
+
+
+def blocks_gradients(
+    d_logits: Tensor,
+    inputs: list[Tensor],
+    params: list[Tensor],
+    stats: list[Tensor],
+    index: Tensor,
+    wanted: list[bool],
+    plan: str,
+    training: bool,
+    precision: str,
+    backend: str | None,
+) -> list[Tensor]:
+    """Gradients of the parameters (N, ...) and of the inputs (n, B, F); empty if not wanted."""
+    forwarded, chosen = run_forward(
+        inputs, params, stats, index, plan, training, precision, backend, True
+    )
+    n = len(d_logits)
+    of_params, *of_inputs = wanted
+    grads = None
+    if of_params:
+        grads = {
+            name: value.new_empty(n, *value.shape[1:])
+            for name, value in forwarded.slices.params.items()
+        }
+    d_inputs = {
+        name: torch.empty_like(value, memory_format=torch.contiguous_format)
+        for name, value, want in zip(PLANS[plan].inputs, inputs, of_inputs, strict=True)
+        if want
+    }
+    call = BackwardCall(
+        slices=forwarded.slices,
+        saved=forwarded.saved,
+        d_logits=d_logits.detach().contiguous(),
+        grads=grads,
+        d_inputs=d_inputs,
+    )
+    with torch.no_grad():
+        chosen.backward(call)
+    nothing = [d_logits.new_empty(0) for _ in params]
+    whole = nothing if grads is None else [*map(torch.zeros_like, params)]
+    for value, grad in zip(whole, (grads or {}).values(), strict=False):
+        value[index.to(value.device)] = grad
+    given = [d_inputs.get(name, d_logits.new_empty(0)) for name in PLANS[plan].inputs]
+    return [*whole, *given]
+
+
+def fake_gradients(d_logits, inputs, params, stats, index, wanted, *_):
+    nothing = d_logits.new_empty
+    of_params, *of_inputs = wanted
+    return [
+        *(torch.empty_like(value) if of_params else nothing(0) for value in params),
+        *(nothing(x.shape if want else 0) for x, want in zip(inputs, of_inputs, strict=True)),
+    ]
+
+
+gradients_op = register(blocks_gradients, fake_gradients)
+forward_op = register(blocks_forward, fake_forward, save_forward, forward_backward)
+
+
+# the chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps
+
+
+def predict_call(
+    slices: Slices,
+    inputs: list[Tensor],
+    seeds: Tensor,
+    coefficients: list[Tensor],
+    W_embed: Tensor | None,
+    head: str,
+    D: int,
+    first_row: int,
+    noise: bool,
+    kept: int,
+    samples: int,
+) -> PredictCall:
+    """The call for inputs (R, B, F) in the plan's order, "z" left out; results are to be kept after
+    the last block or after `kept` of them.
+    """
+    plan = slices.plan
+    R, B, _ = inputs[0].shape
+    a, b, sqrt_c = coefficients
+    M, shape = plan.widths[plan.output], (kept, samples, R, B)
+    names = [name for name in plan.inputs if name != "z"]
+    return PredictCall(
+        slices=slices,
+        seeds=seeds,
+        inputs={name: packed(x.detach()) for name, x in zip(names, inputs, strict=True)},
+        a=a,
+        b=b,
+        sqrt_c=sqrt_c,
+        head=head,
+        W_embed=W_embed,
+        D=D,
+        first_row=first_row,
+        add_noise=noise,
+        logits=a.new_empty(*shape, M),
+        u_hat=a.new_empty(*shape, D),
+        z=a.new_empty(*shape, D),
+    )
+
+
+def predict(stack: "StackedModule", index: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """logits, u_hat and z, for predict_call's arguments after the slices."""
+    from ..compiler.hooks import text_of
+
+    options = (text_of(stack.plan), stack.precision, stack.backend)
+    with torch.no_grad():
+        return predict_op(*state_of(stack), index, *arguments, *options)
+
+
+def blocks_predict(
+    params: list[Tensor],
+    stats: list[Tensor],
+    index: Tensor,
+    inputs: list[Tensor],
+    seeds: Tensor,
+    coefficients: list[Tensor],
+    W_embed: Tensor | None,
+    head: str,
+    D: int,
+    first_row: int,
+    noise: bool,
+    kept: int,
+    samples: int,
+    plan: str,
+    precision: str,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    slices = slices_of(PLANS[plan], params, stats, index, precision)
+    numbers = (head, D, first_row, noise, kept, samples)
+    call = predict_call(slices, inputs, seeds, coefficients, W_embed, *numbers)
+    chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend)
+    with torch.no_grad():
+        chosen.predict(call)
+    return call.logits, call.u_hat, call.z
+
+
+def fake_predict(
+    params, stats, index, inputs, seeds, coefficients, W_embed, head, D, first_row, noise, kept,
+    samples, plan, *_,
+):  # fmt: skip
+    R, B, _ = inputs[0].shape
+    M = PLANS[plan].widths[PLANS[plan].output]
+    return tuple(params[0].new_empty(kept, samples, R, B, width) for width in (M, D, D))
+
+
+predict_op = register(blocks_predict, fake_predict)

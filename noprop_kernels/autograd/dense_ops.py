@@ -1,0 +1,174 @@
+"""A dense layer and its update: nodes of torch's graph, and operations for torch.compile.
+
+Backward needs what the backend saved in its forward. An operation, a function of tensors alone, has
+none of it and runs the forward once more.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..backends import dispatch
+from ..optimizers import SGD, Adam, AdamW, Optimizer
+from .custom_op import register
+from .layer import PARTS, Layer, plan_of
+from .layer_optimizer import rule_of
+
+
+def layer_of(
+    weight: Tensor, bias: Tensor | None, activation: str | None, precision: str, backend: str | None
+) -> Layer:
+    plan = plan_of(weight.shape[1], weight.shape[0], activation)
+    chosen = dispatch.choose(plan, weight.device, precision, backend)
+    bias = None if bias is None else bias.contiguous()
+    return Layer(weight.contiguous(), bias, activation, precision, chosen)
+
+
+# y = activation(x @ weight.T + bias)
+
+
+class DenseNode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, layer: Layer, x: Tensor, *params: Tensor | None) -> Tensor:
+        y = layer.forward(x, save=True)
+        ctx.layer = layer
+        ctx.save_for_backward(x, *params)  # so that a change of what was read is noticed
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        ctx.saved_tensors  # noqa: B018  # raises where one changed since the forward
+        _, input_grad, *wanted = ctx.needs_input_grad
+        d_x, grads = dense_gradients_of(ctx.layer, d_y, input_grad, wanted)
+        return None, d_x, *grads
+
+
+def dense_gradients_of(
+    layer: Layer, d_y: Tensor, input_grad: bool, wanted: Sequence[bool]
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """d_x, d_weight and d_bias, those that are wanted; a backend forms both of the last or none."""
+    grads = None
+    if any(wanted):
+        shapes = (layer.weight.shape, layer.weight.shape[:1])
+        grads = {part: d_y.new_empty(shape) for part, shape in zip(PARTS, shapes, strict=True)}
+    d_x, _ = layer.backward(d_y, input_grad=input_grad, grads=grads)
+    found = (grads or dict.fromkeys(PARTS)).values()
+    return d_x, [grad if wants else None for grad, wants in zip(found, wanted, strict=True)]
+
+
+def dense(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    precision: str,
+    backend: str | None,
+) -> Tensor:
+    return layer_of(weight, bias, activation, precision, backend).forward(x, save=False)
+
+
+def dense_gradients(
+    d_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    wanted: list[bool],
+    activation: str | None,
+    precision: str,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    layer = layer_of(weight, bias, activation, precision, backend)
+    layer.forward(x, save=True)
+    d_x, grads = dense_gradients_of(layer, d_y, wanted[0], wanted[1:])
+    return tuple(d_y.new_empty(0) if g is None else g for g in (d_x, *grads))  # type: ignore
+
+
+def fake_gradients(d_y, x, weight, bias, wanted, activation, precision, backend):
+    shapes = (x.shape, weight.shape, weight.shape[:1])
+    return tuple(d_y.new_empty(s if w else 0) for s, w in zip(shapes, wanted, strict=True))
+
+
+def save_dense(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+
+
+def dense_backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:3])
+    grads = dense_gradients_op(d_y, *ctx.saved_tensors, wanted, *ctx.options)
+    grads = (grad if wants else None for grad, wants in zip(grads, wanted, strict=True))
+    return *grads, None, None, None
+
+
+dense_gradients_op = register(dense_gradients, fake_gradients)
+dense_op = register(
+    dense,
+    lambda x, weight, *_: x.new_empty(*x.shape[:-1], weight.shape[0]),
+    save_dense,
+    dense_backward,
+)
+
+
+# weight and bias moved by one step of the optimizer on d_y.T @ x and the sum of d_y
+
+
+def describe(optimizer: Optimizer) -> tuple[str, list[float]]:
+    """An optimizer as an operation's arguments, without lr and weight_decay."""
+    if isinstance(optimizer, SGD):
+        return "SGD", [optimizer.momentum, float(optimizer.nesterov)]
+    assert isinstance(optimizer, Adam)  # the caller refuses what is none of ours
+    return type(optimizer).__name__, [*optimizer.betas, optimizer.eps]
+
+
+@lru_cache(maxsize=64)
+def described(kind: str, *numbers: float) -> Optimizer:
+    if kind == "SGD":
+        return SGD(momentum=numbers[0], nesterov=bool(numbers[1]))
+    return {"Adam": Adam, "AdamW": AdamW}[kind](betas=(numbers[0], numbers[1]), eps=numbers[2])
+
+
+def dense_update_(
+    x: Tensor,
+    d_y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    moments: list[Tensor],
+    updates: Tensor,
+    kind: str,
+    numbers: list[float],
+    lr: float,
+    weight_decay: float,
+    input_grad: bool,
+    precision: str,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """`applied` (1,) bool, and d_x or an empty tensor."""
+    optimizer = described(kind, *numbers)
+    layer = layer_of(weight, bias, None, precision, backend)
+    layer.moments = dict(zip(moment_names(optimizer, bias is not None), moments, strict=True))
+    layer.updates = updates
+    layer.forward(x, save=True)
+    rule = rule_of(optimizer, lr, weight_decay, weight.device)
+    d_x, applied = layer.backward(d_y, input_grad=input_grad, rule=rule)
+    return applied, d_y.new_empty(0) if d_x is None else d_x
+
+
+def moment_names(optimizer: Optimizer, has_bias: bool) -> list[str]:
+    parts = PARTS if has_bias else PARTS[:1]
+    return [f"{part}_{moment}" for moment in optimizer.moments for part in parts]
+
+
+def fake_update(x, d_y, weight, bias, moments, updates, kind, numbers, lr, wd, input_grad, *_):
+    return d_y.new_empty(1, dtype=torch.bool), torch.empty_like(x) if input_grad else d_y.new_empty(
+        0
+    )
+
+
+dense_update_op = register(
+    dense_update_, fake_update, mutates=("weight", "bias", "moments", "updates")
+)

@@ -1,0 +1,153 @@
+"""Labels as noise and as errors: nodes of torch's graph, and operations for torch.compile."""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from ..backends import dispatch
+from ..backends.calls import AddNoiseCall, HeadCall, Mix, Noise
+from ..philox import STREAM_EPS
+from .custom_op import node, register
+from .layer import plan_of
+
+
+def backend_of(M: int, D: int, device: torch.device, backend: str | None) -> ModuleType:
+    """The backend of calls that need no plan, for which one layer stands."""
+    return dispatch.choose(plan_of(D, M, None), device, "float32", backend)
+
+
+# error = |u_hat - target|^2
+
+
+def denoising_error(
+    logits: Tensor,
+    y: Tensor,
+    W_embed: Tensor | None,
+    eps: Tensor | None,
+    head: str,
+    flow: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """error (B,), u_hat (B, D), and d_logits (B, M) of the sum of errors."""
+    B, M = logits.shape
+    D = M if W_embed is None else W_embed.shape[1]
+    error, u_hat, d_logits = logits.new_empty(B), logits.new_empty(B, D), logits.new_empty(B, M)
+    if B:
+        ones = logits.new_ones(1).expand(1, 1, B)
+        embedding = None if W_embed is None else W_embed.detach().contiguous()
+        call = HeadCall(
+            mix=Mix(ones, ones, ones, flow, 0.0, head, embedding, D, rows=1),
+            y=y.contiguous().view(1, 1, B),
+            logits=logits.detach().contiguous()[None],
+            eps=None if eps is None else eps.detach().contiguous()[None],
+            loss=None,
+            error=error[None],
+            d_logits=d_logits[None],
+            u_hat=u_hat[None],
+        )
+        backend_of(M, D, logits.device, backend).head(call)
+    return error, u_hat, d_logits
+
+
+def fake_error(logits, y, W_embed, eps, head, flow, backend):
+    B, M = logits.shape
+    D = M if W_embed is None else W_embed.shape[1]
+    return logits.new_empty(B), logits.new_empty(B, D), logits.new_empty(B, M)
+
+
+def save_error(ctx: Any, inputs: tuple, output: tuple) -> None:
+    logits, y, W_embed, eps, ctx.head, ctx.flow, _ = inputs
+    _, u_hat, d_logits = output
+    ctx.mark_non_differentiable(u_hat, d_logits)
+    if not ctx.needs_input_grad[2]:
+        logits = y = W_embed = eps = u_hat = None
+    ctx.save_for_backward(d_logits, logits, y, W_embed, eps, u_hat)
+
+
+def error_backward(ctx: Any, d_error: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    d_logits, logits, y, W_embed, eps, u_hat = ctx.saved_tensors
+    d_W_embed = None
+    if ctx.needs_input_grad[2]:
+        # u_hat = p @ W_embed, target = W_embed[y] - flow * eps
+        p = logits if ctx.head == "linear" else logits.softmax(-1)
+        residual = u_hat - W_embed[y]
+        residual = residual if eps is None else residual + ctx.flow * eps
+        d_u_hat = 2 * d_error[:, None] * residual
+        d_W_embed = (p - one_hot(y, p.shape[-1])).T @ d_u_hat
+    return d_logits * d_error[:, None], None, d_W_embed, None, None, None, None
+
+
+error_node = node(denoising_error, save_error, error_backward)
+error_op = register(denoising_error, fake_error, save_error, error_backward)
+
+
+# z = signal * W_embed[y] + noise * eps + sigma * eps_1
+
+
+def add_noise(
+    y: Tensor,
+    signal: Tensor,
+    noise: Tensor,
+    W_embed: Tensor | None,
+    D: int,
+    seed: int,
+    draw: int,
+    block: int,
+    first_row: int,
+    sigma: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    """z and eps, (B, D)."""
+    (B,) = y.shape
+    z, eps = signal.new_empty(B, D), signal.new_empty(B, D)
+    if B:
+
+        def number(value: int) -> Tensor:
+            return torch.tensor([value], dtype=torch.int64, device=y.device)
+
+        mix = Mix(
+            *(value.detach()[None, None] for value in (signal, noise, noise)),
+            flow=0.0,
+            sigma=sigma,
+            head="linear",
+            W_embed=None if W_embed is None else W_embed.detach().contiguous(),
+            D=D,
+            rows=B,
+        )
+        address = (number(seed), number(draw)[None], number(block)[None], STREAM_EPS, first_row)
+        labels = y.contiguous().view(1, 1, B)
+        call = AddNoiseCall(Noise(*address), mix, labels, z[None], eps[None])
+        backend_of(1, D, y.device, backend).add_noise(call)
+    return z, eps
+
+
+def fake_noise(y, signal, noise, W_embed, D, *_):
+    return signal.new_empty(y.shape[0], D), signal.new_empty(y.shape[0], D)
+
+
+def save_noise(ctx: Any, inputs: tuple, output: tuple) -> None:
+    y, signal, _, W_embed, ctx.D, *_ = inputs
+    _, eps = output
+    ctx.mark_non_differentiable(eps)
+    ctx.save_for_backward(y, signal, W_embed, eps)
+
+
+def noise_backward(ctx: Any, d_z: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    y, signal, W_embed, eps = ctx.saved_tensors  # W_embed may be None
+    _, signal_grad, noise_grad, _, *rest = ctx.needs_input_grad
+    d_signal = d_noise = d_W_embed = None
+    if signal_grad:
+        u_y = one_hot(y, ctx.D) if W_embed is None else W_embed[y]
+        d_signal = (d_z * u_y).sum(-1)
+    if noise_grad:
+        d_noise = (d_z * eps).sum(-1)
+    if W_embed is not None and ctx.needs_input_grad[3]:
+        d_W_embed = torch.zeros_like(W_embed).index_add_(0, y, signal[:, None] * d_z)
+    return None, d_signal, d_noise, d_W_embed, *(None for _ in rest)
+
+
+noise_node = node(add_noise, save_noise, noise_backward)
+noise_op = register(add_noise, fake_noise, save_noise, noise_backward)

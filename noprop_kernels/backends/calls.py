@@ -1,0 +1,301 @@
+"""What a backend is asked to do: plain records of tensors, checked before they are made.
+
+Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these
+records. Outputs are tensors that the caller made; a backend writes them and allocates nothing that
+outlives the call.
+
+Letters: N slices that the object holds, n slices that the call runs, K steps, B rows, F features, D
+width of an embedding, M classes. "Expanded" dimensions may have stride 0.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..optimizers import Optimizer
+from ..plan import Plan
+
+BACKEND_FUNCTIONS = ("add_noise", "forward", "head", "backward", "update", "train", "predict")
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Slices:
+    """The stacked state of an object, and which of its slices a call runs.
+
+    Args:
+        plan: the layers.
+        params: (N, ...) float32 by state_dict name, in plan order.
+        m, v: moments, as params; empty where the optimizer keeps none.
+        stats: running statistics (N, H) float32 by name ("hx.norm.running_mean"); empty without
+            norm.
+        seeds, draws, updates: (N,) int64, on the CPU where the kernels run there.
+        index: (n,) int64, on the CPU: positions of the slices to run, each at most once.
+        precision: "float32" | "tf32" | "bfloat16": what the operands of the layers' products
+            (weights, sources and output gradients) are rounded to. Products, sums, all else and the
+            state are float32.
+    """
+
+    plan: Plan
+    params: Tensors
+    m: Tensors
+    v: Tensors
+    stats: Tensors
+    seeds: Tensor
+    draws: Tensor
+    updates: Tensor
+    index: Tensor
+    precision: str = "float32"
+
+
+@dataclass
+class Noise:
+    """Where eps is drawn: counters (column // 4, first_row + row, block | stream << 16, draw).
+
+    Args:
+        seeds: (n,) int64, the Philox keys.
+        draw: (K, n) int64.
+        block: (K, n) int64, t - 1 for DT, expanded.
+        stream: of eps; eps_1 is drawn from stream 1.
+        first_row: position of row 0 in the whole batch.
+    """
+
+    seeds: Tensor
+    draw: Tensor
+    block: Tensor
+    stream: int
+    first_row: int = 0
+
+
+@dataclass
+class Mix:
+    """The numbers of the step (see goal.py) and the embeddings they act on.
+
+    Args:
+        signal, noise, weight: (K, n, B) float32, expanded.
+        flow, sigma: floats.
+        head: "softmax" | "linear" | "cross_entropy".
+        W_embed: (M, D) float32, or None for one-hot (D = M).
+        D: width of an embedding.
+        rows: what losses are divided by, the rows of the whole batch.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    weight: Tensor
+    flow: float
+    sigma: float
+    head: str
+    W_embed: Tensor | None
+    D: int
+    rows: int
+
+
+@dataclass
+class Gather:
+    """Rows of a data set, not copied: indices[k, replica[i], b] for step k, slice i, row b.
+
+    Args:
+        data: (rows, F) float32 | bfloat16 | uint8, or (rows,) int64 for labels.
+        indices: (K, R, B) int64.
+        replica: (n,) int64, or zeros where R = 1.
+        mean, scale: (F,) float32, or both None: the feature is (data - mean) * scale.
+    """
+
+    data: Tensor
+    indices: Tensor
+    replica: Tensor
+    mean: Tensor | None = None
+    scale: Tensor | None = None
+
+
+@dataclass
+class AddNoiseCall:
+    """z = signal * u_y + noise * eps + sigma * eps_1.
+
+    Outputs (K = 1): z (n, B, D) and eps (n, B, D) float32; either may be None. Labels out of range
+    are an error before any write on the CPU, and on a GPU one of `owner`'s (an object's `updates`;
+    None: the device's), told later.
+    """
+
+    noise: Noise
+    mix: Mix
+    y: Tensor  # (K, n, B) int64, expanded
+    z: Tensor | None
+    eps: Tensor | None
+    owner: Tensor | None = None
+
+
+@dataclass
+class ForwardCall:
+    """logits of the selected slices.
+
+    `training` takes batch statistics, and moves the running ones at once. With `save`, `saved` is
+    set to whatever the backend needs for `backward`; it stays valid for any number of backward
+    calls. With `check` inputs but "z" must be finite, else they may be anything; `owner` as in
+    AddNoiseCall.
+    """
+
+    slices: Slices
+    inputs: Tensors  # (n, B, F) float32 by input name, "z" among them, n expanded
+    logits: Tensor  # out: (n, B, M)
+    training: bool
+    save: bool
+    saved: Any = None
+    check: bool = False
+    owner: Tensor | None = None
+
+
+@dataclass
+class HeadCall:
+    """Loss of logits and its gradient: loss (n,), error (n, B), d_logits (n, B, M), for K = 1.
+
+    `eps` (n, B, D) is needed where flow is not 0. Each output may be None. `owner` as in
+    AddNoiseCall.
+    """
+
+    mix: Mix
+    y: Tensor  # (K, n, B) int64, expanded
+    logits: Tensor  # (n, B, M)
+    eps: Tensor | None
+    loss: Tensor | None
+    error: Tensor | None
+    d_logits: Tensor | None
+    u_hat: Tensor | None = None  # (n, B, D)
+    owner: Tensor | None = None
+
+
+@dataclass
+class Rule:
+    """An optimizer for one call: lr (K, n) float64, expanded; weight_decay (n,) float64."""
+
+    optimizer: Optimizer
+    lr: Tensor
+    weight_decay: Tensor
+
+
+@dataclass
+class BackwardCall:
+    """Gradients of a saved forward for given d_logits (n, B, M).
+
+    Outputs: `grads` (n, ...) by parameter name, or None; `d_inputs` (n, B, F) by input name, those
+    wanted. With `rule` the parameters are updated in place instead, where `d_logits` is finite,
+    `updates` advances and `applied` (n,) bool says so.
+    """
+
+    slices: Slices
+    saved: Any
+    d_logits: Tensor
+    grads: Tensors | None
+    d_inputs: Tensors
+    rule: Rule | None = None
+    applied: Tensor | None = None
+
+
+@dataclass
+class UpdateCall:
+    """One optimizer step from gradients (n, ...), of the slices where `apply` (n,) bool says so.
+
+    Moves params, m, v and `updates`; `draws` and statistics are the caller's.
+    """
+
+    slices: Slices
+    grads: Tensors
+    apply: Tensor
+    rule: Rule
+
+
+@dataclass
+class TrainOut:
+    """Outputs of a training call; None is not computed. All but loss and applied need K = 1.
+
+    Args:
+        loss: (K, n) float32, sum over rows of weight * error / rows.
+        applied: (K, n) bool; false where the loss is not finite.
+        error: (n, B) float32, unweighted.
+        d_inputs: (n, B, F) by input name.
+        d_signal, d_noise: (n, B): through z.
+        d_W_embed: (n, M, D): through u_hat, the target and z.
+        grads: (n, ...) by parameter name. Where given, nothing is updated, and
+        stats: (n, H) gets the batch's mean and unbiased variance by the name of the running
+            statistic.
+    """
+
+    loss: Tensor
+    applied: Tensor
+    error: Tensor | None = None
+    d_inputs: Tensors = field(default_factory=dict)
+    d_signal: Tensor | None = None
+    d_noise: Tensor | None = None
+    d_W_embed: Tensor | None = None
+    grads: Tensors | None = None
+    stats: Tensors | None = None
+
+
+@dataclass
+class TrainCall:
+    """K steps of every selected slice: noise, forward, head, backward, update.
+
+    Per slice and step: where the loss is finite, the weights, moments, statistics and `updates`
+    move; `draws` advances either way. With `out.grads` (K = 1) gradients are written and no state
+    moves, the counters included.
+
+    `blocks_per_launch` slices, all where None, are worked on at once by a GPU, whose memory for
+    activations it bounds; it changes no bit.
+
+    `inputs` has every input of the plan but "z": (K, n, B, F) float32 with the last two dimensions
+    contiguous and the first two expanded, or a Gather. `z` is None where the kernel draws it, or
+    features of it, (n, B, width) float32 (K = 1). Labels, as `inputs`: (K, n, B) int64 expanded, or
+    a Gather. noise.draw holds the draws of step k; contents (labels, indices, NaN in x) are checked
+    before any write.
+    """
+
+    slices: Slices
+    noise: Noise
+    mix: Mix
+    inputs: dict[str, Tensor | Gather]
+    z: Tensor | None
+    y: Tensor | Gather
+    rule: Rule | None
+    B: int
+    K: int
+    out: TrainOut
+    blocks_per_launch: int | None = None
+
+
+@dataclass
+class PredictCall:
+    """The chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps over the slices of each replica (eq. 3).
+
+    The n = R * L slices of `slices.index` are R replicas of a chain of L blocks in order. z_0 is
+    drawn from stream 2 with block 0xFFFF, the noise of chain step i (0..L-1) with block i; draw =
+    index of the sample. Without noise z_0 is 0, its mean.
+
+    Args:
+        inputs: (R, B, F) float32 by input name, without "z"; the first dimension may be expanded.
+        a, b, sqrt_c: (L,) float32.
+        head: "softmax" | "linear".
+        first_row: position of row 0 in the whole batch.
+        add_noise: false leaves sqrt(c) eps away and begins at z_0 = 0: nothing is random.
+
+    Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or
+        the last one only. Inputs must be finite; `owner` as in AddNoiseCall.
+    """
+
+    slices: Slices
+    seeds: Tensor  # (R,) int64
+    inputs: Tensors
+    a: Tensor
+    b: Tensor
+    sqrt_c: Tensor
+    head: str
+    W_embed: Tensor | None
+    D: int
+    first_row: int
+    add_noise: bool
+    logits: Tensor
+    u_hat: Tensor
+    z: Tensor
+    owner: Tensor | None = None

@@ -1,0 +1,256 @@
+"""The CPU backend: calls handed to the extension `_C`, which reads their fields by name.
+
+The extension takes the addresses: it checks each tensor there, against the plan and the call's
+sizes, and holds its memory until it returns. A call that does not fit is a ValueError before
+anything is written.
+"""
+
+import functools
+import time
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...optimizers import SGD, Adam, AdamW, Optimizer
+from ...plan import Plan
+from ..calls import (
+    AddNoiseCall,
+    BackwardCall,
+    ForwardCall,
+    HeadCall,
+    PredictCall,
+    Rule,
+    TrainCall,
+    UpdateCall,
+)
+from ..contents import check_finite
+from . import openmp
+
+try:
+    _C: Any = import_module("noprop_kernels._C")
+    _missing = None
+except ImportError as error:
+    _C = None
+    _missing = str(error)
+else:
+    # PyTorch tells in C what a tensor is; without that, it is asked attribute by attribute
+    _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    _C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=_exchange)
+
+_STOPPED, _NO_MEMORY, _BAD_LABEL, _BAD_INDEX, _BAD_INPUT, _BUSY, _FORKED = range(1, 8)
+
+
+def unavailable() -> str | None:
+    """Why the extension cannot be used, or None."""
+    return _missing
+
+
+def describe() -> dict[str, Any]:
+    """The extension's build, its instruction sets and whether they run here, and threads.
+
+    `threads` are those that the system grants to a call, which does with fewer than it asks for.
+    """
+    return {
+        "compiler": _C.compiler,
+        "isas": dict(_C.isas()),
+        "isa_used": _C.isa_used(),
+        "processors": _C.processors(),
+        "threads": _C.threads(threads()),
+    }
+
+
+def set_isa(name: str | None) -> None:
+    """Use this instruction set from now on; None: the best that runs here.
+
+    Raises:
+        ValueError: it is not built in, or does not run on this processor.
+    """
+    if not _C.set_isa(name or ""):
+        built = ", ".join(
+            f"{isa} ({'runs' if runs else 'does not run'} here)" for isa, runs in _C.isas()
+        )
+        raise ValueError(f"NOPROP_ISA: must be one of {built}; got {name!r}")
+
+
+def threads() -> int:
+    """Threads a call uses: those that the process may have, at most torch.get_num_threads()."""
+    return min(_processors(int(time.monotonic())), torch.get_num_threads())
+
+
+def _call_threads() -> int:
+    """Threads for a call; where it may use several, PyTorch's make room."""
+    count = threads()
+    if count > 1:
+        openmp.let_go()
+    return count
+
+
+def _call(function: Any, *arguments: Any) -> tuple[int, int, int]:
+    """A call of the extension, which asks tensors themselves, and no mode or subclass of them."""
+    with torch._C.DisableTorchFunction():
+        return function(*arguments, _call_threads())
+
+
+@functools.lru_cache(maxsize=1)
+def _processors(second: int) -> int:
+    """Read once a second: affinity and quota may change, and to read them takes 20 us."""
+    return _C.processors()
+
+
+def fma_gflop(num_threads: int, rounds: int) -> float:
+    """`rounds` bursts of multiply-adds on each thread; returns the billions of operations done."""
+    return _C.fma_gflop(num_threads, rounds)
+
+
+def workspace_bytes(plan: Plan, B: int, D: int, precision: str = "float32") -> int:
+    """Bytes of one thread's workspace in a training call of B rows."""
+    return _native_plan(plan, precision).workspace_bytes(B, D)
+
+
+def packed_bytes(plan: Plan, n: int, B: int, K: int, precision: str = "float32") -> int:
+    """Bytes of the rows that a training call of K steps on the same data packs for n slices."""
+    return _native_plan(plan, precision).packed_bytes(n, B, K)
+
+
+def team_size(plan: Plan, n: int, B: int) -> int:
+    """Threads that share each slice's work in a training call of n slices and B rows."""
+    return _native_plan(plan, "float32").team_size(n, B, threads())
+
+
+def crew_size(plan: Plan, chains: int, B: int) -> int:
+    """Threads that share each chain in a call of `predict` with so many chains of B rows."""
+    return _native_plan(plan, "float32").crew_size(chains, B, threads())
+
+
+@functools.lru_cache(maxsize=64)
+def _native_plan(plan: Plan, precision: str) -> Any:
+    return _C.Plan(plan, precision)
+
+
+@functools.lru_cache(maxsize=64)
+def _native_optimizer(optimizer: Optimizer) -> Any:
+    if isinstance(optimizer, SGD):
+        return _C.Optimizer("SGD", momentum=optimizer.momentum, nesterov=optimizer.nesterov)
+    if isinstance(optimizer, Adam):
+        kind = "AdamW" if isinstance(optimizer, AdamW) else "Adam"
+        beta1, beta2 = optimizer.betas
+        return _C.Optimizer(kind, beta1=beta1, beta2=beta2, eps=optimizer.eps)
+    raise AssertionError(type(optimizer))  # the caller refuses what is none of ours
+
+
+def _rule(rule: Rule | None) -> Any:
+    return None if rule is None else _native_optimizer(rule.optimizer)
+
+
+def plan_gap(plan: Plan) -> str | None:
+    """Why the kernels cannot run `plan`, or None."""
+    found = len(plan.inputs) + len(plan.layers)
+    if found > _C.most_results:
+        return f"a plan may have {_C.most_results} inputs and layers, this one has {found}"
+    for name, layer in plan.layers.items():
+        if len(layer.sources) > _C.most_sources:
+            found = len(layer.sources)
+            return f"a layer may have {_C.most_sources} inputs, {name!r} has {found}"
+    widest = max(plan.widths.values())
+    return None if widest < 2**31 else f"a width must be below 2^31, got {widest}"
+
+
+def _check(op: str, result: tuple[int, int, int], inputs: list[str], M: int) -> None:
+    status, where, value = result
+    if status == _NO_MEMORY:
+        raise MemoryError(f"{op}: no memory for the workspace; nothing was changed")
+    if status == _BAD_LABEL:
+        raise ValueError(f"{op}: labels must be in 0..{M - 1}, got {value} at row {where}")
+    if status == _BAD_INDEX:
+        raise ValueError(f"{op}: indices must name rows of the data, got {value} at {where}")
+    if status == _BAD_INPUT:
+        raise ValueError(f"{op}: {inputs[value]} must be finite, got NaN or infinity")
+    if status == _BUSY and where:
+        raise RuntimeError(f"{op}: signal handlers must not interrupt each other {where} times")
+    if status == _BUSY:
+        raise RuntimeError(
+            f"{op}: a signal handler must not use parameters that the interrupted call writes, "
+            "nor write what it reads; nothing was changed"
+        )
+    if status == _FORKED:
+        raise RuntimeError(
+            f"{op}: a signal handler forked the process in the middle of the call; in this child "
+            "it has ended, and what it was to write may hold a part of a step"
+        )
+
+
+def _refuse_single_row(op: str, plan: Plan, B: int) -> None:
+    if B == 1 and plan.has_norm():
+        raise ValueError(f"{op}: batch norm needs at least 2 rows in training, got 1")
+
+
+def train(call: TrainCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    if call.K == 0:
+        return
+    if call.B == 0:
+        raise ValueError("train: a batch must have at least 1 row, got 0")
+    _refuse_single_row("train", plan, call.B)
+    optimizer = _rule(None if call.out.grads is not None else call.rule)
+    native = _native_plan(plan, slices.precision)
+    result = _call(_C.train, native, call, optimizer)
+    _check("train", result, list(plan.inputs), plan.widths[plan.output])
+
+
+def add_noise(call: AddNoiseCall) -> None:
+    M = call.mix.D if call.mix.W_embed is None else len(call.mix.W_embed)
+    _check("add_noise", _call(_C.add_noise, call), [], M)
+
+
+def forward(call: ForwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    n, B, _ = call.logits.shape
+    if call.check:
+        check_finite("forward", call.inputs)
+    if call.training:
+        _refuse_single_row("forward", plan, B)
+    native = _native_plan(plan, slices.precision)
+    saved = None
+    if call.save:
+        # 16 floats more, so that the first slice can begin at a multiple of 64 bytes
+        floats = n * native.saved_bytes(B) // 4
+        saved = torch.empty(floats + 16, dtype=torch.float32, device="cpu")
+        start = -saved.data_ptr() % 64 // 4
+        saved = saved[start : start + floats]
+    result = _call(_C.forward, native, call, saved)
+    _check("forward", result, list(plan.inputs), plan.widths[plan.output])
+    call.saved = (saved, call.training, _C.isa_used()) if call.save else None
+
+
+def head(call: HeadCall) -> None:
+    _check("head", _call(_C.head, call), [], call.logits.shape[-1])
+
+
+def backward(call: BackwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    saved, training, isa = call.saved
+    if isa != _C.isa_used():
+        raise RuntimeError(
+            f"backward: the forward ran with {isa} and left its layout; now {_C.isa_used()} is used"
+        )
+    native = _native_plan(plan, slices.precision)
+    result = _call(_C.backward, native, call, saved, training, _rule(call.rule))
+    _check("backward", result, list(plan.inputs), plan.widths[plan.output])
+
+
+def update(call: UpdateCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    native = _native_plan(plan, slices.precision)
+    result = _call(_C.update, native, call, _rule(call.rule))
+    _check("update", result, list(plan.inputs), plan.widths[plan.output])
+
+
+def predict(call: PredictCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    if call.logits.numel() == 0:
+        return
+    check_finite("predict", call.inputs)
+    result = _call(_C.predict, _native_plan(plan, slices.precision), call)
+    _check("predict", result, list(plan.inputs), plan.widths[plan.output])

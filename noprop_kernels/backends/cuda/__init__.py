@@ -1,0 +1,1 @@
+"""The CUDA backend: one launch of the persistent kernel."""

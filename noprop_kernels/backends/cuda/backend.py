@@ -1,0 +1,312 @@
+"""The CUDA backend: the seven functions of calls.py, each a launch of the persistent kernel.
+
+A launch runs all steps of all slices of a call. On CPU tensors the same kernel runs that was built
+for the host, for the tests.
+"""
+
+import dataclasses
+import threading
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ...plan import Dense, Plan
+from ..calls import (
+    AddNoiseCall,
+    BackwardCall,
+    ForwardCall,
+    HeadCall,
+    PredictCall,
+    Rule,
+    Slices,
+    TrainCall,
+    UpdateCall,
+)
+from ..contents import check_finite, check_range, check_rows
+from ..gpu import checks, errors
+from ..gpu.asks import ask_of, classes, outputs_of
+from ..gpu.checks import check_train, owner_of
+from ..gpu.guard import entry, where
+from ..gpu.index import index_of, index_on
+from ..gpu.memory import stored
+from ..gpu.split import part_of
+from ..gpu.stages import Table
+from ..gpu.tables import Ask, backward_table, forward_table, train_table
+from . import buffers, residency, shapes
+from .context import Fields, Walk
+from .layers import apply_stage
+from .program import launch, layout_of, run_table
+from .stages import of_table
+from .step_stages import chain_stage, head_stage, loss_stage, noise_stage, rates_stage, u_hat_stage
+
+STEPS = 128  # of a launch; more are launches one after another, since no bit depends on K
+
+_locks = WeakTensorKeyDictionary()  # of an object, by `updates`
+_registry = threading.RLock()  # a signal handler may ask in the middle of asking
+
+
+def lock_of(owner: Tensor) -> threading.RLock:
+    """A second thread's call on the same object waits."""
+    with _registry:
+        if owner not in _locks:
+            _locks[owner] = threading.RLock()
+        return _locks[owner]
+
+
+def no_slices(n: int, device: torch.device) -> Slices:
+    """Stands for the slices of calls that are no object's."""
+    plan = Plan({"z": (1,)}, {"logits": Dense("z", 1)})
+    empty = torch.empty(0, dtype=torch.int64, device=device)
+    return Slices(
+        plan, {}, {}, {}, {}, empty, empty, empty, torch.arange(n, dtype=torch.int64, device="cpu")
+    )
+
+
+def run_stages(walk: Walk, stages: list[Fields]) -> None:
+    """Stages that need no workspace; the group meets behind the last one at least."""
+    stages[-1]["barrier"] = 1
+    launch(walk, stages, layout_of(walk, residency.phases(stages)))
+
+
+@entry
+def add_noise(call: AddNoiseCall) -> None:
+    _, n, B = call.y.shape
+    device, tiles, bad = call.y.device, shapes.row_tiles(B), None
+    owner = owner_of(call.owner, device)
+    if checks.contents_are_checked(device):
+        check_range("add_noise", "y", call.y, classes(call.mix))
+    else:
+        errors.raise_found(owner)
+        bad = torch.empty(n, tiles, dtype=torch.int32, device=device)
+    if n * B == 0:
+        return
+    slices = no_slices(n, device)
+    walk = Walk(device, slices, index_on(slices.index, device), B)
+    walk.noise, walk.mix, walk.y = call.noise, call.mix, call.y
+    outputs = {"z": call.z, "eps": call.eps, "labels": None, "bad": bad}
+    run_stages(walk, [noise_stage(walk, **maybe(outputs))])
+    if bad is not None:
+        errors.report(owner, "add_noise", bad.amax())
+
+
+def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Buffer | None]:
+    """(n, ...) each, or absent."""
+    return {k: None if v is None else buffers.of_slices(v) for k, v in tensors.items()}
+
+
+def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
+    """Inputs must be finite: looked at here, or flagged on the device for the next call to tell."""
+    if checks.contents_are_checked(owner.device):
+        check_finite(op, inputs)
+        return
+    errors.raise_found(owner)
+    for name, value in inputs.items():
+        if name != "z":
+            bad = stored(value).isfinite().all().logical_not()
+            errors.report(owner, op, bad * errors.INPUTS)
+
+
+@entry
+def head(call: HeadCall) -> None:
+    mix, y = call.mix, call.y[0].contiguous()
+    n, B, M = call.logits.shape
+    if checks.contents_are_checked(y.device):
+        check_range("head", "y", y, M)
+    else:
+        owner = owner_of(call.owner, y.device)
+        errors.raise_found(owner)
+        bad = (y < 0) | (y >= M)
+        op = "denoising_loss" if call.owner is None else "loss"
+        errors.report(owner, op, bad.any())
+        y = torch.where(bad, 0, y)
+    if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
+        raise ValueError("head: eps must be given where flow is not 0, got None")
+    if n * B == 0:
+        return
+    slices = no_slices(n, y.device)
+    walk = Walk(y.device, slices, index_on(slices.index, y.device), B)
+    walk.mix, made = mix, []
+    error = walk.hold(call.logits.new_empty(n, B)) if call.error is None else call.error
+    logits, labels = buffers.of_slices(call.logits), buffers.of_slices(y)
+    if any(value is not None for value in (call.loss, call.error, call.d_logits)):
+        outputs = {"error": error, "d_logits": call.d_logits, "d_u_hat": None, "p": None}
+        if call.d_logits is not None and mix.head != "cross_entropy":
+            outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, mix.D))
+        eps = maybe({"eps": call.eps})["eps"]
+        made.append(head_stage(walk, M, logits, labels, eps, **maybe(outputs)))
+    if call.loss is not None:
+        made[-1]["barrier"] = 1
+        outputs = {"loss": call.loss, "applied": None, "rates": None}
+        read = buffers.of_slices(error)
+        made.append(loss_stage(walk, read, [], counts=False, **maybe(outputs)))
+    if call.u_hat is not None:
+        made.append(
+            u_hat_stage(
+                walk, buffers.of_slices(call.u_hat), logits, M, mix.D, mix.W_embed, mix.head
+            )
+        )
+    if made:
+        run_stages(walk, made)
+
+
+@entry
+def forward(call: ForwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    n, B, M = call.logits.shape
+    if call.check:
+        look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
+    if call.training:
+        check_rows("forward", plan, B)
+    device = call.logits.device
+    ask = Ask(
+        tiles=shapes.tiles(), n=1, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
+        training=call.training, statistics="now" if call.training else "",
+        outside=frozenset({plan.output}),
+    )  # fmt: skip
+    table = forward_table(plan, ask, call.save)
+    given = {name: buffers.of_slices(value) for name, value in call.inputs.items()}
+    # a view of the logits, or what is saved would hold the result whose graph holds it
+    logits = call.logits.detach()
+    given |= {plan.output: buffers.of_slices(logits)}
+    walk = Walk(device, slices, index_of(slices), B, at=given, training=call.training)
+    call.saved = None
+    if not call.save:
+        run_table(walk, table)
+        return
+    views, whole = buffers.workspace(table, n, device, by_group=False)
+    walk.at |= views
+    walk.table = table
+    launch(walk, of_table(walk), layout_of(walk, residency.phases_of(table)))
+    call.saved = (walk.at, [whole, logits, *call.inputs.values()], call.training)
+
+
+@entry
+def backward(call: BackwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    n, B, M = call.d_logits.shape
+    saved, _, training = call.saved
+    given = {f"d:{name}": buffers.of_slices(value) for name, value in call.d_inputs.items()}
+    given |= {f"d:{plan.output}": buffers.of_slices(call.d_logits)}
+    if call.applied is not None:
+        given[":applied"] = buffers.of_slices(call.applied)
+    ask = Ask(
+        tiles=shapes.tiles(), n=1, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
+        training=training, wanted=frozenset(call.d_inputs), update=False,
+        outside=frozenset(given),
+    )  # fmt: skip
+    # gradients and an update are a launch each, the second without the inputs' gradients
+    asks: list[tuple[Ask, Rule | None]] = []
+    if call.rule is None or call.grads is not None:
+        asks.append((ask, None))
+    if call.rule is not None:
+        wanted = frozenset() if asks else ask.wanted
+        asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
+    for ask, rule in asks:
+        table = backward_table(plan, ask, rule is not None or call.grads is not None)
+        if not table.stages:
+            continue
+        walk = Walk(call.d_logits.device, slices, index_of(slices), B, at=saved | given)
+        walk.training, walk.rule = training, rule
+        walk.out_grads = (call.grads or {}) if rule is None else {}
+        run_table(walk, table)
+
+
+@entry
+def update(call: UpdateCall) -> None:
+    slices, device = call.slices, where(call.slices)
+    n = len(slices.index)
+    walk = Walk(device, slices, index_of(slices), 1, rule=call.rule)
+    walk.at[":rates"] = buffers.of_slices(
+        walk.hold(torch.empty(n, 4, dtype=torch.float32, device=device))
+    )
+    first = rates_stage(walk, walk.at[":rates"], buffers.of_slices(call.apply), None, 0)
+    first["barrier"] = 1
+    run_stages(walk, [first, *(apply_stage(walk, k, call.grads[k]) for k in slices.params)])
+
+
+def walk_of(call: TrainCall) -> tuple[Walk, Table]:
+    """Everything that the steps of a training call need, but for the workspace."""
+    slices, device = call.slices, where(call.slices)
+    caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
+    ask = dataclasses.replace(ask_of(call, shapes.tiles(), caught is not None), n=1, R=1)
+    outputs = outputs_of(call)
+    steps = {name: outputs.pop(name) for name in (":loss", ":applied")}
+    steps |= {name: v for name, v in call.inputs.items() if isinstance(v, Tensor)}
+    at = {name: buffers.of_slices(value) for name, value in outputs.items()}
+    at |= {name: buffers.of_steps(value) for name, value in steps.items()}
+    walk = Walk(
+        device=device,
+        slices=slices,
+        index=index_of(slices),
+        B=call.B,
+        K=call.K,
+        at=at,
+        out_grads=call.out.grads or {},
+        inputs=call.inputs,
+        noise=call.noise,
+        mix=call.mix,
+        y=call.y,
+        rule=None if call.out.grads is not None else call.rule,
+        errors=caught,
+    )
+    return walk, train_table(slices.plan, ask)
+
+
+@entry
+def train(call: TrainCall) -> None:
+    if call.K == 0:
+        return
+    owner, n = call.slices.updates, len(call.slices.index)
+    errors.raise_found(owner)
+    check_train(call)
+    group = n if call.blocks_per_launch is None else call.blocks_per_launch
+    with lock_of(owner):
+        for first in range(0, n, group):
+            for start in range(0, call.K, STEPS):
+                steps, slices = slice(start, start + STEPS), slice(first, first + group)
+                run_table(*walk_of(part_of(call, steps, slices)))
+    errors.send(owner)
+
+
+@entry
+def predict(call: PredictCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    R, B = len(call.seeds), call.z.shape[3]
+    L, S, M = len(call.a), call.z.shape[1], call.logits.shape[-1]
+    if B == 0:
+        return
+    device = call.z.device
+    look_at("predict", call.inputs, owner_of(call.owner, device))
+    ask = Ask(
+        tiles=shapes.tiles(), n=1, B=B, M=M, D=call.D, precision=slices.precision, training=False,
+        outside=frozenset({plan.output}),
+    )  # fmt: skip
+    table = forward_table(plan, ask, False)
+    index = index_of(slices).view(R, L).T.contiguous()
+    seeds = call.seeds.to(device)
+    chain = call.z.new_empty(L + 1, R, B, call.D)  # z_0, and z behind every block
+    for sample in range(S):
+        # a launch is the whole chain, a step of it a block
+        walk = Walk(device, slices, index, B, K=L, training=False)
+        walk.at = {name: buffers.of_slices(value) for name, value in call.inputs.items()}
+        logits, u_hat = (of_chain(value[:, sample], L) for value in (call.logits, call.u_hat))
+        before, after = buffers.of_steps(chain), buffers.of_steps(chain[1:])
+        walk.at |= {"z": before, plan.output: logits}
+        drawn = []
+        if call.add_noise:
+            begin = chain_stage(walk, call, seeds, sample, before, None, None)
+            drawn.append(begin | {"once": 0, "barrier": 1})
+        else:
+            chain[0] = 0
+        predicted = u_hat_stage(walk, u_hat, logits, M, call.D, call.W_embed, call.head)
+        predicted["barrier"] = 1
+        mixed = chain_stage(walk, call, seeds, sample, after, before, u_hat)
+        mixed["barrier"] = 1
+        run_table(walk, table, before=drawn, behind=[predicted, mixed])
+        call.z[:, sample] = chain[1:] if len(call.z) == L else chain[L:]
+
+
+def of_chain(value: Tensor, L: int) -> buffers.Buffer:
+    """(L or 1, R, ...): an entry for each block, or one that the last block writes last."""
+    return buffers.of_steps(value if len(value) == L else value.expand(L, *value.shape[1:]))

@@ -1,0 +1,64 @@
+"""Addresses as the kernel takes them, and the workspace that groups of thread blocks work in.
+
+The one file of the CUDA backend that reads an address. Every tensor was checked before its call was
+made; the call, or the walk, holds it until the launch is on its stream.
+"""
+
+import torch
+from torch import Tensor
+
+from ..calls import Gather
+from ..gpu.stages import ALIGNMENT, Table
+from ..gpu.tiles import cdiv
+
+Buffer = tuple[int, int, int, int]  # data, step, slice, by_group; strides in entries
+Number = tuple[int, int, int, int]  # data, step, slice, row
+
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "uint8"}
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def of_slices(tensor: Tensor) -> Buffer:
+    """(n, ...), an entry for each slice of the call, the first dimension expanded or not."""
+    return tensor.data_ptr(), 0, tensor.stride(0), 0
+
+
+def of_steps(tensor: Tensor) -> Buffer:
+    """(K, n, ...), an entry for each step and slice, the first two dimensions expanded or not."""
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), 0
+
+
+def number(value: Tensor) -> Number:
+    """(K, n, B), (K, n) or (n,), expanded or not."""
+    strides = value.stride()
+    if value.ndim == 1:
+        return value.data_ptr(), 0, strides[0], 0
+    return value.data_ptr(), strides[0], strides[1], strides[2] if value.ndim == 3 else 0
+
+
+def real(value: Tensor | None) -> tuple[int | None, int, int]:
+    """float64 (K, n) or (n,), expanded or not."""
+    return (None, 0, 0) if value is None else number(value)[:3]
+
+
+def rows_of(value: Gather) -> tuple[int, int, int, int]:
+    indices = value.indices
+    assert indices.is_contiguous() and value.replica.is_contiguous()
+    return indices.data_ptr(), value.replica.data_ptr(), indices.shape[1], len(value.data)
+
+
+def workspace(
+    table: Table, slots: int, device: torch.device, *, by_group: bool
+) -> tuple[dict[str, Buffer], Tensor]:
+    """The buffers of a table for one slice, once for each group or slice, and what holds them."""
+    width = cdiv(table.floats, ALIGNMENT) * ALIGNMENT
+    whole = torch.empty(slots, width, dtype=torch.float32, device=device)
+    start = whole.data_ptr()
+    views = {}
+    for name, (_, dtype) in table.shapes.items():
+        entries = width * 4 // dtype.itemsize
+        views[name] = (start + 4 * table.offsets[name], 0, entries, int(by_group))
+    return views, whole

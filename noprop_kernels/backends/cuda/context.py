@@ -1,0 +1,87 @@
+"""One call on a table: where its buffers are, and the records that it came with."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...optimizers import SGD, Adam
+from ..calls import Gather, Mix, Noise, Rule, Slices
+from ..gpu.optimizer import hyper, log_betas, rule_name
+from ..gpu.stages import Table
+from .buffers import Buffer, address
+
+Fields = dict[str, Any]
+
+
+def stage(kind: str, tiles: int, **fields: Any) -> Fields:
+    """A stage of the program: its kind's fields by the names of program.h."""
+    return {"kind": kind, "tiles": tiles, "first": 0, "barrier": 0, "once": -1, **fields}
+
+
+@dataclass
+class Walk:
+    """What the stages of a program are made of.
+
+    Args:
+        device: of the tensors.
+        slices: the object's state, of which a program runs index.shape[-1] slices.
+        index: (n,) int64 where the tensors are, or (K, n): a slice's place in each step.
+        at: buffers and the tensors of the call, by the table's names.
+        table: its workspace is made when the number of groups is known.
+        out_grads: gradients (n, ...) to write by parameter's name.
+        held: tensors that live until the launch is on its stream.
+    """
+
+    device: torch.device
+    slices: Slices
+    index: Tensor
+    B: int
+    K: int = 1
+    at: dict[str, Buffer] = field(default_factory=dict)
+    table: Table | None = None
+    out_grads: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
+    noise: Noise | None = None
+    mix: Mix | None = None
+    y: Tensor | Gather | None = None
+    rule: Rule | None = None
+    training: bool = True
+    errors: Tensor | None = None  # (1,) int32; None: contents need no look
+    held: list[Tensor] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        return self.index.shape[-1]
+
+    def hold(self, tensor: Tensor) -> Tensor:
+        self.held.append(tensor)
+        return tensor
+
+    def parameter(self, name: str) -> tuple[int | None, ...]:
+        """A stacked parameter, its moments and the place of its gradient."""
+        slices, value = self.slices, self.slices.params[name]
+        state = (value, slices.m.get(name), slices.v.get(name), self.out_grads.get(name))
+        return *map(address, state), value[0].numel()
+
+    def counters(self) -> tuple[int | None, int | None]:
+        return address(self.slices.draws), address(self.slices.updates)
+
+
+def hyper_of(rule: Rule | None) -> Fields:
+    """The optimizer's numbers by the names of program.h."""
+    numbers = hyper(rule)
+    optimizer = rule.optimizer if rule is not None else None
+    rest_1, beta_2, rest_2, eps = numbers if isinstance(optimizer, Adam) else (0.0, 0.0, 0.0, 0.0)
+    log_1, log_2 = log_betas(rule)
+    return {
+        "rule": rule_name(rule),
+        "momentum": numbers[0] if isinstance(optimizer, SGD) else 0.0,
+        "one_less_beta_1": rest_1,
+        "beta_2": beta_2,
+        "one_less_beta_2": rest_2,
+        "eps": eps,
+        "log_beta_1": log_1,
+        "log_beta_2": log_2,
+    }

@@ -1,0 +1,206 @@
+"""Stages of layers: products, norms, their gradients, and the update of parameters."""
+
+from torch import Tensor
+
+from ..gpu.stages import Stage
+from ..gpu.tables import activated, behind_activation, consumers, product_gradient
+from ..gpu.tiles import cdiv
+from . import buffers, shapes
+from .buffers import address
+from .context import Fields, Walk, stage
+
+
+def tiles_of_product(B: int, columns: int) -> int:
+    along_B, along_columns = shapes.product_tiles(B, columns)
+    return along_B * along_columns
+
+
+def dense(walk: Walk, item: Stage) -> list[Fields]:
+    plan, params, at, name = walk.slices.plan, walk.slices.params, walk.at, item.name
+    layer = plan.layers[name]
+    plain = layer.norm is None  # else the norm has the activation and `add`
+    return [
+        stage(
+            "dense",
+            tiles_of_product(walk.B, layer.features),
+            out=at[name if plain else f"y:{name}"],
+            activated=at.get(f"act:{name}") if plain else None,
+            sources=[at[source] for source in layer.sources],
+            add=at[layer.add] if plain and layer.add else None,
+            weight=address(params[f"{name}.weight"]),
+            bias=address(params[f"{name}.bias"]),
+            widths=[plan.widths[source] for source in layer.sources],
+            num_sources=len(layer.sources),
+            H=layer.features,
+            in_width=plan.in_widths[name],
+            relu=int(plain and layer.activation == "relu"),
+            tile=shapes.product_tile(walk.B, layer.features),
+        )
+    ]
+
+
+def norm(walk: Walk, item: Stage) -> list[Fields]:
+    slices, at, name = walk.slices, walk.at, item.name
+    layer = slices.plan.layers[name]
+    assert layer.norm is not None
+    key = f"{name}.norm."
+    mean, var = key + "running_mean", key + "running_var"
+    return [
+        stage(
+            "norm",
+            shapes.vector_tiles(layer.features),
+            out=at[name],
+            activated=at.get(f"act:{name}"),
+            mean=at[f"mean:{name}"],
+            rstd=at[f"rstd:{name}"],
+            batch_mean=at.get(f"batch:{mean}"),
+            batch_var=at.get(f"batch:{var}"),
+            y=at[f"y:{name}"],
+            add=at[layer.add] if layer.add else None,
+            weight=address(slices.params[key + "weight"]),
+            bias=address(slices.params[key + "bias"]),
+            running_mean=address(slices.stats[mean]),
+            running_var=address(slices.stats[var]),
+            eps=layer.norm.eps,
+            momentum=layer.norm.momentum,
+            H=layer.features,
+            relu=int(layer.activation == "relu"),
+            training=int(walk.training),
+            move=int(mean in item.writes),
+        )
+    ]
+
+
+def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
+    plan, params, at, name = walk.slices.plan, walk.slices.params, walk.at, item.name
+    layer, F = plan.layers.get(name), plan.widths[name]
+    read = []
+    for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
+        height = plan.widths[reader]
+        if column is None:
+            read.append((at[f"d:{reader}"], None, height, 0, 0))
+        else:
+            weight = address(params[f"{reader}.weight"])
+            d_y = at[product_gradient(plan, reader)]
+            read.append((d_y, weight, height, plan.in_widths[reader], column))
+    relu = layer is not None and layer.activation == "relu"
+    d_result = at[f"d:{name}"] if f"d:{name}" in item.writes else None
+    d_y = at[behind_activation(plan, name)] if relu else None
+    made, most = [], shapes.constant("kMaxSources")
+    while len(read) > most:  # what has been summed so far goes on as an `add` would
+        partial = d_y if d_result is None else d_result
+        made.append(gradient_stage(walk.B, F, read[:most], d_result=partial))
+        made[-1]["barrier"] = 1
+        read = [(partial, None, F, 0, 0), *read[most:]]
+    before = at[activated(plan, name)] if relu else None
+    made.append(gradient_stage(walk.B, F, read, d_result=d_result, d_y=d_y, activated=before))
+    return made
+
+
+def gradient_stage(
+    B: int,
+    F: int,
+    consumers: list[tuple],
+    *,
+    d_result: buffers.Buffer | None,
+    d_y: buffers.Buffer | None = None,
+    activated: buffers.Buffer | None = None,
+) -> Fields:
+    return stage(
+        "result_gradient",
+        tiles_of_product(B, F),
+        d_result=d_result,
+        d_y=d_y,
+        activated=activated,
+        consumers=consumers,
+        num_consumers=len(consumers),
+        F=F,
+        tile=shapes.product_tile(B, F),
+    )
+
+
+def norm_gradient(walk: Walk, item: Stage) -> list[Fields]:
+    plan, at, name, key = walk.slices.plan, walk.at, item.name, f"{item.name}.norm."
+    H = plan.widths[name]
+    return [
+        stage(
+            "norm_gradient",
+            shapes.vector_tiles(H),
+            d_y=at[f"dy:{name}"],
+            d_weight=at[f"sum:{key}weight"],
+            d_bias=at[f"sum:{key}bias"],
+            d_out=at[behind_activation(plan, name)],
+            y=at[f"y:{name}"],
+            mean=at[f"mean:{name}"],
+            rstd=at[f"rstd:{name}"],
+            weight=address(walk.slices.params[key + "weight"]),
+            H=H,
+            training=int(walk.training),
+        )
+    ]
+
+
+def update(walk: Walk, item: Stage) -> list[Fields]:
+    """Weights first, source by source, then the vectors, then the statistics."""
+    plan, at, slices = walk.slices.plan, walk.at, walk.slices
+    weights, vectors, statistics = [], [], []
+    for name, layer in plan.layers.items():
+        H, d_y, column = layer.features, at[product_gradient(plan, name)], 0
+        for source in layer.sources:
+            weights.append(weight_stage(walk, name, source, column))
+            column += plan.widths[source]
+        frozen = layer.norm is not None and walk.training
+        kind = "zero" if frozen else "rows"
+        vectors.append(vector_stage(walk, f"{name}.bias", d_y, kind, H))
+        if layer.norm is None:
+            continue
+        key = f"{name}.norm."
+        for part in (key + "weight", key + "bias"):
+            vectors.append(vector_stage(walk, part, at[f"sum:{part}"], "done", H))
+        for part in (key + "running_mean", key + "running_var"):
+            if part in item.writes:
+                fields = {"running": address(slices.stats[part]), "batch": at[f"batch:{part}"]}
+                fields |= {"rates": at[":rates"], "momentum": layer.norm.momentum, "H": H}
+                statistics.append(stage("update_statistic", shapes.vector_tiles(H), **fields))
+    return [*weights, *vectors, *statistics]
+
+
+def weight_stage(walk: Walk, name: str, source: str, column: int) -> Fields:
+    plan = walk.slices.plan
+    H, F = plan.widths[name], plan.widths[source]
+    return stage(
+        "update_weight",
+        shapes.weight_tiles(H, F),
+        param=walk.parameter(f"{name}.weight"),
+        d_y=walk.at[product_gradient(plan, name)],
+        x=walk.at[source],
+        rates=walk.at.get(":rates"),
+        H=H,
+        F=F,
+        in_width=plan.in_widths[name],
+        column=column,
+        resident=0,
+        resident_tiles=0,
+    )
+
+
+def vector_stage(walk: Walk, name: str, gradient: buffers.Buffer, kind: str, H: int) -> Fields:
+    return stage(
+        "update_vector",
+        shapes.vector_tiles(H),
+        param=walk.parameter(name),
+        gradient=gradient,
+        rates=walk.at.get(":rates"),
+        sum=kind,
+        H=H,
+    )
+
+
+def apply_stage(walk: Walk, name: str, gradient: Tensor) -> Fields:
+    return stage(
+        "apply",
+        cdiv(gradient[0].numel(), shapes.constant("kApplied")),
+        param=walk.parameter(name),
+        gradient=buffers.of_slices(gradient),
+        rates=walk.at[":rates"],
+    )

@@ -1,0 +1,51 @@
+"""What the CUDA kernels refuse: a plan for which a program has no room."""
+
+from functools import lru_cache
+from typing import Any
+
+from ...plan import Plan
+from ..gpu.tables import Ask, consumers, train_table
+from ..gpu.tiles import cdiv
+from . import extension, shapes
+
+INSTEAD = 'backend="triton" runs it'
+
+
+def stages_of(plan: Plan) -> int:
+    """Stages of a training step that is asked for everything."""
+    inputs = tuple(name for name in plan.inputs if name != "z")
+    M = plan.widths[plan.output]
+    ask = Ask(
+        tiles=shapes.tiles(), n=1, B=2, M=M, D=M, looked_at=inputs, check=True, eps=True,
+        wanted=frozenset(plan.inputs), numbers=True, d_W_embed=True,
+        statistics="later" if plan.has_norm() else "",
+    )  # fmt: skip
+    count = len(train_table(plan, ask).stages) - 1  # the update is a stage for each of its parts
+    most = shapes.constant("kMaxSources")
+    for name in plan.widths:  # a gradient of many readers is summed in several stages
+        count += cdiv(max(0, len(consumers(plan, name)) - most), most - 1)
+    for layer in plan.layers.values():
+        norm = layer.norm is not None
+        count += len(layer.sources) + 1 + (4 if norm else 0)
+    return count
+
+
+def plan_gap(plan: Plan) -> str | None:
+    """Why the kernels cannot run `plan`, with the backend that does, or None."""
+    return gap_of(extension.module, plan)
+
+
+@lru_cache(maxsize=256)
+def gap_of(module: Any, plan: Plan) -> str | None:
+    sources, flags = shapes.constant("kMaxSources"), shapes.constant("kMaxFlags")
+    inputs = len(plan.inputs) - 1
+    if inputs > flags - 1:
+        return f"a plan may have {flags - 1} inputs beside z, got {inputs}; {INSTEAD}"
+    for name, layer in plan.layers.items():
+        if len(layer.sources) > sources:
+            found = len(layer.sources)
+            return f"a layer may have {sources} inputs, {name!r} has {found}; {INSTEAD}"
+    most, found = shapes.constant("kMaxStages"), stages_of(plan)
+    if found > most:
+        return f"a step may have {most} stages, this plan's has up to {found}; {INSTEAD}"
+    return None

@@ -1,0 +1,102 @@
+"""What `explain` says of the CUDA kernels: the thread blocks of an object, and where it lies."""
+
+import math
+from typing import TYPE_CHECKING
+
+from ..gpu.checks import contents_are_checked
+from ..gpu.optimizer import optimizer_name
+from ..gpu.tables import Ask, train_table
+from . import extension, residency, shapes
+from .context import Fields
+from .program import device_index, facts, room_for_groups, room_for_state
+from .residency import Place
+
+if TYPE_CHECKING:
+    from ...stack.module import StackedModule
+
+
+def ask_of_steps(what: "StackedModule", batch: int) -> Ask:
+    """What train_steps, on rows of a data set, asks of the table of a slice."""
+    plan = what.plan
+    return Ask(
+        tiles=shapes.tiles(),
+        n=1,
+        B=batch,
+        M=what.M,
+        D=what.D,
+        precision=what.precision,
+        gathered=tuple(name for name in plan.inputs if name != "z"),
+        eps=what._flow != 0,
+        embedded=what._head != "cross_entropy",
+        statistics="later" if plan.has_norm() else "",
+        check=not contents_are_checked(what.device),
+        outside=frozenset((":loss", ":applied")),
+    )
+
+
+def weight_stages(what: "StackedModule") -> list[Fields]:
+    """The stages that may keep moments, with what their place depends on, in a program's order."""
+    plan = what.plan
+    return [
+        {"kind": "update_weight", "tiles": shapes.weight_tiles(layer.features, plan.widths[source])}
+        for layer in plan.layers.values()
+        for source in layer.sources
+    ]
+
+
+def slice_bytes(what: "StackedModule") -> int:
+    """Weights, moments and running statistics of a slice."""
+    assert what.optimizer is not None
+    weights = sum(map(math.prod, what.plan.parameters().values()))
+    statistics = sum(map(math.prod, what.plan.statistics().values()))
+    return 4 * (weights * (1 + len(what.optimizer.moments)) + statistics)
+
+
+def place_of(what: "StackedModule", batch: int) -> Place:
+    """Where train_steps has its state, at K > 1; `what` has an optimizer."""
+    assert what.optimizer is not None
+    module, device = extension.module, device_index(what.device)
+    table = train_table(what.plan, ask_of_steps(what, batch))
+    total, clusters = room_for_groups(what.device, what.precision)
+    at_once = getattr(what, "blocks_per_launch", None)
+    return residency.place(
+        len(what) if at_once is None else min(len(what), at_once),
+        residency.phases_of(table),
+        total,
+        weight_stages(what),
+        module.moments(optimizer_name(what.optimizer)) * shapes.weight_tile_entries(),
+        room_for_state(module, device, what.precision),
+        slice_bytes(what) + 4 * table.floats,
+        facts(module, device)["l2_bytes"],
+        clusters,
+    )
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def describe(what: "StackedModule", batch: int) -> str:
+    """A line on train_steps with `batch` rows a step; where the runtime has no facts, why."""
+    assert what.optimizer is not None
+    try:
+        place = place_of(what, batch)
+    except RuntimeError as error:
+        return f"where state lies is not known: {error}"
+    groups, blocks = place.layout.groups, place.layout.blocks
+    parts = [f"{count(groups, 'group')} of {count(blocks, 'thread block')}"]
+    parts[0] += ", each a cluster" if place.layout.cluster else ""
+    if what.optimizer.moments:
+        parts.append(
+            f"moments of {place.kept} of a slice's {count(place.tiles, 'weight tile')} in shared "
+            "memory"
+        )
+    else:
+        parts.append("no moments, so no state in shared memory")
+    # L2 is no memory to ask for: what is used over and over stays there where it fits
+    fits = "which fits L2" if place.fits_l2 else "more than L2"
+    parts.append(
+        f"up to {place.working / 1e6:.1f} MB of state and activations at work in global memory, "
+        f"{fits} ({place.l2 / 1e6:.1f} MB)"
+    )
+    return f"train_steps at {count(batch, 'row')} a step: {'; '.join(parts)}"

@@ -1,0 +1,100 @@
+"""Programs: a walk's stages, their thread blocks, the workspace of their groups, and the launch."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from ..gpu.optimizer import rule_name
+from ..gpu.stages import Table
+from . import buffers, clocks, clusters, extension, residency, shapes
+from .context import Fields, Walk, hyper_of
+from .residency import Layout
+from .stages import of_table
+
+
+@lru_cache(maxsize=16)
+def facts(module: Any, device: int) -> MappingProxyType[str, Any]:
+    return MappingProxyType(module.device(device))
+
+
+@lru_cache(maxsize=64)
+def thread_blocks(module: Any, device: int, precision: str, floats: int) -> int:
+    """That the device holds at the same time, one on each multiprocessor."""
+    held = module.resident_blocks(device, precision, floats)
+    return min(held, facts(module, device)["multiprocessors"])
+
+
+@lru_cache(maxsize=64)
+def room_for_state(module: Any, device: int, precision: str) -> int:
+    """Floats of a thread block's shared memory that the kernel leaves free."""
+    return (facts(module, device)["shared_bytes"] - module.scratch_bytes(precision)) // 4
+
+
+def device_index(device: torch.device) -> int:
+    if extension.on_host():
+        return 0
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def layout_of(walk: Walk, phases: tuple[int, ...]) -> Layout:
+    return residency.layout(walk.n, phases, *room_for_groups(walk.device, walk.slices.precision))
+
+
+def room_for_groups(device: torch.device, precision: str) -> tuple[int, tuple[int, ...]]:
+    """Thread blocks at the same time, and clusters of them where groups are to be such."""
+    which = extension.module, device_index(device), precision
+    return thread_blocks(*which, 0), clusters.held(*which, room_for_state(*which))
+
+
+def run_table(
+    walk: Walk, table: Table, before: Sequence[Fields] = (), behind: Sequence[Fields] = ()
+) -> None:
+    """A walk over a table with a workspace for each group, between stages of its own."""
+    phases = residency.phases(before) + residency.phases_of(table) + residency.phases(behind)
+    layout = layout_of(walk, phases)
+    views, whole = buffers.workspace(table, layout.groups, walk.device, by_group=True)
+    walk.hold(whole)
+    walk.at = views | walk.at
+    walk.table = table
+    launch(walk, [*before, *of_table(walk), *behind], layout)
+
+
+def launch(walk: Walk, stages: list[Fields], layout: Layout) -> None:
+    """Puts a program on the current stream of its device.
+
+    Raises:
+        RuntimeError: the device's runtime refuses it.
+    """
+    device, precision = device_index(walk.device), walk.slices.precision
+    first = 0
+    for stage in stages:  # the tiles between two barriers go round the thread blocks
+        stage["first"] = first
+        first = 0 if stage["barrier"] else first + stage["tiles"]
+    resident = 0
+    if walk.K > 1:
+        tile = extension.module.moments(rule_name(walk.rule)) * shapes.weight_tile_entries()
+        room = room_for_state(extension.module, device, precision)
+        resident = residency.keep_moments(stages, layout.blocks, tile, room)
+    barriers = walk.hold(torch.empty(layout.groups, dtype=torch.int32, device=walk.device))
+    program = {
+        "index": walk.index.data_ptr(),
+        "index_step": walk.index.stride(0) if walk.index.ndim == 2 else 0,
+        "barriers": barriers.data_ptr(),
+        "n": walk.n,
+        "K": walk.K,
+        "B": walk.B,
+        "groups": layout.groups,
+        "blocks": layout.blocks,
+        "cluster": int(layout.cluster),
+        "precision": precision,
+        "hyper": hyper_of(walk.rule),
+        "resident_floats": resident,
+        "clocks": clocks.counters(stages, walk.device),
+        "stages": stages,
+    }
+    host = extension.on_host()
+    stream = 0 if host else torch.cuda.current_stream(walk.device).cuda_stream
+    extension.module.launch(program, device, stream)

@@ -1,0 +1,66 @@
+"""Tiles of each stage, from the constants that the kernels were compiled with."""
+
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from ...plan import Plan
+from ..gpu.tiles import Tiles, cdiv
+from . import extension
+
+
+@lru_cache(maxsize=2)
+def constants_of(module: Any) -> MappingProxyType[str, int]:
+    return MappingProxyType(dict(module.constants()))
+
+
+def constant(name: str) -> int:
+    """A constant of csrc/cuda/program.h."""
+    return constants_of(extension.module)[name]
+
+
+def product_tile(B: int, columns: int) -> int:
+    """Rows and columns of a tile of a product with B rows."""
+    return extension.module.product_tile(B, columns)
+
+
+def product_tiles(B: int, columns: int, precision: str = "") -> tuple[int, int]:
+    side = product_tile(B, columns)
+    return cdiv(B, side), cdiv(columns, side)
+
+
+def row_tiles(B: int) -> int:
+    return cdiv(B, constant("kRows"))
+
+
+def vector_tiles(width: int) -> int:
+    return cdiv(width, constant("kColumns"))
+
+
+def weight_tiles(H: int, F: int) -> int:
+    return cdiv(H, constant("kTileH")) * cdiv(F, constant("kTileF"))
+
+
+def weight_tile_entries() -> int:
+    return constant("kTileH") * constant("kTileF")
+
+
+def update_tiles(plan: Plan, training: bool, moving: bool) -> int:
+    """Of all stages that an update of the table becomes."""
+    total = 0
+    for name, layer in plan.layers.items():
+        H = layer.features
+        total += sum(weight_tiles(H, plan.widths[source]) for source in layer.sources)
+        vectors = len(layer.parameters(plan.in_widths[name])) - 1
+        total += (vectors + (len(layer.statistics()) if moving else 0)) * vector_tiles(H)
+    return total
+
+
+def tiles() -> Tiles:
+    return Tiles(
+        rows=constant("kRows"),
+        embedding=constant("kEmbedding"),
+        product=product_tiles,
+        vector=vector_tiles,
+        update=update_tiles,
+    )

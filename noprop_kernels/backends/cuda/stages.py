@@ -1,0 +1,32 @@
+"""The stages of a table as the stages of a program, each kind's fields by the table's names."""
+
+from collections.abc import Callable
+
+from ..gpu.stages import Stage
+from . import layers, step_stages
+from .context import Fields, Walk
+
+STAGES: dict[str, Callable[[Walk, Stage], list[Fields]]] = {
+    "gather": step_stages.gather,
+    "add_noise": step_stages.add_noise,
+    "dense": layers.dense,
+    "norm": layers.norm,
+    "head": step_stages.head,
+    "loss": step_stages.loss,
+    "rates": step_stages.rates,
+    "result_gradient": layers.result_gradient,
+    "norm_gradient": layers.norm_gradient,
+    "numbers": step_stages.numbers,
+    "d_W_embed": step_stages.embedding,
+    "update": layers.update,
+}
+
+
+def of_table(walk: Walk) -> list[Fields]:
+    """Every stage of the walk's table, in order, with its barriers."""
+    assert walk.table is not None
+    made: list[Fields] = []
+    for item in walk.table.stages:
+        made += STAGES[item.kind](walk, item)
+        made[-1]["barrier"] = int(item.expects > 0)
+    return made

@@ -1,0 +1,1 @@
+"""What both GPU backends share: a call as a table of stages."""

@@ -1,0 +1,60 @@
+"""What a call asks of its table, and the caller's tensors by the table's names."""
+
+import torch
+from torch import Tensor
+
+from ..calls import Gather, Mix, TrainCall
+from .tables import Ask
+from .tiles import Tiles
+
+
+def classes(mix: Mix) -> int:
+    return mix.D if mix.W_embed is None else len(mix.W_embed)
+
+
+def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
+    """What the table of a training call is for."""
+    plan, out, mix = call.slices.plan, call.out, call.mix
+    drawn, updates = call.z is None, out.grads is None
+    numbers = out.d_signal is not None or out.d_noise is not None
+    wanted = set(out.d_inputs)
+    if drawn and (numbers or out.d_W_embed is not None):
+        wanted.add("z")
+    gathered = tuple(name for name, value in call.inputs.items() if isinstance(value, Gather))
+    replicas = [
+        value.indices.shape[1] for value in call.inputs.values() if isinstance(value, Gather)
+    ]
+    return Ask(
+        tiles=tiles,
+        n=len(call.slices.index),
+        B=call.B,
+        M=plan.widths[plan.output],
+        D=mix.D,
+        R=max(replicas, default=1),
+        precision=call.slices.precision,
+        gathered=gathered,
+        looked_at=tuple(name for name in call.inputs if name not in gathered) if check else (),
+        drawn=drawn,
+        eps=mix.flow != 0 or numbers,
+        wanted=frozenset(wanted),
+        numbers=drawn and numbers,
+        d_W_embed=out.d_W_embed is not None,
+        embedded=mix.head != "cross_entropy",
+        update=updates,
+        statistics="later" if updates and plan.has_norm() else "",
+        check=check,
+        outside=frozenset(outputs_of(call)),
+    )
+
+
+def outputs_of(call: TrainCall) -> dict[str, Tensor]:
+    """The caller's tensors by the table's names, but for inputs that change from step to step."""
+    out = call.out
+    named = {":error": out.error, ":d_signal": out.d_signal, ":d_noise": out.d_noise}
+    named |= {":d_W_embed": out.d_W_embed, "z": call.z}
+    named |= {f"d:{name}": value for name, value in out.d_inputs.items()}
+    named |= {f"grad:{name}": value for name, value in (out.grads or {}).items()}
+    if out.grads is not None:
+        named |= {f"batch:{name}": value for name, value in (out.stats or {}).items()}
+    named |= {":loss": out.loss, ":applied": out.applied.view(torch.uint8)}
+    return {name: value for name, value in named.items() if value is not None}

@@ -1,0 +1,49 @@
+"""How tensors lie in memory, and the memory that a table asks for."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .stages import Table, floats
+
+
+def as_bytes(flags: Tensor | None) -> Tensor | None:
+    return None if flags is None else flags.view(torch.uint8)
+
+
+def stored(value: Tensor) -> Tensor:
+    """The entries that an expanded tensor has in memory."""
+    return value[tuple(slice(0, 1 if stride == 0 else None) for stride in value.stride())]
+
+
+def differs(value: Tensor, dim: int) -> bool:
+    return value.shape[dim] > 1 and value.stride(dim) != 0
+
+
+def compact(value: Tensor) -> Tensor:
+    """An expanded tensor whose entries lie together, so that no launch has to copy them."""
+    kept = stored(value)
+    return value if kept.is_contiguous() else kept.contiguous().expand(value.shape)
+
+
+@dataclass
+class Room:
+    """Memory for workspaces of which one is used at a time; made anew where it is too small."""
+
+    whole: Tensor | None = None
+
+    def take(self, size: int, device: torch.device) -> Tensor:
+        if self.whole is None or self.whole.numel() < size:
+            self.whole = torch.empty(size, dtype=torch.float32, device=device)
+        return self.whole
+
+
+def allocate(table: Table, device: torch.device, room: Room | None = None) -> dict[str, Tensor]:
+    """The buffers of a table's workspace, views of one tensor."""
+    whole = (Room() if room is None else room).take(table.floats, device)
+    views = {}
+    for name, shape in table.shapes.items():
+        start = table.offsets[name]
+        views[name] = whole[start : start + floats(shape)].view(shape[1]).view(shape[0])
+    return views

@@ -1,0 +1,32 @@
+"""How many tiles a backend cuts a stage into: what a table asks, and a backend answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...plan import Plan
+
+SUM_ROWS, SUM_DONE, SUM_ZERO = 0, 1, 2  # a vector's gradient: summed here, before, or always 0
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of a slice, by what a stage computes.
+
+    Args:
+        rows: of a tile of the head, the noise and a gather.
+        embedding: rows and columns of a tile of d_W_embed.
+        product: tiles along B and along the columns of (B, K) @ (K, columns), by (B, columns,
+            precision).
+        vector: tiles of what sums over the rows of (B, H), by H.
+        update: tiles of all that a step moves, by (plan, training, whether statistics move too).
+    """
+
+    rows: int
+    embedding: int
+    product: Callable[[int, int, str], tuple[int, int]]
+    vector: Callable[[int], int]
+    update: Callable[[Plan, bool, bool], int]

@@ -1,0 +1,1 @@
+"""The reference backend: the equations in PyTorch's operations."""

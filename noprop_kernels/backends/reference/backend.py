@@ -1,0 +1,263 @@
+"""The reference backend: the seven functions of calls.py in equations.py's operations.
+
+It runs wherever PyTorch does, in the parameters' dtype, float64 too. The contents of a call are
+checked before anything is written.
+"""
+
+import torch
+from torch import Tensor
+
+from ... import philox
+from ..calls import (
+    AddNoiseCall,
+    BackwardCall,
+    ForwardCall,
+    HeadCall,
+    Mix,
+    Noise,
+    PredictCall,
+    Rule,
+    Slices,
+    Tensors,
+    TrainCall,
+    UpdateCall,
+)
+from ..contents import check_finite, check_range, check_rows, check_train, fetch
+from . import equations as ref
+from .layers import backward_layers, forward_layers
+
+
+def select(tensors: Tensors, index: Tensor) -> Tensors:
+    return {name: value[index] for name, value in tensors.items()}
+
+
+def compute_dtype(slices: Slices) -> torch.dtype:
+    return ref.up(next(iter(slices.params.values()))).dtype
+
+
+def put(out: Tensor | None, value: Tensor) -> None:
+    if out is not None:
+        out.copy_(value)
+
+
+def put_all(outputs: Tensors | None, values: Tensors) -> None:
+    for name, out in (outputs or {}).items():
+        out.copy_(values[name])
+
+
+def where_slice(apply: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(apply.reshape(-1, *[1] * (old.ndim - 1)), new.to(old.dtype), old)
+
+
+def apply_update(slices: Slices, grads: Tensors, apply: Tensor, rule: Rule, step: int = 0) -> None:
+    """One optimizer step of the slices where `apply` (n,) says so, which it counts."""
+    index, device = slices.index, apply.device
+    updates = slices.updates[index] + 1
+    for name, param in slices.params.items():
+        m, v = slices.m.get(name), slices.v.get(name)
+        new = ref.optimizer_step(
+            rule.optimizer,
+            param[index],
+            grads[name],
+            None if m is None else m[index],
+            None if v is None else v[index],
+            lr=rule.lr[step].to(device),
+            weight_decay=rule.weight_decay.to(device),
+            updates=updates.to(device),
+        )
+        for state, moved in zip((param, m, v), new, strict=True):
+            if state is not None and moved is not None:
+                state[index] = where_slice(apply, moved, state[index])
+    slices.updates[index] += apply.to(slices.updates.device)
+
+
+def move_statistics(slices: Slices, batch: Tensors, apply: Tensor) -> None:
+    for name, value in batch.items():
+        norm = slices.plan.layers[name.partition(".")[0]].norm
+        if norm is not None:
+            old = slices.stats[name][slices.index]
+            new = ref.move_statistic(old, value, norm.momentum)
+            slices.stats[name][slices.index] = where_slice(apply, new, old)
+
+
+def draw_normal(noise: Noise, stream: int, step: int, B: int, D: int, dtype: torch.dtype) -> Tensor:
+    """eps (n, B, D) of a step, where the seeds are."""
+    address = (noise.seeds, stream, 0, noise.draw[step], noise.block[step])
+    return philox.normal(*address, B, D, first_row=noise.first_row, dtype=dtype)
+
+
+def noisy_embedding(noise: Noise, mix: Mix, u_y: Tensor, eps: Tensor, step: int) -> Tensor:
+    eps_1 = None
+    if mix.sigma != 0:
+        _, B, D = u_y.shape
+        eps_1 = draw_normal(noise, philox.STREAM_EPS_1, step, B, D, u_y.dtype)
+    return ref.add_noise(u_y, mix.signal[step], mix.noise[step], eps, mix.sigma, eps_1)
+
+
+def head_gradient(
+    mix: Mix, y: Tensor, logits: Tensor, eps: Tensor | None, step: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """error, d_logits, and p and d_u_hat, which are zero where no embedding is predicted."""
+    dtype = ref.up(logits).dtype
+    scale = mix.weight[step].to(dtype) / mix.rows
+    if mix.head == "cross_entropy":
+        error, d_logits = ref.cross_entropy(logits, y, scale)
+        return error, d_logits, torch.zeros_like(d_logits), d_logits.new_zeros(*y.shape, mix.D)
+    u_hat, p = ref.predict_embedding(logits, mix.W_embed, mix.head)
+    target = ref.embed(y, mix.W_embed, mix.D, dtype)
+    if mix.flow != 0:
+        if eps is None:
+            raise ValueError("head: eps must be given where flow is not 0, got None")
+        target = target - mix.flow * ref.up(eps)
+    error, d_logits, d_u_hat = ref.squared_error(u_hat, target, p, scale, mix.W_embed, mix.head)
+    return error, d_logits, p, d_u_hat
+
+
+@torch.no_grad()
+def add_noise(call: AddNoiseCall) -> None:
+    mix, y = call.mix, call.y[0]
+    check_range("add_noise", "y", y, mix.D if mix.W_embed is None else len(mix.W_embed))
+    u_y = ref.embed(y, mix.W_embed, mix.D, ref.up(mix.signal).dtype)
+    eps = draw_normal(call.noise, call.noise.stream, 0, y.shape[1], mix.D, u_y.dtype)
+    put(call.eps, eps)
+    put(call.z, noisy_embedding(call.noise, mix, u_y, eps, 0))
+
+
+@torch.no_grad()
+def forward(call: ForwardCall) -> None:
+    slices = call.slices
+    plan, index = slices.plan, slices.index
+    if call.check:
+        check_finite("forward", call.inputs)
+    if call.training:
+        check_rows("forward", plan, call.logits.shape[1])
+    params, stats = select(slices.params, index), select(slices.stats, index)
+    inputs = {name: value.to(compute_dtype(slices)) for name, value in call.inputs.items()}
+    saved = forward_layers(
+        plan, params, stats, inputs, training=call.training, precision=slices.precision
+    )
+    everyone = torch.ones(len(index), dtype=torch.bool, device=call.logits.device)
+    move_statistics(slices, saved.batch, everyone)
+    call.logits.copy_(saved.results[plan.output])
+    call.saved = saved if call.save else None
+
+
+@torch.no_grad()
+def head(call: HeadCall) -> None:
+    mix, y = call.mix, call.y[0]
+    check_range("head", "y", y, call.logits.shape[-1])
+    error, d_logits, _, _ = head_gradient(mix, y, call.logits, call.eps, 0)
+    put(call.loss, ref.total_loss(error, mix.weight[0], mix.rows))
+    put(call.error, error)
+    put(call.d_logits, d_logits)
+    if call.u_hat is not None:
+        call.u_hat.copy_(ref.predict_embedding(call.logits, mix.W_embed, mix.head)[0])
+
+
+@torch.no_grad()
+def backward(call: BackwardCall) -> None:
+    slices = call.slices
+    params = select(slices.params, slices.index)
+    wanted = frozenset(call.d_inputs)
+    grads, d_inputs = backward_layers(slices.plan, params, call.saved, call.d_logits, wanted)
+    put_all(call.grads, grads)
+    put_all(call.d_inputs, d_inputs)
+    if call.rule is not None:
+        finite = call.d_logits.isfinite().flatten(1).all(1)
+        apply_update(slices, grads, finite, call.rule)
+        put(call.applied, finite)
+
+
+@torch.no_grad()
+def update(call: UpdateCall) -> None:
+    apply_update(call.slices, call.grads, call.apply, call.rule)
+
+
+@torch.no_grad()
+def train(call: TrainCall) -> None:
+    check_train(call)
+    for step in range(call.K):
+        train_step(call, step)
+
+
+def train_step(call: TrainCall, step: int) -> None:
+    slices, mix, out = call.slices, call.mix, call.out
+    plan, index = slices.plan, slices.index
+    params, stats = select(slices.params, index), select(slices.stats, index)
+    dtype = compute_dtype(slices)
+    inputs = {name: fetch(value, step).to(dtype) for name, value in call.inputs.items()}
+    y = fetch(call.y, step)
+    eps = draw_normal(call.noise, call.noise.stream, step, call.B, mix.D, dtype)
+    u_y = None
+    if call.z is None:
+        u_y = ref.embed(y, mix.W_embed, mix.D, dtype)
+        inputs["z"] = noisy_embedding(call.noise, mix, u_y, eps, step)
+    else:
+        inputs["z"] = call.z.to(dtype)
+
+    saved = forward_layers(plan, params, stats, inputs, training=True, precision=slices.precision)
+    error, d_logits, p, d_u_hat = head_gradient(mix, y, saved.results[plan.output], eps, step)
+    loss = ref.total_loss(error, mix.weight[step], mix.rows)
+    finite = loss.isfinite()
+    out.loss[step], out.applied[step] = loss, finite
+    put(out.error, error)
+
+    numbers = [value for value in (out.d_signal, out.d_noise, out.d_W_embed) if value is not None]
+    wanted = frozenset(out.d_inputs) | (frozenset({"z"}) if numbers else frozenset())
+    grads, d_inputs = backward_layers(plan, params, saved, d_logits, wanted)
+    put_all(out.d_inputs, d_inputs)
+    d_u_y, d_numbers = -d_u_hat, error.new_zeros(2, *error.shape)
+    if u_y is not None and numbers:  # the path through features of z is the caller's
+        d_numbers = ref.add_noise_gradient(d_inputs["z"], u_y, eps)
+        d_u_y = d_u_y + mix.signal[step].to(dtype)[..., None] * d_inputs["z"]
+    put(out.d_signal, d_numbers[0])
+    put(out.d_noise, d_numbers[1])
+    if out.d_W_embed is not None:
+        out.d_W_embed.copy_(ref.embedding_gradient(p, d_u_hat, y, d_u_y))
+
+    if out.grads is not None:
+        put_all(out.grads, grads)
+        put_all(out.stats, saved.batch)
+        return
+    assert call.rule is not None  # by check_train
+    apply_update(slices, grads, finite, call.rule, step)
+    move_statistics(slices, saved.batch, finite)
+    slices.draws[index] += 1
+
+
+@torch.no_grad()
+def predict(call: PredictCall) -> None:
+    check_finite("predict", call.inputs)
+    slices = call.slices
+    R, B = len(call.seeds), call.z.shape[3]
+    L, S = len(call.a), call.z.shape[1]
+    chain = slices.index.reshape(R, L)
+    dtype = compute_dtype(slices)
+    seeds = call.seeds.to(call.z.device)
+    inputs = {name: value.to(dtype) for name, value in call.inputs.items()}
+
+    def draw(sample: int, block: int) -> Tensor:
+        address = (seeds, philox.STREAM_INFERENCE, 0, sample, block)
+        return philox.normal(*address, B, call.D, first_row=call.first_row, dtype=dtype)
+
+    for sample in range(S):
+        z = torch.zeros(R, B, call.D, dtype=dtype, device=call.z.device)
+        if call.add_noise:
+            z = draw(sample, philox.BLOCK_Z_0)
+        for i in range(L):
+            params, stats = select(slices.params, chain[:, i]), select(slices.stats, chain[:, i])
+            saved = forward_layers(
+                *(slices.plan, params, stats, inputs | {"z": z}),
+                training=False,
+                precision=slices.precision,
+            )
+            logits = saved.results[slices.plan.output]
+            u_hat, _ = ref.predict_embedding(logits, call.W_embed, call.head)
+            a, b, sqrt_c = (value[i].to(dtype) for value in (call.a, call.b, call.sqrt_c))
+            z = a * u_hat + b * z
+            if call.add_noise:
+                z = z + sqrt_c * draw(sample, i)
+            if len(call.z) == L or i == L - 1:
+                at = i if len(call.z) == L else 0
+                call.logits[at, sample], call.u_hat[at, sample] = logits, u_hat
+                call.z[at, sample] = z

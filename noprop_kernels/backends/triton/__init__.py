@@ -1,0 +1,1 @@
+"""The Triton backend: a launch or more for each stage."""

@@ -1,0 +1,293 @@
+"""The Triton backend: the seven functions of calls.py, each a walk over a table of stages.
+
+On CPU tensors Triton's interpreter runs the kernels, for the tests.
+"""
+
+import dataclasses
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..calls import (
+    AddNoiseCall,
+    BackwardCall,
+    ForwardCall,
+    Gather,
+    HeadCall,
+    PredictCall,
+    Rule,
+    TrainCall,
+    UpdateCall,
+)
+from ..contents import check_finite, check_range, check_rows
+from ..gpu import checks, errors
+from ..gpu.asks import ask_of, classes, outputs_of
+from ..gpu.checks import check_train, owner_of
+from ..gpu.guard import entry, where
+from ..gpu.index import index_of
+from ..gpu.memory import Room, allocate, as_bytes, stored
+from ..gpu.optimizer import hyper, rule_name
+from ..gpu.tables import Ask, backward_table, forward_table, train_table
+from ..gpu.tiles import cdiv
+from . import graph
+from .configs import ROWS, TILES
+from .context import Device, Walk, logs_of, number, rates_of
+from .kernels import head as head_kernels
+from .kernels import noise
+from .kernels import update as update_kernels
+from .launch import head_blocks, launch_add_noise, launch_head, noise_blocks, run
+
+
+@lru_cache(maxsize=8)
+def device_of(device: torch.device) -> Device:
+    if device.type == "cpu":
+        return Device(interpreted=True, pdl=False)
+    hopper = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    return Device(interpreted=False, pdl=hopper)
+
+
+def rows_tiles(B: int) -> int:
+    return cdiv(B, ROWS)
+
+
+@entry
+def add_noise(call: AddNoiseCall) -> None:
+    _, n, B = call.y.shape
+    mix, drawn = call.mix, call.noise
+    device = call.y.device
+    M = classes(mix)
+    bad, owner = None, owner_of(call.owner, device)
+    if checks.contents_are_checked(device):
+        check_range("add_noise", "y", call.y, M)
+    else:
+        errors.raise_found(owner)
+        bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
+    if n * B == 0:
+        return
+    launch_add_noise(
+        device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, drawn, mix, 0
+    )
+    if bad is not None:
+        errors.report(owner, "add_noise", bad.amax())
+
+
+@entry
+def forward(call: ForwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    n, B, M = call.logits.shape
+    if call.check:
+        look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
+    if call.training:
+        check_rows("forward", plan, B)
+    ask = Ask(
+        tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
+        training=call.training, statistics="now" if call.training else "",
+        outside=frozenset({plan.output}),
+    )  # fmt: skip
+    table = forward_table(plan, ask, call.save)
+    # a view of the logits, or what is saved would hold the result whose graph holds it
+    logits = call.logits.detach()
+    at = {**allocate(table, call.logits.device), **call.inputs, plan.output: logits}
+    walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
+    walk.training, walk.inputs = call.training, dict(call.inputs)
+    run(walk)
+    call.saved = (at, walk.inputs, call.training) if call.save else None
+
+
+@entry
+def backward(call: BackwardCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    n, B, M = call.d_logits.shape
+    saved, inputs, training = call.saved
+    outside = {f"d:{name}": value for name, value in call.d_inputs.items()}
+    outside |= {f"d:{plan.output}": call.d_logits}
+    outside |= {f"grad:{name}": value for name, value in (call.grads or {}).items()}
+    if call.applied is not None:
+        outside[":applied"] = call.applied.view(torch.uint8)
+    ask = Ask(
+        tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
+        training=training, wanted=frozenset(call.d_inputs), update=False,
+        outside=frozenset(outside),
+    )  # fmt: skip
+    # gradients and an update are a walk each, the second without the inputs' gradients
+    asks: list[tuple[Ask, Rule | None]] = []
+    if call.rule is None or call.grads is not None:
+        asks.append((ask, None))
+    if call.rule is not None:
+        wanted = frozenset() if asks else ask.wanted
+        asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
+    for ask, rule in asks:
+        table = backward_table(plan, ask, rule is not None or call.grads is not None)
+        if not table.stages:
+            continue
+        at = {**saved, **allocate(table, call.d_logits.device), **outside}
+        walk = Walk(device_of(call.d_logits.device), table, slices, index_of(slices), B, at)
+        walk.training, walk.rule, walk.inputs = training, rule, inputs
+        run(walk)
+
+
+@entry
+def head(call: HeadCall) -> None:
+    mix, y = call.mix, call.y[0].contiguous()
+    n, B, M = call.logits.shape
+    device = device_of(y.device)
+    if checks.contents_are_checked(y.device):
+        check_range("head", "y", y, M)
+    else:
+        owner = owner_of(call.owner, y.device)
+        errors.raise_found(owner)
+        bad = (y < 0) | (y >= M)
+        op = "denoising_loss" if call.owner is None else "loss"
+        errors.report(owner, op, bad.any())
+        y = torch.where(bad, 0, y)
+    if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
+        raise ValueError("head: eps must be given where flow is not 0, got None")
+    if n * B == 0:
+        return
+    scratch = call.logits.new_empty(n, B, 1 + mix.D)
+    error = scratch.view(-1)[: n * B].view(n, B) if call.error is None else call.error
+    d_u_hat = scratch.view(-1)[n * B :].view(n, B, mix.D)
+    grid = (rows_tiles(B), n)
+    outputs = (call.loss, call.error, call.d_logits)
+    if any(value is not None for value in outputs):
+        launch_head(
+            device, grid, error, call.d_logits, d_u_hat, None, call.logits, y, call.eps, mix, 0
+        )
+    if call.loss is not None:
+        applied = torch.empty(n, dtype=torch.uint8, device=y.device)
+        device.launch(
+            update_kernels.loss_kernel, (n,), call.loss, applied, None, None, None, None, error,
+            number(mix.weight), (), None, None, None, float(mix.rows), 0, B, rows_tiles(B), FLAGS=0,
+            RULE="none", **logs_of(None),
+        )  # fmt: skip
+    if call.u_hat is not None:
+        launch_u_hat(device, call.u_hat, call.logits, mix.W_embed, mix.head)
+
+
+def launch_u_hat(
+    device: Device, u_hat: Tensor, logits: Tensor, W_embed: Tensor | None, name: str
+) -> None:
+    n, B, M = logits.shape
+    D = u_hat.shape[-1]
+    device.launch(
+        head_kernels.u_hat_kernel, (rows_tiles(B), n), u_hat, logits, W_embed, B, M=M, D=D,
+        LINEAR=name == "linear", **head_blocks(M, D),
+    )  # fmt: skip
+
+
+@entry
+def update(call: UpdateCall) -> None:
+    slices, rule = call.slices, call.rule
+    index = index_of(slices)
+    n, device = len(index), device_of(where(slices))
+    rates = torch.empty(n, 4, dtype=torch.float32, device=where(slices))
+    lr, decay = rates_of(rule)
+    device.launch(
+        update_kernels.rates_kernel, (n,), rates, as_bytes(call.apply), slices.updates, None,
+        lr, decay, index, 0, 0, RULE=rule_name(rule), **logs_of(rule),
+    )  # fmt: skip
+    for name, param in slices.params.items():
+        size = param[0].numel()
+        device.launch(
+            update_kernels.apply_kernel, (cdiv(size, 1024), n),
+            (param, slices.m.get(name), slices.v.get(name), None), call.grads[name], rates,
+            hyper(rule), index, size, RULE=rule_name(rule), BLOCK=1024,
+        )  # fmt: skip
+
+
+def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
+    """Inputs must be finite: looked at here, or by a kernel that flags what the next call tells."""
+    device = owner.device
+    if checks.contents_are_checked(device):
+        check_finite(op, inputs)
+        return
+    errors.raise_found(owner)
+    flags, bit = errors.flags_of(owner), errors.INPUTS << errors.shift_of(op)
+    for name, value in inputs.items():
+        x = stored(value)
+        if name != "z" and x.numel():
+            device_of(device).launch(
+                noise.look_kernel, (cdiv(x.numel(), 4096),), flags, x.contiguous(), x.numel(),
+                BIT=bit, BLOCK=4096,
+            )  # fmt: skip
+    errors.send(owner)
+
+
+def walk_of(call: TrainCall, room: Room) -> Walk:
+    """Everything that the steps of a training call need, workspace included."""
+    slices, device = call.slices, where(call.slices)
+    caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
+    table = train_table(slices.plan, ask_of(call, TILES, caught is not None))
+    return Walk(
+        device=device_of(device),
+        table=table,
+        slices=slices,
+        index=index_of(slices),
+        B=call.B,
+        at={**allocate(table, device, room), **outputs_of(call)},
+        places={
+            name: value.replica for name, value in call.inputs.items() if isinstance(value, Gather)
+        },
+        inputs=call.inputs,
+        noise=call.noise,
+        mix=call.mix,
+        y=call.y,
+        rule=None if call.out.grads is not None else call.rule,
+        errors=caught,
+    )
+
+
+@entry
+def train(call: TrainCall) -> None:
+    if call.K == 0:
+        return
+    errors.raise_found(call.slices.updates)
+    check_train(call)
+    graph.train(call, walk_of)
+    errors.send(call.slices.updates)
+
+
+@entry
+def predict(call: PredictCall) -> None:
+    slices, plan = call.slices, call.slices.plan
+    R, B = len(call.seeds), call.z.shape[3]
+    L, S = len(call.a), call.z.shape[1]
+    if B == 0:
+        return
+    look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
+    chain = slices.index.reshape(R, L)
+    device = device_of(call.z.device)
+    outside = frozenset({plan.output})
+    ask = Ask(
+        tiles=TILES, n=R, B=B, M=call.logits.shape[-1], D=call.D, precision=slices.precision,
+        training=False, outside=outside,
+    )  # fmt: skip
+    table = forward_table(plan, ask, False)
+    buffers = allocate(table, call.z.device)
+    grid = (rows_tiles(B), R)
+    seeds = call.seeds.to(call.z.device)
+    shape = {"D": call.D, **noise_blocks(call.D)}
+
+    for sample in range(S):
+        z = call.z.new_zeros(R, B, call.D)
+        if call.add_noise:
+            device.launch(
+                noise.chain_kernel, grid, z, None, None, None, None, None, seeds, sample, 0, B,
+                call.first_row, **shape,
+            )  # fmt: skip
+        for i in range(L):
+            at = i if len(call.z) == L else 0
+            logits, u_hat = call.logits[at, sample], call.u_hat[at, sample]
+            step = dataclasses.replace(slices, index=chain[:, i].contiguous())
+            walk = Walk(device, table, step, index_of(step), B, {**buffers, **call.inputs})
+            walk.at |= {"z": z, plan.output: logits}
+            walk.training, walk.inputs = False, dict(call.inputs)
+            run(walk)
+            launch_u_hat(device, u_hat, logits, call.W_embed, call.head)
+            device.launch(
+                noise.chain_kernel, grid, call.z[at, sample], z, u_hat, call.a, call.b,
+                call.sqrt_c if call.add_noise else None, seeds, sample, i, B, call.first_row,
+                **shape,
+            )  # fmt: skip
+            z = call.z[at, sample]

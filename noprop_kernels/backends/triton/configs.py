@@ -1,0 +1,110 @@
+"""Static launch configurations, by what a kernel computes; none depends on B, n or the device.
+
+The order of sums inside a program follows its block, so that whatever decides a block is a function
+of the plan and the precision alone.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...plan import Plan
+from ..gpu.tiles import SUM_DONE, SUM_ROWS, SUM_ZERO, Tiles, cdiv
+
+ROWS = 16  # of a program of the head and of the noise
+EMBEDDING = 16  # rows and columns of a program of d_W_embed
+
+
+def power_of_2(size: int, least: int, most: int) -> int:
+    """The smallest power of 2 that is at least `size`, within bounds."""
+    return max(least, min(most, 1 << (size - 1).bit_length()))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A product's tile, rows x columns, and how far it steps along the sum."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def depths(self, widths: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(power_of_2(width, 16, self.depth) for width in widths)
+
+
+def dense_blocks(columns: int, precision: str) -> Blocks:
+    """For (B, K) @ (K, columns)."""
+    width = power_of_2(columns, 16, 64)
+    if precision == "float32":  # multiply-adds, not a matrix instruction
+        return Blocks(32, width, 32, 4, 3)
+    if columns >= 1024:
+        return Blocks(128, 128, 32, 8, 3)
+    return Blocks(64, width, 32, 4, 3)
+
+
+def update_blocks() -> Blocks:
+    """For (H, B) @ (B, F): rows x columns of a weight, depth along B."""
+    return Blocks(64, 64, 32, 8, 2)  # the optimizer's tiles need the registers of 8 warps
+
+
+def vector_block(width: int) -> int:
+    """Columns of a program that sums over rows."""
+    return power_of_2(width, 16, 32)
+
+
+@dataclass(frozen=True)
+class UpdateTiles:
+    """Programs of the update by what they move; each entry begins with its first and last tile.
+
+    Args:
+        weights: (first, last, H, F, IN_WIDTH, COLUMN, BLOCK_F) of each source of each layer.
+        vectors: (first, last, H, SUM) of each bias and norm parameter.
+        statistics: (first, last, H) of each running statistic.
+        total: programs of a slice.
+    """
+
+    weights: tuple[tuple[int, ...], ...]
+    vectors: tuple[tuple[int, ...], ...]
+    statistics: tuple[tuple[int, ...], ...]
+    total: int
+
+
+@lru_cache(maxsize=256)
+def update_tiles(plan: Plan, training: bool, moving: bool) -> UpdateTiles:
+    blocks = update_blocks()
+    first, weights, vectors, statistics = 0, [], [], []
+    for name, layer in plan.layers.items():
+        H, column = layer.features, 0
+        for source in layer.sources:
+            F = plan.widths[source]
+            block = power_of_2(F, 16, blocks.columns)
+            last = first + cdiv(H, blocks.rows) * cdiv(F, block)
+            weights.append((first, last, H, F, plan.in_widths[name], column, block))
+            first, column = last, column + F
+    for layer in plan.layers.values():
+        H, frozen = layer.features, layer.norm is not None and training
+        sums = [SUM_ZERO if frozen else SUM_ROWS] + [SUM_DONE] * 2 * (layer.norm is not None)
+        for kind in sums:
+            last = first + cdiv(H, blocks.rows)
+            vectors.append((first, last, H, kind))
+            first = last
+    for _, (H,) in plan.statistics().items() if moving else ():
+        last = first + cdiv(H, blocks.rows)
+        statistics.append((first, last, H))
+        first = last
+    return UpdateTiles(tuple(weights), tuple(vectors), tuple(statistics), first)
+
+
+def product_tiles(B: int, columns: int, precision: str) -> tuple[int, int]:
+    blocks = dense_blocks(columns, precision)
+    return cdiv(B, blocks.rows), cdiv(columns, blocks.columns)
+
+
+TILES = Tiles(
+    rows=ROWS,
+    embedding=EMBEDDING,
+    product=product_tiles,
+    vector=lambda width: cdiv(width, vector_block(width)),
+    update=lambda plan, training, moving: update_tiles(plan, training, moving).total,
+)

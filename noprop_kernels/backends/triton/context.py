@@ -1,0 +1,122 @@
+"""What the stages of a call are launched with: the device, the buffers and the call's records."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+from torch import Tensor
+
+from ..calls import Gather, Mix, Noise, Rule, Slices
+from ..gpu.memory import differs, stored
+from ..gpu.optimizer import log_betas
+from ..gpu.stages import Stage, Table
+from . import launch_options
+
+Address = tuple  # a tensor and how it is read: number() and slice_of() of the kernels
+
+
+@dataclass
+class Device:
+    """How kernels are launched where the tensors are.
+
+    Args:
+        interpreted: Triton's interpreter runs them, on the CPU.
+        pdl: a launch may begin while the one before it ends.
+    """
+
+    interpreted: bool
+    pdl: bool
+
+    def precision(self, name: str) -> str:
+        return "bfloat16_as_float32" if self.interpreted and name == "bfloat16" else name
+
+    def launch(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        *args: Any,
+        warps: int = 4,
+        stages: int = 2,
+        **meta,
+    ) -> None:
+        chosen, name = launch_options.current(), kernel.__name__
+        options: dict[str, Any] = {
+            "num_warps": chosen.warps.get(name, warps),
+            "num_stages": chosen.stages.get(name, stages),
+        }
+        pdl = self.pdl and chosen.pdl
+        if pdl:
+            options["launch_pdl"] = True
+        # a GPU does not warn of NaN, so NumPy under the interpreter shall not
+        quiet = numpy.errstate(all="ignore") if self.interpreted else nullcontext()
+        with quiet:
+            kernel[grid](*args, **meta, PDL=pdl, **options)
+
+
+@dataclass
+class Walk:
+    """One call on a table: where its buffers are, and the records that it came with.
+
+    Args:
+        at: every buffer, and the tensors of the call by the table's names.
+        places: where each slice's rows of a gathered input are, (n,) int64.
+        index: (n,) int64, where the tensors are.
+    """
+
+    device: Device
+    table: Table
+    slices: Slices
+    index: Tensor
+    B: int
+    at: dict[str, Tensor]
+    places: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
+    noise: Noise | None = None
+    mix: Mix | None = None
+    y: Tensor | Gather | None = None
+    rule: Rule | None = None
+    training: bool = True
+    errors: Tensor | None = None  # (1,) int32; None: contents need no look
+
+    @property
+    def n(self) -> int:
+        return self.index.shape[0]
+
+    def launch(self, kernel: Any, stage: Stage, *args: Any, **meta: Any) -> None:
+        self.device.launch(kernel, stage.grid, *args, **meta)
+
+    def source(self, name: str) -> Address:
+        """A result or input as a product's source."""
+        tensor, places = self.at[name], self.places.get(name)
+        shared = name in self.inputs and places is None and not differs(tensor, 0)
+        return tensor, int(not shared), places
+
+    def parameter(self, name: str) -> Address:
+        slices = self.slices
+        return (
+            slices.params[name],
+            slices.m.get(name),
+            slices.v.get(name),
+            self.at.get(f"grad:{name}"),
+        )
+
+
+def number(value: Tensor) -> Address:
+    """(K, n, B), (K, n) or (n,), expanded, as number() of the kernels takes it."""
+    slices = int(value.stride(min(1, value.ndim - 1)) != 0)  # for one slice as for more
+    steps = int(value.ndim > 1 and differs(value, 0))
+    rows = int(value.ndim == 3 and differs(value, 2))
+    return stored(value).contiguous(), steps, slices, rows
+
+
+def rates_of(rule: Rule | None) -> tuple[Address | None, Address | None]:
+    if rule is None:
+        return None, None
+    lr, decay = rule.lr, rule.weight_decay
+    return number(lr), number(decay)
+
+
+def logs_of(rule: Rule | None) -> dict[str, Any]:
+    first, second = log_betas(rule)
+    return {"LOG_BETA_1": first, "LOG_BETA_2": second}

@@ -1,0 +1,250 @@
+"""K steps of a training call: plain launches, or a CUDA graph of them.
+
+The first call of a kind runs plain launches, which also compile the kernels; the second captures
+its steps, and later ones replay them. What a graph froze is its key: every address, shape, dtype
+and constant. What changes from call to call (indices, labels, numbers, rates, draws, gathered
+batches) is copied to buffers of the graph's own before a replay, and losses out of them after it.
+Inside a capture of the caller's there are plain launches alone.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..calls import Gather, TrainCall
+from ..gpu.memory import Room, stored
+from ..gpu.split import part_of
+from ..warn import tell
+from . import launch_options
+from .context import Walk
+from .launch import run
+
+STEPS = 32  # of a graph; more are replays of it, since no bit depends on K
+GRAPHS = 16  # kept of an object
+
+# what a call brings that no graph may freeze, by record
+FRESH = {
+    "Noise": ("seeds", "draw", "block"),
+    "Mix": ("signal", "noise", "weight"),
+    "Gather": ("indices", "replica", "mean", "scale"),
+    "Rule": ("lr", "weight_decay"),
+    "TrainOut": ("loss", "applied"),
+    "TrainCall": ("y",),
+}
+Path = tuple[str, ...]
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+WalkOf = Callable[[TrainCall, Room], Walk]
+
+
+@dataclass
+class Graph:
+    """K steps, captured. It holds nothing of the object, which would then live for ever.
+
+    Args:
+        fresh: its own tensors for what changes from call to call.
+        held: whatever else it reads or writes that is no one else's.
+        replay: runs the steps again.
+    """
+
+    fresh: dict[Path, Tensor]
+    held: list[Tensor]
+    replay: Callable[[], None]
+
+
+@dataclass
+class Object:
+    """What belongs to one object: its lock, its graphs by key (None was seen once), and by stream
+    the workspace that they share.
+    """
+
+    lock: Any = field(default_factory=threading.RLock)
+    graphs: "OrderedDict[Any, Graph | None]" = field(default_factory=OrderedDict)
+    rooms: dict[int, Room] = field(default_factory=dict)
+
+
+_objects = WeakTensorKeyDictionary()  # by `updates`
+_registry = threading.RLock()  # a signal handler may ask in the middle of asking
+
+
+def object_of(owner: Tensor) -> Object:
+    with _registry:
+        if owner not in _objects:
+            _objects[owner] = Object()
+        return _objects[owner]
+
+
+def train(call: TrainCall, walk_of: WalkOf) -> None:
+    """Every step of the call; a second thread's call on the same object waits.
+
+    The workspace is there before the first launch, so that a call for which there is no memory
+    changes nothing.
+    """
+    owner, n = call.slices.updates, len(call.slices.index)
+    known = object_of(owner)
+    group = n if call.blocks_per_launch is None else call.blocks_per_launch
+    groups = [slice(first, first + group) for first in range(0, n, group)]
+    with known.lock:
+        captured = owner.is_cuda and torch.cuda.is_current_stream_capturing()
+        stream = torch.cuda.current_stream(owner.device).cuda_stream if owner.is_cuda else 0
+        # a caller's graph may outlive the room of a stream
+        room = Room() if captured else known.rooms.get(stream, Room())
+        if captured or not owner.is_cuda or call.K == 1:
+            parts = [part_of(call, slice(None), slices) for slices in groups]
+            walks = [walk_of(part, room) for part in parts]
+            for part, walk in zip(parts, walks, strict=True):
+                launch_steps(part, walk)
+            return
+        steps = [slice(start, start + STEPS) for start in range(0, call.K, STEPS)]
+        parts = [part_of(call, rows, slices) for slices in groups for rows in steps]
+        train_by_graphs(parts, walk_of, known, capture_cuda, stream, room)
+
+
+def launch_steps(call: TrainCall, walk: Walk) -> None:
+    for k in range(call.K):
+        walk.at |= {name: v[k] for name, v in call.inputs.items() if not isinstance(v, Gather)}
+        run(walk, k)
+
+
+def train_by_graphs(
+    parts: list[TrainCall],
+    walk_of: WalkOf,
+    known: Object,
+    capture: Capture,
+    stream: int,
+    room: Room,
+) -> None:
+    """The parts of a call in order: new ones by plain launches, those seen before by a graph."""
+    keys = [(stream, launch_options.current().key(), *key_of(part)) for part in parts]
+    without = {
+        len(part.slices.index): part
+        for part, key in zip(parts, keys, strict=True)
+        if known.graphs.get(key) is None
+    }
+    for part in without.values():
+        walk_of(part, room)  # which takes the room that all of that size need
+    for part, key in zip(parts, keys, strict=True):
+        train_by_graph(part, key, walk_of, known, capture, stream, room)
+
+
+def train_by_graph(
+    call: TrainCall,
+    key: Any,
+    walk_of: WalkOf,
+    known: Object,
+    capture: Capture,
+    stream: int,
+    room: Room,
+) -> None:
+    graphs = known.graphs
+    if key not in graphs:
+        launch_steps(call, walk_of(call, room))
+        remember(graphs, key, None)
+        return
+    graph = graphs[key]
+    if graph is None:
+        try:
+            graph = graph_of(call, walk_of, capture, room)
+        except torch.OutOfMemoryError:  # after steps of the same call that are done
+            tell("no memory for a CUDA graph; plain launches run instead, with the same results")
+            launch_steps(call, walk_of(call, room))
+            return
+        known.rooms[stream] = room
+    remember(graphs, key, graph)
+    for path, given in fresh(call):
+        if path[0] != "out":
+            stored(graph.fresh[path]).copy_(stored(given), non_blocking=True)
+    graph.replay()
+    for path, given in fresh(call):
+        if path[0] == "out":
+            given.copy_(graph.fresh[path])
+
+
+def graph_of(call: TrainCall, walk_of: WalkOf, capture: Capture, room: Room) -> Graph:
+    own = with_own_tensors(call)
+    walk = walk_of(own, room)
+    replay = capture(lambda: launch_steps(own, walk))
+    held = [walk.index, *(walk.at[name] for name in walk.table.shapes)]
+    return Graph(dict(fresh(own)), held, replay)
+
+
+def remember(graphs: "OrderedDict[Any, Graph | None]", key: Any, graph: Graph | None) -> None:
+    graphs[key] = graph
+    graphs.move_to_end(key)
+    while len(graphs) > GRAPHS:
+        graphs.popitem(last=False)
+
+
+def capture_cuda(launches: Callable[[], None]) -> Callable[[], None]:
+    """A CUDA graph of some launches; nothing runs yet."""
+    graph = torch.cuda.CUDAGraph()
+    # other threads may go on with calls that a capture must not contain
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        launches()
+    return graph.replay
+
+
+def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any, bool]]:
+    """Every leaf of a record: where it is, itself, and whether it is fresh in every call."""
+    if is_dataclass(value):
+        yield (*path, ""), type(value), False
+        names = FRESH.get(type(value).__name__, ())
+        for item in fields(value):
+            inner = getattr(value, item.name)
+            if item.name in names and isinstance(inner, Tensor):
+                yield (*path, item.name), inner, True
+            else:
+                yield from parts(inner, (*path, item.name))
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            batch = path == ("inputs",) and isinstance(inner, Tensor)
+            if batch:
+                yield (*path, name), inner, True
+            else:
+                yield from parts(inner, (*path, name))
+    else:
+        yield path, value, False
+
+
+def fresh(call: TrainCall) -> Iterator[tuple[Path, Tensor]]:
+    return ((path, value) for path, value, changes in parts(call) if changes)
+
+
+def key_of(call: TrainCall) -> tuple:
+    """All that a graph of the call would freeze."""
+    key: list[Any] = []
+    for path, value, changes in parts(call):
+        if path == ("slices", "index"):
+            key.append(tuple(value.tolist()))  # on the CPU
+        elif isinstance(value, Tensor):
+            facts = (value.shape, value.stride(), value.dtype, value.device)
+            key.append((path, *facts, None if changes else value.data_ptr()))
+        else:
+            key.append((path, value))
+    return tuple(key)
+
+
+def with_own_tensors(call: TrainCall) -> TrainCall:
+    """The call with copies of its fresh tensors, of the same strides."""
+    own: dict[Path, Any] = {p: stored(v).clone().expand(v.shape) for p, v in fresh(call)}
+
+    def rebuilt(value: Any, path: Path = ()) -> Any:
+        if path in own:
+            return own[path]
+        if is_dataclass(value) and not isinstance(value, type):
+            changed = {
+                item.name: rebuilt(getattr(value, item.name), (*path, item.name))
+                for item in fields(value)
+                if any(known[: len(path) + 1] == (*path, item.name) for known in own)
+            }
+            return replace(value, **changed) if changed else value
+        if isinstance(value, dict):
+            return {name: rebuilt(inner, (*path, name)) for name, inner in value.items()}
+        return value
+
+    return rebuilt(call)

@@ -1,0 +1,270 @@
+"""The walk over a table of stages: which kernel each one is, and what it is given."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..calls import Gather, Mix, Noise
+from ..gpu.asks import classes
+from ..gpu.memory import differs
+from ..gpu.optimizer import hyper, rule_name
+from ..gpu.stages import Stage
+from ..gpu.tables import activated, behind_activation, consumers, product_gradient
+from ..gpu.tiles import cdiv
+from .configs import (
+    EMBEDDING,
+    ROWS,
+    dense_blocks,
+    power_of_2,
+    update_blocks,
+    update_tiles,
+    vector_block,
+)
+from .context import Address, Device, Walk, logs_of, number, rates_of
+from .kernels import dense, head, noise, norm, step_gradients, update
+
+
+def run(walk: Walk, k: int = 0) -> None:
+    """Every stage of step k, in order."""
+    for stage in walk.table.stages:
+        LAUNCHES[stage.kind](walk, stage, k)
+
+
+def gather(walk: Walk, stage: Stage, k: int) -> None:
+    name = stage.name
+    value, F = walk.inputs[name], walk.slices.plan.widths[name]
+    if isinstance(value, Gather):
+        data, indices, rows = (value.data,), value.indices, len(value.data)
+        mean, scale, out = value.mean, value.scale, walk.at[name]
+    else:
+        data = (walk.at[name], int(differs(walk.at[name], 0)))
+        indices, rows, mean, scale, out = None, 0, None, None, None
+    walk.launch(
+        noise.gather_kernel, stage, out, walk.at.get(f"bad:{name}"), data, indices, rows, mean,
+        scale, k, walk.B, F=F, ROWS=ROWS, BLOCK_F=power_of_2(F, 16, 256),
+    )  # fmt: skip
+
+
+def add_noise(walk: Walk, stage: Stage, k: int) -> None:
+    drawn, mix, y, at = walk.noise, walk.mix, walk.y, walk.at
+    assert drawn is not None and mix is not None and y is not None
+    z = at["z"] if "z" in stage.writes else None
+    launch_add_noise(
+        walk.device, stage.grid, z, at.get(":eps"), at[":y"], at.get("bad::y"), y, drawn, mix, k
+    )
+
+
+def launch_add_noise(
+    device: Device, grid: tuple[int, ...], z: Tensor | None, eps: Tensor | None,
+    labels: Tensor | None, bad: Tensor | None, y: Tensor | Gather, drawn: Noise, mix: Mix, k: int,
+) -> None:  # fmt: skip
+    if isinstance(y, Gather):
+        read, indices, R, rows = (y.data,), (y.indices, y.replica), y.indices.shape[1], len(y.data)
+    else:
+        read, indices, R, rows = number(y), None, 0, 0
+    device.launch(
+        noise.add_noise_kernel, grid, z, eps, labels, bad, read, indices, R, rows, mix.W_embed,
+        drawn.seeds,
+        number(drawn.draw), number(drawn.block), number(mix.signal), number(mix.noise),
+        float(mix.sigma), k, mix.signal.shape[2], drawn.first_row, M=classes(mix), D=mix.D,
+        STREAM=drawn.stream, SECOND=mix.sigma != 0, **noise_blocks(mix.D),
+    )  # fmt: skip
+
+
+def noise_blocks(D: int) -> dict[str, int]:
+    return {"ROWS": ROWS, "GROUPS": power_of_2(cdiv(D, 4), 4, 32)}
+
+
+def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
+    plan, slices, name = walk.slices.plan, walk.slices, stage.name
+    layer = plan.layers[name]
+    plain = layer.norm is None
+    widths = tuple(plan.widths[source] for source in layer.sources)
+    blocks = dense_blocks(layer.features, slices.precision)
+    walk.launch(
+        dense.dense_kernel, stage, walk.at[name if plain else f"y:{name}"],
+        walk.at.get(f"act:{name}") if plain else None,
+        tuple(walk.source(source) for source in layer.sources),
+        walk.source(layer.add) if plain and layer.add else None,
+        slices.params[f"{name}.weight"], slices.params[f"{name}.bias"], walk.index, walk.B,
+        H=layer.features, WIDTHS=widths, IN_WIDTH=sum(widths),
+        ADDS=plain and layer.add is not None, RELU=plain and layer.activation == "relu",
+        PRECISION=walk.device.precision(slices.precision),
+        BLOCK_B=blocks.rows, BLOCK_H=blocks.columns, BLOCK_K=blocks.depths(widths),
+        warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+
+
+def norm_forward(walk: Walk, stage: Stage, k: int) -> None:
+    slices, name = walk.slices, stage.name
+    layer = slices.plan.layers[name]
+    assert layer.norm is not None
+    key = f"{name}.norm."
+    statistics = tuple(slices.stats[key + part] for part in ("running_mean", "running_var"))
+    batch = tuple(walk.at.get(f"batch:{key}{part}") for part in ("running_mean", "running_var"))
+    walk.launch(
+        norm.norm_kernel, stage, walk.at[name], walk.at.get(f"act:{name}"), walk.at[f"mean:{name}"],
+        walk.at[f"rstd:{name}"], None if batch[0] is None else batch, walk.at[f"y:{name}"],
+        walk.source(layer.add) if layer.add else None, slices.params[key + "weight"],
+        slices.params[key + "bias"], statistics, walk.index, layer.norm.eps, layer.norm.momentum,
+        walk.B, H=layer.features, TRAINING=walk.training,
+        MOVE=key + "running_mean" in stage.writes, ADDS=layer.add is not None,
+        RELU=layer.activation == "relu", BLOCK_H=vector_block(layer.features),
+    )  # fmt: skip
+
+
+def head_blocks(M: int, D: int) -> dict[str, int]:
+    return {"ROWS": ROWS, "BLOCK_M": power_of_2(M, 16, 64), "BLOCK_D": power_of_2(D, 16, 64)}
+
+
+def head_gradient(walk: Walk, stage: Stage, k: int) -> None:
+    plan, mix, at = walk.slices.plan, walk.mix, walk.at
+    assert mix is not None
+    launch_head(
+        walk.device, stage.grid, at[":error"], at[f"d:{plan.output}"], at.get(":d_u_hat"),
+        at.get(":p"), at[plan.output], at[":y"], at.get(":eps"), mix, k,
+    )  # fmt: skip
+
+
+def launch_head(
+    device: Device, grid: tuple[int, ...], error: Tensor | None, d_logits: Tensor | None,
+    d_u_hat: Tensor | None, p: Tensor | None, logits: Tensor, y: Tensor, eps: Tensor | None,
+    mix: Mix, k: int,
+) -> None:  # fmt: skip
+    _, B, M = logits.shape
+    device.launch(
+        head.head_kernel, grid, error, d_logits, d_u_hat, p, logits, y,
+        eps if mix.flow != 0 else None, mix.W_embed, number(mix.weight),
+        float(mix.flow), float(mix.rows), k, B, M=M, D=mix.D, HEAD=mix.head,
+        **head_blocks(M, mix.D),
+    )  # fmt: skip
+
+
+def loss(walk: Walk, stage: Stage, k: int) -> None:
+    mix, rule, at, slices = walk.mix, walk.rule, walk.at, walk.slices
+    assert mix is not None
+    names = (
+        [name for name in stage.reads if name.startswith("bad:")] if walk.errors is not None else []
+    )
+    bad = tuple((at[name], walk.places.get(name.removeprefix("bad:"))) for name in names)
+    lr, decay = rates_of(rule)
+    walk.launch(
+        update.loss_kernel, stage, at[":loss"][k], at[":applied"][k], at.get(":rates"),
+        slices.draws, slices.updates, walk.errors, at[":error"], number(mix.weight), bad, lr, decay,
+        walk.index, float(mix.rows), k, walk.B, cdiv(walk.B, ROWS), FLAGS=len(bad),
+        RULE=rule_name(rule), **logs_of(rule),
+    )  # fmt: skip
+
+
+def rates(walk: Walk, stage: Stage, k: int) -> None:
+    d_logits = walk.at.get(f"d:{walk.slices.plan.output}")
+    lr, decay = rates_of(walk.rule)
+    walk.launch(
+        update.rates_kernel, stage, walk.at[":rates"], walk.at.get(":applied"), walk.slices.updates,
+        d_logits, lr, decay, walk.index, k, 0 if d_logits is None else d_logits[0].numel(),
+        RULE=rule_name(walk.rule), **logs_of(walk.rule),
+    )  # fmt: skip
+
+
+def result_gradient(walk: Walk, stage: Stage, k: int) -> None:
+    plan, slices, at, name = walk.slices.plan, walk.slices, walk.at, stage.name
+    layer, F = plan.layers.get(name), plan.widths[name]
+    read: list[Address] = []
+    columns, heights, widths = [], [], []
+    for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
+        columns.append(column or 0)
+        heights.append(plan.widths[reader])
+        widths.append(1 if column is None else plan.in_widths[reader])
+        if column is None:
+            read.append((at[f"d:{reader}"], None))
+        else:
+            read.append((at[product_gradient(plan, reader)], slices.params[f"{reader}.weight"]))
+    relu = layer is not None and layer.activation == "relu"
+    blocks = dense_blocks(F, slices.precision)
+    walk.launch(
+        dense.result_gradient_kernel, stage,
+        at[f"d:{name}"] if f"d:{name}" in stage.writes else None,
+        at[behind_activation(plan, name)] if relu else None,
+        at[activated(plan, name)] if relu else None, tuple(read), walk.index, walk.B,
+        F=F, HEIGHTS=tuple(heights), IN_WIDTHS=tuple(widths), COLUMNS=tuple(columns), RELU=relu,
+        PRECISION=walk.device.precision(slices.precision), BLOCK_B=blocks.rows,
+        BLOCK_F=blocks.columns, BLOCK_K=blocks.depths(tuple(heights)),
+        warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+
+
+def norm_gradient(walk: Walk, stage: Stage, k: int) -> None:
+    at, name, key = walk.at, stage.name, f"{stage.name}.norm."
+    plan = walk.slices.plan
+    walk.launch(
+        norm.norm_gradient_kernel, stage, at[f"dy:{name}"], at[f"sum:{key}weight"],
+        at[f"sum:{key}bias"], at[behind_activation(plan, name)], at[f"y:{name}"],
+        at[f"mean:{name}"], at[f"rstd:{name}"], walk.slices.params[key + "weight"], walk.index,
+        walk.B, H=plan.widths[name], TRAINING=walk.training,
+        BLOCK_H=vector_block(plan.widths[name]),
+    )  # fmt: skip
+
+
+def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
+    at, mix = walk.at, walk.mix
+    assert mix is not None
+    walk.launch(
+        step_gradients.numbers_gradient_kernel, stage, at[":d_signal"], at[":d_noise"], at["d:z"],
+        at[":eps"], at[":y"], mix.W_embed, walk.B,
+        D=mix.D, ROWS=ROWS, BLOCK_D=power_of_2(mix.D, 16, 64),
+    )  # fmt: skip
+
+
+def embedding_gradient(walk: Walk, stage: Stage, k: int) -> None:
+    at, mix = walk.at, walk.mix
+    assert mix is not None
+    d_u_hat = at[":d_u_hat"] if ":d_u_hat" in stage.reads else None
+    walk.launch(
+        step_gradients.embedding_gradient_kernel, stage, at[":d_W_embed"], at.get(":p"), d_u_hat,
+        at["d:z"] if "d:z" in stage.reads else None, at[":y"], number(mix.signal), k, walk.B,
+        M=at[":d_W_embed"].shape[1], D=mix.D, BLOCK_M=EMBEDDING,
+        BLOCK_D=EMBEDDING, BLOCK_B=32,
+    )  # fmt: skip
+
+
+def update_all(walk: Walk, stage: Stage, k: int) -> None:
+    plan, at, slices = walk.slices.plan, walk.at, walk.slices
+    weights, vectors, statistics = [], [], []
+    for name, layer in plan.layers.items():
+        d_y = at[product_gradient(plan, name)]
+        for source in layer.sources:
+            weights.append((walk.parameter(f"{name}.weight"), d_y, walk.source(source)))
+        vectors.append((walk.parameter(f"{name}.bias"), d_y))
+        if layer.norm is not None:
+            key = f"{name}.norm."
+            for part in ("weight", "bias"):
+                vectors.append((walk.parameter(key + part), at[f"sum:{key}{part}"]))
+            if key + "running_mean" in stage.writes:
+                for part in (key + "running_mean", key + "running_var"):
+                    batch = at[f"batch:{part}"]
+                    statistics.append((slices.stats[part], batch, layer.norm.momentum))
+    tiles = update_tiles(plan, walk.training, bool(statistics))
+    blocks = update_blocks()
+    walk.launch(
+        update.update_kernel, stage, tuple(weights), tuple(vectors), tuple(statistics),
+        at.get(":rates"), hyper(walk.rule), walk.index, walk.B, WEIGHTS=tiles.weights,
+        VECTORS=tiles.vectors, STATISTICS=tiles.statistics, RULE=rule_name(walk.rule),
+        PRECISION=walk.device.precision(slices.precision), BLOCK_H=blocks.rows,
+        BLOCK_B=blocks.depth, warps=blocks.warps, stages=blocks.stages,
+    )  # fmt: skip
+
+
+LAUNCHES: dict[str, Callable[[Walk, Stage, int], None]] = {
+    "gather": gather,
+    "add_noise": add_noise,
+    "dense": dense_forward,
+    "norm": norm_forward,
+    "head": head_gradient,
+    "loss": loss,
+    "rates": rates,
+    "result_gradient": result_gradient,
+    "norm_gradient": norm_gradient,
+    "numbers": numbers_gradient,
+    "d_W_embed": embedding_gradient,
+    "update": update_all,
+}

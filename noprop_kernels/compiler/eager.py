@@ -1,0 +1,24 @@
+"""Calls that torch.compile leaves to Python, with the reason."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+def eager_only(function: Callable[P, Result]) -> Callable[P, Result]:
+    """`function`, at which a compiled function is interrupted, or refused with fullgraph=True."""
+
+    @wraps(function)
+    def call(*arguments: P.args, **options: P.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            from .hooks import interrupted
+
+            return interrupted(function, *arguments, **options)
+        return function(*arguments, **options)
+
+    return call

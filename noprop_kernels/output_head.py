@@ -1,0 +1,187 @@
+"""OutputHead: the linear classifier of z_T, a learner of its own (arXiv:2503.24322v2, eq. 8)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .arguments.batches import INT64, check_labels, gather_inputs, rows_of
+from .arguments.scalars import seed_list, seed_tensor
+from .autograd import block_nodes, block_ops
+from .check import check_integer, check_positive, check_tensor, is_flag
+from .compiler.eager import eager_only
+from .goal import DT, Numbers
+from .optimizers import AdamW, Optimizer
+from .philox import STREAM_HEAD
+from .plan import Dense, Plan
+from .results import Step
+from .schedule import MOST_BLOCKS
+from .stack.module import StackedModule
+
+INIT_BLOCK = 0xFFFF  # where its parameters are drawn: no block's
+
+
+class OutputHead(StackedModule):
+    """logits = z_T @ weight.T + bias, trained by -log softmax(logits)[y] on z_T ~ q(z_T | y).
+
+    It needs no block: z_T = sqrt(alpha_bar_T) u_y + sqrt(1 - alpha_bar_T) eps. With fixed
+    embeddings it may be trained before, beside or after the blocks. One slice per replica.
+
+    Args:
+        D: width of an embedding.
+        M: classes.
+        goal: the noise levels, those of the blocks.
+        embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
+        optimizer: SGD, Adam or AdamW; None makes a plain module.
+        seed: of the parameters and the noise; a list makes one replica for each.
+        precision: "float32", or "bfloat16" | "tf32": what the operands of the layers' products
+            (weights, sources, output gradients) are rounded to; all else is float32. The CPU
+            kernels have no tf32.
+        backend: a backend to force; None: the best that runs here.
+
+    Raises:
+        ValueError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        D: int,
+        M: int,
+        *,
+        goal: DT,
+        embedding: Tensor | None = None,
+        optimizer: Optimizer | None = AdamW(lr=1e-3, weight_decay=1e-3),  # noqa: B008  # frozen
+        seed: int | Sequence[int] = 0,
+        precision: str = "float32",
+        backend: str | None = None,
+    ) -> None:
+        op = "OutputHead"
+        D, M = check_positive(op, "D", D), check_positive(op, "M", M)
+        if not isinstance(goal, DT):
+            raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
+        if embedding is not None:
+            check_tensor(op, "embedding", embedding, shape=(M, D))
+        elif D != M:
+            raise ValueError(f"{op}: D must be M = {M} without an embedding, got {D}")
+        seeds = seed_tensor(seed_list(op, seed))
+        last = goal.schedule.alpha_bar[-1].expand(len(seeds))
+        super().__init__(
+            Plan({"z": (D,)}, {"logits": Dense("z", M)}),
+            seeds=seeds,
+            numbers=Numbers(
+                last.sqrt().float(),
+                (1 - last).sqrt().float(),
+                torch.ones_like(last, dtype=torch.float32),
+                head="cross_entropy",
+            ),
+            embedding=embedding,
+            optimizer=optimizer,
+            precision=precision,
+            backend=backend,
+            stream=STREAM_HEAD,
+            M=M,
+        )
+        self.goal = goal
+        self._initialise(torch.full_like(seeds, INIT_BLOCK))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """logits = z @ weight.T + bias, differentiable in the parameters and z.
+
+        Args:
+            z: (B, D) float32, shared, or (R, B, D), one per replica.
+
+        Returns:
+            (R, B, M) float32.
+
+        Raises:
+            ValueError: z does not fit.
+        """
+        index = self._everyone()
+        z = rows_of("forward", "z", z, self.D, len(self), self.device)
+        if z.shape[1] == 0:
+            return self._empty(len(self), 0, self.M)
+        run = block_ops.forward if torch.compiler.is_compiling() else block_nodes.forward
+        return run(self, {"z": z}, index)
+
+    @eager_only
+    def train_step(self, y: Tensor, t: int, *, lr: float | Tensor | None = None) -> Step:
+        """One step on z_T of the labels.
+
+        Args:
+            y: (B,) int64, labels.
+            t: the block beside whose step this is, in 1..T: it addresses the noise.
+            lr: a number or (R,); None: the optimizer's.
+
+        Returns:
+            Step.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+            BackendError: no backend can run it.
+        """
+        op, index = "train_step", self._everyone()
+        rule = self._step_lr(op, lr, index)
+        B = len(check_labels(op, y, None, self.M, self.device))
+        self._check_training(op, "y", B)
+        out = self._new_out(1, len(self))
+        out.error = self._empty(len(self), B)
+        self._train(
+            index=index,
+            block=self._noise_block(op, t, 1),
+            inputs={},
+            y=y.contiguous().expand(1, len(self), B),
+            B=B,
+            rule=rule,
+            out=out,
+        )
+        return Step(out.loss[0], out.error, out.applied[0])
+
+    @eager_only
+    def train_steps(
+        self,
+        Y: Tensor,
+        indices: Tensor | None,
+        t: int | Tensor,
+        *,
+        lr: float | Tensor | None = None,
+    ) -> Tensor:
+        """K steps in one call, each as `train_step`.
+
+        Args:
+            Y: (rows,) int64, all labels; with indices None (K, B), batches already gathered.
+            indices: (K, B) int64, rows of each batch, or (K, R, B), each replica's own; None: Y has
+                the batches.
+            t: an int, or (K,) int64, one per step.
+            lr: a number, (K,) or (K, R); None: the optimizer's.
+
+        Returns:
+            (K, R) float32 losses.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+            BackendError: no backend can run it.
+        """
+        op, index = "train_steps", self._everyone()
+        inputs, labels, K, B = gather_inputs(
+            op, {}, Y, indices, None, self.plan, index, len(self), self.device
+        )
+        return self._train_steps(op, index, self._noise_block(op, t, K), inputs, labels, B, lr)
+
+    def _everyone(self) -> Tensor:
+        """(R,) positions of all slices; the state is looked at too."""
+        self._check_own()
+        return torch.arange(len(self), dtype=torch.int64, device="cpu")
+
+    def _noise_block(self, op: str, t: int | Tensor, K: int) -> Tensor:
+        """Philox' block t - 1 of each step, (K, R)."""
+        if isinstance(t, Tensor):
+            ts = check_tensor(op, "t", t, shape=(K,), dtype=INT64)
+        else:
+            if is_flag(t) or not hasattr(t, "__index__"):
+                got = type(t).__name__
+                raise ValueError(f"{op}: t must be an int or a tensor ({K},), got {got}")
+            t = check_integer(op, "t", t, 0, MOST_BLOCKS)  # and in 1..T where there are steps
+            ts = torch.full((K,), t, dtype=torch.int64, device="cpu")
+        if K and not (1 <= int(ts.min()) and int(ts.max()) <= self.goal.T):
+            raise ValueError(f"{op}: t must be in 1..{self.goal.T}, got {ts.unique().tolist()}")
+        return (ts - 1).to(self.device, non_blocking=True)[:, None].expand(K, len(self))

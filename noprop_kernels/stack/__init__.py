@@ -1,0 +1,1 @@
+"""Slices as one module: its tensors, what must stay true of them, and their training."""

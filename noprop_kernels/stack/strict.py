@@ -1,0 +1,197 @@
+"""What must stay true of an object's state, whoever sets, loads or moves a part of it.
+
+A kernel reads and writes addresses, so that every call first compares the tensors that stand in the
+object with what they were made as.
+"""
+
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends import dispatch
+from ..check import check_counter, check_positive, check_stored, check_tensor
+from ..optimizers import Optimizer
+from .named_tensors import find
+
+FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
+
+# what parameters, buffers and numbers were made of; another makes another object
+INTEGERS = {"seeds", "draws", "updates", "t", "_block"}
+FIXED = {"plan", "goal", "M", "D", "held", "replicas"}
+SETTABLE = {"optimizer", "precision", "backend", "blocks_per_launch"}
+
+
+class Memo(dict):
+    """What calls keep for later ones, beside what it was made of, which they compare with what is
+    there now. An object's copies and files start without it.
+    """
+
+    def keep(self, key: tuple, value: Any) -> None:
+        if len(self) >= 64:
+            self.clear()
+        self[key] = value
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Memo, ()
+
+
+def dtype_of(name: str) -> torch.dtype:
+    return torch.int64 if name in INTEGERS else torch.float32
+
+
+class StrictModule(nn.Module):
+    """A module whose plan, sizes and tensors stay those of its constructor."""
+
+    draws: Tensor
+    _N: int
+    _params: tuple[str, ...]  # names of the plan's parameters
+    _own: tuple[str, ...]  # names of the buffers beside them
+    _shapes: dict[str, tuple[int, ...]]
+    _memo: Memo  # there since the end of the constructor
+    _buffers: dict[str, Any]  # read where nn.Module's search for an attribute would cost
+
+    @property
+    def device(self) -> torch.device:
+        return self._buffers["draws"].device
+
+    def __len__(self) -> int:
+        """N, the slices held."""
+        return self._N
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what would no longer fit the parameters, and checks what may be changed.
+
+        Raises:
+            ValueError: the attribute is fixed, or its value does not fit.
+        """
+        op = type(self).__name__
+        if name in FIXED and "_memo" in self.__dict__:
+            raise ValueError(f"{op}: {name} must stay what it was made with, make another {op}")
+        if name in SETTABLE:
+            self._check_option(op, name, value)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in FIXED or name in SETTABLE:
+            raise ValueError(f"{type(self).__name__}: {name} must stay, got del")
+        super().__delattr__(name)
+
+    def _check_option(self, op: str, name: str, value: Any) -> None:
+        if name == "blocks_per_launch":
+            if value is not None:
+                check_positive(op, name, value)
+        elif name == "precision":
+            dispatch.check_options(op, value, None)
+        elif name == "backend":
+            dispatch.check_options(op, "float32", value)
+        elif value is not None:
+            if not isinstance(value, Optimizer):
+                raise ValueError(
+                    f"{op}: optimizer must be SGD, Adam or AdamW of noprop_kernels or None, "
+                    f"got {type(value).__name__}"
+                )
+            decays, kept = value.weight_decay, self.__dict__.get("_moments", value.moments)
+            if isinstance(decays, tuple) and len(decays) != len(self):
+                raise ValueError(
+                    f"{op}: optimizer must have one weight_decay or {len(self)}, got {len(decays)}"
+                )
+            if value.moments != kept:
+                raise ValueError(
+                    f"{op}: optimizer must keep the moments {kept} that the object was made with, "
+                    f"got {type(value).__name__} with {value.moments}"
+                )
+
+    def _tensors(self, names: tuple[str, ...], device: torch.device | None = None) -> list[Tensor]:
+        """The state's tensors as they are now, fit to be addressed by a kernel."""
+        tensors = self._find(names)
+        device = self.device if device is None else device
+        facts = [[*map(fact, tensors)] for fact in FACTS]
+        if facts == self._memo.get((names, device)):
+            return tensors
+        for name, value in zip(names, tensors, strict=True):
+            check_stored(
+                type(self).__name__, name, value, self._shapes[name], dtype_of(name), device
+            )
+        self._memo.keep((names, device), facts)  # those of any tensors that fit
+        return tensors
+
+    def _find(self, names: tuple[str, ...]) -> list[Tensor]:
+        """The tensors that stand at these names now."""
+        op = type(self).__name__
+        try:
+            tensors = find(self, names)
+        except AttributeError as error:
+            raise ValueError(f"{op}: {error.name} must stay, got it deleted") from None
+        for name, value in zip(names, tensors, strict=True):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+        return tensors
+
+    def _check_own(self, steps: int = 1) -> None:
+        """Raises where a buffer is none that kernels could read, whoever set it.
+
+        Counters that leave the 32 bits of noise's draw are found on the CPU alone, where that
+        waits for nothing.
+        """
+        if torch.compiler.is_compiling():
+            return
+        op, buffers = type(self).__name__, self._buffers
+        (first,) = self._find(self._params[:1])
+        self._tensors(self._own, first.device)
+        if "W_embed" not in self._shapes and buffers.get("W_embed", op) is not None:
+            got = "a tensor" if "W_embed" in buffers else "it deleted"
+            raise ValueError(f"{op}: W_embed must stay None, got {got}")
+        for name in ("draws", "updates"):
+            if buffers[name].device.type == "cpu":
+                check_counter(op, name, buffers[name], steps)
+
+    # what must stay true of the state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        if (dtype := fn(self.draws.new_empty(0, dtype=torch.float32)).dtype) != torch.float32:
+            raise ValueError(
+                f"{type(self).__name__}: parameters must stay torch.float32, got {dtype}"
+            )
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As torch's, but a state of other slices or shapes is refused before anything is written.
+
+        Raises:
+            ValueError: keys (with strict), shapes, dtypes, seeds or t are not this object's.
+        """
+        if strict and (own := self.state_dict()).keys() != state_dict.keys():
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: state_dict must have the keys of this "
+                f"object, got without {sorted(own.keys() - state_dict.keys())}, "
+                f"with {sorted(state_dict.keys() - own.keys())}"
+            )
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(  # type: ignore[override]
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict, *args: Any
+    ) -> None:
+        op = f"{type(self).__name__}.load_state_dict"
+        assign = local_metadata.get("assign_to_params_buffers")
+        for name, own in self.state_dict().items():
+            if prefix + name not in state_dict:
+                continue  # torch tells, unless strict is false
+            given = state_dict[prefix + name]
+            shape = self._shapes.get(name, tuple(own.shape))
+            device = self.device if assign else None  # all of an object is on one
+            check_tensor(op, name, given, shape=shape, dtype=(dtype_of(name),), device=device)
+            if assign:  # they become the object's own
+                check_stored(op, name, given, shape, dtype_of(name), self.device)
+            if name in ("draws", "updates") and given.device.type != "meta":
+                check_counter(op, name, given, 0)
+            if name in ("seeds", "t") and not torch.equal(own, given.to(own.device)):
+                raise ValueError(
+                    f"{op}: {name} must be {own.tolist()}, got {given.tolist()}; make the object "
+                    "with those of the state_dict"
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
