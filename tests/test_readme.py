@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "noprop_kernels/README.md")
+PAGES = ("README.md", "noprop_kernels/README.md", "noprop_kernels/backends/README.md")
 README = (ROOT / "README.md").read_text()
 EXAMPLES = [
     example
