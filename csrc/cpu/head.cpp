@@ -25,6 +25,26 @@ struct HeadInput {
   int64_t rows;  // of the whole batch
 };
 
+// of step k, slice i
+inline HeadInput head_input(const NopropMix& mix, int64_t M, int64_t k, int64_t i,
+                            const float* logits, const float* u_y, const float* eps,
+                            const int32_t* y) {
+  return {
+      .head = mix.head,
+      .M = M,
+      .D = mix.D,
+      .logits = logits,
+      .W_embed = mix.W_embed,
+      .u_y = u_y,
+      .eps = eps,
+      .y = y,
+      .weight = mix.weight.data + k * mix.weight.step + i * mix.weight.slice,
+      .weight_row = mix.weight.row,
+      .flow = mix.flow,
+      .rows = mix.rows,
+  };
+}
+
 struct HeadOutput {
   float* p;         // panels (M, P): the probabilities, or the logits of the linear head
   float* u_hat;     // panels (D, P); may be p where W_embed is null

@@ -67,25 +67,27 @@ extern const Isa NOPROP_NAME(NOPROP_ISA);
 
 namespace {
 
-constexpr Isa kOwn = {NOPROP_TEXT(NOPROP_ISA),
-                      kLanes,
-                      train_bytes,
-                      train_slice,
-                      packed_bytes,
-                      pack_rows,
-                      noise_bytes,
-                      noise_slice,
-                      saved_bytes,
-                      forward_slice,
-                      head_bytes,
-                      head_slice,
-                      backward_bytes,
-                      backward_slice,
-                      update_slice,
-                      predict_bytes,
-                      predict_rows,
-                      all_finite,
-                      fma_gflop};
+constexpr Isa kOwn = {
+    .name = NOPROP_TEXT(NOPROP_ISA),
+    .lanes = kLanes,
+    .train_bytes = train_bytes,
+    .train_slice = train_slice,
+    .packed_bytes = packed_bytes,
+    .pack_rows = pack_rows,
+    .noise_bytes = noise_bytes,
+    .noise_slice = noise_slice,
+    .saved_bytes = saved_bytes,
+    .forward_slice = forward_slice,
+    .head_bytes = head_bytes,
+    .head_slice = head_slice,
+    .backward_bytes = backward_bytes,
+    .backward_slice = backward_slice,
+    .update_slice = update_slice,
+    .predict_bytes = predict_bytes,
+    .predict_rows = predict_rows,
+    .all_finite = all_finite,
+    .fma_gflop = fma_gflop,
+};
 
 }  // namespace
 
@@ -102,39 +104,36 @@ const Isa& isa_for(const NopropPlan& plan) {
 
 }  // namespace
 
-const Isa NOPROP_NAME(NOPROP_ISA) = {
-    NOPROP_TEXT(NOPROP_ISA),
-    kLanes,
-    [](const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
-      return isa_for(*plan).train_bytes(plan, B, D, team_size);
-    },
-    [](const TrainTask& task, int64_t i, char* workspace) {
-      isa_for(*task.slices->plan).train_slice(task, i, workspace);
-    },
-    packed_bytes,
-    [](const PackTask& task) { return isa_for(*task.plan).pack_rows(task); },
-    noise_bytes,
-    noise_slice,
-    [](const NopropPlan* plan, int64_t B) { return isa_for(*plan).saved_bytes(plan, B); },
-    [](const ForwardTask& task, int64_t i, char* workspace) {
-      isa_for(*task.slices->plan).forward_slice(task, i, workspace);
-    },
-    head_bytes,
-    head_slice,
-    [](const NopropPlan* plan, int64_t B) { return isa_for(*plan).backward_bytes(plan, B); },
-    [](const BackwardTask& task, int64_t i, char* workspace) {
-      isa_for(*task.slices->plan).backward_slice(task, i, workspace);
-    },
-    update_slice,
-    [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
-      return isa_for(*plan).predict_bytes(plan, B, D, crew_size);
-    },
-    [](const PredictTask& task, int64_t sample, int64_t replica, int64_t first, int64_t rows,
-       Crew& crew, char* workspace) {
-      isa_for(*task.slices->plan).predict_rows(task, sample, replica, first, rows, crew, workspace);
-    },
-    all_finite,
-    fma_gflop};
+constinit const Isa NOPROP_NAME(NOPROP_ISA) = [] {
+  Isa isa = kOwn;
+  isa.train_bytes = [](const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
+    return isa_for(*plan).train_bytes(plan, B, D, team_size);
+  };
+  isa.train_slice = [](const TrainTask& task, int64_t i, char* workspace) {
+    isa_for(*task.slices->plan).train_slice(task, i, workspace);
+  };
+  isa.pack_rows = [](const PackTask& task) { return isa_for(*task.plan).pack_rows(task); };
+  isa.saved_bytes = [](const NopropPlan* plan, int64_t B) {
+    return isa_for(*plan).saved_bytes(plan, B);
+  };
+  isa.forward_slice = [](const ForwardTask& task, int64_t i, char* workspace) {
+    isa_for(*task.slices->plan).forward_slice(task, i, workspace);
+  };
+  isa.backward_bytes = [](const NopropPlan* plan, int64_t B) {
+    return isa_for(*plan).backward_bytes(plan, B);
+  };
+  isa.backward_slice = [](const BackwardTask& task, int64_t i, char* workspace) {
+    isa_for(*task.slices->plan).backward_slice(task, i, workspace);
+  };
+  isa.predict_bytes = [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
+    return isa_for(*plan).predict_bytes(plan, B, D, crew_size);
+  };
+  isa.predict_rows = [](const PredictTask& task, int64_t sample, int64_t replica, int64_t first,
+                        int64_t rows, Crew& crew, char* workspace) {
+    isa_for(*task.slices->plan).predict_rows(task, sample, replica, first, rows, crew, workspace);
+  };
+  return isa;
+}();
 #else
 const Isa NOPROP_NAME(NOPROP_ISA) = kOwn;
 #endif

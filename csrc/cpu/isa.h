@@ -44,14 +44,14 @@ struct TrainTask {
   Team team;
 };
 
-// Rows first_row .. last_row of an input's step and replica, to be packed at place `number` for all
+// Rows first_row .. last_row of an input's step and replica, to be packed at place `slot` for all
 // slices that read them; first_row is a multiple of 64.
 struct PackTask {
   char* data;
   const NopropPlan* plan;
   int32_t j;  // the input's number
   const NopropInput* input;
-  int64_t width, B, number, k, replica, first_row, last_row;
+  int64_t width, B, slot, k, replica, first_row, last_row;
 };
 
 struct NoiseTask {

@@ -84,19 +84,14 @@ void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   embed(u_y, y, mix.W_embed, D, shape);
   exact_rows_to_panels(logits, task.logits + i * B * M, M, shape);
   if (task.eps) exact_rows_to_panels(eps, task.eps + i * B * D, D, shape);
-  const HeadInput in = {mix.head,
-                        M,
-                        D,
-                        logits,
-                        mix.W_embed,
-                        u_y,
-                        eps,
-                        y,
-                        mix.weight.data + i * mix.weight.slice,
-                        mix.weight.row,
-                        mix.flow,
-                        mix.rows};
-  const HeadOutput out = {p, mix.W_embed ? u_hat : p, d_u_hat, error, d_logits};
+  const HeadInput in = head_input(mix, M, 0, i, logits, u_y, eps, y);
+  const HeadOutput out = {
+      .p = p,
+      .u_hat = mix.W_embed ? u_hat : p,
+      .d_u_hat = d_u_hat,
+      .error = error,
+      .d_logits = d_logits,
+  };
   const float loss = head_step(in, out, shape);
   if (task.loss) task.loss[i] = loss;
   if (task.error) __builtin_memcpy(task.error + i * B, error, sizeof(float) * B);
@@ -140,8 +135,15 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   if (apply)
     step = make_step(*task.rule, task.rule->lr[i * task.rule->lr_slice],
                      task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
-  const BackwardPlan job = {plan,         slices.layers,           slice,        i,
-                            input_wanted, apply ? &step : nullptr, task.training};
+  const BackwardPlan job = {
+      .plan = plan,
+      .states = slices.layers,
+      .slice = slice,
+      .i = i,
+      .input_wanted = input_wanted,
+      .step = apply ? &step : nullptr,
+      .training = task.training,
+  };
   walk_backward(job, saved, grads, shape);
   for (int j = 0; j < plan.num_inputs; ++j)
     if (task.d_inputs[j])

@@ -165,8 +165,23 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     }
     const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
       Poll poll = {&host, worker.id};
-      const TrainTask task = {slices, noise, mix,    inputs, z,     y,     rule, B,
-                              first,  last,  packed, out,    go_on, &poll, team};
+      const TrainTask task = {
+          .slices = slices,
+          .noise = noise,
+          .mix = mix,
+          .inputs = inputs,
+          .z = z,
+          .y = y,
+          .rule = rule,
+          .B = B,
+          .k_first = first,
+          .k_last = last,
+          .packed = packed,
+          .out = out,
+          .go_on = go_on,
+          .host = &poll,
+          .team = team,
+      };
       isa().train_slice(task, i, worker.workspace);
     };
     ran = run_teams(n, size, bytes, host, run);
@@ -181,7 +196,16 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
   Host host(*caller, nullptr, false);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
-  const NoiseTask task = {z, eps, seeds, noise, mix, y, B, M};
+  const NoiseTask task = {
+      .z = z,
+      .eps = eps,
+      .seeds = seeds,
+      .noise = noise,
+      .mix = mix,
+      .y = y,
+      .B = B,
+      .M = M,
+  };
   const bool ran = run_tasks(
       n, isa().noise_bytes(B, mix->D), host,
       [&](int64_t i, const Worker& worker) { isa().noise_slice(task, i, worker.workspace); });
@@ -216,7 +240,15 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
         const int64_t i = task / pieces, first = task % pieces * piece;
         char* kept = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr;
         const ForwardTask job = {
-            logits, kept, slices, inputs, first, std::min(piece, B - first), B, training != 0};
+            .logits = logits,
+            .saved = kept,
+            .slices = slices,
+            .inputs = inputs,
+            .first_row = first,
+            .rows = std::min(piece, B - first),
+            .B = B,
+            .training = training != 0,
+        };
         isa().forward_slice(job, i, worker.workspace);
       });
   return host.result(ran);
@@ -229,7 +261,18 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
   Host host(*caller, nullptr, false);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
-  const HeadTask task = {loss, error, d_logits, u_hat, logits, eps, mix, y, B, M};
+  const HeadTask task = {
+      .loss = loss,
+      .error = error,
+      .d_logits = d_logits,
+      .u_hat = u_hat,
+      .logits = logits,
+      .eps = eps,
+      .mix = mix,
+      .y = y,
+      .B = B,
+      .M = M,
+  };
   const bool ran = run_tasks(
       n, isa().head_bytes(B, M, mix->D), host,
       [&](int64_t i, const Worker& worker) { isa().head_slice(task, i, worker.workspace); });
@@ -243,14 +286,20 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
   const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
   if (host.status()) return host.result(false);
-  const bool ran = run_tasks(
-      slices->n, isa().backward_bytes(slices->plan, B), host, [&](int64_t i, const Worker& worker) {
-        const BackwardTask task = {slices,   static_cast<const char*>(saved) + i * slice_bytes,
-                                   d_logits, d_inputs,
-                                   rule,     applied,
-                                   B,        training != 0};
-        isa().backward_slice(task, i, worker.workspace);
-      });
+  const bool ran = run_tasks(slices->n, isa().backward_bytes(slices->plan, B), host,
+                             [&](int64_t i, const Worker& worker) {
+                               const BackwardTask task = {
+                                   .slices = slices,
+                                   .saved = static_cast<const char*>(saved) + i * slice_bytes,
+                                   .d_logits = d_logits,
+                                   .d_inputs = d_inputs,
+                                   .rule = rule,
+                                   .applied = applied,
+                                   .B = B,
+                                   .training = training != 0,
+                               };
+                               isa().backward_slice(task, i, worker.workspace);
+                             });
   return host.result(ran);
 }
 
@@ -277,8 +326,23 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   if (host.status()) return host.result(false);
   const int32_t size = crew_size(plan, count, most_rows, host.threads());
   const PredictTask task = {
-      logits, u_hat, z, slices,    seeds,          inputs,       a, b, sqrt_c, mix,
-      S,      R,     B, first_row, add_noise != 0, keep_all != 0};
+      .logits = logits,
+      .u_hat = u_hat,
+      .z = z,
+      .slices = slices,
+      .seeds = seeds,
+      .inputs = inputs,
+      .a = a,
+      .b = b,
+      .sqrt_c = sqrt_c,
+      .mix = mix,
+      .S = S,
+      .R = R,
+      .B = B,
+      .first_row = first_row,
+      .add_noise = add_noise != 0,
+      .keep_all = keep_all != 0,
+  };
   const std::unique_ptr<Crew[]> crews(new Crew[static_cast<size_t>(size > 1 ? count : 0)]);
   const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
     // the members of a crew are there for each other
@@ -290,7 +354,7 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
                        crew, worker.workspace);
   };
   for (int64_t at = 0; size > 1 && at < count; ++at)
-    crews[static_cast<size_t>(at)] = {size, [] { sched_yield(); }};
+    crews[static_cast<size_t>(at)] = {.size = size, .yield = [] { sched_yield(); }};
   const bool ran =
       run_teams(count, size, isa().predict_bytes(&plan, most_rows, mix->D, size), host, run);
   return host.result(ran);

@@ -11,8 +11,8 @@ inline int64_t packed_floats(int64_t width, const Panels& shape) {
   return (width * shape.padded() + shape.B * round_up(width) + 15) / 16 * 16;
 }
 
-inline float* packed_panels(char* data, int64_t number, int64_t width, const Panels& shape) {
-  return reinterpret_cast<float*>(data) + number * packed_floats(width, shape);
+inline float* packed_panels(char* data, int64_t slot, int64_t width, const Panels& shape) {
+  return reinterpret_cast<float*>(data) + slot * packed_floats(width, shape);
 }
 
 int64_t packed_bytes(int64_t width, int64_t B) {
@@ -21,7 +21,7 @@ int64_t packed_bytes(int64_t width, int64_t B) {
 
 bool pack_rows(const PackTask& task) {
   const Panels shape = make_panels(task.B);
-  float* panels = packed_panels(task.data, task.number, task.width, shape);
+  float* panels = packed_panels(task.data, task.slot, task.width, shape);
   NopropInput input = *task.input;
   input.replica = &task.replica;  // of "slice 0"
   const int64_t first = task.first_row / kLanes;
@@ -182,20 +182,15 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
 
   walk_forward(work.saved, plan, slices.layers, slice, true, shape);
   const int last = plan.num_inputs + plan.num_layers - 1;
-  const HeadInput head = {mix.head,
-                          width_of(plan, last),
-                          mix.D,
-                          work.saved.value[last],
-                          mix.W_embed,
-                          work.u_y,
-                          work.eps,
-                          work.y,
-                          mix.weight.data + k * mix.weight.step + i * mix.weight.slice,
-                          mix.weight.row,
-                          mix.flow,
-                          mix.rows};
-  const HeadOutput result = {work.p, mix.W_embed ? work.u_hat : work.p, work.d_u_hat, work.error,
-                             work.grads.value[last]};
+  const HeadInput head = head_input(mix, width_of(plan, last), k, i, work.saved.value[last],
+                                    work.u_y, work.eps, work.y);
+  const HeadOutput result = {
+      .p = work.p,
+      .u_hat = mix.W_embed ? work.u_hat : work.p,
+      .d_u_hat = work.d_u_hat,
+      .error = work.error,
+      .d_logits = work.grads.value[last],
+  };
   if (is_first) {
     const float loss = head_step(head, result, alone);
     *work.applied = is_finite(loss);
@@ -214,7 +209,14 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   for (int j = 0; j < plan.num_inputs; ++j) any_wanted |= input_wanted[j];
   if (applied || any_wanted) {
     const BackwardPlan job = {
-        plan, slices.layers, slice, i, input_wanted, updates && applied ? &step : nullptr, true};
+        .plan = plan,
+        .states = slices.layers,
+        .slice = slice,
+        .i = i,
+        .input_wanted = input_wanted,
+        .step = updates && applied ? &step : nullptr,
+        .training = true,
+    };
     walk_backward(job, work.saved, work.grads, shape);
   }
   wait_for_team(shape);

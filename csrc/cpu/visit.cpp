@@ -95,17 +95,19 @@ NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
   std::atomic<bool> finite{true};
   const bool ran = run_tasks(runs * pieces, 0, host, [&](int64_t task, const Worker&) {
     const int64_t run = task / pieces, first = task % pieces * kRows;
-    const PackTask job = {data,
-                          &plan,
-                          j,
-                          &input,
-                          width,
-                          B,
-                          run,
-                          k_first + run / input.replicas,
-                          run % input.replicas,
-                          first,
-                          std::min(first + kRows, B)};
+    const PackTask job = {
+        .data = data,
+        .plan = &plan,
+        .j = j,
+        .input = &input,
+        .width = width,
+        .B = B,
+        .slot = run,
+        .k = k_first + run / input.replicas,
+        .replica = run % input.replicas,
+        .first_row = first,
+        .last_row = std::min(first + kRows, B),
+    };
     if (!isa.pack_rows(job)) finite.store(false);
   });
   if (!ran) return host.result(ran).status;
