@@ -1,8 +1,8 @@
 // Compiled once per instruction set, NOPROP_ISA being its name: everything above in one unit,
 // behind one table.
-#include "isa.h"
+#include "cpu/isa.h"
 
-#include "predict.cpp"
+#include "cpu/passes/predict.h"
 
 // flags that outside_flags.cmake did not see, as those of a compiler's own files
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \

@@ -1,6 +1,8 @@
 // The parts of a step as calls of their own, for autograd and for losses of the caller's: noise,
 // forward, head, backward, update, each for one slice.
-#include "step.cpp"
+#pragma once
+
+#include "cpu/passes/step.h"
 
 namespace noprop {
 namespace {

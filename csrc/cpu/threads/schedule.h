@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "cpu/host.h"
 #include "cpu/isa.h"
+#include "cpu/threads/host.h"
 
 namespace noprop {
 

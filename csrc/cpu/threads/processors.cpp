@@ -1,4 +1,4 @@
-#include "cpu/processors.h"
+#include "cpu/threads/processors.h"
 
 #include <sched.h>
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/workspace.h"
+#include "cpu/threads/workspace.h"
 #include "noprop.h"
 
 namespace noprop {

@@ -1,8 +1,8 @@
-#include "cpu/teams.h"
+#include "cpu/threads/teams.h"
 
 #include <deque>
 
-#include "cpu/workspace.h"
+#include "cpu/threads/workspace.h"
 
 namespace noprop {
 

@@ -9,12 +9,12 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/host.h"
 #include "cpu/isa.h"
-#include "cpu/pool.h"
-#include "cpu/processors.h"
-#include "cpu/teams.h"
-#include "cpu/visit.h"
+#include "cpu/threads/host.h"
+#include "cpu/threads/pool.h"
+#include "cpu/threads/processors.h"
+#include "cpu/threads/schedule.h"
+#include "cpu/threads/teams.h"
 #include "noprop.h"
 
 namespace noprop {

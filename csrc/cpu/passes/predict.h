@@ -2,8 +2,10 @@
 // eps from z_0 ~ N(0, I), or, where no noise is added, from its mean 0. A row's result depends on
 // no other row, so that rows can be split over threads and calls at will; where there are too few
 // for all threads, a crew does them.
-#include "crew.h"
-#include "parts.cpp"
+#pragma once
+
+#include "cpu/passes/parts.h"
+#include "cpu/threads/crew.h"
 
 namespace noprop {
 namespace {

@@ -3,7 +3,7 @@
 // accumulator that ascends over its inputs, as everywhere, and so the same bits.
 #pragma once
 
-#include "product.h"
+#include "cpu/kernels/product.h"
 
 namespace noprop {
 namespace {

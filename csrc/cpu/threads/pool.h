@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "cpu/host.h"
+#include "cpu/threads/host.h"
 
 namespace noprop {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "call_reader.h"
-#include "cpu/processors.h"
+#include "cpu/threads/processors.h"
 
 namespace py = pybind11;
 

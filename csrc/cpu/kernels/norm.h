@@ -1,7 +1,9 @@
 // Batch norm over the rows of a batch: x_hat = (y - mean) / sqrt(var + eps), value =
 // activation(scale * x_hat + shift) + add. Statistics are merged by (count, mean, M2) per chunk of
 // rows, in order (Chan et al. 1983).
-#include "panels.h"
+#pragma once
+
+#include "cpu/kernels/panels.h"
 
 namespace noprop {
 namespace {

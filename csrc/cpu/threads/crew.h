@@ -3,8 +3,8 @@
 // process keeps from running, except for the tile that it holds.
 #pragma once
 
-#include "isa.h"
-#include "vec.h"
+#include "cpu/isa.h"
+#include "cpu/kernels/vec.h"
 
 namespace noprop {
 namespace {

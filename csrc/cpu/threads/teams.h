@@ -5,7 +5,7 @@
 #include <functional>
 
 #include "cpu/isa.h"
-#include "cpu/pool.h"
+#include "cpu/threads/pool.h"
 
 namespace noprop {
 

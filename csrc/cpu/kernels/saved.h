@@ -1,7 +1,7 @@
 // Where each result of a plan lies in a workspace, and what of it products read.
 #pragma once
 
-#include "few_rows.h"
+#include "cpu/kernels/small_batch.h"
 
 namespace noprop {
 namespace {

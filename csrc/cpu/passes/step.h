@@ -1,7 +1,9 @@
 // A visit: K steps of one slice, its weights and moments staying in this core's cache. Noise,
 // forward, head, backward and update in one pass; the loss is complete before the first write, so
 // that a step that is not finite leaves no trace.
-#include "walk.cpp"
+#pragma once
+
+#include "cpu/passes/layers.h"
 
 namespace noprop {
 namespace {

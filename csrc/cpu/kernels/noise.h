@@ -1,6 +1,8 @@
 // Normal noise as a function of (seed, stream, draw, block, row, column): Philox4x32-10 (Salmon et
 // al. 2011) and Box-Muller. A lane is a row; one counter gives four columns.
-#include "panels.h"
+#pragma once
+
+#include "cpu/kernels/panels.h"
 
 namespace noprop {
 namespace {

@@ -1,4 +1,4 @@
-#include "cpu/pool.h"
+#include "cpu/threads/pool.h"
 
 #include <unistd.h>
 #if defined(__SSE2__)
@@ -16,10 +16,10 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/apart.h"
-#include "cpu/clock.h"
-#include "cpu/denormals.h"
-#include "cpu/workspace.h"
+#include "cpu/threads/apart.h"
+#include "cpu/threads/clock.h"
+#include "cpu/threads/denormals.h"
+#include "cpu/threads/workspace.h"
 
 namespace noprop {
 namespace {

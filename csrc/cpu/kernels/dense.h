@@ -1,7 +1,9 @@
 // A dense layer over several sources: forward, input gradient, weight gradient. Biases and
 // activations act on the tile while it is in registers; the weight gradient's tile goes straight to
 // the optimizer.
-#include "few_rows.h"
+#pragma once
+
+#include "cpu/kernels/small_batch.h"
 
 namespace noprop {
 namespace {

@@ -1,6 +1,8 @@
 // The optimizers, on a run of a parameter and its gradient: torch.optim's formulas, in place, each
 // array read and written once.
-#include "vec.h"
+#pragma once
+
+#include "cpu/kernels/vec.h"
 
 namespace noprop {
 namespace {

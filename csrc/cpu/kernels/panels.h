@@ -4,8 +4,8 @@
 // without effect.
 #pragma once
 
-#include "isa.h"
-#include "vec.h"
+#include "cpu/isa.h"
+#include "cpu/kernels/vec.h"
 
 namespace noprop {
 namespace {
@@ -19,8 +19,9 @@ constexpr int kMaxCols = 2, kMaxStripCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
 constexpr int kMostTileRows = 12;
-// A batch of so few rows has products whose lanes are output features: few_rows.h. So many vectors
-// of them at once hide the latency of a multiply-add behind each other, or behind the shuffles.
+// A batch of so few rows has products whose lanes are output features: small_batch.h. So many
+// vectors of them at once hide the latency of a multiply-add behind each other, or behind the
+// shuffles.
 constexpr int kMostFewRows = kLanes / 2;
 constexpr int kFewVectors = kLanes == 16 ? 1 : 2;
 constexpr int kFewOutputs = kFewVectors * kLanes;
@@ -36,7 +37,7 @@ struct Panels {
   int64_t P;                  // rows in a panel
   int cols;                   // vectors in a panel's row
   Team team;                  // whose member works on them
-  bool has_few_rows = false;  // products have lanes of output features: few_rows.h
+  bool has_few_rows = false;  // products have lanes of output features: small_batch.h
   Range tile = {0, 0};        // of a layer's features those that are done; empty: all of its part
 
   int64_t padded() const { return count * P; }

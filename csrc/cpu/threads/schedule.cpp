@@ -1,4 +1,4 @@
-#include "cpu/visit.h"
+#include "cpu/threads/schedule.h"
 
 #include <unistd.h>
 
@@ -6,7 +6,7 @@
 #include <atomic>
 #include <vector>
 
-#include "cpu/pool.h"
+#include "cpu/threads/pool.h"
 
 namespace noprop {
 namespace {

@@ -1,9 +1,11 @@
 // The walk over a plan: forward in order, backward in reverse.
-#include "dense.cpp"
-#include "head.cpp"
-#include "load.cpp"
-#include "norm.cpp"
-#include "update.cpp"
+#pragma once
+
+#include "cpu/kernels/dense.h"
+#include "cpu/kernels/head.h"
+#include "cpu/kernels/load.h"
+#include "cpu/kernels/norm.h"
+#include "cpu/kernels/update.h"
 
 namespace noprop {
 namespace {

@@ -6,7 +6,9 @@
 //   cross-entropy  error = -log softmax(logits)[y]        d_logits = (p - onehot(y)) weight / rows
 // with d_u_hat = 2 weight / rows (u_hat - target) and d_p = d_u_hat @ W_embed^T. One-hot embeddings
 // need no product.
-#include "product.h"
+#pragma once
+
+#include "cpu/kernels/product.h"
 
 namespace noprop {
 namespace {

@@ -1,12 +1,12 @@
-#include "cpu/host.h"
+#include "cpu/threads/host.h"
 
 #include <algorithm>
 #include <atomic>
 
-#include "cpu/apart.h"
-#include "cpu/clock.h"
-#include "cpu/denormals.h"
 #include "cpu/isa.h"
+#include "cpu/threads/apart.h"
+#include "cpu/threads/clock.h"
+#include "cpu/threads/denormals.h"
 
 namespace noprop {
 namespace {

@@ -3,7 +3,7 @@
 // its operands' order.
 #pragma once
 
-#include "panels.h"
+#include "cpu/kernels/panels.h"
 
 namespace noprop {
 namespace {

@@ -1,7 +1,9 @@
 // What a step begins with: rows of the inputs, labels, embeddings, noise and z, in panels and
 // strips.
-#include "noise.cpp"
-#include "saved.h"
+#pragma once
+
+#include "cpu/kernels/noise.h"
+#include "cpu/kernels/saved.h"
 
 namespace noprop {
 namespace {
