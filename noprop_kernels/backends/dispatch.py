@@ -1,11 +1,9 @@
 """Which backend runs: the best that can, the one forced, or an error with every reason.
 
 A backend is forced by `use_backend`, else by an object's `backend=`, else by NOPROP_BACKEND.
-NOPROP_ISA forces the instruction set of the CPU kernels. This file alone reads environment
-variables.
+NOPROP_ISA forces the instruction set of the CPU kernels.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +13,7 @@ from types import ModuleType
 
 import torch
 
+from .. import settings
 from ..plan import Dense, Plan
 from .cpu import backend as cpu
 from .cuda import extension
@@ -86,7 +85,7 @@ def choose(
         BackendError: none can, or the forced one cannot.
     """
     forced, by = forced_backend(backend)
-    if forced is None and device.type == "cpu" and (isa := os.environ.get("NOPROP_ISA")):
+    if forced is None and device.type == "cpu" and (isa := settings.isa()):
         forced, by = "cpu", f"NOPROP_ISA={isa}"  # which only the CPU kernels can honour
     reasons: dict[str, str] = {}
     for name in candidates(device, forced):
@@ -132,7 +131,7 @@ def forced_backend(backend: str | None) -> tuple[str | None, str]:
         return name, f'use_backend("{name}")'
     if backend is not None:
         return backend, f'backend="{backend}"'
-    if name := os.environ.get("NOPROP_BACKEND"):
+    if name := settings.backend():
         return check_name("NOPROP_BACKEND", name), f"NOPROP_BACKEND={name}"
     return None, ""
 
@@ -165,7 +164,7 @@ def native_gap() -> str | None:
     """Why the CPU kernels cannot run, or None; the first call applies NOPROP_ISA."""
     if reason := cpu.unavailable():
         return reason
-    if isa := os.environ.get("NOPROP_ISA"):
+    if isa := settings.isa():
         try:
             cpu.set_isa(isa)
         except ValueError as error:
@@ -207,7 +206,7 @@ def triton_gap(device: torch.device) -> str | None:
         return "Triton is not installed; the extra noprop-kernels[triton] brings it"
     if tuple(map(int, version.split(".")[:2])) < OLDEST_TRITON:
         return f"needs Triton {'.'.join(map(str, OLDEST_TRITON))} or later, found {version}"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    interpreted = settings.interprets_triton()
     if device.type == "cpu":
         return None if interpreted else "runs on a CPU only where TRITON_INTERPRET=1 is set"
     if device.type != "cuda":

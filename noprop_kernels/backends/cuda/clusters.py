@@ -4,13 +4,11 @@ A cluster meets at the hardware's barrier instead of one in global memory. NOPRO
 asks for them; they are off unless it does, since no GPU has shown that they help.
 """
 
-import os
 from functools import lru_cache
 from typing import Any
 
+from ... import settings
 from . import shapes
-
-VARIABLE = "NOPROP_CUDA_CLUSTERS"
 
 
 def held(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]:
@@ -23,10 +21,7 @@ def held(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]
         ValueError: the variable is neither 0 nor 1.
         RuntimeError: the device has no clusters.
     """
-    value = os.environ.get(VARIABLE, "")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{VARIABLE} must be 0 or 1, got {value!r}")
-    return held_by(module, device, precision, room) if value == "1" else ()
+    return held_by(module, device, precision, room) if settings.cuda_clusters() else ()
 
 
 @lru_cache(maxsize=64)
@@ -35,4 +30,4 @@ def held_by(module: Any, device: int, precision: str, room: int) -> tuple[int, .
     try:
         return tuple(module.resident_clusters(device, precision, room, size) for size in sizes)
     except RuntimeError as error:
-        raise RuntimeError(f"{VARIABLE}=1: {error}") from error
+        raise RuntimeError(f"{settings.CLUSTERS}=1: {error}") from error

@@ -1,0 +1,34 @@
+"""The environment variables that the library heeds, read anew at each call. No other file of it
+reads one.
+"""
+
+import os
+
+CLUSTERS = "NOPROP_CUDA_CLUSTERS"
+
+
+def backend() -> str | None:
+    """NOPROP_BACKEND: the backend that is forced."""
+    return os.environ.get("NOPROP_BACKEND") or None
+
+
+def isa() -> str | None:
+    """NOPROP_ISA: the instruction set of the CPU kernels that is forced."""
+    return os.environ.get("NOPROP_ISA") or None
+
+
+def cuda_clusters() -> bool:
+    """NOPROP_CUDA_CLUSTERS: whether groups of thread blocks are launched as clusters.
+
+    Raises:
+        ValueError: the variable is neither 0 nor 1.
+    """
+    value = os.environ.get(CLUSTERS, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{CLUSTERS} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def interprets_triton() -> bool:
+    """TRITON_INTERPRET, which is Triton's own."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
