@@ -9,8 +9,8 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import clocks
-from bench import lines as result_lines
+from bench.gpu_check import clocks
+from bench.report import lines as result_lines
 from noprop_kernels.backends.cuda import extension
 
 

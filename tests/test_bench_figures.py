@@ -8,8 +8,8 @@ import pytest
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import figures, lines, tables
-from bench.shapes import SCALES, SCALING_SHAPES, SHAPES, scaled
+from bench.problem.sizes import SCALES, SCALING_SHAPES, SHAPES, scaled
+from bench.report import figures, lines, tables
 
 
 def line(contender, ms, shape, kind=None, K=20):

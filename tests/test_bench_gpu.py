@@ -12,15 +12,20 @@ if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
 import noprop_kernels as nk
-from bench import check, gpu, gpu_memory, machine, report, run, sanitize, tables, twin
-from bench import lines as result_lines
-from bench.contender import Contender
-from bench.problem import make_problem
-from bench.rivals import RIVALS, on_gpu
-from bench.rivals.on_gpu import GPU_RIVALS
-from bench.rivals.sequential import Sequential
-from bench.rivals.stacked import StackedSGD
-from bench.shapes import GPU_SHAPES, Shape
+from bench.contenders.contender import Contender
+from bench.contenders.rivals import RIVALS, on_gpu
+from bench.contenders.rivals.on_gpu import GPU_RIVALS
+from bench.contenders.rivals.sequential import Sequential
+from bench.contenders.rivals.stacked import StackedSGD
+from bench.gpu_check import sanitize
+from bench.machine import gpu, host
+from bench.memory import gpu as gpu_memory
+from bench.problem import twin
+from bench.problem.problem import make_problem
+from bench.problem.sizes import GPU_SHAPES, Shape
+from bench.report import lines as result_lines
+from bench.report import page, tables
+from bench.suites import check, run
 from noprop_kernels.backends.cuda import extension
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=4, M=5, T=3, rows=40)  # embeddings are not one-hot
@@ -123,7 +128,7 @@ def test_rounded_twin_is_the_reference_at_its_precision(precision):
     with torch.no_grad():
         for name, value in low.weights.items():
             dict(blocks.named_parameters())[name].copy_(value)
-    from bench.ours import Ours
+    from bench.contenders.ours import Ours
 
     indices = low.indices(2, seed=1)
     _, eps = Ours(replace(low, precision="float32"), 1).check_eps(2, seed=0)
@@ -153,8 +158,8 @@ def test_large_shapes_count_the_product_with_the_embedding():
 
 
 def rehearse(tmp_path, monkeypatch, *more):
-    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 100.0)
-    monkeypatch.setattr(machine, "copy_gb_s", lambda threads, size: 10.0)
+    monkeypatch.setattr(host, "peak_gflops", lambda threads: 100.0)
+    monkeypatch.setattr(host, "copy_gb_s", lambda threads, size: 10.0)
     out, before = tmp_path / "lines.jsonl", torch.get_num_threads()
     try:
         status = run.main(["--device", "rehearsal", "--rounds", "3", "--out", str(out), *more])
@@ -180,7 +185,7 @@ def test_who_comes_late_is_told_and_no_mistake(tmp_path, monkeypatch):
     status, lines = rehearse(tmp_path, monkeypatch, *arguments)
     assert status == 0
     assert [each["error"] for each in lines] == [
-        "bench.run.Late: the shape's time was over before its turn"
+        "bench.suites.run.Late: the shape's time was over before its turn"
     ]
 
 
@@ -216,7 +221,7 @@ def test_the_persistent_kernel_is_left_out_with_the_reason(tmp_path, monkeypatch
     status, lines = rehearse(tmp_path, monkeypatch, *arguments)
     assert status == 0
     assert [each["error"] for each in lines] == [
-        "bench.contender.Missing: the CUDA backend: no nvcc was there"
+        "bench.contenders.contender.Missing: the CUDA backend: no nvcc was there"
     ]
 
 
@@ -270,7 +275,7 @@ def test_report_gives_a_gpu_a_section_of_its_own():
     lines = [on_cpu, line("ours", 2.0), line("stacked_shared_graphed", 3.0)]
     lines += [line("ours_no_pdl", 1.0), line("ours_by_hand", 1.5)]  # ours, and no rivals
     lines += [line("ours", 1.0, "bfloat16", 6e5), line("step_compiled", 1.3, "bfloat16", 6e5)]
-    section = report.readme_section(lines)
+    section = page.readme_section(lines)
     assert "a cpu, 2 cores; measured FMA peak 100 GF/s on 1; torch 2" in section
     assert "A GPU; measured matrix rate 600 TF/s in bfloat16, 300 TF/s in tf32; torch 2" in section
     assert "| 3.00 `stacked_shared_graphed` | **1.50** | 50% |" in section

@@ -13,8 +13,9 @@ import pytest
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import gpu_check, gpu_parts
-from bench.gpu_parts import Part, Place
+from bench.gpu_check import check as gpu_check
+from bench.gpu_check import parts as gpu_parts
+from bench.gpu_check.parts import Part, Place
 
 
 @pytest.fixture
@@ -104,7 +105,8 @@ def test_parts_import_the_build_away_from_the_sources(place):
     laid = Place(place.out, place.work / "laid", rehearse=False)
     laid.work.mkdir()
     laid.lay()
-    assert not (laid.checks / "noprop_kernels").exists() and (laid.checks / "bench/run.py").exists()
+    assert not (laid.checks / "noprop_kernels").exists()
+    assert (laid.checks / "bench/suites/run.py").exists()
     built = laid.work / "source/noprop_kernels"
     assert (built / "__init__.py").exists() and not list(built.glob("_C*"))
 
@@ -126,13 +128,13 @@ def test_parts_go_from_right_to_fast(place, rehearse, monkeypatch):
     mnist = parts[names.index("mnist")]
     assert mnist.gap == ("" if rehearse else "NOPROP_DATA is not set")
     for part in parts:
-        if part.command[2:4] == ["-m", "bench.run"]:
+        if part.command[2:4] == ["-m", "bench.suites.run"]:
             device = part.command[part.command.index("--device") + 1]
             assert device == ("rehearsal" if rehearse else "cuda")
 
 
 def test_benchmarks_name_contenders_and_shapes_that_exist(place):
-    from bench import run
+    from bench.suites import run
 
     known = {entry.name for entry in run.ON_GPU.entries}
     shapes = set()

@@ -12,7 +12,8 @@ if not importlib.util.find_spec("bench"):
 if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
     pytest.skip("the trainer needs its extra", allow_module_level=True)
 
-from bench import grid, tables
+from bench.report import tables
+from bench.whole import grid
 
 GOOD = {"accuracy": 0.95, "balanced_accuracy": 0.95, "log_loss": 0.1}
 

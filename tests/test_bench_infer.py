@@ -10,9 +10,12 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import infer, machine, report, run, twin
-from bench.problem import make_problem
-from bench.shapes import INFERENCE_SHAPES, SHAPES, Shape
+from bench.machine import host
+from bench.problem import twin
+from bench.problem.problem import make_problem
+from bench.problem.sizes import INFERENCE_SHAPES, SHAPES, Shape
+from bench.report import page
+from bench.suites import infer, run
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
 
@@ -44,8 +47,8 @@ class Short(infer.Modules):
 def test_command_writes_lines_that_the_report_reads(tmp_path, monkeypatch, capsys):
     shapes = {"made-up": SHAPE}
     rates = {"peak_gflops": 9.0, "copy_gb_s": 1.0, "state_gb_s": 1.0}
-    monkeypatch.setattr(machine, "rates", lambda threads, state_bytes: rates)
-    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 9.0)
+    monkeypatch.setattr(host, "rates", lambda threads, state_bytes: rates)
+    monkeypatch.setattr(host, "peak_gflops", lambda threads: 9.0)
     eager = tuple(entry for entry in infer.INFERENCE.entries if not entry.compiles)
     suite = replace(infer.INFERENCE, shapes=shapes, entries=eager)
     out, before = tmp_path / "lines.jsonl", torch.get_num_threads()
@@ -55,11 +58,11 @@ def test_command_writes_lines_that_the_report_reads(tmp_path, monkeypatch, capsy
         lines = [json.loads(text) for text in out.read_text().splitlines()]
         assert [line["contender"] for line in lines] == ["ours", "modules", "stacked"]
         assert {(line["maths"], line["K"]) for line in lines} == {("inference", 1)}
-        section = report.readme_section(lines)
+        section = page.readme_section(lines)
         assert "Inference" in section and "`made-up`" in section and "AdamW" not in section
         wrong = replace(suite, entries=(infer.rival("modules", Short),))
         assert run.run(wrong, arguments) == 1
-        assert "not timed: bench.twin.Mismatch" in capsys.readouterr().out
+        assert "not timed: bench.problem.twin.Mismatch" in capsys.readouterr().out
     finally:
         torch.set_num_threads(before)
 

@@ -10,7 +10,8 @@ if not importlib.util.find_spec("bench"):
 if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
     pytest.skip("the trainer needs its extra", allow_module_level=True)
 
-from bench import local, tables
+from bench.report import tables
+from bench.whole import local
 from noprop import data
 from noprop.runs import Settings
 from noprop_kernels import NoiseSchedule

@@ -15,8 +15,10 @@ if not importlib.util.find_spec("bench"):
 if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/stat").exists():
     pytest.skip("needs Linux", allow_module_level=True)
 
-from bench import machine, neighbour, run, tables
-from bench.shapes import Shape
+from bench.machine import host
+from bench.problem.sizes import Shape
+from bench.report import tables
+from bench.suites import neighbour, run
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
 
@@ -53,7 +55,7 @@ def test_slowdown_is_the_median_of_the_pairs():
 
 def test_command_writes_a_line_for_each_contender(tmp_path, monkeypatch):
     rates = {"peak_gflops": 9.0, "copy_gb_s": 1.0, "state_gb_s": 1.0}
-    monkeypatch.setattr(machine, "rates", lambda threads, state_bytes: rates)
+    monkeypatch.setattr(host, "rates", lambda threads, state_bytes: rates)
     entries = [entry for entry in neighbour.SUITE.entries if not entry.compiles]
     suite = replace(neighbour.SUITE, shapes={"made-up": SHAPE}, entries=entries)
     out, before = tmp_path / "lines.jsonl", torch.get_num_threads()

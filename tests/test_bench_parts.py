@@ -11,14 +11,16 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import machine, tables, twin
-from bench.contender import Entry
+from bench.contenders.contender import Entry
+from bench.contenders.rivals.stacked import join
+from bench.machine import host
 from bench.parts import __main__ as parts
 from bench.parts.check import CHECK_CALLS, check_part
-from bench.problem import make_problem
-from bench.rivals.stacked import join
-from bench.run import run
-from bench.shapes import Shape
+from bench.problem import twin
+from bench.problem.problem import make_problem
+from bench.problem.sizes import Shape
+from bench.report import tables
+from bench.suites.run import run
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
 IDS = [f"{entry.make.keywords['part']}-{entry.name}" for entry in parts.SUITE.entries]
@@ -74,8 +76,8 @@ def test_flop_and_bytes_of_the_parts():
 
 def test_command_writes_a_table_of_each_part(tmp_path, monkeypatch, capsys):
     rates = {"peak_gflops": 9.0, "copy_gb_s": 1.0, "state_gb_s": 1.0}
-    monkeypatch.setattr(machine, "rates", lambda threads, state_bytes: rates)
-    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 9.0)
+    monkeypatch.setattr(host, "rates", lambda threads, state_bytes: rates)
+    monkeypatch.setattr(host, "peak_gflops", lambda threads: 9.0)
     eager = [entry for entry in parts.SUITE.entries if not entry.compiles]
     suite = replace(parts.SUITE, shapes={"made-up": SHAPE}, entries=eager)
     out, before = tmp_path / "lines.jsonl", torch.get_num_threads()
@@ -94,6 +96,6 @@ def test_command_writes_a_table_of_each_part(tmp_path, monkeypatch, capsys):
 
         wrong = [Entry("ours", partial(parts.Part, part="forward", make=zeros))]
         assert run(replace(suite, entries=wrong), arguments) == 1
-        assert "not timed: bench.twin.Mismatch: logits" in capsys.readouterr().out
+        assert "not timed: bench.problem.twin.Mismatch: logits" in capsys.readouterr().out
     finally:
         torch.set_num_threads(before)

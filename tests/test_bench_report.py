@@ -11,11 +11,13 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import lines as result_lines
-from bench import machine, report, rounds, run, scaling, tables
-from bench.contender import Contender
-from bench.rivals.sequential import Sequential
-from bench.shapes import SHAPES, Shape
+from bench.contenders.contender import Contender
+from bench.contenders.rivals.sequential import Sequential
+from bench.machine import host
+from bench.problem.sizes import SHAPES, Shape
+from bench.report import lines as result_lines
+from bench.report import page, tables
+from bench.suites import rounds, run, scaling
 
 
 def line(contender, ms, date="2026-01-01", maths="adamw", shape="small"):
@@ -57,14 +59,14 @@ def test_ours_is_shown_in_both_ways_of_calling_it():
 def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):
     results = write(tmp_path / "r", [line("ours", 20.0), line("fast", 15.0)])
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n")
-    assert report.main([str(results), "--readme", str(readme)]) == 0
+    readme.write_text(f"before\n{page.BEGIN}\nstale\n{page.END}\nafter\n")
+    assert page.main([str(results), "--readme", str(readme)]) == 0
     text = readme.read_text()
     assert "Slower than the best rival: `small` (`ours`, 2 threads, K = 50: 0.75)." in text
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="bench:begin"):
-        report.main([str(results), "--readme", str(readme)])
+        page.main([str(results), "--readme", str(readme)])
     assert readme.read_text() == "no markers"
 
 
@@ -78,7 +80,7 @@ def test_other_kinds_and_precisions_are_no_rivals():
     beside = line("sequential", 7.0) | {"kind": "neighbour", "busy_ms_per_step": 9.0}
     beside |= {"slowdown": 1.25, "slowdown_q20": 1.125, "slowdown_q80": 1.5, "ideal_slowdown": 1.3}
     more = [*low, part, part | {"contender": "ours", "ms_per_step": 2.0}, scaled, beside]
-    section = report.readme_section([*plain, *more])
+    section = page.readme_section([*plain, *more])
     assert table in section and "AdamW, bfloat16:" in section
     assert "| small | 2 | forward | ours | 2.00 (0.9000 to 1.10) | 1.00 fast | 0.50 |" in section
     assert "| small | sequential | 50 | 7.00 | 9.00 | 1.25 (1.12 to 1.50) | 1.30 |" in section
@@ -89,7 +91,7 @@ def test_what_failed_is_told_with_its_shapes():
     error = {"error": "ValueError: no such thing\n\nand more"}
     lines = [line("slow", 1.0, shape=shape) | error for shape in ("tiny", "small")]
     said = ["`slow` was not timed at `tiny`, `small`: ValueError: no such thing"]
-    assert report.failures([*lines, line("ours", 1.0)]) == said
+    assert page.failures([*lines, line("ours", 1.0)]) == said
 
 
 def test_what_is_aimed_at_stands_beside_what_was_measured():
@@ -121,8 +123,8 @@ def test_sample_is_milliseconds_a_step(monkeypatch, K):
 
 def test_scaling_tells_the_floor(tmp_path, monkeypatch, capsys):
     rates = {"peak_gflops": 100.0, "copy_gb_s": 10.0, "state_gb_s": 10.0}
-    monkeypatch.setattr(machine, "rates", lambda threads, state_bytes: rates)
-    monkeypatch.setattr(machine, "cores", lambda: 1)
+    monkeypatch.setattr(host, "rates", lambda threads, state_bytes: rates)
+    monkeypatch.setattr(host, "cores", lambda: 1)
     shape = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
     eager = [entry for entry in scaling.SUITE.entries if not entry.compiles]
     suite = replace(scaling.SUITE, shapes={"made-up": shape}, entries=eager)
@@ -143,7 +145,7 @@ def test_scaling_tells_the_floor(tmp_path, monkeypatch, capsys):
 
 def test_shares_are_of_the_highest_peak():
     busy, idle = line("ours", 10.0), line("fast", 15.0) | {"peak_gflops": 200.0}
-    section = report.readme_section([busy, idle])
+    section = page.readme_section([busy, idle])
     assert "200 GF/s on 2" in section and "| **1.50** | 25% |" in section
 
 
@@ -163,8 +165,8 @@ class Lazy(Sequential):
 def test_runner_times_what_is_right_and_refuses_what_is_wrong(tmp_path, monkeypatch):
     shape = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
     monkeypatch.setitem(SHAPES, "made-up", shape)
-    monkeypatch.setattr(machine, "peak_gflops", lambda threads: 100.0)
-    monkeypatch.setattr(machine, "copy_gb_s", lambda threads, size: 10.0)
+    monkeypatch.setattr(host, "peak_gflops", lambda threads: 100.0)
+    monkeypatch.setattr(host, "copy_gb_s", lambda threads, size: 10.0)
     out = tmp_path / "lines.jsonl"
     names = ["--contender", "ours", "ours_train_step", "sequential"]
     common = ["--shape", "made-up", "--threads", "1", "--K", "1", "4", "--rounds", "3"]

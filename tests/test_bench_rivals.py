@@ -10,11 +10,12 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench import check, twin
-from bench.problem import make_problem
-from bench.rivals import RIVALS
-from bench.rivals.stacked import Stacked
-from bench.shapes import SHAPES, Shape
+from bench.contenders.rivals import RIVALS
+from bench.contenders.rivals.stacked import Stacked
+from bench.problem import twin
+from bench.problem.problem import make_problem
+from bench.problem.sizes import SHAPES, Shape
+from bench.suites import check
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
 

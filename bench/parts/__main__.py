@@ -26,10 +26,10 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..contender import Entry
-from ..rounds import measure_rounds
-from ..run import Suite, run
-from ..shapes import SHAPES
+from ..contenders.contender import Entry
+from ..problem.sizes import SHAPES
+from ..suites.rounds import measure_rounds
+from ..suites.run import Suite, run
 from . import ours, rivals
 from .check import check_part
 from .given import Once, Part

@@ -4,11 +4,11 @@ import time
 
 import torch
 
-from .. import twin
-from ..contender import Contender
-from ..problem import Weights
-from ..rivals.stacked import join
-from ..rivals.step_compiled import adamw, rates
+from ..contenders.contender import Contender
+from ..contenders.rivals.stacked import join
+from ..contenders.rivals.step_compiled import adamw, rates
+from ..problem import twin
+from ..problem.problem import Weights
 from . import layers
 from .given import UPDATES, Part
 

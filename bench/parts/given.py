@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ..contender import Contender
-from ..problem import Problem, Weights
-from ..rivals import stacked
-from ..rivals.step_compiled import head
+from ..contenders.contender import Contender
+from ..contenders.rivals import stacked
+from ..contenders.rivals.step_compiled import head
+from ..problem.problem import Problem, Weights
 
 UPDATES = 5  # done already, so that the moments count
 GRADIENT = 1e-3  # size of the gradients that are given to `update`

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import noprop_kernels as nk
 
-from ..problem import Weights
-from ..rivals.step_compiled import adamw, rates
+from ..contenders.rivals.step_compiled import adamw, rates
+from ..problem.problem import Weights
 from .given import GRADIENT, UPDATES, Once, Part
 
 MOVING = ("linear", "dense_update")  # whose results are weights

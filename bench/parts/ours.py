@@ -7,8 +7,8 @@ from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.philox import STREAM_EPS
 from noprop_kernels.results import Gradients
 
-from ..ours import Ours
-from ..problem import Weights
+from ..contenders.ours import Ours
+from ..problem.problem import Weights
 from .given import UPDATES, Once, Part
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..problem import Weights
-from ..rivals import stacked
-from ..rivals.step_compiled import activations, adamw, backward, copy_state, head, rates
+from ..contenders.rivals import stacked
+from ..contenders.rivals.step_compiled import activations, adamw, backward, copy_state, head, rates
+from ..problem.problem import Weights
 from .given import UPDATES, Once, Part
 
 

@@ -2,7 +2,7 @@
 
 import random
 
-from bench import kills
+from bench.whole import kills
 
 
 def test_killed_runs_come_to_the_bits_of_an_undisturbed_one(tmp_path, monkeypatch):

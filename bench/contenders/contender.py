@@ -1,0 +1,158 @@
+"""What the runner asks of everything that it measures."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from ..machine import gpu
+from ..problem.problem import Problem, Weights
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+class Missing(Exception):
+    """What a contender needs is not on this machine; not to be timed is then no mistake."""
+
+
+class Contender:
+    """Trains all T blocks of a problem, K steps a call.
+
+    Attributes:
+        maths: what is computed, "adamw", "sgd", "end_to_end", "inference" or a part of a step; only
+            equals are compared.
+
+    Args:
+        problem: what to train; its tensors are left as they are.
+        threads: cores it may use.
+    """
+
+    maths = "adamw"
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        self.problem = problem
+        self.shape = problem.shape
+        self.threads = threads
+        self.X, self.Y = problem.X, problem.Y
+        self.device = problem.device
+        eye = torch.eye(problem.shape.M, device=self.device)
+        self.embedding = eye if problem.embedding is None else problem.embedding  # u_y = its row y
+
+    def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Losses (K, T) of K steps, or (K, 1) end to end.
+
+        Args:
+            indices: (K, B) int64, rows of X and Y.
+            eps: (K, T, B, D) float32, the noise; None: drawn here.
+        """
+        raise NotImplementedError
+
+    def numbers(self, K: int) -> Tensor | None:
+        """What changes from step to step beside rows and noise, for `steps` as a third argument."""
+        return None
+
+    def weights(self) -> Weights:
+        """Copies of the weights now, named and shaped as the problem's."""
+        raise NotImplementedError
+
+    def check_eps(self, K: int, seed: int) -> tuple[Tensor | None, Tensor]:
+        """Noise for the correctness check: what to pass to `steps`, and what K steps then use."""
+        eps = self.problem.eps(K, seed)
+        return eps, eps
+
+    def flop(self) -> int:
+        """Operations of a step, of products alone."""
+        return self.shape.flop
+
+    def traffic(self) -> int:
+        """Bytes of weights and optimizer that a step at K = 1 reads and writes, each once."""
+        resident = self.resident()
+        return 2 * (resident["weights"] + resident["optimizer"])
+
+    def resident(self) -> dict[str, int]:
+        """Bytes that stay between two steps, in parts."""
+        weights = 4 * self.shape.parameters
+        moments = 0 if self.maths == "sgd" else 2 * weights
+        return {"weights": weights, "optimizer": moments}
+
+    def gradient_bytes(self) -> int:
+        """Most bytes of parameters' gradients that exist at once."""
+        return 4 * self.shape.parameters
+
+    def step_bytes(self, indices: Tensor) -> int | None:
+        """Most bytes that a step holds beside `resident`: activations, gradients, workspace.
+
+        By PyTorch's own record of what it allocates; None where that does not see the work.
+        """
+        if self.device.type == "cuda":
+            gpu.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.steps(indices[:1])
+            return torch.cuda.max_memory_allocated(self.device) - before
+        activities = [ProfilerActivity.CPU]
+        with quiet_stderr(), profile(activities=activities, profile_memory=True) as profiler:
+            self.steps(indices[:1])
+        events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+        allocations = [event for event in events if event.name() == "[memory]"]
+        allocations.sort(key=lambda event: event.start_ns())
+        return max(accumulate(event.nbytes() for event in allocations))  # type: ignore
+
+    def close(self) -> None:
+        """Give back what outlives the object."""
+
+    def draw(self, K: int, B: int) -> Tensor:
+        """The noise of K steps of B rows in one call, which is faster than T or K of them."""
+        return torch.randn(K, self.shape.T, B, self.shape.D, device=self.device)
+
+    def autocast(self) -> torch.autocast:
+        """PyTorch's own way to the problem's precision; float32: nothing."""
+        low = self.problem.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, low)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, F) and u_y (B, D) of the rows (B,)."""
+        return self.X.index_select(0, rows), self.embedding.index_select(0, self.Y[rows])
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Nothing of what native code writes to stderr, which is the profiler's account of itself."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender by name, made when its turn comes.
+
+    Args:
+        name: as in the result files.
+        make: (problem, threads) to contender.
+        compiles: its first call compiles; failing to is then a result and no mistake.
+        slow: left out of a quick run.
+        single: takes one step a call, and is timed at K = 1 alone.
+        min_threads: fewer make it a copy of another contender, or are more than it can be held to.
+        precisions: of products' operands, those that it knows.
+    """
+
+    name: str
+    make: Callable[[Problem, int], Contender]
+    compiles: bool = False
+    slow: bool = False
+    single: bool = False
+    min_threads: int = 1
+    precisions: tuple[str, ...] = ("float32",)

@@ -1,0 +1,168 @@
+"""Memory in parts, and its measured peak: `python -m bench.memory [--quick] [--out FILE]`.
+
+Each contender is alone in a process of its own. It takes steps there once to load what PyTorch
+loads late, and is dropped; then the process' resident set is its baseline, the contender is made
+again, takes steps, and in further steps the highest resident set (VmHWM) counts. Beside it, the
+bytes of the parts: weights and optimizer state between steps, gradients that exist at once,
+activations (with whatever else PyTorch allocates in a step), and the native workspace.
+"""
+
+import ctypes
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..contenders.contender import Contender
+from ..contenders.ours import OURS, Ours
+from ..contenders.rivals import RIVALS
+from ..machine import host
+from ..problem.problem import Problem, make_problem
+from ..problem.sizes import SHAPES, Shape
+from ..report.lines import Line
+from ..report.tables import aligned, memory_rows
+from ..suites import command
+
+NAMES = (
+    *("ours", "sequential", "stacked_shared", "step_compiled"),
+    *("end_to_end", "end_to_end_checkpointed"),
+    *("end_to_end_accumulated", "end_to_end_in_backward"),
+)
+ENTRIES = {entry.name: entry for entry in (*OURS, *RIVALS) if entry.name in NAMES}
+WARM_STEPS = 3
+STEPS = 12
+TIMEOUT = 600  # seconds, of which compiling takes most
+BATCHES = 4  # of rows of the data set, which is no part of what is measured
+
+
+def measure(name: str, shape: Shape, threads: int) -> Line:
+    """What one contender needs; for a process that has done nothing else.
+
+    Raises:
+        OSError: the system does not tell, or reset, a process' peak.
+    """
+    torch.set_num_threads(threads)
+    problem = make_problem(replace(shape, rows=BATCHES * shape.B))
+    ready(name, problem, threads).close()
+    give_back()
+    before = status("VmRSS")
+    contender = ready(name, problem, threads)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    seconds = [step_seconds(contender, problem.indices(1, seed=10 + i)) for i in range(STEPS)]
+    growth = status("VmHWM") - before
+    indices = problem.indices(1, seed=3)
+    step, gradients = contender.step_bytes(indices), contender.gradient_bytes()
+    native = isinstance(contender, Ours)
+    assert step is not None
+    parts = {
+        "gradients": gradients,
+        "activations": 0 if native else max(step - gradients, 0),
+        "workspace": step if native else 0,
+        "rss_growth": growth,
+    }
+    return {
+        "maths": contender.maths,
+        "ms_per_step": statistics.median(seconds) * 1e3,
+        "memory_bytes": contender.resident() | parts,
+    }
+
+
+def ready(name: str, problem: Problem, threads: int) -> Contender:
+    """A contender whose first steps, and compilation, are behind it."""
+    contender = ENTRIES[name].make(problem, threads)
+    for i in range(WARM_STEPS):
+        contender.steps(problem.indices(1, seed=i))
+    return contender
+
+
+def step_seconds(contender: Contender, indices: Tensor) -> float:
+    begin = time.perf_counter()
+    contender.steps(indices)
+    return time.perf_counter() - begin
+
+
+def give_back() -> None:
+    """Returns freed memory to the system, so that it is not mistaken for memory in use."""
+    torch.compiler.reset()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def status(name: str) -> int:
+    """A size in /proc/self/status, in bytes."""
+    for text in Path("/proc/self/status").read_text().splitlines():
+        if text.startswith(f"{name}:"):
+            return 1024 * int(text.split()[1])
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def measure_apart(name: str, shape: Shape, threads: int) -> Line:
+    """`measure` in a new process.
+
+    Raises:
+        RuntimeError: it failed, or was not done in time; the text is its last line.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "from bench.memory import cpu; cpu.child()"],
+            input=json.dumps({"name": name, "shape": asdict(shape), "threads": threads}),
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{name} was not done in {TIMEOUT} s") from error
+    if done.returncode != 0:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child() -> None:
+    """The new process: a request on stdin, the answer as the last line of stdout."""
+    request = json.load(sys.stdin)
+    print(json.dumps(measure(request["name"], Shape(**request["shape"]), request["threads"])))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what the command line asks for; 1 if a contender that compiles nothing failed."""
+    entries = list(ENTRIES.values())
+    parser = command.parser("memory", __doc__, SHAPES, entries, quick="tiny alone")
+    options = parser.parse_args(arguments)
+    options.threads = options.threads or [host.cores()]
+    command.settle(options, SHAPES, ("tiny",))
+    command.check_least(parser, options, threads=1)
+    chosen = [e for e in entries if not options.contender or e.name in options.contender]
+    passed = True
+    for threads in options.threads:
+        for shape in options.shape:
+            base = host.circumstances(shape, threads) | {"kind": "memory", "K": 1}
+            print(f"\n{shape}, {threads} threads", flush=True)
+            lines: list[Line] = []
+            for entry in chosen:
+                line, begin = base | {"contender": entry.name}, time.perf_counter()
+                try:
+                    line |= measure_apart(entry.name, SHAPES[shape], threads)
+                except Exception as error:
+                    passed = passed and entry.compiles
+                    text = traceback.format_exception_only(error)[-1].strip()
+                    print(f"  {entry.name}: not measured: {text}", flush=True)
+                    line["error"] = text
+                print(f"  {entry.name}: {time.perf_counter() - begin:.0f} s", flush=True)
+                lines.append(line)
+            print(aligned(memory_rows(lines)), flush=True)
+            command.append(options.out, lines)
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What every contender is given: data, initial weights and the step's numbers, in plain PyTorch.
+
+The step of block t, with embeddings u_y = W[y], one-hot unless the shape says otherwise:
+
+    z      = signal_t * u_y + noise_t * eps           eps ~ N(0, I)
+    hx     = relu(Linear(x));  hz = relu(Linear(z))
+    f      = relu(Linear([hx, hz]));  logits = Linear(f)
+    loss_t = weight_t * mean over rows of |softmax(logits) @ W - u_y|^2
+
+then AdamW. Nothing here comes from the library that is measured.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sizes import Shape
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Problem:
+    """One benchmark's inputs.
+
+    Args:
+        shape: the sizes.
+        signal, noise, weight: (T,) float32, of block t at t - 1.
+        a, b: (T,) float32, of the chain z_t = a u_hat + b z_{t-1}, for end-to-end training.
+        weights: (T, out, in) and (T, out) float32 by layer and part, "hx.weight".
+        X: (rows, F) float32.
+        Y: (rows,) int64.
+        lr, weight_decay: of AdamW.
+        precision: of the operands of products, "float32" | "tf32" | "bfloat16"; all else is
+            float32.
+        embedding: (M, D) float32, or None for one-hot.
+    """
+
+    shape: Shape
+    signal: Tensor
+    noise: Tensor
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+    weights: Weights
+    X: Tensor
+    Y: Tensor
+    lr: float = 1e-3
+    weight_decay: float = 1e-3
+    precision: str = "float32"
+    embedding: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.X.device
+
+    def indices(self, K: int, seed: int) -> Tensor:
+        """(K, B) int64: rows of K mini-batches."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        size = (K, self.shape.B)
+        return torch.randint(self.shape.rows, size, generator=generator, device=self.device)
+
+    def eps(self, K: int, seed: int) -> Tensor:
+        """(K, T, B, D) float32: the noise of K steps."""
+        s = self.shape
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(K, s.T, s.B, s.D, generator=generator, device=self.device)
+
+
+def make_problem(
+    shape: Shape, seed: int = 0, device: str | torch.device = "cpu", **settings: Any
+) -> Problem:
+    """A problem of this shape, with torch.nn.Linear's initial weights and random data.
+
+    `settings` are lr, weight_decay and precision.
+    """
+    draw: Any = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
+    fan_in = {"hx": shape.F, "hz": shape.D, "f": 2 * shape.H, "logits": shape.H}
+    weights: Weights = {}
+    for name, width in fan_in.items():
+        out = shape.M if name == "logits" else shape.H
+        for part, size in (("weight", (shape.T, out, width)), ("bias", (shape.T, out))):
+            uniform = torch.rand(size, **draw) * 2 - 1
+            weights[f"{name}.{part}"] = uniform / math.sqrt(width)
+    X = torch.randn(shape.rows, shape.F, **draw)
+    Y = torch.randint(shape.M, (shape.rows,), **draw)
+    if not shape.one_hot:
+        settings["embedding"] = torch.randn(shape.M, shape.D, **draw) / math.sqrt(shape.D)
+    numbers = (number.to(device) for number in schedule(shape.T))
+    return Problem(shape, *numbers, weights=weights, X=X, Y=Y, **settings)
+
+
+def schedule(T: int, eta: float = 0.1) -> tuple[Tensor, ...]:
+    """signal, noise, weight, a, b of the cosine schedule (arXiv:2503.24322v2, eqs. 6 and 8)."""
+    u = torch.arange(T + 1, 0, -1, dtype=torch.float64) / (T + 1)
+    s = 0.008
+    alpha_bar = (
+        torch.cos((u + s) / (1 + s) * math.pi / 2) / math.cos(s / (1 + s) * math.pi / 2)
+    ) ** 2
+    alpha_bar[0] = 0
+    previous, now = alpha_bar[:-1], alpha_bar[1:]
+    snr = alpha_bar / (1 - alpha_bar)
+    alpha = previous / now
+    numbers = (
+        previous.sqrt(),
+        (1 - previous).sqrt(),
+        0.5 * T * eta * snr.diff(),
+        now.sqrt() * (1 - alpha) / (1 - previous),
+        alpha.sqrt() * (1 - now) / (1 - previous),
+    )
+    return tuple(number.float() for number in numbers)

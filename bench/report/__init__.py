@@ -1,0 +1,1 @@
+"""Result lines, and the page and pictures made of them."""

@@ -1,0 +1,113 @@
+"""Result lines: read from files, grouped and compared. Of several runs of one thing the latest
+counts.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..problem.sizes import GPU_SHAPES, INFERENCE_SHAPES, SCALING_SHAPES
+
+OURS = (
+    *("ours", "ours_train_step", "ours_sgd", "ours_backend"),
+    *("ours_no_pdl", "ours_by_hand", "ours_cuda", "ours_cuda_clusters"),
+)
+ORDER = list(dict.fromkeys((*GPU_SHAPES, *INFERENCE_SHAPES, *SCALING_SHAPES)))
+
+Line = dict[str, Any]
+Group = tuple[str, int, int]  # shape, threads, K
+
+
+def read(paths: Iterable[Path]) -> list[Line]:
+    """The latest line of each contender, shape, threads, K, kind, precision and machine."""
+    latest: dict[tuple, Line] = {}
+    for path in paths:
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            names = ("contender", "maths", "shape", "threads", "K", "kind", "precision")
+            key = (*(line.get(name) for name in names), machine_of(line))
+            if key not in latest or latest[key]["date"] <= line["date"]:
+                latest[key] = line
+    return list(latest.values())
+
+
+def machine_of(line: Line) -> tuple[str, str | None]:
+    """The processor, and the GPU that the line is about, or None."""
+    return line["machine"]["cpu"], line["machine"].get("gpu")
+
+
+def timed(lines: Iterable[Line], kind: str | None = None) -> list[Line]:
+    """The lines of one kind whose contenders ran; None: those of bench.run and bench.infer."""
+    return [line for line in lines if "error" not in line and line.get("kind") == kind]
+
+
+def groups(lines: Iterable[Line], kind: str | None = None) -> dict[Group, list[Line]]:
+    """Timed lines by shape, threads and K, in the order of the shapes."""
+    found: dict[Group, list[Line]] = {}
+    for line in timed(lines, kind):
+        found.setdefault((line["shape"], line["threads"], line["K"]), []).append(line)
+    place = {name: i for i, name in enumerate(ORDER)}
+    return dict(
+        sorted(found.items(), key=lambda item: (place.get(item[0][0], len(place)), item[0][1:]))
+    )
+
+
+def best_rival(group: Sequence[Line], maths: str) -> Line | None:
+    """The fastest line that computes the same and is not ours."""
+    rivals = [line for line in group if line["maths"] == maths and line["contender"] not in OURS]
+    return min(rivals, key=lambda line: line["ms_per_step"], default=None)
+
+
+def our_lines(group: Sequence[Line], maths: str) -> list[Line]:
+    """Ours in each way of calling it."""
+    return [line for line in group if line["maths"] == maths and line["contender"] in OURS]
+
+
+Peak = tuple[int, str]  # threads, and a GPU's precision
+
+
+def peak_of(line: Line) -> Peak:
+    """What a peak belongs to: a number of threads, and on a GPU a precision of products."""
+    return line["threads"], line["precision"] if line["machine"].get("gpu") else ""
+
+
+def highest_peaks(lines: Iterable[Line]) -> dict[Peak, float]:
+    """The machine's multiply-add peaks: other work can only have lowered them."""
+    peaks: dict[Peak, float] = {}
+    for line in lines:
+        peaks[peak_of(line)] = max(line["peak_gflops"], peaks.get(peak_of(line), 0.0))
+    return peaks
+
+
+def rescaled(line: Line, peaks: dict[Peak, float]) -> Line:
+    """The line with its peak, and its share of it, those of the highest peak."""
+    if "peak_gflops" not in line:
+        return line
+    peak = peaks[peak_of(line)]
+    share = line.get("share_of_peak")
+    more = {} if share is None else {"share_of_peak": share * line["peak_gflops"] / peak}
+    return line | {"peak_gflops": peak} | more
+
+
+def traffic(line: Line) -> int:
+    """Bytes of weights and optimizer that a training step at K = 1 reads and writes, each once."""
+    return 2 * (line["memory_bytes"]["weights"] + line["memory_bytes"]["optimizer"])
+
+
+def floor_ms(line: Line) -> float:
+    """The floor under a training step, in milliseconds: flop / peak + bytes / copy rate.
+
+    What a step takes whose products run at the measured multiply-add peak, after which its update
+    reads and writes every weight and moment once (24 bytes a parameter with AdamW), as fast as a
+    copy between arrays that are together as large as that state: at a cache's rate where it fits
+    into a cache, at memory's where it does not. A step can be faster only by doing the two at the
+    same time, or by keeping the state in a nearer cache from step to step.
+    """
+    products = line["flop_per_step"] / (line["peak_gflops"] * 1e6)
+    return products + traffic(line) / (line["state_gb_s"] * 1e6)
+
+
+def floor_share(line: Line) -> float:
+    """The share of peak of a step that takes floor_ms."""
+    return line["flop_per_step"] / (line["peak_gflops"] * 1e6) / floor_ms(line)

@@ -1,0 +1,1 @@
+"""Contenders checked, then timed in turns."""

@@ -1,0 +1,123 @@
+"""Rounds, in each of which every contender takes its turn, and the result lines of them."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..contenders.contender import Contender
+from ..machine import gpu, host
+from ..problem.problem import Problem
+from ..report.lines import Line
+
+if TYPE_CHECKING:
+    from .run import Suite
+
+SINGLE_CALLS = 10  # of K = 1 in one sample
+MIN_ROUNDS = 3
+
+
+@dataclass
+class Running:
+    """A contender that passed its check, and its samples: milliseconds a step, by K."""
+
+    name: str
+    contender: Contender
+    compile_seconds: float | None
+    samples: dict[int, list[float]]
+
+
+@dataclass
+class Field:
+    """The contenders of one shape at one number of threads, ready to be timed.
+
+    Args:
+        problem: what they were given.
+        base: what their result lines have in common.
+        running: those that passed their check.
+        failed: a line for each of the others.
+        passed: whether none of those was wrong.
+    """
+
+    problem: Problem
+    base: Line
+    running: list[Running]
+    failed: list[Line]
+    passed: bool = True
+
+
+def sample(contender: Contender, indices: Tensor) -> float:
+    """Milliseconds a step: of one call of K steps, or the mean of several calls of one."""
+    K = len(indices)
+    calls = SINGLE_CALLS if K == 1 else 1
+    contender.steps(indices[:1])
+    gpu.synchronize(indices.device)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        contender.steps(indices)
+    gpu.synchronize(indices.device)
+    return (time.perf_counter() - begin) / (calls * K) * 1e3
+
+
+def time_rounds(running: Sequence[Running], problem: Problem, rounds: int, end: float) -> None:
+    """Fills `samples`: every contender once a round, each round beginning with the next one."""
+    for number in range(rounds):
+        if number >= MIN_ROUNDS and time.perf_counter() > end:
+            break
+        for i in range(len(running)):
+            turn = running[(i + number) % len(running)]
+            for K, samples in turn.samples.items():
+                samples.append(sample(turn.contender, problem.indices(K, seed=100 + number)))
+
+
+def measure_rounds(field: Field, suite: "Suite", rounds: int, end: float) -> list[Line]:
+    """The rounds, and a result line for each contender and K."""
+    time_rounds(field.running, field.problem, rounds, end)
+    # a machine shared with others can look slow for a moment, and a share of that peak too high
+    again = measured_rates(field.problem, field.base["threads"])
+    base = field.base | {name: max(rate, field.base[name]) for name, rate in again.items()}
+    return [line for turn in field.running for line in lines_of(turn, field.problem, base)]
+
+
+def measured_rates(problem: Problem, threads: int) -> dict[str, float]:
+    """The limits of the device that the problem is on."""
+    if problem.device.type == "cuda":
+        return gpu.rates(problem.device, problem.precision, problem.shape.state_bytes)
+    return host.rates(threads, problem.shape.state_bytes)
+
+
+def lines_of(turn: Running, problem: Problem, base: Line) -> list[Line]:
+    """One result line for each K."""
+    contender = turn.contender
+    step_bytes = contender.step_bytes(problem.indices(1, seed=3))
+    memory = contender.resident() | {"step": step_bytes}
+    flop, traffic = contender.flop(), contender.traffic()
+    lines = []
+    for K, samples in turn.samples.items():
+        low, median, high = quantiles(samples)
+        line = {
+            "contender": turn.name,
+            "maths": contender.maths,
+            "K": K,
+            "ms_per_step": median,
+            "ms_q20": low,
+            "ms_q80": high,
+            "rounds": len(samples),
+            "flop_per_step": flop,
+            "bytes_per_step": traffic,
+            "share_of_peak": flop / (median * 1e6) / base["peak_gflops"] if flop else None,
+            "share_of_copy": traffic / (median * 1e6) / base["state_gb_s"] if traffic else None,
+            "compile_seconds": turn.compile_seconds,
+            "memory_bytes": memory,
+        }
+        lines.append(base | line)
+    return lines
+
+
+def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
+    """The 20 % quantile, the median and the 80 % quantile."""
+    low, _, _, high = statistics.quantiles(samples, n=5, method="inclusive")
+    return low, statistics.median(samples), high

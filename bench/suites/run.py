@@ -1,0 +1,255 @@
+"""Times every contender: `python -m bench.run [--quick] [--shape small ...] [--out FILE]`.
+
+Each contender first takes three steps that must be those of a float64 twin, on the very shape; one
+that fails is not timed. Then come rounds, in each of which every contender takes its turn, all in
+one process. Caches are warm: before each sample a contender takes one step untimed. `ours` is
+train_steps with K steps a call; `ours_train_step`, at K = 1, train_step on rows that torch gathers.
+
+With --precision bfloat16 those run that can round the operands of their products: ours by its own
+option, eager rivals by torch.autocast, step_compiled by casts; with tf32, on a GPU, rivals by
+PyTorch's setting. Then a contender may be off from the twin by twice what plain PyTorch is, or the
+twin with rounded operands, and by one rounding.
+
+With --device cuda the Triton kernels, the CUDA kernels (`ours_cuda`, where they can run, and
+`ours_cuda_clusters` from compute capability 9.0 on) and a GPU's rivals run there, more shapes too;
+--K 1 10 50 500 shows what a launch costs. Each sample waits for the device before and after.
+--device rehearsal takes the same way on the CPU, by Triton's interpreter (TRITON_INTERPRET=1), with
+a shape of its own; its lines are of kind "rehearsal".
+"""
+
+import argparse
+import gc
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..contenders.contender import PRECISIONS, Contender, Entry, Missing
+from ..contenders.ours import ON_CPU, OURS, OURS_ON_GPU
+from ..contenders.rivals import RIVALS
+from ..contenders.rivals.on_gpu import GPU_RIVALS
+from ..machine import gpu, host
+from ..problem import twin
+from ..problem.problem import Problem, make_problem
+from ..problem.sizes import GPU_SHAPES, REHEARSAL, SHAPES, Shape
+from ..report.lines import Line
+from ..report.tables import plain_table
+from . import command
+from .check import check_steps
+from .rounds import MIN_ROUNDS, Field, Running, measure_rounds, measured_rates
+
+WARM_CALLS = 3  # on a GPU: plain launches, a capture, a replay
+QUICK_SECONDS = 45.0  # for a shape, checks included, after which rounds end
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a command times.
+
+    Args:
+        prog, about, quick: the command's name, its description, and what a quick run is.
+        entries: the contenders.
+        shapes: by name.
+        quick_shapes: the names of a quick run.
+        Ks: steps a call.
+        check: raises unless a new contender is right; returns its calls' seconds, the first first.
+        measure: (field, suite, rounds, end of its time) to result lines.
+        table: of those lines, to print.
+        kind: of the result lines, where they are not to be compared with those of bench.run.
+        precisions: those that --precision offers.
+        all_threads: whether all cores are what --threads is without being given.
+        device: "cpu", or "cuda", where memory is small and what does not fit is no mistake, or
+            "rehearsal": as on a GPU, but on the CPU.
+    """
+
+    prog: str
+    about: str | None
+    quick: str
+    entries: Sequence[Entry]
+    shapes: Mapping[str, Shape]
+    quick_shapes: Sequence[str]
+    Ks: Sequence[int]
+    check: Callable[[Contender], list[float]]
+    measure: "Callable[[Field, Suite, int, float], list[Line]]"
+    table: Callable[[Sequence[Line]], str] = plain_table
+    kind: str | None = None
+    precisions: Sequence[str] = ("float32",)
+    all_threads: bool = False
+    device: str = "cpu"
+
+    @property
+    def tensors_on(self) -> str:
+        return "cuda" if self.device == "cuda" else "cpu"
+
+
+def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Running:
+    """Makes a contender and checks it; what stops it is raised."""
+    contender = entry.make(problem, threads)
+    try:
+        seconds = suite.check(contender)
+    except BaseException:
+        contender.close()
+        raise
+    compile_seconds = seconds[0] - seconds[-1] if entry.compiles else None
+    samples: dict[int, list[float]] = {K: [] for K in suite.Ks if K == 1 or not entry.single}
+    if suite.device != "cpu":
+        for K in samples:
+            for call in range(WARM_CALLS):
+                contender.steps(problem.indices(K, seed=50 + call))
+        gpu.synchronize(problem.device)
+    return Running(entry.name, contender, compile_seconds, samples)
+
+
+@contextmanager
+def field_of(
+    name: str,
+    threads: int,
+    suite: Suite,
+    entries: Sequence[Entry],
+    precision: str,
+    end: float = float("inf"),
+) -> Iterator[Field]:
+    """Checked contenders of one shape, which are closed in the end; on a GPU none starts late."""
+    torch.set_num_threads(threads)
+    torch.compiler.reset()  # compiled code has its number of threads built in
+    before = torch.get_float32_matmul_precision()
+    problem = make_problem(suite.shapes[name], device=suite.tensors_on, precision=precision)
+    base: Line = host.circumstances(name, threads, precision)
+    if suite.device == "cuda":
+        base["machine"] |= gpu.describe(problem.device)
+    base |= measured_rates(problem, threads)
+    base |= {"kind": suite.kind} if suite.kind else {}
+    print(
+        f"\n{name}, {threads} threads, {precision}: peak {base['peak_gflops']:.0f} GF/s, "
+        f"copy {base['copy_gb_s']:.0f} GB/s, of a state's size {base['state_gb_s']:.0f} GB/s",
+        flush=True,
+    )
+    field = Field(problem, base, [], [])
+    try:
+        if suite.device != "cpu":
+            gpu.set_precision(precision)
+        for entry in entries:
+            if threads < entry.min_threads or precision not in entry.precisions:
+                continue
+            try:
+                if suite.device != "cpu" and time.perf_counter() > end:
+                    raise Late("the shape's time was over before its turn")
+                field.running.append(start(entry, problem, threads, suite))
+                maths = field.running[-1].contender.maths
+                print(f"  {entry.name} ({maths}): correct", flush=True)
+            except Exception as error:
+                field.passed = field.passed and not mistaken(error, entry)
+                text = traceback.format_exception_only(error)[-1].strip()
+                print(f"  {entry.name}: not timed: {text}", flush=True)
+                field.failed.append(base | {"contender": entry.name, "error": text})
+        yield field
+    finally:
+        for turn in field.running:
+            turn.contender.close()
+        field.running.clear()
+        torch.set_float32_matmul_precision(before)
+        gc.collect()
+        if suite.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+class Late(Exception):
+    """A contender's turn came when the time was over."""
+
+
+def mistaken(error: Exception, entry: Entry) -> bool:
+    """Whether a contender that did not start is wrong: not late, too large, missing, uncompiled."""
+    if isinstance(error, twin.Mismatch):
+        return True
+    return not (entry.compiles or isinstance(error, Late | Missing | torch.OutOfMemoryError))
+
+
+def run(suite: Suite, arguments: Sequence[str] | None) -> int:
+    """Runs what the command line asks for; 1 if a contender was wrong."""
+    parser = command.parser(suite.prog, suite.about, suite.shapes, suite.entries, suite.quick)
+    if len(suite.Ks) > 1:
+        parser.add_argument("--K", nargs="+", type=int, default=list(suite.Ks), help="steps a call")
+    if len(suite.precisions) > 1:
+        parser.add_argument(
+            "--precision", default="float32", choices=suite.precisions, help="of products' operands"
+        )
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, help="end a shape's rounds when it took so many")
+    options = parser.parse_args(arguments)
+    if suite.all_threads:
+        options.threads = options.threads or [host.cores()]
+    command.settle(options, suite.shapes, suite.quick_shapes)
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else float("inf"))
+    command.check_least(parser, options, threads=1, rounds=MIN_ROUNDS)
+    if len(suite.Ks) > 1:
+        command.check_least(parser, options, K=1)
+        suite = replace(suite, Ks=options.K)
+    entries = command.wanted(suite.entries, options)
+    precision = getattr(options, "precision", "float32")
+    passed = True
+    # a cache of its own, so that compile seconds are those of a first use
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        for threads in options.threads:
+            for name in options.shape:
+                end = time.perf_counter() + seconds
+                with field_of(name, threads, suite, entries, precision, end) as field:
+                    lines = field.failed + suite.measure(field, suite, options.rounds, end)
+                passed = passed and field.passed
+                print(suite.table(lines), flush=True)
+                command.append(options.out, lines)
+    return 0 if passed else 1
+
+
+TRAINING = Suite(
+    prog="run",
+    about=__doc__,
+    quick="about two minutes on two cores",
+    entries=(*OURS, *RIVALS),
+    shapes=SHAPES,
+    quick_shapes=("tiny", "small"),
+    Ks=(1, 50),
+    check=check_steps,
+    measure=measure_rounds,
+    precisions=ON_CPU,
+)
+ON_GPU = replace(
+    TRAINING,
+    quick="four small shapes, without the slow contenders",
+    entries=(*OURS_ON_GPU, *GPU_RIVALS),
+    shapes=GPU_SHAPES,
+    quick_shapes=tuple(SHAPES),
+    precisions=PRECISIONS,
+    device="cuda",
+)
+REHEARSED = replace(
+    ON_GPU,
+    shapes={REHEARSAL.name: REHEARSAL},
+    quick_shapes=(REHEARSAL.name,),
+    Ks=(1, 2),
+    kind="rehearsal",
+    device="rehearsal",
+)
+SUITES = {suite.device: suite for suite in (TRAINING, ON_GPU, REHEARSED)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", choices=SUITES, default="cpu")
+    options, rest = parser.parse_known_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no GPU that PyTorch can use")
+    # the host's threads do nothing that a GPU waits for
+    more = [] if options.device == "cpu" or "--threads" in rest else ["--threads", "1"]
+    suite = TRAINING if options.device == "cpu" else SUITES[options.device]
+    return run(suite, [*rest, *more])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

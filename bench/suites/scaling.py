@@ -1,0 +1,47 @@
+"""Times steps over T, B and H: `python -m bench.scaling [--quick] [--shape small_T1 ...]`.
+
+`small` with another number of blocks (T), rows (B) or hidden units (H), as bench.run times it, on
+all cores: ours, the best of the rivals (step_compiled), and stacked_shared. Beside each, the floor:
+the products at the machine's measured multiply-add peak, and then the update's traffic, 24 bytes a
+parameter, at the rate of a copy as large as the state of all blocks (bench.lines.floor_ms).
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ..problem.sizes import SCALING_SHAPES
+from ..report.lines import Line
+from ..report.tables import aligned, plain_table, scaling_rows
+from .check import check_steps
+from .rounds import measure_rounds
+from .run import TRAINING, Suite, run
+
+NAMES = ("ours", "step_compiled", "stacked_shared")
+
+
+def table(lines: Sequence[Line]) -> str:
+    return plain_table(lines) + "\n\n" + aligned(scaling_rows(lines))
+
+
+SUITE = Suite(
+    prog="scaling",
+    about=__doc__,
+    quick="four shapes",
+    entries=[entry for entry in TRAINING.entries if entry.name in NAMES],
+    shapes=SCALING_SHAPES,
+    quick_shapes=("small_T1", "small_B8", "small_H64", "small"),
+    Ks=(20,),
+    check=check_steps,
+    measure=measure_rounds,
+    table=table,
+    kind="scaling",
+    all_threads=True,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run(SUITE, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Whole runs: their time, their accuracy, and their bits after a kill."""
