@@ -29,7 +29,8 @@ from functools import partial
 from ..contenders.contender import Entry
 from ..problem.sizes import SHAPES
 from ..suites.rounds import measure_rounds
-from ..suites.run import Suite, run
+from ..suites.run import run
+from ..suites.suite import Suite
 from . import ours, rivals
 from .check import check_part
 from .given import Once, Part

@@ -23,7 +23,8 @@ from ..problem import twin
 from ..problem.problem import Problem
 from ..problem.sizes import INFERENCE_SHAPES
 from .rounds import measure_rounds
-from .run import Suite, run
+from .run import run
+from .suite import Suite
 
 CHECK_CALLS = 3
 

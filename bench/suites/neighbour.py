@@ -20,8 +20,9 @@ from ..problem.sizes import SHAPES
 from ..report.lines import Line
 from ..report.tables import aligned, neighbour_rows
 from .check import check_steps
-from .rounds import MIN_ROUNDS, Field, quantiles, sample
-from .run import TRAINING, Suite, run
+from .rounds import MIN_ROUNDS, quantiles, sample
+from .run import TRAINING, run
+from .suite import Field, Suite
 
 NAMES = ("ours", "step_compiled", "stacked_shared", "sequential")
 SPIN = "while True:\n    pass"

@@ -3,8 +3,6 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,41 +10,10 @@ from ..contenders.contender import Contender
 from ..machine import gpu, host
 from ..problem.problem import Problem
 from ..report.lines import Line
-
-if TYPE_CHECKING:
-    from .run import Suite
+from .suite import Field, Running, Suite
 
 SINGLE_CALLS = 10  # of K = 1 in one sample
 MIN_ROUNDS = 3
-
-
-@dataclass
-class Running:
-    """A contender that passed its check, and its samples: milliseconds a step, by K."""
-
-    name: str
-    contender: Contender
-    compile_seconds: float | None
-    samples: dict[int, list[float]]
-
-
-@dataclass
-class Field:
-    """The contenders of one shape at one number of threads, ready to be timed.
-
-    Args:
-        problem: what they were given.
-        base: what their result lines have in common.
-        running: those that passed their check.
-        failed: a line for each of the others.
-        passed: whether none of those was wrong.
-    """
-
-    problem: Problem
-    base: Line
-    running: list[Running]
-    failed: list[Line]
-    passed: bool = True
 
 
 def sample(contender: Contender, indices: Tensor) -> float:
@@ -73,7 +40,7 @@ def time_rounds(running: Sequence[Running], problem: Problem, rounds: int, end: 
                 samples.append(sample(turn.contender, problem.indices(K, seed=100 + number)))
 
 
-def measure_rounds(field: Field, suite: "Suite", rounds: int, end: float) -> list[Line]:
+def measure_rounds(field: Field, suite: Suite, rounds: int, end: float) -> list[Line]:
     """The rounds, and a result line for each contender and K."""
     time_rounds(field.running, field.problem, rounds, end)
     # a machine shared with others can look slow for a moment, and a share of that peak too high

@@ -24,68 +24,28 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from ..contenders.contender import PRECISIONS, Contender, Entry, Missing
+from ..contenders.contender import PRECISIONS, Entry, Missing
 from ..contenders.ours import ON_CPU, OURS, OURS_ON_GPU
 from ..contenders.rivals import RIVALS
 from ..contenders.rivals.on_gpu import GPU_RIVALS
 from ..machine import gpu, host
 from ..problem import twin
 from ..problem.problem import Problem, make_problem
-from ..problem.sizes import GPU_SHAPES, REHEARSAL, SHAPES, Shape
+from ..problem.sizes import GPU_SHAPES, REHEARSAL, SHAPES
 from ..report.lines import Line
-from ..report.tables import plain_table
 from . import command
 from .check import check_steps
-from .rounds import MIN_ROUNDS, Field, Running, measure_rounds, measured_rates
+from .rounds import MIN_ROUNDS, measure_rounds, measured_rates
+from .suite import Field, Running, Suite
 
 WARM_CALLS = 3  # on a GPU: plain launches, a capture, a replay
 QUICK_SECONDS = 45.0  # for a shape, checks included, after which rounds end
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What a command times.
-
-    Args:
-        prog, about, quick: the command's name, its description, and what a quick run is.
-        entries: the contenders.
-        shapes: by name.
-        quick_shapes: the names of a quick run.
-        Ks: steps a call.
-        check: raises unless a new contender is right; returns its calls' seconds, the first first.
-        measure: (field, suite, rounds, end of its time) to result lines.
-        table: of those lines, to print.
-        kind: of the result lines, where they are not to be compared with those of bench.run.
-        precisions: those that --precision offers.
-        all_threads: whether all cores are what --threads is without being given.
-        device: "cpu", or "cuda", where memory is small and what does not fit is no mistake, or
-            "rehearsal": as on a GPU, but on the CPU.
-    """
-
-    prog: str
-    about: str | None
-    quick: str
-    entries: Sequence[Entry]
-    shapes: Mapping[str, Shape]
-    quick_shapes: Sequence[str]
-    Ks: Sequence[int]
-    check: Callable[[Contender], list[float]]
-    measure: "Callable[[Field, Suite, int, float], list[Line]]"
-    table: Callable[[Sequence[Line]], str] = plain_table
-    kind: str | None = None
-    precisions: Sequence[str] = ("float32",)
-    all_threads: bool = False
-    device: str = "cpu"
-
-    @property
-    def tensors_on(self) -> str:
-        return "cuda" if self.device == "cuda" else "cpu"
 
 
 def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Running:

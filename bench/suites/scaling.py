@@ -14,7 +14,8 @@ from ..report.lines import Line
 from ..report.tables import aligned, plain_table, scaling_rows
 from .check import check_steps
 from .rounds import measure_rounds
-from .run import TRAINING, Suite, run
+from .run import TRAINING, run
+from .suite import Suite
 
 NAMES = ("ours", "step_compiled", "stacked_shared")
 

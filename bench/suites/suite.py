@@ -1,0 +1,79 @@
+"""What a command times, and what the runner makes of it: contenders that passed their check."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..contenders.contender import Contender, Entry
+from ..problem.problem import Problem
+from ..problem.sizes import Shape
+from ..report.lines import Line
+from ..report.tables import plain_table
+
+
+@dataclass
+class Running:
+    """A contender that passed its check, and its samples: milliseconds a step, by K."""
+
+    name: str
+    contender: Contender
+    compile_seconds: float | None
+    samples: dict[int, list[float]]
+
+
+@dataclass
+class Field:
+    """The contenders of one shape at one number of threads, ready to be timed.
+
+    Args:
+        problem: what they were given.
+        base: what their result lines have in common.
+        running: those that passed their check.
+        failed: a line for each of the others.
+        passed: whether none of those was wrong.
+    """
+
+    problem: Problem
+    base: Line
+    running: list[Running]
+    failed: list[Line]
+    passed: bool = True
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a command times.
+
+    Args:
+        prog, about, quick: the command's name, its description, and what a quick run is.
+        entries: the contenders.
+        shapes: by name.
+        quick_shapes: the names of a quick run.
+        Ks: steps a call.
+        check: raises unless a new contender is right; returns its calls' seconds, the first first.
+        measure: (field, suite, rounds, end of its time) to result lines.
+        table: of those lines, to print.
+        kind: of the result lines, where they are not to be compared with those of bench.run.
+        precisions: those that --precision offers.
+        all_threads: whether all cores are what --threads is without being given.
+        device: "cpu", or "cuda", where memory is small and what does not fit is no mistake, or
+            "rehearsal": as on a GPU, but on the CPU.
+    """
+
+    prog: str
+    about: str | None
+    quick: str
+    entries: Sequence[Entry]
+    shapes: Mapping[str, Shape]
+    quick_shapes: Sequence[str]
+    Ks: Sequence[int]
+    check: Callable[[Contender], list[float]]
+    measure: "Callable[[Field, Suite, int, float], list[Line]]"
+    table: Callable[[Sequence[Line]], str] = plain_table
+    kind: str | None = None
+    precisions: Sequence[str] = ("float32",)
+    all_threads: bool = False
+    device: str = "cpu"
+
+    @property
+    def tensors_on(self) -> str:
+        return "cuda" if self.device == "cuda" else "cpu"
