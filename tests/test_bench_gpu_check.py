@@ -128,7 +128,7 @@ def test_parts_go_from_right_to_fast(place, rehearse, monkeypatch):
     mnist = parts[names.index("mnist")]
     assert mnist.gap == ("" if rehearse else "NOPROP_DATA is not set")
     for part in parts:
-        if part.command[2:4] == ["-m", "bench.suites.run"]:
+        if part.command[2:5] == ["-m", "bench", "run"]:
             device = part.command[part.command.index("--device") + 1]
             assert device == ("rehearsal" if rehearse else "cuda")
 

@@ -22,7 +22,7 @@ SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
 
 @pytest.mark.parametrize("entry", infer.INFERENCE.entries, ids=lambda entry: entry.name)
 def test_answers_are_the_twins(entry):
-    # aot_eager traces the same functions without minutes of g++; bench.infer checks inductor's
+    # aot_eager traces the same functions without minutes of g++; `bench infer` checks inductor's
     more = {"backend": "aot_eager"} if entry.compiles else {}
     contender = entry.make(make_problem(SHAPE, seed=1), 1, **more)
     assert len(infer.check_answers(contender)) == infer.CHECK_CALLS

@@ -66,7 +66,7 @@ def test_command_writes_lines_and_a_table(measured, tmp_path, monkeypatch, capsy
     assert asked == [(n, "made-up", 1) for n in ("sequential", "end_to_end", "ours")]
     lines = [json.loads(text) for text in out.read_text().splitlines()]
     assert [line.get("error") for line in lines] == [None, None, "RuntimeError: no room"]
-    assert not timed(lines)  # alone in its process: no rival to the lines of bench.run
+    assert not timed(lines)  # alone in its process: no rival to the lines of `bench run`
     printed = capsys.readouterr().out
     assert f"{WEIGHTS / 2**20:.1f}" in printed and "ours: not measured" in printed
     assert len(memory_rows(lines)) == 3

@@ -14,7 +14,7 @@ if not importlib.util.find_spec("bench"):
 from bench.contenders.contender import Entry
 from bench.contenders.rivals.stacked import join
 from bench.machine import host
-from bench.parts import __main__ as parts
+from bench.parts import suite as parts
 from bench.parts.check import CHECK_CALLS, check_part
 from bench.problem import twin
 from bench.problem.problem import make_problem
@@ -28,7 +28,7 @@ IDS = [f"{entry.make.keywords['part']}-{entry.name}" for entry in parts.SUITE.en
 
 @pytest.mark.parametrize("entry", parts.SUITE.entries, ids=IDS)
 def test_part_is_what_float64_says(entry):
-    # aot_eager traces the same functions without minutes of g++; bench.parts checks inductor's
+    # aot_eager traces the same functions without minutes of g++; `bench parts` checks inductor's
     more = {"backend": "aot_eager"} if entry.compiles else {}
     problem = make_problem(SHAPE, seed=1, lr=1e-2, weight_decay=0.5)
     contender = entry.make(problem, 1, **more)

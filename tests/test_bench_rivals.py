@@ -20,7 +20,7 @@ from bench.suites import check
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
 
 
-# aot_eager traces the same functions without minutes of g++; bench.run checks inductor's
+# aot_eager traces the same functions without minutes of g++; `bench run` checks inductor's
 def traced(entry):
     return entry.compiles and entry.name != "jax_step"
 

@@ -1,6 +1,6 @@
 """The cases whose bits are compared, run in the sources of one commit.
 
-__main__.py copies this file into the commit's tests/, whose fixture `backend` builds and forces a
+command.py copies this file into the commit's tests/, whose fixture `backend` builds and forces a
 backend. It names public things of the package alone, so that it runs on commits before and after a
 move or a renaming. Each case is a line of JSON in NOPROP_BITS_OUT: its name and the SHA-256 of
 every tensor that it gave. NOPROP_BITS_CASE is a part of the names of those to run;

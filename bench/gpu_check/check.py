@@ -10,7 +10,7 @@ Exit status 1 if a part failed.
     NOPROP_DATA        MNIST's files, for the last part
     NOPROP_COMMIT      what the result lines call the commit, where the sources have no .git
 
-This file and gpu_parts.py need nothing but Python, since the package is not built when they start.
+This file and parts.py need nothing but Python, since the package is not built when they start.
 It is built from a copy of the sources, and installed into a folder that is removed in the end.
 """
 
@@ -136,7 +136,7 @@ def check(parts: Sequence[Part], place: Place, seconds: float) -> int:
 def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print(__doc__)
-        return 2
+        return 0 if list(arguments) in (["-h"], ["--help"]) else 2
     # so that a part does not outlive the check
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out, wanted = Path(arguments[0]).resolve(), arguments[1:]
@@ -155,7 +155,3 @@ def main(arguments: Sequence[str]) -> int:
         needed = {*wanted} | ({"build"} if {*wanted} - {"facts"} else set())
         chosen = [part for part in parts if not wanted or part.name in needed]
         return check(chosen, place, seconds)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -5,4 +5,4 @@ set -euo pipefail
 [ $# -gt 0 ] && case $1 in -*) ;; *) set -- "$(realpath -m -- "$1")" "${@:2}" ;; esac
 [ -n "${NOPROP_DATA:-}" ] && NOPROP_DATA=$(realpath -m -- "$NOPROP_DATA") && export NOPROP_DATA
 cd "$(dirname "$0")/../.."
-exec "${PYTHON:-python3}" -m bench.gpu_check.check "$@"
+exec "${PYTHON:-python3}" -m bench gpu_check "$@"

@@ -1,15 +1,14 @@
-"""Where a step's time goes in the persistent CUDA kernel: `python -m bench.clocks --shape tiny`.
+"""Where a step's time goes in the persistent CUDA kernel: `python -m bench clocks --shape tiny`.
 
 It needs an extension that counts: `CMAKE_ARGS=-DNOPROP_CUDA_CLOCKS=ON pip install .`. Thread block
 0 reads its multiprocessor's clock behind every stage and every barrier: `work` is its own tiles,
 `wait` the barrier, which the slowest thread block of its group ends. Shares are of the sum; moments
 fetched when a launch begins, and written when it ends, are not in it. Reading the clock costs time
-too, so a step's time is bench.run's to tell. Exit status 77: nothing can be counted; the last line
-says why.
+too, so a step's time is for `bench run` to tell. Exit status 77: nothing can be counted; the last
+line says why.
 """
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +76,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.clocks",
+        prog="python -m bench clocks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -104,7 +103,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line["machine"] |= gpu.describe(torch.device(device))
     command.append(options.out, [line])
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

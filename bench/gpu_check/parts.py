@@ -1,4 +1,4 @@
-"""The parts of bench/gpu_check.py: what is right, then the headline, then what time is left for."""
+"""The parts of check.py: what is right, then the headline, then what time is left for."""
 
 import os
 import shutil
@@ -102,9 +102,9 @@ def bench(place: Place, name: str, shapes: Sequence[str], precision: str, *more:
         names = ("ours", "stacked_shared", "stacked_shared_graphed")
         more = ("--rounds", "3", "--contender", *names)
         common = ["--device", "rehearsal", "--precision", precision]
-        return python("-m", "bench.suites.run", *common, *more, *out)
+        return python("-m", "bench", "run", *common, *more, *out)
     common = ["--device", "cuda", "--precision", precision, "--shape", *shapes]
-    return python("-m", "bench.suites.run", *common, *more, *out)
+    return python("-m", "bench", "run", *common, *more, *out)
 
 
 def benchmarks(place: Place) -> list[Part]:
@@ -145,7 +145,7 @@ def sanitizers(place: Place) -> list[Part]:
 
     The tools look at each backend in a part of its own.
     """
-    small = python("-m", "bench.gpu_check.sanitize", *(["--rehearse"] if place.rehearse else []))
+    small = python("-m", "bench", "sanitize", *(["--rehearse"] if place.rehearse else []))
     out = ["--out", str(place.out / "sanitizers.jsonl")]
     few, cuda = ["--precision", "tf32"], ["--backend", "cuda"]
     gap = "" if shutil.which("compute-sanitizer") else "compute-sanitizer is not on PATH"
@@ -192,13 +192,13 @@ def every_part(place: Place) -> list[Part]:
     memory = ["--precision", "tf32", "--out", str(place.out / "gpu_memory.jsonl")]
     names = ["--contender", "ours_by_1", "stacked_shared"] if place.rehearse else []
     return [
-        Part("facts", 30, python("-m", "bench.machine.gpu", "facts", *rehearse, *device)),
+        Part("facts", 30, python("-m", "bench", "gpu", "facts", *rehearse, *device)),
         Part("build", 200, python(*pip, *target)),
         Part("backends", 30, python("-m", "noprop_kernels")),
         Part("tests", 150, python(*tests)),
-        Part("peaks", 40, python("-m", "bench.machine.gpu", "peaks", *rehearse, *device)),
+        Part("peaks", 40, python("-m", "bench", "gpu", "peaks", *rehearse, *device)),
         *benchmarks(place)[:4],
-        Part("memory", 45, python("-m", "bench.memory.gpu", *rehearse, *memory, *names)),
+        Part("memory", 45, python("-m", "bench", "gpu_memory", *rehearse, *memory, *names)),
         sanitizers(place)[0],
         mnist(place),
         *sanitizers(place)[1:],

@@ -1,4 +1,4 @@
-"""Small shapes for tools that look for races: `python -m bench.sanitize [--backend cuda] ...`.
+"""Small shapes for tools that look for races: `python -m bench sanitize [--backend cuda] ...`.
 
 Every kernel of the Triton backend runs once or twice: plain steps, a captured graph and its replay,
 normalisation, both optimizers, prediction, each precision. With --backend cuda the persistent CUDA
@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,7 +104,7 @@ def instrumented(folder: str) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.sanitize", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench sanitize", description=__doc__)
     parser.add_argument("--consan", action="store_true", help="under Triton's own sanitizer")
     parser.add_argument("--backend", default="triton", choices=("triton", "cuda"))
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, by the interpreter")
@@ -157,7 +156,3 @@ def give_scratch() -> None:
         return torch.zeros(size, dtype=torch.int8, device="cuda")
 
     triton.set_allocator(allocate)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The GPU under the numbers: what it is, its rates, and CUDA graphs captured by hand.
 
-    python -m bench.gpu facts|peaks [--rehearse] --out FILE
+    python -m bench gpu facts|peaks [--rehearse] --out FILE
 
 `facts` needs torch alone, so that it can speak before anything is built; `peaks` Triton too. Each
 appends a JSON line. With --rehearse the same code runs on the CPU, and its lines say so.
@@ -13,7 +13,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -257,7 +256,7 @@ PARTS = {"facts": facts, "peaks": peaks}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, where nothing counts")
     parser.add_argument("--out", type=Path, required=True, help="append a JSON line to this file")
@@ -274,7 +273,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with options.out.open("a") as file:
         file.write(text + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Memory in parts, and its measured peak: `python -m bench.memory [--quick] [--out FILE]`.
+"""Memory in parts, and its measured peak: `python -m bench memory [--quick] [--out FILE]`.
 
 Each contender is alone in a process of its own. It takes steps there once to load what PyTorch
 loads late, and is dropped; then the process' resident set is its baseline, the contender is made
@@ -162,7 +162,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(aligned(memory_rows(lines)), flush=True)
             command.append(options.out, lines)
     return 0 if passed else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Memory on a GPU in parts, its peak and the time: `python -m bench.gpu_memory [--out FILE]`.
+"""Memory on a GPU in parts, its peak and the time: `python -m bench gpu_memory [--out FILE]`.
 
 Ours with 1, 2, 5 and all blocks a launch (`blocks_per_launch`), and rivals, end-to-end
 back-propagation among them. Bytes are those of PyTorch's allocator, one contender after the other:
@@ -8,7 +8,6 @@ CUDA graph of ours included.
 """
 
 import gc
-import sys
 import traceback
 from collections.abc import Sequence
 from functools import partial
@@ -111,7 +110,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 torch.cuda.empty_cache()
         print(aligned(gpu_memory_rows(lines, base["kind"])), flush=True)
     return 0 if passed else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Pictures of result files: `python -m bench.figures FILE.jsonl ... --out FOLDER`.
+"""Pictures of result files: `python -m bench figures FILE.jsonl ... --out FOLDER`.
 
 Writes those that the files have lines for: cpu.png, the speed of every contender beside the best
 rival's; roofline.png, rate over arithmetic intensity, and shares of the peak; scaling.png, time a
@@ -6,7 +6,6 @@ step over T, B and H beside its floor. Needs matplotlib.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,7 @@ FIGURES: dict[str, Callable[[Sequence[Line]], Any]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench figures", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="JSON lines of the other commands")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--precision", default="float32", help="of the lines that are drawn")
@@ -178,7 +177,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pyplot.close(figure)
             print(options.out / name)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -38,7 +38,7 @@ def machine_of(line: Line) -> tuple[str, str | None]:
 
 
 def timed(lines: Iterable[Line], kind: str | None = None) -> list[Line]:
-    """The lines of one kind whose contenders ran; None: those of bench.run and bench.infer."""
+    """The lines of one kind whose contenders ran; None: those of `bench run` and `bench infer`."""
     return [line for line in lines if "error" not in line and line.get("kind") == kind]
 
 

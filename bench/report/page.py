@@ -1,12 +1,11 @@
-"""Tables from result files: `python -m bench.report FILE.jsonl ... [--readme FILE]`.
+"""Tables from result files: `python -m bench report FILE.jsonl ... [--readme FILE]`.
 
 They go between two markers of a page, so that its figures are never typed by hand. What each
-file of bench.run, infer, parts, scaling, neighbour, job, local, grid and memory holds gets its own
-table.
+file of `bench run`, infer, parts, scaling, neighbour, job, local, grid and memory holds gets its
+own table.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,11 +41,11 @@ SECTIONS = (
     ("Beside a process that keeps one core busy:", neighbour_rows),
     ("The whole job:", job_rows),
     (
-        "Accuracy on the test rows by what a block is trained for (`bench.local`):",
+        "Accuracy on the test rows by what a block is trained for (`bench local`):",
         local_rows,
     ),
     (
-        "Small data, means of seeds, ours (logistic regression's) (`bench.grid`):",
+        "Small data, means of seeds, ours (logistic regression's) (`bench grid`):",
         grid_rows,
     ),
 )
@@ -140,7 +139,7 @@ def write_readme(path: Path, section: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench report", description=__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="JSON lines of the other commands")
     parser.add_argument("--readme", type=Path, help="file with the markers; default: print")
     options = parser.parse_args(arguments)
@@ -152,7 +151,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(section)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -161,7 +161,7 @@ def step_table(lines: Sequence[Line], shape: str, threads: int, K: int) -> str:
 
 
 def memory_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of bench.memory's lines: MiB in parts, and milliseconds a step."""
+    """Header and rows of `bench memory`'s lines: MiB in parts, and milliseconds a step."""
     parts = ("weights", "gradients", "optimizer", "activations", "workspace")
     rows: Rows = [("shape", "contender", *parts, "RSS growth", "ms/step")]
     for line in timed(lines, "memory"):
@@ -172,7 +172,7 @@ def memory_rows(lines: Iterable[Line]) -> Rows:
 
 
 def gpu_memory_rows(lines: Iterable[Line], kind: str = "gpu_memory") -> Rows:
-    """Header and rows of bench.gpu_memory's lines: MiB in parts, and milliseconds a step."""
+    """Header and rows of `bench gpu_memory`'s lines: MiB in parts, and milliseconds a step."""
     parts = ("weights", "gradients", "optimizer", "activations", "workspace", "peak")
     rows: Rows = [("shape", "contender", "precision", *parts, "ms/step")]
     for line in timed(lines, kind):
@@ -184,7 +184,7 @@ def gpu_memory_rows(lines: Iterable[Line], kind: str = "gpu_memory") -> Rows:
 
 
 def parts_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of bench.parts' lines: ours in each way of calling it, and the best rival."""
+    """Header and rows of `bench parts`' lines: ours in each way of calling it, the best rival."""
     rows: Rows = [
         (
             *("shape", "threads", "part", "called", "ours, ms (20 to 80 %)", "best rival, ms"),
@@ -208,7 +208,7 @@ def parts_rows(lines: Iterable[Line]) -> Rows:
 
 
 def scaling_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of bench.scaling's lines: milliseconds a step beside the floor."""
+    """Header and rows of `bench scaling`'s lines: milliseconds a step beside the floor."""
     found = groups(lines, "scaling")
     names = list(dict.fromkeys(line["contender"] for group in found.values() for line in group))
     rows: Rows = [("shape", "K", *(f"{name}, ms" for name in names), "floor, ms", "ours / floor")]
@@ -222,7 +222,7 @@ def scaling_rows(lines: Iterable[Line]) -> Rows:
 
 
 def neighbour_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of bench.neighbour's lines."""
+    """Header and rows of `bench neighbour`'s lines."""
     rows: Rows = [
         (
             *("shape", "contender", "K", "alone, ms", "beside it, ms"),
@@ -244,7 +244,7 @@ def neighbour_rows(lines: Iterable[Line]) -> Rows:
 
 
 def job_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of bench.job's lines: a run's seconds, each beside what it is made of."""
+    """Header and rows of `bench job`'s lines: a run's seconds, each beside what it is made of."""
     rows: Rows = [
         (
             *(
@@ -278,7 +278,7 @@ def job_rows(lines: Iterable[Line]) -> Rows:
 
 
 def local_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of bench.local's lines: accuracies by block, of each way to answer."""
+    """Header and rows of `bench local`'s lines: accuracies by block, of each way to answer."""
     rows: Rows = []
     for line in timed(lines, "local"):
         for part, text in (("accuracy_per_block", ""), ("accuracy_of_mean", ", mean of 1 to t")):
@@ -295,7 +295,7 @@ def local_rows(lines: Iterable[Line]) -> Rows:
 
 
 def grid_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of bench.grid's lines: ours and the rival's means, and what is missed."""
+    """Header and rows of `bench grid`'s lines: ours and the rival's means, and what is missed."""
     cells: dict[str, dict[str, Line]] = {}
     for line in timed(lines, "grid"):
         cells.setdefault(line["shape"], {})[line["contender"]] = line

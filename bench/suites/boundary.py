@@ -1,7 +1,7 @@
 """What a call costs beside the kernels: `train_step` and `train_steps` with K = 1 at `tiny`, paired
 with another build.
 
-    python -m bench.boundary OTHER [--rounds 200] [--cpu]
+    python -m bench boundary OTHER [--rounds 200] [--cpu]
 
 OTHER is a folder that holds the other build's `noprop_kernels`. Each build runs in a process of
 its own, and the two take turns, so that what slows the machine slows both. Printed are the
@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parents[2]
@@ -67,13 +68,17 @@ class Build:
         return float(self.ask(call))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench boundary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("other", type=Path)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu", action="store_true", help="processor time, where others run too")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     options = given.threads, given.cpu
     ours, other = Build(HERE, *options), Build(given.other.resolve(), *options)
     for call in ("train_step", "train_steps"):
@@ -89,7 +94,4 @@ def main() -> None:
             f"{call}: {middle:.3f} ({low:.3f} to {high:.3f}); "
             f"fastest {best:.0f} us, other {best_other:.0f} us"
         )
-
-
-if __name__ == "__main__":
-    main()
+    return 0

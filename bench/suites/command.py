@@ -15,7 +15,7 @@ def parser(
 ) -> argparse.ArgumentParser:
     """The options of every command; `quick` tells what --quick does."""
     made = argparse.ArgumentParser(
-        prog=f"python -m bench.{prog}",
+        prog=f"python -m bench {prog}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

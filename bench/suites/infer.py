@@ -1,11 +1,10 @@
-"""Times inference: `python -m bench.infer [--quick] [--shape small_x1 ...] [--out FILE]`.
+"""Times inference: `python -m bench infer [--quick] [--shape small_x1 ...] [--out FILE]`.
 
 The chain z_t = a_t u_hat_t + b_t z_{t-1} of all T blocks on one batch from a given z_0, without
-noise in the steps. A shape's name ends in the rows of the batch. As in bench.run, a contender's z_T
-must be a float64 twin's before it is timed, and contenders take turns; a step is one answer.
+noise in the steps. A shape's name ends in the rows of the batch. As in `bench run`, a contender's
+z_T must be a float64 twin's before it is timed, and contenders take turns; a step is one answer.
 """
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -191,7 +190,3 @@ INFERENCE = Suite(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return run(INFERENCE, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

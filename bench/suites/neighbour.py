@@ -1,4 +1,4 @@
-"""Times steps beside a busy neighbour: `python -m bench.neighbour [--quick] [--out FILE]`.
+"""Times steps beside a busy neighbour: `python -m bench neighbour [--quick] [--out FILE]`.
 
 Another process spins on one core, which it never leaves, in every second round and is stopped in
 the others; so each contender has a pair of samples a round, with and without it, and the slowdown
@@ -116,9 +116,5 @@ SUITE = Suite(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(os, "sched_setaffinity"):
-        sys.exit("bench.neighbour: this system holds no process to a core")
+        sys.exit("bench neighbour: this system holds no process to a core")
     return run(SUITE, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Times every contender: `python -m bench.run [--quick] [--shape small ...] [--out FILE]`.
+"""Times every contender: `python -m bench run [--quick] [--shape small ...] [--out FILE]`.
 
 Each contender first takes three steps that must be those of a float64 twin, on the very shape; one
 that fails is not timed. Then come rounds, in each of which every contender takes its turn, all in
@@ -20,7 +20,6 @@ a shape of its own; its lines are of kind "rehearsal".
 import argparse
 import gc
 import os
-import sys
 import tempfile
 import time
 import traceback
@@ -209,7 +208,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     more = [] if options.device == "cpu" or "--threads" in rest else ["--threads", "1"]
     suite = TRAINING if options.device == "cpu" else SUITES[options.device]
     return run(suite, [*rest, *more])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,11 @@
-"""Times steps over T, B and H: `python -m bench.scaling [--quick] [--shape small_T1 ...]`.
+"""Times steps over T, B and H: `python -m bench scaling [--quick] [--shape small_T1 ...]`.
 
-`small` with another number of blocks (T), rows (B) or hidden units (H), as bench.run times it, on
+`small` with another number of blocks (T), rows (B) or hidden units (H), as `bench run` times it, on
 all cores: ours, the best of the rivals (step_compiled), and stacked_shared. Beside each, the floor:
 the products at the machine's measured multiply-add peak, and then the update's traffic, 24 bytes a
-parameter, at the rate of a copy as large as the state of all blocks (bench.lines.floor_ms).
+parameter, at the rate of a copy as large as the state of all blocks (bench.report.lines.floor_ms).
 """
 
-import sys
 from collections.abc import Sequence
 
 from ..problem.sizes import SCALING_SHAPES
@@ -42,7 +41,3 @@ SUITE = Suite(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return run(SUITE, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -52,7 +52,7 @@ class Suite:
         check: raises unless a new contender is right; returns its calls' seconds, the first first.
         measure: (field, suite, rounds, end of its time) to result lines.
         table: of those lines, to print.
-        kind: of the result lines, where they are not to be compared with those of bench.run.
+        kind: of the result lines, where they are not to be compared with those of `bench run`.
         precisions: those that --precision offers.
         all_threads: whether all cores are what --threads is without being given.
         device: "cpu", or "cuda", where memory is small and what does not fit is no mistake, or

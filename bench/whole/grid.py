@@ -1,4 +1,4 @@
-"""Small data beside logistic regression: `python -m bench.grid [--quick] [--out FILE]`.
+"""Small data beside logistic regression: `python -m bench grid [--quick] [--out FILE]`.
 
 A network of `noprop train`'s defaults, without a head, against scikit-learn's
 LogisticRegression(C=1) on standardised features, means over seeds, of
@@ -17,7 +17,6 @@ and 99 % for two Gaussians of one feature in 256 rows.
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -228,7 +227,7 @@ def measure(cell: Cell, seeds: int, threads: int) -> list[Line]:
 def main(arguments: Sequence[str] | None = None) -> int:
     names = [cell.name for cell in CELLS]
     made = argparse.ArgumentParser(
-        prog="python -m bench.grid",
+        prog="python -m bench grid",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -250,7 +249,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines += new
     print(aligned(grid_rows(lines), left=1))
     return int(any(line["missed"] for line in lines))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Times the whole job: `python -m bench.job [--data mnist] [--epochs 10] [--quick] [--out FILE]`.
+"""Times the whole job: `python -m bench job [--data mnist] [--epochs 10] [--quick] [--out FILE]`.
 
 `ours` is the loop of `noprop train --data mnist --preset mlp`: its own order of the rows, pixels as
 they are in the file, its progress bar; what it takes is told apart for the blocks, the bar and the
@@ -276,7 +276,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(aligned(job_rows(lines)))
     command.append(options.out, lines)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Kills runs at random moments with SIGKILL, goes on with each, and compares the final bits.
 
-`python -m bench.kills` trains once undisturbed. Then, kill after kill, a run is begun, killed, gone
+`python -m bench kills` trains once undisturbed. Then, kill after kill, a run is begun, killed, gone
 on with and killed again, until `--kills` have hit; each is let go on to its end, and its tensors
 must be the undisturbed run's. A part of the kills falls between the first two writes of a folder,
 when tensors have a name and the record has none yet.
@@ -79,7 +79,7 @@ def tensors_of(folder: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.kills",
+        prog="python -m bench kills",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -124,7 +124,3 @@ def measure(place: Path, kills: int, epochs: int, rng: random.Random) -> dict[st
             raise RuntimeError(f"{run} must have metrics, record and tensors, got {left}")
         shutil.rmtree(run)
     return told
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What the denoising adds: `python -m bench.local [--data mnist] [--epochs 10] [--quick]`.
+"""What the denoising adds: `python -m bench local [--data mnist] [--epochs 10] [--quick]`.
 
 The same network on the same batches, learning rates and first weights, its blocks by three losses
 of their own:
@@ -11,7 +11,6 @@ The first two answer after every block of the chain without noise; blocks of the
 themselves, and by the mean of the probabilities of blocks 1 to t.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -137,7 +136,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(aligned(local_rows(lines)))
     command.append(options.out, lines)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,7 @@ from ..suites import command
 
 def parser(prog: str, about: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog=f"python -m bench.{prog}",
+        prog=f"python -m bench {prog}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,6 +1,6 @@
 """What training takes where nothing is said: functions of the training rows alone.
 
-`fit`, the command line and the settings of a run use the same ones. `python -m bench.grid` lays
+`fit`, the command line and the settings of a run use the same ones. `python -m bench grid` lays
 them beside logistic regression.
 """
 

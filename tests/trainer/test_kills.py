@@ -1,4 +1,4 @@
-"""Runs that are killed: a short form of `python -m bench.kills`."""
+"""Runs that are killed: a short form of `python -m bench kills`."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Cycles of a program's stages, of a build with NOPROP_CUDA_CLOCKS; `python -m bench.clocks`."""
+"""Cycles of a program's stages, of a build with NOPROP_CUDA_CLOCKS; `python -m bench clocks`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

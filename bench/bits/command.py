@@ -1,6 +1,6 @@
 """Whether a change of the sources changed a bit of what they compute.
 
-`python -m bench.bits BEFORE [AFTER]` builds two commits on this machine, runs the same cases in
+`python -m bench bits BEFORE [AFTER]` builds two commits on this machine, runs the same cases in
 both on every backend, and compares digests of all states, losses, gradients and predictions.
 """
 
@@ -114,9 +114,9 @@ def run_all(runs: Sequence[Run], trees: Sequence[Path]) -> bool:
     return same
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.bits",
+        prog="python -m bench bits",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument(
         "--case", default="", metavar="TEXT", help="only cases with this in their name"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     names = (
         builds.resolve(options.before),
         (builds.working_tree() if options.working_tree else builds.resolve(options.after)),
@@ -155,7 +155,3 @@ def main() -> int:
     of = f", of the cases with {options.case!r}" if options.case else ""
     print(("equal" if same else "not equal") + of)
     return 0 if same else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

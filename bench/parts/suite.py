@@ -1,6 +1,6 @@
-"""Times the parts of a step: `python -m bench.parts [--quick] [--shape small ...] [--out FILE]`.
+"""Times the parts of a step: `python -m bench parts [--quick] [--shape small ...] [--out FILE]`.
 
-Each part, on given inputs, against the torch operations that it replaces, as bench.run does with
+Each part, on given inputs, against the torch operations that it replaces, as `bench run` does with
 whole steps: checked first (against float64), then timed in turns.
 
     draw             standard normal numbers (T, B, D): ours against a torch.Generator
@@ -22,7 +22,6 @@ the same with its formulas written out under torch.compile. Flop are the product
 weights, moments and gradients, once each; a part of neither has no share.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -93,7 +92,3 @@ SUITE = Suite(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return run(SUITE, arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The commands of the benchmarks: `python -m bench NAME [options]`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+# the module whose `main` a command is, imported when it is called, and what the command does
+COMMANDS = {
+    "run": ("suites.run", "times a training step of every contender"),
+    "parts": ("parts.suite", "times the parts of a step, and the drop-in layers"),
+    "infer": ("suites.infer", "times inference"),
+    "scaling": ("suites.scaling", "times steps over T, B and H"),
+    "neighbour": ("suites.neighbour", "times steps beside a busy process"),
+    "boundary": ("suites.boundary", "compares the cost of a call with another build's"),
+    "memory": ("memory.cpu", "memory in parts, and its measured peak"),
+    "gpu_memory": ("memory.gpu", "the same on a GPU"),
+    "job": ("whole.job", "times the whole job, MNIST from the first epoch on"),
+    "local": ("whole.local", "accuracy by the loss that a block is trained for"),
+    "grid": ("whole.grid", "the trainer's defaults beside logistic regression on small data"),
+    "kills": ("whole.kills", "kills runs, goes on with them, and compares bits"),
+    "gpu_check": ("gpu_check.check", "all that a GPU has to show; by bash bench/gpu_check.sh OUT"),
+    "gpu": ("machine.gpu", "facts or rates of a GPU"),
+    "sanitize": ("gpu_check.sanitize", "small shapes for tools that look for races"),
+    "clocks": ("gpu_check.clocks", "cycles of the persistent CUDA kernel by stage"),
+    "bits": ("bits.command", "whether a change of the sources changed a bit of what they compute"),
+    "report": ("report.page", "tables from result files"),
+    "figures": ("report.figures", "pictures of result files"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        usage="%(prog)s NAME [options]",
+        description="Benchmarks. `python -m bench NAME --help` tells a command's options.",
+        epilog="\n".join(f"  {name:<10}  {about}" for name, (_, about) in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", choices=COMMANDS, metavar="NAME", help="one of those below")
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    parser.parse_args([name])
+    module, _ = COMMANDS[name]
+    return import_module(f"bench.{module}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
