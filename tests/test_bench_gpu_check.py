@@ -137,6 +137,7 @@ def test_benchmarks_name_contenders_and_shapes_that_exist(place):
     from bench.suites import run
 
     known = {entry.name for entry in run.ON_GPU.entries}
+    assert {*gpu_parts.OURS, "ours_sgd"} == {entry.name for entry in run.OURS_ON_GPU}
     shapes = set()
     for part in gpu_parts.benchmarks(Place(place.out, place.work, rehearse=False)):
         command = list(part.command)

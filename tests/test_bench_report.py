@@ -12,8 +12,12 @@ if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
 from bench.contenders.contender import Contender
+from bench.contenders.ours import OURS, OURS_ON_GPU
+from bench.contenders.rivals import RIVALS
+from bench.contenders.rivals.on_gpu import GPU_RIVALS
 from bench.contenders.rivals.sequential import Sequential
 from bench.machine import host
+from bench.parts import suite as parts
 from bench.problem.sizes import SHAPES, Shape
 from bench.report import lines as result_lines
 from bench.report import page, tables
@@ -54,6 +58,14 @@ def test_ours_is_shown_in_both_ways_of_calling_it():
     assert "| `ours` | 10.00" in table and "| **1.50** |" in table
     assert "| `ours_train_step` | 12.00" in table and "| **1.25** |" in table
     assert not lost and len(table.splitlines()) == 4
+
+
+def test_a_name_tells_whose_a_contender_is():
+    names = {entry.name for entry in (*OURS, *OURS_ON_GPU)}
+    assert all(map(result_lines.is_ours, names))
+    assert not any(result_lines.is_ours(entry.name) for entry in (*RIVALS, *GPU_RIVALS))
+    of_parts = {entry.name for entry in parts.SUITE.entries}
+    assert set(filter(result_lines.is_ours, of_parts)) == {"ours", "ours_backend"}
 
 
 def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):

@@ -140,7 +140,7 @@ class Entry:
     """A contender by name, made when its turn comes.
 
     Args:
-        name: as in the result files.
+        name: as in the result files; that of each way of calling ours begins with `ours`.
         make: (problem, threads) to contender.
         compiles: its first call compiles; failing to is then a result and no mistake.
         slow: left out of a quick run.

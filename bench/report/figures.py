@@ -13,7 +13,17 @@ from typing import Any
 import matplotlib
 
 from ..problem.sizes import SCALES, scaled
-from .lines import OURS, Line, best_rival, floor_ms, groups, highest_peaks, read, rescaled, traffic
+from .lines import (
+    Line,
+    best_rival,
+    floor_ms,
+    groups,
+    highest_peaks,
+    is_ours,
+    read,
+    rescaled,
+    traffic,
+)
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  # after its backend is chosen
@@ -25,7 +35,7 @@ COLORS = ("blue", "orange", "green", "red", "purple", "brown", "pink", "olive", 
 
 def color(name: str, names: Sequence[str]) -> str:
     """Black is ours."""
-    return "black" if name in OURS else f"tab:{COLORS[names.index(name) % len(COLORS)]}"
+    return "black" if is_ours(name) else f"tab:{COLORS[names.index(name) % len(COLORS)]}"
 
 
 def at_most_threads(lines: Sequence[Line], kind: str | None) -> dict[str, list[Line]]:

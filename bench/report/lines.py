@@ -9,10 +9,6 @@ from typing import Any
 
 from ..problem.sizes import GPU_SHAPES, INFERENCE_SHAPES, SCALING_SHAPES
 
-OURS = (
-    *("ours", "ours_train_step", "ours_sgd", "ours_backend"),
-    *("ours_no_pdl", "ours_by_hand", "ours_cuda", "ours_cuda_clusters"),
-)
 ORDER = list(dict.fromkeys((*GPU_SHAPES, *INFERENCE_SHAPES, *SCALING_SHAPES)))
 
 Line = dict[str, Any]
@@ -53,15 +49,21 @@ def groups(lines: Iterable[Line], kind: str | None = None) -> dict[Group, list[L
     )
 
 
+def is_ours(contender: str) -> bool:
+    """By its name, which begins with ours in each way of calling it, and no rival's does."""
+    return contender == "ours" or contender.startswith("ours_")
+
+
 def best_rival(group: Sequence[Line], maths: str) -> Line | None:
     """The fastest line that computes the same and is not ours."""
-    rivals = [line for line in group if line["maths"] == maths and line["contender"] not in OURS]
+    same = [line for line in group if line["maths"] == maths]
+    rivals = [line for line in same if not is_ours(line["contender"])]
     return min(rivals, key=lambda line: line["ms_per_step"], default=None)
 
 
 def our_lines(group: Sequence[Line], maths: str) -> list[Line]:
     """Ours in each way of calling it."""
-    return [line for line in group if line["maths"] == maths and line["contender"] in OURS]
+    return [line for line in group if line["maths"] == maths and is_ours(line["contender"])]
 
 
 Peak = tuple[int, str]  # threads, and a GPU's precision
