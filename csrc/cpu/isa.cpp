@@ -16,7 +16,7 @@
 namespace noprop {
 namespace {
 
-bool all_finite(const void* data, int32_t dtype, int64_t count) {
+inline bool all_finite(const void* data, int32_t dtype, int64_t count) {
   // a sum of x * 0 stays 0 unless some x is infinite or NaN
   if (dtype == NOPROP_FLOAT32) {
     const float* x = static_cast<const float*>(data);
@@ -37,7 +37,7 @@ bool all_finite(const void* data, int32_t dtype, int64_t count) {
 
 // `rounds` bursts of multiply-adds, on as many accumulators as hide their latency; returns the
 // billions of operations done
-double fma_gflop(int64_t rounds) {
+inline double fma_gflop(int64_t rounds) {
   constexpr int kSums = NOPROP_REGISTERS == 32 ? 24 : 12;
   constexpr int64_t kRound = 100000;
   Vec sums[kSums];
@@ -65,9 +65,74 @@ double fma_gflop(int64_t rounds) {
 
 extern const Isa NOPROP_NAME(NOPROP_ISA);
 
+#if defined(__AVX512BF16__)
+// Products of pairs are this unit's. Everything else, plans in float32 among it, is the other
+// unit's, compiled there once, of the same instructions.
+extern const Isa k_avx512;
+
 namespace {
 
-constexpr Isa kOwn = {
+bool is_own(const NopropPlan& plan) { return plan.precision == NOPROP_BFLOAT16; }
+
+}  // namespace
+
+constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
+    .name = NOPROP_TEXT(NOPROP_ISA),
+    .lanes = kLanes,
+    .train_bytes =
+        [](const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
+          return (is_own(*plan) ? train_bytes : k_avx512.train_bytes)(plan, B, D, team_size);
+        },
+    .train_slice =
+        [](const TrainTask& task, int64_t i, char* workspace) {
+          (is_own(*task.slices->plan) ? train_slice : k_avx512.train_slice)(task, i, workspace);
+        },
+    .packed_bytes = packed_bytes,
+    .pack_rows =
+        [](const PackTask& task) {
+          return (is_own(*task.plan) ? pack_rows : k_avx512.pack_rows)(task);
+        },
+    .noise_bytes = [](int64_t B, int64_t D) { return k_avx512.noise_bytes(B, D); },
+    .noise_slice = [](const NoiseTask& task, int64_t i,
+                      char* workspace) { k_avx512.noise_slice(task, i, workspace); },
+    .saved_bytes =
+        [](const NopropPlan* plan, int64_t B) {
+          return (is_own(*plan) ? saved_bytes : k_avx512.saved_bytes)(plan, B);
+        },
+    .forward_slice =
+        [](const ForwardTask& task, int64_t i, char* workspace) {
+          (is_own(*task.slices->plan) ? forward_slice : k_avx512.forward_slice)(task, i, workspace);
+        },
+    .head_bytes = [](int64_t B, int64_t M, int64_t D) { return k_avx512.head_bytes(B, M, D); },
+    .head_slice = [](const HeadTask& task, int64_t i,
+                     char* workspace) { k_avx512.head_slice(task, i, workspace); },
+    .backward_bytes =
+        [](const NopropPlan* plan, int64_t B) {
+          return (is_own(*plan) ? backward_bytes : k_avx512.backward_bytes)(plan, B);
+        },
+    .backward_slice =
+        [](const BackwardTask& task, int64_t i, char* workspace) {
+          (is_own(*task.slices->plan) ? backward_slice : k_avx512.backward_slice)(task, i,
+                                                                                  workspace);
+        },
+    .update_slice = [](const NopropSlices& slices, int64_t i,
+                       const NopropRule& rule) { k_avx512.update_slice(slices, i, rule); },
+    .predict_bytes =
+        [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
+          return (is_own(*plan) ? predict_bytes : k_avx512.predict_bytes)(plan, B, D, crew_size);
+        },
+    .predict_rows =
+        [](const PredictTask& task, int64_t sample, int64_t replica, int64_t first, int64_t rows,
+           Crew& crew, char* workspace) {
+          (is_own(*task.slices->plan) ? predict_rows : k_avx512.predict_rows)(
+              task, sample, replica, first, rows, crew, workspace);
+        },
+    .all_finite = [](const void* data, int32_t dtype,
+                     int64_t count) { return k_avx512.all_finite(data, dtype, count); },
+    .fma_gflop = [](int64_t rounds) { return k_avx512.fma_gflop(rounds); },
+};
+#else
+constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .name = NOPROP_TEXT(NOPROP_ISA),
     .lanes = kLanes,
     .train_bytes = train_bytes,
@@ -88,54 +153,6 @@ constexpr Isa kOwn = {
     .all_finite = all_finite,
     .fma_gflop = fma_gflop,
 };
-
-}  // namespace
-
-#if defined(__AVX512BF16__)
-// Plans in float32 are the other unit's, compiled there once, of the same instructions: this one
-// holds nothing but products of pairs.
-extern const Isa k_avx512;
-
-namespace {
-
-const Isa& isa_for(const NopropPlan& plan) {
-  return plan.precision == NOPROP_BFLOAT16 ? kOwn : k_avx512;
-}
-
-}  // namespace
-
-constinit const Isa NOPROP_NAME(NOPROP_ISA) = [] {
-  Isa isa = kOwn;
-  isa.train_bytes = [](const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
-    return isa_for(*plan).train_bytes(plan, B, D, team_size);
-  };
-  isa.train_slice = [](const TrainTask& task, int64_t i, char* workspace) {
-    isa_for(*task.slices->plan).train_slice(task, i, workspace);
-  };
-  isa.pack_rows = [](const PackTask& task) { return isa_for(*task.plan).pack_rows(task); };
-  isa.saved_bytes = [](const NopropPlan* plan, int64_t B) {
-    return isa_for(*plan).saved_bytes(plan, B);
-  };
-  isa.forward_slice = [](const ForwardTask& task, int64_t i, char* workspace) {
-    isa_for(*task.slices->plan).forward_slice(task, i, workspace);
-  };
-  isa.backward_bytes = [](const NopropPlan* plan, int64_t B) {
-    return isa_for(*plan).backward_bytes(plan, B);
-  };
-  isa.backward_slice = [](const BackwardTask& task, int64_t i, char* workspace) {
-    isa_for(*task.slices->plan).backward_slice(task, i, workspace);
-  };
-  isa.predict_bytes = [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
-    return isa_for(*plan).predict_bytes(plan, B, D, crew_size);
-  };
-  isa.predict_rows = [](const PredictTask& task, int64_t sample, int64_t replica, int64_t first,
-                        int64_t rows, Crew& crew, char* workspace) {
-    isa_for(*task.slices->plan).predict_rows(task, sample, replica, first, rows, crew, workspace);
-  };
-  return isa;
-}();
-#else
-const Isa NOPROP_NAME(NOPROP_ISA) = kOwn;
 #endif
 
 }  // namespace noprop

@@ -8,7 +8,7 @@ namespace noprop {
 namespace {
 
 // z and eps alone
-int64_t noise_bytes(int64_t B, int64_t D) {
+inline int64_t noise_bytes(int64_t B, int64_t D) {
   const Panels shape = make_panels(B);
   Pieces counted = {nullptr};
   for (int j = 0; j < 4; ++j) counted.take<float>(D * shape.padded());
@@ -16,7 +16,7 @@ int64_t noise_bytes(int64_t B, int64_t D) {
   return counted.used;
 }
 
-void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
+inline void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
   const Panels shape = make_panels(task.B);
   const int64_t D = task.mix->D, size = D * shape.padded();
   Pieces pieces = {workspace};
@@ -60,7 +60,7 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
                        shape);
 }
 
-int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
+inline int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
   const Panels shape = make_panels(B);
   Pieces counted = {nullptr};
   for (int j = 0; j < 3; ++j) counted.take<float>(M * shape.padded());
@@ -70,7 +70,7 @@ int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
   return counted.used;
 }
 
-void head_slice(const HeadTask& task, int64_t i, char* workspace) {
+inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   const NopropMix& mix = *task.mix;
   const Panels shape = make_panels(task.B);
   const int64_t B = task.B, M = task.M, D = mix.D, size = D * shape.padded();
@@ -154,7 +154,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   if (apply) slices.updates[slice] += 1;
 }
 
-void update_slice(const NopropSlices& slices, int64_t i, const NopropRule& rule) {
+inline void update_slice(const NopropSlices& slices, int64_t i, const NopropRule& rule) {
   const int64_t slice = slices.index[i];
   const NopropPlan& plan = *slices.plan;
   const Step step = make_step(rule, rule.lr[i * rule.lr_slice],
