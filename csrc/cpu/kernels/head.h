@@ -55,9 +55,11 @@ struct HeadOutput {
   float* d_logits;  // panels (M, P)
 };
 
-// out (rows, P) = a (rows, K) times b (K, P), element (r, k) of a at a[r * a_row + k * a_k]
-inline void multiply_panels(float* out, const float* a, int64_t a_row, int64_t a_k, const float* b,
-                            int64_t rows, int64_t K, const Panels& shape) {
+// out (rows, P) = a (rows, K) times b (K, P), element (r, k) of a at a[r * a_row + k * a_k].
+// noinline: it is called rarely and is large, and each copy would take seconds to compile.
+[[gnu::noinline]] inline void multiply_panels(float* out, const float* a, int64_t a_row,
+                                              int64_t a_k, const float* b, int64_t rows, int64_t K,
+                                              const Panels& shape) {
   with_cols(shape.cols, [&](auto cols) {
     constexpr int COLS = decltype(cols)::value;
     for_row_tiles<COLS>(0, rows, [&](auto tile_rows, int64_t r) {
