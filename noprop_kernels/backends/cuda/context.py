@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...optimizers import SGD, Adam
-from ..calls import Gather, Mix, Noise, Rule, Slices
+from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
 from ..gpu.optimizer import hyper, log_betas, rule_name
 from ..gpu.stages import Table
 from .buffers import Buffer, address
@@ -44,7 +44,9 @@ class Walk:
     out_grads: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
     noise: Noise | None = None
-    mix: Mix | None = None
+    noising: Noising | None = None
+    objective: Objective | None = None
+    embedding: Embedding | None = None
     y: Tensor | Gather | None = None
     rule: Rule | None = None
     training: bool = True
