@@ -41,8 +41,9 @@ def test_all_three_learn_and_are_told():
 def test_the_classifier_reads_no_embedding():
     t = torch.arange(1, 4)
     schedule = NoiseSchedule.cosine(T=3)
-    noisy, blind = (goal(schedule).numbers(t) for goal in (local.CrossEntropy, local.Classifier))
-    assert noisy.head == blind.head == "cross_entropy"
+    goals = [goal(schedule) for goal in (local.CrossEntropy, local.Classifier)]
+    assert [goal.head for goal in goals] == ["cross_entropy"] * 2
+    noisy, blind = (goal.levels(t) for goal in goals)
     assert noisy.signal.any() and noisy.noise.any()
     assert not blind.signal.any() and not blind.noise.any()
     assert torch.equal(blind.weight, torch.ones(3))

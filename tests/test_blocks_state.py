@@ -24,6 +24,7 @@ from blocks_for_tests import (
     snapshot,
 )
 from noprop_kernels.philox import initial_parameters
+from noprop_kernels.stack import engine
 
 
 def test_names_and_shapes_are_the_plans():
@@ -109,8 +110,8 @@ def test_to_keeps_the_state_and_refuses_other_dtypes(backend):
     index = torch.arange(T)
     for device in ("cpu", "meta"):
         assert blocks.to(device).hx.weight.device.type == device
-        assert blocks._mix(index, 1, B).signal.device.type == device
-        assert blocks._noise_block(index, 1).device.type == device
+        assert engine.levels_of(blocks, index, 1, B)[0].signal.device.type == device
+        assert engine.blocks_of(blocks, index, 1).device.type == device
 
 
 def test_loading_keeps_every_address(backend):
@@ -307,7 +308,7 @@ def test_numbers_of_a_step_follow_the_object(backend):
     blocks.W_embed = other.clone()
     blocks.optimizer = fresh.optimizer = nk.AdamW(lr=0.02, weight_decay=(0.1, 0.2, 0.3))
     for lr in (None, 0.1, 0.2, torch.tensor([0.1, 0.2, 0.3])):
-        fresh._memo.clear()
+        fresh.layout.cache.clear()
         assert torch.equal(blocks.train_step(x, y, lr=lr).loss, fresh.train_step(x, y, lr=lr).loss)
     assert_same(snapshot(blocks), snapshot(fresh))
     for lr in (-1.0, float("nan"), float("inf")):

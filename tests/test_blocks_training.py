@@ -194,7 +194,7 @@ def test_gradients_beside_the_step_are_autograds(backend, plan, embedding):
     blocks = make(plan, embedding=embedding)
     modules = [module.train() for module in blocks.to_modules()]
     z = blocks.add_noise(y)
-    step = blocks.train_step(x, y, input_grad=True, numbers_grad=True)
+    step = blocks.train_step(x, y, input_grad=True, levels_grad=True)
     W = torch.eye(M) if embedding is None else embedding
     schedule = GOAL.schedule
     for i, module in enumerate(modules):
@@ -224,7 +224,7 @@ def test_features_of_z_given_are_the_step_that_draws_it(backend):
     z = given.add_noise(y)
     assert torch.equal(drawn.train_step(x, y).loss, given.train_step(x, y, z=z).loss)
     assert_same(snapshot(given), snapshot(drawn))
-    step = given.train_step(x, y, z=given.add_noise(y), input_grad=True, numbers_grad=True)
+    step = given.train_step(x, y, z=given.add_noise(y), input_grad=True, levels_grad=True)
     assert step.d_z.shape == (T, B, D) and step.d_x.shape == (T, B, F)
     assert step.d_signal is None and step.d_noise is None and step.d_W_embed.shape == (T, M, D)
 

@@ -183,7 +183,7 @@ def index():
 def block_arguments(plan, grad=True):
     blocks = make(plan)
     params = [value.detach().clone().requires_grad_(grad) for value in blocks.parameters()]
-    stats = [blocks.get_buffer(name).clone() for name in blocks._stats]
+    stats = [blocks.get_buffer(name).clone() for name in blocks.layout.stats]
     inputs = [
         rows(2, B, width, grad=grad)
         for width in (blocks.plan.widths[n] for n in blocks.plan.inputs)

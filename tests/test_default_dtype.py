@@ -75,7 +75,7 @@ EMBEDDING = torch.randn(M, D)
 
 def training() -> list[Any]:
     blocks = make("norm", embedding=EMBEDDING, seed=[3, 4])
-    step = blocks.train_step(X, Y, input_grad=True, numbers_grad=True)
+    step = blocks.train_step(X, Y, input_grad=True, levels_grad=True)
     losses = blocks.train_steps(DATA, LABELS, ROWS, lr=[1e-3, 2e-3], normalize=(0.5, 2.0))
     losses_of_bytes = blocks.train_steps(DATA.to(torch.uint8), LABELS, ROWS)
     grads = blocks.gradients(X, Y, step=3)
@@ -127,7 +127,7 @@ def parts() -> list[Any]:
 def drawn() -> list[Any]:
     order = philox.permutation(1, 2, 100)
     schedule = nk.NoiseSchedule([0.0, 0.25, 0.5])
-    return [order, schedule.a[1:], nk.NoiseSchedule.cosine(T).snr, vars(GOAL.numbers(LABELS[:0]))]
+    return [order, schedule.a[1:], nk.NoiseSchedule.cosine(T).snr, vars(GOAL.levels(LABELS[:0]))]
 
 
 CALLS = (training, graph, head, copies, parts, drawn)

@@ -123,7 +123,7 @@ def test_head_of_the_blocks_own_loss(backend):
     goal, plan = nk.DT(nk.NoiseSchedule.cosine(3)), nk.plans.mlp(7, M, M, hidden=6)
     step, own = (nk.DenoisingBlocks(plan, goal, held=[2]) for _ in range(2))
     x, y = torch.randn(B, 7, generator=torch.Generator().manual_seed(0)), given()[1]
-    weight = goal.numbers(own.t).weight[0]
+    weight = goal.levels(own.t).weight[0]
     for _ in range(3):
         step.train_step(x, y)
         logits = own(x, own.add_noise(y))

@@ -34,7 +34,7 @@ def test_noise_is_that_of_blocks_at_the_same_address(backend, embedded):
     plan = nk.plans.mlp(7, D if embedded else M, M, hidden=4)
     blocks = nk.DenoisingBlocks(plan, GOAL, embedding=W_embed, seed=[-3, 8])
     blocks.advance()
-    numbers = GOAL.numbers(torch.tensor(3))
+    numbers = GOAL.levels(torch.tensor(3))
     z, eps = F.add_noise(
         labels(),
         numbers.signal.item(),

@@ -70,15 +70,15 @@ def test_the_oracle_s_chain_has_the_marginals():
         assert_close(var, 1 - schedule.alpha_bar[t], rtol=0, atol=1e-12)
 
 
-def test_dt_numbers():
+def test_dt_levels():
     goal = DT(NoiseSchedule.cosine(10), eta=0.1)
     assert goal.T == 10
-    numbers = goal.numbers(torch.arange(1, 11))
-    assert_digits(numbers.weight, WEIGHTS)
-    assert numbers.signal[0] == 0 and numbers.noise[0] == 1
-    assert_digits(numbers.signal[1:] ** 2, TABLE["alpha_bar"].rpartition(" ")[0])
-    assert_close(numbers.signal**2 + numbers.noise**2, torch.ones(10))
-    assert (numbers.head, numbers.flow, numbers.sigma) == ("softmax", 0, 0)
+    levels = goal.levels(torch.arange(1, 11))
+    assert_digits(levels.weight, WEIGHTS)
+    assert levels.signal[0] == 0 and levels.noise[0] == 1
+    assert_digits(levels.signal[1:] ** 2, TABLE["alpha_bar"].rpartition(" ")[0])
+    assert_close(levels.signal**2 + levels.noise**2, torch.ones(10))
+    assert (goal.head, goal.flow, goal.sigma) == ("softmax", 0, 0)
     with pytest.raises(ValueError, match="eta must be above 0, got 0"):
         DT(NoiseSchedule.cosine(10), eta=0)
 

@@ -23,7 +23,7 @@ from noprop.datasets.dataset import Dataset
 from noprop.runs import Settings, Split, build
 from noprop.training import Batches, learning_rates
 from noprop_kernels import philox
-from noprop_kernels.goal import Numbers
+from noprop_kernels.goal import Levels
 
 from ..machine import host
 from ..report.lines import Line
@@ -38,18 +38,20 @@ ROWS_AT_ONCE = 1000
 class CrossEntropy(nk.DT):
     """NoProp-DT's noisy embeddings, under the cross-entropy of the label."""
 
-    def numbers(self, t: Tensor) -> Numbers:
-        numbers = super().numbers(t)
-        return replace(numbers, weight=torch.ones_like(numbers.weight), head="cross_entropy")
+    head = "cross_entropy"
+
+    def levels(self, t: Tensor) -> Levels:
+        levels = super().levels(t)
+        return replace(levels, weight=torch.ones_like(levels.weight))
 
 
 class Classifier(CrossEntropy):
     """The same without an embedding to read: z is 0."""
 
-    def numbers(self, t: Tensor) -> Numbers:
-        numbers = super().numbers(t)
-        nothing = torch.zeros_like(numbers.signal)
-        return replace(numbers, signal=nothing, noise=nothing)
+    def levels(self, t: Tensor) -> Levels:
+        levels = super().levels(t)
+        nothing = torch.zeros_like(levels.signal)
+        return replace(levels, signal=nothing, noise=nothing)
 
 
 GOALS = {"denoising": nk.DT, "cross_entropy": CrossEntropy, "classifier": Classifier}

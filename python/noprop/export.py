@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from noprop_kernels.stack import plain_modules
+from noprop_kernels.stack.training import check_draws_z
 
 from .normalisation import Normalisation
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     """The graph of `Model.to_module`, with tensors of its own."""
-    blocks, schedule = model.blocks, model.blocks.goal.schedule
-    blocks._check_draws_z("to_module")
+    blocks, schedule = model.blocks, model.goal.schedule
+    check_draws_z(blocks, "to_module")
     inputs = list(blocks.plan.inputs)
     if len(inputs) != 2:
         raise ValueError(f'to_module: plan must have "z" and one more input, got {inputs}')

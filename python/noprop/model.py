@@ -83,7 +83,10 @@ class Model:
         classes: Sequence[str] | None = None,
         inputs: InputFormat | None = None,
     ) -> None:
-        T = blocks.goal.T
+        goal, T = blocks.goal, blocks.T
+        if not isinstance(goal, nk.DT):
+            raise ValueError(f"Model: blocks must have a DT as goal, got {type(goal).__name__}")
+        self.goal = goal
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
         if blocks.replicas != 1:
@@ -199,7 +202,7 @@ class Model:
             ValueError: x does not fit.
         """
         blocks, rows = self.blocks, self.format_of(x).array(x)
-        probs = blocks._numbers.new_empty(len(rows), blocks.M)
+        probs = torch.empty(len(rows), blocks.M, dtype=torch.float32, device=blocks.device)
         scores = torch.empty_like(probs)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = blocks.predict(self.features(part, first), noise=False, keep="all")
@@ -225,7 +228,9 @@ class Model:
         self._head("predict_paper")
         check_positive("predict_paper", "samples", samples)
         rows = self.format_of(x).array(x)
-        logits = self.blocks._numbers.new_empty(samples, len(rows), self.blocks.M)
+        logits = torch.empty(
+            samples, len(rows), self.blocks.M, dtype=torch.float32, device=self.blocks.device
+        )
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = self.blocks.predict(
                 self.features(part, first), samples=samples, seed=seed, first_row=first
@@ -235,7 +240,7 @@ class Model:
 
     def scores(self, z: Tensor) -> Tensor:
         """`Answer.scores` (..., M) of z_T (..., D)."""
-        alpha_bar, W = float(self.blocks.goal.schedule.alpha_bar[-1]), self.blocks.W_embed
+        alpha_bar, W = float(self.goal.schedule.alpha_bar[-1]), self.blocks.W_embed
         if W is None:  # <u_y, z> is column y of z
             return alpha_bar**0.5 * z - alpha_bar / 2
         weight, bias = alpha_bar**0.5 * W, -alpha_bar / 2 * W.square().sum(1)
@@ -296,7 +301,7 @@ class Model:
         content = {
             "model": {
                 "plan": description.plan_to_json(self.blocks.plan),
-                "goal": description.goal_to_json(self.blocks.goal),
+                "goal": description.goal_to_json(self.goal),
                 "order": list(self.blocks.held),
                 "sampler": SAMPLER,
                 "normalisation": None

@@ -306,7 +306,7 @@ class _Loop:
         """What to tell of the epoch that `progress` has completed."""
         blocks, rows = self.model.blocks, self.batches.rows
         last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
-        weights = blocks.goal.numbers(
+        weights = blocks.goal.levels(
             torch.arange(1, blocks.T + 1, dtype=torch.int64, device="cpu")
         ).weight.tolist()
         skipped = progress.skipped or [0] * blocks.T  # which runs did not count at first

@@ -190,7 +190,7 @@ class Surface(RuleBasedStateMachine):
             "train_step blocks": lambda: blocks.train_step(v["x"], v["y"], blocks=number),
             "train_step lr": lambda: blocks.train_step(v["x"], v["y"], lr=number),
             "train_step z": lambda: blocks.train_step(
-                v["x"], v["y"], z=v["zs"], input_grad=True, numbers_grad=True
+                v["x"], v["y"], z=v["zs"], input_grad=True, levels_grad=True
             ),
             "train_steps": lambda: blocks.train_steps(v["X"], v["Y"], v["rows"], lr=v["lr"]),
             "train_steps normalize": lambda: blocks.train_steps(

@@ -12,10 +12,10 @@ from .program import device_index, facts, room_for_groups, room_for_state
 from .residency import Place
 
 if TYPE_CHECKING:
-    from ...stack.module import StackedModule
+    from ...stack.module import Stack
 
 
-def ask_of_steps(what: "StackedModule", batch: int) -> Ask:
+def ask_of_steps(what: "Stack", batch: int) -> Ask:
     """What train_steps, on rows of a data set, asks of the table of a slice."""
     plan = what.plan
     return Ask(
@@ -26,15 +26,15 @@ def ask_of_steps(what: "StackedModule", batch: int) -> Ask:
         D=what.D,
         precision=what.precision,
         gathered=tuple(name for name in plan.inputs if name != "z"),
-        eps=what._flow != 0,
-        embedded=what._head != "cross_entropy",
+        eps=what.layout.goal.flow != 0,
+        embedded=what.layout.goal.head != "cross_entropy",
         statistics="later" if plan.has_norm() else "",
         check=not contents_are_checked(what.device),
         outside=frozenset((":loss", ":applied")),
     )
 
 
-def weight_stages(what: "StackedModule") -> list[Fields]:
+def weight_stages(what: "Stack") -> list[Fields]:
     """The stages that may keep moments, with what their place depends on, in a program's order."""
     plan = what.plan
     return [
@@ -44,7 +44,7 @@ def weight_stages(what: "StackedModule") -> list[Fields]:
     ]
 
 
-def slice_bytes(what: "StackedModule") -> int:
+def slice_bytes(what: "Stack") -> int:
     """Weights, moments and running statistics of a slice."""
     assert what.optimizer is not None
     weights = sum(map(math.prod, what.plan.parameters().values()))
@@ -52,7 +52,7 @@ def slice_bytes(what: "StackedModule") -> int:
     return 4 * (weights * (1 + len(what.optimizer.moments)) + statistics)
 
 
-def place_of(what: "StackedModule", batch: int) -> Place:
+def place_of(what: "Stack", batch: int) -> Place:
     """Where train_steps has its state, at K > 1; `what` has an optimizer."""
     assert what.optimizer is not None
     module, device = extension.module, device_index(what.device)
@@ -76,7 +76,7 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def describe(what: "StackedModule", batch: int) -> str:
+def describe(what: "Stack", batch: int) -> str:
     """A line on train_steps with `batch` rows a step; where the runtime has no facts, why."""
     assert what.optimizer is not None
     try:
