@@ -112,7 +112,7 @@ def bits(module: nn.Module) -> dict[str, bytes]:
     found = {}
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.layout == torch.strided and value.device.type == "cpu" and value.untyped_storage():
-            found[name] = value.detach().resolve_neg().contiguous().view(-1).numpy().tobytes()
+            found[name] = value.detach().contiguous().view(-1).numpy(force=True).tobytes()
     return found
 
 
