@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import noprop
-from cli_for_tests import call
 from noprop import checkpoint, devices, runs, training
 from noprop.cli import common
 from noprop.devices import pick_device
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cpu import backend as cpu
+from support.cli import call
 
 CPU = torch.device("cpu")
 QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2", "--head", "paper"]
