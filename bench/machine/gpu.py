@@ -133,7 +133,7 @@ def milliseconds(device: torch.device, work: Callable[[], Any], repeats: int = R
 
 
 def set_precision(precision: str) -> None:
-    """What PyTorch's float32 products round their operands to on a GPU."""
+    """The precision to which PyTorch rounds operands of float32 products on a GPU."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 

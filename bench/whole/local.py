@@ -1,4 +1,4 @@
-"""What the denoising adds: `python -m bench local [--data mnist] [--epochs 10] [--quick]`.
+"""The gain from denoising: `python -m bench local [--data mnist] [--epochs 10] [--quick]`.
 
 The same network on the same batches, learning rates and first weights, with three local losses:
 

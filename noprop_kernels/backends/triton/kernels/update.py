@@ -31,7 +31,8 @@ def store_rates(
     rates_ptr, updates_ptr, lr, decay, k, i, n, at, apply,
     RULE: tl.constexpr, LOG_BETA_1: tl.constexpr, LOG_BETA_2: tl.constexpr,
 ):  # fmt: skip
-    """What depends on lr, decay or updates, in float64 and rounded once; counts the update."""
+    """The numbers that depend on lr, decay or updates, in float64 and rounded once; counts the
+    update."""
     updates = tl.load(updates_ptr + at) + 1
     rate = tl.load(number(lr, k, i, n, 1))
     wd = tl.load(number(decay, k, i, n, 1))
