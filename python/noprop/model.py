@@ -28,8 +28,9 @@ class Answer:
     """The answer of the chain without noise for B rows; each row's depends on that row alone.
 
     Attributes:
-        scores: (B, M) float32, sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2, which grows
-            with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry it.
+        scores: (B, M) float32, `sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2`, which
+            grows with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry
+            it.
         probs: (B, M) float32, the mean of the softmaxes of the blocks T // 2 + 1..T. Each block
             treats the beliefs of earlier blocks as evidence, so the last one alone is overconfident
             where classes overlap; a softmax of the scores would be even more so. Where two classes
