@@ -9,13 +9,11 @@ from .arguments.batches import (
     Inputs,
     Normalize,
     check_inputs,
-    check_labels,
     rows_of,
     same_rows,
 )
 from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops
-from .backends.calls import AddNoiseCall
 from .check import MOST_COUNT, check_positive
 from .compiler.eager import eager_only
 from .goal import Goal, check_goal
@@ -254,22 +252,7 @@ class DenoisingBlocks(Stack):
         Raises:
             ValueError: an argument does not fit.
         """
-        op = "add_noise"
-        index = index_of(self, op, blocks)
-        y = check_labels(op, y, None, self.M, self.device)
-        n, B = len(index), len(y)
-        first_row = check_row(op, first_row, B)
-        z = engine.empty(self, n, B, self.D)
-        if B:
-            block = engine.blocks_of(self, index, 1)
-            noise = engine.noise_of(self, index, block, first_row=first_row)
-            labels = y.contiguous().expand(1, n, B)
-            noising, _ = engine.levels_of(self, index, 1, B)
-            call = AddNoiseCall(
-                noise, noising, engine.embedding_of(self), labels, z, None, self.updates
-            )
-            engine.run(self, "add_noise", call)
-        return z
+        return training.add_noise(self, "add_noise", y, blocks, first_row)
 
     def forward(self, x: Inputs, z: Tensor, *, blocks: Blocks = None) -> Tensor:
         """logits = plan(x, z), differentiable in the parameters, x and z.
@@ -321,7 +304,7 @@ class DenoisingBlocks(Stack):
         index = index_of(self, op, blocks)
         check_draws_z(self, op)
         check_batch(self, op, x, y, len(index), training=self.training)
-        logits = self.forward(x, self.add_noise(y, blocks=blocks), blocks=blocks)
+        logits = self.forward(x, training.add_noise(self, op, y, blocks, 0), blocks=blocks)
         return block_nodes.Loss.apply(self, index, y, logits)
 
     @eager_only

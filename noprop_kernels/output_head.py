@@ -118,12 +118,13 @@ class OutputHead(Stack):
         """
         op, index = "train_step", self._everyone()
         rule = engine.step_rule(self, op, lr, index)
-        B = len(check_labels(op, y, None, self.M, self.device))
+        B = len(check_labels(op, y, None, self.device))
         engine.check_rows(self, op, "y", B)
         out = engine.new_out(self, 1, len(self))
         out.error = engine.empty(self, len(self), B)
         engine.train(
             self,
+            op,
             index=index,
             block=self._noise_block(op, t, 1),
             inputs={},

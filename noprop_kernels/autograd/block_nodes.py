@@ -147,6 +147,7 @@ class Loss(torch.autograd.Function):
             error=None,
             d_logits=d_logits,
             owner=stack.updates,
+            op="loss",
         )
         engine.run(stack, "head", call)
         ctx.save_for_backward(d_logits)

@@ -51,6 +51,7 @@ def denoising_error(
             error=error[None],
             d_logits=d_logits[None],
             u_hat=u_hat[None],
+            op="denoising_loss",
         )
         backend_of(M, D, logits.device, backend).head(call)
     return error, u_hat, d_logits

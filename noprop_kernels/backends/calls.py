@@ -2,7 +2,7 @@
 
 Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these
 records. Outputs are tensors that the caller made; a backend writes them and allocates nothing that
-outlives the call.
+outlives the call. `op` is the public name of the call, which errors begin with.
 
 Letters: N slices that the object holds, n slices that the call runs, K steps, B rows, F features, D
 width of an embedding, M classes. "Expanded" dimensions may have stride 0.
@@ -148,6 +148,7 @@ class AddNoiseCall:
     z: Tensor | None
     eps: Tensor | None
     owner: Tensor | None = None
+    op: str = "add_noise"
 
 
 @dataclass
@@ -188,6 +189,7 @@ class HeadCall:
     d_logits: Tensor | None
     u_hat: Tensor | None = None  # (n, B, D)
     owner: Tensor | None = None
+    op: str = "head"
 
 
 @dataclass
@@ -288,6 +290,7 @@ class TrainCall:
     K: int
     out: TrainOut
     blocks_per_launch: int | None = None
+    op: str = "train"
 
 
 @dataclass

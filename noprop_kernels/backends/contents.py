@@ -15,10 +15,30 @@ def check_rows(op: str, plan: Plan, B: int) -> None:
         raise ValueError(f"{op}: batch norm needs at least 2 rows in training, got {B}")
 
 
-def check_range(op: str, name: str, value: Tensor, limit: int) -> None:
-    if value.numel() and not (0 <= value.min() and value.max() < limit):
-        low, high = value.min().item(), value.max().item()
-        raise ValueError(f"{op}: {name} must lie in [0, {limit}), got {low} to {high}")
+def bad_label(op: str, M: int, value: int, row: int) -> ValueError:
+    return ValueError(f"{op}: labels must be in 0..{M - 1}, got {value} at row {row}")
+
+
+def bad_index(op: str, value: int, at: int) -> ValueError:
+    return ValueError(f"{op}: indices must name rows of the data, got {value} at {at}")
+
+
+def bad_input(op: str, name: str) -> ValueError:
+    return ValueError(f"{op}: {name} must be finite, got NaN or infinity")
+
+
+def first_outside(value: Tensor, limit: int) -> tuple[int, int] | None:
+    """The first entry that is not in 0..limit - 1, and its place in the last dimension."""
+    if not value.numel() or (0 <= value.min() and value.max() < limit):
+        return None
+    at = int(((value < 0) | (value >= limit)).flatten().nonzero()[0])
+    return int(value.flatten()[at]), at % value.shape[-1]
+
+
+def check_labels(op: str, y: Tensor, M: int) -> None:
+    """Labels, in dimensions that end with the rows."""
+    if found := first_outside(y, M):
+        raise bad_label(op, M, *found)
 
 
 def check_finite(op: str, inputs: Mapping[str, Tensor]) -> None:
@@ -26,7 +46,7 @@ def check_finite(op: str, inputs: Mapping[str, Tensor]) -> None:
     for name, value in inputs.items():
         value = value[:1] if value.stride(0) == 0 else value  # slices share it
         if name != "z" and value.numel() and not all(map(math.isfinite, value.aminmax())):
-            raise ValueError(f"{op}: {name} must be finite, got NaN or infinity")
+            raise bad_input(op, name)
 
 
 def fetch(value: Tensor | Gather, step: int) -> Tensor:
@@ -41,19 +61,25 @@ def fetch(value: Tensor | Gather, step: int) -> Tensor:
     return (rows.to(dtype) - value.mean) * value.scale
 
 
+def check_call(call: TrainCall) -> None:
+    """What needs no contents."""
+    if call.B == 0:
+        raise ValueError(f"{call.op}: a batch must have at least 1 row, got 0")
+    check_rows(call.op, call.slices.plan, call.B)
+    if call.rule is None and call.out.grads is None:
+        raise ValueError(f"{call.op}: a call without grads must have a rule, got None")
+
+
 def check_train(call: TrainCall) -> None:
     plan = call.slices.plan
-    if call.B == 0:
-        raise ValueError("train: a batch must have at least 1 row, got 0")
-    check_rows("train", plan, call.B)
-    if call.rule is None and call.out.grads is None:
-        raise ValueError("train: a call without grads must have a rule, got None")
+    check_call(call)
     for name, value in [*call.inputs.items(), ("y", call.y)]:
         if isinstance(value, Gather) and call.K:
-            check_range("train", f"indices of {name}", value.indices, len(value.data))
+            if found := first_outside(value.indices, len(value.data)):
+                raise bad_index(call.op, *found)
         for step in range(call.K):
             rows = fetch(value, step)
             if value is call.y:
-                check_range("train", "y", rows, plan.widths[plan.output])
+                check_labels(call.op, rows, plan.widths[plan.output])
             elif not bool(rows.isfinite().all()):
-                raise ValueError(f"train: {name} must be finite, got NaN or infinity")
+                raise bad_input(call.op, name)

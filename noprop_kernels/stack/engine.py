@@ -169,6 +169,7 @@ def new_out(stack: Stack, K: int, n: int) -> TrainOut:
 
 def train(
     stack: Stack,
+    op: str,
     *,
     index: Tensor,
     block: Tensor,
@@ -202,6 +203,7 @@ def train(
         K=K,
         out=out,
         blocks_per_launch=stack.blocks_per_launch,
+        op=op,
     )
     run(stack, "train", call, () if rule is None else [*updated(slices), slices.draws])
 
@@ -222,5 +224,5 @@ def train_steps(
     out = new_out(stack, K, len(index))
     if K > 0:
         check_rows(stack, op, "indices", B)
-        train(stack, index=index, block=block, inputs=inputs, y=y, B=B, rule=rule, out=out)
+        train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, rule=rule, out=out)
     return out.loss

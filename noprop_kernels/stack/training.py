@@ -16,7 +16,7 @@ from ..arguments.batches import (
     gather_inputs,
     packed,
 )
-from ..backends.calls import UpdateCall
+from ..backends.calls import AddNoiseCall, UpdateCall
 from ..check import MOST_COUNT, check_count, check_integer, check_positive, check_tensor
 from ..plan import Plan
 from ..results import Gradients, Step
@@ -63,6 +63,7 @@ def train_step(
             out.d_signal, out.d_noise = empty(n, B), empty(n, B)
     engine.train(
         stack,
+        op,
         index=index,
         block=engine.blocks_of(stack, index, 1),
         inputs={name: packed(value)[None] for name, value in inputs.items()},
@@ -135,6 +136,7 @@ def gradients(
     out.stats = {name: engine.empty(stack, n, *s) for name, s in stack.plan.statistics().items()}
     engine.train(
         stack,
+        op,
         index=index,
         block=engine.blocks_of(stack, index, 1),
         inputs={name: packed(value)[None] for name, value in inputs.items()},
@@ -195,6 +197,29 @@ def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
     return apply
 
 
+def add_noise(stack: Stack, op: str, y: Tensor, blocks: Blocks, first_row: int) -> Tensor:
+    """DenoisingBlocks.add_noise."""
+    index = index_of(stack, op, blocks)
+    y = check_labels(op, y, None, stack.device)
+    n, B = len(index), len(y)
+    first_row = check_row(op, first_row, B)
+    z = engine.empty(stack, n, B, stack.D)
+    if B:
+        block = engine.blocks_of(stack, index, 1)
+        call = AddNoiseCall(
+            noise=engine.noise_of(stack, index, block, first_row=first_row),
+            noising=engine.levels_of(stack, index, 1, B)[0],
+            embedding=engine.embedding_of(stack),
+            y=y.contiguous().expand(1, n, B),
+            z=z,
+            eps=None,
+            owner=stack.updates,
+            op=op,
+        )
+        engine.run(stack, "add_noise", call)
+    return z
+
+
 # arguments
 
 
@@ -216,7 +241,7 @@ def check_batch(
     """A training batch, checked: inputs (n, B, F) by name, and B."""
     inputs = check_inputs(op, x, stack.plan, n, stack.device)
     B = next(iter(inputs.values())).shape[1]
-    check_labels(op, y, B, stack.M, stack.device)
+    check_labels(op, y, B, stack.device)
     if training or B < 1:
         engine.check_rows(stack, op, "y", B)
     return {name: value.detach() for name, value in inputs.items()}, B

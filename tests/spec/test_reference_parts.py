@@ -162,11 +162,11 @@ def test_head_needs_eps_for_a_flow():
 def test_labels_out_of_range_are_refused_by_the_parts():
     call = make("mlp")
     call.y = torch.full((1, 3, 6), 4)
-    with pytest.raises(ValueError, match="y must lie in"):
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.3, got 4 at row 0"):
         reference.head(
             HeadCall(call.objective, call.embedding, call.y, torch.zeros(3, 6, 4), *[None] * 4)
         )
-    with pytest.raises(ValueError, match="y must lie in"):
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.3, got 4 at row 0"):
         reference.add_noise(
             AddNoiseCall(call.noise, call.noising, call.embedding, call.y, None, None)
         )

@@ -80,13 +80,17 @@ def wrong_contents():
     def gathered_label(call, value):
         call.y.data[call.y.indices[-1, 0, 0]] = value
 
-    yield "y must lie in", lambda call: label(call, 4), False
-    yield "y must lie in", lambda call: label(call, -1), False
+    yield r"labels must be in 0\.\.3, got 4 at row 2", lambda call: label(call, 4), False
+    yield r"labels must be in 0\.\.3, got -1 at row 2", lambda call: label(call, -1), False
     yield "x must be finite", lambda call: feature(call, torch.nan), False
     yield "x must be finite", lambda call: feature(call, -torch.inf), False
-    yield "indices of x must lie in", lambda call: index(call, 10**6), True
-    yield "indices of x must lie in", lambda call: index(call, -1), True
-    yield "y must lie in", lambda call: gathered_label(call, 17), True
+    yield (
+        "indices must name rows of the data, got 1000000 at 1",
+        lambda call: index(call, 10**6),
+        True,
+    )
+    yield "indices must name rows of the data, got -1 at 1", lambda call: index(call, -1), True
+    yield r"labels must be in 0\.\.3, got 17 at row \d", lambda call: gathered_label(call, 17), True
 
 
 @pytest.mark.parametrize("text, spoil, gather", list(wrong_contents()))

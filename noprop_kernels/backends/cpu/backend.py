@@ -25,7 +25,7 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
-from ..contents import check_finite
+from ..contents import bad_index, bad_input, bad_label, check_finite, check_rows
 from . import openmp
 
 try:
@@ -163,11 +163,11 @@ def _check(op: str, result: tuple[int, int, int], inputs: list[str], M: int) -> 
     if status == _NO_MEMORY:
         raise MemoryError(f"{op}: no memory for the workspace; nothing was changed")
     if status == _BAD_LABEL:
-        raise ValueError(f"{op}: labels must be in 0..{M - 1}, got {value} at row {where}")
+        raise bad_label(op, M, value, where)
     if status == _BAD_INDEX:
-        raise ValueError(f"{op}: indices must name rows of the data, got {value} at {where}")
+        raise bad_index(op, value, where)
     if status == _BAD_INPUT:
-        raise ValueError(f"{op}: {inputs[value]} must be finite, got NaN or infinity")
+        raise bad_input(op, inputs[value])
     if status == _BUSY and where:
         raise RuntimeError(f"{op}: signal handlers must not interrupt each other {where} times")
     if status == _BUSY:
@@ -182,26 +182,21 @@ def _check(op: str, result: tuple[int, int, int], inputs: list[str], M: int) -> 
         )
 
 
-def _refuse_single_row(op: str, plan: Plan, B: int) -> None:
-    if B == 1 and plan.has_norm():
-        raise ValueError(f"{op}: batch norm needs at least 2 rows in training, got 1")
-
-
 def train(call: TrainCall) -> None:
     slices, plan = call.slices, call.slices.plan
     if call.K == 0:
         return
     if call.B == 0:
-        raise ValueError("train: a batch must have at least 1 row, got 0")
-    _refuse_single_row("train", plan, call.B)
+        raise ValueError(f"{call.op}: a batch must have at least 1 row, got 0")
+    check_rows(call.op, plan, call.B)
     optimizer = _rule(None if call.out.grads is not None else call.rule)
     native = _native_plan(plan, slices.precision)
     result = _call(_C.train, native, call, optimizer)
-    _check("train", result, list(plan.inputs), plan.widths[plan.output])
+    _check(call.op, result, list(plan.inputs), plan.widths[plan.output])
 
 
 def add_noise(call: AddNoiseCall) -> None:
-    _check("add_noise", _call(_C.add_noise, call), [], call.embedding.M)
+    _check(call.op, _call(_C.add_noise, call), [], call.embedding.M)
 
 
 def forward(call: ForwardCall) -> None:
@@ -210,7 +205,7 @@ def forward(call: ForwardCall) -> None:
     if call.check:
         check_finite("forward", call.inputs)
     if call.training:
-        _refuse_single_row("forward", plan, B)
+        check_rows("forward", plan, B)
     native = _native_plan(plan, slices.precision)
     saved = None
     if call.save:
@@ -225,7 +220,7 @@ def forward(call: ForwardCall) -> None:
 
 
 def head(call: HeadCall) -> None:
-    _check("head", _call(_C.head, call), [], call.logits.shape[-1])
+    _check(call.op, _call(_C.head, call), [], call.logits.shape[-1])
 
 
 def backward(call: BackwardCall) -> None:

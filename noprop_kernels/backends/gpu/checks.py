@@ -23,8 +23,4 @@ def check_train(call: TrainCall) -> None:
     if contents_are_checked(where(call.slices)):
         contents.check_train(call)
         return
-    if call.B == 0:
-        raise ValueError("train: a batch must have at least 1 row, got 0")
-    contents.check_rows("train", call.slices.plan, call.B)
-    if call.rule is None and call.out.grads is None:
-        raise ValueError("train: a call without grads must have a rule, got None")
+    contents.check_call(call)

@@ -20,6 +20,7 @@ TEXTS = {
 }
 # public names of the calls; each has WIDTH bits, in this order
 OPS = ("train", "forward", "predict", "add_noise", "loss", "denoising_loss")
+TRAINING = "train_step, train_steps or gradients"
 WIDTH = len(TEXTS)
 LATE = (
     "(a GPU tells this late; check() of the object, or noprop_kernels.check_device(), after a call "
@@ -120,5 +121,6 @@ def raise_bits(mail: Mail, bits: int) -> None:
         found = "; ".join(text for bit, text in TEXTS.items() if of_op & bit)
         outcome = "the steps that met it were skipped" if op == "train" else "its results are wrong"
         if found:
-            lines.append(f"{op}: in an earlier call {found}; {outcome}")
+            name = TRAINING if op == "train" else op
+            lines.append(f"{name}: in an earlier call {found}; {outcome}")
     raise ValueError("\n".join([*lines, LATE]))

@@ -24,7 +24,7 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
-from ..contents import check_finite, check_range, check_rows, check_train, fetch
+from ..contents import check_finite, check_labels, check_rows, check_train, fetch
 from . import equations as ref
 from .layers import backward_layers, forward_layers
 
@@ -130,7 +130,7 @@ def head_gradient(
 @torch.no_grad()
 def add_noise(call: AddNoiseCall) -> None:
     embedding, y = call.embedding, call.y[0]
-    check_range("add_noise", "y", y, embedding.M)
+    check_labels(call.op, y, embedding.M)
     u_y = ref.embed(y, embedding.W_embed, embedding.D, ref.up(call.noising.signal).dtype)
     eps = draw_normal(call.noise, call.noise.stream, 0, y.shape[1], embedding.D, u_y.dtype)
     put(call.eps, eps)
@@ -159,7 +159,7 @@ def forward(call: ForwardCall) -> None:
 @torch.no_grad()
 def head(call: HeadCall) -> None:
     objective, embedding, y = call.objective, call.embedding, call.y[0]
-    check_range("head", "y", y, call.logits.shape[-1])
+    check_labels(call.op, y, call.logits.shape[-1])
     error, d_logits, _, _ = head_gradient(objective, embedding, y, call.logits, call.eps, 0)
     put(call.loss, ref.total_loss(error, objective.weight[0], objective.rows))
     put(call.error, error)

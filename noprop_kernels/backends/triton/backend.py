@@ -21,7 +21,7 @@ from ..calls import (
     TrainCall,
     UpdateCall,
 )
-from ..contents import check_finite, check_range, check_rows
+from ..contents import check_finite, check_labels, check_rows
 from ..gpu import checks, errors
 from ..gpu.asks import ask_of, outputs_of
 from ..gpu.checks import check_train, owner_of
@@ -58,7 +58,7 @@ def add_noise(call: AddNoiseCall) -> None:
     device = call.y.device
     bad, owner = None, owner_of(call.owner, device)
     if checks.contents_are_checked(device):
-        check_range("add_noise", "y", call.y, call.embedding.M)
+        check_labels(call.op, call.y, call.embedding.M)
     else:
         errors.raise_found(owner)
         bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
@@ -69,7 +69,7 @@ def add_noise(call: AddNoiseCall) -> None:
         call.noising, call.embedding, 0,
     )  # fmt: skip
     if bad is not None:
-        errors.report(owner, "add_noise", bad.amax())
+        errors.report(owner, call.op, bad.amax())
 
 
 @entry
@@ -133,16 +133,15 @@ def head(call: HeadCall) -> None:
     n, B, M = call.logits.shape
     device = device_of(y.device)
     if checks.contents_are_checked(y.device):
-        check_range("head", "y", y, M)
+        check_labels(call.op, y, M)
     else:
         owner = owner_of(call.owner, y.device)
         errors.raise_found(owner)
         bad = (y < 0) | (y >= M)
-        op = "denoising_loss" if call.owner is None else "loss"
-        errors.report(owner, op, bad.any())
+        errors.report(owner, call.op, bad.any())
         y = torch.where(bad, 0, y)
     if objective.flow != 0 and objective.head != "cross_entropy" and call.eps is None:
-        raise ValueError("head: eps must be given where flow is not 0, got None")
+        raise ValueError(f"{call.op}: eps must be given where flow is not 0, got None")
     if n * B == 0:
         return
     scratch = call.logits.new_empty(n, B, 1 + embedding.D)

@@ -144,8 +144,11 @@ def spoil_input(call: TrainCall) -> None:
 
 
 BAD = {
-    "labels must be in 0..M-1": (spoil_label, r"train: y must lie in \[0, 6\)"),
-    "indices must name rows": (spoil_index, r"train: indices of x must lie in \[0, 18\)"),
+    "labels must be in 0..M-1": (spoil_label, r"train: labels must be in 0\.\.5, got 6 at row \d"),
+    "indices must name rows": (
+        spoil_index,
+        "train: indices must name rows of the data, got -1 at 4",
+    ),
     "inputs must be finite": (spoil_input, "train: x must be finite"),
 }
 
