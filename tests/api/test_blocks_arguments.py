@@ -175,7 +175,7 @@ def test_inputs_that_are_not_finite(backend, value):
         ("forward", lambda: blocks(x, z)),
         ("forward", lambda: blocks(own, z)),
         ("forward", lambda: blocks.loss(x, Y)),
-        ("train", lambda: blocks.gradients(x, Y)),
+        ("gradients", lambda: blocks.gradients(x, Y)),
     ]:
         with pytest.raises(ValueError, match=f"{op}: x must be finite, got NaN or infinity"):
             call()
