@@ -1,4 +1,4 @@
-"""What a backend is asked to do: plain records of tensors, checked before they are made.
+"""Records of the calls to a backend: plain tensors, checked before a record is made.
 
 Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these
 records. Outputs are tensors that the caller made; a backend writes them and allocates nothing that
@@ -52,7 +52,7 @@ class Slices:
 
 @dataclass
 class Noise:
-    """Where eps is drawn: counters (column // 4, first_row + row, block | stream << 16, draw).
+    """The address of eps: counters (column // 4, first_row + row, block | stream << 16, draw).
 
     Args:
         seeds: (n,) int64, the Philox keys.
@@ -70,26 +70,47 @@ class Noise:
 
 
 @dataclass
-class Mix:
-    """The numbers of the step (see goal.py) and the embeddings they act on.
+class Embedding:
+    """The labels' embeddings: u_y = W_embed[y], (M, D) float32, or one-hot where None (D = M)."""
+
+    W_embed: Tensor | None
+    D: int
+
+    @property
+    def M(self) -> int:
+        """Classes."""
+        return self.D if self.W_embed is None else len(self.W_embed)
+
+
+@dataclass
+class Noising:
+    """How a label becomes z = signal * u_y + noise * eps + sigma * eps_1.
 
     Args:
-        signal, noise, weight: (K, n, B) float32, expanded.
-        flow, sigma: floats.
-        head: "softmax" | "linear" | "cross_entropy".
-        W_embed: (M, D) float32, or None for one-hot (D = M).
-        D: width of an embedding.
-        rows: what losses are divided by, the rows of the whole batch.
+        signal, noise: (K, n, B) float32, expanded.
+        sigma: standard deviation of flow matching's second noise eps_1.
     """
 
     signal: Tensor
     noise: Tensor
+    sigma: float
+
+
+@dataclass
+class Objective:
+    """loss = sum over rows of weight * error / rows; error = |u_hat - (u_y - flow * eps)|^2.
+
+    Args:
+        weight: (K, n, B) float32, expanded.
+        flow: 0, or 1 for the flow-matching target u_y - eps.
+        head: "softmax" | "linear", how logits become u_hat; or "cross_entropy", whose error is
+            -log softmax(logits)[y].
+        rows: of the whole batch.
+    """
+
     weight: Tensor
     flow: float
-    sigma: float
     head: str
-    W_embed: Tensor | None
-    D: int
     rows: int
 
 
@@ -113,15 +134,16 @@ class Gather:
 
 @dataclass
 class AddNoiseCall:
-    """z = signal * u_y + noise * eps + sigma * eps_1.
+    """z = signal * u_y + noise * eps + sigma * eps_1 (see Noising).
 
     Outputs (K = 1): z (n, B, D) and eps (n, B, D) float32; either may be None. Labels out of range
-    are an error before any write on the CPU, and on a GPU one of `owner`'s (an object's `updates`;
-    None: the device's), told later.
+    raise before any write on the CPU. On a GPU the error is recorded for `owner` (an object's
+    `updates`; None: the device) and raised by its next call.
     """
 
     noise: Noise
-    mix: Mix
+    noising: Noising
+    embedding: Embedding
     y: Tensor  # (K, n, B) int64, expanded
     z: Tensor | None
     eps: Tensor | None
@@ -132,9 +154,9 @@ class AddNoiseCall:
 class ForwardCall:
     """logits of the selected slices.
 
-    `training` takes batch statistics, and moves the running ones at once. With `save`, `saved` is
-    set to whatever the backend needs for `backward`; it stays valid for any number of backward
-    calls. With `check` inputs but "z" must be finite, else they may be anything; `owner` as in
+    `training` uses batch statistics, and updates the running ones at once. With `save`, `saved` is
+    set to what the backend needs for `backward`; it stays valid for any number of backward calls.
+    With `check` all inputs but "z" must be finite; without it they may be anything. `owner` as in
     AddNoiseCall.
     """
 
@@ -156,7 +178,8 @@ class HeadCall:
     AddNoiseCall.
     """
 
-    mix: Mix
+    objective: Objective
+    embedding: Embedding
     y: Tensor  # (K, n, B) int64, expanded
     logits: Tensor  # (n, B, M)
     eps: Tensor | None
@@ -181,8 +204,8 @@ class BackwardCall:
     """Gradients of a saved forward for given d_logits (n, B, M).
 
     Outputs: `grads` (n, ...) by parameter name, or None; `d_inputs` (n, B, F) by input name, those
-    wanted. With `rule` the parameters are updated in place instead, where `d_logits` is finite,
-    `updates` advances and `applied` (n,) bool says so.
+    wanted. With `rule` the parameters are updated in place instead: where `d_logits` is finite,
+    `updates` advances and `applied` (n,) bool is true.
     """
 
     slices: Slices
@@ -196,9 +219,9 @@ class BackwardCall:
 
 @dataclass
 class UpdateCall:
-    """One optimizer step from gradients (n, ...), of the slices where `apply` (n,) bool says so.
+    """One optimizer step from gradients (n, ...), for the slices where `apply` (n,) bool is true.
 
-    Moves params, m, v and `updates`; `draws` and statistics are the caller's.
+    Updates params, m, v and `updates`; the caller updates `draws` and statistics.
     """
 
     slices: Slices
@@ -242,8 +265,8 @@ class TrainCall:
     move; `draws` advances either way. With `out.grads` (K = 1) gradients are written and no state
     moves, the counters included.
 
-    `blocks_per_launch` slices, all where None, are worked on at once by a GPU, whose memory for
-    activations it bounds; it changes no bit.
+    A GPU trains `blocks_per_launch` slices at once (None: all), which bounds its memory for
+    activations and changes no bit.
 
     `inputs` has every input of the plan but "z": (K, n, B, F) float32 with the last two dimensions
     contiguous and the first two expanded, or a Gather. `z` is None where the kernel draws it, or
@@ -254,7 +277,9 @@ class TrainCall:
 
     slices: Slices
     noise: Noise
-    mix: Mix
+    noising: Noising
+    objective: Objective
+    embedding: Embedding
     inputs: dict[str, Tensor | Gather]
     z: Tensor | None
     y: Tensor | Gather
@@ -278,7 +303,7 @@ class PredictCall:
         a, b, sqrt_c: (L,) float32.
         head: "softmax" | "linear".
         first_row: position of row 0 in the whole batch.
-        add_noise: false leaves sqrt(c) eps away and begins at z_0 = 0: nothing is random.
+        add_noise: false omits sqrt(c) eps and begins at z_0 = 0: nothing is random.
 
     Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or
         the last one only. Inputs must be finite; `owner` as in AddNoiseCall.
@@ -291,8 +316,7 @@ class PredictCall:
     b: Tensor
     sqrt_c: Tensor
     head: str
-    W_embed: Tensor | None
-    D: int
+    embedding: Embedding
     first_row: int
     add_noise: bool
     logits: Tensor

@@ -25,7 +25,7 @@ from ..calls import (
 )
 from ..contents import check_finite, check_range, check_rows
 from ..gpu import checks, errors
-from ..gpu.asks import ask_of, classes, outputs_of
+from ..gpu.asks import ask_of, outputs_of
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of, index_on
@@ -40,14 +40,14 @@ from .program import launch, layout_of, run_table
 from .stages import of_table
 from .step_stages import chain_stage, head_stage, loss_stage, noise_stage, rates_stage, u_hat_stage
 
-STEPS = 128  # of a launch; more are launches one after another, since no bit depends on K
+STEPS = 128  # per launch; more take several launches, since no bit depends on K
 
-_locks = WeakTensorKeyDictionary()  # of an object, by `updates`
-_registry = threading.RLock()  # a signal handler may ask in the middle of asking
+_locks = WeakTensorKeyDictionary()  # one per object, by its `updates`
+_registry = threading.RLock()  # reentrant: a signal handler may interrupt a call that holds it
 
 
 def lock_of(owner: Tensor) -> threading.RLock:
-    """A second thread's call on the same object waits."""
+    """Makes a second thread's call on the same object wait."""
     with _registry:
         if owner not in _locks:
             _locks[owner] = threading.RLock()
@@ -55,7 +55,7 @@ def lock_of(owner: Tensor) -> threading.RLock:
 
 
 def no_slices(n: int, device: torch.device) -> Slices:
-    """Stands for the slices of calls that are no object's."""
+    """Stands in for the slices of calls without an object."""
     plan = Plan({"z": (1,)}, {"logits": Dense("z", 1)})
     empty = torch.empty(0, dtype=torch.int64, device=device)
     return Slices(
@@ -64,7 +64,7 @@ def no_slices(n: int, device: torch.device) -> Slices:
 
 
 def run_stages(walk: Walk, stages: list[Fields]) -> None:
-    """Stages that need no workspace; the group meets behind the last one at least."""
+    """A program of stages without a workspace; the group meets at least after the last one."""
     stages[-1]["barrier"] = 1
     launch(walk, stages, layout_of(walk, residency.phases(stages)))
 
@@ -75,7 +75,7 @@ def add_noise(call: AddNoiseCall) -> None:
     device, tiles, bad = call.y.device, shapes.row_tiles(B), None
     owner = owner_of(call.owner, device)
     if checks.contents_are_checked(device):
-        check_range("add_noise", "y", call.y, classes(call.mix))
+        check_range("add_noise", "y", call.y, call.embedding.M)
     else:
         errors.raise_found(owner)
         bad = torch.empty(n, tiles, dtype=torch.int32, device=device)
@@ -83,7 +83,8 @@ def add_noise(call: AddNoiseCall) -> None:
         return
     slices = no_slices(n, device)
     walk = Walk(device, slices, index_on(slices.index, device), B)
-    walk.noise, walk.mix, walk.y = call.noise, call.mix, call.y
+    walk.noise, walk.noising = call.noise, call.noising
+    walk.embedding, walk.y = call.embedding, call.y
     outputs = {"z": call.z, "eps": call.eps, "labels": None, "bad": bad}
     run_stages(walk, [noise_stage(walk, **maybe(outputs))])
     if bad is not None:
@@ -91,12 +92,13 @@ def add_noise(call: AddNoiseCall) -> None:
 
 
 def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Buffer | None]:
-    """(n, ...) each, or absent."""
+    """(n, ...) each, or missing."""
     return {k: None if v is None else buffers.of_slices(v) for k, v in tensors.items()}
 
 
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
-    """Inputs must be finite: looked at here, or flagged on the device for the next call to tell."""
+    """Requires finite inputs: checked here, or flagged on the device and raised by the next
+    call."""
     if checks.contents_are_checked(owner.device):
         check_finite(op, inputs)
         return
@@ -109,7 +111,7 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
 
 @entry
 def head(call: HeadCall) -> None:
-    mix, y = call.mix, call.y[0].contiguous()
+    objective, embedding, y = call.objective, call.embedding, call.y[0].contiguous()
     n, B, M = call.logits.shape
     if checks.contents_are_checked(y.device):
         check_range("head", "y", y, M)
@@ -120,19 +122,19 @@ def head(call: HeadCall) -> None:
         op = "denoising_loss" if call.owner is None else "loss"
         errors.report(owner, op, bad.any())
         y = torch.where(bad, 0, y)
-    if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
+    if objective.flow != 0 and objective.head != "cross_entropy" and call.eps is None:
         raise ValueError("head: eps must be given where flow is not 0, got None")
     if n * B == 0:
         return
     slices = no_slices(n, y.device)
     walk = Walk(y.device, slices, index_on(slices.index, y.device), B)
-    walk.mix, made = mix, []
+    walk.objective, walk.embedding, made = objective, embedding, []
     error = walk.hold(call.logits.new_empty(n, B)) if call.error is None else call.error
     logits, labels = buffers.of_slices(call.logits), buffers.of_slices(y)
     if any(value is not None for value in (call.loss, call.error, call.d_logits)):
         outputs = {"error": error, "d_logits": call.d_logits, "d_u_hat": None, "p": None}
-        if call.d_logits is not None and mix.head != "cross_entropy":
-            outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, mix.D))
+        if call.d_logits is not None and objective.head != "cross_entropy":
+            outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, embedding.D))
         eps = maybe({"eps": call.eps})["eps"]
         made.append(head_stage(walk, M, logits, labels, eps, **maybe(outputs)))
     if call.loss is not None:
@@ -142,9 +144,7 @@ def head(call: HeadCall) -> None:
         made.append(loss_stage(walk, read, [], counts=False, **maybe(outputs)))
     if call.u_hat is not None:
         made.append(
-            u_hat_stage(
-                walk, buffers.of_slices(call.u_hat), logits, M, mix.D, mix.W_embed, mix.head
-            )
+            u_hat_stage(walk, buffers.of_slices(call.u_hat), logits, M, embedding, objective.head)
         )
     if made:
         run_stages(walk, made)
@@ -166,7 +166,7 @@ def forward(call: ForwardCall) -> None:
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
     given = {name: buffers.of_slices(value) for name, value in call.inputs.items()}
-    # a view of the logits, or what is saved would hold the result whose graph holds it
+    # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
     given |= {plan.output: buffers.of_slices(logits)}
     walk = Walk(device, slices, index_of(slices), B, at=given, training=call.training)
@@ -195,7 +195,7 @@ def backward(call: BackwardCall) -> None:
         training=training, wanted=frozenset(call.d_inputs), update=False,
         outside=frozenset(given),
     )  # fmt: skip
-    # gradients and an update are a launch each, the second without the inputs' gradients
+    # gradients and an update take one launch each, the second without the inputs' gradients
     asks: list[tuple[Ask, Rule | None]] = []
     if call.rule is None or call.grads is not None:
         asks.append((ask, None))
@@ -226,7 +226,7 @@ def update(call: UpdateCall) -> None:
 
 
 def walk_of(call: TrainCall) -> tuple[Walk, Table]:
-    """Everything that the steps of a training call need, but for the workspace."""
+    """All that the steps of a training call need, except the workspace."""
     slices, device = call.slices, where(call.slices)
     caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
     ask = dataclasses.replace(ask_of(call, shapes.tiles(), caught is not None), n=1, R=1)
@@ -245,7 +245,9 @@ def walk_of(call: TrainCall) -> tuple[Walk, Table]:
         out_grads=call.out.grads or {},
         inputs=call.inputs,
         noise=call.noise,
-        mix=call.mix,
+        noising=call.noising,
+        objective=call.objective,
+        embedding=call.embedding,
         y=call.y,
         rule=None if call.out.grads is not None else call.rule,
         errors=caught,
@@ -279,15 +281,15 @@ def predict(call: PredictCall) -> None:
     device = call.z.device
     look_at("predict", call.inputs, owner_of(call.owner, device))
     ask = Ask(
-        tiles=shapes.tiles(), n=1, B=B, M=M, D=call.D, precision=slices.precision, training=False,
-        outside=frozenset({plan.output}),
+        tiles=shapes.tiles(), n=1, B=B, M=M, D=call.embedding.D, precision=slices.precision,
+        training=False, outside=frozenset({plan.output}),
     )  # fmt: skip
     table = forward_table(plan, ask, False)
     index = index_of(slices).view(R, L).T.contiguous()
     seeds = call.seeds.to(device)
-    chain = call.z.new_empty(L + 1, R, B, call.D)  # z_0, and z behind every block
+    chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z after every block
     for sample in range(S):
-        # a launch is the whole chain, a step of it a block
+        # a launch is the whole chain, a step is a block
         walk = Walk(device, slices, index, B, K=L, training=False)
         walk.at = {name: buffers.of_slices(value) for name, value in call.inputs.items()}
         logits, u_hat = (of_chain(value[:, sample], L) for value in (call.logits, call.u_hat))
@@ -299,7 +301,7 @@ def predict(call: PredictCall) -> None:
             drawn.append(begin | {"once": 0, "barrier": 1})
         else:
             chain[0] = 0
-        predicted = u_hat_stage(walk, u_hat, logits, M, call.D, call.W_embed, call.head)
+        predicted = u_hat_stage(walk, u_hat, logits, M, call.embedding, call.head)
         predicted["barrier"] = 1
         mixed = chain_stage(walk, call, seeds, sample, after, before, u_hat)
         mixed["barrier"] = 1
@@ -308,5 +310,5 @@ def predict(call: PredictCall) -> None:
 
 
 def of_chain(value: Tensor, L: int) -> buffers.Buffer:
-    """(L or 1, R, ...): an entry for each block, or one that the last block writes last."""
+    """(L or 1, R, ...): an entry for each block, or one that every block overwrites."""
     return buffers.of_steps(value if len(value) == L else value.expand(L, *value.shape[1:]))

@@ -1,0 +1,239 @@
+/* One step of one block in plain loops over doubles: what the kernels are compared with.
+ *
+ * Arrays are row-major: results and their gradients (B, width), parameters as in NopropState.
+ */
+#ifndef NOPROP_TESTS_PLAIN_H
+#define NOPROP_TESTS_PLAIN_H
+
+#include <math.h>
+
+#include "noprop.h"
+#include "tools.h"
+
+enum { MAX_RESULTS = 8, PARAMS = 4 }; /* weight, bias, norm_weight, norm_bias */
+
+typedef struct {
+  double *value[MAX_RESULTS], *before[MAX_RESULTS], *x_hat[MAX_RESULTS];     /* (B, width) */
+  double *mean[MAX_RESULTS], *unbiased_var[MAX_RESULTS], *rstd[MAX_RESULTS]; /* (width,) */
+  double* d[MAX_RESULTS];
+  double* grad[MAX_RESULTS][PARAMS]; /* by layer */
+} Walk;
+
+typedef struct {
+  double *p, *d_u_hat, *error; /* (B, M), (B, D), (B,) */
+  double loss;
+} Head;
+
+static double* doubles(int64_t count) { return allocate(count, sizeof(double)); }
+
+static int64_t width_of(const NopropPlan* plan, int32_t result) {
+  return result < plan->num_inputs ? plan->input_widths[result]
+                                   : plan->layers[result - plan->num_inputs].width;
+}
+
+static int64_t in_width(const NopropPlan* plan, int l) {
+  int64_t in = 0;
+  for (int s = 0; s < plan->layers[l].num_sources; ++s)
+    in += width_of(plan, plan->layers[l].sources[s]);
+  return in;
+}
+
+static NopropParam* param_of(NopropState* state, int p) {
+  NopropParam* params[] = {&state->weight, &state->bias, &state->norm_weight, &state->norm_bias};
+  return params[p];
+}
+
+static int64_t param_size(const NopropPlan* plan, int l, int p) {
+  if (p >= 2 && !plan->layers[l].norm) return 0;
+  return plan->layers[l].width * (p == 0 ? in_width(plan, l) : 1);
+}
+
+/* Philox4x32-10 (Salmon et al. 2011) and Box-Muller: four columns share a counter */
+static double normal(uint64_t seed, uint32_t stream, int64_t block, int64_t draw, int64_t row,
+                     int64_t column) {
+  uint32_t c[4] = {(uint32_t)(column / 4), (uint32_t)row, ((uint32_t)block & 0xffff) | stream << 16,
+                   (uint32_t)draw};
+  uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = UINT64_C(0xD2511F53) * c[0], b = UINT64_C(0xCD9E8D57) * c[2];
+    const uint32_t next[] = {(uint32_t)(b >> 32) ^ c[1] ^ key[0], (uint32_t)b,
+                             (uint32_t)(a >> 32) ^ c[3] ^ key[1], (uint32_t)a};
+    for (int i = 0; i < 4; ++i) c[i] = next[i];
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+  const uint32_t* pair = c + column % 4 / 2 * 2;
+  const double radius = sqrt(-2 * log(((pair[0] >> 8) + 1.0) / 16777216));
+  const double angle = 6.283185307179586 * (pair[1] >> 8) / 16777216;
+  return radius * (column % 2 ? sin(angle) : cos(angle));
+}
+
+/* an activation of y, and its derivative there */
+static double activate(int32_t activation, double y) {
+  if (activation == NOPROP_RELU) return y > 0 ? y : 0;
+  return activation == NOPROP_GELU ? y * erfc(-y * sqrt(0.5)) / 2 : y;
+}
+
+static double derivative(int32_t activation, double y) {
+  if (activation == NOPROP_RELU) return y > 0;
+  if (activation == NOPROP_IDENTITY) return 1;
+  return erfc(-y * sqrt(0.5)) / 2 + y * exp(-y * y / 2) / sqrt(6.283185307179586);
+}
+
+/* batch norm of x_hat, which holds y on entry */
+static void plain_norm(Walk* walk, int r, const NopropState* state, const NopropLayer* layer,
+                       int64_t slice, int64_t B, int training) {
+  const int64_t H = layer->width;
+  for (int64_t o = 0; o < H; ++o) {
+    double mean = 0, squares = 0;
+    for (int64_t b = 0; b < B; ++b) mean += walk->x_hat[r][b * H + o] / (double)B;
+    for (int64_t b = 0; b < B; ++b) squares += pow(walk->x_hat[r][b * H + o] - mean, 2);
+    walk->mean[r][o] = mean;
+    walk->unbiased_var[r][o] = squares / (double)(B - 1);
+    const double used_mean = training ? mean : state->running_mean[slice * H + o];
+    const double var = training ? squares / (double)B : state->running_var[slice * H + o];
+    walk->rstd[r][o] = 1 / sqrt(var + layer->norm_eps);
+    for (int64_t b = 0; b < B; ++b) {
+      double* hat = &walk->x_hat[r][b * H + o];
+      *hat = (*hat - used_mean) * walk->rstd[r][o];
+      walk->before[r][b * H + o] =
+          *hat * state->norm_weight.value[slice * H + o] + state->norm_bias.value[slice * H + o];
+    }
+  }
+}
+
+/* every result from the inputs, which lie in walk->value */
+static void plain_forward(Walk* walk, const NopropPlan* plan, const NopropState* states,
+                          int64_t slice, int64_t B, int training) {
+  for (int l = 0; l < plan->num_layers; ++l) {
+    const NopropLayer* layer = &plan->layers[l];
+    const int r = plan->num_inputs + l;
+    const int64_t H = layer->width, in = in_width(plan, l);
+    const float* weight = states[l].weight.value + slice * H * in;
+    walk->value[r] = doubles(B * H);
+    walk->before[r] = doubles(B * H);
+    walk->x_hat[r] = doubles(B * H);
+    walk->mean[r] = doubles(H);
+    walk->unbiased_var[r] = doubles(H);
+    walk->rstd[r] = doubles(H);
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t o = 0; o < H; ++o) {
+        double y = states[l].bias.value[slice * H + o];
+        int64_t column = 0;
+        for (int s = 0; s < layer->num_sources; ++s) {
+          const int64_t width = width_of(plan, layer->sources[s]);
+          const double* source = walk->value[layer->sources[s]] + b * width;
+          for (int64_t f = 0; f < width; ++f) y += weight[o * in + column++] * source[f];
+        }
+        walk->x_hat[r][b * H + o] = walk->before[r][b * H + o] = y;
+      }
+    if (layer->norm) plain_norm(walk, r, &states[l], layer, slice, B, training);
+    for (int64_t at = 0; at < B * H; ++at) {
+      walk->value[r][at] = activate(layer->activation, walk->before[r][at]) +
+                           (layer->add >= 0 ? walk->value[layer->add][at] : 0);
+    }
+  }
+}
+
+/* loss, errors, and the gradient of the logits into d_logits */
+static void plain_head(Head* head, double* d_logits, const double* logits, const double* u_y,
+                       const double* eps, const NopropObjective* objective,
+                       const NopropEmbedding* embedding, const float* weight, const int64_t* y,
+                       int64_t B, int64_t M) {
+  const int64_t D = embedding->D;
+  const int32_t kind = objective->head;
+  const double rows = (double)objective->rows;
+  const float* W = embedding->W;
+  head->p = doubles(B * M);
+  head->d_u_hat = doubles(B * D);
+  head->error = doubles(B);
+  for (int64_t b = 0; b < B; ++b) {
+    double *p = head->p + b * M, *d = d_logits + b * M, sum = 0, dot = 0;
+    for (int64_t m = 0; m < M; ++m) sum += exp(logits[b * M + m]);
+    for (int64_t m = 0; m < M; ++m)
+      p[m] = kind == NOPROP_LINEAR ? logits[b * M + m] : exp(logits[b * M + m]) / sum;
+    if (kind == NOPROP_CROSS_ENTROPY) {
+      head->error[b] = -log(p[y[b]]);
+      for (int64_t m = 0; m < M; ++m) d[m] = (p[m] - (m == y[b])) * weight[b] / rows;
+    } else {
+      for (int64_t e = 0; e < D; ++e) {
+        double u_hat = W ? 0 : p[e];
+        for (int64_t m = 0; W && m < M; ++m) u_hat += p[m] * W[m * D + e];
+        const double difference = u_hat - (u_y[b * D + e] - objective->flow * eps[b * D + e]);
+        head->error[b] += difference * difference;
+        head->d_u_hat[b * D + e] = 2 * weight[b] / rows * difference;
+      }
+      for (int64_t m = 0; m < M; ++m) {
+        d[m] = W ? 0 : head->d_u_hat[b * D + m];
+        for (int64_t e = 0; W && e < D; ++e) d[m] += head->d_u_hat[b * D + e] * W[m * D + e];
+        dot += p[m] * d[m];
+      }
+      for (int64_t m = 0; kind == NOPROP_SOFTMAX && m < M; ++m) d[m] = p[m] * (d[m] - dot);
+    }
+    head->loss += weight[b] * head->error[b] / rows;
+  }
+}
+
+/* gradients of every parameter and result; walk->d of the last result holds the logits' */
+static void plain_backward(Walk* walk, const NopropPlan* plan, const NopropState* states,
+                           int64_t slice, int64_t B) {
+  const int results = plan->num_inputs + plan->num_layers;
+  for (int r = 0; r < results - 1; ++r) walk->d[r] = doubles(B * width_of(plan, r));
+  for (int l = plan->num_layers - 1; l >= 0; --l) {
+    const NopropLayer* layer = &plan->layers[l];
+    const int r = plan->num_inputs + l;
+    const int64_t H = layer->width, in = in_width(plan, l);
+    const float* weight = states[l].weight.value + slice * H * in;
+    double *d = walk->d[r], **grad = walk->grad[l];
+    for (int p = 0; p < PARAMS; ++p) grad[p] = doubles(param_size(plan, l, p));
+    for (int64_t at = 0; at < B * H; ++at) {
+      if (layer->add >= 0) walk->d[layer->add][at] += d[at];
+      d[at] *= derivative(layer->activation, walk->before[r][at]);
+    }
+    for (int64_t o = 0; layer->norm && o < H; ++o) {
+      for (int64_t b = 0; b < B; ++b) {
+        grad[2][o] += d[b * H + o] * walk->x_hat[r][b * H + o];
+        grad[3][o] += d[b * H + o];
+      }
+      for (int64_t b = 0; b < B; ++b)
+        d[b * H + o] =
+            states[l].norm_weight.value[slice * H + o] * walk->rstd[r][o] *
+            (d[b * H + o] - (grad[3][o] + walk->x_hat[r][b * H + o] * grad[2][o]) / (double)B);
+    }
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t o = 0; o < H; ++o) {
+        const double d_y = d[b * H + o];
+        /* the batch's mean takes the bias away: its gradient is exactly zero */
+        if (!layer->norm) grad[1][o] += d_y;
+        int64_t column = o * in;
+        for (int s = 0; s < layer->num_sources; ++s) {
+          const int source = layer->sources[s];
+          const int64_t width = width_of(plan, source);
+          for (int64_t f = 0; f < width; ++f, ++column) {
+            grad[0][column] += d_y * walk->value[source][b * width + f];
+            walk->d[source][b * width + f] += d_y * weight[column];
+          }
+        }
+      }
+  }
+}
+
+/* one element's update, torch.optim's formulas; `updates` were done before */
+static void plain_update(double* w, double* m, double* v, double g, const NopropRule* rule,
+                         double lr, double decay, int64_t updates) {
+  if (rule->kind == NOPROP_ADAMW)
+    *w *= 1 - lr * decay;
+  else
+    g += decay * *w;
+  if (rule->kind == NOPROP_SGD) {
+    *m = rule->momentum * *m + g;
+    *w -= lr * (rule->nesterov ? g + rule->momentum * *m : *m);
+    return;
+  }
+  const double t = (double)(updates + 1);
+  *m = rule->beta1 * *m + (1 - rule->beta1) * g;
+  *v = rule->beta2 * *v + (1 - rule->beta2) * g * g;
+  *w -= lr / (1 - pow(rule->beta1, t)) * *m / (sqrt(*v / (1 - pow(rule->beta2, t))) + rule->eps);
+}
+
+#endif
