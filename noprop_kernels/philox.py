@@ -227,6 +227,6 @@ def initial_parameters(plan: Plan, seeds: Tensor, blocks: Tensor) -> dict[str, T
             continue
         rows, columns = shape if len(shape) == 2 else (1, *shape)
         value = uniform(seeds, STREAM_INITIALISATION, site, 0, blocks, rows, columns)
-        value.mul_(2).sub_(1).mul_(plan.in_widths[layer] ** -0.5)
+        value.mul_(2).sub_(1).mul_(plan.fan_in(layer) ** -0.5)
         params[name] = value.reshape(len(seeds), *shape)
     return params

@@ -10,11 +10,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 from .check import LARGEST, SMALLEST, check_number, check_positive
 
 MOST_SOURCES = 128  # that a kernel reads side by side
+
+Shape = tuple[int, ...]  # of one row
+
+
+class Layer(Protocol):
+    """What a plan and the library ask of every kind of layer. `ins`: its sources' shapes, in order.
+
+    What a kind has beside that is known to the plan's own backends alone, in a table by kind.
+    """
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The inputs and earlier layers that it computes with."""
+        ...
+
+    @property
+    def add(self) -> str | None:
+        """An earlier result of its own shape, which is added last."""
+        ...
+
+    def out_shape(self, ins: Sequence[Shape]) -> Shape: ...
+
+    def parameters(self, ins: Sequence[Shape]) -> dict[str, Shape]:
+        """Shapes of one slice's parameters, by their names inside the layer."""
+        ...
+
+    def statistics(self, ins: Sequence[Shape]) -> dict[str, Shape]:
+        """Shapes of one slice's running statistics, by their names inside the layer."""
+        ...
+
+    def fan_in(self, ins: Sequence[Shape]) -> int:
+        """Terms in the sum of one element of the product."""
+        ...
+
+    @property
+    def momentum(self) -> float:
+        """Of the running statistics, where there are any."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -114,31 +152,36 @@ class Dense:
             return False
         return ACTIVATIONS[self.activation].needs == "preactivation"
 
-    def out_width(self) -> int:
-        return self.features
+    def out_shape(self, ins: Sequence[Shape]) -> Shape:
+        return (self.features,)
 
-    def parameters(self, in_width: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of one slice's parameters, by their names inside the layer."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight": (self.features, in_width),
+    def parameters(self, ins: Sequence[Shape]) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {
+            "weight": (self.features, self.fan_in(ins)),
             "bias": (self.features,),
         }
         if self.norm is not None:
             shapes |= {"norm.weight": (self.features,), "norm.bias": (self.features,)}
         return shapes
 
-    def statistics(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of one slice's running statistics, by their names inside the layer."""
+    def statistics(self, ins: Sequence[Shape]) -> dict[str, Shape]:
         if self.norm is None:
             return {}
         return {"norm.running_mean": (self.features,), "norm.running_var": (self.features,)}
 
+    def fan_in(self, ins: Sequence[Shape]) -> int:
+        return sum(math.prod(shape) for shape in ins)
 
-Layer = Dense
+    @property
+    def momentum(self) -> float:
+        return 0.0 if self.norm is None else self.norm.momentum
+
+
+KINDS = (Dense,)  # of layers that a plan may have
 
 
 class Plan:
-    """The layers of a block, checked: every name known, every width fitting, every result used.
+    """The layers of a block, checked: every name known, every shape fitting, every result used.
 
     Args:
         inputs: shape of each input by name; only one-dimensional shapes so far. "z" is the noisy
@@ -146,10 +189,10 @@ class Plan:
         layers: the layers by name, each after what it reads; the last one's result are the logits.
 
     Raises:
-        ValueError: a name, a width or an order does not fit.
+        ValueError: a name, a shape or an order does not fit.
     """
 
-    def __init__(self, inputs: Mapping[str, tuple[int, ...]], layers: Mapping[str, Layer]) -> None:
+    def __init__(self, inputs: Mapping[str, Shape], layers: Mapping[str, Layer]) -> None:
         if not (isinstance(inputs, Mapping) and isinstance(layers, Mapping)):
             got = [type(value).__name__ for value in (inputs, layers)]
             raise ValueError(f"Plan: inputs and layers must be dicts by name, got {got}")
@@ -157,67 +200,85 @@ class Plan:
             raise ValueError(f'Plan: inputs must have "z", the noisy embedding, got {list(inputs)}')
         if not layers:
             raise ValueError("Plan: layers must name at least one layer, got none")
-        widths: dict[str, int] = {}
+        shapes: dict[str, Shape] = {}
         for name, shape in inputs.items():
             if not (isinstance(name, str) and isinstance(shape, Sequence) and len(shape) == 1):
                 raise ValueError(f"Plan: input {name!r} must have a shape (F,), got {shape}")
-            widths[name] = check_positive("Plan", f"the width of input {name!r}", shape[0])
-        in_widths: dict[str, int] = {}
+            width = check_positive("Plan", f"the width of input {name!r}", shape[0])
+            shapes[name] = (width,)
+        in_shapes: dict[str, tuple[Shape, ...]] = {}
         unused = set(inputs)
         for name, layer in layers.items():
-            if not (isinstance(name, str) and isinstance(layer, Dense)):
+            if not (isinstance(name, str) and isinstance(layer, KINDS)):
                 raise ValueError(f"Plan: layers must be Dense by name, got {name!r}: {layer!r}")
-            if name in widths:
+            if name in shapes:
                 raise ValueError(f"Plan: {name!r} names two results")
             if not name.isidentifier():
                 raise ValueError(f"Plan: a layer's name must be an identifier, got {name!r}")
             for source in layer.sources + ((layer.add,) if layer.add else ()):
-                if source not in widths:
+                if source not in shapes:
                     raise ValueError(
                         f"Plan: layer {name!r} reads {source!r}, which is no earlier result: "
-                        f"{list(widths)}"
+                        f"{list(shapes)}"
                     )
                 unused.discard(source)
-            if layer.add and widths[layer.add] != layer.out_width():
+            ins = in_shapes[name] = tuple(shapes[source] for source in layer.sources)
+            check_positive("Plan", f"the inputs' width of layer {name!r}", layer.fan_in(ins))
+            shapes[name] = layer.out_shape(ins)
+            if layer.add and shapes[layer.add] != shapes[name]:
                 raise ValueError(
-                    f"Plan: layer {name!r} has width {layer.out_width()} and cannot add "
-                    f"{layer.add!r} of width {widths[layer.add]}"
+                    f"Plan: layer {name!r} has width {math.prod(shapes[name])} and cannot add "
+                    f"{layer.add!r} of width {math.prod(shapes[layer.add])}"
                 )
-            in_widths[name] = sum(widths[source] for source in layer.sources)
-            check_positive("Plan", f"the inputs' width of layer {name!r}", in_widths[name])
-            widths[name] = layer.out_width()
             unused.add(name)
         output = list(layers)[-1]
         if unused != {output}:
             raise ValueError(f"Plan: results that no layer reads: {sorted(unused - {output})}")
-        self.inputs = MappingProxyType({name: (widths[name],) for name in inputs})
+        self.inputs = MappingProxyType({name: shapes[name] for name in inputs})
         self.layers = MappingProxyType(dict(layers))
+        dense = {name: layer for name, layer in layers.items() if isinstance(layer, Dense)}
+        self.dense = MappingProxyType(dense)  # the layers of this kind
+        self.shapes = MappingProxyType(shapes)  # of every input and layer
+        self.in_shapes = MappingProxyType(in_shapes)  # of every layer's sources
+        widths = {name: math.prod(shape) for name, shape in shapes.items()}
         self.widths = MappingProxyType(widths)  # of every input and layer
+        in_widths = {
+            name: sum(widths[source] for source in layer.sources) for name, layer in layers.items()
+        }
         self.in_widths = MappingProxyType(in_widths)  # of every layer's concatenated inputs
         self.output = output
 
-    def parameters(self) -> dict[str, tuple[int, ...]]:
+    def parameters(self) -> dict[str, Shape]:
         """Shapes of one slice's parameters by their state_dict names, in plan order."""
         return {
             f"{name}.{part}": shape
             for name, layer in self.layers.items()
-            for part, shape in layer.parameters(self.in_widths[name]).items()
+            for part, shape in layer.parameters(self.in_shapes[name]).items()
         }
 
-    def statistics(self) -> dict[str, tuple[int, ...]]:
+    def statistics(self) -> dict[str, Shape]:
         """Shapes of one slice's running statistics by their state_dict names, in plan order."""
         return {
             f"{name}.{part}": shape
             for name, layer in self.layers.items()
-            for part, shape in layer.statistics().items()
+            for part, shape in layer.statistics(self.in_shapes[name]).items()
         }
 
     def num_parameters(self) -> int:
         """Parameters of one block."""
         return sum(math.prod(shape) for shape in self.parameters().values())
 
+    def fan_in(self, name: str) -> int:
+        """Of a layer."""
+        return self.layers[name].fan_in(self.in_shapes[name])
+
+    def momentum(self, statistic: str) -> float:
+        """Of a running statistic, by its state_dict name."""
+        return self.layers[statistic.partition(".")[0]].momentum
+
     def has_norm(self) -> bool:
-        return any(layer.norm is not None for layer in self.layers.values())
+        """Whether rows of a batch know each other in training, by its statistics."""
+        return bool(self.statistics())
 
     def needs_gradient(self, wanted: frozenset[str] = frozenset()) -> frozenset[str]:
         """Names whose results need a gradient: all layers, and the `wanted` inputs.

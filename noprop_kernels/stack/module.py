@@ -109,7 +109,7 @@ class Stack(StrictModule):
     def extra_repr(self) -> str:
         total = sum(value.numel() for value in self.parameters())
         plan = ", ".join(
-            f"{name}: {' + '.join(layer.sources)} -> {layer.features}"
+            f"{name}: {' + '.join(layer.sources)} -> {self.plan.widths[name]}"
             for name, layer in self.plan.layers.items()
         )
         return (

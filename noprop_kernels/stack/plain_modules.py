@@ -1,52 +1,62 @@
 """Slices as graphs of torch.nn modules: Linear, BatchNorm1d, cat, an activation, add."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import add
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..check import check_tensor
-from ..plan import Plan
+from ..plan import Dense, Plan
 from .module import Stack
 from .state import checked_tensors
 
 ACTIVATIONS = {"relu": torch.relu, "gelu": nn.functional.gelu}
 
 
-def graph_module(
-    plan: Plan, parameter: Callable[[str], Tensor], statistic: Callable[[str], Tensor]
-) -> fx.GraphModule:
-    """The plan as modules whose tensors are those given by state_dict name.
+Find = Callable[[str], Tensor]  # a tensor by its state_dict name
+Steps = Iterator[tuple[str, nn.Module] | Callable[[Tensor], Tensor]]
 
-    A batch norm is a child of its layer's Linear, so that the state_dict has the plan's names.
-    """
+
+def dense(layer: Dense, name: str, fan_in: int, parameter: Find, statistic: Find) -> Steps:
+    """A norm is a child of its layer's Linear, so that the state_dict has the plan's names."""
+    linear = nn.Linear(fan_in, layer.features, device="meta")
+    linear.weight = nn.Parameter(parameter(f"{name}.weight"))
+    linear.bias = nn.Parameter(parameter(f"{name}.bias"))
+    yield name, linear
+    if layer.norm is not None:
+        key = f"{name}.norm"
+        weight = nn.Parameter(parameter(f"{key}.weight"))
+        norm = nn.BatchNorm1d(
+            layer.features, layer.norm.eps, layer.norm.momentum, device=weight.device
+        )
+        norm.weight = weight
+        norm.bias = nn.Parameter(parameter(f"{key}.bias"))
+        norm.running_mean = statistic(f"{key}.running_mean")
+        norm.running_var = statistic(f"{key}.running_var")
+        yield key, norm
+    if layer.activation is not None:
+        yield ACTIVATIONS[layer.activation]
+
+
+KINDS: dict[type, Callable[..., Steps]] = {Dense: dense}  # of layers
+
+
+def graph_module(plan: Plan, parameter: Find, statistic: Find) -> fx.GraphModule:
+    """The plan as modules whose tensors are those given by state_dict name."""
     graph = fx.Graph()
     results = {name: graph.placeholder(name) for name in plan.inputs}
     root: dict[str, nn.Module] = {}
     for name, layer in plan.layers.items():
-        linear = nn.Linear(plan.in_widths[name], layer.features, device="meta")
-        linear.weight = nn.Parameter(parameter(f"{name}.weight"))
-        linear.bias = nn.Parameter(parameter(f"{name}.bias"))
-        root[name] = linear
         y = results[layer.sources[0]]
         if len(layer.sources) > 1:
             y = graph.call_function(torch.cat, ([results[source] for source in layer.sources], -1))
-        y = graph.call_module(name, (y,))
-        if layer.norm is not None:
-            key = f"{name}.norm"
-            weight = nn.Parameter(parameter(f"{key}.weight"))
-            norm = nn.BatchNorm1d(
-                layer.features, layer.norm.eps, layer.norm.momentum, device=weight.device
-            )
-            norm.weight = weight
-            norm.bias = nn.Parameter(parameter(f"{key}.bias"))
-            norm.running_mean = statistic(f"{key}.running_mean")
-            norm.running_var = statistic(f"{key}.running_var")
-            root[key] = norm
-            y = graph.call_module(key, (y,))
-        if layer.activation is not None:
-            y = graph.call_function(ACTIVATIONS[layer.activation], (y,))
+        for step in KINDS[type(layer)](layer, name, plan.fan_in(name), parameter, statistic):
+            if isinstance(step, tuple):
+                key, root[step[0]] = step
+                y = graph.call_module(key, (y,))
+            else:
+                y = graph.call_function(step, (y,))
         if layer.add:
             y = graph.call_function(add, (results[layer.add], y))
         results[name] = y

@@ -189,8 +189,7 @@ def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
     at = index.to(stack.device)
     stack.draws[at] += 1
     for name, batch in grads.stats.items():
-        norm = stack.plan.layers[name.partition(".")[0]].norm
-        momentum = norm.momentum if norm is not None else 0.0
+        momentum = stack.plan.momentum(name)
         running = slices.stats[name]
         moved = (1 - momentum) * running[at] + momentum * batch
         running[at] = torch.where(apply[:, None], moved, running[at])

@@ -1,6 +1,6 @@
 """Plans, goals and optimizers to JSON and back: the description of a saved model."""
 
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 from noprop_kernels.optimizers import Optimizer
-from noprop_kernels.plan import BatchNorm, Dense, Plan
+from noprop_kernels.plan import BatchNorm, Dense, Layer, Plan
 
 from .errors import InputError
 
@@ -56,8 +56,13 @@ def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) ->
             raise InputError(f"a saved model must have {name} from 0 on, got {int(tensor.min())}")
 
 
+def layer_to_json(layer: Layer) -> Json:
+    assert is_dataclass(layer) and not isinstance(layer, type)  # as every kind is
+    return {"kind": type(layer).__name__, **asdict(layer)}
+
+
 def plan_to_json(plan: Plan) -> Json:
-    layers = [[name, {"kind": "Dense", **asdict(layer)}] for name, layer in plan.layers.items()]
+    layers = [[name, layer_to_json(layer)] for name, layer in plan.layers.items()]
     inputs = [[name, list(shape)] for name, shape in plan.inputs.items()]
     return {"inputs": inputs, "layers": layers}  # lists of pairs, since the order matters
 

@@ -79,7 +79,7 @@ def sizes(model: Model, batch_size: int) -> Json:
         for name, value in part.named_buffers()
         if name.endswith(("_m", "_v"))
     )
-    widths = sum(layer.out_width() for layer in plan.layers.values())
+    widths = sum(plan.widths[name] for name in plan.layers)
     activations = FLOAT * batch_size * widths * workers
     workspace = None
     if backend == "cpu":

@@ -10,10 +10,14 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels import __main__
+from noprop_kernels import plan as plan_module
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.backends.cuda import extension
+from noprop_kernels.backends.gpu import tables
 from noprop_kernels.backends.reference import backend as reference
+from noprop_kernels.backends.reference import layers
+from noprop_kernels.stack import plain_modules
 from support.blocks import PLANS, batch, make
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -305,6 +309,7 @@ import sys, torch
 before = "triton" in sys.modules
 import noprop_kernels as nk
 from noprop_kernels import __main__
+from noprop_kernels import plan as plan_module
 from noprop_kernels.backends import dispatch
 blocks = nk.DenoisingBlocks(nk.plans.mlp(3, 2, 2, hidden=4), nk.DT(nk.NoiseSchedule.cosine(2)))
 nk.explain(blocks)
@@ -372,3 +377,10 @@ def test_on_a_gpu_triton_comes_before_cuda_and_explain_says_why(monkeypatch):
     assert "  cuda: could run; Triton comes first until both have been timed on a GPU" in text
     with nk.use_backend("cuda"):
         assert 'cuda (forced by use_backend("cuda"))' in nk.explain(PLANS["mlp"], device=CUDA)
+
+
+def test_every_backend_has_its_kinds_in_its_own_table():
+    kinds = {name: set(dispatch.KINDS[name]) for name in dispatch.BACKENDS}
+    assert kinds["reference"] == set(layers.KINDS) == set(plan_module.KINDS)
+    assert kinds["triton"] == kinds["cuda"] == set(tables.KINDS)
+    assert set(plain_modules.KINDS) == set(plan_module.KINDS)

@@ -19,7 +19,8 @@ int64_t shared_bytes() {
   return std::clamp(cache / 4, kLeast, kMost);
 }
 
-int64_t weights(const NopropPlan& plan) {
+// Of a row forward, all layers together. It is the layers' work; a dense one has as many weights.
+int64_t multiply_adds(const NopropPlan& plan) {
   int64_t count = 0;
   for (int32_t l = 0; l < plan.num_layers; ++l) {
     const NopropLayer& layer = plan.layers[l];
@@ -76,12 +77,12 @@ int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t 
 }
 
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {
-  return shared_by(n, 6 * B * weights(plan), 4'000'000, threads);
+  return shared_by(n, 6 * B * multiply_adds(plan), 4'000'000, threads);
 }
 
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
   // one row of a product takes as long as four do, that of reading the weights
-  return shared_by(chains, 2 * std::max<int64_t>(B, 4) * weights(plan), 1'000'000, threads);
+  return shared_by(chains, 2 * std::max<int64_t>(B, 4) * multiply_adds(plan), 1'000'000, threads);
 }
 
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,

@@ -22,7 +22,7 @@ def tiles_of_product(B: int, columns: int) -> int:
 
 def dense(walk: Walk, item: Stage) -> list[Fields]:
     plan, params, at, name = walk.slices.plan, walk.slices.params, walk.at, item.name
-    layer = plan.layers[name]
+    layer = plan.dense[name]
     plain = layer.norm is None  # else the norm has the activation and `add`
     return [
         stage(
@@ -46,7 +46,7 @@ def dense(walk: Walk, item: Stage) -> list[Fields]:
 
 def norm(walk: Walk, item: Stage) -> list[Fields]:
     slices, at, name = walk.slices, walk.at, item.name
-    layer = slices.plan.layers[name]
+    layer = slices.plan.dense[name]
     assert layer.norm is not None
     key = f"{name}.norm."
     mean, var = key + "running_mean", key + "running_var"
@@ -78,7 +78,7 @@ def norm(walk: Walk, item: Stage) -> list[Fields]:
 
 def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
     plan, params, at, name = walk.slices.plan, walk.slices.params, walk.at, item.name
-    layer, F = plan.layers.get(name), plan.widths[name]
+    layer, F = plan.dense.get(name), plan.widths[name]
     read = []
     for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
         height = plan.widths[reader]
@@ -151,7 +151,7 @@ def update(walk: Walk, item: Stage) -> list[Fields]:
     """The update's stages: weights first, source by source, then vectors, then statistics."""
     plan, at, slices = walk.slices.plan, walk.at, walk.slices
     weights, vectors, statistics = [], [], []
-    for name, layer in plan.layers.items():
+    for name, layer in plan.dense.items():
         H, d_y, column = layer.features, at[product_gradient(plan, name)], 0
         for source in layer.sources:
             weights.append(weight_stage(walk, name, source, column))

@@ -24,7 +24,7 @@ def stages_of(plan: Plan) -> int:
     most = shapes.constant("kMaxSources")
     for name in plan.widths:  # a gradient with many readers is summed in several stages
         count += cdiv(max(0, len(consumers(plan, name)) - most), most - 1)
-    for layer in plan.layers.values():
+    for layer in plan.dense.values():
         norm = layer.norm is not None
         count += len(layer.sources) + 1 + (4 if norm else 0)
     return count

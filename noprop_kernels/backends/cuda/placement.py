@@ -39,7 +39,7 @@ def weight_stages(what: "Stack") -> list[Fields]:
     plan = what.plan
     return [
         {"kind": "update_weight", "tiles": shapes.weight_tiles(layer.features, plan.widths[source])}
-        for layer in plan.layers.values()
+        for layer in plan.dense.values()
         for source in layer.sources
     ]
 

@@ -48,11 +48,12 @@ def weight_tile_entries() -> int:
 def update_tiles(plan: Plan, training: bool, moving: bool) -> int:
     """Tiles of all stages into which the table's update is split."""
     total = 0
-    for name, layer in plan.layers.items():
+    for name, layer in plan.dense.items():
         H = layer.features
         total += sum(weight_tiles(H, plan.widths[source]) for source in layer.sources)
-        vectors = len(layer.parameters(plan.in_widths[name])) - 1
-        total += (vectors + (len(layer.statistics()) if moving else 0)) * vector_tiles(H)
+        ins = plan.in_shapes[name]
+        vectors = len(layer.parameters(ins)) - 1 + (len(layer.statistics(ins)) if moving else 0)
+        total += vectors * vector_tiles(H)
     return total
 
 

@@ -7,13 +7,13 @@ behind its activation, "dy:" behind its norm too; parameters and statistics by t
 data set, "bad:" for flags of what is read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 
-from ...plan import Plan
+from ...plan import Dense, Plan
 from .stages import Shape, Stage, Table, floats, share_memory, with_barriers
 from .tiles import Tiles, cdiv
 
@@ -66,7 +66,7 @@ class Ask:
 
 
 def behind_activation(plan: Plan, name: str) -> str:
-    layer = plan.layers[name]
+    layer = plan.dense[name]
     if layer.activation is None:
         return f"d:{name}"
     return f"{'dy' if layer.norm is None else 'dn'}:{name}"
@@ -74,12 +74,12 @@ def behind_activation(plan: Plan, name: str) -> str:
 
 def product_gradient(plan: Plan, name: str) -> str:
     """The gradient of a layer's product."""
-    return behind_activation(plan, name) if plan.layers[name].norm is None else f"dy:{name}"
+    return behind_activation(plan, name) if plan.dense[name].norm is None else f"dy:{name}"
 
 
 def kept(plan: Plan, name: str) -> str:
     """What the gradient of a layer's activation reads: its result, where nothing is added to it."""
-    layer = plan.layers[name]
+    layer = plan.dense[name]
     return f"act:{name}" if layer.add or layer.needs_preactivation else name
 
 
@@ -140,32 +140,8 @@ class Draft:
         self.add("add_noise", "z", [":labels", ":draw"], writes, (tiles, n))
 
     def forward(self) -> None:
-        ask, plan = self.ask, self.plan
-        n, B = ask.n, ask.B
-        for name, layer in plan.layers.items():
-            H = layer.features
-            params = [f"{name}.weight", f"{name}.bias"]
-            grid = (*ask.tiles.product(B, H, ask.precision), n)
-            ends = [self.size(name, n, B, H)]
-            if layer.activation and kept(plan, name) != name:
-                ends.append(self.size(kept(plan, name), n, B, H))
-            add = [layer.add] if layer.add else []
-            if layer.norm is None:
-                self.add("dense", name, [*layer.sources, *add, *params], ends, grid)
-                continue
-            y = self.size(f"y:{name}", n, B, H)
-            self.add("dense", name, [*layer.sources, *params], [y], grid)
-            norm = f"{name}.norm."
-            reads = [y, *add, norm + "weight", norm + "bias"]
-            ends += [self.size(f"{part}:{name}", n, H) for part in ("mean", "rstd")]
-            statistics = [norm + part for part in ("running_mean", "running_var")]
-            if not ask.training or ask.statistics == "now":
-                reads += statistics
-            if ask.statistics == "now":
-                ends += statistics
-            elif ask.training:
-                ends += [self.size(f"batch:{statistic}", n, H) for statistic in statistics]
-            self.add("norm", name, reads, ends, (ask.tiles.vector(H), n))
+        for name, layer in self.plan.layers.items():
+            KINDS[type(layer)](self, name, layer)
 
     def head(self) -> None:
         ask, out = self.ask, self.plan.output
@@ -195,7 +171,7 @@ class Draft:
     def result_gradient(self, name: str, needed: frozenset[str]) -> None:
         ask, plan = self.ask, self.plan
         n, B, F = ask.n, ask.B, plan.widths[name]
-        layer = plan.layers.get(name)
+        layer = plan.dense.get(name)
         behind = f"d:{name}" if layer is None else behind_activation(plan, name)
         reads, writes = [], []
         if layer is not None and layer.activation:
@@ -237,7 +213,7 @@ class Draft:
     def update(self) -> None:
         ask, plan = self.ask, self.plan
         reads = {source: None for layer in plan.layers.values() for source in layer.sources}
-        for name, layer in plan.layers.items():
+        for name, layer in plan.dense.items():
             reads[product_gradient(plan, name)] = None
             if layer.norm is not None:
                 reads |= {f"sum:{name}.norm.{part}": None for part in ("weight", "bias")}
@@ -250,6 +226,37 @@ class Draft:
             writes = [*params, *moved]
         tiles = ask.tiles.update(plan, ask.training, ask.statistics == "later")
         self.add("update", "", reads, writes, (tiles, ask.n))
+
+
+def dense_forward(draft: Draft, name: str, layer: Dense) -> None:
+    ask, plan = draft.ask, draft.plan
+    n, B = ask.n, ask.B
+    H = layer.features
+    params = [f"{name}.weight", f"{name}.bias"]
+    grid = (*ask.tiles.product(B, H, ask.precision), n)
+    ends = [draft.size(name, n, B, H)]
+    if layer.activation and kept(plan, name) != name:
+        ends.append(draft.size(kept(plan, name), n, B, H))
+    add = [layer.add] if layer.add else []
+    if layer.norm is None:
+        draft.add("dense", name, [*layer.sources, *add, *params], ends, grid)
+        return
+    y = draft.size(f"y:{name}", n, B, H)
+    draft.add("dense", name, [*layer.sources, *params], [y], grid)
+    norm = f"{name}.norm."
+    reads = [y, *add, norm + "weight", norm + "bias"]
+    ends += [draft.size(f"{part}:{name}", n, H) for part in ("mean", "rstd")]
+    statistics = [norm + part for part in ("running_mean", "running_var")]
+    if not ask.training or ask.statistics == "now":
+        reads += statistics
+    if ask.statistics == "now":
+        ends += statistics
+    elif ask.training:
+        ends += [draft.size(f"batch:{statistic}", n, H) for statistic in statistics]
+    draft.add("norm", name, reads, ends, (ask.tiles.vector(H), n))
+
+
+KINDS: dict[type, Callable[..., None]] = {Dense: dense_forward}  # forward stages of each kind
 
 
 def finish(draft: Draft, given: Iterable[str], kept: Iterable[str] = ()) -> Table:

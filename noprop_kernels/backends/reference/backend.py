@@ -75,11 +75,9 @@ def apply_update(slices: Slices, grads: Tensors, apply: Tensor, rule: Rule, step
 
 def move_statistics(slices: Slices, batch: Tensors, apply: Tensor) -> None:
     for name, value in batch.items():
-        norm = slices.plan.layers[name.partition(".")[0]].norm
-        if norm is not None:
-            old = slices.stats[name][slices.index]
-            new = ref.move_statistic(old, value, norm.momentum)
-            slices.stats[name][slices.index] = where_slice(apply, new, old)
+        old = slices.stats[name][slices.index]
+        new = ref.move_statistic(old, value, slices.plan.momentum(name))
+        slices.stats[name][slices.index] = where_slice(apply, new, old)
 
 
 def draw_normal(noise: Noise, stream: int, step: int, B: int, D: int, dtype: torch.dtype) -> Tensor:

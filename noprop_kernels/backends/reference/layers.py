@@ -1,12 +1,14 @@
 """A plan's forward and backward pass in equations.py's operations, over stacked slices."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...plan import Plan
+from ...plan import Dense, Plan
 from ..calls import Tensors
 from . import equations as ref
 
@@ -37,24 +39,7 @@ def forward_layers(
     saved = Saved(training, precision, dict(inputs), {}, {}, {}, {})
     results = saved.results
     for name, layer in plan.layers.items():
-        sources = [results[source] for source in layer.sources]
-        y = ref.dense(sources, params[f"{name}.weight"], params[f"{name}.bias"], precision)
-        if layer.norm is not None:
-            key = f"{name}.norm."
-            if training:
-                mean, var = ref.batch_statistics(y)
-                B = y.shape[1]
-                saved.batch[key + "running_mean"] = mean
-                unbiased = saved.batch[key + "running_var"] = var * (B / (B - 1))
-                # NaN where the running statistics would overflow, so that the loss shows it
-                var = var + (unbiased - unbiased)
-            else:
-                mean, var = stats[key + "running_mean"], stats[key + "running_var"]
-            saved.y_hat[name], saved.rstd[name] = ref.normalise(y, mean, var, layer.norm.eps)
-            y = ref.scale_shift(saved.y_hat[name], params[key + "weight"], params[key + "bias"])
-        if layer.activation is not None:
-            before, y = y, ref.ACTIVATIONS[layer.activation][0](y)
-            saved.kept[name] = before if layer.needs_preactivation else y
+        y = KINDS[type(layer)].forward(layer, name, params, stats, saved)
         results[name] = y + results[layer.add] if layer.add else y
     return saved
 
@@ -68,7 +53,7 @@ def backward_layers(
     consumers[plan.output].append(ref.up(d_logits))
 
     def gradient(name: str) -> Tensor:
-        # the consumers are summed in plan order
+        # the sum over the consumers goes in plan order
         return reduce(torch.add, reversed(consumers[name]))
 
     grads: Tensors = {}
@@ -76,27 +61,72 @@ def backward_layers(
         d_y = gradient(name)
         if layer.add in needed:
             consumers[layer.add].append(d_y)
-        if layer.activation is not None:
-            d_y = ref.ACTIVATIONS[layer.activation][1](d_y, saved.kept[name])
-        if layer.norm is not None:
-            key = f"{name}.norm."
-            d_y, grads[key + "weight"], grads[key + "bias"] = ref.batch_norm_gradient(
-                *(d_y, saved.y_hat[name], saved.rstd[name], params[key + "weight"]),
-                training=saved.training,
-            )
-        sources = [saved.results[source] for source in layer.sources]
-        grads[f"{name}.weight"] = ref.dense_weight_gradient(d_y, sources, saved.precision)
-        # batch statistics cancel the bias: its gradient is exactly zero
-        frozen = layer.norm is not None and saved.training
-        d_bias = ref.sum_rows(d_y)
-        grads[f"{name}.bias"] = torch.zeros_like(d_bias) if frozen else d_bias
-        if needed.isdisjoint(layer.sources):
-            continue
-        widths = [plan.widths[source] for source in layer.sources]
-        d_concat = ref.dense_input_gradient(d_y, params[f"{name}.weight"], saved.precision)
-        parts = d_concat.split(widths, -1)
-        for source, part in reversed(list(zip(layer.sources, parts, strict=True))):
+        asked = not needed.isdisjoint(layer.sources)
+        parts = KINDS[type(layer)].backward(layer, name, params, saved, d_y, grads, asked)
+        for source, part in reversed(list(zip(layer.sources, parts, strict=False))):
             if source in needed:
                 consumers[source].append(part)
     d_inputs = {name: gradient(name) for name in plan.inputs if name in wanted}
     return {name: grads[name] for name in plan.parameters()}, d_inputs
+
+
+def forward_dense(layer: Dense, name: str, params: Tensors, stats: Tensors, saved: Saved) -> Tensor:
+    sources = [saved.results[source] for source in layer.sources]
+    y = ref.dense(sources, params[f"{name}.weight"], params[f"{name}.bias"], saved.precision)
+    if layer.norm is not None:
+        key = f"{name}.norm."
+        if saved.training:
+            mean, var = ref.batch_statistics(y)
+            B = y.shape[1]
+            saved.batch[key + "running_mean"] = mean
+            unbiased = saved.batch[key + "running_var"] = var * (B / (B - 1))
+            # NaN where the running statistics would overflow, so that the loss shows it
+            var = var + (unbiased - unbiased)
+        else:
+            mean, var = stats[key + "running_mean"], stats[key + "running_var"]
+        saved.y_hat[name], saved.rstd[name] = ref.normalise(y, mean, var, layer.norm.eps)
+        y = ref.scale_shift(saved.y_hat[name], params[key + "weight"], params[key + "bias"])
+    if layer.activation is not None:
+        before, y = y, ref.ACTIVATIONS[layer.activation][0](y)
+        saved.kept[name] = before if layer.needs_preactivation else y
+    return y
+
+
+def backward_dense(
+    layer: Dense,
+    name: str,
+    params: Tensors,
+    saved: Saved,
+    d_y: Tensor,
+    grads: Tensors,
+    asked: bool,
+) -> Sequence[Tensor]:
+    """The sources' gradients, where they are asked for; the parameters' are put into `grads`."""
+    if layer.activation is not None:
+        d_y = ref.ACTIVATIONS[layer.activation][1](d_y, saved.kept[name])
+    if layer.norm is not None:
+        key = f"{name}.norm."
+        d_y, grads[key + "weight"], grads[key + "bias"] = ref.batch_norm_gradient(
+            *(d_y, saved.y_hat[name], saved.rstd[name], params[key + "weight"]),
+            training=saved.training,
+        )
+    sources = [saved.results[source] for source in layer.sources]
+    grads[f"{name}.weight"] = ref.dense_weight_gradient(d_y, sources, saved.precision)
+    # batch statistics take the bias away again: its gradient is zero, whatever the rounding
+    frozen = layer.norm is not None and saved.training
+    d_bias = ref.sum_rows(d_y)
+    grads[f"{name}.bias"] = torch.zeros_like(d_bias) if frozen else d_bias
+    if not asked:
+        return ()
+    d_concat = ref.dense_input_gradient(d_y, params[f"{name}.weight"], saved.precision)
+    return d_concat.split([source.shape[-1] for source in sources], -1)
+
+
+class Kind(NamedTuple):
+    """How a kind of layer computes its result before `add`, and the gradients behind that."""
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., Sequence[Tensor]]
+
+
+KINDS: dict[type, Kind] = {Dense: Kind(forward_dense, backward_dense)}

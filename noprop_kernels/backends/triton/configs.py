@@ -74,7 +74,7 @@ class UpdateTiles:
 def update_tiles(plan: Plan, training: bool, moving: bool) -> UpdateTiles:
     blocks = update_blocks()
     first, weights, vectors, statistics = 0, [], [], []
-    for name, layer in plan.layers.items():
+    for name, layer in plan.dense.items():
         H, column = layer.features, 0
         for source in layer.sources:
             F = plan.widths[source]
@@ -82,7 +82,7 @@ def update_tiles(plan: Plan, training: bool, moving: bool) -> UpdateTiles:
             last = first + cdiv(H, blocks.rows) * cdiv(F, block)
             weights.append((first, last, H, F, plan.in_widths[name], column, block))
             first, column = last, column + F
-    for layer in plan.layers.values():
+    for layer in plan.dense.values():
         H, frozen = layer.features, layer.norm is not None and training
         sums = [SUM_ZERO if frozen else SUM_ROWS] + [SUM_DONE] * 2 * (layer.norm is not None)
         for kind in sums:

@@ -80,7 +80,7 @@ def noise_blocks(D: int) -> dict[str, int]:
 
 def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
     plan, slices, name = walk.slices.plan, walk.slices, stage.name
-    layer = plan.layers[name]
+    layer = plan.dense[name]
     plain = layer.norm is None
     widths = tuple(plan.widths[source] for source in layer.sources)
     blocks = dense_blocks(layer.features, slices.precision)
@@ -100,7 +100,7 @@ def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
 
 def norm_forward(walk: Walk, stage: Stage, k: int) -> None:
     slices, name = walk.slices, stage.name
-    layer = slices.plan.layers[name]
+    layer = slices.plan.dense[name]
     assert layer.norm is not None
     key = f"{name}.norm."
     statistics = tuple(slices.stats[key + part] for part in ("running_mean", "running_var"))
@@ -172,7 +172,7 @@ def rates(walk: Walk, stage: Stage, k: int) -> None:
 
 def result_gradient(walk: Walk, stage: Stage, k: int) -> None:
     plan, slices, at, name = walk.slices.plan, walk.slices, walk.at, stage.name
-    layer, F = plan.layers.get(name), plan.widths[name]
+    layer, F = plan.dense.get(name), plan.widths[name]
     read: list[Address] = []
     columns, heights, widths = [], [], []
     for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
@@ -234,7 +234,7 @@ def embedding_gradient(walk: Walk, stage: Stage, k: int) -> None:
 def update_all(walk: Walk, stage: Stage, k: int) -> None:
     plan, at, slices = walk.slices.plan, walk.at, walk.slices
     weights, vectors, statistics = [], [], []
-    for name, layer in plan.layers.items():
+    for name, layer in plan.dense.items():
         d_y = at[product_gradient(plan, name)]
         for source in layer.sources:
             weights.append((walk.parameter(f"{name}.weight"), d_y, walk.source(source)))
