@@ -1,4 +1,4 @@
-"""The environment variables of the library, read anew at each call. No other file of it reads one."""
+"""The environment variables of the library, read anew at each call, and by no other file of it."""
 
 import os
 

@@ -15,7 +15,7 @@ from .state import checked_tensors
 def graph_module(
     plan: Plan, parameter: Callable[[str], Tensor], statistic: Callable[[str], Tensor]
 ) -> fx.GraphModule:
-    """The plan as modules whose tensors are those given by state_dict name.
+    """The plan as modules with the given tensors, by state_dict name.
 
     A batch norm is a child of its layer's Linear, so that the state_dict has the plan's names.
     """
@@ -62,7 +62,7 @@ def shared_module(stack: Stack, i: int) -> fx.GraphModule:
 
 
 def copied_module(stack: Stack, i: int) -> fx.GraphModule:
-    """Slice i with tensors of its own, in the stack's mode."""
+    """Slice i with its own copies of the tensors, in the stack's mode."""
 
     def copy(name: str) -> Tensor:
         return checked_tensors(stack, (name,))[0].detach()[i].clone()
