@@ -36,9 +36,9 @@ class OutputHead(Stack):
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
         optimizer: SGD, Adam or AdamW; None makes a plain module.
         seed: of the parameters and the noise; a list makes one replica for each.
-        precision: "float32", or "bfloat16" | "tf32": what the operands of the layers' products
-            (weights, sources, output gradients) are rounded to; all else is float32. The CPU
-            kernels have no tf32.
+        precision: "float32", or "bfloat16" | "tf32": the rounding of operands of the layers'
+            products (weights, sources, output gradients); all else is float32. The CPU kernels have
+            no tf32.
         backend: a backend to force; None: the best that runs here.
 
     Raises:
