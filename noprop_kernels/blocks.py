@@ -376,11 +376,12 @@ class DenoisingBlocks(Stack):
         return [plain_modules.copied_module(self, i) for i in range(len(self))]
 
     def load_modules(self, blocks: Sequence[torch.nn.Module]) -> None:
-        """Copies parameters and running statistics from modules as `to_modules` makes them. Moments
-        and counters do not change.
+        """Copies parameters and running statistics from modules as `to_modules` makes them.
 
-                Raises:
-                    ValueError: their number, a name or a shape does not fit; then nothing has changed.
+        Moments and counters do not change.
+
+        Raises:
+            ValueError: their number, a name or a shape does not fit; then nothing has changed.
         """
         plain_modules.load(self, blocks)
 

@@ -65,8 +65,8 @@ class NoiseSchedule:
     def cosine(cls, T: int = 10, s: float = 0.008) -> "NoiseSchedule":
         """The cosine schedule of T + 1 steps: alpha_bar_t = f((T + 1 - t) / (T + 1)) / f(0).
 
-        f(u) = cos^2(pi/2 (u + s) / (1 + s)). The paper says only "fixed cosine"; this reading has T
-        + 1 finite levels and alpha_bar_T < 1, so that no signal-to-noise ratio has to be clipped.
+        f(u) = cos^2(pi/2 (u + s) / (1 + s)). The paper says only "fixed cosine"; this reading has
+        T + 1 finite levels and alpha_bar_T < 1, so that no signal-to-noise ratio has to be clipped.
         """
         T = check_positive("NoiseSchedule.cosine", "T", T, MOST_BLOCKS)
         s = check_number(
