@@ -30,18 +30,18 @@ void read_fields(Fields& f, NoiseStage& s) {
 }
 
 void read_fields(Fields& f, DenseStage& s) {
-  f.get("out", s.out).get("activated", s.activated).get("sources", s.sources).get("add", s.add);
+  f.get("out", s.out).get("kept", s.kept).get("sources", s.sources).get("add", s.add);
   f.get("weight", s.weight).get("bias", s.bias).get("widths", s.widths);
   f.get("num_sources", s.num_sources).get("H", s.H).get("in_width", s.in_width);
-  f.get("relu", s.relu).get("tile", s.tile);
+  f.get("activation", s.activation).get("tile", s.tile);
 }
 
 void read_fields(Fields& f, NormStage& s) {
-  f.get("out", s.out).get("activated", s.activated).get("mean", s.mean).get("rstd", s.rstd);
+  f.get("out", s.out).get("kept", s.kept).get("mean", s.mean).get("rstd", s.rstd);
   f.get("batch_mean", s.batch_mean).get("batch_var", s.batch_var).get("y", s.y).get("add", s.add);
   f.get("weight", s.weight).get("bias", s.bias);
   f.get("running_mean", s.running_mean).get("running_var", s.running_var);
-  f.get("eps", s.eps).get("momentum", s.momentum).get("H", s.H).get("relu", s.relu);
+  f.get("eps", s.eps).get("momentum", s.momentum).get("H", s.H).get("activation", s.activation);
   f.get("training", s.training).get("move", s.move);
 }
 
@@ -66,9 +66,9 @@ void read_fields(Fields& f, RatesStage& s) {
 }
 
 void read_fields(Fields& f, ResultGradientStage& s) {
-  f.get("d_result", s.d_result).get("d_y", s.d_y).get("activated", s.activated);
+  f.get("d_result", s.d_result).get("d_y", s.d_y).get("kept", s.kept);
   f.get("consumers", s.consumers).get("num_consumers", s.num_consumers);
-  f.get("F", s.F).get("tile", s.tile);
+  f.get("F", s.F).get("activation", s.activation).get("tile", s.tile);
 }
 
 void read_fields(Fields& f, NormGradientStage& s) {

@@ -30,6 +30,7 @@ constexpr std::array kPrecisions = {"float32", "tf32", "bfloat16"};
 constexpr std::array kRules = {"none", "sgd", "momentum", "nesterov", "adam", "adamw"};
 constexpr std::array kHeads = {"softmax", "linear", "cross_entropy"};
 constexpr std::array kTypes = {"float32", "bfloat16", "uint8"};
+constexpr std::array kActivations = {"none", "relu", "gelu"};
 constexpr std::array kSums = {"rows", "done", "zero"};
 
 const auto& names_of(Kind) { return kKinds; }
@@ -37,6 +38,7 @@ const auto& names_of(Precision) { return kPrecisions; }
 const auto& names_of(Rule) { return kRules; }
 const auto& names_of(Head) { return kHeads; }
 const auto& names_of(Type) { return kTypes; }
+const auto& names_of(Activation) { return kActivations; }
 const auto& names_of(Sum) { return kSums; }
 
 template <class Enum>

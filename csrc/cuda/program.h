@@ -58,6 +58,7 @@ enum class Precision : int32_t { kFloat32, kTf32, kBFloat16 };
 enum class Rule : int32_t { kNone, kSgd, kMomentum, kNesterov, kAdam, kAdamW };  // kNone: gradients
 enum class Head : int32_t { kSoftmax, kLinear, kCrossEntropy };
 enum class Type : int32_t { kFloat32, kBFloat16, kUInt8 };
+enum class Activation : int32_t { kNone, kRelu, kGelu };
 enum class Sum : int32_t { kRows, kDone, kZero };  // a vector's gradient: summed here, before, or 0
 
 // entry of step k, slice i of a call, group g:
@@ -135,22 +136,25 @@ struct NoiseStage {
 
 // out = activation(concat(sources) @ weight.T + bias) + add; a tile is tile x tile
 struct DenseStage {
-  Buffer out, activated;  // (B, H); activated: before `add`, or absent
+  Buffer out, kept;  // (B, H); kept: what the activation's gradient reads, or absent
   Buffer sources[kMaxSources];
   Buffer add;
   const float *weight, *bias;  // (N, H, in_width), (N, H)
   int32_t widths[kMaxSources];
-  int32_t num_sources, H, in_width, relu;
+  int32_t num_sources, H, in_width;
+  Activation activation;
   int32_t tile;  // 16, 32 or 64: product_tile(B, H)
 };
 
 // out = activation(weight * (y - mean) * rstd + bias) + add; a tile has kColumns columns
 struct NormStage {
-  Buffer out, activated, mean, rstd, batch_mean, batch_var, y, add;
+  Buffer out, kept, mean, rstd, batch_mean, batch_var, y, add;
   const float *weight, *bias;         // (N, H)
   float *running_mean, *running_var;  // (N, H)
   float eps, momentum;
-  int32_t H, relu, training, move;  // move: the running statistics, at once
+  int32_t H;
+  Activation activation;
+  int32_t training, move;  // move: the running statistics, at once
 };
 
 // error, d_u_hat, p and d_logits of kRows rows; see head.cuh
@@ -190,11 +194,13 @@ struct Consumer {
   int32_t height, in_width, column;
 };
 
-// d_result = sum over consumers of d_y @ weight[:, columns]; d_y = d_result where active
+// d_result = sum over consumers of d_y @ weight[:, columns]; d_y = d_result times the
+// activation's derivative
 struct ResultGradientStage {
-  Buffer d_result, d_y, activated;  // each may be absent
+  Buffer d_result, d_y, kept;  // each may be absent
   Consumer consumers[kMaxSources];
   int32_t num_consumers, F;
+  Activation activation;
   int32_t tile;  // product_tile(B, F)
 };
 

@@ -1,9 +1,10 @@
 """The tables of a backend's calls: a whole step, the layers alone, the gradients behind them.
 
-Names of buffers: an input or layer for its result, "y:" a layer before its norm, "act:" before
-`add`, "d:" the gradient of a result, "dn:" behind its activation, "dy:" behind its norm too;
-parameters and statistics by their own names, "grad:" and "batch:" before them for what a step
-finds, "sum:" for a norm's gradients; "data:" for a data set, "bad:" for flags of what is read.
+Names of buffers: an input or layer for its result, "y:" a layer before its norm, "act:" what the
+gradient of its activation reads, where that is not its result, "d:" the gradient of a result, "dn:"
+behind its activation, "dy:" behind its norm too; parameters and statistics by their own names,
+"grad:" and "batch:" before them for what a step finds, "sum:" for a norm's gradients; "data:" for a
+data set, "bad:" for flags of what is read.
 """
 
 from collections.abc import Iterable
@@ -76,9 +77,10 @@ def product_gradient(plan: Plan, name: str) -> str:
     return behind_activation(plan, name) if plan.layers[name].norm is None else f"dy:{name}"
 
 
-def activated(plan: Plan, name: str) -> str:
-    """A layer's result before `add`."""
-    return f"act:{name}" if plan.layers[name].add else name
+def kept(plan: Plan, name: str) -> str:
+    """What the gradient of a layer's activation reads: its result, where nothing is added to it."""
+    layer = plan.layers[name]
+    return f"act:{name}" if layer.add or layer.needs_preactivation else name
 
 
 def consumers(plan: Plan, result: str) -> list[tuple[str, int | None]]:
@@ -145,8 +147,8 @@ class Draft:
             params = [f"{name}.weight", f"{name}.bias"]
             grid = (*ask.tiles.product(B, H, ask.precision), n)
             ends = [self.size(name, n, B, H)]
-            if layer.add and layer.activation:
-                ends.append(self.size(activated(plan, name), n, B, H))
+            if layer.activation and kept(plan, name) != name:
+                ends.append(self.size(kept(plan, name), n, B, H))
             add = [layer.add] if layer.add else []
             if layer.norm is None:
                 self.add("dense", name, [*layer.sources, *add, *params], ends, grid)
@@ -197,7 +199,7 @@ class Draft:
         behind = f"d:{name}" if layer is None else behind_activation(plan, name)
         reads, writes = [], []
         if layer is not None and layer.activation:
-            reads.append(activated(plan, name))
+            reads.append(kept(plan, name))
             writes.append(self.size(behind, n, B, F))
         if name == plan.output:
             reads.append(f"d:{name}")

@@ -8,7 +8,7 @@ from ..calls import Embedding, Gather, Noise, Noising, Objective
 from ..gpu.memory import differs
 from ..gpu.optimizer import hyper, rule_name
 from ..gpu.stages import Stage
-from ..gpu.tables import activated, behind_activation, consumers, product_gradient
+from ..gpu.tables import behind_activation, consumers, kept, product_gradient
 from ..gpu.tiles import cdiv
 from .configs import (
     EMBEDDING,
@@ -91,7 +91,7 @@ def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
         walk.source(layer.add) if plain and layer.add else None,
         slices.params[f"{name}.weight"], slices.params[f"{name}.bias"], walk.index, walk.B,
         H=layer.features, WIDTHS=widths, IN_WIDTH=sum(widths),
-        ADDS=plain and layer.add is not None, RELU=plain and layer.activation == "relu",
+        ADDS=plain and layer.add is not None, ACTIVATION=layer.activation if plain else None,
         PRECISION=walk.device.precision(slices.precision),
         BLOCK_B=blocks.rows, BLOCK_H=blocks.columns, BLOCK_K=blocks.depths(widths),
         warps=blocks.warps, stages=blocks.stages,
@@ -112,7 +112,7 @@ def norm_forward(walk: Walk, stage: Stage, k: int) -> None:
         slices.params[key + "bias"], statistics, walk.index, layer.norm.eps, layer.norm.momentum,
         walk.B, H=layer.features, TRAINING=walk.training,
         MOVE=key + "running_mean" in stage.writes, ADDS=layer.add is not None,
-        RELU=layer.activation == "relu", BLOCK_H=vector_block(layer.features),
+        ACTIVATION=layer.activation, BLOCK_H=vector_block(layer.features),
     )  # fmt: skip
 
 
@@ -183,16 +183,16 @@ def result_gradient(walk: Walk, stage: Stage, k: int) -> None:
             read.append((at[f"d:{reader}"], None))
         else:
             read.append((at[product_gradient(plan, reader)], slices.params[f"{reader}.weight"]))
-    relu = layer is not None and layer.activation == "relu"
+    activation = None if layer is None else layer.activation
     blocks = dense_blocks(F, slices.precision)
     walk.launch(
         dense.result_gradient_kernel, stage,
         at[f"d:{name}"] if f"d:{name}" in stage.writes else None,
-        at[behind_activation(plan, name)] if relu else None,
-        at[activated(plan, name)] if relu else None, tuple(read), walk.index, walk.B,
-        F=F, HEIGHTS=tuple(heights), IN_WIDTHS=tuple(widths), COLUMNS=tuple(columns), RELU=relu,
-        PRECISION=walk.device.precision(slices.precision), BLOCK_B=blocks.rows,
-        BLOCK_F=blocks.columns, BLOCK_K=blocks.depths(tuple(heights)),
+        at[behind_activation(plan, name)] if activation else None,
+        at[kept(plan, name)] if activation else None, tuple(read), walk.index, walk.B,
+        F=F, HEIGHTS=tuple(heights), IN_WIDTHS=tuple(widths), COLUMNS=tuple(columns),
+        ACTIVATION=activation, PRECISION=walk.device.precision(slices.precision),
+        BLOCK_B=blocks.rows, BLOCK_F=blocks.columns, BLOCK_K=blocks.depths(tuple(heights)),
         warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
 
