@@ -17,7 +17,7 @@ def main() -> None:
 
 
 def lines() -> Iterator[str]:
-    """What `python -m noprop_kernels` prints, line by line."""
+    """The output of `python -m noprop_kernels`, line by line."""
     yield (
         f"noprop_kernels {__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}"
@@ -43,7 +43,7 @@ def lines() -> Iterator[str]:
 
 
 def devices() -> Iterator[tuple[torch.device, str]]:
-    """The CPU and each GPU, with what it is; where there is none, "cuda" for the reasons."""
+    """The CPU and each GPU with its name; without a GPU, "cuda" for the reasons."""
     yield torch.device("cpu"), ""
     if not torch.cuda.is_available():
         yield torch.device("cuda"), ""

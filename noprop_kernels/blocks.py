@@ -41,7 +41,7 @@ class DenoisingBlocks(Stack):
     on z_{t-1} ~ q(z_{t-1} | y) (arXiv:2503.24322v2, eq. 8).
 
     A slice is a (replica, block); slices are stacked replica by replica, t ascending in each. A
-    block's training is the same, bit for bit, whatever else is held or run, and in whatever order.
+    block's training is the same, bit for bit, whichever other blocks are held or run, in any order.
 
     Args:
         plan: the layers of one block, with M logits; its "z" has the width D of an embedding,
@@ -51,12 +51,12 @@ class DenoisingBlocks(Stack):
         optimizer: SGD, Adam or AdamW; None makes a plain module, for `loss` and torch.optim.
         seed: of the parameters and the noise; a list makes one replica for each.
         held: the t to keep in memory; None: all of 1..T.
-        precision: "float32", or "bfloat16" | "tf32": what the operands of the layers' products
-            (weights, sources, output gradients) are rounded to; all else is float32. The CPU
-            kernels have no tf32.
+        precision: "float32", or "bfloat16" | "tf32": the rounding of operands of the layers'
+            products (weights, sources, output gradients); all else is float32. The CPU kernels have
+            no tf32.
         backend: a backend to force; None: the best that runs here.
-        blocks_per_launch: slices that a GPU trains at once, whose activations it has in memory;
-            None: all of a call. It changes no bit.
+        blocks_per_launch: slices that a GPU trains at once, which bounds its memory for
+            activations; None: all of a call. It changes no bit.
 
     Raises:
         ValueError: an argument does not fit.
@@ -131,8 +131,8 @@ class DenoisingBlocks(Stack):
     ) -> Step:
         """One step of n slices: draw z_{t-1}, forward, loss, backward, update.
 
-        Moves `draws` by one, and where the loss is finite the weights, moments, running statistics
-        and `updates`.
+        Advances `draws` by one, and where the loss is finite updates weights, moments, running
+        statistics and `updates`.
 
         Args:
             x: (B, F) float32, shared, or (n, B, F), one per slice; a dict by name if the plan has
@@ -141,9 +141,9 @@ class DenoisingBlocks(Stack):
             blocks: the t to train, in all replicas; None: all held.
             lr: a number or (n,); None: the optimizer's.
             z: (n, B, width) float32, features made from `add_noise` at the same address; eps is
-                drawn again only for the target, and the path through z is the caller's.
-            input_grad: ask for d_x, and d_z if `z` is given.
-            levels_grad: ask for d_W_embed, and d_signal and d_noise unless `z` is given.
+                drawn again only for the target, and the caller computes the path through z.
+            input_grad: whether to compute d_x, and d_z if `z` is given.
+            levels_grad: whether to compute d_W_embed, and d_signal and d_noise unless `z` is given.
 
         Returns:
             Step.
@@ -165,7 +165,7 @@ class DenoisingBlocks(Stack):
         lr: float | Tensor | None = None,
         normalize: Normalize | Mapping[str, Normalize] | None = None,
     ) -> Tensor:
-        """K steps in one call, each as `train_step`; a stopped slice stands at its own `draws`.
+        """K steps in one call, each as `train_step`; after a stop each slice has its own `draws`.
 
         Args:
             X: (rows, F), the data set: float32, bfloat16 or uint8, which counts as 0..255 of [0,
@@ -200,11 +200,11 @@ class DenoisingBlocks(Stack):
         first_row: int = 0,
         rows: int | None = None,
     ) -> Gradients:
-        """Gradients of one step's loss, or of a part of its batch; no state moves, no counter.
+        """Gradients of one step's loss, or of a part of its batch; no state and no counter changes.
 
         Args:
             x, y, blocks: as in `train_step`.
-            step: the draw whose noise is used; None: each slice's own `draws`.
+            step: the draw of the noise; None: each slice's own `draws`.
             first_row: position of row 0 in the whole batch.
             rows: rows of the whole batch, by which the loss is divided; None: B.
 
@@ -219,16 +219,17 @@ class DenoisingBlocks(Stack):
 
     @eager_only
     def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
-        """The second half of `train_step`: moves the slices of `grads`, and `draws` by one.
+        """The second half of `train_step`: updates the slices of `grads`, and advances `draws` by
+        one.
 
-        A slice whose loss or gradient is not finite is left alone, but for `draws`.
+        A slice whose loss or gradient is not finite keeps its state, except `draws`.
 
         Args:
             grads: of this object, or of one of the same plan and slices.
             lr: a number or (n,); None: the optimizer's.
 
         Returns:
-            (n,) bool, the slices that moved.
+            (n,) bool, the slices that were updated.
 
         Raises:
             ValueError: an argument does not fit, or optimizer=None.
@@ -257,7 +258,7 @@ class DenoisingBlocks(Stack):
     def forward(self, x: Inputs, z: Tensor, *, blocks: Blocks = None) -> Tensor:
         """logits = plan(x, z), differentiable in the parameters, x and z.
 
-        In train mode with batch norm: batch statistics, and the running ones move.
+        In train mode with batch norm it uses batch statistics, and updates the running ones.
 
         Args:
             x: (B, F) float32, shared, or (n, B, F); a dict by name if the plan has more inputs.
@@ -287,8 +288,8 @@ class DenoisingBlocks(Stack):
     def loss(self, x: Inputs, y: Tensor, *, blocks: Blocks = None) -> Tensor:
         """loss = sum over rows of weight * |u_hat - u_y|^2 / B, differentiable in parameters and x.
 
-        The noise is that of the next step, so that `advance()` belongs after each step of an
-        outside optimizer.
+        The noise is that of the next step: call `advance()` after each step of an outside
+        optimizer.
 
         Args:
             x, blocks: as in `forward`.
@@ -314,8 +315,9 @@ class DenoisingBlocks(Stack):
         """Backward and update under a loss of the caller's own; counts as `train_step` does.
 
         Args:
-            logits: what `forward` returned, in grad mode; once each.
-            d_logits: (n, B, M) float32, the loss' gradient; a slice where it is not finite stays.
+            logits: the result of `forward` in grad mode; each can be used once.
+            d_logits: (n, B, M) float32, the loss' gradient; where it is not finite a slice is not
+                updated.
             lr: a number or (n,); None: the optimizer's.
 
         Returns:
@@ -323,21 +325,22 @@ class DenoisingBlocks(Stack):
 
         Raises:
             ValueError: `logits` is no result of this object's forward, was used already, or the
-                weights moved since; or another argument does not fit.
+                weights have changed since; or another argument does not fit.
         """
         return block_nodes.backward_update(self, logits, d_logits, lr)
 
     # one block, and plain modules
 
     def block(self, t: int, *, replica: int = 0) -> fx.GraphModule:
-        """Block t as torch.nn modules on this object's own storage: what one trains, the other has.
+        """Block t as torch.nn modules that share this object's storage: training one trains the
+        other.
 
         Call it again after .to() has moved the parameters, or load_state_dict(assign=True) replaced
         them.
 
         Args:
             t: the paper's, in 1..T.
-            replica: which of the replicas.
+            replica: the number of the replica.
 
         Returns:
             A module called as block(x, z), inputs in the plan's order; its state_dict's keys are
@@ -356,9 +359,9 @@ class DenoisingBlocks(Stack):
         return [plain_modules.copied_module(self, i) for i in range(len(self))]
 
     def load_modules(self, blocks: Sequence[torch.nn.Module]) -> None:
-        """Takes parameters and running statistics from modules as `to_modules` makes them.
+        """Copies parameters and running statistics from modules as `to_modules` makes them.
 
-        Moments and counters stay.
+        Moments and counters do not change.
 
         Raises:
             ValueError: their number, a name or a shape does not fit; then nothing has changed.
@@ -379,15 +382,15 @@ class DenoisingBlocks(Stack):
     ) -> Prediction:
         """The chain z_t = a_t u_hat_t + b_t z_{t-1} + sqrt(c_t) eps from z_0 ~ N(0, I).
 
-        arXiv:2503.24322v2, eq. 3. Running statistics, whatever the mode; no counter moves. A row's
-        result does not depend on the rows beside it: without noise it is a function of the row
-        alone, with noise also of its position, first_row + its number.
+        arXiv:2503.24322v2, eq. 3. It uses running statistics, whatever the mode, and advances no
+        counter. A row's result does not depend on the other rows: without noise it is a function of
+        the row alone, with noise also of its position, first_row + its number.
 
         Args:
             x: (B, F) float32, shared, or (R, B, F), one per replica; a dict by name if the plan has
                 more inputs.
-            noise: false leaves sqrt(c_t) eps away and begins at z_0 = 0, the mean of N(0, I), so
-                that nothing is random and all samples are alike.
+            noise: false omits sqrt(c_t) eps and begins at z_0 = 0, the mean of N(0, I), so that
+                nothing is random and all samples are equal.
             samples: S, draws of the noise.
             seed: of the noise, an int or one per replica; None: each replica's own.
             first_row: position of row 0 in the whole set.

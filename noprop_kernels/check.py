@@ -9,10 +9,10 @@ from torch import Tensor
 
 Size = int | None  # None: any size
 
-MOST = 2**31 - 1  # of a width, which kernels and tables keep in 32 bits
-MOST_COUNT = 2**32 - 1  # of what a word of noise's counter holds: a row, a draw
+MOST = 2**31 - 1  # a width's maximum: kernels and tables keep it in 32 bits
+MOST_COUNT = 2**32 - 1  # the maximum of a word of noise's counter: a row, a draw
 PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
-LARGEST = float(torch.finfo(torch.float32).max)  # of a number that kernels take as float32
+LARGEST = float(torch.finfo(torch.float32).max)  # of a number that kernels read as float32
 SMALLEST = float(torch.finfo(torch.float32).tiny)
 
 
@@ -30,10 +30,10 @@ def check_tensor(
     dtype: Sequence[torch.dtype] = (torch.float32,),
     device: torch.device | None = None,
 ) -> Tensor:
-    """`value`, if it is a tensor of this shape (None: any size), of these dtypes, on this device.
+    """Returns `value` if it is a tensor of this shape (None: any size), dtypes and device.
 
     Raises:
-        ValueError: it is not; the text names the argument, what it must be and what it is.
+        ValueError: it is not; the text names the argument, the requirement and the value.
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
@@ -54,8 +54,8 @@ def check_tensor(
 
 
 def check_memory(op: str, name: str, value: Tensor) -> None:
-    """Memory for every entry: a storage may have been released or cut behind its tensor's back, and
-    PyTorch's own operations would read beyond it.
+    """Checks that the storage covers every entry: it may have been released or resized without the
+    tensor, and PyTorch's own operations would read beyond it.
     """
     if type(value) not in PLAIN or torch.compiler.is_compiling() or value.device.type != "cpu":
         return
@@ -63,7 +63,7 @@ def check_memory(op: str, name: str, value: Tensor) -> None:
         return
     try:
         size = value.untyped_storage().nbytes()
-    except (NotImplementedError, RuntimeError):  # of vmap and the like; kernels refuse it
+    except (NotImplementedError, RuntimeError):  # of vmap and the like, which kernels refuse
         return
     last = value.storage_offset() + sum(
         (count - 1) * stride for count, stride in zip(value.shape, value.stride(), strict=True)
@@ -76,12 +76,12 @@ def check_memory(op: str, name: str, value: Tensor) -> None:
 
 
 def is_flag(value: object) -> bool:
-    """A bool, or one of numpy's or torch's, which Python would take as a number."""
+    """Whether a value is a bool of Python, numpy or torch, which Python would take as a number."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
 
 
 def check_integer(op: str, name: str, value: object, least: int, most: int) -> int:
-    """An integer of any kind, numpy's too, in least..most."""
+    """An integer of any type, also numpy's, in least..most."""
     try:
         number = least - 1 if is_flag(value) else index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):  # torch's of a tensor with several entries
@@ -104,7 +104,7 @@ def check_count(op: str, name: str, value: object, most: int = MOST_COUNT) -> in
 def check_number(
     op: str, name: str, value: object, must: str, fits: Callable[[float], bool]
 ) -> float:
-    """A number of any kind, as a float that `fits`; an integer beyond floats does not."""
+    """A number of any type, as a float that `fits`; an integer beyond floats does not."""
     number = math.nan
     if not (is_flag(value) or isinstance(value, str | bytes)):
         try:
@@ -124,7 +124,7 @@ def check_stored(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """A tensor as kernels address it."""
+    """A tensor in the form that kernels address."""
     if value.layout != torch.strided:
         raise ValueError(f"{op}: {name} must be a strided tensor, got {value.layout}")
     if [value.is_contiguous(), value.dtype, value.shape, value.device] != [
@@ -139,7 +139,7 @@ def check_stored(
 
 
 def check_counter(op: str, name: str, value: Tensor, steps: int) -> None:
-    """Counters that have room for so many steps."""
+    """Checks that counters can advance by this many steps."""
     counts = value.tolist()
     if min(counts) < 0 or max(counts) + steps > MOST_COUNT + 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which backend runs an object, and why the others do not."""
+"""Explains which backend runs an object, and why the others do not."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def explain(
     precision: str = "float32",
     batch: int = 128,
 ) -> str:
-    """Which backend runs this object, and the reason for every gap.
+    """Says which backend runs this object, and the reason for every gap.
 
     Args:
         what: a DenoisingBlocks or OutputHead, or a Plan.
@@ -27,7 +27,7 @@ def explain(
 
     Returns:
         Text, a line per backend. Where the CUDA kernels could run an object that has an optimizer,
-        a line below says how train_steps lays it out there: thread blocks, and what lies in shared
+        another line describes train_steps there: the thread blocks, and what is kept in shared
         memory, in L2 and in global memory.
 
     Raises:
@@ -54,7 +54,7 @@ def explain(
         could = "could run" + (f"; {BEHIND[name]}" if name in BEHIND else "")
         lines.append(f"  {name}: {reason or ('chosen' if name == chosen else could)}")
         if name == "cuda" and reason is None and what is not plan and what.optimizer is not None:
-            from .backends.cuda import placement  # which asks the extension for the device's facts
+            from .backends.cuda import placement  # asks the extension for the device's facts
 
             lines.append(f"    {placement.describe(what, batch)}")
     return "\n".join(lines)

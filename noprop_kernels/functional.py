@@ -50,7 +50,7 @@ def add_noise(
         y: (B,) int64, labels.
         signal, noise: numbers or (B,) float32, in which z is differentiable.
         seed: int64, of the noise.
-        draw: which of the seed's draws, as a count of steps.
+        draw: the number of the draw, counted in steps.
         block: the paper's t - 1; 0 where there is one block.
         first_row: position of row 0 in the whole batch.
         W_embed: (M, D) float32, in which z is differentiable; None: one-hot.
@@ -187,10 +187,10 @@ def dense_update_(
     precision: str = "float32",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Moves weight and bias of y = x @ weight.T + bias by one step of the optimizer, in place.
+    """Updates weight and bias of y = x @ weight.T + bias by one step of the optimizer, in place.
 
-    The gradients d_y.T @ x and the sum of d_y go into the optimizer in the kernel that forms them.
-    Where d_y is not finite, and where there are no rows, nothing moves.
+    The kernel that forms the gradients d_y.T @ x and the sum of d_y also applies the optimizer.
+    Where d_y is not finite, or there are no rows, nothing changes.
 
     Args:
         x: (*, in) float32.
@@ -200,7 +200,7 @@ def dense_update_(
         optimizer: SGD, Adam or AdamW, with one weight_decay.
         state: the moments and the count of updates, which belong to the weights; {} at first.
         lr: None: the optimizer's.
-        input_grad: ask for d_x.
+        input_grad: whether to compute d_x.
         precision: "float32" | "tf32" | "bfloat16", of the products' operands.
         backend: a backend to force; None: the best that runs here.
 
@@ -255,7 +255,7 @@ def dense_update_(
 
 
 def per_row(op: str, name: str, value: float | Tensor, y: Tensor) -> Tensor:
-    """A number, or (B,) of them, as (B,) float32 beside y."""
+    """A number or a (B,) tensor, as (B,) float32 on the device of y."""
     if isinstance(value, Tensor) and value.ndim > 0:
         return check_tensor(op, name, value, shape=y.shape, device=y.device)
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What a block is trained for: the levels of the one step that every variant shares.
+"""The goal of a block's training: the levels of the one step that every variant shares.
 
     z      = signal * u_y + noise * eps + sigma * eps_1
     u_hat  = softmax(logits) @ W_embed  (head "softmax")   or   logits @ W_embed  (head "linear")
@@ -35,7 +35,7 @@ class Levels:
 
 
 class StepGoal(Protocol):
-    """What a step is for, asked at each call.
+    """The goal of a step; every call asks it for the levels.
 
     Attributes:
         head: "softmax", "linear" or "cross_entropy".
@@ -59,7 +59,7 @@ class StepGoal(Protocol):
 
 @runtime_checkable
 class Goal(StepGoal, Protocol):
-    """A variant of NoProp: T blocks, what each is trained for, and the chain that they make."""
+    """A variant of NoProp: T blocks, the goal of each, and their chain."""
 
     @property
     def T(self) -> int: ...
@@ -74,7 +74,7 @@ class Goal(StepGoal, Protocol):
 
 
 def check_goal(op: str, goal: object) -> None:
-    """Raises ValueError where `goal` is none."""
+    """Raises ValueError where `goal` is not a goal."""
     if not isinstance(goal, Goal) or isinstance(goal, type):
         raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
 
@@ -88,8 +88,8 @@ class DT:
 
     Args:
         schedule: the noise levels.
-        eta: the paper's loss weight; under Adam and AdamW it hardly matters, since both divide it
-            out.
+        eta: the paper's loss weight; with Adam and AdamW it has almost no effect, since both divide
+            it out.
     """
 
     schedule: NoiseSchedule

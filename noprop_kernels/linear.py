@@ -18,7 +18,7 @@ from .compiler.eager import eager_only
 from .optimizers import Optimizer
 
 OP = "Linear"
-_ASKED: Any = object()  # an optimizer that was not given
+_ASKED: Any = object()  # default: no optimizer was given
 
 _nodes = WeakTensorKeyDictionary()  # see nodes_of
 
@@ -29,24 +29,24 @@ class Linear(nn.Linear):
     The optimizer runs in the kernel of the weight gradient, which is never written to memory: no
     `.grad`, no `zero_grad`, no `step`. Every backward that reaches the parameters is one update, at
     the weights of the forward; a gradient of y that is not finite, or of no rows, updates nothing.
-    In eval mode, and for what has requires_grad=False, the parameters are constants.
-    torch.autograd.grad with respect to inputs alone updates nothing.
+    In eval mode, and with requires_grad=False, parameters are constants. torch.autograd.grad with
+    respect to inputs alone updates nothing.
 
-    What an update inside backward cannot honour is a RuntimeError before anything is written: the
-    layer (or its weight, in two layers) twice in one graph, backward twice, create_graph=True,
-    gradients of the parameters by torch.autograd.grad, parameters changed between forward and
-    backward; a weight of two layers; DistributedDataParallel, fully_shard, and whatever makes the
-    weight a result or a tensor subclass (parametrizations, pruning, FullyShardedDataParallel,
-    DTensor). What a layer cannot see: a gradient scaler's factor and clipping by the norm of
-    several layers' gradients, both of which act on `.grad`; a gradient summed over several
-    backwards, each of which is an update here; other uses of its weight in the graph; ranks that
-    train copies of it outside DistributedDataParallel. An optimizer of torch.optim over its
-    parameters finds no `.grad` and does nothing.
+    Uses that an update inside backward cannot honour raise a RuntimeError before anything is
+    written: the layer (or its weight, in two layers) twice in one graph, backward twice,
+    create_graph=True, gradients of the parameters by torch.autograd.grad, parameters changed
+    between forward and backward; a weight of two layers; DistributedDataParallel, fully_shard, and
+    anything that makes the weight a result or a tensor subclass (parametrizations, pruning,
+    FullyShardedDataParallel, DTensor). A layer cannot detect: a gradient scaler's factor and
+    clipping by the norm of several layers' gradients, both of which act on `.grad`; a gradient
+    summed over several backwards, each of which is an update here; other uses of its weight in the
+    graph; ranks that train copies of it outside DistributedDataParallel. An optimizer of
+    torch.optim over its parameters finds no `.grad` and does nothing.
 
     Args:
         in_features, out_features, bias: as torch.nn.Linear, with its initialisation.
-        optimizer: to be given: SGD, Adam or AdamW, which backward applies; None: backward leaves
-            `.grad` to an optimizer outside.
+        optimizer: required: SGD, Adam or AdamW, which backward applies; None: backward leaves
+            `.grad` for an outside optimizer.
         precision: "float32" | "tf32" | "bfloat16", of the products' operands.
         backend: a backend to force; None: the best that runs here.
         device: of the parameters, as torch.nn.Linear.
@@ -84,7 +84,7 @@ class Linear(nn.Linear):
         self.optimizer = None if optimizer is None else LayerOptimizer(OP, optimizer)
         self.precision = precision
         self.backend = backend
-        self._facts: list[Any] = []  # those of any tensors that fit
+        self._facts: list[Any] = []  # the facts of tensors that passed the checks
         if self.optimizer is None:
             return
         for name, value in self.named_parameters():
@@ -95,7 +95,7 @@ class Linear(nn.Linear):
         self.register_buffer("updates", counter, persistent=False)
 
     def reset_parameters(self) -> None:
-        """New weights as torch.nn.Linear's, and an optimizer that has done nothing yet."""
+        """Initialises the weights as torch.nn.Linear does, and resets the optimizer's state."""
         super().reset_parameters()
         for buffer in self._buffers.values():
             buffer.zero_()
@@ -110,8 +110,8 @@ class Linear(nn.Linear):
             (*, out) float32.
 
         Raises:
-            ValueError: the input, or what became of the parameters, does not fit.
-            RuntimeError: another layer or a wrapper has a part in its parameters' updates.
+            ValueError: the input, or a parameter as it is now, does not fit.
+            RuntimeError: another layer or a wrapper also updates its parameters.
             BackendError: no backend can run it.
         """
         weight, bias = self.weight, self.bias
@@ -124,7 +124,7 @@ class Linear(nn.Linear):
         return functional.dense(input, weight, bias, precision=self.precision, backend=self.backend)
 
     def updates_itself(self, parameter: Tensor) -> bool:
-        """Whether `parameter` is this layer's, and moves in its backward."""
+        """Whether `parameter` is this layer's, and is updated in its backward."""
         own = self._parameters.values()
         return self.optimizer is not None and any(value is parameter for value in own)
 
@@ -146,10 +146,11 @@ class Linear(nn.Linear):
         return optimizer.state_dict(self._buffers, self.updates, parts)
 
     def load_optimizer_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes what `optimizer_state_dict` returned, or torch.optim's of these parameters.
+        """Loads the result of `optimizer_state_dict`, or torch.optim's for these parameters.
 
         Raises:
-            ValueError: it is of another optimizer or shape, or optimizer=None; nothing has changed.
+            ValueError: it belongs to another optimizer or shape, or optimizer=None; nothing has
+                changed.
         """
         op, parts = "load_optimizer_state_dict", [*dict(self.named_parameters())]
         self._optimizer(op).load(op, state_dict, self._buffers, self.updates, parts)
@@ -162,7 +163,7 @@ class Linear(nn.Linear):
     # every forward
 
     def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:
-        """The tensors as they are now, fit to be addressed by a kernel, and the backend."""
+        """The current tensors, checked so that a kernel can address them, and the backend."""
         tensors = {"weight": weight, "bias": bias, **self._buffers}
         updates, device = tensors.pop("updates"), weight.device
         facts = [
@@ -218,7 +219,7 @@ class Updating(torch.autograd.Function):
     def forward(ctx: Any, module: Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.layer, ctx.optimizer = module._layer(x, weight, bias), module.optimizer
         y = ctx.layer.forward(x, save=True)
-        ctx.save_for_backward(x, weight, bias)  # so that a change of what was read is noticed
+        ctx.save_for_backward(x, weight, bias)  # so that torch detects a change of what was read
         ctx.used = False
         nodes_of(weight).add(ctx)
         return y
@@ -240,7 +241,7 @@ class Updating(torch.autograd.Function):
 
 
 def nodes_of(weight: Tensor) -> WeakSet:
-    """The nodes that may still update this weight, in whatever layers and graphs."""
+    """The nodes that may still update this weight, in all layers and graphs."""
     found = _nodes.get(weight)
     if found is None:
         found = _nodes[weight] = WeakSet()
@@ -248,13 +249,13 @@ def nodes_of(weight: Tensor) -> WeakSet:
 
 
 def trained(node: Any) -> list[str]:
-    """The parameters that this pass of the engine asks for a gradient."""
+    """The parameters whose gradients this pass of autograd's engine requests."""
     _, *edges = node.next_functions
     parts = [part for part, need in zip(PARTS, node.needs_input_grad[2:], strict=True) if need]
     found = [edge for edge, _ in edges if edge is not None]
-    try:  # as torch.autograd.graph.register_multi_grad_hook asks
+    try:  # as torch.autograd.graph.register_multi_grad_hook does
         asked = [torch._C._will_engine_execute_node(edge) for edge in found]
-    except RuntimeError:  # torch.autograd.grad of a parameter: its gradient would be its result
+    except RuntimeError:  # torch.autograd.grad of a parameter, which would return its gradient
         raise RuntimeError(
             f"{OP}: torch.autograd.grad must not ask for the gradient of a parameter, which is "
             "updated inside backward; optimizer=None makes a layer with gradients"
@@ -263,7 +264,7 @@ def trained(node: Any) -> list[str]:
 
 
 def refuse(node: Any) -> None:
-    """Raises for what an update inside backward cannot honour, before anything is written."""
+    """Raises, before anything is written, for uses that an update inside backward cannot honour."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{OP}: backward must be without create_graph=True, since the weights move inside it"
@@ -271,7 +272,7 @@ def refuse(node: Any) -> None:
     if node.used:
         raise RuntimeError(f"{OP}: backward must run once for each forward, got a second one")
     try:
-        node.saved_tensors  # noqa: B018  # torch compares what forward read with what is there now
+        node.saved_tensors  # noqa: B018  # raises where a tensor has changed since forward
     except RuntimeError as error:
         raise RuntimeError(
             f"{OP}: input and parameters must be those of the forward until backward: {error}"

@@ -9,7 +9,7 @@ from .check import LARGEST, SMALLEST, check_number
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What all of them share.
+    """The common part of the optimizers.
 
     Args:
         lr: learning rate, above or equal to 0.

@@ -1,4 +1,4 @@
-"""OutputHead: the linear classifier of z_T, a learner of its own (arXiv:2503.24322v2, eq. 8)."""
+"""OutputHead: the linear classifier of z_T, trained separately (arXiv:2503.24322v2, eq. 8)."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from .stack import engine
 from .stack.module import Stack
 from .stack.state import check_state
 
-INIT_BLOCK = 0xFFFF  # where its parameters are drawn: no block's
+INIT_BLOCK = 0xFFFF  # the block number of its initial parameters, which no block has
 
 
 class OutputHead(Stack):
@@ -36,9 +36,9 @@ class OutputHead(Stack):
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
         optimizer: SGD, Adam or AdamW; None makes a plain module.
         seed: of the parameters and the noise; a list makes one replica for each.
-        precision: "float32", or "bfloat16" | "tf32": what the operands of the layers' products
-            (weights, sources, output gradients) are rounded to; all else is float32. The CPU
-            kernels have no tf32.
+        precision: "float32", or "bfloat16" | "tf32": the rounding of operands of the layers'
+            products (weights, sources, output gradients); all else is float32. The CPU kernels have
+            no tf32.
         backend: a backend to force; None: the best that runs here.
 
     Raises:
@@ -106,7 +106,7 @@ class OutputHead(Stack):
 
         Args:
             y: (B,) int64, labels.
-            t: the block beside whose step this is, in 1..T: it addresses the noise.
+            t: the block, in 1..T, in whose order of training this step is; it addresses the noise.
             lr: a number or (R,); None: the optimizer's.
 
         Returns:
@@ -168,19 +168,19 @@ class OutputHead(Stack):
         return engine.train_steps(self, op, index, block, inputs, labels, B, lr)
 
     def _everyone(self) -> Tensor:
-        """(R,) positions of all slices; the state is looked at too."""
+        """(R,) positions of all slices, after a check of the state."""
         check_state(self)
         return torch.arange(len(self), dtype=torch.int64, device="cpu")
 
     def _noise_block(self, op: str, t: int | Tensor, K: int) -> Tensor:
-        """Philox' block t - 1 of each step, (K, R)."""
+        """Philox's block t - 1 of each step, (K, R)."""
         if isinstance(t, Tensor):
             ts = check_tensor(op, "t", t, shape=(K,), dtype=INT64)
         else:
             if is_flag(t) or not hasattr(t, "__index__"):
                 got = type(t).__name__
                 raise ValueError(f"{op}: t must be an int or a tensor ({K},), got {got}")
-            t = check_integer(op, "t", t, 0, MOST_BLOCKS)  # and in 1..T where there are steps
+            t = check_integer(op, "t", t, 0, MOST_BLOCKS)  # in 1..T where there are steps
             ts = torch.full((K,), t, dtype=torch.int64, device="cpu")
         if K and not (1 <= int(ts.min()) and int(ts.max()) <= self.goal.T):
             raise ValueError(f"{op}: t must be in 1..{self.goal.T}, got {ts.unique().tolist()}")

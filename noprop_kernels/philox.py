@@ -3,8 +3,8 @@
     key     = (low word of the seed, high word)
     counter = (column // 4, row, block | stream << 16 | site << 24, draw mod 2^32)
 
-The four words of one counter belong to columns 4q .. 4q + 3. Whatever runs first, alone, on other
-threads or after a resumption draws the same numbers. No promise of parity with torch.randn.
+The four words of one counter belong to columns 4q .. 4q + 3. The numbers do not depend on order,
+threads, or resumption. They are not those of torch.randn.
 """
 
 import math
@@ -29,9 +29,9 @@ BLOCK_Z_0 = 0xFFFF  # block of inference's z_0, beside the blocks of its steps
 
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, "Parallel random numbers", table 2
-WEYL = (0x9E3779B9, 0xBB67AE85)  # what the two key words gain after each round
+WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the two key words after each round
 ROUNDS = 10
-CHUNK = 1 << 15  # counters worked on at once: 256 KiB an array, which stays in the cache
+CHUNK = 1 << 15  # counters per pass: 256 KiB an array, which stays in the cache
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -95,11 +95,11 @@ def words(
     *,
     first_row: int = 0,
 ) -> Tensor:
-    """Random words r in [0, 2^32), the base of all the numbers here.
+    """Random words r in [0, 2^32), from which all other numbers are made.
 
     Args:
         seeds: (n,) int64, keys by their bit pattern.
-        stream, site: what the numbers are for, each below 256.
+        stream, site: the purpose of the numbers, each below 256.
         draw: (n,) int64 or int; its low 32 bits count.
         block: (n,) int64 or int, below 2^16.
         rows, columns: B and D.
@@ -152,7 +152,7 @@ def box_muller(r: Tensor) -> Tensor:
     r = r.unflatten(-1, (2, 2))
     u = ((r[..., 0] >> 8) + 1).double() * 2.0**-24
     radius = (-2 * u.log()).clamp_min(0).sqrt()
-    # the top two bits of v name the quadrant, so that its borders are hit exactly
+    # the top two bits of v are the quadrant, so that its borders are exact
     angle = ((r[..., 1] >> 8) & 0x3FFFFF).double() * (math.pi / 2 * 2.0**-22)
     quadrant = r[..., 1] >> 30
     cos, sin = angle.cos(), angle.sin()
@@ -201,7 +201,7 @@ def permutation(seed: int, epoch: int, rows: int) -> Tensor:
 
 
 def initial_parameters(plan: Plan, seeds: Tensor, blocks: Tensor) -> dict[str, Tensor]:
-    """Parameters at the start, distributed as torch.nn.Linear's and torch.nn.BatchNorm1d's.
+    """Initial parameters, distributed as torch.nn.Linear's and torch.nn.BatchNorm1d's.
 
     weight and bias = (2 * uniform - 1) / sqrt(width of the layer's inputs), from stream 4, draw 0,
     with the parameter's ordinal in the plan as site; a bias is one row. norm.weight starts at

@@ -1,8 +1,7 @@
 """A block as data: named layers over named inputs, which every backend walks in order.
 
 The order inside a layer is product, bias, norm, activation, then `add` (an earlier result of the
-same width). Several inputs of one layer are concatenated, in the order given, without being copied
-together.
+same width). Several inputs of one layer are concatenated in the given order, without a copy.
 """
 
 import math
@@ -77,7 +76,7 @@ ACTIVATION_NAMES = (None, *ACTIVATIONS)
 @dataclass(frozen=True)
 class BatchNorm:
     """Normalisation over the batch, as torch.nn.BatchNorm1d: the variance is biased in the step,
-    unbiased in the running statistics, which move by `momentum`.
+    unbiased in the running statistics, which are updated by `momentum`.
 
     Raises:
         ValueError: eps is not above 0, or momentum not in [0, 1].
@@ -181,12 +180,12 @@ KINDS = (Dense,)  # of layers that a plan may have
 
 
 class Plan:
-    """The layers of a block, checked: every name known, every shape fitting, every result used.
+    """The layers of a block, checked: every name is known, every shape fits, every result is used.
 
     Args:
         inputs: shape of each input by name; only one-dimensional shapes so far. "z" is the noisy
             label embedding and must be among them; every other input comes from the caller.
-        layers: the layers by name, each after what it reads; the last one's result are the logits.
+        layers: the layers by name, each after its inputs; the last one's result are the logits.
 
     Raises:
         ValueError: a name, a shape or an order does not fit.
@@ -283,7 +282,7 @@ class Plan:
     def needs_gradient(self, wanted: frozenset[str] = frozenset()) -> frozenset[str]:
         """Names whose results need a gradient: all layers, and the `wanted` inputs.
 
-        An input's gradient costs a product of its own, so that nothing computes one unasked.
+        An input's gradient costs a product of its own, so it is computed only on request.
         """
         return frozenset(self.layers) | wanted
 

@@ -1,4 +1,4 @@
-"""The plans of this field: an MLP, and the dense part of the paper's DT block."""
+"""Ready plans: an MLP, and the dense part of the paper's DT block."""
 
 from .plan import BatchNorm, Dense, Plan
 
@@ -29,7 +29,7 @@ def mlp(in_features: int, embed_dim: int, num_classes: int, hidden: int = 256) -
 def paper_dt(in_features: int, embed_dim: int, num_classes: int) -> Plan:
     """The dense part of the paper's DT block (arXiv:2503.24322v2, fig. 5): batch norm and a skip.
 
-    x is what the block's convolutions give: 2048 features for 28 x 28 images, 3200 for 32 x 32.
+    x is the output of the block's convolutions: 2048 features for 28 x 28 images, 3200 for 32 x 32.
 
     Args:
         in_features: F, width of the flattened convolutional features x.

@@ -1,4 +1,4 @@
-"""What the calls return: tensors, one entry per slice that ran."""
+"""Results of the calls: tensors with one entry per slice that ran."""
 
 from dataclasses import dataclass, field
 
@@ -10,12 +10,12 @@ from torch import Tensor
 class Step:
     """One training step of n slices.
 
-    Gradients are at the weights before the update; None was not asked for.
+    Gradients are at the weights before the update; None: not requested.
 
     Attributes:
         loss: (n,), sum over rows of weight * error / B.
         error: (n, B), unweighted.
-        applied: (n,) bool; false where the loss was not finite and nothing but `draws` moved.
+        applied: (n,) bool; false where the loss was not finite and only `draws` advanced.
         d_x: (n, B, F), never summed over slices; a dict by name where the plan has other inputs
             than "x".
         d_z: (n, B, width), of the features given as `z=`.

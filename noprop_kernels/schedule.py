@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .check import LARGEST, check_number, check_positive
 
-MOST_BLOCKS = 0xFFFD  # the last three of 16 bits address what is no block's: z_0, shared parts
+MOST_BLOCKS = 0xFFFD  # the last three of 16 bits are no block's: z_0, shared parts
 
 
 class NoiseSchedule:
@@ -24,7 +24,7 @@ class NoiseSchedule:
         alpha_bar: (T + 1,), strictly increasing, in [0, 1). Indexed by the paper's t.
 
     Raises:
-        ValueError: alpha_bar is not such a vector.
+        ValueError: alpha_bar does not fit.
     """
 
     def __init__(self, alpha_bar: Tensor) -> None:
@@ -65,9 +65,8 @@ class NoiseSchedule:
     def cosine(cls, T: int = 10, s: float = 0.008) -> "NoiseSchedule":
         """The cosine schedule of T + 1 steps: alpha_bar_t = f((T + 1 - t) / (T + 1)) / f(0).
 
-        f(u) = cos^2(pi/2 (u + s) / (1 + s)). The paper says "fixed cosine" and no more; this is the
-        reading with T + 1 finite levels and alpha_bar_T < 1, so that no signal-to-noise ratio has
-        to be clipped.
+        f(u) = cos^2(pi/2 (u + s) / (1 + s)). The paper says only "fixed cosine"; this reading has
+        T + 1 finite levels and alpha_bar_T < 1, so that no signal-to-noise ratio has to be clipped.
         """
         T = check_positive("NoiseSchedule.cosine", "T", T, MOST_BLOCKS)
         s = check_number(

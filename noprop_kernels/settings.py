@@ -1,6 +1,4 @@
-"""The environment variables that the library heeds, read anew at each call. No other file of it
-reads one.
-"""
+"""The environment variables of the library, read anew at each call, and by no other file of it."""
 
 import os
 
@@ -8,12 +6,12 @@ CLUSTERS = "NOPROP_CUDA_CLUSTERS"
 
 
 def backend() -> str | None:
-    """NOPROP_BACKEND: the backend that is forced."""
+    """NOPROP_BACKEND: the backend to force."""
     return os.environ.get("NOPROP_BACKEND") or None
 
 
 def isa() -> str | None:
-    """NOPROP_ISA: the instruction set of the CPU kernels that is forced."""
+    """NOPROP_ISA: the instruction set of the CPU kernels to force."""
     return os.environ.get("NOPROP_ISA") or None
 
 
@@ -30,5 +28,5 @@ def cuda_clusters() -> bool:
 
 
 def interprets_triton() -> bool:
-    """TRITON_INTERPRET, which is Triton's own."""
+    """TRITON_INTERPRET, Triton's own variable."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,7 +1,7 @@
 """A source folder without the compiled extension must not hide an installed package.
 
-`python -m`, scripts and pytest put the folder that they run in first on sys.path. After
-`pip install .` in a clone that is the clone, whose package is not built; the installed one is.
+`python -m`, scripts and pytest put the folder in which they run first on sys.path. After `pip
+install .` in a clone that is the clone, whose package is not built, while the installed one is.
 """
 
 import sys
@@ -15,7 +15,8 @@ NAME = "noprop_kernels"
 
 
 def hand_over() -> bool:
-    """Whether the installed package was imported in place of this one, which is not built."""
+    """Imports the installed package in place of this one if this one is not built; returns whether
+    it did."""
     here = Path(__file__).resolve().parent
     if _is_built(here):
         return False
@@ -38,13 +39,14 @@ def hand_over() -> bool:
     module = module_from_spec(spec)
     for name in [name for name in sys.modules if name.startswith(f"{NAME}.")]:
         del sys.modules[name]
-    sys.modules[NAME] = module  # which the import system then takes
+    sys.modules[NAME] = module  # the import system then uses it
     spec.loader.exec_module(module)
     return True
 
 
 def _in_place() -> Iterator[Path]:
-    """Where `pip install -e .` of another clone points: no folder of sys.path, but a finder."""
+    """The package of another clone's `pip install -e .`, which is found by a finder and not on
+    sys.path."""
     for finder in sys.meta_path:
         if finder is not PathFinder and hasattr(finder, "find_spec"):
             spec = finder.find_spec(NAME, None)

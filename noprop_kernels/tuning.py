@@ -3,7 +3,7 @@
     with tuning.use(tuning.tune(blocks, x, y)):
         blocks.train_steps(X, Y, indices)
 
-What can be chosen, and what cannot: backends/triton/launch_options.py.
+backends/triton/launch_options.py says what can be chosen, and what cannot.
 """
 
 import time
@@ -20,16 +20,16 @@ REPEATS = 20
 
 
 def tune(blocks: Any, x: Tensor, y: Tensor, *, repeats: int = REPEATS) -> Launches:
-    """The fastest launches for training `blocks` on batches like this one, by trying them.
+    """Finds the fastest launches for training `blocks` on batches like this one, by trying them.
 
-    A choice that changes a bit of the step's result, or does not fit on the device, is passed over.
-    The object's parameters, moments and counters are in the end as they were.
+    A choice that changes a bit of the step's result, or does not fit on the device, is skipped. The
+    object's parameters, moments and counters are restored at the end.
 
     Args:
         blocks: a DenoisingBlocks that the Triton backend trains.
-        x: (B, F), or what train_step takes.
+        x: (B, F), or any form that train_step takes.
         y: (B,) int64.
-        repeats: of each timing, of which the fastest counts.
+        repeats: number of timings of each choice, of which the fastest counts.
 
     Raises:
         BackendError: Triton cannot run it.
@@ -68,7 +68,7 @@ def tune(blocks: Any, x: Tensor, y: Tensor, *, repeats: int = REPEATS) -> Launch
 def search(
     result: Callable[[Launches], dict[str, Tensor]], milliseconds: Callable[[Launches], float]
 ) -> Launches:
-    """Kernel by kernel, the choice that gives the static launches' bits in the least time."""
+    """Chooses, kernel by kernel, the fastest launch with the bits of the static one."""
     best = Launches()
     want, least = result(best), milliseconds(best)
     for kernel, counts in WARPS.items():
@@ -79,7 +79,7 @@ def search(
                 try:
                     got = result(tried)
                 except Exception as error:
-                    if type(error).__name__ != "OutOfResources":  # Triton's, imported nowhere here
+                    if type(error).__name__ != "OutOfResources":  # Triton's, not imported here
                         raise
                     continue
                 if not all(torch.equal(value, got[name]) for name, value in want.items()):
@@ -90,7 +90,7 @@ def search(
 
 
 def fastest(device: torch.device, work: Callable[[], Any], repeats: int) -> float:
-    """Milliseconds of a step; on a GPU of its graph, whose launches cost the host nothing."""
+    """Milliseconds of a step; on a GPU those of its graph, without the host's cost of launches."""
     if device.type != "cuda":
         samples = []
         for _ in range(repeats):

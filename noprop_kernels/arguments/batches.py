@@ -1,4 +1,4 @@
-"""Arguments that carry data: checked, and brought into the forms of calls.py."""
+"""Checks arguments with data, and converts them to the forms of calls.py."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ Normalize = tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Te
 
 
 def by_name(op: str, argument: str, value: object, plan: Plan) -> dict[str, Tensor]:
-    """The caller's inputs by name: a tensor stands for the plan's only input beside "z"."""
+    """The caller's inputs by name; a single tensor is the plan's only input beside "z"."""
     names = [name for name in plan.inputs if name != "z"]
     if isinstance(value, Mapping):
         if set(value) != set(names):
@@ -29,11 +29,11 @@ def by_name(op: str, argument: str, value: object, plan: Plan) -> dict[str, Tens
         raise ValueError(
             f"{op}: {argument} must be a dict with {names}, got {type(value).__name__}"
         )
-    return {names[0]: value}  # type: ignore[dict-item]  # check_tensor looks at it next
+    return {names[0]: value}  # type: ignore[dict-item]  # check_tensor checks it next
 
 
 def label(argument: str, name: str) -> str:
-    """How errors call one of several inputs."""
+    """The name of one of several inputs in errors."""
     return argument if name == argument.lower() else f"{argument}[{name!r}]"
 
 
@@ -53,7 +53,7 @@ def rows_of(
 
 
 def same_rows(op: str, tensors: Mapping[str, Tensor], axis: int, argument: str) -> int:
-    """The rows that all inputs have."""
+    """The common number of rows of all inputs."""
     sizes = {name: tensor.shape[axis] for name, tensor in tensors.items()}
     if len(set(sizes.values())) != 1:
         raise ValueError(f"{op}: {argument} must have the same rows in every input, got {sizes}")
@@ -139,7 +139,7 @@ def gather_inputs(
             name: value.contiguous()[:, None].expand(K, n, B, -1) for name, value in data.items()
         }
         return inputs, labels.contiguous()[:, None].expand(K, n, B), K, B
-    else:  # other dtypes are converted where they are gathered
+    else:  # other dtypes are converted while they are gathered
         K, B = labels.shape
         indices = torch.arange(K * B, dtype=torch.int64, device=device).view(K, 1, B)
         data = {name: value.flatten(0, 1) for name, value in data.items()}
@@ -163,8 +163,8 @@ def mean_and_scale(
 ) -> tuple[Tensor | None, Tensor | None]:
     """(F,) float32 such that the feature is (data - mean) * scale, formed in float64.
 
-    uint8 counts as 0..255 of [0, 1], as in torchvision's ToTensor: `normalize` is in its units, the
-    returned numbers in those of bytes. A std whose inverse is beyond float32 is that of a constant
+    uint8 counts as 0..255 of [0, 1], as in torchvision's ToTensor: `normalize` is in those units,
+    the returned numbers in units of bytes. A std whose inverse is beyond float32 marks a constant
     feature, whose scale is 0.
     """
     F = data.shape[-1]

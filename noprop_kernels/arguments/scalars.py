@@ -1,4 +1,4 @@
-"""Arguments that carry numbers: seeds and learning rates, checked."""
+"""Checks arguments with numbers: seeds and learning rates."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def number_tensor(op: str, name: str, value: object) -> Tensor:
 
 
 def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
-    """`lr`, a number, (K,) or (K, n), as (K, n) float64; any other is refused."""
+    """`lr`, a number, (K,) or (K, n), as (K, n) float64; anything else is refused."""
     value = number_tensor(op, "lr", lr)
     if value.ndim == 1 and len(value) == K:
         value = value[:, None]
@@ -51,7 +51,7 @@ def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
             f"{op}: lr must be a number or have shape ({K},) or ({K}, {n}), "
             f"got {shape_text(value.shape)}"
         )
-    # numbers on a GPU are not waited for
+    # no synchronisation to check values on a GPU
     if value.device.type == "cpu" and not bool(((value >= 0) & (value <= LARGEST)).all()):
         wrong = value[~((value >= 0) & (value <= LARGEST))]
         raise ValueError(f"{op}: lr must be finite and at least 0, got {wrong[0].item()}")

@@ -53,7 +53,7 @@ class Forward(torch.autograd.Function):
             ctx.stack, ctx.slices, ctx.saved, ctx.names = stack, call.slices, call.saved, names
             ctx.used = False
             ctx.places = places(call.slices)
-            ctx.save_for_backward(*tensors)  # so that a change of what was read is noticed
+            ctx.save_for_backward(*tensors)  # so that torch detects a change of what was read
         return logits
 
     @staticmethod
@@ -61,7 +61,7 @@ class Forward(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, d_logits: Tensor
     ) -> tuple[Tensor | None, ...]:
-        ctx.saved_tensors  # noqa: B018  # raises where one changed since the forward
+        ctx.saved_tensors  # noqa: B018  # raises if one has changed since the forward
         check_places("backward", ctx)
         ctx.used = True
         params = ctx.stack.layout.params
@@ -92,12 +92,12 @@ class Forward(torch.autograd.Function):
 
 
 def places(slices: Slices) -> dict[str, int]:
-    """Where the parameters lie."""
+    """The addresses of the parameters."""
     return {name: value.data_ptr() for name, value in slices.params.items()}
 
 
 def check_places(op: str, node: Any) -> None:
-    """Raises where a parameter was given other memory (`.data =`), of which torch takes no note."""
+    """Raises where a parameter was given other memory (`.data =`), which torch does not detect."""
     now = places(node.slices)
     if moved := [name for name, place in node.places.items() if now[name] != place]:
         raise ValueError(f"{op}: {moved[0]} must lie where the forward read it, got other memory")
@@ -110,7 +110,7 @@ def backward_call(
     rule: Rule | None = None,
     applied: Tensor | None = None,
 ) -> BackwardCall:
-    """The backward of a node, with the gradients of the inputs that asked for one."""
+    """The backward of a node, with the requested gradients of inputs."""
     n, B, _ = d_logits.shape
     needed = node.needs_input_grad[4 : 4 + len(node.names)]
     d_inputs = {
@@ -163,7 +163,8 @@ class Loss(torch.autograd.Function):
 
 
 def backward_update(stack: Stack, logits: Tensor, d_logits: Tensor, lr: object) -> Update:
-    """Backward of the node that made `logits`, with the update in it; the node is used up."""
+    """Runs the backward of the node that made `logits`, with the update; the node cannot be used
+    again."""
     op = "backward_update"
     check_state(stack)
     node: Any = logits.grad_fn if isinstance(logits, Tensor) else None
@@ -175,7 +176,7 @@ def backward_update(stack: Stack, logits: Tensor, d_logits: Tensor, lr: object) 
     if node.used:
         raise ValueError(f"{op}: logits must go through one backward, got them a second time")
     try:
-        node.saved_tensors  # noqa: B018  # torch compares what forward read with what is there now
+        node.saved_tensors  # noqa: B018  # raises if a tensor has changed since forward
     except RuntimeError as error:
         raise ValueError(
             f"{op}: logits must be of the present weights and inputs, got: {error}"

@@ -1,8 +1,8 @@
 """The blocks' forward and predict as custom operations, for torch.compile.
 
-An operation gets the state as lists of tensors in the plan's order, and the plan by its text. Batch
-norm's running statistics are returned, and not moved, since an operation with a gradient may write
-nothing. As in dense_ops.py, backward runs the forward once more.
+An operation gets the state as lists of tensors in the plan's order, and the plan as text. Batch
+norm's running statistics are returned and not updated in place, since an operation with a gradient
+may not write. As in dense_ops.py, backward runs the forward once more.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def slices_of(
     index: Tensor,
     precision: str,
 ) -> Slices:
-    """Slices of a call that draws and counts nothing."""
+    """Slices of a call that draws no noise and counts no update."""
     counter = torch.zeros(len(params[0]), dtype=torch.int64, device=params[0].device)
     values = (value.detach().contiguous() for value in params)
     return Slices(
@@ -54,7 +54,7 @@ def state_of(stack: Stack) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def forward(stack: Stack, inputs: dict[str, Tensor], index: Tensor) -> Tensor:
-    """As autograd.forward."""
+    """As block_nodes.forward."""
     from ..compiler.hooks import text_of
 
     params, stats = state_of(stack)
@@ -78,7 +78,7 @@ def run_forward(
     backend: str | None,
     save: bool,
 ) -> tuple[ForwardCall, Any]:
-    """The call, done, and the backend that did it."""
+    """Runs the call; returns it and its backend."""
     chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend)
     slices = slices_of(PLANS[plan], params, [value.clone() for value in stats], index, precision)
     n, B, _ = inputs[0].shape
@@ -91,7 +91,7 @@ def run_forward(
         logits=params[0].new_empty(n, B, PLANS[plan].widths[PLANS[plan].output]),
         training=training,
         save=save,
-        check=not save,  # the forward of a backward has been checked
+        check=not save,  # contents were checked in the forward
     )
     with torch.no_grad():
         chosen.forward(call)
@@ -108,7 +108,7 @@ def blocks_forward(
     precision: str,
     backend: str | None,
 ) -> list[Tensor]:
-    """Logits (n, B, M), and in training the statistics as they are to be."""
+    """Logits (n, B, M), and in training the new running statistics."""
     call, _ = run_forward(inputs, params, stats, index, plan, training, precision, backend, False)
     return [call.logits, *(call.slices.stats.values() if training else ())]
 
@@ -124,7 +124,7 @@ def save_forward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     tensors, params, stats, index, *ctx.options = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.sizes = (len(tensors), len(params), len(stats))
-    # batch statistics make the running ones, which move before backward, unimportant to it
+    # in training backward does not use the running statistics, which have changed before it
     stats = output[1:] or stats
     ctx.save_for_backward(*tensors, *params, *stats, index)
 
@@ -157,7 +157,7 @@ def blocks_gradients(
     precision: str,
     backend: str | None,
 ) -> list[Tensor]:
-    """Gradients of the parameters (N, ...) and of the inputs (n, B, F); empty if not wanted."""
+    """Gradients of the parameters (N, ...) and of the inputs (n, B, F); empty if not requested."""
     forwarded, chosen = run_forward(
         inputs, params, stats, index, plan, training, precision, backend, True
     )
@@ -220,8 +220,8 @@ def predict_call(
     kept: int,
     samples: int,
 ) -> PredictCall:
-    """The call for inputs (R, B, F) in the plan's order, "z" left out; results are to be kept after
-    the last block or after `kept` of them.
+    """The call for inputs (R, B, F) in the plan's order, without "z"; it keeps results of the last
+    block, or of `kept` blocks.
     """
     plan = slices.plan
     R, B, _ = inputs[0].shape

@@ -1,7 +1,7 @@
-"""A function with its gradient as a node of torch's graph, and as an operation for torch.compile.
+"""A function with its gradient as a node of torch's graph and as an operation for torch.compile.
 
-Eager code does not pass through the operations: the dispatcher's Python costs more than a small
-kernel. An operation is a function of tensors alone.
+Eager code does not use the operations: the dispatcher's Python costs more than a small kernel. An
+operation is a function of tensors only.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def node(
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = run(*arguments)
-        # not as setup_context, for which torch inspects signatures, 45 us at each call
+        # no setup_context, for which torch inspects signatures: 45 us at each call
         setup(ctx, arguments, output)
         return output
 

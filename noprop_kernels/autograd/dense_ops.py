@@ -1,7 +1,7 @@
 """A dense layer and its update: nodes of torch's graph, and operations for torch.compile.
 
-Backward needs what the backend saved in its forward. An operation, a function of tensors alone, has
-none of it and runs the forward once more.
+Backward needs the tensors that the backend saved in its forward. An operation, a function of
+tensors only, does not have them and runs the forward once more.
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ class DenseNode(torch.autograd.Function):
     def forward(ctx: Any, layer: Layer, x: Tensor, *params: Tensor | None) -> Tensor:
         y = layer.forward(x, save=True)
         ctx.layer = layer
-        ctx.save_for_backward(x, *params)  # so that a change of what was read is noticed
+        ctx.save_for_backward(x, *params)  # so that torch detects a change of what was read
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        ctx.saved_tensors  # noqa: B018  # raises where one changed since the forward
+        ctx.saved_tensors  # noqa: B018  # raises if one has changed since the forward
         _, input_grad, *wanted = ctx.needs_input_grad
         d_x, grads = dense_gradients_of(ctx.layer, d_y, input_grad, wanted)
         return None, d_x, *grads
@@ -51,7 +51,8 @@ class DenseNode(torch.autograd.Function):
 def dense_gradients_of(
     layer: Layer, d_y: Tensor, input_grad: bool, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """d_x, d_weight and d_bias, those that are wanted; a backend forms both of the last or none."""
+    """The requested ones of d_x, d_weight and d_bias; a backend forms both of the last or
+    neither."""
     grads = None
     if any(wanted):
         shapes = (layer.weight.shape, layer.weight.shape[:1])
@@ -114,14 +115,14 @@ dense_op = register(
 )
 
 
-# weight and bias moved by one step of the optimizer on d_y.T @ x and the sum of d_y
+# updates weight and bias by one step of the optimizer on d_y.T @ x and the sum of d_y
 
 
 def describe(optimizer: Optimizer) -> tuple[str, list[float]]:
     """An optimizer as an operation's arguments, without lr and weight_decay."""
     if isinstance(optimizer, SGD):
         return "SGD", [optimizer.momentum, float(optimizer.nesterov)]
-    assert isinstance(optimizer, Adam)  # the caller refuses what is none of ours
+    assert isinstance(optimizer, Adam)  # unreachable: constructors reject other optimizers
     return type(optimizer).__name__, [*optimizer.betas, optimizer.eps]
 
 

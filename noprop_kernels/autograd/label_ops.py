@@ -1,4 +1,5 @@
-"""Labels as noise and as errors: nodes of torch's graph, and operations for torch.compile."""
+"""Functions of labels, noise and errors: nodes of torch's graph, and operations for
+torch.compile."""
 
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from .layer import plan_of
 
 
 def backend_of(M: int, D: int, device: torch.device, backend: str | None) -> ModuleType:
-    """The backend of calls that need no plan, for which one layer stands."""
+    """The backend of calls without a plan; a plan of one layer takes its place."""
     return dispatch.choose(plan_of(D, M, None), device, "float32", backend)
 
 

@@ -27,7 +27,7 @@ def plan_of(in_features: int, out_features: int, activation: str | None) -> Plan
 
 @cache
 def only_slice() -> Tensor:
-    """(1,), the position of the only slice; of all calls, so never written."""
+    """(1,), the position of the only slice; cached and shared: do not modify."""
     return torch.zeros(1, dtype=torch.int64, device="cpu")
 
 
@@ -49,11 +49,11 @@ def check_rows(op: str, name: str, x: object, width: int, device: torch.device) 
 
 @dataclass
 class Layer:
-    """A layer's tensors and the backend that computes it; a forward leaves `saved` for backwards.
+    """A layer's tensors and its backend; a forward stores `saved` for backward calls.
 
     Args:
         weight, bias: (out, in), and (out,) or None, contiguous.
-        moments: "weight_m", "weight_v", "bias_m", "bias_v", those that the optimizer keeps.
+        moments: those of "weight_m", "weight_v", "bias_m", "bias_v" that the optimizer keeps.
         updates: (1,) int64, or None where nothing is updated.
     """
 
@@ -68,7 +68,7 @@ class Layer:
     made: Slices | None = field(default=None, init=False)
 
     def slices(self, frozen: tuple[str, ...] = ()) -> Slices:
-        """The layer as a stack of one slice; of what is frozen a copy moves."""
+        """The layer as a stack of one slice; frozen parameters are passed as clones."""
         if self.made is not None and not frozen:
             return self.made
 
@@ -95,7 +95,7 @@ class Layer:
             m=group("_m"),
             v=group("_v"),
             stats={},
-            seeds=counter,  # no noise is drawn: neither these nor draws are looked at
+            seeds=counter,  # no noise is drawn: seeds and draws are not read
             draws=counter,
             updates=counter,
             index=only_slice(),
@@ -112,7 +112,7 @@ class Layer:
         call = ForwardCall(
             slices=self.slices(),
             inputs={"z": x.detach().contiguous().view(1, -1, x.shape[-1])},
-            logits=y.detach().view(1, -1, y.shape[-1]),  # a backend may keep it, y keeps the node
+            logits=y.detach().view(1, -1, y.shape[-1]),  # a backend may keep it: no cycle
             training=False,
             save=save,
         )
@@ -130,10 +130,10 @@ class Layer:
         rule: Rule | None = None,
         frozen: tuple[str, ...] = (),
     ) -> tuple[Tensor | None, Tensor]:
-        """d_x (*, in) if asked for, and `applied` (1,) bool.
+        """d_x (*, in) if requested, and `applied` (1,) bool.
 
-        Gradients are written into `grads`, by part; with a rule the layer is updated instead, but
-        for the frozen parts, where d_y is finite. No rows update nothing.
+        Gradients are written into `grads`, by part; with a rule the layer is updated instead,
+        except frozen parts, where d_y is finite. An empty batch updates nothing.
         """
         self._check_memory()
         in_features = self.weight.shape[1]
@@ -166,7 +166,7 @@ class Layer:
         return d_x, applied
 
     def _check_memory(self) -> None:
-        """That the tensors lie where they did when a forward took them."""
+        """Checks that the tensors still have the addresses that a forward used."""
         if self.made is None:
             return
         groups = (("", self.made.params), ("_m", self.made.m), ("_v", self.made.v))

@@ -1,5 +1,5 @@
-"""The optimizer inside a layer's backward: numbers that may be changed between steps, and its state
-in torch.optim's form.
+"""The optimizer inside a layer's backward: its hyperparameters, which may change between steps, and
+its state in torch.optim's form.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ class LayerOptimizer:
 
     Attributes:
         lr, weight_decay: floats.
-        settings: all numbers, as the SGD, Adam or AdamW that they now make.
+        settings: the SGD, Adam or AdamW with the current hyperparameters.
     """
 
     def __init__(self, op: str, settings: Optimizer) -> None:
@@ -71,7 +71,7 @@ class LayerOptimizer:
     def state_dict(
         self, moments: Mapping[str, Tensor], updates: Tensor, parts: Sequence[str]
     ) -> dict[str, Any]:
-        """What torch.optim's state_dict would be, for the parameters `parts` in order."""
+        """torch.optim's state_dict for the parameters `parts` in order."""
         step = updates[0].to(torch.float32)
         state = {
             i: {"step": step.clone()}
@@ -89,10 +89,11 @@ class LayerOptimizer:
         updates: Tensor,
         parts: Sequence[str],
     ) -> None:
-        """Takes the numbers, moments and updates of such a state_dict, torch.optim's too.
+        """Loads hyperparameters, moments and updates from such a state_dict, also torch.optim's
+        own.
 
         Raises:
-            ValueError: it is of another optimizer or other parameters; nothing has changed.
+            ValueError: it belongs to another optimizer or other parameters; nothing has changed.
         """
         groups = given.get("param_groups", ())
         if len(groups) != 1 or len(groups[0]["params"]) != len(parts):
@@ -141,7 +142,8 @@ class LayerOptimizer:
         return dict(zip(self.moments, theirs, strict=False))
 
     def _constants(self) -> dict[str, Any]:
-        """What torch.optim's optimizers can do beside ours, and what tells Adam from AdamW."""
+        """Options of torch.optim's optimizers that ours lack, and the one that distinguishes Adam
+        from AdamW."""
         decoupled = isinstance(self.settings, AdamW)
         return {"dampening": 0, "amsgrad": False, "maximize": False} | (
             {} if isinstance(self.settings, SGD) else {"decoupled_weight_decay": decoupled}

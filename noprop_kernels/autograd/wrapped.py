@@ -1,7 +1,7 @@
-"""What takes the parameters of a layer, or their gradients, out of its hands.
+"""Detects wrappers that manage a layer's parameters or their gradients.
 
 A layer that updates its weights inside backward has no `.grad` for data parallelism to average or
-to shard, and no moments for a second layer's updates of the same weights.
+to shard, and no moments for a second layer that updates the same weights.
 """
 
 import sys
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_owners = WeakTensorKeyDictionary()  # parameter -> the layer whose updates move it
+_owners = WeakTensorKeyDictionary()  # parameter -> the layer that updates it
 
 
 def refuse_wrapped(op: str, layer: nn.Module) -> None:
@@ -48,7 +48,8 @@ def refuse_wrapped(op: str, layer: nn.Module) -> None:
 
 
 def is_sharded(layer: nn.Module) -> bool:
-    """Whether fully_shard holds its parameters. In forward they look like any others."""
+    """Whether fully_shard holds the layer's parameters, which look like ordinary ones in
+    forward."""
     if "torch.distributed.fsdp" not in sys.modules:
         return False
     from torch.distributed._composable_state import _module_state_mapping
@@ -61,5 +62,5 @@ def is_sharded(layer: nn.Module) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether its values lie where its address points, as those of a subclass may not."""
+    """Whether a parameter's values are at its address; a subclass' may not be."""
     return type(tensor) in (Tensor, nn.Parameter)

@@ -1,1 +1,1 @@
-"""What torch.compile is told."""
+"""Support of torch.compile."""

@@ -1,4 +1,4 @@
-"""Calls that torch.compile leaves to Python, with the reason."""
+"""Calls that torch.compile does not compile, with the reason."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -11,7 +11,8 @@ Result = TypeVar("Result")
 
 
 def eager_only(function: Callable[P, Result]) -> Callable[P, Result]:
-    """`function`, at which a compiled function is interrupted, or refused with fullgraph=True."""
+    """Wraps `function`: it breaks the graph of a compiled caller, and raises with
+    fullgraph=True."""
 
     @wraps(function)
     def call(*arguments: P.args, **options: P.kwargs) -> Result:

@@ -1,6 +1,4 @@
-"""What asks torch's compiler for something: imported while it is at work, since its import takes
-over a second.
-"""
+"""Hooks of torch.compile, imported lazily: importing torch._dynamo takes over a second."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,1 +1,1 @@
-"""Slices as one module: its tensors, what must stay true of them, and their training."""
+"""Slices as one module: its tensors, their invariants, and their training."""

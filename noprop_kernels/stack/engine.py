@@ -1,4 +1,4 @@
-"""The calls of a backend that a stack of slices makes."""
+"""A stack's calls of a backend."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,8 @@ from .state import check_state, find_tensors, slices_of, updated
 
 
 def run(stack: Stack, name: str, call: Any, written: Sequence[Tensor] = ()) -> None:
-    """Runs one of BACKEND_FUNCTIONS; the version counters of `written` move, even if stopped."""
+    """Runs one of BACKEND_FUNCTIONS, and bumps the version counters of `written`, also on
+    interrupt."""
     backend = dispatch.choose(stack.plan, stack.device, stack.precision, stack.backend)
     with torch.no_grad():
         try:
@@ -42,7 +43,7 @@ def empty(stack: Stack, *shape: int, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def part_of(stack: Stack, index: Tensor) -> slice | Tensor:
-    """`index` where the tensors are; of neighbours a slice, so that nothing is copied."""
+    """`index` on the tensors' device; neighbours become a Python slice, which copies nothing."""
     positions = index.tolist()
     if positions == list(range(positions[0], positions[-1] + 1)):
         return slice(positions[0], positions[-1] + 1)
@@ -59,7 +60,7 @@ def embedding_of(stack: Stack) -> Embedding:
 def levels_of(
     stack: Stack, index: Tensor, K: int, B: int, rows: int | None = None
 ) -> tuple[Noising, Objective]:
-    """The levels of K steps by the stack's goal; `rows` of the whole batch are by default B."""
+    """The levels of K steps by the stack's goal; `rows` of the whole batch default to B."""
     layout, device = stack.layout, stack.device
     key = ("levels", *index.tolist(), K, B, rows, device)
     before = layout.cache.get(key)
@@ -82,17 +83,17 @@ def levels_of(
 def noise_of(
     stack: Stack, index: Tensor, block: Tensor, draw: Tensor | None = None, first_row: int = 0
 ) -> Noise:
-    """The address of K steps' noise; draw (K, n) is by default the slices' own."""
+    """The address of K steps' noise; draw (K, n) defaults to the slices' own."""
     K, part, buffers = len(block), part_of(stack, index), stack._buffers
     if draw is None:
-        own: Tensor = buffers["draws"][None, part].clone()  # the call moves the original
+        own: Tensor = buffers["draws"][None, part].clone()  # the call changes the original
         steps = torch.arange(K, dtype=torch.int64, device=stack.device)
         draw = own + steps[:, None]
     return Noise(buffers["seeds"][part], draw, block, stack.layout.stream, first_row)
 
 
 def blocks_of(stack: Stack, index: Tensor, K: int) -> Tensor:
-    """Philox' block t - 1 of the slices, (K, n)."""
+    """Philox's block t - 1 of the slices, (K, n)."""
     layout, device = stack.layout, stack.device
     key = ("block", *index.tolist(), K, device)
     block = layout.cache.get(key)
@@ -149,7 +150,7 @@ def step_rule(stack: Stack, op: str, lr: object, index: Tensor) -> Rule:
 
 
 def check_rows(stack: Stack, op: str, argument: str, B: int) -> None:
-    """Raises where a training batch has too few rows, or more than noise has addresses for."""
+    """Raises where a training batch has too few rows, or more rows than noise addresses."""
     if B > MOST_COUNT + 1:
         raise ValueError(f"{op}: {argument} must have at most 2^32 rows, got {B}")
     least = 2 if stack.plan.has_norm() else 1

@@ -1,4 +1,4 @@
-"""What a stack of slices was made of, which stays, and what its calls keep for later ones."""
+"""The fixed description of a stack of slices, and the cache of its calls."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +9,15 @@ from torch import Tensor
 from ..goal import StepGoal
 from ..plan import Plan
 
-# parameters, buffers and numbers are float32 but for these
+# parameters and buffers are float32 except these
 INTEGERS = {"seeds", "draws", "updates", "t"}
 
 
 class Cache(dict):
-    """Values by key, each beside what it was made of, which its user compares with what is there.
+    """A cache: each value is stored with the objects that it was built from, and compared with the
+    current ones before reuse.
 
-    An object's copies and files start without it.
+    It is not copied or pickled.
     """
 
     def keep(self, key: tuple, value: Any) -> None:
@@ -30,15 +31,15 @@ class Cache(dict):
 
 @dataclass
 class Layout:
-    """The names and shapes of a stack's tensors, and what its steps are made of.
+    """The names and shapes of a stack's tensors, and the constants of its steps.
 
     Args:
         goal: gives the levels of a step.
         held: the paper's t of each replica's slices, ascending.
         replicas: R; slices are stacked replica by replica.
-        stream: of the noise in training.
+        stream: the stream of the noise in training.
         params, stats: names of the plan's parameters and running statistics.
-        moments: of the optimizer, "m" and "v" or fewer.
+        moments: the optimizer's moments, "m" and "v" or fewer.
         buffers: names of the tensors that are not the plan's.
         shapes: of every tensor by its name.
     """
@@ -56,7 +57,7 @@ class Layout:
 
     @property
     def N(self) -> int:
-        """Slices."""
+        """The number of slices."""
         return len(self.held) * self.replicas
 
     def t(self, index: Tensor) -> Tensor:

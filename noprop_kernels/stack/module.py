@@ -1,4 +1,4 @@
-"""A stack of slices as an nn.Module: what blocks and the output head share.
+"""A stack of slices as an nn.Module, shared by blocks and output head.
 
 Parameters are named by the plan ("hx.weight", (N, out, in)); moments stand beside them
 ("hx.weight_m"), and each slice has a seed and two counters: `draws` addresses noise, `updates` is
@@ -31,7 +31,7 @@ class Stack(StrictModule):
         held: the paper's t of each replica's slices, ascending.
         buffers: more of them by name, (N,) int64.
         initial_block: (N,) int64, Philox' block under which the parameters are drawn.
-        trains: gives the levels of a step.
+        trains: the goal that gives the levels of a step.
         embedding: (M, D) float32, or None for one-hot.
         precision, backend: as DenoisingBlocks.
         stream: of the noise in training.
@@ -66,7 +66,7 @@ class Stack(StrictModule):
         seeds = seeds.repeat_interleave(len(held))
         N = len(seeds)
         if embedding is not None:
-            # an object is made on the CPU and moved as a whole
+            # an object is built on the CPU and moved as a whole
             check_tensor(op, "embedding", embedding, shape=(M, None), device=seeds.device)
             embedding = embedding.detach().clone(memory_format=torch.contiguous_format)
         self.plan = plan
@@ -118,26 +118,26 @@ class Stack(StrictModule):
         )
 
     def __repr__(self) -> str:
-        """Without the modules that stand for dotted names, which compute nothing."""
+        """The repr without the modules of dotted names, which compute nothing."""
         lines = self.extra_repr().replace("\n", "\n  ")
         return f"{type(self).__name__}(\n  {lines}\n)"
 
     def advance(self) -> None:
-        """Moves every slice's `draws` by one, so that the next `loss` draws new noise."""
+        """Advances every slice's `draws` by one, so that the next `loss` draws new noise."""
         check_state(self)
         self.draws += 1
 
     def check(self) -> None:
-        """Waits for the GPU and raises what it flagged in this object's calls so far.
+        """Synchronises with the GPU, and raises the errors that it flagged in this object's calls
+        so far.
 
-        A GPU looks at contents where a call may not wait: labels and indices out of range, inputs
-        that are not finite. A training step that meets one is skipped, and the error comes with a
-        later call, or here. On the CPU contents are checked before anything is written, and this
-        does nothing.
+        A GPU validates contents asynchronously: labels and indices in range, finite inputs. A
+        training step with invalid contents is skipped, and the error is raised by a later call, or
+        here. On the CPU contents are checked before anything is written, and this does nothing.
 
         Raises:
-            ValueError: contents of an earlier call did not fit; the text has the op and what it
-                met. It is raised once.
+            ValueError: contents of an earlier call did not fit; the text names the op and the
+                cause. It is raised once.
             RuntimeError: a CUDA graph is being captured.
         """
         check_state(self, 0)

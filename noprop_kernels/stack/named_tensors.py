@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Node(nn.Module):
-    """A place in the module tree; it holds tensors and computes nothing."""
+    """A node of the module tree, which holds tensors and computes nothing."""
 
 
 def place(root: nn.Module, name: str, value: Tensor) -> None:
@@ -38,9 +38,10 @@ def split(names: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def find(root: nn.Module, names: tuple[str, ...]) -> list[Tensor]:
-    """The tensors that stand at dotted names now.
+    """The current tensors by dotted name.
 
-    They are looked up where nn.Module keeps them, as its own search takes three times as long.
+    They are read from nn.Module's own dictionaries, since its attribute search takes three times as
+    long.
     """
     held: dict[str, dict] = {}
     try:
@@ -51,7 +52,7 @@ def find(root: nn.Module, names: tuple[str, ...]) -> list[Tensor]:
                     module = module._modules[part]
                 held[path] = {**module._parameters, **module._buffers}
         return [held[path][key] for path, key in split(names)]
-    except KeyError:  # a plain attribute, such as torch.nn.utils.prune makes, or an error
+    except KeyError:  # a plain attribute, such as torch.nn.utils.prune's, or an error
         return [attrgetter(name)(root) for name in names]
 
 

@@ -74,7 +74,7 @@ def shared_module(stack: Stack, i: int) -> fx.GraphModule:
 
 
 def copied_module(stack: Stack, i: int) -> fx.GraphModule:
-    """Slice i with tensors of its own, in the stack's mode."""
+    """Slice i with its own copies of the tensors, in the stack's mode."""
 
     def copy(name: str) -> Tensor:
         return checked_tensors(stack, (name,))[0].detach()[i].clone()

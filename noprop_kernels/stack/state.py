@@ -1,7 +1,7 @@
-"""A stack's tensors, as a call of a backend may address them.
+"""A stack's tensors in the form that a backend's call addresses.
 
-A kernel reads and writes addresses, so that every call first compares the tensors that the object
-has now with what they were made as.
+A kernel reads and writes addresses, so every call first compares the object's current tensors with
+their original layout.
 """
 
 from itertools import chain
@@ -20,7 +20,7 @@ FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
 
 
 def find_tensors(stack: StrictModule, names: tuple[str, ...]) -> list[Tensor]:
-    """The tensors that the stack has by these names now."""
+    """The stack's current tensors by these names."""
     op = type(stack).__name__
     try:
         tensors = find(stack, names)
@@ -35,7 +35,7 @@ def find_tensors(stack: StrictModule, names: tuple[str, ...]) -> list[Tensor]:
 def checked_tensors(
     stack: StrictModule, names: tuple[str, ...], device: torch.device | None = None
 ) -> list[Tensor]:
-    """The stack's tensors as they are now, fit to be addressed by a kernel."""
+    """The stack's current tensors, checked so that a kernel can address them."""
     tensors, layout = find_tensors(stack, names), stack.layout
     device = stack.device if device is None else device
     facts = [[*map(fact, tensors)] for fact in FACTS]
@@ -44,14 +44,14 @@ def checked_tensors(
     for name, value in zip(names, tensors, strict=True):
         shape = layout.shapes[name]
         check_stored(type(stack).__name__, name, value, shape, dtype_of(name), device)
-    layout.cache.keep((names, device), facts)  # those of any tensors that fit
+    layout.cache.keep((names, device), facts)  # the facts of tensors that passed the checks
     return tensors
 
 
 def check_state(stack: StrictModule, steps: int = 1) -> None:
-    """Raises where a buffer is none that kernels could read, whoever set it.
+    """Raises where kernels could not read a buffer, whoever set it.
 
-    Counters that leave the 32 bits of noise's draw are found on the CPU alone, where that needs no
+    Counters beyond the 32 bits of noise's draw are detected on the CPU only, where that needs no
     synchronisation.
     """
     if torch.compiler.is_compiling():
@@ -87,6 +87,6 @@ def slices_of(stack: StrictModule, index: Tensor) -> Slices:
 
 
 def updated(slices: Slices) -> list[Tensor]:
-    """What an update writes."""
+    """The tensors that an update writes."""
     groups = (slices.params, slices.m, slices.v, slices.stats)
     return [*chain.from_iterable(group.values() for group in groups), slices.updates]

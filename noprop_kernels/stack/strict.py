@@ -1,4 +1,4 @@
-"""What must stay true of an object, whoever sets, loads or moves a part of it."""
+"""Keeps the invariants of a stack, whoever sets, loads or moves a part of it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from ..optimizers import Optimizer
 from ..plan import Plan
 from .layout import Layout, dtype_of
 
-# set once, by the constructor; another makes another object
+# fixed by the constructor; another value needs another object
 FIXED = {"plan", "goal", "M", "D", "held", "replicas", "layout"}
 SETTABLE = {"optimizer", "precision", "backend", "blocks_per_launch"}
 
@@ -26,7 +26,7 @@ class StrictModule(nn.Module):
     precision: str
     draws: Tensor
     layout: Layout  # of this library's own functions
-    _buffers: dict[str, Any]  # read where nn.Module's search for an attribute would cost
+    _buffers: dict[str, Any]  # read directly, since nn.Module's attribute search is slow
 
     @property
     def device(self) -> torch.device:
@@ -37,7 +37,7 @@ class StrictModule(nn.Module):
         return self.layout.N
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what would no longer fit the parameters, and checks what may be changed.
+        """Refuses attributes that would not fit the parameters, and checks those that may change.
 
         Raises:
             ValueError: the attribute is fixed, or its value does not fit.
@@ -79,7 +79,7 @@ class StrictModule(nn.Module):
                     f"got {type(value).__name__} with {value.moments}"
                 )
 
-    # what must stay true of the state
+    # the invariants of the state
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         if (dtype := fn(self.draws.new_empty(0, dtype=torch.float32)).dtype) != torch.float32:
@@ -91,7 +91,7 @@ class StrictModule(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As torch's, but a state of other slices or shapes is refused before anything is written.
+        """As torch's, but refuses a state of other slices or shapes before anything is written.
 
         Raises:
             ValueError: keys (with strict), shapes, dtypes, seeds or t are not this object's.
@@ -111,10 +111,10 @@ class StrictModule(nn.Module):
         assign = local_metadata.get("assign_to_params_buffers")
         for name, own in self.state_dict().items():
             if prefix + name not in state_dict:
-                continue  # torch tells, unless strict is false
+                continue  # torch reports it, unless strict is false
             given = state_dict[prefix + name]
             shape = self.layout.shapes.get(name, tuple(own.shape))
-            device = self.device if assign else None  # all of an object is on one
+            device = self.device if assign else None  # all tensors of an object are on one device
             check_tensor(op, name, given, shape=shape, dtype=(dtype_of(name),), device=device)
             if assign:  # they become the object's own
                 check_stored(op, name, given, shape, dtype_of(name), self.device)

@@ -160,7 +160,7 @@ def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
         raise ValueError(f"{op}: grads must be Gradients, got {type(grads).__name__}")
     check_state(stack)
     index = check_tensor(op, "index", grads.index, shape=(None,), dtype=INT64, device=CPU)
-    index = index.clone(memory_format=torch.contiguous_format)  # may be a view of anything
+    index = index.clone(memory_format=torch.contiguous_format)  # it may be a view
     n, positions = len(index), index.tolist()
     if len(set(positions)) != n or not all(0 <= i < len(stack) for i in positions):
         raise ValueError(
@@ -262,14 +262,14 @@ def name_inputs(plan: Plan, d_inputs: dict[str, Tensor]) -> Tensor | dict[str, T
 
 
 def apart(value: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """Contiguous, and copied where it lies in memory that the update writes."""
+    """Contiguous, and copied where it shares memory that the update writes."""
     written = {tensor.untyped_storage().data_ptr() for tensor in state}
     value = value.detach().contiguous()
     return value.clone() if value.untyped_storage().data_ptr() in written else value
 
 
 def refuse_graph(op: str, *given: Any) -> None:
-    """Nothing goes back to what made an input, which would be left untrained without a word."""
+    """Refuses inputs that require grad: no gradient would reach the module that made them."""
     for value in given:
         for tensor in value.values() if isinstance(value, Mapping) else (value,):
             if getattr(tensor, "requires_grad", False) and torch.is_grad_enabled():
@@ -281,12 +281,12 @@ def refuse_graph(op: str, *given: Any) -> None:
 
 
 def check_row(op: str, first_row: object, B: int) -> int:
-    """The place of row 0 in a batch that noise has addresses for."""
+    """The position of row 0 in a batch whose rows noise addresses."""
     return check_count(op, "first_row", first_row, MOST_COUNT + 1 - B)
 
 
 def positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:
-    """(n,), where the blocks `ts` stand in every replica; of all calls alike, so never written."""
+    """(n,), the positions of the blocks `ts` in every replica; cached and shared: do not modify."""
     make = make_positions if torch.compiler.is_compiling() else kept_positions
     return make(ts, held, replicas)
 
@@ -312,5 +312,6 @@ def check_blocks(op: str, name: str, blocks: object, T: int) -> list[int]:
 
 
 def is_scalar(value: object) -> bool:
-    """A tensor or array without dimensions, which cannot be iterated though it has the method."""
+    """Whether a value is a tensor or array without dimensions, which has __iter__ but cannot be
+    iterated."""
     return getattr(value, "ndim", 1) == 0
