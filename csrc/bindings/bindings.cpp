@@ -296,15 +296,20 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       });
 
   py::class_<Optimizer>(m, "Optimizer")
-      .def(py::init([](const std::string& kind, double momentum, double beta1, double beta2,
-                       double eps, bool nesterov) {
-             const int32_t number = kind == "SGD"    ? NOPROP_SGD
-                                    : kind == "Adam" ? NOPROP_ADAM
-                                                     : NOPROP_ADAMW;
-             return Optimizer{number, momentum, beta1, beta2, eps, nesterov};
+      .def(py::init([](const std::string& kind, bool has_m, bool has_v, double momentum,
+                       bool nesterov, std::pair<double, double> betas, double eps) {
+             return Optimizer{.kind = Optimizer::kind_of(kind),
+                              .has_m = has_m,
+                              .has_v = has_v,
+                              .momentum = momentum,
+                              .beta1 = betas.first,
+                              .beta2 = betas.second,
+                              .eps = eps,
+                              .nesterov = nesterov};
            }),
-           py::arg("kind"), py::arg("momentum") = 0.0, py::arg("beta1") = 0.0,
-           py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("nesterov") = false);
+           py::arg("kind"), py::arg("has_m"), py::arg("has_v"), py::arg("momentum") = 0.0,
+           py::arg("nesterov") = false, py::arg("betas") = std::pair{0.0, 0.0},
+           py::arg("eps") = 0.0);
 
   m.def("train", &train);
   m.def("add_noise", &add_noise);

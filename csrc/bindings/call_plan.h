@@ -115,10 +115,16 @@ struct Plan {
 
 struct Optimizer {
   int32_t kind;
+  bool has_m, has_v;
   double momentum, beta1, beta2, eps;
   bool nesterov;
-  bool has_m() const { return kind != NOPROP_SGD || momentum > 0; }
-  bool has_v() const { return kind != NOPROP_SGD; }
+
+  static int32_t kind_of(const std::string& name) {
+    if (name == "SGD") return NOPROP_SGD;
+    if (name == "Adam") return NOPROP_ADAM;
+    if (name == "AdamW") return NOPROP_ADAMW;
+    throw py::value_error("Optimizer: kind must be one of noprop.h's, got " + name);
+  }
 };
 
 }  // namespace noprop

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..backends import dispatch
 from ..check import check_counter, check_positive, check_stored, check_tensor
-from ..optimizers import Optimizer
+from ..optimizers import check_optimizer
 from .named_tensors import find
 
 FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
@@ -88,11 +88,7 @@ class StrictModule(nn.Module):
         elif name == "backend":
             dispatch.check_options(op, "float32", value)
         elif value is not None:
-            if not isinstance(value, Optimizer):
-                raise ValueError(
-                    f"{op}: optimizer must be SGD, Adam or AdamW of noprop_kernels or None, "
-                    f"got {type(value).__name__}"
-                )
+            check_optimizer(op, value, " of noprop_kernels or None")
             decays, kept = value.weight_decay, self.__dict__.get("_moments", value.moments)
             if isinstance(decays, tuple) and len(decays) != len(self):
                 raise ValueError(

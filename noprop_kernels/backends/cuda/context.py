@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...optimizers import SGD, Adam
 from ..calls import Gather, Mix, Noise, Rule, Slices
-from ..gpu.optimizer import hyper, log_betas, rule_name
 from ..gpu.stages import Table
 from .buffers import Buffer, address
 
@@ -67,21 +65,3 @@ class Walk:
 
     def counters(self) -> tuple[int | None, int | None]:
         return address(self.slices.draws), address(self.slices.updates)
-
-
-def hyper_of(rule: Rule | None) -> Fields:
-    """The optimizer's numbers by the names of program.h."""
-    numbers = hyper(rule)
-    optimizer = rule.optimizer if rule is not None else None
-    rest_1, beta_2, rest_2, eps = numbers if isinstance(optimizer, Adam) else (0.0, 0.0, 0.0, 0.0)
-    log_1, log_2 = log_betas(rule)
-    return {
-        "rule": rule_name(rule),
-        "momentum": numbers[0] if isinstance(optimizer, SGD) else 0.0,
-        "one_less_beta_1": rest_1,
-        "beta_2": beta_2,
-        "one_less_beta_2": rest_2,
-        "eps": eps,
-        "log_beta_1": log_1,
-        "log_beta_2": log_2,
-    }

@@ -4,7 +4,6 @@ import math
 from typing import TYPE_CHECKING
 
 from ..gpu.checks import contents_are_checked
-from ..gpu.optimizer import optimizer_name
 from ..gpu.tables import Ask, train_table
 from . import extension, residency, shapes
 from .context import Fields
@@ -64,7 +63,7 @@ def place_of(what: "StackedModule", batch: int) -> Place:
         residency.phases_of(table),
         total,
         weight_stages(what),
-        module.moments(optimizer_name(what.optimizer)) * shapes.weight_tile_entries(),
+        len(what.optimizer.moments) * shapes.weight_tile_entries(),
         room_for_state(module, device, what.precision),
         slice_bytes(what) + 4 * table.floats,
         facts(module, device)["l2_bytes"],

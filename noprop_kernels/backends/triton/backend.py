@@ -27,12 +27,12 @@ from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of
 from ..gpu.memory import Room, allocate, as_bytes, stored
-from ..gpu.optimizer import hyper, rule_name
+from ..gpu.optimizer import formula_of
 from ..gpu.tables import Ask, backward_table, forward_table, train_table
 from ..gpu.tiles import cdiv
 from . import graph
 from .configs import ROWS, TILES
-from .context import Device, Walk, logs_of, number, rates_of
+from .context import Device, Walk, logs_of, number, numbers_of, rates_of
 from .kernels import head as head_kernels
 from .kernels import noise
 from .kernels import update as update_kernels
@@ -185,14 +185,14 @@ def update(call: UpdateCall) -> None:
     lr, decay = rates_of(rule)
     device.launch(
         update_kernels.rates_kernel, (n,), rates, as_bytes(call.apply), slices.updates, None,
-        lr, decay, index, 0, 0, RULE=rule_name(rule), **logs_of(rule),
+        lr, decay, index, 0, 0, RULE=formula_of(rule), **logs_of(rule),
     )  # fmt: skip
     for name, param in slices.params.items():
         size = param[0].numel()
         device.launch(
             update_kernels.apply_kernel, (cdiv(size, 1024), n),
             (param, slices.m.get(name), slices.v.get(name), None), call.grads[name], rates,
-            hyper(rule), index, size, RULE=rule_name(rule), BLOCK=1024,
+            numbers_of(rule), index, size, RULE=formula_of(rule), BLOCK=1024,
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..calls import Gather, Mix, Noise, Rule, Slices
 from ..gpu.memory import differs, stored
-from ..gpu.optimizer import log_betas
+from ..gpu.optimizer import hyper_of
 from ..gpu.stages import Stage, Table
 from . import launch_options
 
@@ -118,5 +118,10 @@ def rates_of(rule: Rule | None) -> tuple[Address | None, Address | None]:
 
 
 def logs_of(rule: Rule | None) -> dict[str, Any]:
-    first, second = log_betas(rule)
-    return {"LOG_BETA_1": first, "LOG_BETA_2": second}
+    hyper = hyper_of(rule)
+    return {"LOG_BETA_1": hyper.log_beta_1, "LOG_BETA_2": hyper.log_beta_2}
+
+
+def numbers_of(rule: Rule | None) -> tuple[float, ...]:
+    """What step() of the kernels takes as `hyper`."""
+    return hyper_of(rule)[:5]

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..calls import Gather, Mix, Noise
 from ..gpu.asks import classes
 from ..gpu.memory import differs
-from ..gpu.optimizer import hyper, rule_name
+from ..gpu.optimizer import formula_of
 from ..gpu.stages import Stage
 from ..gpu.tables import activated, behind_activation, consumers, product_gradient
 from ..gpu.tiles import cdiv
@@ -20,7 +20,7 @@ from .configs import (
     update_tiles,
     vector_block,
 )
-from .context import Address, Device, Walk, logs_of, number, rates_of
+from .context import Address, Device, Walk, logs_of, number, numbers_of, rates_of
 from .kernels import dense, head, noise, norm, step_gradients, update
 
 
@@ -152,7 +152,7 @@ def loss(walk: Walk, stage: Stage, k: int) -> None:
         update.loss_kernel, stage, at[":loss"][k], at[":applied"][k], at.get(":rates"),
         slices.draws, slices.updates, walk.errors, at[":error"], number(mix.weight), bad, lr, decay,
         walk.index, float(mix.rows), k, walk.B, cdiv(walk.B, ROWS), FLAGS=len(bad),
-        RULE=rule_name(rule), **logs_of(rule),
+        RULE=formula_of(rule), **logs_of(rule),
     )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def rates(walk: Walk, stage: Stage, k: int) -> None:
     walk.launch(
         update.rates_kernel, stage, walk.at[":rates"], walk.at.get(":applied"), walk.slices.updates,
         d_logits, lr, decay, walk.index, k, 0 if d_logits is None else d_logits[0].numel(),
-        RULE=rule_name(walk.rule), **logs_of(walk.rule),
+        RULE=formula_of(walk.rule), **logs_of(walk.rule),
     )  # fmt: skip
 
 
@@ -247,8 +247,8 @@ def update_all(walk: Walk, stage: Stage, k: int) -> None:
     blocks = update_blocks()
     walk.launch(
         update.update_kernel, stage, tuple(weights), tuple(vectors), tuple(statistics),
-        at.get(":rates"), hyper(walk.rule), walk.index, walk.B, WEIGHTS=tiles.weights,
-        VECTORS=tiles.vectors, STATISTICS=tiles.statistics, RULE=rule_name(walk.rule),
+        at.get(":rates"), numbers_of(walk.rule), walk.index, walk.B, WEIGHTS=tiles.weights,
+        VECTORS=tiles.vectors, STATISTICS=tiles.statistics, RULE=formula_of(walk.rule),
         PRECISION=walk.device.precision(slices.precision), BLOCK_H=blocks.rows,
         BLOCK_B=blocks.depth, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
