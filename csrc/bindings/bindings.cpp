@@ -296,20 +296,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       });
 
   py::class_<Optimizer>(m, "Optimizer")
-      .def(py::init([](const std::string& kind, bool has_m, bool has_v, double momentum,
-                       bool nesterov, std::pair<double, double> betas, double eps) {
-             return Optimizer{.kind = Optimizer::kind_of(kind),
-                              .has_m = has_m,
-                              .has_v = has_v,
-                              .momentum = momentum,
-                              .beta1 = betas.first,
-                              .beta2 = betas.second,
-                              .eps = eps,
-                              .nesterov = nesterov};
-           }),
-           py::arg("kind"), py::arg("has_m"), py::arg("has_v"), py::arg("momentum") = 0.0,
-           py::arg("nesterov") = false, py::arg("betas") = std::pair{0.0, 0.0},
-           py::arg("eps") = 0.0);
+      .def(py::init<const std::string&, bool, bool, const py::kwargs&>(), py::arg("kind"),
+           py::arg("has_m"), py::arg("has_v"));
 
   m.def("train", &train);
   m.def("add_noise", &add_noise);

@@ -11,8 +11,7 @@ from cuda_host_for_tests import Builder, compiler_gap
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cuda import extension, residency
 from noprop_kernels.backends.cuda.residency import Layout
-from recordings_for_tests import Recorder, record_all
-from stages_for_tests import ENUMS
+from recordings_for_tests import Recorder, described, record_all
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +47,6 @@ def recordings(cuda_module: ModuleType, tmp_path_factory: pytest.TempPathFactory
         patch.setattr(residency, "layout", lambda *sizes: Layout(2, 2))
         record_all(dispatch.load("cuda"))
     kinds = frozenset().union(*(made.kinds for made in recorder.recordings))
-    assert {kind.replace("_", "") for kind in kinds} == {kind.lower() for kind in ENUMS["Kind"]}
+    assert kinds == described(cuda_module)["fields"]["stages"]["kinds"].keys()
     folder = tmp_path_factory.mktemp("recordings")
     return [made.write(folder / f"launch{i}") for i, made in enumerate(recorder.recordings)]

@@ -40,7 +40,7 @@ class Case:
         fields |= {name: getattr(self, name) for name in names}
         fields |= {"eps": EPS, "momentum": MOMENTUM, "H": self.H, "training": 1} | changed
         run_stage(
-            stages, "Norm", fields, n=2, B=self.B, tiles=tiles(self.H), index=INDEX, seed=seed
+            stages, "norm", fields, n=2, B=self.B, tiles=tiles(self.H), index=INDEX, seed=seed
         )
 
     def expected(self, dtype: torch.dtype, *, training: bool, relu: bool) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def test_norm_gradient(stages, B: int, H: int, training: bool) -> None:
         outputs: dict[str, Any] = {name: buffer(value) for name, value in made.items()}
         outputs |= {"weight": case.weight, "H": H, "training": int(training)}
         run_stage(
-            stages, "NormGradient", fields | outputs, n=2, B=B, tiles=tiles(H), index=INDEX,
+            stages, "norm_gradient", fields | outputs, n=2, B=B, tiles=tiles(H), index=INDEX,
             seed=seed,
         )  # fmt: skip
         for (name, value), truth, torch_s in zip(made.items(), exact, plain, strict=True):
