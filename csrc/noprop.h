@@ -94,14 +94,26 @@ typedef struct {
   int64_t step, slice, row;
 } NopropNumber;
 
+/* The labels' embeddings u_y: W[y], (M, D), or one-hot where W is null. */
 typedef struct {
-  NopropNumber signal, noise, weight;
-  float flow, sigma;
-  int32_t head;
-  const float* W_embed; /* (M, D), or null: one-hot */
+  const float* W;
   int64_t D;
-  int64_t rows; /* of the whole batch: what losses are divided by */
-} NopropMix;
+} NopropEmbedding;
+
+/* z = signal * u_y + noise * eps + sigma * eps_1 */
+typedef struct {
+  NopropNumber signal, noise;
+  float sigma;
+} NopropNoising;
+
+/* error = |u_hat - (u_y - flow * eps)|^2, or of NOPROP_CROSS_ENTROPY -log softmax(logits)[y];
+ * loss = sum over rows of weight * error / rows */
+typedef struct {
+  NopropNumber weight;
+  float flow;
+  int32_t head;
+  int64_t rows; /* of the whole batch */
+} NopropObjective;
 
 /* Where eps is drawn. block and draw: data[k * step + i * slice]. */
 typedef struct {
@@ -163,15 +175,17 @@ typedef struct {
 /* K steps of every slice. rule.kind NOPROP_NONE writes gradients and changes no state. z null:
  * drawn; else (n, B, width). */
 NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
-                              const NopropMix* mix, const NopropInput* inputs, const float* z,
-                              const NopropLabels* y, const NopropRule* rule, int64_t B, int64_t K,
-                              const NopropTrainOut* out, const NopropHost* host);
+                              const NopropNoising* noising, const NopropObjective* objective,
+                              const NopropEmbedding* embedding, const NopropInput* inputs,
+                              const float* z, const NopropLabels* y, const NopropRule* rule,
+                              int64_t B, int64_t K, const NopropTrainOut* out,
+                              const NopropHost* host);
 
 /* z = signal * u_y + noise * eps + sigma * eps_1: z, eps (n, B, D) or null. */
 NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
-                                  const NopropNoise* noise, const NopropMix* mix,
-                                  const NopropLabels* y, int64_t n, int64_t B, int64_t M,
-                                  const NopropHost* host);
+                                  const NopropNoise* noise, const NopropNoising* noising,
+                                  const NopropEmbedding* embedding, const NopropLabels* y,
+                                  int64_t n, int64_t B, int64_t M, const NopropHost* host);
 
 /* Bytes of one slice's saved activations. */
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B);
@@ -185,7 +199,8 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
 /* loss (n,), error (n, B), d_logits (n, B, M), u_hat (n, B, D), each or null, from logits (n, B, M)
  * and eps (n, B, D) or null. */
 NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* u_hat,
-                             const float* logits, const float* eps, const NopropMix* mix,
+                             const float* logits, const float* eps,
+                             const NopropObjective* objective, const NopropEmbedding* embedding,
                              const NopropLabels* y, int64_t n, int64_t B, int64_t M,
                              const NopropHost* host);
 
@@ -205,9 +220,10 @@ NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
  * the replica stride may be 0. */
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
                                 const int64_t* seeds, const NopropInput* inputs, const float* a,
-                                const float* b, const float* sqrt_c, const NopropMix* mix,
-                                int64_t S, int64_t R, int64_t B, int64_t first_row,
-                                int32_t add_noise, int32_t keep_all, const NopropHost* host);
+                                const float* b, const float* sqrt_c, int32_t head,
+                                const NopropEmbedding* embedding, int64_t S, int64_t R, int64_t B,
+                                int64_t first_row, int32_t add_noise, int32_t keep_all,
+                                const NopropHost* host);
 
 /* Bytes of one thread's workspace in noprop_train_cpu. */
 int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D);

@@ -69,8 +69,9 @@ class DenoisingBlocks(TrainedBlocks):
         if B:
             noise = self._noise_at(index, self._noise_block(index, 1), first_row=first_row)
             labels = y.contiguous().expand(1, n, B)
-            mix = self._mix(index, 1, B)
-            self._run("add_noise", AddNoiseCall(noise, mix, labels, z, None, self.updates))
+            noising, _ = self._levels(index, 1, B)
+            call = AddNoiseCall(noise, noising, self._embedding(), labels, z, None, self.updates)
+            self._run("add_noise", call)
         return z
 
     def forward(self, x: Inputs, z: Tensor, *, blocks: Blocks = None) -> Tensor:

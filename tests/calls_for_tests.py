@@ -14,9 +14,11 @@ from torch import Tensor
 
 from noprop_kernels import plans
 from noprop_kernels.backends.calls import (
+    Embedding,
     Gather,
-    Mix,
     Noise,
+    Noising,
+    Objective,
     PredictCall,
     Rule,
     Slices,
@@ -191,17 +193,18 @@ def make_train_call(
     )
     shape = (K, n, B) if per_row else (1, n, 1)
     signal = 0.1 + 0.8 * rand(*shape)
-    mix = Mix(
+    noising = Noising(
         signal=signal.to(dtype).expand(K, n, B),
         noise=(1 - signal**2).sqrt().to(dtype).expand(K, n, B),
+        sigma=sigma,
+    )
+    objective = Objective(
         weight=(0.2 + 2 * rand(*shape)).to(dtype).expand(K, n, B),
         flow=flow,
-        sigma=sigma,
         head=head,
-        W_embed=None if one_hot else randn(M, D).to(dtype),
-        D=D,
         rows=B if rows is None else rows,
     )
+    embedding = Embedding(None if one_hot else randn(M, D).to(dtype), D)
     R = 2 if gather and n > 1 else 1
     held = max(2 * B, 3)
     indices = torch.randint(held, (K, R, B), generator=generator)
@@ -254,7 +257,9 @@ def make_train_call(
     return TrainCall(
         slices=slices,
         noise=noise,
-        mix=mix,
+        noising=noising,
+        objective=objective,
+        embedding=embedding,
         inputs=inputs,
         z=randn(n, B, *plan.inputs["z"]).to(dtype) if z_features else None,
         y=y,
@@ -305,8 +310,7 @@ def make_predict_call(
         b=b,
         sqrt_c=sqrt_c,
         head=head,
-        W_embed=None if one_hot else randn(M, D),
-        D=D,
+        embedding=Embedding(None if one_hot else randn(M, D), D),
         first_row=first_row,
         add_noise=add_noise,
         logits=poison(kept, S, R, B, M),
@@ -351,8 +355,7 @@ def one_step(call: TrainCall, step: int, part: slice) -> TrainCall:
             return value[cut, part]
         return dataclasses.replace(value, indices=value.indices[cut], replica=value.replica[part])
 
-    mix = {key: getattr(call.mix, key)[cut, part] for key in ("signal", "noise", "weight")}
-    numbers = call.noise
+    numbers, noising, weight = call.noise, call.noising, call.objective.weight
     return dataclasses.replace(
         call,
         slices=dataclasses.replace(call.slices, index=call.slices.index[part]),
@@ -362,7 +365,10 @@ def one_step(call: TrainCall, step: int, part: slice) -> TrainCall:
             draw=numbers.draw[cut, part],
             block=numbers.block[cut, part],
         ),
-        mix=dataclasses.replace(call.mix, **mix),
+        noising=dataclasses.replace(
+            noising, signal=noising.signal[cut, part], noise=noising.noise[cut, part]
+        ),
+        objective=dataclasses.replace(call.objective, weight=weight[cut, part]),
         inputs={key: rows(value) for key, value in call.inputs.items()},
         y=rows(call.y),
         rule=dataclasses.replace(

@@ -94,9 +94,9 @@ def run_calls(precision: str) -> None:
     grads = {name: value[:2] for name, value in slices.params.items()}
     backend.update(UpdateCall(slices, grads, torch.ones(2, dtype=torch.bool), call.rule))
     y = torch.zeros(1, 2, 40, dtype=torch.int64)
-    linear = dataclasses.replace(call.mix, head="linear")
+    linear = dataclasses.replace(call.objective, head="linear")
     outputs = (torch.zeros(2), torch.zeros(2, 40), torch.zeros(2, 40, 10))
-    backend.head(HeadCall(linear, y, torch.zeros(2, 40, 10), None, *outputs))
+    backend.head(HeadCall(linear, call.embedding, y, torch.zeros(2, 40, 10), None, *outputs))
 
 
 def facts(name: str, compiled: Any) -> dict[str, Any]:

@@ -154,7 +154,8 @@ def made_calls() -> dict[str, Callable[[], tuple[str, Any]]]:
         call = train_call(flow=1.0)
         n = len(call.slices.index)
         made = HeadCall(
-            mix=call.mix,
+            objective=call.objective,
+            embedding=call.embedding,
             y=call.y,
             logits=torch.rand(n, B, M),
             eps=torch.rand(n, B, D),
@@ -168,7 +169,8 @@ def made_calls() -> dict[str, Callable[[], tuple[str, Any]]]:
     def add_noise() -> tuple[str, Any]:
         call = train_call()
         z, eps = torch.zeros(2, len(call.slices.index), B, D).unbind()
-        return "add_noise", AddNoiseCall(call.noise, call.mix, call.y, z.clone(), eps.clone())
+        records = (call.noise, call.noising, call.embedding)
+        return "add_noise", AddNoiseCall(*records, call.y, z.clone(), eps.clone())
 
     def predict(keep_all: bool) -> Callable[[], tuple[str, Any]]:
         plan = PLANS["branches"](F, D, M)
@@ -237,7 +239,7 @@ def check_changes(kind: str, changes: dict[str, Callable[[Tensor], Any]]) -> Non
                 run(name, call)
             except Exception as error:
                 # a call's inputs are looked at by PyTorch first, which has words of its own
-                checked = path[0] in ("inputs", "logits", "d_logits", "mix", "y")
+                checked = path[0] in ("inputs", "logits", "d_logits", "embedding", "y")
                 fits = isinstance(error, ValueError) and str(error).startswith(name)
                 assert checked or fits, (path, change, error)
                 continue
@@ -267,8 +269,6 @@ UNREAD = {  # members of a record, by the kind of call
     "gradients": {"noise.seeds", "slices.m", "slices.v", "slices.draws", "slices.updates", "rule"},
     "backward with the update": {"slices.seeds", "slices.draws"},
     "update": {"slices.seeds", "slices.draws"},
-    "head": {"mix.signal", "mix.noise"},
-    "add_noise": {"mix.weight"},
 }
 NO_COUNTERS = {"slices.m", "slices.v", "slices.seeds", "slices.draws", "slices.updates"}
 

@@ -50,19 +50,25 @@ def test_the_parts_make_a_step(name, variant):
     call = make(name, optimizer=AdamW(), extras=True, **VARIANTS[variant])
     twin = clone_call(call)
     reference.train(call)
-    slices, mix = twin.slices, twin.mix
-    M, D, (n, B) = slices.plan.widths[slices.plan.output], mix.D, (3, 6)
+    slices, objective, embedding = twin.slices, twin.objective, twin.embedding
+    M, D, (n, B) = slices.plan.widths[slices.plan.output], embedding.D, (3, 6)
     z, eps = torch.full((2, n, B, D), torch.nan)
-    reference.add_noise(AddNoiseCall(twin.noise, mix, twin.y, z, eps))
+    reference.add_noise(AddNoiseCall(twin.noise, twin.noising, embedding, twin.y, z, eps))
     inputs = {key: value[0] for key, value in twin.inputs.items()} | {"z": z}
     logits, d_logits = torch.full((2, n, B, M), torch.nan)
     forward = ForwardCall(slices, inputs, logits, training=True, save=True)
     reference.forward(forward)
     loss, error, u_hat = torch.zeros(n), torch.zeros(n, B), torch.zeros(n, B, D)
-    reference.head(HeadCall(mix, twin.y, logits, eps, loss, error, d_logits, u_hat))
-    if mix.head != "cross_entropy":
-        u_y = F.one_hot(twin.y[0], M).float() if mix.W_embed is None else mix.W_embed[twin.y[0]]
-        assert_close(error, (u_hat - u_y + mix.flow * eps).square().sum(-1))
+    reference.head(
+        HeadCall(objective, embedding, twin.y, logits, eps, loss, error, d_logits, u_hat)
+    )
+    if objective.head != "cross_entropy":
+        u_y = (
+            F.one_hot(twin.y[0], M).float()
+            if embedding.W_embed is None
+            else embedding.W_embed[twin.y[0]]
+        )
+        assert_close(error, (u_hat - u_y + objective.flow * eps).square().sum(-1))
     d_x = torch.full((n, B, 7), torch.nan)
     applied = torch.zeros(n, dtype=torch.bool)
     backward = BackwardCall(slices, forward.saved, d_logits, None, {"x": d_x}, twin.rule, applied)
@@ -148,16 +154,22 @@ def test_head_needs_eps_for_a_flow():
     call = make("mlp", flow=1.0, head="linear")
     with pytest.raises(ValueError, match="eps must be given"):
         logits = torch.zeros(3, 6, 4)
-        reference.head(HeadCall(call.mix, call.y, logits, None, None, None, logits.clone()))
+        reference.head(
+            HeadCall(call.objective, call.embedding, call.y, logits, *[None] * 3, logits.clone())
+        )
 
 
 def test_labels_out_of_range_are_refused_by_the_parts():
     call = make("mlp")
     call.y = torch.full((1, 3, 6), 4)
     with pytest.raises(ValueError, match="y must lie in"):
-        reference.head(HeadCall(call.mix, call.y, torch.zeros(3, 6, 4), None, None, None, None))
+        reference.head(
+            HeadCall(call.objective, call.embedding, call.y, torch.zeros(3, 6, 4), *[None] * 4)
+        )
     with pytest.raises(ValueError, match="y must lie in"):
-        reference.add_noise(AddNoiseCall(call.noise, call.mix, call.y, None, None))
+        reference.add_noise(
+            AddNoiseCall(call.noise, call.noising, call.embedding, call.y, None, None)
+        )
 
 
 @pytest.mark.parametrize("head", ["softmax", "linear"])
@@ -183,7 +195,7 @@ def test_predict_is_the_chain(head, noisy):
             for i in range(L):
                 logits = Twin(call, r * L + i).logits({"x": call.inputs["x"][r], "z": z}, False)
                 p = logits if head == "linear" else logits.softmax(-1)
-                u_hat = p @ call.W_embed
+                u_hat = p @ call.embedding.W_embed
                 z = call.a[i] * u_hat + call.b[i] * z
                 if noisy:
                     eps = philox.normal(seed, 2, 0, s, i, B, 5, first_row=3, dtype=F64)[0]

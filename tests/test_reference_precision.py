@@ -67,7 +67,7 @@ def test_all_products_of_the_layers_round_their_operands(name, precision, monkey
     )
     n, B = 3, 6
     inputs = {key: value[0] for key, value in call.inputs.items()}
-    inputs["z"] = torch.randn(n, B, call.mix.D, dtype=F64)
+    inputs["z"] = torch.randn(n, B, call.embedding.D, dtype=F64)
     logits = torch.full((n, B, call.slices.plan.widths[call.slices.plan.output]), math.nan).to(F64)
     before = clone_call(call)
     forward = ForwardCall(call.slices, inputs, logits, training=True, save=True)

@@ -155,8 +155,9 @@ def test_micro_batches_add_to_the_whole():
         part.B, part.noise.first_row = rows.stop - rows.start, rows.start
         part.inputs = {key: value[:, :, rows] for key, value in part.inputs.items()}
         part.y = part.y[:, :, rows]
-        for key in ("signal", "noise", "weight"):
-            setattr(part.mix, key, getattr(part.mix, key)[:, :, rows])
+        part.noising.signal = part.noising.signal[:, :, rows]
+        part.noising.noise = part.noising.noise[:, :, rows]
+        part.objective.weight = part.objective.weight[:, :, rows]
         reference.train(part)
         loss += part.out.loss
         for key, value in part.out.grads.items():

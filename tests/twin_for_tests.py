@@ -63,34 +63,39 @@ class Twin:
         return philox.normal(
             numbers.seeds[i : i + 1],
             *(stream, 0, numbers.draw[step, i], numbers.block[step, i]),
-            *(self.call.B, self.call.mix.D),
+            *(self.call.B, self.call.embedding.D),
             first_row=numbers.first_row,
             dtype=F64,
         )[0]
 
     def loss(self, step=0):
         """Loss and error of a step; everything that may want a gradient becomes an attribute."""
-        call, mix, i = self.call, self.call.mix, self.i
+        call, i = self.call, self.i
+        noising, objective, embedding = call.noising, call.objective, call.embedding
         y = call.y[step, i]
-        W = torch.eye(mix.D, dtype=F64) if mix.W_embed is None else mix.W_embed.clone()
+        W = (
+            torch.eye(embedding.D, dtype=F64)
+            if embedding.W_embed is None
+            else embedding.W_embed.clone()
+        )
         self.W_embed = W.requires_grad_()
-        self.signal = mix.signal[step, i].clone().requires_grad_()
-        self.noise = mix.noise[step, i].clone().requires_grad_()
+        self.signal = noising.signal[step, i].clone().requires_grad_()
+        self.noise = noising.noise[step, i].clone().requires_grad_()
         self.inputs = {k: v[step, i].clone().requires_grad_() for k, v in call.inputs.items()}
         eps = self.draw(call.noise.stream, step)
         u_y = W[y]
         if call.z is None:
             z = self.signal[:, None] * u_y + self.noise[:, None] * eps
-            z = z + mix.sigma * self.draw(1, step)
+            z = z + noising.sigma * self.draw(1, step)
         else:
             z = self.inputs["z"] = call.z[i].clone().requires_grad_()
         logits = self.logits(self.inputs | {"z": z})
-        if mix.head == "cross_entropy":
+        if objective.head == "cross_entropy":
             error = F.cross_entropy(logits, y, reduction="none")
         else:
-            u_hat = (logits if mix.head == "linear" else F.softmax(logits, -1)) @ W
-            error = F.mse_loss(u_hat, u_y - mix.flow * eps, reduction="none").sum(-1)
-        return (mix.weight[step, i] * error).sum() / mix.rows, error
+            u_hat = (logits if objective.head == "linear" else F.softmax(logits, -1)) @ W
+            error = F.mse_loss(u_hat, u_y - objective.flow * eps, reduction="none").sum(-1)
+        return (objective.weight[step, i] * error).sum() / objective.rows, error
 
 
 def gradient(leaf):

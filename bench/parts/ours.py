@@ -35,7 +35,9 @@ class OurPart:
             number[None, :, None].expand(1, T, B)
             for number in (numbers.signal, numbers.noise, numbers.weight)
         )
-        self.mix = calls.Mix(signal, size, weight, 0.0, 0.0, "softmax", None, given.shape.D, B)
+        self.noising = calls.Noising(signal, size, 0.0)
+        self.objective = calls.Objective(weight, 0.0, "softmax", B)
+        self.embedding = calls.Embedding(None, given.shape.D)
         self.y = given.y.expand(1, T, B)
         decay = torch.full((T,), given.problem.weight_decay, dtype=torch.float64)
         lr = torch.full((1, T), given.problem.lr, dtype=torch.float64)
@@ -58,7 +60,7 @@ class OurPart:
 
 def draw(given: Part) -> Once:
     our, eps = OurPart(given), torch.empty_like(given.z)
-    call = calls.AddNoiseCall(our.noise(), our.mix, our.y, None, eps)
+    call = calls.AddNoiseCall(our.noise(), our.noising, our.embedding, our.y, None, eps)
 
     def once() -> Weights:
         cpu.add_noise(call)
@@ -84,7 +86,9 @@ def forward(given: Part) -> Once:
 
 def head(given: Part) -> Once:
     our, loss, d_logits = OurPart(given), torch.empty(given.shape.T), torch.empty_like(given.logits)
-    call = calls.HeadCall(our.mix, our.y, given.logits, None, loss, None, d_logits)
+    call = calls.HeadCall(
+        our.objective, our.embedding, our.y, given.logits, None, loss, None, d_logits
+    )
 
     def once() -> Weights:
         cpu.head(call)

@@ -89,11 +89,13 @@ Result train(const Plan& plan, const py::object& call, const Optimizer* optimize
     if (const py::object stats = get(out, "stats"); !stats.is_none()) state.take_stats(plan, stats);
   }
   const NopropNoise noise = reader.noise(call);
-  const NopropMix mix = reader.mix(call, M, true, true);
+  const NopropNoising noising = reader.noising(call);
+  const NopropObjective objective = reader.objective(call);
+  const NopropEmbedding embedding = reader.embedding(call, M);
   const auto inputs = reader.inputs(plan, call, n, true);
   const py::object z_given = get(call, "z");
   const float* z = reader.floats_or_null(z_given, {"z"}, {n, B, plan.D()});
-  if (!z && mix.D != plan.D())
+  if (!z && embedding.D != plan.D())
     tensors.refuse({"z"}, "be given where its width is not that of an embedding");
   const NopropLabels y = reader.labels(call);
   const NopropRule rule = reader.rule(get(call, "rule"), optimizer);
@@ -105,14 +107,14 @@ Result train(const Plan& plan, const py::object& call, const Optimizer* optimize
   made.d_inputs = d_inputs.data();
   made.d_signal = reader.out_or_null(get(out, "d_signal"), {"d_signal"}, {n, B});
   made.d_noise = reader.out_or_null(get(out, "d_noise"), {"d_noise"}, {n, B});
-  made.d_W_embed = reader.out_or_null(get(out, "d_W_embed"), {"d_W_embed"}, {n, M, mix.D});
+  made.d_W_embed = reader.out_or_null(get(out, "d_W_embed"), {"d_W_embed"}, {n, M, embedding.D});
   bool one_step = z || made.error || made.d_signal || made.d_noise || made.d_W_embed || !updates;
   for (const float* d_input : d_inputs) one_step |= d_input != nullptr;
   if (one_step && K != 1)
     tensors.refuse({"K"}, "be 1 for z, gradients and errors, got " + std::to_string(K));
   return without_gil(tensors, threads, [&](const NopropHost* host) {
-    return noprop_train_cpu(&state.slices, &noise, &mix, inputs.data(), z, &y, &rule, B, K, &made,
-                            host);
+    return noprop_train_cpu(&state.slices, &noise, &noising, &objective, &embedding, inputs.data(),
+                            z, &y, &rule, B, K, &made, host);
   });
 }
 
@@ -120,21 +122,22 @@ Result add_noise(const py::object& call, int32_t threads) {
   Reader reader("add_noise");
   const Taken y_sizes = reader.sizes(get(call, "y"), {"y"}, 3);
   const int64_t n = reader.n = y_sizes.shape[1], B = reader.B = y_sizes.shape[2];
-  const py::object mix_given = get(call, "mix"), W_embed = get(mix_given, "W_embed");
-  const int64_t M = W_embed.is_none() ? integer(reader.tensors, mix_given, "D", 1)
+  const py::object given = get(call, "embedding"), W_embed = get(given, "W_embed");
+  const int64_t M = W_embed.is_none() ? integer(reader.tensors, given, "D", 1)
                                       : reader.sizes(W_embed, {"W_embed"}, 2).shape[0];
   if (M > std::numeric_limits<int32_t>::max())
     reader.tensors.refuse({"W_embed"}, "have fewer than 2^31 rows, got " + std::to_string(M));
   const NopropNoise noise = reader.noise(call);
-  const NopropMix mix = reader.mix(call, M, true, false);
+  const NopropNoising noising = reader.noising(call);
+  const NopropEmbedding embedding = reader.embedding(call, M);
   const NopropLabels y = reader.labels(call);
   const int64_t* seeds =
       reader.tensors.read(get(get(call, "noise"), "seeds"), {"seeds"}, Kind::kInt64, {n})
           .as<int64_t>();
-  float* z = reader.out_or_null(get(call, "z"), {"z"}, {n, B, mix.D});
-  float* eps = reader.out_or_null(get(call, "eps"), {"eps"}, {n, B, mix.D});
+  float* z = reader.out_or_null(get(call, "z"), {"z"}, {n, B, embedding.D});
+  float* eps = reader.out_or_null(get(call, "eps"), {"eps"}, {n, B, embedding.D});
   return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
-    return noprop_add_noise_cpu(z, eps, seeds, &noise, &mix, &y, n, B, M, host);
+    return noprop_add_noise_cpu(z, eps, seeds, &noise, &noising, &embedding, &y, n, B, M, host);
   });
 }
 
@@ -175,17 +178,19 @@ Result head(const py::object& call, int32_t threads) {
   if (M > std::numeric_limits<int32_t>::max())
     reader.tensors.refuse({"logits"}, "have fewer than 2^31 classes, got " + std::to_string(M));
   const float* logits = reader.floats(logits_given, {"logits"}, {n, B, M});
-  const NopropMix mix = reader.mix(call, M, false, true);
+  const NopropObjective objective = reader.objective(call);
+  const NopropEmbedding embedding = reader.embedding(call, M);
   const NopropLabels y = reader.labels(call);
-  const float* eps = reader.floats_or_null(get(call, "eps"), {"eps"}, {n, B, mix.D});
-  if (mix.flow != 0 && mix.head != NOPROP_CROSS_ENTROPY && !eps && n * B > 0)
+  const float* eps = reader.floats_or_null(get(call, "eps"), {"eps"}, {n, B, embedding.D});
+  if (objective.flow != 0 && objective.head != NOPROP_CROSS_ENTROPY && !eps && n * B > 0)
     reader.tensors.refuse({"eps"}, "be given where flow is not 0, got None");
   float* loss = reader.out_or_null(get(call, "loss"), {"loss"}, {n});
   float* error = reader.out_or_null(get(call, "error"), {"error"}, {n, B});
   float* d_logits = reader.out_or_null(get(call, "d_logits"), {"d_logits"}, {n, B, M});
-  float* u_hat = reader.out_or_null(get(call, "u_hat"), {"u_hat"}, {n, B, mix.D});
+  float* u_hat = reader.out_or_null(get(call, "u_hat"), {"u_hat"}, {n, B, embedding.D});
   return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
-    return noprop_head_cpu(loss, error, d_logits, u_hat, logits, eps, &mix, &y, n, B, M, host);
+    return noprop_head_cpu(loss, error, d_logits, u_hat, logits, eps, &objective, &embedding, &y, n,
+                           B, M, host);
   });
 }
 
@@ -240,13 +245,11 @@ Result predict(const Plan& plan, const py::object& call, int32_t threads) {
   if (kept != 1 && kept != L)
     tensors.refuse({"logits"}, "be kept after 1 or " + std::to_string(L) + " blocks, got " +
                                    std::to_string(kept));
-  NopropMix mix = {};
-  mix.head = Reader::head(get(call, "head"));
-  mix.rows = B;
-  reader.take_embedding(mix, call, M);
-  if (mix.D != plan.D())
-    tensors.refuse(
-        {"D"}, "be the width " + std::to_string(plan.D()) + " of z, got " + std::to_string(mix.D));
+  const int32_t head = Reader::head(get(call, "head"));
+  const NopropEmbedding embedding = reader.embedding(call, M);
+  if (embedding.D != plan.D())
+    tensors.refuse({"D"}, "be the width " + std::to_string(plan.D()) + " of z, got " +
+                              std::to_string(embedding.D));
   const auto inputs = reader.inputs(plan, call, R, false);
   const int64_t* seeds =
       tensors.read(get(call, "seeds"), {"seeds"}, Kind::kInt64, {R}).as<int64_t>();
@@ -254,13 +257,13 @@ Result predict(const Plan& plan, const py::object& call, int32_t threads) {
   const float* b = reader.floats(get(call, "b"), {"b"}, {L});
   const float* sqrt_c = reader.floats(get(call, "sqrt_c"), {"sqrt_c"}, {L});
   float* logits = reader.out(logits_given, {"logits"}, {kept, S, R, B, M});
-  float* u_hat = reader.out(get(call, "u_hat"), {"u_hat"}, {kept, S, R, B, mix.D});
-  float* z = reader.out(get(call, "z"), {"z"}, {kept, S, R, B, mix.D});
+  float* u_hat = reader.out(get(call, "u_hat"), {"u_hat"}, {kept, S, R, B, embedding.D});
+  float* z = reader.out(get(call, "z"), {"z"}, {kept, S, R, B, embedding.D});
   const int64_t first_row = integer(tensors, call, "first_row", 0);
   const bool add_noise = get(call, "add_noise").cast<bool>();
   return without_gil(tensors, threads, [&](const NopropHost* host) {
     return noprop_predict_cpu(logits, u_hat, z, &state.slices, seeds, inputs.data(), a, b, sqrt_c,
-                              &mix, S, R, B, first_row, add_noise, kept == L, host);
+                              head, &embedding, S, R, B, first_row, add_noise, kept == L, host);
   });
 }
 

@@ -86,33 +86,39 @@ struct Reader {
     return taken;
   }
 
-  NopropNumber number(py::handle mix, const char* name) {
-    const Taken taken = tensors.read(get(mix, name), {name}, Kind::kFloat32, {K, n, B}, 3);
+  NopropNumber number(py::handle record, const char* name) {
+    const Taken taken = tensors.read(get(record, name), {name}, Kind::kFloat32, {K, n, B}, 3);
     return {taken.as<float>(), taken.strides[0], taken.strides[1], taken.strides[2]};
   }
 
-  // D, and the embeddings (M, D), one-hot where they are not given
-  NopropMix mix(py::handle call, int64_t M, bool draws, bool weighs) {
-    const py::object mix = get(call, "mix");
-    NopropMix made = {};
-    if (draws) made.signal = number(mix, "signal");
-    if (draws) made.noise = number(mix, "noise");
-    if (weighs) made.weight = number(mix, "weight");
-    made.flow = get(mix, "flow").cast<float>();
-    made.sigma = get(mix, "sigma").cast<float>();
-    made.head = head(get(mix, "head"));
-    made.rows = integer(tensors, mix, "rows", 1);
-    take_embedding(made, mix, M);
-    return made;
+  NopropNoising noising(py::handle call) {
+    const py::object noising = get(call, "noising");
+    return {
+        .signal = number(noising, "signal"),
+        .noise = number(noising, "noise"),
+        .sigma = get(noising, "sigma").cast<float>(),
+    };
   }
 
-  void take_embedding(NopropMix& made, py::handle holder, int64_t M) {
-    const py::object W_embed = get(holder, "W_embed");
-    made.D = integer(tensors, holder, "D", 1);
-    made.W_embed = floats_or_null(W_embed, {"W_embed"}, {M, made.D});
-    if (!made.W_embed && made.D != M)
+  NopropObjective objective(py::handle call) {
+    const py::object objective = get(call, "objective");
+    return {
+        .weight = number(objective, "weight"),
+        .flow = get(objective, "flow").cast<float>(),
+        .head = head(get(objective, "head")),
+        .rows = integer(tensors, objective, "rows", 1),
+    };
+  }
+
+  // D, and the embeddings (M, D), one-hot where they are not given
+  NopropEmbedding embedding(py::handle call, int64_t M) {
+    const py::object embedding = get(call, "embedding");
+    const int64_t D = integer(tensors, embedding, "D", 1);
+    const float* W = floats_or_null(get(embedding, "W_embed"), {"W_embed"}, {M, D});
+    if (!W && D != M)
       tensors.refuse({"D"}, "be the number of classes " + std::to_string(M) +
-                                " where W_embed is None, got " + std::to_string(made.D));
+                                " where W_embed is None, got " + std::to_string(D));
+    return {.W = W, .D = D};
   }
 
   static int32_t head(const py::object& name) {

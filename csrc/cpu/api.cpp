@@ -123,9 +123,11 @@ using namespace noprop;
 extern "C" {
 
 NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
-                              const NopropMix* mix, const NopropInput* inputs, const float* z,
-                              const NopropLabels* y, const NopropRule* rule, int64_t B, int64_t K,
-                              const NopropTrainOut* out, const NopropHost* caller) {
+                              const NopropNoising* noising, const NopropObjective* objective,
+                              const NopropEmbedding* embedding, const NopropInput* inputs,
+                              const float* z, const NopropLabels* y, const NopropRule* rule,
+                              int64_t B, int64_t K, const NopropTrainOut* out,
+                              const NopropHost* caller) {
   const NopropPlan& plan = *slices->plan;
   const int64_t n = slices->n, M = plan.layers[plan.num_layers - 1].width;
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
@@ -144,7 +146,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     if (bad.status) return bad;
   }
   const int32_t size = team_size(plan, n, B, host.threads());
-  const int64_t bytes = isa().train_bytes(&plan, B, mix->D, size);
+  const int64_t bytes = isa().train_bytes(&plan, B, embedding->D, size);
 
   struct Poll {
     Host* host;
@@ -168,7 +170,9 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
       const TrainTask task = {
           .slices = slices,
           .noise = noise,
-          .mix = mix,
+          .noising = noising,
+          .objective = objective,
+          .embedding = embedding,
           .inputs = inputs,
           .z = z,
           .y = y,
@@ -190,9 +194,9 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
 }
 
 NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
-                                  const NopropNoise* noise, const NopropMix* mix,
-                                  const NopropLabels* y, int64_t n, int64_t B, int64_t M,
-                                  const NopropHost* caller) {
+                                  const NopropNoise* noise, const NopropNoising* noising,
+                                  const NopropEmbedding* embedding, const NopropLabels* y,
+                                  int64_t n, int64_t B, int64_t M, const NopropHost* caller) {
   Host host(*caller, nullptr, false);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
@@ -201,13 +205,14 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
       .eps = eps,
       .seeds = seeds,
       .noise = noise,
-      .mix = mix,
+      .noising = noising,
+      .embedding = embedding,
       .y = y,
       .B = B,
       .M = M,
   };
   const bool ran = run_tasks(
-      n, isa().noise_bytes(B, mix->D), host,
+      n, isa().noise_bytes(B, embedding->D), host,
       [&](int64_t i, const Worker& worker) { isa().noise_slice(task, i, worker.workspace); });
   return host.result(ran);
 }
@@ -255,7 +260,8 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
 }
 
 NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* u_hat,
-                             const float* logits, const float* eps, const NopropMix* mix,
+                             const float* logits, const float* eps,
+                             const NopropObjective* objective, const NopropEmbedding* embedding,
                              const NopropLabels* y, int64_t n, int64_t B, int64_t M,
                              const NopropHost* caller) {
   Host host(*caller, nullptr, false);
@@ -268,13 +274,14 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
       .u_hat = u_hat,
       .logits = logits,
       .eps = eps,
-      .mix = mix,
+      .objective = objective,
+      .embedding = embedding,
       .y = y,
       .B = B,
       .M = M,
   };
   const bool ran = run_tasks(
-      n, isa().head_bytes(B, M, mix->D), host,
+      n, isa().head_bytes(B, M, embedding->D), host,
       [&](int64_t i, const Worker& worker) { isa().head_slice(task, i, worker.workspace); });
   return host.result(ran);
 }
@@ -315,9 +322,10 @@ NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
 
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
                                 const int64_t* seeds, const NopropInput* inputs, const float* a,
-                                const float* b, const float* sqrt_c, const NopropMix* mix,
-                                int64_t S, int64_t R, int64_t B, int64_t first_row,
-                                int32_t add_noise, int32_t keep_all, const NopropHost* caller) {
+                                const float* b, const float* sqrt_c, int32_t head,
+                                const NopropEmbedding* embedding, int64_t S, int64_t R, int64_t B,
+                                int64_t first_row, int32_t add_noise, int32_t keep_all,
+                                const NopropHost* caller) {
   const NopropPlan& plan = *slices->plan;
   constexpr int64_t kRows = 128;
   const int64_t pieces = (B + kRows - 1) / kRows, most_rows = std::min(kRows, B);
@@ -335,7 +343,8 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
       .a = a,
       .b = b,
       .sqrt_c = sqrt_c,
-      .mix = mix,
+      .head = head,
+      .embedding = embedding,
       .S = S,
       .R = R,
       .B = B,
@@ -356,7 +365,7 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   for (int64_t at = 0; size > 1 && at < count; ++at)
     crews[static_cast<size_t>(at)] = {.size = size, .yield = [] { sched_yield(); }};
   const bool ran =
-      run_teams(count, size, isa().predict_bytes(&plan, most_rows, mix->D, size), host, run);
+      run_teams(count, size, isa().predict_bytes(&plan, most_rows, embedding->D, size), host, run);
   return host.result(ran);
 }
 

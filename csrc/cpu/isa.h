@@ -31,7 +31,9 @@ struct Crew {
 struct TrainTask {
   const NopropSlices* slices;
   const NopropNoise* noise;
-  const NopropMix* mix;
+  const NopropNoising* noising;
+  const NopropObjective* objective;
+  const NopropEmbedding* embedding;
   const NopropInput* inputs;
   const float* z;
   const NopropLabels* y;
@@ -58,7 +60,8 @@ struct NoiseTask {
   float *z, *eps;
   const int64_t* seeds;
   const NopropNoise* noise;
-  const NopropMix* mix;
+  const NopropNoising* noising;
+  const NopropEmbedding* embedding;
   const NopropLabels* y;
   int64_t B, M;
 };
@@ -75,7 +78,8 @@ struct ForwardTask {
 struct HeadTask {
   float *loss, *error, *d_logits, *u_hat;
   const float *logits, *eps;
-  const NopropMix* mix;
+  const NopropObjective* objective;
+  const NopropEmbedding* embedding;
   const NopropLabels* y;
   int64_t B, M;
 };
@@ -97,7 +101,8 @@ struct PredictTask {
   const int64_t* seeds;
   const NopropInput* inputs;
   const float *a, *b, *sqrt_c;
-  const NopropMix* mix;
+  int32_t head;
+  const NopropEmbedding* embedding;
   int64_t S, R, B, first_row;
   bool add_noise, keep_all;
 };

@@ -138,7 +138,8 @@ class Loss(torch.autograd.Function):
         loss = stack._empty(n)
         d_logits = torch.empty_like(logits) if ctx.needs_input_grad[3] else None
         call = HeadCall(
-            mix=stack._mix(index, 1, B),
+            objective=stack._levels(index, 1, B)[1],
+            embedding=stack._embedding(),
             y=y.contiguous().expand(1, n, B),
             logits=logits.contiguous(),
             eps=None,

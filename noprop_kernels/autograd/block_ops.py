@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arguments.batches import packed
 from ..backends import dispatch
-from ..backends.calls import BackwardCall, ForwardCall, PredictCall, Slices
+from ..backends.calls import BackwardCall, Embedding, ForwardCall, PredictCall, Slices
 from ..compiler.plan_texts import PLANS
 from ..plan import Plan
 from .custom_op import register
@@ -238,8 +238,7 @@ def predict_call(
         b=b,
         sqrt_c=sqrt_c,
         head=head,
-        W_embed=W_embed,
-        D=D,
+        embedding=Embedding(W_embed, D),
         first_row=first_row,
         add_noise=noise,
         logits=a.new_empty(*shape, M),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..backends import dispatch
-from ..backends.calls import AddNoiseCall, HeadCall, Mix, Noise
+from ..backends.calls import AddNoiseCall, Embedding, HeadCall, Noise, Noising, Objective
 from ..philox import STREAM_EPS
 from .custom_op import node, register
 from .layer import plan_of
@@ -17,6 +17,10 @@ from .layer import plan_of
 def backend_of(M: int, D: int, device: torch.device, backend: str | None) -> ModuleType:
     """The backend of calls that need no plan, for which one layer stands."""
     return dispatch.choose(plan_of(D, M, None), device, "float32", backend)
+
+
+def embedding_of(W_embed: Tensor | None, D: int) -> Embedding:
+    return Embedding(None if W_embed is None else W_embed.detach().contiguous(), D)
 
 
 # error = |u_hat - target|^2
@@ -37,9 +41,9 @@ def denoising_error(
     error, u_hat, d_logits = logits.new_empty(B), logits.new_empty(B, D), logits.new_empty(B, M)
     if B:
         ones = logits.new_ones(1).expand(1, 1, B)
-        embedding = None if W_embed is None else W_embed.detach().contiguous()
         call = HeadCall(
-            mix=Mix(ones, ones, ones, flow, 0.0, head, embedding, D, rows=1),
+            objective=Objective(ones, flow, head, rows=1),
+            embedding=embedding_of(W_embed, D),
             y=y.contiguous().view(1, 1, B),
             logits=logits.detach().contiguous()[None],
             eps=None if eps is None else eps.detach().contiguous()[None],
@@ -108,18 +112,11 @@ def add_noise(
         def number(value: int) -> Tensor:
             return torch.tensor([value], dtype=torch.int64, device=y.device)
 
-        mix = Mix(
-            *(value.detach()[None, None] for value in (signal, noise, noise)),
-            flow=0.0,
-            sigma=sigma,
-            head="linear",
-            W_embed=None if W_embed is None else W_embed.detach().contiguous(),
-            D=D,
-            rows=B,
-        )
+        noising = Noising(signal.detach()[None, None], noise.detach()[None, None], sigma)
         address = (number(seed), number(draw)[None], number(block)[None], STREAM_EPS, first_row)
         labels = y.contiguous().view(1, 1, B)
-        call = AddNoiseCall(Noise(*address), mix, labels, z[None], eps[None])
+        embedding = embedding_of(W_embed, D)
+        call = AddNoiseCall(Noise(*address), noising, embedding, labels, z[None], eps[None])
         backend_of(1, D, y.device, backend).add_noise(call)
     return z, eps
 

@@ -70,26 +70,47 @@ class Noise:
 
 
 @dataclass
-class Mix:
-    """The numbers of the step (see goal.py) and the embeddings they act on.
+class Embedding:
+    """The labels' embeddings: u_y = W_embed[y], (M, D) float32, or one-hot where None (D = M)."""
+
+    W_embed: Tensor | None
+    D: int
+
+    @property
+    def M(self) -> int:
+        """Classes."""
+        return self.D if self.W_embed is None else len(self.W_embed)
+
+
+@dataclass
+class Noising:
+    """How a label becomes z = signal * u_y + noise * eps + sigma * eps_1.
 
     Args:
-        signal, noise, weight: (K, n, B) float32, expanded.
-        flow, sigma: floats.
-        head: "softmax" | "linear" | "cross_entropy".
-        W_embed: (M, D) float32, or None for one-hot (D = M).
-        D: width of an embedding.
-        rows: what losses are divided by, the rows of the whole batch.
+        signal, noise: (K, n, B) float32, expanded.
+        sigma: standard deviation of flow matching's second noise eps_1.
     """
 
     signal: Tensor
     noise: Tensor
+    sigma: float
+
+
+@dataclass
+class Objective:
+    """loss = sum over rows of weight * error / rows; error = |u_hat - (u_y - flow * eps)|^2.
+
+    Args:
+        weight: (K, n, B) float32, expanded.
+        flow: 0, or 1 for the flow-matching target u_y - eps.
+        head: "softmax" | "linear", how logits become u_hat; or "cross_entropy", whose error is
+            -log softmax(logits)[y].
+        rows: of the whole batch.
+    """
+
     weight: Tensor
     flow: float
-    sigma: float
     head: str
-    W_embed: Tensor | None
-    D: int
     rows: int
 
 
@@ -113,7 +134,7 @@ class Gather:
 
 @dataclass
 class AddNoiseCall:
-    """z = signal * u_y + noise * eps + sigma * eps_1.
+    """z = signal * u_y + noise * eps + sigma * eps_1 (see Noising).
 
     Outputs (K = 1): z (n, B, D) and eps (n, B, D) float32; either may be None. Labels out of range
     are an error before any write on the CPU, and on a GPU one of `owner`'s (an object's `updates`;
@@ -121,7 +142,8 @@ class AddNoiseCall:
     """
 
     noise: Noise
-    mix: Mix
+    noising: Noising
+    embedding: Embedding
     y: Tensor  # (K, n, B) int64, expanded
     z: Tensor | None
     eps: Tensor | None
@@ -156,7 +178,8 @@ class HeadCall:
     AddNoiseCall.
     """
 
-    mix: Mix
+    objective: Objective
+    embedding: Embedding
     y: Tensor  # (K, n, B) int64, expanded
     logits: Tensor  # (n, B, M)
     eps: Tensor | None
@@ -254,7 +277,9 @@ class TrainCall:
 
     slices: Slices
     noise: Noise
-    mix: Mix
+    noising: Noising
+    objective: Objective
+    embedding: Embedding
     inputs: dict[str, Tensor | Gather]
     z: Tensor | None
     y: Tensor | Gather
@@ -291,8 +316,7 @@ class PredictCall:
     b: Tensor
     sqrt_c: Tensor
     head: str
-    W_embed: Tensor | None
-    D: int
+    embedding: Embedding
     first_row: int
     add_noise: bool
     logits: Tensor

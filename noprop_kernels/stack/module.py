@@ -17,7 +17,17 @@ from torch.autograd.graph import increment_version
 
 from ..arguments.scalars import check_rates, number_tensor
 from ..backends import dispatch
-from ..backends.calls import Gather, Mix, Noise, Rule, Slices, TrainCall, TrainOut
+from ..backends.calls import (
+    Embedding,
+    Gather,
+    Noise,
+    Noising,
+    Objective,
+    Rule,
+    Slices,
+    TrainCall,
+    TrainOut,
+)
 from ..backends.gpu import errors
 from ..check import MOST_COUNT, check_tensor
 from ..goal import Numbers
@@ -193,26 +203,23 @@ class StackedModule(StrictModule):
             return slice(positions[0], positions[-1] + 1)
         return index.to(self.device, non_blocking=True)
 
-    def _mix(self, index: Tensor, K: int, B: int, rows: int | None = None) -> Mix:
-        key = ("mix", *index.tolist(), K, B, rows)
-        numbers, W_embed = self._buffers["_numbers"], self._buffers["W_embed"]
+    def _embedding(self) -> Embedding:
+        return Embedding(self._buffers["W_embed"], self.D)
+
+    def _levels(
+        self, index: Tensor, K: int, B: int, rows: int | None = None
+    ) -> tuple[Noising, Objective]:
+        """The numbers of K steps, expanded; `rows` of the whole batch are by default B."""
+        key = ("levels", *index.tolist(), K, B, rows)
+        numbers = self._buffers["_numbers"]
         before = self._memo.get(key)
-        if before is not None and before[0] is numbers and before[1].W_embed is W_embed:
+        if before is not None and before[0] is numbers:
             return before[1]
         at = numbers[:, None, self._at(index), None].expand(3, K, len(index), B)
-        mix = Mix(
-            signal=at[0],
-            noise=at[1],
-            weight=at[2],
-            flow=self._flow,
-            sigma=self._sigma,
-            head=self._head,
-            W_embed=W_embed,
-            D=self.D,
-            rows=B if rows is None else rows,
-        )
-        self._memo.keep(key, (numbers, mix))
-        return mix
+        noising = Noising(at[0], at[1], self._sigma)
+        objective = Objective(at[2], self._flow, self._head, B if rows is None else rows)
+        self._memo.keep(key, (numbers, (noising, objective)))
+        return noising, objective
 
     def _noise_at(
         self, index: Tensor, block: Tensor, draw: Tensor | None = None, first_row: int = 0
@@ -298,10 +305,13 @@ class StackedModule(StrictModule):
         if K > 1:
             self._check_own(K)
         slices = self._slices(index)
+        noising, objective = self._levels(index, K, B, rows)
         call = TrainCall(
             slices=slices,
             noise=self._noise_at(index, block, draw, first_row),
-            mix=self._mix(index, K, B, rows),
+            noising=noising,
+            objective=objective,
+            embedding=self._embedding(),
             inputs=dict(inputs),
             z=z,
             y=y,

@@ -80,7 +80,9 @@ typedef struct {
   int64_t* y;                                   /* (RUN, B) */
   NopropSlices slices;
   NopropNoise drawn;
-  NopropMix mix;
+  NopropNoising noising;
+  NopropObjective objective;
+  NopropEmbedding embedding;
   NopropInput inputs[2];
   NopropLabels labels;
   NopropHost host;
@@ -144,15 +146,11 @@ static Case* make_case(const char* isa, const Shape* shape, const Goal* goal, in
   }
   c->slices = (NopropSlices){&c->plan, c->states, c->seeds, c->draws, c->updates, kIndex, RUN};
   c->drawn = (NopropNoise){c->draw, c->block, 0, 1, 0, 1, 0, 11};
-  c->mix = (NopropMix){.signal = {c->signal, 0, B, 1},
-                       .noise = {c->noise, 0, B, 1},
-                       .weight = {c->weight, 0, B, 1},
-                       .flow = goal->flow,
-                       .sigma = goal->sigma,
-                       .head = goal->head,
-                       .W_embed = c->W_embed,
-                       .D = D,
-                       .rows = B + 3};
+  c->noising = (NopropNoising){
+      .signal = {c->signal, 0, B, 1}, .noise = {c->noise, 0, B, 1}, .sigma = goal->sigma};
+  c->objective = (NopropObjective){
+      .weight = {c->weight, 0, B, 1}, .flow = goal->flow, .head = goal->head, .rows = B + 3};
+  c->embedding = (NopropEmbedding){.W = c->W_embed, .D = D};
   c->inputs[0] = (NopropInput){.data = c->x, .slice = B * F};
   c->labels = (NopropLabels){.data = c->y, .slice = B};
   c->host = (NopropHost){.threads = 2};

@@ -70,12 +70,12 @@ static Exact plain_step(const Case* c, int i) {
       e.u_y[at] = c->W_embed ? c->W_embed[y[b] * D + d] : (double)(y[b] == d);
       e.eps[at] = normal(seed, 0, c->block[i], c->draw[i], row, d);
       walk->value[1][at] = signal[b] * e.u_y[at] + noise[b] * e.eps[at] +
-                           c->mix.sigma * normal(seed, 1, c->block[i], c->draw[i], row, d);
+                           c->noising.sigma * normal(seed, 1, c->block[i], c->draw[i], row, d);
     }
   plain_forward(walk, &c->plan, c->states, slice, B, 1);
   walk->d[last] = doubles(B * M);
-  plain_head(&e.head, walk->d[last], walk->value[last], e.u_y, e.eps, &c->mix, c->weight + i * B, y,
-             B, M);
+  plain_head(&e.head, walk->d[last], walk->value[last], e.u_y, e.eps, &c->objective, &c->embedding,
+             c->weight + i * B, y, B, M);
   plain_backward(walk, &c->plan, c->states, slice, B);
   for (int64_t b = 0; b < B; ++b)
     for (int64_t d = 0; d < D; ++d) {
@@ -94,8 +94,8 @@ static void compare_noise(const Case* c, const Exact* exact) {
   for (int i = 0; i < RUN; ++i) seeds[i] = c->seeds[kIndex[i]];
   float *z = allocate(RUN * size, sizeof *z), *eps = allocate(RUN * size, sizeof *eps);
   check_status(c,
-               noprop_add_noise_cpu(z, eps, seeds, &c->drawn, &c->mix, &c->labels, RUN, c->B, c->M,
-                                    &c->host),
+               noprop_add_noise_cpu(z, eps, seeds, &c->drawn, &c->noising, &c->embedding,
+                                    &c->labels, RUN, c->B, c->M, &c->host),
                "add_noise");
   for (int i = 0; i < RUN; ++i) {
     compare(c, "eps", eps + i * size, exact[i].eps, size);
@@ -131,8 +131,8 @@ static void compare_gradients(Case* c, const Exact* exact) {
   const NopropTrainOut out = {loss, applied, error, d_inputs, d_signal, d_noise, d_W};
   const NopropRule none = {.kind = NOPROP_NONE};
   check_status(c,
-               noprop_train_cpu(&c->slices, &c->drawn, &c->mix, c->inputs, NULL, &c->labels, &none,
-                                B, 1, &out, &c->host),
+               noprop_train_cpu(&c->slices, &c->drawn, &c->noising, &c->objective, &c->embedding,
+                                c->inputs, NULL, &c->labels, &none, B, 1, &out, &c->host),
                "train");
   for (int i = 0; i < RUN; ++i) {
     const Exact* e = &exact[i];
@@ -207,8 +207,8 @@ static void compare_update(Case* c, const Exact* exact) {
   rule.lr_slice = rule.decay_slice = 1;
   const int64_t updates = c->updates[0];
   check_status(c,
-               noprop_train_cpu(&c->slices, &c->drawn, &c->mix, c->inputs, NULL, &c->labels, &rule,
-                                c->B, 1, &out, &c->host),
+               noprop_train_cpu(&c->slices, &c->drawn, &c->noising, &c->objective, &c->embedding,
+                                c->inputs, NULL, &c->labels, &rule, c->B, 1, &out, &c->host),
                "train");
   if (!applied[0] || !applied[1] || c->updates[0] != updates + 1 || c->updates[1] != 4) {
     ++failures;

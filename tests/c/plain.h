@@ -126,9 +126,13 @@ static void plain_forward(Walk* walk, const NopropPlan* plan, const NopropState*
 
 /* loss, errors, and the gradient of the logits into d_logits */
 static void plain_head(Head* head, double* d_logits, const double* logits, const double* u_y,
-                       const double* eps, const NopropMix* mix, const float* weight,
-                       const int64_t* y, int64_t B, int64_t M) {
-  const int64_t D = mix->D;
+                       const double* eps, const NopropObjective* objective,
+                       const NopropEmbedding* embedding, const float* weight, const int64_t* y,
+                       int64_t B, int64_t M) {
+  const int64_t D = embedding->D;
+  const int32_t kind = objective->head;
+  const double rows = (double)objective->rows;
+  const float* W = embedding->W;
   head->p = doubles(B * M);
   head->d_u_hat = doubles(B * D);
   head->error = doubles(B);
@@ -136,27 +140,26 @@ static void plain_head(Head* head, double* d_logits, const double* logits, const
     double *p = head->p + b * M, *d = d_logits + b * M, sum = 0, dot = 0;
     for (int64_t m = 0; m < M; ++m) sum += exp(logits[b * M + m]);
     for (int64_t m = 0; m < M; ++m)
-      p[m] = mix->head == NOPROP_LINEAR ? logits[b * M + m] : exp(logits[b * M + m]) / sum;
-    if (mix->head == NOPROP_CROSS_ENTROPY) {
+      p[m] = kind == NOPROP_LINEAR ? logits[b * M + m] : exp(logits[b * M + m]) / sum;
+    if (kind == NOPROP_CROSS_ENTROPY) {
       head->error[b] = -log(p[y[b]]);
-      for (int64_t m = 0; m < M; ++m) d[m] = (p[m] - (m == y[b])) * weight[b] / (double)mix->rows;
+      for (int64_t m = 0; m < M; ++m) d[m] = (p[m] - (m == y[b])) * weight[b] / rows;
     } else {
       for (int64_t e = 0; e < D; ++e) {
-        double u_hat = mix->W_embed ? 0 : p[e];
-        for (int64_t m = 0; mix->W_embed && m < M; ++m) u_hat += p[m] * mix->W_embed[m * D + e];
-        const double difference = u_hat - (u_y[b * D + e] - mix->flow * eps[b * D + e]);
+        double u_hat = W ? 0 : p[e];
+        for (int64_t m = 0; W && m < M; ++m) u_hat += p[m] * W[m * D + e];
+        const double difference = u_hat - (u_y[b * D + e] - objective->flow * eps[b * D + e]);
         head->error[b] += difference * difference;
-        head->d_u_hat[b * D + e] = 2 * weight[b] / (double)mix->rows * difference;
+        head->d_u_hat[b * D + e] = 2 * weight[b] / rows * difference;
       }
       for (int64_t m = 0; m < M; ++m) {
-        d[m] = mix->W_embed ? 0 : head->d_u_hat[b * D + m];
-        for (int64_t e = 0; mix->W_embed && e < D; ++e)
-          d[m] += head->d_u_hat[b * D + e] * mix->W_embed[m * D + e];
+        d[m] = W ? 0 : head->d_u_hat[b * D + m];
+        for (int64_t e = 0; W && e < D; ++e) d[m] += head->d_u_hat[b * D + e] * W[m * D + e];
         dot += p[m] * d[m];
       }
-      for (int64_t m = 0; mix->head == NOPROP_SOFTMAX && m < M; ++m) d[m] = p[m] * (d[m] - dot);
+      for (int64_t m = 0; kind == NOPROP_SOFTMAX && m < M; ++m) d[m] = p[m] * (d[m] - dot);
     }
-    head->loss += weight[b] * head->error[b] / (double)mix->rows;
+    head->loss += weight[b] * head->error[b] / rows;
   }
 }
 

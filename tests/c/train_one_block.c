@@ -121,12 +121,11 @@ static int train(Blocks* blocks, const Data* data, int64_t steps, int32_t thread
                                .index = blocks->index,
                                .n = blocks->n};
   const NopropNoise drawn = {.draw = data->draw, .draw_step = 1, .block = number, .block_slice = 1};
-  const NopropMix mix = {.signal = {.data = signal, .slice = 1},
-                         .noise = {.data = noise, .slice = 1},
-                         .weight = {.data = weight, .slice = 1},
-                         .head = NOPROP_SOFTMAX,
-                         .D = CLASSES,
-                         .rows = BATCH};
+  const NopropNoising noising = {.signal = {.data = signal, .slice = 1},
+                                 .noise = {.data = noise, .slice = 1}};
+  const NopropObjective objective = {
+      .weight = {.data = weight, .slice = 1}, .head = NOPROP_SOFTMAX, .rows = BATCH};
+  const NopropEmbedding one_hot = {.D = CLASSES};
   const NopropInput inputs[2] = {{.data = data->pixels,
                                   .dtype = NOPROP_UINT8,
                                   .indices = data->indices,
@@ -144,8 +143,8 @@ static int train(Blocks* blocks, const Data* data, int64_t steps, int32_t thread
                            .eps = 1e-8};
   const NopropTrainOut out = {.loss = blocks->loss, .applied = blocks->applied};
   const NopropHost host = {.threads = threads};
-  const NopropResult result =
-      noprop_train_cpu(&slices, &drawn, &mix, inputs, NULL, &y, &rule, BATCH, steps, &out, &host);
+  const NopropResult result = noprop_train_cpu(&slices, &drawn, &noising, &objective, &one_hot,
+                                               inputs, NULL, &y, &rule, BATCH, steps, &out, &host);
   if (result.status != NOPROP_OK) fprintf(stderr, "training: status %d\n", result.status);
   return result.status == NOPROP_OK;
 }

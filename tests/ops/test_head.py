@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calls_for_tests import assert_matches, clone_call
-from noprop_kernels.backends.calls import HeadCall, Mix
+from noprop_kernels.backends.calls import Embedding, HeadCall, Objective
 from noprop_kernels.backends.reference import backend as reference
 
 
@@ -22,7 +22,8 @@ def make_call(B: int, M: int, D: int | None, head: str, flow: float, scale: floa
     W_embed = None if D is None else randn(M, D)
     D = M if D is None else D
     return HeadCall(
-        Mix(*numbers, flow, 0.0, head, W_embed, D, B),
+        Objective(numbers[2], flow, head, B),
+        Embedding(W_embed, D),
         torch.randint(M, (1, n, B), generator=generator),
         scale * randn(n, B, M),
         randn(n, B, D) if flow else None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from calls_for_tests import assert_matches, clone_call
 from noprop_kernels import philox
-from noprop_kernels.backends.calls import AddNoiseCall, Mix, Noise
+from noprop_kernels.backends.calls import AddNoiseCall, Embedding, Noise, Noising
 from noprop_kernels.backends.reference import backend as reference
 
 
@@ -23,7 +23,8 @@ def make_call(
     W_embed = None if one_hot else torch.randn(M, D, generator=generator)
     return AddNoiseCall(
         Noise(seeds, draw, torch.arange(n)[None], 0, first_row),
-        Mix(*numbers, 0.0, sigma, "softmax", W_embed, D, max(B, 1)),
+        Noising(*numbers[:2], sigma),
+        Embedding(W_embed, D),
         torch.randint(M, (1, n, B), generator=generator),
         torch.full((n, B, D), torch.nan),
         torch.full((n, B, D), torch.nan),
@@ -45,8 +46,8 @@ def test_add_noise(kernels: ModuleType, B: int, D: int, one_hot: bool, sigma: fl
         backend.add_noise(made)
     z, eps = outputs(call)
     assert (eps - exact.eps).abs().max() <= 2**-20
-    assert_matches(z - eps * call.mix.noise[0, :, :, None], *(
-        made.z - made.eps * made.mix.noise[0, :, :, None] for made in (exact, plain)
+    assert_matches(z - eps * call.noising.noise[0, :, :, None], *(
+        made.z - made.eps * made.noising.noise[0, :, :, None] for made in (exact, plain)
     ), terms=8)  # fmt: skip
     assert (z - exact.z).abs().max() <= 2**-19
 
@@ -67,8 +68,8 @@ def test_rows_keep_their_noise_wherever_they_are_drawn(kernels: ModuleType) -> N
     for first, rows in ((0, 1), (7, 20), (39, 1)):
         part = make_call(40, 6, first_row=first)
         part.y = whole.y[..., first : first + rows].contiguous()
-        part.mix.signal = whole.mix.signal[..., first : first + rows]
-        part.mix.noise = whole.mix.noise[..., first : first + rows]
+        part.noising.signal = whole.noising.signal[..., first : first + rows]
+        part.noising.noise = whole.noising.noise[..., first : first + rows]
         part.z, part.eps = (torch.full((3, rows, 6), torch.nan) for _ in range(2))
         kernels.add_noise(part)
         for got, expected in zip(outputs(part), outputs(whole), strict=True):

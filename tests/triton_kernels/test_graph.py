@@ -30,7 +30,7 @@ def on_the_state_of(call: TrainCall, seed: int, **options) -> TrainCall:
     for name, value in other.inputs.items():
         value.data = call.inputs[name].data
     other.y.data = call.y.data
-    other.mix.W_embed = call.mix.W_embed
+    other.embedding.W_embed = call.embedding.W_embed
     other.noise.seeds = call.slices.seeds[call.slices.index]
     return other
 
@@ -105,7 +105,7 @@ def test_the_key_is_all_that_a_graph_freezes() -> None:
 def test_a_graph_has_tensors_of_its_own() -> None:
     call = make(gather=False)
     own = graph.with_own_tensors(call)
-    assert own.slices is call.slices and own.mix.W_embed is call.mix.W_embed
+    assert own.slices is call.slices and own.embedding.W_embed is call.embedding.W_embed
     pairs = list(zip(graph.fresh(call), graph.fresh(own), strict=True))
     assert {path[-1] for (path, _), _ in pairs} == {
         *("seeds", "draw", "block", "signal", "noise", "weight", "x", "y"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calls_for_tests import assert_matches, clone_call
-from noprop_kernels.backends.calls import HeadCall, Mix
+from noprop_kernels.backends.calls import Embedding, HeadCall, Objective
 from noprop_kernels.backends.reference import backend as reference
 
 pytestmark = pytest.mark.triton
@@ -20,7 +20,8 @@ def make_call(B: int, M: int, D: int | None, head: str, flow: float, scale: floa
     W_embed = None if D is None else torch.randn(M, D, generator=generator)
     D = M if D is None else D
     return HeadCall(
-        Mix(*torch.rand(3, 1, n, B, generator=generator), flow, 0.0, head, W_embed, D, B),
+        Objective(torch.rand(3, 1, n, B, generator=generator)[2], flow, head, B),
+        Embedding(W_embed, D),
         torch.randint(M, (1, n, B), generator=generator),
         scale * torch.randn(n, B, M, generator=generator),
         torch.randn(n, B, D, generator=generator) if flow else None,
@@ -83,10 +84,10 @@ def test_outputs_are_optional(kernels: ModuleType) -> None:
 @pytest.mark.parametrize("B", [100, 300])
 def test_the_loss_folds_chunks_of_128_rows_from_the_left(kernels: ModuleType, B: int) -> None:
     call = make_call(B, 3, None, "linear", 0.0)
-    call.mix.weight = torch.exp2(torch.randint(-30, 30, (1, 2, B)).float())
+    call.objective.weight = torch.exp2(torch.randint(-30, 30, (1, 2, B)).float())
     kernels.head(call)
     total = torch.zeros(2)
-    for share in (call.mix.weight[0] * call.error).split(128, dim=1):
+    for share in (call.objective.weight[0] * call.error).split(128, dim=1):
         padded = torch.nn.functional.pad(share, (0, 128 - share.shape[1]))
         total = total + torch.from_numpy(padded.numpy().sum(1))
     assert torch.equal(call.loss, total / B)

@@ -96,7 +96,7 @@ def test_numbers_of_a_group_lie_together() -> None:
     """Else every launch would copy them, and one of these copies could find no memory."""
     call = make_train_call(PLANS["one_layer"](5, 5, 6), 3, 2, 5, 2, optimizer=AdamW(), per_row=True)
     part = graph.part_of(call, slice(0, 2), slice(1, 2))
-    for value in (part.mix.signal, part.mix.weight, part.noise.draw, part.rule.lr):
+    for value in (part.noising.signal, part.objective.weight, part.noise.draw, part.rule.lr):
         assert context.stored(value).is_contiguous()
     assert torch.equal(part.rule.lr, call.rule.lr[:, 1:])
-    assert torch.equal(part.mix.signal, call.mix.signal[:, 1:])
+    assert torch.equal(part.noising.signal, call.noising.signal[:, 1:])

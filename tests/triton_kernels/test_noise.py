@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calls_for_tests import assert_matches, clone_call
-from noprop_kernels.backends.calls import AddNoiseCall, Mix, Noise
+from noprop_kernels.backends.calls import AddNoiseCall, Embedding, Noise, Noising
 from noprop_kernels.backends.reference import backend as reference
 
 pytestmark = pytest.mark.triton
@@ -23,12 +23,8 @@ def make_call(B: int, D: int, *, sigma: float = 0.0, one_hot: bool = False, firs
             0,
             first_row,
         ),
-        Mix(
-            *torch.rand(3, 1, n, B, generator=generator),
-            *(0.0, sigma, "softmax"),
-            None if one_hot else torch.randn(M, D, generator=generator),
-            *(D, B),
-        ),
+        Noising(*torch.rand(3, 1, n, B, generator=generator)[:2], sigma),
+        Embedding(None if one_hot else torch.randn(M, D, generator=generator), D),
         torch.randint(M, (1, n, B), generator=generator),
         torch.full((n, B, D), torch.nan),
         torch.full((n, B, D), torch.nan),
@@ -44,7 +40,7 @@ def test_add_noise(kernels: ModuleType, B: int, D: int, sigma: float, one_hot: b
     for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
         backend.add_noise(made)
     assert (call.eps - exact.eps).abs().max() <= 2**-20
-    parts = (m.z - m.eps * m.mix.noise[0, :, :, None] for m in (call, exact, plain))
+    parts = (m.z - m.eps * m.noising.noise[0, :, :, None] for m in (call, exact, plain))
     assert_matches(*parts, terms=8)
 
 
@@ -61,7 +57,10 @@ def test_rows_keep_their_noise_wherever_they_are_drawn(kernels: ModuleType) -> N
     whole, part = make_call(20, 6), make_call(20, 6, first_row=7)
     kernels.add_noise(whole)
     part.y = whole.y[..., 7:11].contiguous()
-    part.mix.signal, part.mix.noise = whole.mix.signal[..., 7:11], whole.mix.noise[..., 7:11]
+    part.noising.signal, part.noising.noise = (
+        whole.noising.signal[..., 7:11],
+        whole.noising.noise[..., 7:11],
+    )
     part.z, part.eps = torch.full((2, 4, 6), torch.nan), None
     kernels.add_noise(part)
     assert torch.equal(part.z, whole.z[:, 7:11])

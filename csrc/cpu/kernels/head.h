@@ -28,22 +28,22 @@ struct HeadInput {
 };
 
 // of step k, slice i
-inline HeadInput head_input(const NopropMix& mix, int64_t M, int64_t k, int64_t i,
-                            const float* logits, const float* u_y, const float* eps,
-                            const int32_t* y) {
+inline HeadInput head_input(const NopropObjective& objective, const NopropEmbedding& embedding,
+                            int64_t M, int64_t k, int64_t i, const float* logits, const float* u_y,
+                            const float* eps, const int32_t* y) {
   return {
-      .head = mix.head,
+      .head = objective.head,
       .M = M,
-      .D = mix.D,
+      .D = embedding.D,
       .logits = logits,
-      .W_embed = mix.W_embed,
+      .W_embed = embedding.W,
       .u_y = u_y,
       .eps = eps,
       .y = y,
-      .weight = mix.weight.data + k * mix.weight.step + i * mix.weight.slice,
-      .weight_row = mix.weight.row,
-      .flow = mix.flow,
-      .rows = mix.rows,
+      .weight = objective.weight.data + k * objective.weight.step + i * objective.weight.slice,
+      .weight_row = objective.weight.row,
+      .flow = objective.flow,
+      .rows = objective.rows,
   };
 }
 

@@ -150,19 +150,18 @@ inline NoiseKey noise_key(const NopropNoise& noise, uint64_t seed, uint32_t stre
 // z = signal u_y + noise eps + sigma eps_1, panels (D, P); `second` holds eps_1 where sigma is not
 // 0
 inline void mix_noise(float* z, float* second, const float* u_y, const float* eps,
-                      const NopropNoise& noise, uint64_t seed, const NopropMix& mix, int64_t k,
-                      int64_t i, const Panels& shape) {
-  const int64_t D = mix.D;
-  if (mix.sigma != 0) draw_normal(second, noise_key(noise, seed, 1, k, i), D, shape);
-  const float* signal = mix.signal.data + k * mix.signal.step + i * mix.signal.slice;
-  const float* level = mix.noise.data + k * mix.noise.step + i * mix.noise.slice;
+                      const NopropNoise& noise, uint64_t seed, const NopropNoising& noising,
+                      int64_t D, int64_t k, int64_t i, const Panels& shape) {
+  if (noising.sigma != 0) draw_normal(second, noise_key(noise, seed, 1, k, i), D, shape);
+  const float* signal = noising.signal.data + k * noising.signal.step + i * noising.signal.slice;
+  const float* level = noising.noise.data + k * noising.noise.step + i * noising.noise.slice;
   for (int64_t g = 0; g < shape.vectors(); ++g) {
-    const Vec signal_g = row_numbers(signal, mix.signal.row, g, shape);
-    const Vec level_g = row_numbers(level, mix.noise.row, g, shape);
+    const Vec signal_g = row_numbers(signal, noising.signal.row, g, shape);
+    const Vec level_g = row_numbers(level, noising.noise.row, g, shape);
     for (int64_t d = 0; d < D; ++d) {
       const int64_t at = shape.at(D, d, g);
       Vec v = signal_g * load(u_y + at) + level_g * load(eps + at);
-      if (mix.sigma != 0) v += load(second + at) * mix.sigma;
+      if (noising.sigma != 0) v += load(second + at) * noising.sigma;
       store(z + at, v);
     }
   }

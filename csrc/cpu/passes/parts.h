@@ -18,16 +18,16 @@ inline int64_t noise_bytes(int64_t B, int64_t D) {
 
 inline void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
   const Panels shape = make_panels(task.B);
-  const int64_t D = task.mix->D, size = D * shape.padded();
+  const int64_t D = task.embedding->D, size = D * shape.padded();
   Pieces pieces = {workspace};
   float *z = pieces.take<float>(size), *second = pieces.take<float>(size);
   float *u_y = pieces.take<float>(size), *eps = pieces.take<float>(size);
   int32_t* y = pieces.take<int32_t>(shape.padded());
   load_labels(y, *task.y, 0, i, shape);
-  embed(u_y, y, task.mix->W_embed, D, shape);
+  embed(u_y, y, task.embedding->W, D, shape);
   const uint64_t seed = task.seeds[i];
   draw_normal(eps, noise_key(*task.noise, seed, task.noise->stream, 0, i), D, shape);
-  mix_noise(z, second, u_y, eps, *task.noise, seed, *task.mix, 0, i, shape);
+  mix_noise(z, second, u_y, eps, *task.noise, seed, *task.noising, D, 0, i, shape);
   if (task.z) panels_to_exact_rows(task.z + i * task.B * D, z, D, shape);
   if (task.eps) panels_to_exact_rows(task.eps + i * task.B * D, eps, D, shape);
 }
@@ -71,9 +71,9 @@ inline int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
 }
 
 inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
-  const NopropMix& mix = *task.mix;
+  const NopropEmbedding& embedding = *task.embedding;
   const Panels shape = make_panels(task.B);
-  const int64_t B = task.B, M = task.M, D = mix.D, size = D * shape.padded();
+  const int64_t B = task.B, M = task.M, D = embedding.D, size = D * shape.padded();
   Pieces pieces = {workspace};
   float* logits = pieces.take<float>(M * shape.padded());
   float* p = pieces.take<float>(M * shape.padded());
@@ -83,13 +83,13 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   float* error = pieces.take<float>(shape.padded());
   int32_t* y = pieces.take<int32_t>(shape.padded());
   load_labels(y, *task.y, 0, i, shape);
-  embed(u_y, y, mix.W_embed, D, shape);
+  embed(u_y, y, embedding.W, D, shape);
   exact_rows_to_panels(logits, task.logits + i * B * M, M, shape);
   if (task.eps) exact_rows_to_panels(eps, task.eps + i * B * D, D, shape);
-  const HeadInput in = head_input(mix, M, 0, i, logits, u_y, eps, y);
+  const HeadInput in = head_input(*task.objective, embedding, M, 0, i, logits, u_y, eps, y);
   const HeadOutput out = {
       .p = p,
-      .u_hat = mix.W_embed ? u_hat : p,
+      .u_hat = embedding.W ? u_hat : p,
       .d_u_hat = d_u_hat,
       .error = error,
       .d_logits = d_logits,
@@ -99,8 +99,8 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   if (task.error) __builtin_memcpy(task.error + i * B, error, sizeof(float) * B);
   if (task.d_logits) panels_to_exact_rows(task.d_logits + i * B * M, d_logits, M, shape);
   if (!task.u_hat) return;
-  if (mix.head == NOPROP_CROSS_ENTROPY)
-    head_estimate(p, out.u_hat, mix.head, logits, mix.W_embed, M, D, shape);
+  if (in.head == NOPROP_CROSS_ENTROPY)
+    head_estimate(p, out.u_hat, in.head, logits, embedding.W, M, D, shape);
   panels_to_exact_rows(task.u_hat + i * B * D, out.u_hat, D, shape);
 }
 

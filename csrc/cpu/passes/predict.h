@@ -95,9 +95,9 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
                 Crew& crew, ChainBuffers& work) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
-  const NopropMix& mix = *task.mix;
+  const NopropEmbedding& embedding = *task.embedding;
   const Panels& shape = walker.shape;
-  const int64_t D = mix.D, L = slices.n / task.R, replica = walker.replica;
+  const int64_t D = embedding.D, L = slices.n / task.R, replica = walker.replica;
   const int last = plan.num_inputs + plan.num_layers - 1;
   const int64_t M = width_of(plan, last);
   for (int j = 0; j < plan.num_inputs; ++j)
@@ -116,11 +116,11 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
     draw_normal(z, key(kStartBlock), D, shape);
   else
     for (int64_t at = 0; at < D * shape.padded(); at += kLanes) store(z + at, Vec{});
-  float* u_hat = mix.W_embed ? work.u_hat : work.p;
+  float* u_hat = embedding.W ? work.u_hat : work.p;
   for (int64_t l = 0; l < L; ++l) {
     make_operand(work.saved, plan, plan.z, shape);
     walker.lead(crew, l);
-    head_estimate(work.p, u_hat, mix.head, work.saved.value[last], mix.W_embed, M, D, shape);
+    head_estimate(work.p, u_hat, task.head, work.saved.value[last], embedding.W, M, D, shape);
     if (task.add_noise) draw_normal(work.eps, key((uint32_t)l), D, shape);
     for (int64_t at = 0; at < D * shape.padded(); at += kLanes) {
       Vec next = load(u_hat + at) * task.a[l] + load(z + at) * task.b[l];
@@ -145,7 +145,7 @@ void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int6
   shape.team = {number, crew.size, nullptr, nullptr};
   ChainBuffers work;
   Pieces pieces = {workspace};
-  take_chain(work, pieces, *task.slices->plan, task.mix->D, shape);
+  take_chain(work, pieces, *task.slices->plan, task.embedding->D, shape);
   const Walker walker = {task, work.saved, alone, replica};
   if (number > 0) return walker.follow(crew);
   lead_chain(task, sample, first, walker, crew, work);

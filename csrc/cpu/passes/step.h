@@ -88,18 +88,18 @@ inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuff
                                 const Panels& shape) {
   const NopropPlan& plan = *task.slices->plan;
   const NopropTrainOut& out = *task.out;
-  const NopropMix& mix = *task.mix;
-  const int64_t B = task.B, D = mix.D, M = head.M;
+  const NopropNumber& signal = task.noising->signal;
+  const int64_t B = task.B, D = head.D, M = head.M;
   for (int j = 0; j < plan.num_inputs; ++j)
     if (out.d_inputs && out.d_inputs[j])
       panels_to_exact_rows(out.d_inputs[j] + i * B * plan.input_widths[j], work.grads.value[j],
                            plan.input_widths[j], shape);
   const float* d_z = task.z ? nullptr : work.grads.value[plan.z];
-  const float* signal = mix.signal.data + i * mix.signal.slice;
   if (out.d_signal) number_grad(out.d_signal + i * B, d_z, work.u_y, D, shape);
   if (out.d_noise) number_grad(out.d_noise + i * B, d_z, work.eps, D, shape);
   if (out.d_W_embed)
-    embedding_grad(out.d_W_embed + i * M * D, head, result, d_z, signal, mix.signal.row, shape);
+    embedding_grad(out.d_W_embed + i * M * D, head, result, d_z, signal.data + i * signal.slice,
+                   signal.row, shape);
 }
 
 // labels, noise and z of a step: too little to be divided
@@ -107,17 +107,17 @@ inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& 
                       const Panels& shape) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
-  const NopropMix& mix = *task.mix;
-  const int64_t D = mix.D, z_width = plan.input_widths[plan.z];
+  const int64_t D = task.embedding->D, z_width = plan.input_widths[plan.z];
   const uint64_t seed = slices.seeds[slices.index[i]];
   load_labels(work.y, *task.y, k, i, shape);
-  embed(work.u_y, work.y, mix.W_embed, D, shape);
+  embed(work.u_y, work.y, task.embedding->W, D, shape);
   float* z = work.saved.value[plan.z];
   draw_normal(work.eps, noise_key(*task.noise, seed, task.noise->stream, k, i), D, shape);
   if (task.z)
     exact_rows_to_panels(z, task.z + i * task.B * z_width, z_width, shape);
   else
-    mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, seed, mix, k, i, shape);
+    mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, seed, *task.noising, D, k, i,
+              shape);
   round_operand(work.saved, plan, plan.z, shape);
   with_pairs(plan, [&](auto pairs) {
     panels_to_strips<pairs.value>(work.saved.strips[plan.z],
@@ -165,7 +165,6 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
                        const bool* input_wanted, const Panels& shape) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
-  const NopropMix& mix = *task.mix;
   const NopropTrainOut& out = *task.out;
   const int64_t slice = slices.index[i], B = task.B;
   const bool updates = task.rule->kind != NOPROP_NONE, is_first = shape.team.rank == 0;
@@ -184,11 +183,11 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
 
   walk_forward(work.saved, plan, slices.layers, slice, true, shape);
   const int last = plan.num_inputs + plan.num_layers - 1;
-  const HeadInput head = head_input(mix, width_of(plan, last), k, i, work.saved.value[last],
-                                    work.u_y, work.eps, work.y);
+  const HeadInput head = head_input(*task.objective, *task.embedding, width_of(plan, last), k, i,
+                                    work.saved.value[last], work.u_y, work.eps, work.y);
   const HeadOutput result = {
       .p = work.p,
-      .u_hat = mix.W_embed ? work.u_hat : work.p,
+      .u_hat = task.embedding->W ? work.u_hat : work.p,
       .d_u_hat = work.d_u_hat,
       .error = work.error,
       .d_logits = work.grads.value[last],
@@ -242,7 +241,7 @@ void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   shape.team = task.team;
   StepBuffers work;
   Pieces pieces = {workspace};
-  take_step(work, pieces, plan, task.mix->D, shape);
+  take_step(work, pieces, plan, task.embedding->D, shape);
   const NopropTrainOut& out = *task.out;
   bool input_wanted[kMaxResults];
   for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = out.d_inputs && out.d_inputs[j];

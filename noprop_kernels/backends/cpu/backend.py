@@ -196,8 +196,7 @@ def train(call: TrainCall) -> None:
 
 
 def add_noise(call: AddNoiseCall) -> None:
-    M = call.mix.D if call.mix.W_embed is None else len(call.mix.W_embed)
-    _check("add_noise", _call(_C.add_noise, call), [], M)
+    _check("add_noise", _call(_C.add_noise, call), [], call.embedding.M)
 
 
 def forward(call: ForwardCall) -> None:

@@ -25,7 +25,7 @@ from ..calls import (
 )
 from ..contents import check_finite, check_range, check_rows
 from ..gpu import checks, errors
-from ..gpu.asks import ask_of, classes, outputs_of
+from ..gpu.asks import ask_of, outputs_of
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of, index_on
@@ -75,7 +75,7 @@ def add_noise(call: AddNoiseCall) -> None:
     device, tiles, bad = call.y.device, shapes.row_tiles(B), None
     owner = owner_of(call.owner, device)
     if checks.contents_are_checked(device):
-        check_range("add_noise", "y", call.y, classes(call.mix))
+        check_range("add_noise", "y", call.y, call.embedding.M)
     else:
         errors.raise_found(owner)
         bad = torch.empty(n, tiles, dtype=torch.int32, device=device)
@@ -83,7 +83,8 @@ def add_noise(call: AddNoiseCall) -> None:
         return
     slices = no_slices(n, device)
     walk = Walk(device, slices, index_on(slices.index, device), B)
-    walk.noise, walk.mix, walk.y = call.noise, call.mix, call.y
+    walk.noise, walk.noising = call.noise, call.noising
+    walk.embedding, walk.y = call.embedding, call.y
     outputs = {"z": call.z, "eps": call.eps, "labels": None, "bad": bad}
     run_stages(walk, [noise_stage(walk, **maybe(outputs))])
     if bad is not None:
@@ -109,7 +110,7 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
 
 @entry
 def head(call: HeadCall) -> None:
-    mix, y = call.mix, call.y[0].contiguous()
+    objective, embedding, y = call.objective, call.embedding, call.y[0].contiguous()
     n, B, M = call.logits.shape
     if checks.contents_are_checked(y.device):
         check_range("head", "y", y, M)
@@ -120,19 +121,19 @@ def head(call: HeadCall) -> None:
         op = "denoising_loss" if call.owner is None else "loss"
         errors.report(owner, op, bad.any())
         y = torch.where(bad, 0, y)
-    if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
+    if objective.flow != 0 and objective.head != "cross_entropy" and call.eps is None:
         raise ValueError("head: eps must be given where flow is not 0, got None")
     if n * B == 0:
         return
     slices = no_slices(n, y.device)
     walk = Walk(y.device, slices, index_on(slices.index, y.device), B)
-    walk.mix, made = mix, []
+    walk.objective, walk.embedding, made = objective, embedding, []
     error = walk.hold(call.logits.new_empty(n, B)) if call.error is None else call.error
     logits, labels = buffers.of_slices(call.logits), buffers.of_slices(y)
     if any(value is not None for value in (call.loss, call.error, call.d_logits)):
         outputs = {"error": error, "d_logits": call.d_logits, "d_u_hat": None, "p": None}
-        if call.d_logits is not None and mix.head != "cross_entropy":
-            outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, mix.D))
+        if call.d_logits is not None and objective.head != "cross_entropy":
+            outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, embedding.D))
         eps = maybe({"eps": call.eps})["eps"]
         made.append(head_stage(walk, M, logits, labels, eps, **maybe(outputs)))
     if call.loss is not None:
@@ -142,9 +143,7 @@ def head(call: HeadCall) -> None:
         made.append(loss_stage(walk, read, [], counts=False, **maybe(outputs)))
     if call.u_hat is not None:
         made.append(
-            u_hat_stage(
-                walk, buffers.of_slices(call.u_hat), logits, M, mix.D, mix.W_embed, mix.head
-            )
+            u_hat_stage(walk, buffers.of_slices(call.u_hat), logits, M, embedding, objective.head)
         )
     if made:
         run_stages(walk, made)
@@ -245,7 +244,9 @@ def walk_of(call: TrainCall) -> tuple[Walk, Table]:
         out_grads=call.out.grads or {},
         inputs=call.inputs,
         noise=call.noise,
-        mix=call.mix,
+        noising=call.noising,
+        objective=call.objective,
+        embedding=call.embedding,
         y=call.y,
         rule=None if call.out.grads is not None else call.rule,
         errors=caught,
@@ -279,13 +280,13 @@ def predict(call: PredictCall) -> None:
     device = call.z.device
     look_at("predict", call.inputs, owner_of(call.owner, device))
     ask = Ask(
-        tiles=shapes.tiles(), n=1, B=B, M=M, D=call.D, precision=slices.precision, training=False,
-        outside=frozenset({plan.output}),
+        tiles=shapes.tiles(), n=1, B=B, M=M, D=call.embedding.D, precision=slices.precision,
+        training=False, outside=frozenset({plan.output}),
     )  # fmt: skip
     table = forward_table(plan, ask, False)
     index = index_of(slices).view(R, L).T.contiguous()
     seeds = call.seeds.to(device)
-    chain = call.z.new_empty(L + 1, R, B, call.D)  # z_0, and z behind every block
+    chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z behind every block
     for sample in range(S):
         # a launch is the whole chain, a step of it a block
         walk = Walk(device, slices, index, B, K=L, training=False)
@@ -299,7 +300,7 @@ def predict(call: PredictCall) -> None:
             drawn.append(begin | {"once": 0, "barrier": 1})
         else:
             chain[0] = 0
-        predicted = u_hat_stage(walk, u_hat, logits, M, call.D, call.W_embed, call.head)
+        predicted = u_hat_stage(walk, u_hat, logits, M, call.embedding, call.head)
         predicted["barrier"] = 1
         mixed = chain_stage(walk, call, seeds, sample, after, before, u_hat)
         mixed["barrier"] = 1

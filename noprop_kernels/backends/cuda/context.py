@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calls import Gather, Mix, Noise, Rule, Slices
+from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
 from ..gpu.stages import Table
 from .buffers import Buffer, address
 
@@ -42,7 +42,9 @@ class Walk:
     out_grads: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
     noise: Noise | None = None
-    mix: Mix | None = None
+    noising: Noising | None = None
+    objective: Objective | None = None
+    embedding: Embedding | None = None
     y: Tensor | Gather | None = None
     rule: Rule | None = None
     training: bool = True

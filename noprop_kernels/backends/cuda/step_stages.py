@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from ..calls import Gather, PredictCall
-from ..gpu.asks import classes
+from ..calls import Embedding, Gather, PredictCall
 from ..gpu.stages import Stage
 from ..gpu.tiles import cdiv
 from . import buffers, shapes
@@ -43,8 +42,8 @@ def add_noise(walk: Walk, item: Stage) -> list[Fields]:
 
 
 def noise_stage(walk: Walk, **outputs: buffers.Buffer | None) -> Fields:
-    drawn, mix, y = walk.noise, walk.mix, walk.y
-    assert drawn is not None and mix is not None and y is not None
+    drawn, noising, embedding, y = walk.noise, walk.noising, walk.embedding, walk.y
+    assert drawn is not None and noising is not None and embedding is not None and y is not None
     gathered = isinstance(y, Gather)
     return stage(
         "noise",
@@ -52,17 +51,17 @@ def noise_stage(walk: Walk, **outputs: buffers.Buffer | None) -> Fields:
         **outputs,
         y=(y.data.data_ptr(), 0, 0, 0) if gathered else number(y),
         rows=buffers.rows_of(y) if gathered else None,
-        W_embed=address(mix.W_embed),
+        W_embed=address(embedding.W_embed),
         seeds=address(walk.hold(drawn.seeds.contiguous())),
         draw=number(drawn.draw),
         block=number(drawn.block),
-        signal=number(mix.signal),
-        noise=number(mix.noise),
+        signal=number(noising.signal),
+        noise=number(noising.noise),
         first_row=drawn.first_row,
-        sigma=mix.sigma,
+        sigma=noising.sigma,
         stream=drawn.stream,
-        M=classes(mix),
-        D=mix.D,
+        M=embedding.M,
+        D=embedding.D,
     )
 
 
@@ -82,22 +81,22 @@ def head_stage(
     eps: buffers.Buffer | None,
     **outputs: buffers.Buffer | None,
 ) -> Fields:
-    mix = walk.mix
-    assert mix is not None
+    objective, embedding = walk.objective, walk.embedding
+    assert objective is not None and embedding is not None
     return stage(
         "head",
         shapes.row_tiles(walk.B),
         **outputs,
         logits=logits,
         labels=labels,
-        eps=eps if mix.flow != 0 else None,
-        W_embed=address(mix.W_embed),
-        weight=number(mix.weight),
-        flow=mix.flow,
-        rows=float(mix.rows),
-        head=mix.head,
+        eps=eps if objective.flow != 0 else None,
+        W_embed=address(embedding.W_embed),
+        weight=number(objective.weight),
+        flow=objective.flow,
+        rows=float(objective.rows),
+        head=objective.head,
         M=M,
-        D=mix.D,
+        D=embedding.D,
     )
 
 
@@ -117,8 +116,8 @@ def loss_stage(
     counts: bool,
     **outputs: buffers.Buffer | None,
 ) -> Fields:
-    mix, rule = walk.mix, walk.rule
-    assert mix is not None
+    objective, rule = walk.objective, walk.rule
+    assert objective is not None
     draws, updates = walk.counters() if counts else (None, None)
     return stage(
         "loss",
@@ -130,10 +129,10 @@ def loss_stage(
         draws=draws,
         updates=updates,
         errors=address(walk.errors),
-        weight=number(mix.weight),
+        weight=number(objective.weight),
         lr=real(rule.lr if rule else None),
         weight_decay=real(rule.weight_decay if rule else None),
-        rows=float(mix.rows),
+        rows=float(objective.rows),
     )
 
 
@@ -166,8 +165,8 @@ def rates_stage(
 
 
 def numbers(walk: Walk, item: Stage) -> list[Fields]:
-    at, mix = walk.at, walk.mix
-    assert mix is not None
+    at, embedding = walk.at, walk.embedding
+    assert embedding is not None
     return [
         stage(
             "numbers",
@@ -177,28 +176,28 @@ def numbers(walk: Walk, item: Stage) -> list[Fields]:
             d_z=at["d:z"],
             eps=at[":eps"],
             labels=at[":y"],
-            W_embed=address(mix.W_embed),
-            D=mix.D,
+            W_embed=address(embedding.W_embed),
+            D=embedding.D,
         )
     ]
 
 
 def embedding(walk: Walk, item: Stage) -> list[Fields]:
-    at, mix = walk.at, walk.mix
-    assert mix is not None
-    M, side = classes(mix), shapes.constant("kEmbedding")
+    at, noising, embedding = walk.at, walk.noising, walk.embedding
+    assert noising is not None and embedding is not None
+    M, D, side = embedding.M, embedding.D, shapes.constant("kEmbedding")
     return [
         stage(
             "embedding",
-            cdiv(M, side) * cdiv(mix.D, side),
+            cdiv(M, side) * cdiv(D, side),
             d_W=at[":d_W_embed"],
             p=at.get(":p"),
             d_u_hat=at[":d_u_hat"] if ":d_u_hat" in item.reads else None,
             d_z=at["d:z"] if "d:z" in item.reads else None,
             labels=at[":y"],
-            signal=number(mix.signal),
+            signal=number(noising.signal),
             M=M,
-            D=mix.D,
+            D=D,
         )
     ]
 
@@ -208,8 +207,7 @@ def u_hat_stage(
     u_hat: buffers.Buffer,
     logits: buffers.Buffer,
     M: int,
-    D: int,
-    W_embed: Tensor | None,
+    embedding: Embedding,
     name: str,
 ) -> Fields:
     return stage(
@@ -217,9 +215,9 @@ def u_hat_stage(
         shapes.row_tiles(walk.B),
         u_hat=u_hat,
         logits=logits,
-        W_embed=address(W_embed),
+        W_embed=address(embedding.W_embed),
         M=M,
-        D=D,
+        D=embedding.D,
         linear=int(name == "linear"),
     )
 
@@ -245,5 +243,5 @@ def chain_stage(
         seeds=address(seeds),
         sample=sample,
         first_row=call.first_row,
-        D=call.D,
+        D=call.embedding.D,
     )

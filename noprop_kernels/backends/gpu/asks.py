@@ -3,18 +3,14 @@
 import torch
 from torch import Tensor
 
-from ..calls import Gather, Mix, TrainCall
+from ..calls import Gather, TrainCall
 from .tables import Ask
 from .tiles import Tiles
 
 
-def classes(mix: Mix) -> int:
-    return mix.D if mix.W_embed is None else len(mix.W_embed)
-
-
 def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
     """What the table of a training call is for."""
-    plan, out, mix = call.slices.plan, call.out, call.mix
+    plan, out, objective = call.slices.plan, call.out, call.objective
     drawn, updates = call.z is None, out.grads is None
     numbers = out.d_signal is not None or out.d_noise is not None
     wanted = set(out.d_inputs)
@@ -29,17 +25,17 @@ def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
         n=len(call.slices.index),
         B=call.B,
         M=plan.widths[plan.output],
-        D=mix.D,
+        D=call.embedding.D,
         R=max(replicas, default=1),
         precision=call.slices.precision,
         gathered=gathered,
         looked_at=tuple(name for name in call.inputs if name not in gathered) if check else (),
         drawn=drawn,
-        eps=mix.flow != 0 or numbers,
+        eps=objective.flow != 0 or numbers,
         wanted=frozenset(wanted),
         numbers=drawn and numbers,
         d_W_embed=out.d_W_embed is not None,
-        embedded=mix.head != "cross_entropy",
+        embedded=objective.head != "cross_entropy",
         update=updates,
         statistics="later" if updates and plan.has_norm() else "",
         check=check,

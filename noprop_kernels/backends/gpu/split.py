@@ -22,12 +22,11 @@ def part_of(call: TrainCall, steps: slice, slices: slice) -> TrainCall:
             return {name: inner[slices] for name, inner in value.items()}
         return value if value is None else value[slices]
 
-    noise, mix, rule, out = call.noise, call.mix, call.rule, call.out
+    noise, noising, rule, out = call.noise, call.noising, call.rule, call.out
 
     def numbers(value: Tensor) -> Tensor:
         return compact(value[steps, slices])
 
-    both = {name: numbers(getattr(mix, name)) for name in ("signal", "noise", "weight")}
     results = {
         item.name: cut(getattr(out, item.name)) for item in fields(out) if item.name != "loss"
     }
@@ -41,7 +40,8 @@ def part_of(call: TrainCall, steps: slice, slices: slice) -> TrainCall:
             draw=numbers(noise.draw),
             block=numbers(noise.block),
         ),
-        mix=replace(mix, **both),
+        noising=replace(noising, signal=numbers(noising.signal), noise=numbers(noising.noise)),
+        objective=replace(call.objective, weight=numbers(call.objective.weight)),
         inputs={name: rows(value) for name, value in call.inputs.items()},
         z=cut(call.z),
         y=rows(call.y),

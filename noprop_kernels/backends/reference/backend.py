@@ -11,10 +11,12 @@ from ... import philox
 from ..calls import (
     AddNoiseCall,
     BackwardCall,
+    Embedding,
     ForwardCall,
     HeadCall,
-    Mix,
     Noise,
+    Noising,
+    Objective,
     PredictCall,
     Rule,
     Slices,
@@ -86,41 +88,53 @@ def draw_normal(noise: Noise, stream: int, step: int, B: int, D: int, dtype: tor
     return philox.normal(*address, B, D, first_row=noise.first_row, dtype=dtype)
 
 
-def noisy_embedding(noise: Noise, mix: Mix, u_y: Tensor, eps: Tensor, step: int) -> Tensor:
+def noisy_embedding(noise: Noise, noising: Noising, u_y: Tensor, eps: Tensor, step: int) -> Tensor:
     eps_1 = None
-    if mix.sigma != 0:
+    if noising.sigma != 0:
         _, B, D = u_y.shape
         eps_1 = draw_normal(noise, philox.STREAM_EPS_1, step, B, D, u_y.dtype)
-    return ref.add_noise(u_y, mix.signal[step], mix.noise[step], eps, mix.sigma, eps_1)
+    return ref.add_noise(u_y, noising.signal[step], noising.noise[step], eps, noising.sigma, eps_1)
 
 
 def head_gradient(
-    mix: Mix, y: Tensor, logits: Tensor, eps: Tensor | None, step: int
+    objective: Objective,
+    embedding: Embedding,
+    y: Tensor,
+    logits: Tensor,
+    eps: Tensor | None,
+    step: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """error, d_logits, and p and d_u_hat, which are zero where no embedding is predicted."""
     dtype = ref.up(logits).dtype
-    scale = mix.weight[step].to(dtype) / mix.rows
-    if mix.head == "cross_entropy":
+    scale = objective.weight[step].to(dtype) / objective.rows
+    if objective.head == "cross_entropy":
         error, d_logits = ref.cross_entropy(logits, y, scale)
-        return error, d_logits, torch.zeros_like(d_logits), d_logits.new_zeros(*y.shape, mix.D)
-    u_hat, p = ref.predict_embedding(logits, mix.W_embed, mix.head)
-    target = ref.embed(y, mix.W_embed, mix.D, dtype)
-    if mix.flow != 0:
+        return (
+            error,
+            d_logits,
+            torch.zeros_like(d_logits),
+            d_logits.new_zeros(*y.shape, embedding.D),
+        )
+    u_hat, p = ref.predict_embedding(logits, embedding.W_embed, objective.head)
+    target = ref.embed(y, embedding.W_embed, embedding.D, dtype)
+    if objective.flow != 0:
         if eps is None:
             raise ValueError("head: eps must be given where flow is not 0, got None")
-        target = target - mix.flow * ref.up(eps)
-    error, d_logits, d_u_hat = ref.squared_error(u_hat, target, p, scale, mix.W_embed, mix.head)
+        target = target - objective.flow * ref.up(eps)
+    error, d_logits, d_u_hat = ref.squared_error(
+        u_hat, target, p, scale, embedding.W_embed, objective.head
+    )
     return error, d_logits, p, d_u_hat
 
 
 @torch.no_grad()
 def add_noise(call: AddNoiseCall) -> None:
-    mix, y = call.mix, call.y[0]
-    check_range("add_noise", "y", y, mix.D if mix.W_embed is None else len(mix.W_embed))
-    u_y = ref.embed(y, mix.W_embed, mix.D, ref.up(mix.signal).dtype)
-    eps = draw_normal(call.noise, call.noise.stream, 0, y.shape[1], mix.D, u_y.dtype)
+    embedding, y = call.embedding, call.y[0]
+    check_range("add_noise", "y", y, embedding.M)
+    u_y = ref.embed(y, embedding.W_embed, embedding.D, ref.up(call.noising.signal).dtype)
+    eps = draw_normal(call.noise, call.noise.stream, 0, y.shape[1], embedding.D, u_y.dtype)
     put(call.eps, eps)
-    put(call.z, noisy_embedding(call.noise, mix, u_y, eps, 0))
+    put(call.z, noisy_embedding(call.noise, call.noising, u_y, eps, 0))
 
 
 @torch.no_grad()
@@ -144,14 +158,14 @@ def forward(call: ForwardCall) -> None:
 
 @torch.no_grad()
 def head(call: HeadCall) -> None:
-    mix, y = call.mix, call.y[0]
+    objective, embedding, y = call.objective, call.embedding, call.y[0]
     check_range("head", "y", y, call.logits.shape[-1])
-    error, d_logits, _, _ = head_gradient(mix, y, call.logits, call.eps, 0)
-    put(call.loss, ref.total_loss(error, mix.weight[0], mix.rows))
+    error, d_logits, _, _ = head_gradient(objective, embedding, y, call.logits, call.eps, 0)
+    put(call.loss, ref.total_loss(error, objective.weight[0], objective.rows))
     put(call.error, error)
     put(call.d_logits, d_logits)
     if call.u_hat is not None:
-        call.u_hat.copy_(ref.predict_embedding(call.logits, mix.W_embed, mix.head)[0])
+        call.u_hat.copy_(ref.predict_embedding(call.logits, embedding.W_embed, objective.head)[0])
 
 
 @torch.no_grad()
@@ -181,23 +195,24 @@ def train(call: TrainCall) -> None:
 
 
 def train_step(call: TrainCall, step: int) -> None:
-    slices, mix, out = call.slices, call.mix, call.out
+    slices, objective, embedding, out = call.slices, call.objective, call.embedding, call.out
     plan, index = slices.plan, slices.index
     params, stats = select(slices.params, index), select(slices.stats, index)
     dtype = compute_dtype(slices)
     inputs = {name: fetch(value, step).to(dtype) for name, value in call.inputs.items()}
     y = fetch(call.y, step)
-    eps = draw_normal(call.noise, call.noise.stream, step, call.B, mix.D, dtype)
+    eps = draw_normal(call.noise, call.noise.stream, step, call.B, embedding.D, dtype)
     u_y = None
     if call.z is None:
-        u_y = ref.embed(y, mix.W_embed, mix.D, dtype)
-        inputs["z"] = noisy_embedding(call.noise, mix, u_y, eps, step)
+        u_y = ref.embed(y, embedding.W_embed, embedding.D, dtype)
+        inputs["z"] = noisy_embedding(call.noise, call.noising, u_y, eps, step)
     else:
         inputs["z"] = call.z.to(dtype)
 
     saved = forward_layers(plan, params, stats, inputs, training=True, precision=slices.precision)
-    error, d_logits, p, d_u_hat = head_gradient(mix, y, saved.results[plan.output], eps, step)
-    loss = ref.total_loss(error, mix.weight[step], mix.rows)
+    logits = saved.results[plan.output]
+    error, d_logits, p, d_u_hat = head_gradient(objective, embedding, y, logits, eps, step)
+    loss = ref.total_loss(error, objective.weight[step], objective.rows)
     finite = loss.isfinite()
     out.loss[step], out.applied[step] = loss, finite
     put(out.error, error)
@@ -209,7 +224,7 @@ def train_step(call: TrainCall, step: int) -> None:
     d_u_y, d_numbers = -d_u_hat, error.new_zeros(2, *error.shape)
     if u_y is not None and numbers:  # the path through features of z is the caller's
         d_numbers = ref.add_noise_gradient(d_inputs["z"], u_y, eps)
-        d_u_y = d_u_y + mix.signal[step].to(dtype)[..., None] * d_inputs["z"]
+        d_u_y = d_u_y + call.noising.signal[step].to(dtype)[..., None] * d_inputs["z"]
     put(out.d_signal, d_numbers[0])
     put(out.d_noise, d_numbers[1])
     if out.d_W_embed is not None:
@@ -238,10 +253,10 @@ def predict(call: PredictCall) -> None:
 
     def draw(sample: int, block: int) -> Tensor:
         address = (seeds, philox.STREAM_INFERENCE, 0, sample, block)
-        return philox.normal(*address, B, call.D, first_row=call.first_row, dtype=dtype)
+        return philox.normal(*address, B, call.embedding.D, first_row=call.first_row, dtype=dtype)
 
     for sample in range(S):
-        z = torch.zeros(R, B, call.D, dtype=dtype, device=call.z.device)
+        z = torch.zeros(R, B, call.embedding.D, dtype=dtype, device=call.z.device)
         if call.add_noise:
             z = draw(sample, philox.BLOCK_Z_0)
         for i in range(L):
@@ -252,7 +267,7 @@ def predict(call: PredictCall) -> None:
                 precision=slices.precision,
             )
             logits = saved.results[slices.plan.output]
-            u_hat, _ = ref.predict_embedding(logits, call.W_embed, call.head)
+            u_hat, _ = ref.predict_embedding(logits, call.embedding.W_embed, call.head)
             a, b, sqrt_c = (value[i].to(dtype) for value in (call.a, call.b, call.sqrt_c))
             z = a * u_hat + b * z
             if call.add_noise:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..calls import (
     AddNoiseCall,
     BackwardCall,
+    Embedding,
     ForwardCall,
     Gather,
     HeadCall,
@@ -22,7 +23,7 @@ from ..calls import (
 )
 from ..contents import check_finite, check_range, check_rows
 from ..gpu import checks, errors
-from ..gpu.asks import ask_of, classes, outputs_of
+from ..gpu.asks import ask_of, outputs_of
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of
@@ -54,20 +55,19 @@ def rows_tiles(B: int) -> int:
 @entry
 def add_noise(call: AddNoiseCall) -> None:
     _, n, B = call.y.shape
-    mix, drawn = call.mix, call.noise
     device = call.y.device
-    M = classes(mix)
     bad, owner = None, owner_of(call.owner, device)
     if checks.contents_are_checked(device):
-        check_range("add_noise", "y", call.y, M)
+        check_range("add_noise", "y", call.y, call.embedding.M)
     else:
         errors.raise_found(owner)
         bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
     if n * B == 0:
         return
     launch_add_noise(
-        device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, drawn, mix, 0
-    )
+        device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, call.noise,
+        call.noising, call.embedding, 0,
+    )  # fmt: skip
     if bad is not None:
         errors.report(owner, "add_noise", bad.amax())
 
@@ -129,7 +129,7 @@ def backward(call: BackwardCall) -> None:
 
 @entry
 def head(call: HeadCall) -> None:
-    mix, y = call.mix, call.y[0].contiguous()
+    objective, embedding, y = call.objective, call.embedding, call.y[0].contiguous()
     n, B, M = call.logits.shape
     device = device_of(y.device)
     if checks.contents_are_checked(y.device):
@@ -141,38 +141,39 @@ def head(call: HeadCall) -> None:
         op = "denoising_loss" if call.owner is None else "loss"
         errors.report(owner, op, bad.any())
         y = torch.where(bad, 0, y)
-    if mix.flow != 0 and mix.head != "cross_entropy" and call.eps is None:
+    if objective.flow != 0 and objective.head != "cross_entropy" and call.eps is None:
         raise ValueError("head: eps must be given where flow is not 0, got None")
     if n * B == 0:
         return
-    scratch = call.logits.new_empty(n, B, 1 + mix.D)
+    scratch = call.logits.new_empty(n, B, 1 + embedding.D)
     error = scratch.view(-1)[: n * B].view(n, B) if call.error is None else call.error
-    d_u_hat = scratch.view(-1)[n * B :].view(n, B, mix.D)
+    d_u_hat = scratch.view(-1)[n * B :].view(n, B, embedding.D)
     grid = (rows_tiles(B), n)
     outputs = (call.loss, call.error, call.d_logits)
     if any(value is not None for value in outputs):
         launch_head(
-            device, grid, error, call.d_logits, d_u_hat, None, call.logits, y, call.eps, mix, 0
-        )
+            device, grid, error, call.d_logits, d_u_hat, None, call.logits, y, call.eps,
+            objective, embedding, 0,
+        )  # fmt: skip
     if call.loss is not None:
         applied = torch.empty(n, dtype=torch.uint8, device=y.device)
         device.launch(
             update_kernels.loss_kernel, (n,), call.loss, applied, None, None, None, None, error,
-            number(mix.weight), (), None, None, None, float(mix.rows), 0, B, rows_tiles(B), FLAGS=0,
-            RULE="none", **logs_of(None),
+            number(objective.weight), (), None, None, None, float(objective.rows), 0, B,
+            rows_tiles(B), FLAGS=0, RULE="none", **logs_of(None),
         )  # fmt: skip
     if call.u_hat is not None:
-        launch_u_hat(device, call.u_hat, call.logits, mix.W_embed, mix.head)
+        launch_u_hat(device, call.u_hat, call.logits, embedding, objective.head)
 
 
 def launch_u_hat(
-    device: Device, u_hat: Tensor, logits: Tensor, W_embed: Tensor | None, name: str
+    device: Device, u_hat: Tensor, logits: Tensor, embedding: Embedding, name: str
 ) -> None:
     n, B, M = logits.shape
-    D = u_hat.shape[-1]
+    D = embedding.D
     device.launch(
-        head_kernels.u_hat_kernel, (rows_tiles(B), n), u_hat, logits, W_embed, B, M=M, D=D,
-        LINEAR=name == "linear", **head_blocks(M, D),
+        head_kernels.u_hat_kernel, (rows_tiles(B), n), u_hat, logits, embedding.W_embed, B, M=M,
+        D=D, LINEAR=name == "linear", **head_blocks(M, D),
     )  # fmt: skip
 
 
@@ -231,7 +232,9 @@ def walk_of(call: TrainCall, room: Room) -> Walk:
         },
         inputs=call.inputs,
         noise=call.noise,
-        mix=call.mix,
+        noising=call.noising,
+        objective=call.objective,
+        embedding=call.embedding,
         y=call.y,
         rule=None if call.out.grads is not None else call.rule,
         errors=caught,
@@ -252,7 +255,7 @@ def train(call: TrainCall) -> None:
 def predict(call: PredictCall) -> None:
     slices, plan = call.slices, call.slices.plan
     R, B = len(call.seeds), call.z.shape[3]
-    L, S = len(call.a), call.z.shape[1]
+    L, S, D = len(call.a), call.z.shape[1], call.embedding.D
     if B == 0:
         return
     look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
@@ -260,17 +263,17 @@ def predict(call: PredictCall) -> None:
     device = device_of(call.z.device)
     outside = frozenset({plan.output})
     ask = Ask(
-        tiles=TILES, n=R, B=B, M=call.logits.shape[-1], D=call.D, precision=slices.precision,
+        tiles=TILES, n=R, B=B, M=call.logits.shape[-1], D=D, precision=slices.precision,
         training=False, outside=outside,
     )  # fmt: skip
     table = forward_table(plan, ask, False)
     buffers = allocate(table, call.z.device)
     grid = (rows_tiles(B), R)
     seeds = call.seeds.to(call.z.device)
-    shape = {"D": call.D, **noise_blocks(call.D)}
+    shape = {"D": D, **noise_blocks(D)}
 
     for sample in range(S):
-        z = call.z.new_zeros(R, B, call.D)
+        z = call.z.new_zeros(R, B, D)
         if call.add_noise:
             device.launch(
                 noise.chain_kernel, grid, z, None, None, None, None, None, seeds, sample, 0, B,
@@ -284,7 +287,7 @@ def predict(call: PredictCall) -> None:
             walk.at |= {"z": z, plan.output: logits}
             walk.training, walk.inputs = False, dict(call.inputs)
             run(walk)
-            launch_u_hat(device, u_hat, logits, call.W_embed, call.head)
+            launch_u_hat(device, u_hat, logits, call.embedding, call.head)
             device.launch(
                 noise.chain_kernel, grid, call.z[at, sample], z, u_hat, call.a, call.b,
                 call.sqrt_c if call.add_noise else None, seeds, sample, i, B, call.first_row,

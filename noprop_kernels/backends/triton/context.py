@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from ..calls import Gather, Mix, Noise, Rule, Slices
+from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
 from ..gpu.memory import differs, stored
 from ..gpu.optimizer import hyper_of
 from ..gpu.stages import Stage, Table
@@ -73,7 +73,9 @@ class Walk:
     places: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
     noise: Noise | None = None
-    mix: Mix | None = None
+    noising: Noising | None = None
+    objective: Objective | None = None
+    embedding: Embedding | None = None
     y: Tensor | Gather | None = None
     rule: Rule | None = None
     training: bool = True

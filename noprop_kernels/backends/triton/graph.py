@@ -31,7 +31,8 @@ GRAPHS = 16  # kept of an object
 # what a call brings that no graph may freeze, by record
 FRESH = {
     "Noise": ("seeds", "draw", "block"),
-    "Mix": ("signal", "noise", "weight"),
+    "Noising": ("signal", "noise"),
+    "Objective": ("weight",),
     "Gather": ("indices", "replica", "mean", "scale"),
     "Rule": ("lr", "weight_decay"),
     "TrainOut": ("loss", "applied"),

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..calls import Gather, Mix, Noise
-from ..gpu.asks import classes
+from ..calls import Embedding, Gather, Noise, Noising, Objective
 from ..gpu.memory import differs
 from ..gpu.optimizer import formula_of
 from ..gpu.stages import Stage
@@ -46,28 +45,32 @@ def gather(walk: Walk, stage: Stage, k: int) -> None:
 
 
 def add_noise(walk: Walk, stage: Stage, k: int) -> None:
-    drawn, mix, y, at = walk.noise, walk.mix, walk.y, walk.at
-    assert drawn is not None and mix is not None and y is not None
+    drawn, noising, embedding = walk.noise, walk.noising, walk.embedding
+    y, at = walk.y, walk.at
+    assert drawn is not None and noising is not None and embedding is not None and y is not None
     z = at["z"] if "z" in stage.writes else None
     launch_add_noise(
-        walk.device, stage.grid, z, at.get(":eps"), at[":y"], at.get("bad::y"), y, drawn, mix, k
-    )
+        walk.device, stage.grid, z, at.get(":eps"), at[":y"], at.get("bad::y"), y, drawn,
+        noising, embedding, k,
+    )  # fmt: skip
 
 
 def launch_add_noise(
     device: Device, grid: tuple[int, ...], z: Tensor | None, eps: Tensor | None,
-    labels: Tensor | None, bad: Tensor | None, y: Tensor | Gather, drawn: Noise, mix: Mix, k: int,
+    labels: Tensor | None, bad: Tensor | None, y: Tensor | Gather, drawn: Noise,
+    noising: Noising, embedding: Embedding, k: int,
 ) -> None:  # fmt: skip
     if isinstance(y, Gather):
         read, indices, R, rows = (y.data,), (y.indices, y.replica), y.indices.shape[1], len(y.data)
     else:
         read, indices, R, rows = number(y), None, 0, 0
     device.launch(
-        noise.add_noise_kernel, grid, z, eps, labels, bad, read, indices, R, rows, mix.W_embed,
-        drawn.seeds,
-        number(drawn.draw), number(drawn.block), number(mix.signal), number(mix.noise),
-        float(mix.sigma), k, mix.signal.shape[2], drawn.first_row, M=classes(mix), D=mix.D,
-        STREAM=drawn.stream, SECOND=mix.sigma != 0, **noise_blocks(mix.D),
+        noise.add_noise_kernel, grid, z, eps, labels, bad, read, indices, R, rows,
+        embedding.W_embed, drawn.seeds,
+        number(drawn.draw), number(drawn.block), number(noising.signal), number(noising.noise),
+        float(noising.sigma), k, noising.signal.shape[2], drawn.first_row,
+        M=embedding.M, D=embedding.D, STREAM=drawn.stream, SECOND=noising.sigma != 0,
+        **noise_blocks(embedding.D),
     )  # fmt: skip
 
 
@@ -118,31 +121,32 @@ def head_blocks(M: int, D: int) -> dict[str, int]:
 
 
 def head_gradient(walk: Walk, stage: Stage, k: int) -> None:
-    plan, mix, at = walk.slices.plan, walk.mix, walk.at
-    assert mix is not None
+    plan, objective, embedding, at = walk.slices.plan, walk.objective, walk.embedding, walk.at
+    assert objective is not None and embedding is not None
     launch_head(
         walk.device, stage.grid, at[":error"], at[f"d:{plan.output}"], at.get(":d_u_hat"),
-        at.get(":p"), at[plan.output], at[":y"], at.get(":eps"), mix, k,
+        at.get(":p"), at[plan.output], at[":y"], at.get(":eps"), objective,
+        embedding, k,
     )  # fmt: skip
 
 
 def launch_head(
     device: Device, grid: tuple[int, ...], error: Tensor | None, d_logits: Tensor | None,
     d_u_hat: Tensor | None, p: Tensor | None, logits: Tensor, y: Tensor, eps: Tensor | None,
-    mix: Mix, k: int,
+    objective: Objective, embedding: Embedding, k: int,
 ) -> None:  # fmt: skip
     _, B, M = logits.shape
     device.launch(
         head.head_kernel, grid, error, d_logits, d_u_hat, p, logits, y,
-        eps if mix.flow != 0 else None, mix.W_embed, number(mix.weight),
-        float(mix.flow), float(mix.rows), k, B, M=M, D=mix.D, HEAD=mix.head,
-        **head_blocks(M, mix.D),
+        eps if objective.flow != 0 else None, embedding.W_embed, number(objective.weight),
+        float(objective.flow), float(objective.rows), k, B, M=M, D=embedding.D, HEAD=objective.head,
+        **head_blocks(M, embedding.D),
     )  # fmt: skip
 
 
 def loss(walk: Walk, stage: Stage, k: int) -> None:
-    mix, rule, at, slices = walk.mix, walk.rule, walk.at, walk.slices
-    assert mix is not None
+    objective, rule, at, slices = walk.objective, walk.rule, walk.at, walk.slices
+    assert objective is not None
     names = (
         [name for name in stage.reads if name.startswith("bad:")] if walk.errors is not None else []
     )
@@ -150,8 +154,8 @@ def loss(walk: Walk, stage: Stage, k: int) -> None:
     lr, decay = rates_of(rule)
     walk.launch(
         update.loss_kernel, stage, at[":loss"][k], at[":applied"][k], at.get(":rates"),
-        slices.draws, slices.updates, walk.errors, at[":error"], number(mix.weight), bad, lr, decay,
-        walk.index, float(mix.rows), k, walk.B, cdiv(walk.B, ROWS), FLAGS=len(bad),
+        slices.draws, slices.updates, walk.errors, at[":error"], number(objective.weight), bad,
+        lr, decay, walk.index, float(objective.rows), k, walk.B, cdiv(walk.B, ROWS), FLAGS=len(bad),
         RULE=formula_of(rule), **logs_of(rule),
     )  # fmt: skip
 
@@ -206,23 +210,23 @@ def norm_gradient(walk: Walk, stage: Stage, k: int) -> None:
 
 
 def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
-    at, mix = walk.at, walk.mix
-    assert mix is not None
+    at, embedding = walk.at, walk.embedding
+    assert embedding is not None
     walk.launch(
         step_gradients.numbers_gradient_kernel, stage, at[":d_signal"], at[":d_noise"], at["d:z"],
-        at[":eps"], at[":y"], mix.W_embed, walk.B,
-        D=mix.D, ROWS=ROWS, BLOCK_D=power_of_2(mix.D, 16, 64),
+        at[":eps"], at[":y"], embedding.W_embed, walk.B,
+        D=embedding.D, ROWS=ROWS, BLOCK_D=power_of_2(embedding.D, 16, 64),
     )  # fmt: skip
 
 
 def embedding_gradient(walk: Walk, stage: Stage, k: int) -> None:
-    at, mix = walk.at, walk.mix
-    assert mix is not None
+    at, noising, embedding = walk.at, walk.noising, walk.embedding
+    assert noising is not None and embedding is not None
     d_u_hat = at[":d_u_hat"] if ":d_u_hat" in stage.reads else None
     walk.launch(
         step_gradients.embedding_gradient_kernel, stage, at[":d_W_embed"], at.get(":p"), d_u_hat,
-        at["d:z"] if "d:z" in stage.reads else None, at[":y"], number(mix.signal), k, walk.B,
-        M=at[":d_W_embed"].shape[1], D=mix.D, BLOCK_M=EMBEDDING,
+        at["d:z"] if "d:z" in stage.reads else None, at[":y"], number(noising.signal), k, walk.B,
+        M=at[":d_W_embed"].shape[1], D=embedding.D, BLOCK_M=EMBEDDING,
         BLOCK_D=EMBEDDING, BLOCK_B=32,
     )  # fmt: skip
 
