@@ -126,7 +126,7 @@ def describe(optimizer: Optimizer) -> tuple[str, list[float]]:
 @lru_cache(maxsize=64)
 def described(kind: str, *numbers: float) -> Optimizer:
     left = iter(numbers)
-    hyper = {
+    hyper: dict[str, Any] = {
         name: tuple(next(left) for _ in like) if isinstance(like, tuple) else type(like)(next(left))
         for name, like in OPTIMIZERS[kind]().hyper().items()
     }

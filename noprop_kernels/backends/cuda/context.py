@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
+from ..gpu.buffers import Buffer
 from ..gpu.stages import Table
-from .buffers import Buffer, address
+from .buffers import Address, address
 
 Fields = dict[str, Any]
 
@@ -26,7 +27,7 @@ class Walk:
         device: of the tensors.
         slices: the object's state, of which a program runs index.shape[-1] slices.
         index: (n,) int64 where the tensors are, or (K, n): a slice's place in each step.
-        at: buffers and the tensors of the call, by the table's names.
+        at: addresses of the table's buffers, the call's tensors among them.
         table: its workspace is made when the number of groups is known.
         out_grads: gradients (n, ...) to write by parameter's name.
         held: tensors that live until the launch is on its stream.
@@ -37,7 +38,7 @@ class Walk:
     index: Tensor
     B: int
     K: int = 1
-    at: dict[str, Buffer] = field(default_factory=dict)
+    at: dict[Buffer, Address] = field(default_factory=dict)
     table: Table | None = None
     out_grads: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from ..gpu.buffers import Kind
 from ..gpu.checks import contents_are_checked
 from ..gpu.tables import Ask, train_table
 from . import extension, residency, shapes
@@ -29,7 +30,7 @@ def ask_of_steps(what: "StackedModule", batch: int) -> Ask:
         embedded=what._head != "cross_entropy",
         statistics="later" if plan.has_norm() else "",
         check=not contents_are_checked(what.device),
-        outside=frozenset((":loss", ":applied")),
+        outside=frozenset((Kind.LOSS(), Kind.APPLIED())),
     )
 
 

@@ -23,7 +23,8 @@ from ..calls import (
 )
 from ..contents import check_finite, check_range, check_rows
 from ..gpu import checks, errors
-from ..gpu.asks import ask_of, outputs_of
+from ..gpu.asks import ask_of, of_inputs, outputs_of
+from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of
@@ -83,12 +84,13 @@ def forward(call: ForwardCall) -> None:
     ask = Ask(
         tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=call.training, statistics="now" if call.training else "",
-        outside=frozenset({plan.output}),
+        outside=frozenset({Kind.RESULT(plan.output)}),
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
     # a view of the logits, or what is saved would hold the result whose graph holds it
     logits = call.logits.detach()
-    at = {**allocate(table, call.logits.device), **call.inputs, plan.output: logits}
+    at = allocate(table, call.logits.device) | of_inputs(call.inputs)
+    at[Kind.RESULT(plan.output)] = logits
     walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
     walk.training, walk.inputs = call.training, dict(call.inputs)
     run(walk)
@@ -100,11 +102,11 @@ def backward(call: BackwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.d_logits.shape
     saved, inputs, training = call.saved
-    outside = {f"d:{name}": value for name, value in call.d_inputs.items()}
-    outside |= {f"d:{plan.output}": call.d_logits}
-    outside |= {f"grad:{name}": value for name, value in (call.grads or {}).items()}
+    outside = {Kind.GRADIENT(name): value for name, value in call.d_inputs.items()}
+    outside |= {Kind.GRADIENT(plan.output): call.d_logits}
+    outside |= {Kind.PARAMETER_GRADIENT(name): value for name, value in (call.grads or {}).items()}
     if call.applied is not None:
-        outside[":applied"] = call.applied.view(torch.uint8)
+        outside[Kind.APPLIED()] = call.applied.view(torch.uint8)
     ask = Ask(
         tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=training, wanted=frozenset(call.d_inputs), update=False,
@@ -261,7 +263,7 @@ def predict(call: PredictCall) -> None:
     look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
     chain = slices.index.reshape(R, L)
     device = device_of(call.z.device)
-    outside = frozenset({plan.output})
+    outside = frozenset({Kind.RESULT(plan.output)})
     ask = Ask(
         tiles=TILES, n=R, B=B, M=call.logits.shape[-1], D=D, precision=slices.precision,
         training=False, outside=outside,
@@ -283,8 +285,8 @@ def predict(call: PredictCall) -> None:
             at = i if len(call.z) == L else 0
             logits, u_hat = call.logits[at, sample], call.u_hat[at, sample]
             step = dataclasses.replace(slices, index=chain[:, i].contiguous())
-            walk = Walk(device, table, step, index_of(step), B, {**buffers, **call.inputs})
-            walk.at |= {"z": z, plan.output: logits}
+            given = of_inputs(call.inputs) | {Kind.RESULT("z"): z, Kind.RESULT(plan.output): logits}
+            walk = Walk(device, table, step, index_of(step), B, buffers | given)
             walk.training, walk.inputs = False, dict(call.inputs)
             run(walk)
             launch_u_hat(device, u_hat, logits, call.embedding, call.head)

@@ -8,6 +8,7 @@ import numpy
 from torch import Tensor
 
 from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
+from ..gpu.buffers import Buffer, Kind
 from ..gpu.memory import differs, stored
 from ..gpu.optimizer import hyper_of
 from ..gpu.stages import Stage, Table
@@ -59,7 +60,7 @@ class Walk:
     """One call on a table: where its buffers are, and the records that it came with.
 
     Args:
-        at: every buffer, and the tensors of the call by the table's names.
+        at: every buffer of the table, the call's tensors among them.
         places: where each slice's rows of a gathered input are, (n,) int64.
         index: (n,) int64, where the tensors are.
     """
@@ -69,7 +70,7 @@ class Walk:
     slices: Slices
     index: Tensor
     B: int
-    at: dict[str, Tensor]
+    at: dict[Buffer, Tensor]
     places: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
     noise: Noise | None = None
@@ -90,7 +91,7 @@ class Walk:
 
     def source(self, name: str) -> Address:
         """A result or input as a product's source."""
-        tensor, places = self.at[name], self.places.get(name)
+        tensor, places = self.at[Kind.RESULT(name)], self.places.get(name)
         shared = name in self.inputs and places is None and not differs(tensor, 0)
         return tensor, int(not shared), places
 
@@ -100,7 +101,7 @@ class Walk:
             slices.params[name],
             slices.m.get(name),
             slices.v.get(name),
-            self.at.get(f"grad:{name}"),
+            self.at.get(Kind.PARAMETER_GRADIENT(name)),
         )
 
 

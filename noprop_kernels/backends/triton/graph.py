@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..calls import Gather, TrainCall
+from ..calls import TrainCall
+from ..gpu.asks import of_inputs
 from ..gpu.memory import Room, stored
 from ..gpu.split import part_of
 from ..warn import tell
@@ -108,7 +109,7 @@ def train(call: TrainCall, walk_of: WalkOf) -> None:
 
 def launch_steps(call: TrainCall, walk: Walk) -> None:
     for k in range(call.K):
-        walk.at |= {name: v[k] for name, v in call.inputs.items() if not isinstance(v, Gather)}
+        walk.at |= {name: value[k] for name, value in of_inputs(call.inputs).items()}
         run(walk, k)
 
 

@@ -29,7 +29,7 @@ def store_rates(
 ):  # fmt: skip
     """The rates of a slice, rounded once; counts the update."""
     updates = tl.load(updates_ptr + at) + 1
-    rate, wd, root = rates_of(
+    rate, wd, root = rates_of(  # type: ignore  # pyright takes a kernel for a function
         tl.load(number(lr, k, i, n, 1)), tl.load(number(decay, k, i, n, 1)), updates, RULE,
         LOG_BETA_1, LOG_BETA_2,
     )  # fmt: skip
