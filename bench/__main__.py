@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-# the module whose `main` a command is, imported when it is called, and what the command does
+# each command: the module with its `main`, imported when it is called, and its description
 COMMANDS = {
     "run": ("suites.run", "times a training step of every contender"),
     "parts": ("parts.suite", "times the parts of a step, and the drop-in layers"),

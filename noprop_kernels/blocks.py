@@ -1,22 +1,42 @@
-"""DenoisingBlocks: the blocks of NoProp-DT as one stack (arXiv:2503.24322v2)."""
+"""DenoisingBlocks: the blocks of NoProp as one stack (arXiv:2503.24322v2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
 
-from .arguments.batches import Inputs, check_inputs, check_labels, rows_of, same_rows
+from .arguments.batches import (
+    Inputs,
+    Normalize,
+    check_inputs,
+    check_labels,
+    rows_of,
+    same_rows,
+)
 from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops
 from .backends.calls import AddNoiseCall
 from .check import MOST_COUNT, check_positive
 from .compiler.eager import eager_only
-from .results import Prediction, Update
-from .stack import plain_modules
-from .stack.training import Blocks, TrainedBlocks, check_row
+from .goal import Goal, check_goal
+from .optimizers import AdamW, Optimizer
+from .philox import STREAM_EPS
+from .plan import Plan
+from .results import Gradients, Prediction, Step, Update
+from .stack import engine, plain_modules, training
+from .stack.module import Stack
+from .stack.state import slices_of
+from .stack.training import (
+    Blocks,
+    check_batch,
+    check_blocks,
+    check_draws_z,
+    check_row,
+    index_of,
+)
 
 
-class DenoisingBlocks(TrainedBlocks):
+class DenoisingBlocks(Stack):
     """Blocks t = 1..T, each a network of its own: u_hat_t = softmax(plan_t(x, z_{t-1})) @ W_embed.
 
     Block t is trained by its own loss alone, (T / 2) eta (SNR(t) - SNR(t-1)) mean |u_hat_t - u_y|^2
@@ -45,6 +65,181 @@ class DenoisingBlocks(TrainedBlocks):
         ValueError: an argument does not fit.
     """
 
+    held: tuple[int, ...] = ()
+    replicas: int = 1
+
+    def __init__(
+        self,
+        plan: Plan,
+        goal: Goal,
+        *,
+        embedding: Tensor | None = None,
+        optimizer: Optimizer | None = AdamW(lr=1e-3, weight_decay=1e-3),  # noqa: B008  # frozen
+        seed: int | Sequence[int] = 0,
+        held: Sequence[int] | None = None,
+        precision: str = "float32",
+        backend: str | None = None,
+        blocks_per_launch: int | None = None,
+    ) -> None:
+        op = "DenoisingBlocks"
+        if not isinstance(plan, Plan):
+            raise ValueError(f"{op}: plan must be a Plan, got {type(plan).__name__}")
+        if len(plan.inputs) < 2:
+            raise ValueError(f'{op}: plan must have an input beside "z", got {list(plan.inputs)}')
+        check_goal(op, goal)
+        seeds = seed_list(op, seed)
+        held = check_blocks(op, "held", range(1, goal.T + 1) if held is None else held, goal.T)
+        t = torch.tensor(sorted(held) * len(seeds), dtype=torch.int64, device="cpu")
+        super().__init__(
+            plan,
+            goal,
+            seeds=seed_tensor(seeds),
+            held=tuple(sorted(held)),
+            buffers={"t": t},
+            initial_block=t - 1,
+            trains=goal,
+            embedding=embedding,
+            optimizer=optimizer,
+            precision=precision,
+            backend=backend,
+            stream=STREAM_EPS,
+            M=plan.widths[plan.output],
+        )
+        self.blocks_per_launch = blocks_per_launch
+        self.held = tuple(sorted(held))
+        self.replicas = len(seeds)
+
+    @property
+    def T(self) -> int:
+        """Blocks of the whole chain, held or not."""
+        return self.goal.T
+
+    def extra_repr(self) -> str:
+        held = f"T={self.T}" if len(self.held) == self.T else f"T={self.T}, held={self.held}"
+        return f"{held}, replicas={self.replicas}, {super().extra_repr()}"
+
+    # training
+
+    @eager_only
+    def train_step(
+        self,
+        x: Inputs,
+        y: Tensor,
+        *,
+        blocks: Blocks = None,
+        lr: float | Tensor | None = None,
+        z: Tensor | None = None,
+        input_grad: bool = False,
+        levels_grad: bool = False,
+    ) -> Step:
+        """One step of n slices: draw z_{t-1}, forward, loss, backward, update.
+
+        Moves `draws` by one, and where the loss is finite the weights, moments, running statistics
+        and `updates`.
+
+        Args:
+            x: (B, F) float32, shared, or (n, B, F), one per slice; a dict by name if the plan has
+                more inputs.
+            y: (B,) int64, labels.
+            blocks: the t to train, in all replicas; None: all held.
+            lr: a number or (n,); None: the optimizer's.
+            z: (n, B, width) float32, features made from `add_noise` at the same address; eps is
+                drawn again only for the target, and the path through z is the caller's.
+            input_grad: ask for d_x, and d_z if `z` is given.
+            levels_grad: ask for d_W_embed, and d_signal and d_noise unless `z` is given.
+
+        Returns:
+            Step.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+            BackendError: no backend can run it.
+        """
+        return training.train_step(self, x, y, blocks, lr, z, input_grad, levels_grad)
+
+    @eager_only
+    def train_steps(
+        self,
+        X: Inputs,
+        Y: Tensor,
+        indices: Tensor | None,
+        *,
+        blocks: Blocks = None,
+        lr: float | Tensor | None = None,
+        normalize: Normalize | Mapping[str, Normalize] | None = None,
+    ) -> Tensor:
+        """K steps in one call, each as `train_step`; a stopped slice stands at its own `draws`.
+
+        Args:
+            X: (rows, F), the data set: float32, bfloat16 or uint8, which counts as 0..255 of [0,
+                1]; with indices None (K, B, F), batches already gathered. A dict by name if the
+                plan has more inputs.
+            Y: (rows,) or (K, B) int64, labels.
+            indices: (K, B) int64, rows of each batch, or (K, R, B), each replica's own; None: X has
+                the batches.
+            blocks: the t to train, in all replicas; None: all held.
+            lr: a number, (K,) or (K, n); None: the optimizer's.
+            normalize: (mean, std), each a number, one per channel (features in channel order) or
+                one per feature; uint8 is divided by 255 first, as by torchvision's ToTensor. A dict
+                by name as X.
+
+        Returns:
+            (K, n) float32 losses.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+            BackendError: no backend can run it.
+        """
+        return training.train_steps(self, X, Y, indices, blocks, lr, normalize)
+
+    @eager_only
+    def gradients(
+        self,
+        x: Inputs,
+        y: Tensor,
+        *,
+        blocks: Blocks = None,
+        step: int | None = None,
+        first_row: int = 0,
+        rows: int | None = None,
+    ) -> Gradients:
+        """Gradients of one step's loss, or of a part of its batch; no state moves, no counter.
+
+        Args:
+            x, y, blocks: as in `train_step`.
+            step: the draw whose noise is used; None: each slice's own `draws`.
+            first_row: position of row 0 in the whole batch.
+            rows: rows of the whole batch, by which the loss is divided; None: B.
+
+        Returns:
+            Gradients, which add over the parts of a batch; give them to `update`.
+
+        Raises:
+            ValueError: an argument does not fit.
+            BackendError: no backend can run it.
+        """
+        return training.gradients(self, x, y, blocks, step, first_row, rows)
+
+    @eager_only
+    def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
+        """The second half of `train_step`: moves the slices of `grads`, and `draws` by one.
+
+        A slice whose loss or gradient is not finite is left alone, but for `draws`.
+
+        Args:
+            grads: of this object, or of one of the same plan and slices.
+            lr: a number or (n,); None: the optimizer's.
+
+        Returns:
+            (n,) bool, the slices that moved.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+        """
+        return training.update(self, grads, lr)
+
+    # the parts of a step
+
     @eager_only
     def add_noise(self, y: Tensor, *, blocks: Blocks = None, first_row: int = 0) -> Tensor:
         """z_{t-1} = signal * u_y + noise * eps, at the address of the next step; changes nothing.
@@ -61,17 +256,20 @@ class DenoisingBlocks(TrainedBlocks):
             ValueError: an argument does not fit.
         """
         op = "add_noise"
-        index = self._index(op, blocks)
+        index = index_of(self, op, blocks)
         y = check_labels(op, y, None, self.M, self.device)
         n, B = len(index), len(y)
         first_row = check_row(op, first_row, B)
-        z = self._empty(n, B, self.D)
+        z = engine.empty(self, n, B, self.D)
         if B:
-            noise = self._noise_at(index, self._noise_block(index, 1), first_row=first_row)
+            block = engine.blocks_of(self, index, 1)
+            noise = engine.noise_of(self, index, block, first_row=first_row)
             labels = y.contiguous().expand(1, n, B)
-            noising, _ = self._levels(index, 1, B)
-            call = AddNoiseCall(noise, noising, self._embedding(), labels, z, None, self.updates)
-            self._run("add_noise", call)
+            noising, _ = engine.levels_of(self, index, 1, B)
+            call = AddNoiseCall(
+                noise, noising, engine.embedding_of(self), labels, z, None, self.updates
+            )
+            engine.run(self, "add_noise", call)
         return z
 
     def forward(self, x: Inputs, z: Tensor, *, blocks: Blocks = None) -> Tensor:
@@ -91,14 +289,14 @@ class DenoisingBlocks(TrainedBlocks):
             ValueError: an argument does not fit.
         """
         op = "forward"
-        index = self._index(op, blocks)
+        index = index_of(self, op, blocks)
         inputs = check_inputs(op, x, self.plan, len(index), self.device)
         inputs["z"] = rows_of(op, "z", z, self.plan.widths["z"], len(index), self.device)
         B = same_rows(op, inputs, 1, "x and z")
         if self.training and self.plan.has_norm():
-            self._check_training(op, "y", B)
+            engine.check_rows(self, op, "y", B)
         if B == 0:
-            return self._empty(len(index), 0, self.M)
+            return engine.empty(self, len(index), 0, self.M)
         ordered = {name: inputs[name] for name in self.plan.inputs}
         run = block_ops.forward if torch.compiler.is_compiling() else block_nodes.forward
         return run(self, ordered, index)
@@ -121,9 +319,9 @@ class DenoisingBlocks(TrainedBlocks):
             ValueError: an argument does not fit.
         """
         op = "loss"
-        index = self._index(op, blocks)
-        self._check_draws_z(op)
-        self._batch(op, x, y, len(index), training=self.training)
+        index = index_of(self, op, blocks)
+        check_draws_z(self, op)
+        check_batch(self, op, x, y, len(index), training=self.training)
         logits = self.forward(x, self.add_noise(y, blocks=blocks), blocks=blocks)
         return block_nodes.Loss.apply(self, index, y, logits)
 
@@ -166,7 +364,7 @@ class DenoisingBlocks(TrainedBlocks):
         Raises:
             ValueError: t is not held, or the replica does not exist.
         """
-        index = self._index("block", t)
+        index = index_of(self, "block", t)
         if type(replica) is not int or not 0 <= replica < self.replicas:
             raise ValueError(f"block: replica must be in [0, {self.replicas}), got {replica!r}")
         return plain_modules.shared_module(self, int(index[replica]))
@@ -224,10 +422,10 @@ class DenoisingBlocks(TrainedBlocks):
             raise ValueError(
                 f"{op}: all of the {self.T} blocks must be held, got held={list(self.held)}"
             )
-        index = self._index(op, None)
+        index = index_of(self, op, None)
         if keep not in ("last", "all"):
             raise ValueError(f'{op}: keep must be "last" or "all", got {keep!r}')
-        self._check_draws_z(op)
+        check_draws_z(self, op)
         R, T = self.replicas, self.T
         samples = check_positive(op, "samples", samples, MOST_COUNT)
         inputs = check_inputs(op, x, self.plan, R, self.device)
@@ -239,20 +437,19 @@ class DenoisingBlocks(TrainedBlocks):
             if len(given) not in (1, R):
                 raise ValueError(f"{op}: seed must be one or {R}, one per replica, got {seed!r}")
             seeds = seed_tensor(given).to(self.device).expand(R).contiguous()
-        schedule, kept = self.goal.schedule, T if keep == "all" else 1
-        coefficients = (schedule.a, schedule.b, schedule.c.sqrt())
+        kept = T if keep == "all" else 1
         arguments = (
             list(inputs.values()),
             seeds,
-            [value[1:].float().to(self.device) for value in coefficients],
-            *(self.W_embed, self._head, self.D, first_row, noise, kept, samples),
+            [value.to(self.device) for value in self.goal.chain()],
+            *(self.W_embed, self.goal.head, self.D, first_row, noise, kept, samples),
         )
         if torch.compiler.is_compiling():
             results = block_ops.predict(self, index, *arguments)
         else:
-            call = block_ops.predict_call(self._slices(index), *arguments)
+            call = block_ops.predict_call(slices_of(self, index), *arguments)
             call.owner = self.updates
             if B:
-                self._run("predict", call)
+                engine.run(self, "predict", call)
             results = (call.logits, call.u_hat, call.z)
         return Prediction(*(results if keep == "all" else (result[0] for result in results)))

@@ -1,4 +1,4 @@
-"""What a block is trained for: the numbers of the one step that every variant shares.
+"""What a block is trained for: the levels of the one step that every variant shares.
 
     z      = signal * u_y + noise * eps + sigma * eps_1
     u_hat  = softmax(logits) @ W_embed  (head "softmax")   or   logits @ W_embed  (head "linear")
@@ -10,8 +10,10 @@ With head "cross_entropy" the error of a row is -log softmax(logits)[y], which t
 head and the local baselines. Kernels see these numbers and know neither a schedule nor a variant.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .check import LARGEST, check_number
@@ -19,22 +21,62 @@ from .schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """One step's numbers.
+class Levels:
+    """The levels of a step, float32 on the CPU.
 
     Args:
-        signal, noise, weight: float32, one per slice (n,), or one per slice and row (n, B).
-        head: "softmax", "linear" or "cross_entropy".
-        flow: 0, or 1 for the flow-matching target u_y - eps.
-        sigma: standard deviation of flow matching's second noise eps_1.
+        signal, noise: of z, one per slice (n,), or one per slice and row (n, B).
+        weight: of the error, likewise.
     """
 
     signal: Tensor
     noise: Tensor
     weight: Tensor
-    head: str = "softmax"
-    flow: float = 0.0
-    sigma: float = 0.0
+
+
+class StepGoal(Protocol):
+    """What a step is for, asked at each call.
+
+    Attributes:
+        head: "softmax", "linear" or "cross_entropy".
+        flow: 0, or 1 for the flow-matching target u_y - eps.
+        sigma: standard deviation of flow matching's second noise eps_1.
+    """
+
+    @property
+    def head(self) -> str: ...
+
+    @property
+    def flow(self) -> float: ...
+
+    @property
+    def sigma(self) -> float: ...
+
+    def levels(self, t: Tensor) -> Levels:
+        """The levels at t, int64 in 1..T: (n,), or (n, B)."""
+        ...
+
+
+@runtime_checkable
+class Goal(StepGoal, Protocol):
+    """A variant of NoProp: T blocks, what each is trained for, and the chain that they make."""
+
+    @property
+    def T(self) -> int: ...
+
+    def last(self) -> Levels:
+        """The levels of z_T, without dimensions, and a weight of 1."""
+        ...
+
+    def chain(self) -> tuple[Tensor, Tensor, Tensor]:
+        """a, b and sqrt(c) (T,) float32 of z_t = a u_hat + b z_{t-1} + sqrt(c) eps."""
+        ...
+
+
+def check_goal(op: str, goal: object) -> None:
+    """Raises ValueError where `goal` is none."""
+    if not isinstance(goal, Goal) or isinstance(goal, type):
+        raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +95,10 @@ class DT:
     schedule: NoiseSchedule
     eta: float = 0.1
 
+    head: str = field(default="softmax", init=False, repr=False, compare=False)
+    flow: float = field(default=0.0, init=False, repr=False, compare=False)
+    sigma: float = field(default=0.0, init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, NoiseSchedule):
             got = type(self.schedule).__name__
@@ -64,9 +110,35 @@ class DT:
     def T(self) -> int:
         return self.schedule.T
 
-    def numbers(self, t: Tensor) -> Numbers:
-        """Numbers of the blocks t (n,), int64 in 1..T."""
+    def levels(self, t: Tensor) -> Levels:
+        """The levels of the blocks t, int64 in 1..T."""
         schedule = self.schedule
         previous = schedule.alpha_bar[t - 1]
         weight = 0.5 * self.T * self.eta * (schedule.snr[t] - schedule.snr[t - 1])
-        return Numbers(previous.sqrt().float(), (1 - previous).sqrt().float(), weight.float())
+        return Levels(previous.sqrt().float(), (1 - previous).sqrt().float(), weight.float())
+
+    def last(self) -> Levels:
+        """The levels of z_T ~ q(z_T | y)."""
+        last = self.schedule.alpha_bar[-1]
+        return Levels(last.sqrt().float(), (1 - last).sqrt().float(), torch.ones_like(last).float())
+
+    def chain(self) -> tuple[Tensor, Tensor, Tensor]:
+        """a, b and sqrt(c) of the chain's steps (eq. 3), (T,) float32."""
+        schedule = self.schedule
+        a, b, c = (value[1:] for value in (schedule.a, schedule.b, schedule.c.sqrt()))
+        return a.float(), b.float(), c.float()
+
+
+@dataclass(frozen=True)
+class LastLevel:
+    """The goal of an output head: the class, read from z_T ~ q(z_T | y) (eq. 8's first term)."""
+
+    of: Goal
+    head: str = field(default="cross_entropy", init=False, repr=False, compare=False)
+    flow: float = field(default=0.0, init=False, repr=False, compare=False)
+    sigma: float = field(default=0.0, init=False, repr=False, compare=False)
+
+    def levels(self, t: Tensor) -> Levels:
+        """The levels of z_T, whatever t."""
+        last = self.of.last()
+        return Levels(*(value.expand(t.shape) for value in (last.signal, last.noise, last.weight)))

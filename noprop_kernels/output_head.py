@@ -10,18 +10,20 @@ from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops
 from .check import check_integer, check_positive, check_tensor, is_flag
 from .compiler.eager import eager_only
-from .goal import DT, Numbers
+from .goal import Goal, LastLevel, check_goal
 from .optimizers import AdamW, Optimizer
 from .philox import STREAM_HEAD
 from .plan import Dense, Plan
 from .results import Step
 from .schedule import MOST_BLOCKS
-from .stack.module import StackedModule
+from .stack import engine
+from .stack.module import Stack
+from .stack.state import check_state
 
 INIT_BLOCK = 0xFFFF  # where its parameters are drawn: no block's
 
 
-class OutputHead(StackedModule):
+class OutputHead(Stack):
     """logits = z_T @ weight.T + bias, trained by -log softmax(logits)[y] on z_T ~ q(z_T | y).
 
     It needs no block: z_T = sqrt(alpha_bar_T) u_y + sqrt(1 - alpha_bar_T) eps. With fixed
@@ -48,7 +50,7 @@ class OutputHead(StackedModule):
         D: int,
         M: int,
         *,
-        goal: DT,
+        goal: Goal,
         embedding: Tensor | None = None,
         optimizer: Optimizer | None = AdamW(lr=1e-3, weight_decay=1e-3),  # noqa: B008  # frozen
         seed: int | Sequence[int] = 0,
@@ -57,23 +59,20 @@ class OutputHead(StackedModule):
     ) -> None:
         op = "OutputHead"
         D, M = check_positive(op, "D", D), check_positive(op, "M", M)
-        if not isinstance(goal, DT):
-            raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
+        check_goal(op, goal)
         if embedding is not None:
             check_tensor(op, "embedding", embedding, shape=(M, D))
         elif D != M:
             raise ValueError(f"{op}: D must be M = {M} without an embedding, got {D}")
         seeds = seed_tensor(seed_list(op, seed))
-        last = goal.schedule.alpha_bar[-1].expand(len(seeds))
         super().__init__(
             Plan({"z": (D,)}, {"logits": Dense("z", M)}),
+            goal,
             seeds=seeds,
-            numbers=Numbers(
-                last.sqrt().float(),
-                (1 - last).sqrt().float(),
-                torch.ones_like(last, dtype=torch.float32),
-                head="cross_entropy",
-            ),
+            held=(goal.T,),
+            buffers={},
+            initial_block=torch.full_like(seeds, INIT_BLOCK),
+            trains=LastLevel(goal),
             embedding=embedding,
             optimizer=optimizer,
             precision=precision,
@@ -81,8 +80,6 @@ class OutputHead(StackedModule):
             stream=STREAM_HEAD,
             M=M,
         )
-        self.goal = goal
-        self._initialise(torch.full_like(seeds, INIT_BLOCK))
 
     def forward(self, z: Tensor) -> Tensor:
         """logits = z @ weight.T + bias, differentiable in the parameters and z.
@@ -99,7 +96,7 @@ class OutputHead(StackedModule):
         index = self._everyone()
         z = rows_of("forward", "z", z, self.D, len(self), self.device)
         if z.shape[1] == 0:
-            return self._empty(len(self), 0, self.M)
+            return engine.empty(self, len(self), 0, self.M)
         run = block_ops.forward if torch.compiler.is_compiling() else block_nodes.forward
         return run(self, {"z": z}, index)
 
@@ -120,12 +117,13 @@ class OutputHead(StackedModule):
             BackendError: no backend can run it.
         """
         op, index = "train_step", self._everyone()
-        rule = self._step_lr(op, lr, index)
+        rule = engine.step_rule(self, op, lr, index)
         B = len(check_labels(op, y, None, self.M, self.device))
-        self._check_training(op, "y", B)
-        out = self._new_out(1, len(self))
-        out.error = self._empty(len(self), B)
-        self._train(
+        engine.check_rows(self, op, "y", B)
+        out = engine.new_out(self, 1, len(self))
+        out.error = engine.empty(self, len(self), B)
+        engine.train(
+            self,
             index=index,
             block=self._noise_block(op, t, 1),
             inputs={},
@@ -165,11 +163,12 @@ class OutputHead(StackedModule):
         inputs, labels, K, B = gather_inputs(
             op, {}, Y, indices, None, self.plan, index, len(self), self.device
         )
-        return self._train_steps(op, index, self._noise_block(op, t, K), inputs, labels, B, lr)
+        block = self._noise_block(op, t, K)
+        return engine.train_steps(self, op, index, block, inputs, labels, B, lr)
 
     def _everyone(self) -> Tensor:
         """(R,) positions of all slices; the state is looked at too."""
-        self._check_own()
+        check_state(self)
         return torch.arange(len(self), dtype=torch.int64, device="cpu")
 
     def _noise_block(self, op: str, t: int | Tensor, K: int) -> Tensor:

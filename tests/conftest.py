@@ -12,11 +12,11 @@ os.environ.setdefault("MKL_CBWR", "AUTO")
 import pytest
 import torch
 
-import cuda_module_for_tests
 import noprop_kernels as nk
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cuda import extension
-from products_for_tests import mend_interpreter
+from support import host_module
+from support.interpreter import mend_interpreter
 
 # A shell ignores some signals in what it runs in the background, and so would the programs that
 # tests send them to.
@@ -46,7 +46,7 @@ def products_in_order() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cuda_module(request, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The CUDA backend's extension, built for the host; skipped where there is no g++."""
-    return cuda_module_for_tests.built(request.config, tmp_path_factory)
+    return host_module.built(request.config, tmp_path_factory)
 
 
 @pytest.fixture(params=BACKENDS)

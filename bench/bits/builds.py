@@ -1,4 +1,4 @@
-"""The sources of a commit in a folder of their own, built there, and programs run in it."""
+"""Builds a commit's sources in a folder of their own, and runs programs there."""
 
 import io
 import os
@@ -15,8 +15,8 @@ THREADS = "2"
 
 
 def git(*arguments: str) -> bytes:
-    """What git wrote."""
-    identity = ("-c", "user.name=bits", "-c", "user.email=bits@localhost")  # of no lasting commit
+    """Runs git, and returns its output."""
+    identity = ("-c", "user.name=bits", "-c", "user.email=bits@localhost")  # of a temporary commit
     done = subprocess.run(["git", *identity, *arguments], cwd=ROOT, capture_output=True)
     if done.returncode:
         raise SystemExit(f"bits: git {' '.join(arguments)}: {done.stderr.decode().strip()}")
@@ -29,18 +29,19 @@ def resolve(commit: str) -> str:
 
 
 def working_tree() -> str:
-    """A commit of the tracked files as they lie here; no branch has it. Nothing else changes."""
+    """A commit of the tracked files as they are now; no branch refers to it. Nothing else
+    changes."""
     return git("stash", "create").decode().strip() or resolve("HEAD")
 
 
 def unpack(commit: str, folder: Path) -> None:
-    """The commit's files; the repository learns nothing of the folder."""
+    """Writes the commit's files into a folder; the repository does not record the folder."""
     with tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", commit))) as archive:
         archive.extractall(folder, filter="data")
 
 
 def environment(tree: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """The same for both commits: their own sources, fixed threads, no settings from outside."""
+    """The environment for both commits: their own sources, fixed threads, no outside settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -53,7 +54,7 @@ def environment(tree: Path, extra: Mapping[str, str]) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": THREADS,
         "OMP_WAIT_POLICY": "passive",
-        "MKL_CBWR": "AUTO",  # else sums of the reference may depend on where operands lie
+        "MKL_CBWR": "AUTO",  # else sums of the reference may depend on the operands' alignment
         "MKL_NUM_THREADS": THREADS,
         **extra,
     }
@@ -62,9 +63,9 @@ def environment(tree: Path, extra: Mapping[str, str]) -> dict[str, str]:
 def side_by_side(
     command: Sequence[str], trees: Sequence[Path], extra: Sequence[Mapping[str, str]]
 ) -> list[tuple[int, str]]:
-    """The command in each tree at once: its status and what it wrote.
+    """Runs the command in both trees at the same time: its status and its output.
 
-    Whatever ends this program ends them and what they started.
+    Whatever ends this program also ends them and their children.
     """
     started: list[subprocess.Popen[bytes]] = []
     logs = [tree.parent / f"{tree.name}.log" for tree in trees]
@@ -92,10 +93,10 @@ def side_by_side(
 
 
 def end(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends what still runs, with its children, before their folder goes."""
+    """Ends processes that still run, with their children, before their folder is removed."""
     left = [process for process in started if process.poll() is None]
     for process in left:
-        os.killpg(process.pid, signal.SIGTERM)  # which a build tool hands on to its compilers
+        os.killpg(process.pid, signal.SIGTERM)  # a build tool passes it on to its compilers
     for process in left:
         try:
             process.wait(10)
@@ -105,7 +106,7 @@ def end(started: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def build(trees: Sequence[Path]) -> None:
-    """The CPU extension of each tree, in place."""
+    """Builds the CPU extension of each tree in place."""
     import pybind11
 
     cmake = shutil.which("cmake", path=environment(ROOT, {})["PATH"])

@@ -1,10 +1,10 @@
 """The cases whose bits are compared, run in the sources of one commit.
 
 command.py copies this file into the commit's tests/, whose fixture `backend` builds and forces a
-backend. It names public things of the package alone, so that it runs on commits before and after a
+backend. It uses only public names of the package, so that it runs on commits before and after a
 move or a renaming. Each case is a line of JSON in NOPROP_BITS_OUT: its name and the SHA-256 of
-every tensor that it gave. NOPROP_BITS_CASE is a part of the names of those to run;
-NOPROP_BITS_ONLY names a file with the cases to run, and then their tensors are kept too.
+every tensor that it gave. NOPROP_BITS_CASE selects cases by a part of their names; NOPROP_BITS_ONLY
+names a file with the cases to run, and then their tensors are kept too.
 """
 
 import hashlib
@@ -149,11 +149,11 @@ class Setting(NamedTuple):
         return x, torch.randint(self.s.M, (rows,), generator=generator)
 
 
-# what a case does
+# the work of a case
 
 
 def train_step(setting: Setting, B: int) -> Results:
-    """Three steps: of all blocks, of one block, and with every gradient that can be asked for."""
+    """Three steps: of all blocks, of one block, and with every gradient that can be requested."""
     blocks, (x, y) = setting.blocks(), setting.data(B)
     wanted: dict[str, Any] = {
         name: True for name in signature(blocks.train_step).parameters if "_grad" in name
@@ -228,7 +228,7 @@ def predict(setting: Setting, B: int) -> Results:
 
 
 def head(optimizer: str, precision: str, s: Sizes, B: int) -> Results:
-    """The output head's training, and what it says then."""
+    """The output head's training, and its answers afterwards."""
     made = nk.OutputHead(
         s.D,
         s.M,
@@ -356,7 +356,7 @@ def all_cases(backend: str) -> Iterator[tuple[str, Case]]:
 
 
 def of_training(setting: Setting, few: bool, one_block: bool) -> Iterator[tuple[str, Case]]:
-    """What one plan, optimizer and precision do; `few` leaves it at steps on float32 rows."""
+    """The cases of one plan, optimizer and precision; `few` keeps only steps on float32 rows."""
     for B in setting.s.B:
         steps = partial(train_steps, setting, B)
         blocks = 2 if one_block else None
@@ -375,7 +375,7 @@ def of_training(setting: Setting, few: bool, one_block: bool) -> Iterator[tuple[
         )
 
 
-# what is written of them
+# their digests
 
 
 def named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -394,7 +394,7 @@ def named(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def digest(value: Tensor) -> str:
-    """SHA-256 of a tensor: its form and its bytes."""
+    """SHA-256 of a tensor: its dtype, shape and bytes."""
     data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(f"{value.dtype} {tuple(value.shape)} ".encode() + data).hexdigest()
 
@@ -410,12 +410,12 @@ def run(backend: str, out: Path, part_of_name: str, only: set[str] | None) -> No
             tensors: dict[str, Tensor] = {}
             try:
                 for part, value in case():
-                    # of the moment, since the next call may write into the state
+                    # now, since the next call may write into the state
                     tensors |= {key: tensor.clone() for key, tensor in named(part, value)}
                 line["digests"] = {key: digest(tensor) for key, tensor in tensors.items()}
             except nk.BackendError as error:
                 line["refused"] = str(error)
-            except Exception as error:  # told of both commits, and the other cases still run
+            except Exception as error:  # recorded for both commits; the other cases still run
                 line["failed"] = f"{type(error).__name__}: {error}"
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -426,7 +426,8 @@ def run(backend: str, out: Path, part_of_name: str, only: set[str] | None) -> No
 
 
 def product(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:
-    """Triton's dot in the interpreter, its sums in ascending order: numpy's are the host's."""
+    """Replaces Triton's dot in the interpreter by sums in ascending order: numpy's order depends on
+    the host."""
     from triton.runtime.interpreter import TensorHandle
 
     left, right = (operand.data.astype(d.data.dtype) for operand in (a, b))
@@ -444,7 +445,7 @@ def test_bits(backend: str, monkeypatch: Any) -> None:
 
         monkeypatch.setattr(InterpreterBuilder, "create_dot", product)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    torch.manual_seed(0)  # of torch.nn.Linear's own initialisation, which is then overwritten
+    torch.manual_seed(0)  # for torch.nn.Linear's own initialisation, which is then overwritten
     only = os.environ.get("NOPROP_BITS_ONLY")
     chosen = None if only is None else set(json.loads(Path(only).read_text()))
     out, part_of_name = os.environ["NOPROP_BITS_OUT"], os.environ["NOPROP_BITS_CASE"]

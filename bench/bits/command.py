@@ -1,4 +1,4 @@
-"""Whether a change of the sources changed a bit of what they compute.
+"""Shows whether a change of the sources changed a bit of the results.
 
 `python -m bench bits BEFORE [AFTER]` builds two commits on this machine, runs the same cases in
 both on every backend, and compares digests of all states, losses, gradients and predictions.
@@ -20,7 +20,7 @@ import torch
 from . import builds
 from .compare import Comparison, compare, largest_difference, read
 
-SHOWN = 6  # differing cases of a run whose tensors are told, and lines of its problems
+SHOWN = 6  # differing cases of a run with their tensors shown, and lines of its problems
 
 
 class Run(NamedTuple):
@@ -44,9 +44,10 @@ BACKENDS = tuple(dict.fromkeys(run.backend for run in RUNS))
 def run_cases(
     run: Run, trees: Sequence[Path], only: Path | None = None
 ) -> tuple[list[Path], list[str | None]]:
-    """The cases in both trees: the folders of what they wrote, and why one did not run there."""
+    """Runs the cases in both trees: the folders of their outputs, and the reason for one that
+    failed."""
     test = f"tests/test_bits_cases.py::test_bits[{run.backend}]"
-    # the commit's options and warnings are its own tests' affair
+    # without the options and warning filters of the commit's own tests
     options = ["-q", "-rs", "-W", "ignore", "-o", "addopts=", "--import-mode=importlib"]
     outs = [tree.parent / f"{tree.name}-out" for tree in trees]
     extra = []
@@ -81,7 +82,7 @@ def tell_differences(run: Run, trees: Sequence[Path], found: Comparison) -> None
 
 
 def run_all(runs: Sequence[Run], trees: Sequence[Path]) -> bool:
-    """Whether all that ran here is equal, and every backend ran."""
+    """Whether every backend ran, and all its results are equal."""
     same, ran = True, set()
     for run in runs:
         outs, gaps = run_cases(run, trees)
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         builds.resolve(options.before),
         (builds.working_tree() if options.working_tree else builds.resolve(options.after)),
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folders go, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folders are removed too
     with TemporaryDirectory(prefix="noprop-bits-") as folder:
         trees = [Path(folder) / side for side in ("BEFORE", "AFTER")]
         for tree, commit in zip(trees, names, strict=True):

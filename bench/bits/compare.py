@@ -1,4 +1,4 @@
-"""Two commits' lines of digests compared: what differs, and what one side alone has."""
+"""Compares two commits' lines of digests: what differs, and what only one side has."""
 
 import json
 from collections import Counter
@@ -16,9 +16,9 @@ class Comparison:
 
     Attributes:
         equal: cases whose tensors all have the same bits.
-        refused: cases that both commits refuse, as a precision that a backend has not.
+        refused: cases that both commits refuse, such as a precision that a backend lacks.
         differing: tensors that differ, by case.
-        problems: what else is unlike, a line each.
+        problems: all other differences, a line each.
     """
 
     equal: int = 0
@@ -51,7 +51,7 @@ def compare(before: Mapping[str, Line], after: Mapping[str, Line]) -> Comparison
 
 
 def compare_case(found: Comparison, case: str, before: Line, after: Line) -> None:
-    """Adds what one case says; nothing counts as equal that did not run on both."""
+    """Adds the outcome of one case; a case that did not run on both is never equal."""
     failures = [
         f"{case}: fails in {side}: {line['failed']}"
         for side, line in (("BEFORE", before), ("AFTER", after))
@@ -75,7 +75,7 @@ def compare_case(found: Comparison, case: str, before: Line, after: Line) -> Non
 
 
 def one_side(what: str, before: Iterable[str], after: Iterable[str]) -> list[str]:
-    """The names that one commit alone has."""
+    """The names that only one commit has."""
     old, new = list(before), list(after)
     return [
         *(f"{what} {name} in BEFORE alone" for name in old if name not in new),
@@ -84,7 +84,7 @@ def one_side(what: str, before: Iterable[str], after: Iterable[str]) -> list[str
 
 
 def largest_difference(before: Any, after: Any) -> str:
-    """How far two tensors are apart, in words."""
+    """The difference of two tensors, in words."""
     if before.shape != after.shape or before.dtype != after.dtype:
         forms = (f"{value.dtype} {tuple(value.shape)}" for value in (before, after))
         return " became ".join(forms)

@@ -1,1 +1,1 @@
-"""All that is measured: our ways of calling, and the rivals."""
+"""The contenders: our ways of calling, and the rivals."""

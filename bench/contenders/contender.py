@@ -1,4 +1,4 @@
-"""What the runner asks of everything that it measures."""
+"""The interface of everything that the runner measures."""
 
 import os
 import sys
@@ -18,18 +18,18 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class Missing(Exception):
-    """What a contender needs is not on this machine; not to be timed is then no mistake."""
+    """This machine lacks what a contender needs; leaving it out is no error."""
 
 
 class Contender:
     """Trains all T blocks of a problem, K steps a call.
 
     Attributes:
-        maths: what is computed, "adamw", "sgd", "end_to_end", "inference" or a part of a step; only
-            equals are compared.
+        maths: what is computed: "adamw", "sgd", "end_to_end", "inference" or a part of a step; only
+            contenders with the same maths are compared.
 
     Args:
-        problem: what to train; its tensors are left as they are.
+        problem: what to train; its tensors are not changed.
         threads: cores it may use.
     """
 
@@ -54,20 +54,22 @@ class Contender:
         raise NotImplementedError
 
     def numbers(self, K: int) -> Tensor | None:
-        """What changes from step to step beside rows and noise, for `steps` as a third argument."""
+        """Numbers that change from step to step beside rows and noise; a third argument of
+        `steps`."""
         return None
 
     def weights(self) -> Weights:
-        """Copies of the weights now, named and shaped as the problem's."""
+        """Copies of the current weights, with the problem's names and shapes."""
         raise NotImplementedError
 
     def check_eps(self, K: int, seed: int) -> tuple[Tensor | None, Tensor]:
-        """Noise for the correctness check: what to pass to `steps`, and what K steps then use."""
+        """Noise for the correctness check: the argument for `steps`, and the noise that K steps
+        then use."""
         eps = self.problem.eps(K, seed)
         return eps, eps
 
     def flop(self) -> int:
-        """Operations of a step, of products alone."""
+        """Operations of a step, counting products only."""
         return self.shape.flop
 
     def traffic(self) -> int:
@@ -88,7 +90,7 @@ class Contender:
     def step_bytes(self, indices: Tensor) -> int | None:
         """Most bytes that a step holds beside `resident`: activations, gradients, workspace.
 
-        By PyTorch's own record of what it allocates; None where that does not see the work.
+        By PyTorch's own record of its allocations; None where it does not see the work.
         """
         if self.device.type == "cuda":
             gpu.synchronize(self.device)
@@ -105,14 +107,14 @@ class Contender:
         return max(accumulate(event.nbytes() for event in allocations))  # type: ignore
 
     def close(self) -> None:
-        """Give back what outlives the object."""
+        """Releases what outlives the object."""
 
     def draw(self, K: int, B: int) -> Tensor:
-        """The noise of K steps of B rows in one call, which is faster than T or K of them."""
+        """The noise of K steps of B rows in one call, which is faster than T or K calls."""
         return torch.randn(K, self.shape.T, B, self.shape.D, device=self.device)
 
     def autocast(self) -> torch.autocast:
-        """PyTorch's own way to the problem's precision; float32: nothing."""
+        """PyTorch's own setting for the problem's precision; none for float32."""
         low = self.problem.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, low)
 
@@ -123,7 +125,7 @@ class Contender:
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Nothing of what native code writes to stderr, which is the profiler's account of itself."""
+    """Discards what native code writes to stderr: the profiler's messages about itself."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nothing:
@@ -145,8 +147,9 @@ class Entry:
         compiles: its first call compiles; failing to is then a result and no mistake.
         slow: left out of a quick run.
         single: takes one step a call, and is timed at K = 1 alone.
-        min_threads: fewer make it a copy of another contender, or are more than it can be held to.
-        precisions: of products' operands, those that it knows.
+        min_threads: minimum of threads; with fewer it equals another contender, or cannot be
+            limited to so few.
+        precisions: the precisions of products' operands that it supports.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Our contenders: noprop_kernels on the problem, through the names that every user has."""
+"""Our contenders: noprop_kernels on the problem, through its public names."""
 
 import os
 from collections.abc import Callable
@@ -24,7 +24,8 @@ class Ours(Contender):
     """K steps in one call of train_steps, which gathers the rows itself.
 
     Attributes:
-        backend: that has to run it; none would let the reference, which is no contender.
+        backend: the backend that must run it; by default the reference could, which is no
+            contender.
 
     Args:
         blocks_per_launch: as DenoisingBlocks has it.
@@ -76,7 +77,7 @@ class Ours(Contender):
         return None, torch.stack(drawn)
 
     def resident(self) -> dict[str, int]:
-        """Of the object's own tensors; the counters are seeds, draws, updates and the like."""
+        """Bytes of the object's own tensors; counters are seeds, draws, updates and the like."""
         buffers = {name: buffer.nbytes for name, buffer in self.blocks.named_buffers()}
         moments = sum(size for name, size in buffers.items() if name.endswith(("_m", "_v")))
         weights = sum(parameter.nbytes for parameter in self.blocks.parameters())
@@ -107,7 +108,7 @@ class OursTrainStep(Ours):
 
 
 class OursOnGPU(Ours):
-    """By the Triton kernels: K steps are CUDA graphs, with early launch (PDL) where there is one.
+    """By the Triton kernels: K steps are CUDA graphs, with early launch (PDL) where supported.
 
     Args:
         pdl: False: without early launch.
@@ -150,7 +151,7 @@ class OursOnCUDA(Ours):
 
 
 class OursOnClusters(OursOnCUDA):
-    """The same with each group of thread blocks a thread-block cluster.
+    """The same, with a thread-block cluster for each group of thread blocks.
 
     Raises:
         Missing: the device has none.
@@ -194,7 +195,7 @@ class OursByHand(OursTrainStep):
         return torch.stack(losses)
 
     def step(self) -> Tensor:
-        """The loss of one step on x and y; the first compiles, the second is captured."""
+        """The loss of one step on x and y; the first call compiles, the second is captured."""
         if self.replay is None:
             self.replay = self.capture
             return gpu.apart(self.device, self.plain)
@@ -219,7 +220,7 @@ class OursSGD(Ours):
     maths = "sgd"
 
 
-ON_CPU = ("float32", "bfloat16")  # what the CPU kernels know
+ON_CPU = ("float32", "bfloat16")  # those of the CPU kernels
 
 OURS = (
     Entry("ours", Ours, precisions=ON_CPU),

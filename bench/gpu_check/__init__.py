@@ -1,1 +1,1 @@
-"""What a machine with a GPU has to show, in one call."""
+"""The check of a machine with a GPU, in one call."""

@@ -1,14 +1,14 @@
-"""What a GPU has to show, in parts, under ten minutes: `bash bench/gpu_check.sh OUT [PART ...]`.
+"""The check of a GPU, in parts, under ten minutes: `bash bench/gpu_check.sh OUT [PART ...]`.
 
 Each part is a command with a time limit; its result is a line of OUT/parts.jsonl as soon as it is
-known, and what it prints is appended to OUT/log.txt. A part that fails stops none of the next. What
-no time was left for is told as "cut", what cannot be tried here as "skipped", each with its reason.
+known, and its output is appended to OUT/log.txt. A part that fails stops none of the next. A part
+without time left is reported as "cut", one that cannot run here as "skipped", each with its reason.
 Exit status 1 if a part failed.
 
-    NOPROP_REHEARSE=1  takes the same way on the CPU, with shapes that measure nothing
+    NOPROP_REHEARSE=1  runs the same code path on the CPU, with shapes that measure nothing
     NOPROP_SECONDS     the time for everything, 570 unless given
     NOPROP_DATA        MNIST's files, for the last part
-    NOPROP_COMMIT      what the result lines call the commit, where the sources have no .git
+    NOPROP_COMMIT      the commit's name in the result lines, where the sources have no .git
 
 This file and parts.py need nothing but Python, since the package is not built when they start.
 It is built from a copy of the sources, and installed into a folder that is removed in the end.
@@ -28,12 +28,12 @@ from pathlib import Path
 from .parts import ROOT, Part, Place, every_part
 
 SECONDS = 570.0
-SKIPPED = 77  # exit status of a part that cannot be tried here; its last line says why
+SKIPPED = 77  # exit status of a part that cannot run here; its last line says why
 Line = dict[str, object]
 
 
 def run_part(part: Part, place: Place, left: float, echo: Callable[[str], None]) -> Line:
-    """Runs a part within its limit and what is left; its result line."""
+    """Runs a part within its limit and the time left; returns its result line."""
     line: Line = {"part": part.name, "limit_s": part.seconds}
     if part.gap:
         return line | {"status": "skipped", "reason": part.gap}
@@ -56,7 +56,7 @@ def run_part(part: Part, place: Place, left: float, echo: Callable[[str], None])
         return line | {"status": "skipped", "reason": said[-1] if said else ""}
     if status is None:
         reason = f"not done in {limit:.0f} s; results until then are kept"
-        # a limit of its own is a failure, the end of all time is not
+        # reaching the part's own limit is a failure, the end of the total time is not
         return line | {"status": "failed" if limit == part.seconds else "cut", "reason": reason}
     return line | {"status": "failed", "reason": "\n".join(said[-3:])[-500:]}
 
@@ -93,7 +93,7 @@ def output_of(part: Part, place: Place, limit: float) -> tuple[int | None, str]:
 
 
 def end_session(process: subprocess.Popen) -> None:
-    """Ends a part and whatever it started, such as a compiler's workers."""
+    """Ends a part and its children, such as a compiler's workers."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"gpu_check: PART must be among {known}, got {unknown}")
             return 2
         place.lay()
-        # all but the facts import what is built
+        # all but the facts import the built package
         needed = {*wanted} | ({"build"} if {*wanted} - {"facts"} else set())
         chosen = [part for part in parts if not wanted or part.name in needed]
         return check(chosen, place, seconds)

@@ -1,10 +1,10 @@
-"""Where a step's time goes in the persistent CUDA kernel: `python -m bench clocks --shape tiny`.
+"""The time of a step in the persistent CUDA kernel by stage: `python -m bench clocks --shape tiny`.
 
 It needs an extension that counts: `CMAKE_ARGS=-DNOPROP_CUDA_CLOCKS=ON pip install .`. Thread block
-0 reads its multiprocessor's clock behind every stage and every barrier: `work` is its own tiles,
-`wait` the barrier, which the slowest thread block of its group ends. Shares are of the sum; moments
-fetched when a launch begins, and written when it ends, are not in it. Reading the clock costs time
-too, so a step's time is for `bench run` to tell. Exit status 77: nothing can be counted; the last
+0 reads its multiprocessor's clock after every stage and every barrier: `work` is its own tiles,
+`wait` the barrier, which the slowest thread block of its group ends. Shares are of their sum, which
+leaves out the moments fetched when a launch begins and written when it ends. Reading the clock
+costs time, so `bench run` measures a step's time. Exit status 77: nothing can be counted; the last
 line says why.
 """
 

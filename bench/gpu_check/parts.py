@@ -1,4 +1,4 @@
-"""The parts of check.py: what is right, then the headline, then what time is left for."""
+"""The parts of check.py: correctness, then the headline, then the rest in the time left."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc", "noprop_kernels", "python", "pyproject.toml", "setup.py", "CMakeLists.txt")
-BESIDE = ("MANIFEST.in", "README.md", "LICENSE")  # what the build reads too
-CHECKS = ("bench", "tests", "pyproject.toml", "README.md")  # that run away from the sources
+BESIDE = ("MANIFEST.in", "README.md", "LICENSE")  # the build reads these too
+CHECKS = ("bench", "tests", "pyproject.toml", "README.md")  # these run away from the sources
 OURS = (  # all but ours_sgd; contenders/ours.py cannot be imported yet
     *("ours", "ours_cuda", "ours_cuda_clusters"),
     *("ours_no_pdl", "ours_train_step", "ours_by_hand"),
@@ -38,11 +38,11 @@ class Part:
     """One command.
 
     Args:
-        name: as in the results.
+        name: its name in the results.
         seconds: its limit.
-        command: what runs, in the folder of the checks.
-        env: variables beside the caller's.
-        gap: a reason not to try it, or "".
+        command: the command, run in the folder of the checks.
+        env: additional variables.
+        gap: the reason not to run it, or "".
         keep: a file of results that its last line is appended to, or "".
     """
 
@@ -56,13 +56,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a check works and writes.
+    """The folders and options of a check.
 
     Args:
         out: the folder of results.
         work: a folder of its own, removed in the end.
         rehearse: on the CPU, measuring nothing.
-        commit: of the sources.
+        commit: that of the sources.
     """
 
     out: Path
@@ -79,7 +79,7 @@ class Place:
         return self.work / "checks"
 
     def lay(self) -> None:
-        """Copies the sources to build from, and the checks, where they shadow nothing."""
+        """Copies the sources to build, and the checks to a place where they shadow nothing."""
         skip = shutil.ignore_patterns("__pycache__", "*.so", "results", "build", "*.egg-info")
         for folder, names in (("source", (*SOURCES, *BESIDE)), ("checks", CHECKS)):
             (self.work / folder).mkdir()
@@ -112,7 +112,7 @@ def benchmarks(place: Place) -> list[Part]:
 
     `bench lengths` shows what K steps a call save: the persistent kernel beside graphs.
     """
-    # what compiles long is apart from the rest, which a limit would take with it
+    # long compilations have their own part: a limit would also end the rest
     eager = ("--seconds", "50", "--contender", *OURS, "ours_sgd", *EAGER)
     options = ("--seconds", "55", "--contender", "ours", *OPTIONS, "step_compiled_functional")
     core = ("--seconds", "25", "--contender", *OURS, *BEST)
@@ -143,7 +143,7 @@ def benchmarks(place: Place) -> list[Part]:
 def sanitizers(place: Place) -> list[Part]:
     """Small shapes by themselves, under Triton's own sanitizer, and under NVIDIA's tools.
 
-    The tools look at each backend in a part of its own.
+    The tools check each backend in a part of its own.
     """
     small = python("-m", "bench", "sanitize", *(["--rehearse"] if place.rehearse else []))
     out = ["--out", str(place.out / "sanitizers.jsonl")]
@@ -155,7 +155,7 @@ def sanitizers(place: Place) -> list[Part]:
         Part("small shapes cuda", 60, [*small, *cuda, *out]),
         Part("consan", 120, [*small, "--consan", *out]),
     ]
-    # each tensor an allocation of its own, so that its bounds are looked at
+    # each tensor an allocation of its own, so that its bounds are checked
     alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in ("memcheck", "racecheck", "synccheck"):
         command = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=99", *small, *few]
@@ -166,7 +166,7 @@ def sanitizers(place: Place) -> list[Part]:
 
 
 def mnist(place: Place) -> Part:
-    """Trained end to end by the command that every user has, into a folder that is not kept."""
+    """Trains from end to end by the public command, into a folder that is not kept."""
     device = "cpu" if place.rehearse else "cuda"
     data, epochs = ("digits", "2") if place.rehearse else ("mnist", "10")
     gap = "" if place.rehearse or os.environ.get("NOPROP_DATA") else "NOPROP_DATA is not set"
@@ -185,7 +185,7 @@ def every_part(place: Place) -> list[Part]:
     pip = ("-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index")
     target = ("--target", str(place.site), str(place.work / "source"))
     marked, where = (
-        ("triton", "triton_kernels/test_update.py") if place.rehearse else ("gpu", "gpu")
+        ("triton", "backends/triton/test_update.py") if place.rehearse else ("gpu", "backends/gpu")
     )
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, f"tests/{where}"]
     tests += ["-o", "filterwarnings=default"]  # another torch has other warnings

@@ -2,14 +2,14 @@
 
 Every kernel of the Triton backend runs once or twice: plain steps, a captured graph and its replay,
 normalisation, both optimizers, prediction, each precision. With --backend cuda the persistent CUDA
-kernel does the same, its steps in launches of one and of three. By itself the command checks that
-two runs of the same steps give the same bits; it is meant to be run under compute-sanitizer, by
-memcheck, racecheck and synccheck. A CUDA backend that cannot run here: exit status 77.
+kernel does the same, its steps in launches of one and of three. Without a tool the command checks
+that two runs of the same steps give the same bits; it is meant to run under compute-sanitizer's
+memcheck, racecheck and synccheck. Exit status 77: the CUDA backend cannot run here.
 
 With --consan steps without normalisation run under Triton's own concurrency sanitizer
 (TRITON_INSTRUMENTATION_MODE=consan), which asserts on the device, and kernels that it instrumented
-are counted. A precision whose kernels it cannot compile is told (tf32 and bfloat16 for sm_90 with
-Triton 3.7); float32 has to. A Triton without it: exit status 77.
+are counted. A precision whose kernels it cannot compile is reported (tf32 and bfloat16 for sm_90
+with Triton 3.7); float32 must compile. Exit status 77: this Triton has no such sanitizer.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SKIPPED = 77  # exit status of what could not be tried; the last line says why
+SKIPPED = 77  # exit status where nothing could run; the last line says why
 PRECISIONS = ("float32", "tf32", "bfloat16")
 MODE = "TRITON_INSTRUMENTATION_MODE"
 
 
 def consan_gap() -> str | None:
-    """Why Triton's concurrency sanitizer cannot be tried, or None; Triton is not imported."""
+    """The reason why Triton's concurrency sanitizer cannot run, or None; does not import Triton."""
     found = importlib.util.find_spec("triton")
     if found is None or found.origin is None:
         return "Triton is not installed"
@@ -40,7 +40,7 @@ def consan_gap() -> str | None:
 
 
 def cuda_gap(device: str) -> str | None:
-    """Why the CUDA kernels cannot be tried, or None."""
+    """The reason why the CUDA kernels cannot run, or None."""
     import torch
 
     from noprop_kernels.backends import dispatch
@@ -148,7 +148,7 @@ def acceptable(line: dict[str, Any]) -> bool:
 
 
 def give_scratch() -> None:
-    """Lets instrumented kernels have the global memory in which they take notes."""
+    """Gives instrumented kernels the global memory for their records."""
     import torch
     import triton
 

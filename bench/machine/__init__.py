@@ -1,1 +1,1 @@
-"""The machine under the numbers."""
+"""Facts and rates of the machine."""

@@ -1,8 +1,8 @@
-"""The GPU under the numbers: what it is, its rates, and CUDA graphs captured by hand.
+"""The GPU: its facts and rates, and CUDA graphs captured by hand.
 
     python -m bench gpu facts|peaks [--rehearse] --out FILE
 
-`facts` needs torch alone, so that it can speak before anything is built; `peaks` Triton too. Each
+`facts` needs only torch, so it works before the package is built; `peaks` also needs Triton. Each
 appends a JSON line. With --rehearse the same code runs on the CPU, and its lines say so.
 """
 
@@ -31,13 +31,13 @@ REPEATS = 20
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for all work on a GPU; a CPU has none to wait for."""
+    """Waits for all work on a GPU; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def apart(device: torch.device, work: Callable[[], Result]) -> Result:
-    """`work` on a stream of its own, as what will be captured has to begin."""
+    """Runs `work` on its own stream, as required before a capture."""
     if device.type != "cuda":
         return work()
     stream = torch.cuda.Stream(device)
@@ -49,14 +49,14 @@ def apart(device: torch.device, work: Callable[[], Result]) -> Result:
 
 
 def capture(device: torch.device, work: Callable[[], Result]) -> Callable[[], Result]:
-    """A replay of `work` by a CUDA graph, always into the same result.
+    """Captures `work` in a CUDA graph; each replay writes the same result tensors.
 
-    Off a GPU it is `work` itself, for tests and rehearsals.
+    On a CPU it returns `work` itself, for tests and rehearsals.
     """
     if device.type != "cuda":
         return work
     graph = torch.cuda.CUDAGraph()
-    # other threads, such as a compiler's, may go on with calls that a capture must not contain
+    # other threads, such as a compiler's, may make calls that a capture must not contain
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = work()
 
@@ -72,7 +72,7 @@ def name_of(device: torch.device) -> str:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """Driver, clocks and the like as nvidia-smi tells them, or why it does not."""
+    """Driver, clocks and more from nvidia-smi, or the reason why it fails."""
     if shutil.which("nvidia-smi") is None:
         return {"nvidia_smi": "not found on PATH"}
     command = ["nvidia-smi", f"--query-gpu={','.join(SMI)}", "--format=csv,noheader", "--id=0"]
@@ -104,7 +104,7 @@ def version(package: str) -> str | None:
 
 
 def tool_version(*command: str) -> str | None:
-    """The last line with a version that a tool says of itself; None: it is not on PATH."""
+    """The last line of a tool's output with a version; None: it is not on PATH."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -133,14 +133,15 @@ def milliseconds(device: torch.device, work: Callable[[], Any], repeats: int = R
 
 
 def set_precision(precision: str) -> None:
-    """What PyTorch's float32 products round their operands to on a GPU."""
+    """The precision to which PyTorch rounds operands of float32 products on a GPU."""
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
 
 
 def matrix_gflops(
     device: torch.device, precision: str, sizes: Sequence[int] = MATRIX_SIZES
 ) -> float:
-    """Highest rate of torch's products of square matrices, of random numbers, in 1e9 a second."""
+    """The highest rate of torch's products of square random matrices, in 1e9 operations a
+    second."""
     before = torch.get_float32_matmul_precision()
     set_precision(precision)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -158,8 +159,8 @@ def matrix_gflops(
 def copy_gb_s(device: torch.device, size: int) -> float:
     """Bytes read and written a second, in 1e9, by copies between two arrays of `size` in sum.
 
-    Several copies a measurement, so that a small one is not a launch alone; one launch's cost stays
-    in the rate of an array that fits into a cache.
+    Several copies a measurement, so that a small copy is more than its launch; the rate of an array
+    that fits into a cache still contains the cost of one launch.
     """
     source = torch.ones(size // 8, device=device)
     target = torch.empty_like(source)
@@ -243,7 +244,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def peaks(device: torch.device) -> dict[str, Any]:
-    """Copy bandwidth, matrix rates, and the cost of launches."""
+    """Measures copy bandwidth, matrix rates, and the cost of launches."""
     small = device.type != "cuda"  # a rehearsal
     sizes, copied = ((64,), 1 << 20) if small else (MATRIX_SIZES, COPY_BYTES)
     precisions = ("float32", "tf32", "bfloat16")

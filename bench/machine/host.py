@@ -1,4 +1,4 @@
-"""The machine under the numbers: what it is, what is installed, and its rates."""
+"""The machine: its facts, the installed versions, and its rates."""
 
 import os
 import platform
@@ -81,7 +81,7 @@ def now() -> str:
 
 
 def best_rate(work: Callable[[], float], seconds: float) -> float:
-    """Highest units a second of `work`, which returns the units done, repeated for so long."""
+    """The highest rate of `work`, which returns the units done, over repetitions for this long."""
     best, end = 0.0, time.perf_counter() + seconds
     work()
     while time.perf_counter() < end:
@@ -92,7 +92,7 @@ def best_rate(work: Callable[[], float], seconds: float) -> float:
 
 
 def circumstances(shape: str, threads: int, precision: str = "float32") -> dict[str, Any]:
-    """What every result line says of its run."""
+    """The fields of every result line on its run."""
     return {
         "shape": shape,
         "threads": threads,
@@ -108,7 +108,7 @@ def circumstances(shape: str, threads: int, precision: str = "float32") -> dict[
 def rates(threads: int, state_bytes: int) -> dict[str, float]:
     """The measured limits of the machine, for the result lines.
 
-    `copy_gb_s` is memory's; `state_gb_s` that of whichever cache the state of all blocks fits into.
+    `copy_gb_s` is memory's rate; `state_gb_s` that of the cache into which all blocks' state fits.
     """
     return {
         "peak_gflops": peak_gflops(threads),

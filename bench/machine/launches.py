@@ -1,4 +1,4 @@
-"""A Triton kernel that does next to nothing, whose launches are timed."""
+"""A Triton kernel that does almost nothing, for timing launches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def nothing_kernel(one_ptr, PDL: tl.constexpr):
 
 
 def early(device: torch.device) -> bool:
-    """Whether a launch can begin while the one before it ends."""
+    """Whether a launch can begin before the previous one ends."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= (9, 0)

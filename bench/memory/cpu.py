@@ -1,10 +1,10 @@
 """Memory in parts, and its measured peak: `python -m bench memory [--quick] [--out FILE]`.
 
-Each contender is alone in a process of its own. It takes steps there once to load what PyTorch
-loads late, and is dropped; then the process' resident set is its baseline, the contender is made
-again, takes steps, and in further steps the highest resident set (VmHWM) counts. Beside it, the
-bytes of the parts: weights and optimizer state between steps, gradients that exist at once,
-activations (with whatever else PyTorch allocates in a step), and the native workspace.
+Each contender has a process of its own. First it takes steps so that PyTorch loads all that it
+loads late, and is dropped: the process' resident set is now the baseline. Then the contender is
+made again, takes steps, and the highest resident set (VmHWM) during further steps counts. Beside it
+are the bytes of the parts: weights and optimizer state between steps, gradients that exist at once,
+activations (with all else that PyTorch allocates in a step), and the native workspace.
 """
 
 import ctypes
@@ -41,14 +41,14 @@ ENTRIES = {entry.name: entry for entry in (*OURS, *RIVALS) if entry.name in NAME
 WARM_STEPS = 3
 STEPS = 12
 TIMEOUT = 600  # seconds, of which compiling takes most
-BATCHES = 4  # of rows of the data set, which is no part of what is measured
+BATCHES = 4  # of rows; the data set is not part of the measurement
 
 
 def measure(name: str, shape: Shape, threads: int) -> Line:
-    """What one contender needs; for a process that has done nothing else.
+    """Measures one contender, in a process that has done nothing else.
 
     Raises:
-        OSError: the system does not tell, or reset, a process' peak.
+        OSError: the system does not report, or reset, a process' peak.
     """
     torch.set_num_threads(threads)
     problem = make_problem(replace(shape, rows=BATCHES * shape.B))
@@ -77,7 +77,7 @@ def measure(name: str, shape: Shape, threads: int) -> Line:
 
 
 def ready(name: str, problem: Problem, threads: int) -> Contender:
-    """A contender whose first steps, and compilation, are behind it."""
+    """A contender after its first steps and compilation."""
     contender = ENTRIES[name].make(problem, threads)
     for i in range(WARM_STEPS):
         contender.steps(problem.indices(1, seed=i))
@@ -109,7 +109,7 @@ def measure_apart(name: str, shape: Shape, threads: int) -> Line:
     """`measure` in a new process.
 
     Raises:
-        RuntimeError: it failed, or was not done in time; the text is its last line.
+        RuntimeError: it failed or timed out; the text is its last line.
     """
     try:
         done = subprocess.run(
@@ -128,13 +128,13 @@ def measure_apart(name: str, shape: Shape, threads: int) -> Line:
 
 
 def child() -> None:
-    """The new process: a request on stdin, the answer as the last line of stdout."""
+    """The main of the new process: reads a request on stdin, prints the answer as its last line."""
     request = json.load(sys.stdin)
     print(json.dumps(measure(request["name"], Shape(**request["shape"]), request["threads"])))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what the command line asks for; 1 if a contender that compiles nothing failed."""
+    """Runs the command line; returns 1 if a contender that compiles nothing failed."""
     entries = list(ENTRIES.values())
     parser = command.parser("memory", __doc__, SHAPES, entries, quick="tiny alone")
     options = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
 """Memory on a GPU in parts, its peak and the time: `python -m bench gpu_memory [--out FILE]`.
 
-Ours with 1, 2, 5 and all blocks a launch (`blocks_per_launch`), and rivals, end-to-end
-back-propagation among them. Bytes are those of PyTorch's allocator, one contender after the other:
-weights and optimizer state between steps, gradients that exist at once, what else a step allocates
-(ours: workspace; rivals: activations), and the peak of all while steps run, K of them in a call, a
-CUDA graph of ours included.
+Ours with 1, 2, 5 and all blocks a launch (`blocks_per_launch`), and rivals, among them end-to-end
+back-propagation. Bytes are those of PyTorch's allocator, one contender after the other: weights and
+optimizer state between steps, gradients that exist at once, all else that a step allocates (ours:
+workspace; rivals: activations), and the peak of all while steps run, K in a call, including our
+CUDA graph.
 """
 
 import gc
@@ -40,7 +40,7 @@ STEPS, SAMPLES = 10, 5
 
 
 def measure(entry: Entry, problem: Problem, K: int, samples: int) -> Line:
-    """What one contender needs, and its fastest sample in milliseconds a step."""
+    """Measures one contender's memory, and its fastest sample in milliseconds a step."""
     device, indices = problem.device, problem.indices(K, seed=1)
     counted = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if counted else 0
@@ -72,7 +72,7 @@ def parts(contender: Contender, step: int | None) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs what the command line asks for; 1 if a contender that compiles nothing failed."""
+    """Runs the command line; returns 1 if a contender that compiles nothing failed."""
     shapes = GPU_SHAPES | {REHEARSAL.name: REHEARSAL}
     parser = command.parser("gpu_memory", __doc__, shapes, ENTRIES, quick="small alone")
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)

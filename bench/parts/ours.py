@@ -30,7 +30,7 @@ class OurPart:
             *(blocks.plan, self.params, m, v, {}),
             *(blocks.seeds, blocks.draws, blocks.updates, self.index),
         )
-        numbers = blocks.goal.numbers(blocks.t)
+        numbers = blocks.goal.levels(blocks.t)
         signal, size, weight = (
             number[None, :, None].expand(1, T, B)
             for number in (numbers.signal, numbers.noise, numbers.weight)

@@ -1,1 +1,1 @@
-"""What every contender is given: sizes, data, and the float64 twin that tells what is right."""
+"""The input of every contender: sizes, data, and the float64 twin that defines the right result."""

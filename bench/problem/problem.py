@@ -1,4 +1,4 @@
-"""What every contender is given: data, initial weights and the step's numbers, in plain PyTorch.
+"""The input of every contender: data, initial weights and the step's numbers, in plain PyTorch.
 
 The step of block t, with embeddings u_y = W[y], one-hot unless the shape says otherwise:
 
@@ -7,7 +7,7 @@ The step of block t, with embeddings u_y = W[y], one-hot unless the shape says o
     f      = relu(Linear([hx, hz]));  logits = Linear(f)
     loss_t = weight_t * mean over rows of |softmax(logits) @ W - u_y|^2
 
-then AdamW. Nothing here comes from the library that is measured.
+then AdamW. Nothing here comes from the measured library.
 """
 
 import math

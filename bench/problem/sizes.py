@@ -45,11 +45,11 @@ class Shape:
 
     @property
     def flop(self) -> int:
-        """Operations of one step of all blocks: only products, and only those that none can avoid.
+        """Operations of one step of all blocks: only products, and only unavoidable ones.
 
         4 * B * in * out for a layer that reads the plan's inputs (forward and weight gradient), 6
-        for any other (and the gradient of what it reads). An embedding that is not one-hot is a
-        layer without a weight gradient, 4 * B * M * D.
+        for any other (with the gradient of its input). An embedding that is not one-hot is a layer
+        without a weight gradient, 4 * B * M * D.
         """
         stems = 4 * (self.F + self.D) * self.H
         rest = 6 * (2 * self.H * self.H + self.H * self.M)
@@ -63,7 +63,7 @@ class Shape:
         return 2 * self.T * self.B * inputs * self.H
 
 
-# what `ours` aims at on a CPU in float32 at K >= 50: ratio to the best rival, share of peak
+# goals of `ours` on a CPU in float32 at K >= 50: ratio to the best rival, share of peak
 TARGETS = {
     "tiny": (1.5, 0.70),
     "small": (1.5, 0.85),
@@ -90,7 +90,7 @@ GPU_SHAPES = SHAPES | {
     )
 }
 
-# for a look at the way through a GPU's benchmark, by Triton's interpreter
+# for a rehearsal of a GPU's benchmark in Triton's interpreter
 REHEARSAL = Shape("rehearsal", B=6, F=13, H=16, D=5, M=7, T=2, rows=40)
 
 INFERENCE_SHAPES = {

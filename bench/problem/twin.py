@@ -1,4 +1,4 @@
-"""The same steps in float64, as plainly as PyTorch says them: every contender must agree."""
+"""The same steps in float64 in the plainest PyTorch: every contender must agree."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -102,7 +102,7 @@ def run(
                 u_hat = block(w, t, x, signal[t] * u_y + noise[t] * e[t], W, product)
             error = (u_hat - u_y).square().sum(dim=1).mean()
             loss = error if maths == "end_to_end" else weight[t] * error
-            loss.backward()  # at once: of a large block nothing else is to be kept
+            loss.backward()  # at once, so that nothing else of a large block is kept
             losses.append(loss.detach())
         optimizer.step()
         optimizer.zero_grad()

@@ -1,8 +1,8 @@
 """Pictures of result files: `python -m bench figures FILE.jsonl ... --out FOLDER`.
 
-Writes those that the files have lines for: cpu.png, the speed of every contender beside the best
-rival's; roofline.png, rate over arithmetic intensity, and shares of the peak; scaling.png, time a
-step over T, B and H beside its floor. Needs matplotlib.
+Writes the pictures for which the files have lines: cpu.png, the speed of every contender beside the
+best rival's; roofline.png, rate over arithmetic intensity, and shares of the peak; scaling.png,
+time a step over T, B and H beside its floor. Needs matplotlib.
 """
 
 import argparse
@@ -79,8 +79,8 @@ def draw_roofline(lines: Sequence[Line]) -> Any:
 
     The intensity of a step is its products' operations over the bytes of weights and moments that
     it reads and writes once each at K = 1, whatever a contender really moves; so all contenders of
-    one shape and optimizer stand above one another. One roof is memory's, the other that of the
-    cache which the state of one of the shapes fits into.
+    one shape and optimizer are in one column. One roof is memory's, the other that of the cache
+    into which the state of one of the shapes fits.
     """
     chosen = [line for line in lines if line.get("maths") in STATE_MATHS]
     shapes = at_most_threads(chosen, None)

@@ -1,6 +1,4 @@
-"""Result lines: read from files, grouped and compared. Of several runs of one thing the latest
-counts.
-"""
+"""Reads, groups and compares result lines. Of several runs of the same thing the latest counts."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -50,12 +48,13 @@ def groups(lines: Iterable[Line], kind: str | None = None) -> dict[Group, list[L
 
 
 def is_ours(contender: str) -> bool:
-    """By its name, which begins with ours in each way of calling it, and no rival's does."""
+    """Whether a line is ours: the names of our ways of calling begin with `ours`, no rival's
+    does."""
     return contender == "ours" or contender.startswith("ours_")
 
 
 def best_rival(group: Sequence[Line], maths: str) -> Line | None:
-    """The fastest line that computes the same and is not ours."""
+    """The fastest rival with the same maths."""
     same = [line for line in group if line["maths"] == maths]
     rivals = [line for line in same if not is_ours(line["contender"])]
     return min(rivals, key=lambda line: line["ms_per_step"], default=None)
@@ -70,7 +69,7 @@ Peak = tuple[int, str]  # threads, and a GPU's precision
 
 
 def peak_of(line: Line) -> Peak:
-    """What a peak belongs to: a number of threads, and on a GPU a precision of products."""
+    """The key of a peak: a number of threads, and on a GPU a precision of products."""
     return line["threads"], line["precision"] if line["machine"].get("gpu") else ""
 
 
@@ -83,7 +82,7 @@ def highest_peaks(lines: Iterable[Line]) -> dict[Peak, float]:
 
 
 def rescaled(line: Line, peaks: dict[Peak, float]) -> Line:
-    """The line with its peak, and its share of it, those of the highest peak."""
+    """The line with the highest peak for its key, and its share of that peak."""
     if "peak_gflops" not in line:
         return line
     peak = peaks[peak_of(line)]
@@ -100,11 +99,11 @@ def traffic(line: Line) -> int:
 def floor_ms(line: Line) -> float:
     """The floor under a training step, in milliseconds: flop / peak + bytes / copy rate.
 
-    What a step takes whose products run at the measured multiply-add peak, after which its update
+    The time of a step whose products run at the measured multiply-add peak, and whose update then
     reads and writes every weight and moment once (24 bytes a parameter with AdamW), as fast as a
     copy between arrays that are together as large as that state: at a cache's rate where it fits
-    into a cache, at memory's where it does not. A step can be faster only by doing the two at the
-    same time, or by keeping the state in a nearer cache from step to step.
+    into a cache, at memory's where it does not. A step can be faster only if it does both at the
+    same time, or keeps the state in a nearer cache from step to step.
     """
     products = line["flop_per_step"] / (line["peak_gflops"] * 1e6)
     return products + traffic(line) / (line["state_gb_s"] * 1e6)

@@ -1,8 +1,8 @@
 """Tables from result files: `python -m bench report FILE.jsonl ... [--readme FILE]`.
 
-They go between two markers of a page, so that its figures are never typed by hand. What each
-file of `bench run`, infer, parts, scaling, neighbour, job, local, grid and memory holds gets its
-own table.
+They are written between two markers of a page, so that its figures are never typed by hand. The
+files of `bench run`, infer, parts, scaling, neighbour, job, local, grid and memory each have their
+own tables.
 """
 
 import argparse
@@ -52,7 +52,7 @@ SECTIONS = (
 
 
 def readme_section(lines: Sequence[Line]) -> str:
-    """What stands between the markers, for each machine."""
+    """The text between the markers, for each machine."""
     parts = []
     for machine in dict.fromkeys(map(machine_of, lines)):
         own = [line for line in lines if machine_of(line) == machine]
@@ -96,7 +96,7 @@ def machine_section(lines: Sequence[Line]) -> list[str]:
 
 
 def failures(lines: Sequence[Line]) -> list[str]:
-    """A sentence for each contender and error, with the shapes where it came."""
+    """A sentence for each contender and error, with the shapes concerned."""
     failed: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         if "error" in line:
@@ -126,7 +126,7 @@ def every_contender(lines: Sequence[Line], memory: bool) -> list[str]:
 
 
 def write_readme(path: Path, section: str) -> None:
-    """Replaces what stands between the markers.
+    """Replaces the text between the markers.
 
     Raises:
         ValueError: the file does not have each marker once, in order.

@@ -35,7 +35,7 @@ def mebibytes(line: Line) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Three digits that count at least."""
+    """A number with at least three significant digits."""
     return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
@@ -109,7 +109,7 @@ def headline(lines: Sequence[Line], maths: str) -> tuple[str, list[str]]:
 
 
 def target_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows: `ours` on a CPU in float32, all threads, beside what it aims at."""
+    """Header and rows: `ours` on a CPU in float32, all threads, beside its goals."""
     rows: Rows = [("shape", "K", "ratio", "aim", "share of peak", "aim", "at the floor")]
     own = [line for line in lines if line.get("precision") == "float32" and "state_gb_s" in line]
     found = groups(line for line in own if not line["machine"].get("gpu"))
@@ -244,7 +244,7 @@ def neighbour_rows(lines: Iterable[Line]) -> Rows:
 
 
 def job_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of `bench job`'s lines: a run's seconds, each beside what it is made of."""
+    """Header and rows of `bench job`'s lines: a run's seconds, with their parts."""
     rows: Rows = [
         (
             *(
@@ -295,7 +295,7 @@ def local_rows(lines: Iterable[Line]) -> Rows:
 
 
 def grid_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of `bench grid`'s lines: ours and the rival's means, and what is missed."""
+    """Header and rows of `bench grid`'s lines: our means and the rival's, and the misses."""
     cells: dict[str, dict[str, Line]] = {}
     for line in timed(lines, "grid"):
         cells.setdefault(line["shape"], {})[line["contender"]] = line

@@ -1,11 +1,11 @@
-"""What a call costs beside the kernels: `train_step` and `train_steps` with K = 1 at `tiny`, paired
-with another build.
+"""The cost of a call beside its kernels: `train_step` and `train_steps` with K = 1 at `tiny`,
+paired with another build.
 
     python -m bench boundary OTHER [--rounds 200] [--cpu]
 
-OTHER is a folder that holds the other build's `noprop_kernels`. Each build runs in a process of
-its own, and the two take turns, so that what slows the machine slows both. Printed are the
-median of the pairs' ratios, this build to the other, its quartiles, and the fastest call of each.
+OTHER is the folder of the other build's `noprop_kernels`. Each build runs in a process of its own,
+and the two take turns, so that whatever slows the machine slows both. It prints the median of the
+pairs' ratios, this build to the other, its quartiles, and the fastest call of each.
 """
 
 import argparse
@@ -45,7 +45,7 @@ for name in sys.stdin:
 
 
 class Build:
-    """A process that makes calls when it is told to."""
+    """A process that makes calls on command."""
 
     def __init__(self, folder: Path, threads: int, cpu: bool) -> None:
         self.process = subprocess.Popen(

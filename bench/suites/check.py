@@ -1,4 +1,4 @@
-"""A contender's first steps must be the twin's."""
+"""Checks a contender's first steps against the twin's."""
 
 import time
 
@@ -14,7 +14,7 @@ PLAIN = {"adamw": Stacked, "sgd": StackedSGD}
 
 
 def check_steps(contender: Contender) -> list[float]:
-    """Takes three steps that must be the twin's; returns the seconds of each.
+    """Takes three steps and compares them with the twin's; returns the seconds of each.
 
     Raises:
         Mismatch: they are not.

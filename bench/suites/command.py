@@ -1,4 +1,4 @@
-"""What the commands share: their options, and the file that results are appended to."""
+"""Shared by the commands: their options, and the file to which results are appended."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from ..report.lines import Line
 def parser(
     prog: str, about: str | None, shapes: Iterable[str], entries: Sequence[Entry], quick: str
 ) -> argparse.ArgumentParser:
-    """The options of every command; `quick` tells what --quick does."""
+    """The options of every command; `quick` describes --quick."""
     made = argparse.ArgumentParser(
         prog=f"python -m bench {prog}",
         description=about,
@@ -30,7 +30,7 @@ def parser(
 
 
 def settle(options: argparse.Namespace, shapes: Iterable[str], quick_shapes: Iterable[str]) -> None:
-    """Fills in the defaults of --shape and --threads; a quick run has all cores alone."""
+    """Fills in the defaults of --shape and --threads; a quick run only uses all cores."""
     cores = host.cores()
     options.shape = options.shape or list(quick_shapes if options.quick else shapes)
     options.threads = options.threads or ([cores] if options.quick else sorted({1, cores}))
@@ -45,7 +45,8 @@ def check_least(made: argparse.ArgumentParser, options: argparse.Namespace, **le
 
 
 def wanted(entries: Sequence[Entry], options: argparse.Namespace) -> list[Entry]:
-    """Those that --contender names, or all; a quick run without it leaves the slow ones out."""
+    """The contenders named by --contender, or all; a quick run without it leaves out the slow
+    ones."""
     if options.contender:
         return [entry for entry in entries if entry.name in options.contender]
     return [entry for entry in entries if not (options.quick and entry.slow)]

@@ -33,7 +33,7 @@ class Inference(Contender):
 
     Attributes:
         x: (B, F), the rows.
-        z_0: (B, D), where the chain begins.
+        z_0: (B, D), the start of the chain.
     """
 
     maths = "inference"
@@ -80,7 +80,7 @@ class OursInference(Inference):
 
 
 class Modules(nn.Module):
-    """A module per block, one after the other: what a user writes first."""
+    """A module per block, one after the other: a user's first version."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
@@ -94,9 +94,9 @@ class Modules(nn.Module):
 
 
 class Stacked(nn.Module):
-    """What reads x alone is done for all blocks before the chain: hx in one product, and f's half.
+    """Computes all that depends on x alone before the chain: hx in one product, and f's half.
 
-    The rest has to go block by block, since block t reads z_{t-1}.
+    The rest runs block by block, since block t reads z_{t-1}.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -148,7 +148,7 @@ class Rival(Inference):
 
 
 def check_answers(contender: Contender) -> list[float]:
-    """Lets it answer, and compares the last z_T with the twin's; returns each answer's seconds.
+    """Runs answers, and compares the last z_T with the twin's; returns each answer's seconds.
 
     Raises:
         Mismatch: they differ.

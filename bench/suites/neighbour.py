@@ -1,10 +1,10 @@
 """Times steps beside a busy neighbour: `python -m bench neighbour [--quick] [--out FILE]`.
 
-Another process spins on one core, which it never leaves, in every second round and is stopped in
-the others; so each contender has a pair of samples a round, with and without it, and the slowdown
-is the ratio of the two. Of c cores the neighbour takes half of one, where the system shares a core
-out evenly; whoever loses nothing but that is slowed down by c / (c - 0.5). A step that is split
-evenly over the cores and waits for the last part is slowed down by 2.
+Another process, pinned to one core, spins in every second round and is stopped in the others; so
+each contender has pairs of samples with and without it, and the slowdown is their ratio. Of c cores
+the neighbour takes half of one, where the system shares a core evenly; a contender that loses
+nothing else is slowed down by c / (c - 0.5). A step that is split evenly over the cores and waits
+for the last part is slowed down by 2.
 """
 
 import os
@@ -55,7 +55,7 @@ def neighbour(core: int) -> Iterator[Neighbour]:
 
 
 def ideal_slowdown(threads: int, cores: int) -> float:
-    """Of one whose work finds its way to whatever the cores have left."""
+    """The slowdown of work that spreads over whatever the cores have left."""
     return max(1.0, threads / (cores - 0.5))
 
 

@@ -1,4 +1,4 @@
-"""Rounds, in each of which every contender takes its turn, and the result lines of them."""
+"""Rounds in which every contender takes its turn, and their result lines."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from ..problem.problem import Problem
 from ..report.lines import Line
 from .suite import Field, Running, Suite
 
-SINGLE_CALLS = 10  # of K = 1 in one sample
+SINGLE_CALLS = 10  # calls of K = 1 in one sample
 MIN_ROUNDS = 3
 
 
@@ -30,7 +30,7 @@ def sample(contender: Contender, indices: Tensor) -> float:
 
 
 def time_rounds(running: Sequence[Running], problem: Problem, rounds: int, end: float) -> None:
-    """Fills `samples`: every contender once a round, each round beginning with the next one."""
+    """Fills `samples`: every contender once a round, each round starting with another one."""
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.perf_counter() > end:
             break
@@ -43,14 +43,14 @@ def time_rounds(running: Sequence[Running], problem: Problem, rounds: int, end: 
 def measure_rounds(field: Field, suite: Suite, rounds: int, end: float) -> list[Line]:
     """The rounds, and a result line for each contender and K."""
     time_rounds(field.running, field.problem, rounds, end)
-    # a machine shared with others can look slow for a moment, and a share of that peak too high
+    # a shared machine can be slow for a moment, and a share of that peak would be too high
     again = measured_rates(field.problem, field.base["threads"])
     base = field.base | {name: max(rate, field.base[name]) for name, rate in again.items()}
     return [line for turn in field.running for line in lines_of(turn, field.problem, base)]
 
 
 def measured_rates(problem: Problem, threads: int) -> dict[str, float]:
-    """The limits of the device that the problem is on."""
+    """The measured limits of the problem's device."""
     if problem.device.type == "cuda":
         return gpu.rates(problem.device, problem.precision, problem.shape.state_bytes)
     return host.rates(threads, problem.shape.state_bytes)

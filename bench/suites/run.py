@@ -5,16 +5,16 @@ that fails is not timed. Then come rounds, in each of which every contender take
 one process. Caches are warm: before each sample a contender takes one step untimed. `ours` is
 train_steps with K steps a call; `ours_train_step`, at K = 1, train_step on rows that torch gathers.
 
-With --precision bfloat16 those run that can round the operands of their products: ours by its own
-option, eager rivals by torch.autocast, step_compiled by casts; with tf32, on a GPU, rivals by
-PyTorch's setting. Then a contender may be off from the twin by twice what plain PyTorch is, or the
-twin with rounded operands, and by one rounding.
+With --precision bfloat16 only contenders run that can round the operands of their products: ours by
+its own option, eager rivals by torch.autocast, step_compiled by casts; with tf32, on a GPU, rivals
+by PyTorch's setting. A contender may then differ from the twin by twice the error of plain PyTorch,
+or of the twin with rounded operands, and by one rounding.
 
 With --device cuda the Triton kernels, the CUDA kernels (`ours_cuda`, where they can run, and
 `ours_cuda_clusters` from compute capability 9.0 on) and a GPU's rivals run there, more shapes too;
 --K 1 10 50 500 shows what a launch costs. Each sample waits for the device before and after.
---device rehearsal takes the same way on the CPU, by Triton's interpreter (TRITON_INTERPRET=1), with
-a shape of its own; its lines are of kind "rehearsal".
+--device rehearsal runs the same code path on the CPU, in Triton's interpreter (TRITON_INTERPRET=1),
+with a shape of its own; its lines have the kind "rehearsal".
 """
 
 import argparse
@@ -48,7 +48,7 @@ QUICK_SECONDS = 45.0  # for a shape, checks included, after which rounds end
 
 
 def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Running:
-    """Makes a contender and checks it; what stops it is raised."""
+    """Makes and checks a contender; raises what stops it."""
     contender = entry.make(problem, threads)
     try:
         seconds = suite.check(contender)
@@ -74,9 +74,9 @@ def field_of(
     precision: str,
     end: float = float("inf"),
 ) -> Iterator[Field]:
-    """Checked contenders of one shape, which are closed in the end; on a GPU none starts late."""
+    """Checked contenders of one shape, closed at the end; on a GPU none starts late."""
     torch.set_num_threads(threads)
-    torch.compiler.reset()  # compiled code has its number of threads built in
+    torch.compiler.reset()  # the number of threads is built into compiled code
     before = torch.get_float32_matmul_precision()
     problem = make_problem(suite.shapes[name], device=suite.tensors_on, precision=precision)
     base: Line = host.circumstances(name, threads, precision)
@@ -119,7 +119,7 @@ def field_of(
 
 
 class Late(Exception):
-    """A contender's turn came when the time was over."""
+    """A contender's turn came after the time was over."""
 
 
 def mistaken(error: Exception, entry: Entry) -> bool:
@@ -130,7 +130,7 @@ def mistaken(error: Exception, entry: Entry) -> bool:
 
 
 def run(suite: Suite, arguments: Sequence[str] | None) -> int:
-    """Runs what the command line asks for; 1 if a contender was wrong."""
+    """Runs the command line; returns 1 if a contender was wrong."""
     parser = command.parser(suite.prog, suite.about, suite.shapes, suite.entries, suite.quick)
     if len(suite.Ks) > 1:
         parser.add_argument("--K", nargs="+", type=int, default=list(suite.Ks), help="steps a call")
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, rest = parser.parse_known_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no GPU that PyTorch can use")
-    # the host's threads do nothing that a GPU waits for
+    # the GPU does not depend on the host's threads
     more = [] if options.device == "cpu" or "--threads" in rest else ["--threads", "1"]
     suite = TRAINING if options.device == "cpu" else SUITES[options.device]
     return run(suite, [*rest, *more])

@@ -1,4 +1,4 @@
-"""What a command times, and what the runner makes of it: contenders that passed their check."""
+"""The records of a suite, its field, and contenders that passed their check."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Field:
     """The contenders of one shape at one number of threads, ready to be timed.
 
     Args:
-        problem: what they were given.
-        base: what their result lines have in common.
+        problem: their problem.
+        base: the common part of their result lines.
         running: those that passed their check.
         failed: a line for each of the others.
         passed: whether none of those was wrong.
@@ -41,7 +41,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a command times.
+    """The contenders and the settings of a command.
 
     Args:
         prog, about, quick: the command's name, its description, and what a quick run is.
@@ -50,12 +50,12 @@ class Suite:
         quick_shapes: the names of a quick run.
         Ks: steps a call.
         check: raises unless a new contender is right; returns its calls' seconds, the first first.
-        measure: (field, suite, rounds, end of its time) to result lines.
+        measure: (field, suite, rounds, deadline) to result lines.
         table: of those lines, to print.
         kind: of the result lines, where they are not to be compared with those of `bench run`.
         precisions: those that --precision offers.
-        all_threads: whether all cores are what --threads is without being given.
-        device: "cpu", or "cuda", where memory is small and what does not fit is no mistake, or
+        all_threads: whether the default of --threads is all cores.
+        device: "cpu"; "cuda", where a contender that does not fit into memory is no error; or
             "rehearsal": as on a GPU, but on the CPU.
     """
 

@@ -47,7 +47,7 @@ DISTANCE = 6.0
 RAREST, COMMONEST = 0.08, 0.92
 TEST_ROWS = 10_000
 TEST_FRACTION = 0.2
-POINT = 0.01  # by which an accuracy may be below the rival's
+POINT = 0.01  # an accuracy may be this much below the rival's
 LOG_LOSS_RATIO, LOG_LOSS_LEAST = 1.3, 0.01
 SEEDS = 5
 
@@ -56,7 +56,7 @@ Measures = dict[str, float]
 
 @dataclass(frozen=True)
 class Cell:
-    """A problem: `draw` makes its data from a seed, of which `least` is to be got right."""
+    """A problem: `draw` makes its data from a seed; an accuracy of `least` is required."""
 
     name: str
     draw: Callable[[int], Dataset]
@@ -152,7 +152,7 @@ def ours(data: Dataset, seed: int) -> Measures:
         seed=seed,
     )
     built = build(settings, data, Split.of(data, 0.0), None)
-    model = Model(built.blocks, normalize=built.normalize)  # no answer needs a head
+    model = Model(built.blocks, normalize=built.normalize)  # answers need no head
     fit(
         model,
         data.x,
@@ -189,7 +189,7 @@ def measures(data: Dataset, labels: np.ndarray, probs: np.ndarray) -> Measures:
 
 
 def missed(ours: Measures, rival: Measures, least: float = 0.0) -> list[str]:
-    """Which of the means are worse than they may be."""
+    """The means that are worse than allowed."""
     floors = {name: rival[name] - POINT for name in ("accuracy", "balanced_accuracy")}
     floors["accuracy"] = max(floors["accuracy"], least)
     found = [name for name, floor in floors.items() if not ours[name] >= floor]

@@ -1,13 +1,14 @@
 """Times the whole job: `python -m bench job [--data mnist] [--epochs 10] [--quick] [--out FILE]`.
 
 `ours` is the loop of `noprop train --data mnist --preset mlp`: its own order of the rows, pixels as
-they are in the file, its progress bar; what it takes is told apart for the blocks, the bar and the
-output head, which has no part in the comparison. `train_steps` is that loop without the trainer,
-the same calls on the same batches, and must end in the same bits. `step_compiled` trains the same
-network from the same weights at the same learning rates, fed by torch: pixels normalised to float32
-before the clock starts, shuffled by randperm, gathered by indexing; its compilation is told apart.
+they are in the file, its progress bar; its time is reported separately for the blocks, the bar and
+the output head, which is not part of the comparison. `train_steps` is that loop without the
+trainer, the same calls on the same batches, and must end in the same bits. `step_compiled` trains
+the same network from the same weights at the same learning rates, fed by torch: pixels normalised
+to float32 before the clock starts, shuffled by randperm, gathered by indexing; its compilation is
+reported separately.
 
-They take turns epoch by epoch in one process. After each epoch the clock stands still while both
+They take turns epoch by epoch in one process. After each epoch the clock is stopped while both
 networks answer the test rows, by the same code: the chain without noise, argmax of z_T.
 """
 
@@ -45,17 +46,17 @@ from . import training_options
 
 CLOCK = time.perf_counter
 ROWS_AT_ONCE = 1000
-NOISE_STEPS = 32  # of the rival, drawn in one call
+NOISE_STEPS = 32  # steps of the rival whose noise is drawn in one call
 
 
 @dataclass
 class Record:
-    """What one contender took, epoch by epoch.
+    """The times of one contender, epoch by epoch.
 
     Attributes:
         seconds: of training its blocks.
         accuracy: on the test rows.
-        evaluation: seconds that this took.
+        evaluation: seconds of the evaluation.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -84,7 +85,7 @@ class Record:
 
 @torch.inference_mode()
 def accuracy(problem: Problem, weights: Weights, x: Tensor, y: Tensor) -> float:
-    """Share of right answers: argmax of z_T, from the chain without noise."""
+    """Accuracy: argmax of z_T, from the chain without noise."""
     own = Problem(**{**vars(problem), "weights": weights})
     chain, right = Stacked(own), 0
     for rows, labels in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
@@ -94,7 +95,7 @@ def accuracy(problem: Problem, weights: Weights, x: Tensor, y: Tensor) -> float:
 
 
 class Watch:
-    """The trainer's wall clock in parts; the calls that it makes are kept by their steps."""
+    """The trainer's wall clock in parts, and its calls by their number of steps."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self.advance = advance
@@ -120,14 +121,14 @@ class Watch:
 
 
 class TrainSteps:
-    """The trainer's calls of train_steps without the trainer: what they alone take."""
+    """The trainer's calls of train_steps without the trainer, to time them alone."""
 
     def __init__(self, model: Model, content: Dataset, settings: Settings) -> None:
         self.model, self.content, self.settings = model, content, settings
         self.batches = Batches(len(content.x), settings.batch_size, has_norm=False)
 
     def epoch(self, number: int, calls: Sequence[int]) -> float:
-        """Seconds inside train_steps, in calls of so many steps each."""
+        """Seconds inside train_steps, in calls with these numbers of steps."""
         s, seconds, done = self.settings, 0.0, 0
         order = philox.permutation(s.seed, number, len(self.content.x))
         total = s.epochs * self.batches.steps
@@ -145,7 +146,7 @@ class TrainSteps:
 
 
 class RivalJob:
-    """step_compiled as its own users train: everything else is torch's."""
+    """step_compiled as its users would train: all else is torch's."""
 
     def __init__(self, problem: Problem, settings: Settings, threads: int, backend: str) -> None:
         self.problem, self.settings = problem, settings
@@ -173,12 +174,12 @@ class RivalJob:
                 self.step.lr = lr
                 history.append(self.step.steps(indices[k : k + 1], eps[k : k + 1]))
             done += len(indices)
-        torch.cat(history).sum(0).tolist()  # as any loop wants to know
+        torch.cat(history).sum(0).tolist()  # as any training loop does
         return CLOCK() - begin
 
 
 def problem_of(model: Model, content: Dataset, settings: Settings) -> Problem:
-    """The rival's: the model's weights at the start, and its rows as float32."""
+    """The rival's problem: the model's initial weights, and its rows as float32."""
     blocks, s = model.blocks, settings
     assert isinstance(blocks.optimizer, AdamW)  # what the rival has
     shape = Shape(

@@ -1,9 +1,9 @@
-"""Kills runs at random moments with SIGKILL, goes on with each, and compares the final bits.
+"""Kills runs at random moments with SIGKILL, resumes each, and compares the final bits.
 
-`python -m bench kills` trains once undisturbed. Then, kill after kill, a run is begun, killed, gone
-on with and killed again, until `--kills` have hit; each is let go on to its end, and its tensors
-must be the undisturbed run's. A part of the kills falls between the first two writes of a folder,
-when tensors have a name and the record has none yet.
+`python -m bench kills` trains once undisturbed. Then a run is started, killed, resumed and killed
+again, until `--kills` kills have hit; each run is then resumed to its end, and its tensors must be
+those of the undisturbed run. Some kills hit between the first two writes of a folder, when the
+tensors have their name and the record does not yet.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from noprop import checkpoint
 from ..suites import command
 
 ROWS, FEATURES, CLASSES = 600, 8, 3
-KILLS_OF_A_RUN = 4  # then it goes on to its end
+KILLS_OF_A_RUN = 4  # then the run continues to its end
 EARLY = 0.25  # of the runs are first killed as soon as their tensors are written
 OPTIONS = ["--hidden", "16", "--T", "3", "--batch-size", "32", "--checkpoint-seconds", "0"]
 
 
 def train(folder: Path, data: Path, epochs: int, *more: str) -> subprocess.Popen:
-    """A process that trains into `folder`, begun or gone on with."""
+    """A process that trains into `folder`, from the start or resumed."""
     arguments = ["--data", str(data), "--epochs", str(epochs), *OPTIONS, *more]
     where = "--resume" if folder.exists() and any(folder.iterdir()) else "--out"
     return subprocess.Popen(
@@ -47,7 +47,7 @@ def train(folder: Path, data: Path, epochs: int, *more: str) -> subprocess.Popen
 def finished(process: subprocess.Popen) -> None:
     """
     Raises:
-        RuntimeError: it ended otherwise than well.
+        RuntimeError: it failed.
     """
     _, errors = process.communicate()
     if process.returncode != 0:
@@ -73,7 +73,7 @@ def killed(process: subprocess.Popen, folder: Path, rng: random.Random, *, early
 
 
 def tensors_of(folder: Path) -> str:
-    """The sum of a run's tensors."""
+    """The checksum of a run's tensors."""
     return checkpoint.load_content(folder)["tensors"]["sha256"]
 
 
@@ -99,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(place: Path, kills: int, epochs: int, rng: random.Random) -> dict[str, int]:
-    """How many kills hit, how many of them before a folder's first record, and how many runs came
-    to other bits than the undisturbed one, which must be 0.
+    """Number of kills that hit, of those before a folder's first record, and of runs with other
+    bits than the undisturbed one, which must be 0.
     """
     data = place / "data.npz"
     values = np.random.default_rng(0)

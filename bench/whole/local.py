@@ -1,7 +1,6 @@
-"""What the denoising adds: `python -m bench local [--data mnist] [--epochs 10] [--quick]`.
+"""The gain from denoising: `python -m bench local [--data mnist] [--epochs 10] [--quick]`.
 
-The same network on the same batches, learning rates and first weights, its blocks by three losses
-of their own:
+The same network on the same batches, learning rates and first weights, with three local losses:
 
     denoising      NoProp-DT's squared error of u_hat, of x and z_{t-1}
     cross_entropy  -log softmax(logits)[y], of x and the same z_{t-1}
@@ -23,7 +22,7 @@ from noprop.datasets.dataset import Dataset
 from noprop.runs import Settings, Split, build
 from noprop.training import Batches, learning_rates
 from noprop_kernels import philox
-from noprop_kernels.goal import Numbers
+from noprop_kernels.goal import Levels
 
 from ..machine import host
 from ..report.lines import Line
@@ -38,18 +37,20 @@ ROWS_AT_ONCE = 1000
 class CrossEntropy(nk.DT):
     """NoProp-DT's noisy embeddings, under the cross-entropy of the label."""
 
-    def numbers(self, t: Tensor) -> Numbers:
-        numbers = super().numbers(t)
-        return replace(numbers, weight=torch.ones_like(numbers.weight), head="cross_entropy")
+    head = "cross_entropy"
+
+    def levels(self, t: Tensor) -> Levels:
+        levels = super().levels(t)
+        return replace(levels, weight=torch.ones_like(levels.weight))
 
 
 class Classifier(CrossEntropy):
     """The same without an embedding to read: z is 0."""
 
-    def numbers(self, t: Tensor) -> Numbers:
-        numbers = super().numbers(t)
-        nothing = torch.zeros_like(numbers.signal)
-        return replace(numbers, signal=nothing, noise=nothing)
+    def levels(self, t: Tensor) -> Levels:
+        levels = super().levels(t)
+        nothing = torch.zeros_like(levels.signal)
+        return replace(levels, signal=nothing, noise=nothing)
 
 
 GOALS = {"denoising": nk.DT, "cross_entropy": CrossEntropy, "classifier": Classifier}
@@ -60,7 +61,7 @@ class Contender:
 
     def __init__(self, name: str, content: Dataset, settings: Settings) -> None:
         self.name, self.content, self.settings = name, content, settings
-        # the trainer's own; its chain is NoProp-DT's, whatever trains the blocks
+        # the trainer's own; the chain is NoProp-DT's whatever the loss of the blocks
         self.model = build(settings, content, Split.of(content, 0.0), None)
         chain = self.model.blocks
         self.blocks = nk.DenoisingBlocks(
@@ -87,7 +88,7 @@ class Contender:
 
     @torch.no_grad()
     def accuracies(self) -> dict[str, list[float] | None]:
-        """Shares of right answers on the test rows, by block."""
+        """Accuracy on the test rows, by block."""
         trained = dict(self.blocks.named_parameters())
         for name, value in self.model.blocks.named_parameters():
             value.copy_(trained[name])

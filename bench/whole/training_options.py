@@ -1,4 +1,4 @@
-"""What the commands that train a whole network share: their options, and what these name."""
+"""Shared by the commands that train a whole network: their options, settings and data."""
 
 import argparse
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ def parser(prog: str, about: str | None) -> argparse.ArgumentParser:
 def parsed(
     made: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> tuple[argparse.Namespace, Settings, Dataset]:
-    """The options, the settings of a run that they name, and its data; else a usage error."""
+    """The options, the settings of a run and its data; raises a usage error where they do not
+    fit."""
     options = made.parse_args(arguments)
     name = options.data or ("digits" if options.quick else "mnist")
     options.epochs = options.epochs if options.epochs is not None else 20 if options.quick else 10

@@ -1,4 +1,4 @@
-// Calls as Python has them (calls.py) to the C interface of noprop.h: every field by its name,
+// Converts Python's calls (calls.py) to the C interface of noprop.h: every field is read by name,
 // every tensor checked against the plan and the call's sizes where its address is taken.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -29,17 +29,17 @@ bool interpreter_ends() {
 #endif
 }
 
-// On the main thread, the only one that runs them, lets Python run its signal handlers, so that
-// Ctrl-C answers; the exception waits until the threads have stopped. Another thread stops where
-// the interpreter ends.
+// On the main thread, the only one that can, lets Python run its signal handlers, so that Ctrl-C
+// works; the exception is raised after the threads have stopped. On another thread, stops the call
+// if the interpreter is ending.
 int poll_signals(void*) {
   if (gettid() != getpid()) return interpreter_ends();
   const py::gil_scoped_acquire gil;
   return PyErr_CheckSignals();
 }
 
-// Where the interpreter ends, Python before 3.14 unwinds the stack of another thread that asks for
-// the GIL, which C++ answers with std::terminate. Such a thread sleeps until the process is gone.
+// When the interpreter ends, Python before 3.14 unwinds the stack of another thread that takes the
+// GIL, and C++ then calls std::terminate. Such a thread sleeps until the process ends.
 [[gnu::noinline]] void take_gil(PyThreadState* state) {
   struct Sleep {
     bool unwound = true;
@@ -53,7 +53,8 @@ int poll_signals(void*) {
 
 using Result = std::tuple<int, int64_t, int64_t>;
 
-// run() without the GIL, on memory that lies apart; a stop raises what the signal handler raised
+// run() without the GIL, after the check for shared memory; a stop raises the signal handler's
+// exception
 template <class Run>
 Result without_gil(Tensors& tensors, int32_t threads, Run run) {
   tensors.check_apart();
@@ -141,7 +142,7 @@ Result add_noise(const py::object& call, int32_t threads) {
   });
 }
 
-// memory that a forward leaves for backward: of this very plan and batch
+// memory that a forward saves for backward: of exactly this plan and batch
 char* take_saved(Tensors& tensors, const Plan& plan, py::handle saved, int64_t n, int64_t B,
                  bool written) {
   const int64_t floats = n * noprop_saved_bytes_cpu(&plan.plan, B) / 4;

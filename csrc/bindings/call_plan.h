@@ -1,4 +1,4 @@
-// A plan and an optimizer as the kernels have them, made from Python's.
+// Converts Python's plan and optimizer into the kernels' form.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -20,7 +20,7 @@ namespace py = pybind11;
 
 constexpr size_t kMostResults = 128, kMostSources = 128;  // that the kernels have room for
 
-// A plan as the kernels have it, made from Python's, and its names.
+// A plan in the kernels' form, made from Python's, and its names.
 struct Plan {
   std::vector<py::str> names;  // of results, inputs first
   std::vector<int32_t> input_widths;
@@ -107,7 +107,7 @@ struct Plan {
   int64_t M() const { return layers.back().width; }
   int64_t D() const { return input_widths[static_cast<size_t>(plan.z)]; }
 
-  // B rows, whose workspace has a size that can be told at all
+  // B rows, few enough that the size of their workspace does not overflow
   int64_t rows(int64_t B) const {
     constexpr double kBytesAFeature = 256;
     if (kBytesAFeature * widths * (static_cast<double>(B) + 64) > 0x1p62) throw std::bad_alloc();

@@ -1,4 +1,4 @@
-// The other parts of a call: its sizes, and what must have these sizes.
+// The rest of a call: its sizes, and the tensors that must have them.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace noprop {
 
-// Rows that a data set's indices name, copied once for all that share them.
+// The rows that indices select from a data set, copied once for all inputs that share them.
 class Rows {
  public:
   explicit Rows(Tensors& tensors) : tensors_(tensors) {}
@@ -53,7 +53,7 @@ class Rows {
   std::vector<std::unique_ptr<Copy>> copies_;
 };
 
-// A call's tensors on their way to the kernels: sizes first, then what has these sizes.
+// Reads a call's tensors for the kernels: first its sizes, then the tensors of these sizes.
 struct Reader {
   Tensors tensors;
   Rows rows{tensors};
@@ -76,7 +76,7 @@ struct Reader {
     return tensor.is_none() ? nullptr : out(tensor, name, shape);
   }
 
-  // the shape of a tensor that gives a call its sizes; it is taken later
+  // the shape of a tensor that defines the call's sizes; its address is taken later
   Taken sizes(py::object tensor, const Name& name, int ndim) {
     py::handle looked_at = tensor;
     const Taken taken = tensors.look(looked_at, name, false);
@@ -221,7 +221,7 @@ struct Reader {
     return made;
   }
 
-  // none without an optimizer
+  // null without an optimizer
   NopropRule rule(py::handle rule, const Optimizer* optimizer) {
     if (!optimizer) return {};
     const Taken lr = tensors.read(get(rule, "lr"), {"lr"}, Kind::kFloat64, {K, n}, 2);
@@ -236,7 +236,7 @@ struct Reader {
     return made;
   }
 
-  // gradients of inputs (n, B, F), those wanted
+  // the requested gradients of inputs (n, B, F)
   std::vector<float*> d_inputs(const Plan& plan, const py::object& wanted) {
     std::vector<float*> made;
     for (size_t j = 0; j < plan.input_widths.size(); ++j)

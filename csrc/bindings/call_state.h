@@ -37,7 +37,7 @@ inline int64_t integer(const Tensors& tensors, py::handle object, const char* na
   return number;
 }
 
-// What a call does with the state.
+// How a call uses the state.
 struct Use {
   bool updates = false;     // params, moments and `updates` are written
   bool statistics = false;  // the running ones are written

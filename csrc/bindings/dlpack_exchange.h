@@ -1,6 +1,6 @@
-// What a tensor is, told in C by the library that made it: DLPack's exchange interface, version 1.
-// Layouts as in DLPack's dlpack.h 1.3 (https://github.com/dmlc/dlpack); only what is read here has
-// its type.
+// DLPack's exchange interface, version 1: a tensor's own library describes it to C. Layouts as in
+// DLPack's dlpack.h 1.3 (https://github.com/dmlc/dlpack); only fields that are read here have their
+// type.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,7 @@ struct ExchangeApi {
   Header header;
   void *managed_tensor_allocator, *managed_tensor_from_py_object_no_sync,
       *managed_tensor_to_py_object_no_sync;
-  // fills in a tensor that lives as long as the object does not change; 0, or an exception is set
+  // fills in a description that is valid until the object changes; returns 0, or sets an exception
   int (*dltensor_from_py_object_no_sync)(void* object, Tensor* out);
   void* current_work_stream;
 };

@@ -1,6 +1,6 @@
-// The memory behind a call's tensors. Python can change a tensor at any time: its type, shape,
-// strides, memory and the object itself. So each is looked at where its address is taken, and its
-// storage is held until the call is over.
+// The memory of a call's tensors. Python can change a tensor at any time: its type, shape, strides,
+// memory and the object itself. So each tensor is checked where its address is taken, and its
+// storage is held until the call ends.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,7 +17,7 @@ namespace noprop {
 
 namespace py = pybind11;
 
-// what is called of PyTorch, which the extension does not link
+// PyTorch's functions that are called; the extension does not link it
 struct Torch {
   PyTypeObject* tensor = nullptr;
   PyObject *untyped_storage = nullptr, *is_neg = nullptr, *resolve_neg = nullptr;
@@ -30,8 +30,8 @@ inline Torch& torch() {
   return used;
 }
 
-// Sets what tensors are and how they are asked. `capsule` is torch.Tensor.__dlpack_c_exchange_api__
-// or None.
+// Sets the tensor type and how tensors are read. `capsule` is
+// torch.Tensor.__dlpack_c_exchange_api__ or None.
 inline void use_torch(const py::object& tensor, const py::object& storage,
                       const py::object& capsule) {
   const auto own = [](const py::object& of, const char* name) {
@@ -65,7 +65,7 @@ inline constexpr KindFacts kKinds[] = {
 
 inline const KindFacts& facts_of(Kind kind) { return kKinds[static_cast<int>(kind)]; }
 
-// how errors call a tensor: a text, or a name of the plan and what follows it
+// the name of a tensor in errors: a text, or a name of the plan and a suffix
 struct Name {
   const char* text = "";
   PyObject* key = nullptr;
@@ -88,7 +88,7 @@ inline std::string tuple_text(const int64_t* values, int count) {
 constexpr int kMostDims = 8;
 constexpr int64_t kAny = -1;  // of a shape: any size
 
-// a tensor as it is now
+// the present state of a tensor
 struct Taken {
   char* data = nullptr;
   Kind kind = Kind::kOther;
@@ -122,7 +122,7 @@ class Tensors {
     return take(tensor, name, kind, shape.begin(), static_cast<int>(shape.size()), loose, false);
   }
 
-  // Written, so that nothing else of the call may lie in its memory.
+  // Written: nothing else of the call may share its memory.
   Taken write(py::handle tensor, const Name& name, Kind kind,
               std::initializer_list<int64_t> shape) {
     return take(tensor, name, kind, shape.begin(), static_cast<int>(shape.size()), 0, true);
@@ -136,7 +136,7 @@ class Tensors {
     return taken;
   }
 
-  // Integers of the caller's own, for what is checked before a call and read in it.
+  // Copies integers that are checked before a call and read during it.
   Taken copied(py::handle tensor, const Name& name, std::initializer_list<int64_t> shape,
                std::vector<int64_t>& values) {
     const Taken taken = read(tensor, name, Kind::kInt64, shape);
@@ -147,7 +147,7 @@ class Tensors {
     return taken;
   }
 
-  // one whose kind and shape the caller looks at
+  // a tensor whose kind and shape the caller checks
   Taken look(py::handle& tensor, const Name& name, bool written) {
     PyTypeObject* type = Py_TYPE(tensor.ptr());
     if (type != torch().tensor && !PyType_IsSubtype(type, torch().tensor))
@@ -183,7 +183,7 @@ class Tensors {
     }
   }
 
-  // Keeps the memory that was looked at, and remembers where it lies.
+  // Holds the checked memory, and records its range.
   void hold(py::handle tensor, const Name& name, const Taken& taken, bool written) {
     int64_t last = 0;  // the furthest element
     for (int i = 0; i < taken.ndim; ++i) {
@@ -211,7 +211,7 @@ class Tensors {
     has_written_ = has_written_ || written;
   }
 
-  // The last check before a call: what is written lies apart from all else.
+  // The last check before a call: memory that is written is shared with nothing else.
   void check_apart() {
     if (!has_written_) return;
     std::sort(ranges_.begin(), ranges_.end(),

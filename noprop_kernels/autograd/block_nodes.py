@@ -1,6 +1,6 @@
 """The backends' forward, head and backward as nodes of torch's graph."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +10,15 @@ from ..arguments.batches import packed
 from ..backends.calls import BackwardCall, ForwardCall, HeadCall, Rule, Slices
 from ..check import check_tensor
 from ..results import Update
+from ..stack import engine
+from ..stack.module import Stack
+from ..stack.state import check_state, slices_of, updated
+from ..stack.training import name_inputs
 
-if TYPE_CHECKING:
-    from ..stack.module import StackedModule
 
-
-def forward(stack: "StackedModule", inputs: dict[str, Tensor], index: Tensor) -> Tensor:
+def forward(stack: Stack, inputs: dict[str, Tensor], index: Tensor) -> Tensor:
     """Logits (n, B, M) for inputs (n, B, F) by name; differentiable in them and the parameters."""
-    tensors = (*inputs.values(), *(stack.get_parameter(name) for name in stack._params))
+    tensors = (*inputs.values(), *(stack.get_parameter(name) for name in stack.layout.params))
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     return Forward.apply(stack, index, tuple(inputs), save, *tensors)
 
@@ -28,7 +29,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        stack: "StackedModule",
+        stack: Stack,
         index: Tensor,
         names: tuple[str, ...],
         save: bool,
@@ -36,9 +37,9 @@ class Forward(torch.autograd.Function):
     ) -> Tensor:
         inputs = dict(zip(names, tensors, strict=False))
         n, B = next(iter(inputs.values())).shape[:2]
-        logits = stack._empty(n, B, stack.M)
+        logits = engine.empty(stack, n, B, stack.M)
         call = ForwardCall(
-            slices=stack._slices(index),
+            slices=slices_of(stack, index),
             inputs={name: packed(value) for name, value in inputs.items()},
             logits=logits,
             training=stack.training,
@@ -46,7 +47,8 @@ class Forward(torch.autograd.Function):
             check=True,
             owner=stack.updates,
         )
-        stack._run("forward", call, [*call.slices.stats.values()] if stack.training else ())
+        written = [*call.slices.stats.values()] if stack.training else ()
+        engine.run(stack, "forward", call, written)
         if save:
             ctx.stack, ctx.slices, ctx.saved, ctx.names = stack, call.slices, call.saved, names
             ctx.used = False
@@ -62,7 +64,7 @@ class Forward(torch.autograd.Function):
         ctx.saved_tensors  # noqa: B018  # raises where one changed since the forward
         check_places("backward", ctx)
         ctx.used = True
-        params = ctx.stack._params
+        params = ctx.stack.layout.params
         wanted = dict(zip(params, ctx.needs_input_grad[-len(params) :], strict=True))
         n = len(ctx.slices.index)
         grads = None
@@ -72,7 +74,7 @@ class Forward(torch.autograd.Function):
                 for name, value in ctx.slices.params.items()
             }
         call = backward_call(ctx, d_logits, grads)
-        ctx.stack._run("backward", call)
+        engine.run(ctx.stack, "backward", call)
 
         def whole(name: str) -> Tensor | None:
             if grads is None or not wanted[name]:
@@ -131,15 +133,13 @@ class Loss(torch.autograd.Function):
     """loss (n,) of logits (n, B, M) for labels y (B,), with its gradient formed beside it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, stack: "StackedModule", index: Tensor, y: Tensor, logits: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, stack: Stack, index: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         n, B, _ = logits.shape
-        loss = stack._empty(n)
+        loss = engine.empty(stack, n)
         d_logits = torch.empty_like(logits) if ctx.needs_input_grad[3] else None
         call = HeadCall(
-            objective=stack._levels(index, 1, B)[1],
-            embedding=stack._embedding(),
+            objective=engine.levels_of(stack, index, 1, B)[1],
+            embedding=engine.embedding_of(stack),
             y=y.contiguous().expand(1, n, B),
             logits=logits.contiguous(),
             eps=None,
@@ -148,7 +148,7 @@ class Loss(torch.autograd.Function):
             d_logits=d_logits,
             owner=stack.updates,
         )
-        stack._run("head", call)
+        engine.run(stack, "head", call)
         ctx.save_for_backward(d_logits)
         return loss
 
@@ -161,10 +161,10 @@ class Loss(torch.autograd.Function):
         return None, None, None, d_logits * d_loss[:, None, None]
 
 
-def backward_update(stack: "StackedModule", logits: Tensor, d_logits: Tensor, lr: object) -> Update:
+def backward_update(stack: Stack, logits: Tensor, d_logits: Tensor, lr: object) -> Update:
     """Backward of the node that made `logits`, with the update in it; the node is used up."""
     op = "backward_update"
-    stack._check_own()
+    check_state(stack)
     node: Any = logits.grad_fn if isinstance(logits, Tensor) else None
     if getattr(node, "stack", None) is not stack:
         raise ValueError(
@@ -181,12 +181,12 @@ def backward_update(stack: "StackedModule", logits: Tensor, d_logits: Tensor, lr
         ) from error
     check_places(op, node)
     check_tensor(op, "d_logits", d_logits, shape=logits.shape, device=stack.device)
-    rule = stack._step_lr(op, lr, node.slices.index)
+    rule = engine.step_rule(stack, op, lr, node.slices.index)
     applied = torch.empty(len(logits), dtype=torch.bool, device=stack.device)
     call = backward_call(node, d_logits.detach(), None, rule, applied)
     node.used = True
-    stack._run("backward", call, stack._state(call.slices))
+    engine.run(stack, "backward", call, updated(call.slices))
     stack.draws[call.slices.index.to(stack.device)] += 1
     node.saved = None
     d_z = call.d_inputs.pop("z", None)
-    return Update(applied, stack._named(call.d_inputs), d_z)
+    return Update(applied, name_inputs(stack.plan, call.d_inputs), d_z)

@@ -5,7 +5,7 @@ norm's running statistics are returned, and not moved, since an operation with a
 nothing. As in dense_ops.py, backward runs the forward once more.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,8 @@ from ..backends import dispatch
 from ..backends.calls import BackwardCall, Embedding, ForwardCall, PredictCall, Slices
 from ..compiler.plan_texts import PLANS
 from ..plan import Plan
+from ..stack.module import Stack
 from .custom_op import register
-
-if TYPE_CHECKING:
-    from ..stack.module import StackedModule
 
 
 def slices_of(
@@ -45,17 +43,17 @@ def slices_of(
     )
 
 
-def state_of(stack: "StackedModule") -> tuple[list[Tensor], list[Tensor]]:
+def state_of(stack: Stack) -> tuple[list[Tensor], list[Tensor]]:
     return (
-        [stack.get_parameter(name) for name in stack._params],
-        [stack.get_buffer(name) for name in stack._stats],
+        [stack.get_parameter(name) for name in stack.layout.params],
+        [stack.get_buffer(name) for name in stack.layout.stats],
     )
 
 
 # logits = plan(inputs, parameters)
 
 
-def forward(stack: "StackedModule", inputs: dict[str, Tensor], index: Tensor) -> Tensor:
+def forward(stack: Stack, inputs: dict[str, Tensor], index: Tensor) -> Tensor:
     """As autograd.forward."""
     from ..compiler.hooks import text_of
 
@@ -247,7 +245,7 @@ def predict_call(
     )
 
 
-def predict(stack: "StackedModule", index: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def predict(stack: Stack, index: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """logits, u_hat and z, for predict_call's arguments after the slices."""
     from ..compiler.hooks import text_of
 

@@ -1,4 +1,4 @@
-"""What a backend is asked to do: plain records of tensors, checked before they are made.
+"""Records of the calls to a backend: plain tensors, checked before a record is made.
 
 Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these
 records. Outputs are tensors that the caller made; a backend writes them and allocates nothing that
@@ -52,7 +52,7 @@ class Slices:
 
 @dataclass
 class Noise:
-    """Where eps is drawn: counters (column // 4, first_row + row, block | stream << 16, draw).
+    """The address of eps: counters (column // 4, first_row + row, block | stream << 16, draw).
 
     Args:
         seeds: (n,) int64, the Philox keys.
@@ -137,8 +137,8 @@ class AddNoiseCall:
     """z = signal * u_y + noise * eps + sigma * eps_1 (see Noising).
 
     Outputs (K = 1): z (n, B, D) and eps (n, B, D) float32; either may be None. Labels out of range
-    are an error before any write on the CPU, and on a GPU one of `owner`'s (an object's `updates`;
-    None: the device's), told later.
+    raise before any write on the CPU. On a GPU the error is recorded for `owner` (an object's
+    `updates`; None: the device) and raised by its next call.
     """
 
     noise: Noise
@@ -154,9 +154,9 @@ class AddNoiseCall:
 class ForwardCall:
     """logits of the selected slices.
 
-    `training` takes batch statistics, and moves the running ones at once. With `save`, `saved` is
-    set to whatever the backend needs for `backward`; it stays valid for any number of backward
-    calls. With `check` inputs but "z" must be finite, else they may be anything; `owner` as in
+    `training` uses batch statistics, and updates the running ones at once. With `save`, `saved` is
+    set to what the backend needs for `backward`; it stays valid for any number of backward calls.
+    With `check` all inputs but "z" must be finite; without it they may be anything. `owner` as in
     AddNoiseCall.
     """
 
@@ -204,8 +204,8 @@ class BackwardCall:
     """Gradients of a saved forward for given d_logits (n, B, M).
 
     Outputs: `grads` (n, ...) by parameter name, or None; `d_inputs` (n, B, F) by input name, those
-    wanted. With `rule` the parameters are updated in place instead, where `d_logits` is finite,
-    `updates` advances and `applied` (n,) bool says so.
+    wanted. With `rule` the parameters are updated in place instead: where `d_logits` is finite,
+    `updates` advances and `applied` (n,) bool is true.
     """
 
     slices: Slices
@@ -219,9 +219,9 @@ class BackwardCall:
 
 @dataclass
 class UpdateCall:
-    """One optimizer step from gradients (n, ...), of the slices where `apply` (n,) bool says so.
+    """One optimizer step from gradients (n, ...), for the slices where `apply` (n,) bool is true.
 
-    Moves params, m, v and `updates`; `draws` and statistics are the caller's.
+    Updates params, m, v and `updates`; the caller updates `draws` and statistics.
     """
 
     slices: Slices
@@ -265,8 +265,8 @@ class TrainCall:
     move; `draws` advances either way. With `out.grads` (K = 1) gradients are written and no state
     moves, the counters included.
 
-    `blocks_per_launch` slices, all where None, are worked on at once by a GPU, whose memory for
-    activations it bounds; it changes no bit.
+    A GPU trains `blocks_per_launch` slices at once (None: all), which bounds its memory for
+    activations and changes no bit.
 
     `inputs` has every input of the plan but "z": (K, n, B, F) float32 with the last two dimensions
     contiguous and the first two expanded, or a Gather. `z` is None where the kernel draws it, or
@@ -303,7 +303,7 @@ class PredictCall:
         a, b, sqrt_c: (L,) float32.
         head: "softmax" | "linear".
         first_row: position of row 0 in the whole batch.
-        add_noise: false leaves sqrt(c) eps away and begins at z_0 = 0: nothing is random.
+        add_noise: false omits sqrt(c) eps and begins at z_0 = 0: nothing is random.
 
     Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or
         the last one only. Inputs must be finite; `owner` as in AddNoiseCall.

@@ -1,4 +1,4 @@
-"""What the contents of a call must be, looked at before anything is written."""
+"""Validates the contents of a call before anything is written."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def check_range(op: str, name: str, value: Tensor, limit: int) -> None:
 
 
 def check_finite(op: str, inputs: Mapping[str, Tensor]) -> None:
-    """Looks at inputs' contents, which on a GPU would wait; "z" may be anything."""
+    """Checks inputs for NaN and infinity, which would synchronise on a GPU; "z" may be anything."""
     for name, value in inputs.items():
         value = value[:1] if value.stride(0) == 0 else value  # slices share it
         if name != "z" and value.numel() and not all(map(math.isfinite, value.aminmax())):
@@ -30,7 +30,7 @@ def check_finite(op: str, inputs: Mapping[str, Tensor]) -> None:
 
 
 def fetch(value: Tensor | Gather, step: int) -> Tensor:
-    """What the slices read in a step: (n, B, F), or (n, B) of labels."""
+    """The rows that the slices read in a step: (n, B, F), or (n, B) for labels."""
     if isinstance(value, Tensor):
         return value[step]
     device = value.data.device

@@ -1,4 +1,4 @@
-"""Which backend runs: the best that can, the one forced, or an error with every reason.
+"""Chooses the backend: the best that can run, the forced one, or an error with every reason.
 
 A backend is forced by `use_backend`, else by an object's `backend=`, else by NOPROP_BACKEND.
 NOPROP_ISA forces the instruction set of the CPU kernels.
@@ -20,15 +20,15 @@ from .cuda import extension
 from .gpu import errors
 from .warn import tell
 
-# by device; on others nothing runs but the reference, where it is forced
+# by device; on other devices only the reference runs, where it is forced
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
-BACKENDS = {  # modules by name, each imported when it first runs
+BACKENDS = {  # modules by name, each imported on first use
     "cpu": "cpu.backend",
     "triton": "triton.backend",
     "cuda": "cuda.backend",
     "reference": "reference.backend",
 }
-KINDS = dict.fromkeys(BACKENDS, (Dense,))  # of layers that each backend walks
+KINDS = dict.fromkeys(BACKENDS, (Dense,))  # kinds of layers that each backend runs
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
 PRECISIONS = {
     "cpu": ("float32", "bfloat16"),
@@ -86,7 +86,7 @@ def choose(
     """
     forced, by = forced_backend(backend)
     if forced is None and device.type == "cpu" and (isa := settings.isa()):
-        forced, by = "cpu", f"NOPROP_ISA={isa}"  # which only the CPU kernels can honour
+        forced, by = "cpu", f"NOPROP_ISA={isa}"  # only the CPU kernels can honour it
     reasons: dict[str, str] = {}
     for name in candidates(device, forced):
         reason = gap(name, plan, device, precision)
@@ -192,7 +192,7 @@ def device_gap(device: torch.device) -> str | None:
 
 @cache
 def triton_version() -> str | None:
-    """The installed Triton's version; nothing of it is imported."""
+    """The installed Triton's version, without importing it."""
     try:
         return metadata.version("triton")
     except metadata.PackageNotFoundError:
@@ -231,7 +231,7 @@ def cuda_gap(plan: Plan | None, device: torch.device) -> str | None:
         return reason
     if plan is None:
         return None
-    from .cuda import limits  # which asks the extension for the kernels' sizes
+    from .cuda import limits  # asks the extension for the kernels' sizes
 
     return limits.plan_gap(plan)
 
@@ -247,17 +247,17 @@ def gpu_gap(device: torch.device) -> str | None:
 
 
 def check_device(device: str | torch.device | None = None) -> None:
-    """Waits for a GPU and raises what its kernels met in calls so far, of objects and functions.
+    """Synchronises with a GPU, and raises errors that its kernels found in earlier calls.
 
-    A kernel flags a label or an index out of range, or an input that is not finite. Unasked,
-    the error comes with a later call of the same object, or for nk.functional with a later call of
-    it on the same device. On the CPU contents are checked before a call: there is nothing to find.
+    A kernel flags a label or an index out of range, or an input that is not finite. Without this
+    function a later call of the same object raises the error, or for nk.functional a later call on
+    the same device. On the CPU contents are checked before a call: there is nothing to find.
 
     Args:
-        device: None: every GPU that calls were made on.
+        device: a GPU; None: every GPU that calls were made on.
 
     Raises:
-        ValueError: an earlier call's contents did not fit; the text has the op and what it met. Or
+        ValueError: an earlier call's contents did not fit; the text names the op and the cause. Or
             there is no such GPU.
     """
     if device is not None:

@@ -1,4 +1,4 @@
-"""Lines for whoever runs the program: what happens otherwise than it was meant to."""
+"""One-time notices on stderr about anything unexpected."""
 
 import sys
 from functools import cache

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from operator import add
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..check import check_tensor
 from ..plan import Plan
-
-if TYPE_CHECKING:
-    from .module import StackedModule
+from .module import Stack
+from .state import checked_tensors
 
 
 def graph_module(
@@ -54,25 +52,25 @@ def graph_module(
     return fx.GraphModule(root, graph, class_name="Block")
 
 
-def shared_module(stack: "StackedModule", i: int) -> fx.GraphModule:
+def shared_module(stack: Stack, i: int) -> fx.GraphModule:
     """Slice i on the stack's storage, in its mode; detach() shares the version counter as well."""
 
     def view(name: str) -> Tensor:
-        return stack._tensors((name,))[0].detach()[i]
+        return checked_tensors(stack, (name,))[0].detach()[i]
 
     return graph_module(stack.plan, view, view).train(stack.training)
 
 
-def copied_module(stack: "StackedModule", i: int) -> fx.GraphModule:
+def copied_module(stack: Stack, i: int) -> fx.GraphModule:
     """Slice i with tensors of its own, in the stack's mode."""
 
     def copy(name: str) -> Tensor:
-        return stack._tensors((name,))[0].detach()[i].clone()
+        return checked_tensors(stack, (name,))[0].detach()[i].clone()
 
     return graph_module(stack.plan, copy, copy).train(stack.training)
 
 
-def load(stack: "StackedModule", blocks: Sequence[nn.Module]) -> None:
+def load(stack: Stack, blocks: Sequence[nn.Module]) -> None:
     """Copies the modules' parameters and running statistics into the slices, in their order."""
     op = "load_modules"
     if len(blocks) != len(stack):
@@ -85,6 +83,6 @@ def load(stack: "StackedModule", blocks: Sequence[nn.Module]) -> None:
         for name, shape in shapes.items():
             check_tensor(op, name, state.get(name), shape=shape)
     with torch.no_grad():
-        for name, tensor in zip(shapes, stack._tensors((*shapes,)), strict=True):
+        for name, tensor in zip(shapes, checked_tensors(stack, (*shapes,)), strict=True):
             for i, state in enumerate(states):
                 tensor[i].copy_(state[name])

@@ -1,11 +1,6 @@
-"""What must stay true of an object's state, whoever sets, loads or moves a part of it.
-
-A kernel reads and writes addresses, so that every call first compares the tensors that stand in the
-object with what they were made as.
-"""
+"""What must stay true of an object, whoever sets, loads or moves a part of it."""
 
 from collections.abc import Callable, Mapping
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,44 +8,24 @@ from torch import Tensor, nn
 
 from ..backends import dispatch
 from ..check import check_counter, check_positive, check_stored, check_tensor
+from ..goal import Goal
 from ..optimizers import check_optimizer
-from .named_tensors import find
+from ..plan import Plan
+from .layout import Layout, dtype_of
 
-FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
-
-# what parameters, buffers and numbers were made of; another makes another object
-INTEGERS = {"seeds", "draws", "updates", "t", "_block"}
-FIXED = {"plan", "goal", "M", "D", "held", "replicas"}
+# set once, by the constructor; another makes another object
+FIXED = {"plan", "goal", "M", "D", "held", "replicas", "layout"}
 SETTABLE = {"optimizer", "precision", "backend", "blocks_per_launch"}
-
-
-class Memo(dict):
-    """What calls keep for later ones, beside what it was made of, which they compare with what is
-    there now. An object's copies and files start without it.
-    """
-
-    def keep(self, key: tuple, value: Any) -> None:
-        if len(self) >= 64:
-            self.clear()
-        self[key] = value
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return Memo, ()
-
-
-def dtype_of(name: str) -> torch.dtype:
-    return torch.int64 if name in INTEGERS else torch.float32
 
 
 class StrictModule(nn.Module):
     """A module whose plan, sizes and tensors stay those of its constructor."""
 
+    plan: Plan
+    goal: Goal
+    precision: str
     draws: Tensor
-    _N: int
-    _params: tuple[str, ...]  # names of the plan's parameters
-    _own: tuple[str, ...]  # names of the buffers beside them
-    _shapes: dict[str, tuple[int, ...]]
-    _memo: Memo  # there since the end of the constructor
+    layout: Layout  # of this library's own functions
     _buffers: dict[str, Any]  # read where nn.Module's search for an attribute would cost
 
     @property
@@ -59,7 +34,7 @@ class StrictModule(nn.Module):
 
     def __len__(self) -> int:
         """N, the slices held."""
-        return self._N
+        return self.layout.N
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what would no longer fit the parameters, and checks what may be changed.
@@ -68,7 +43,7 @@ class StrictModule(nn.Module):
             ValueError: the attribute is fixed, or its value does not fit.
         """
         op = type(self).__name__
-        if name in FIXED and "_memo" in self.__dict__:
+        if name in FIXED and name in self.__dict__:
             raise ValueError(f"{op}: {name} must stay what it was made with, make another {op}")
         if name in SETTABLE:
             self._check_option(op, name, value)
@@ -89,7 +64,7 @@ class StrictModule(nn.Module):
             dispatch.check_options(op, "float32", value)
         elif value is not None:
             check_optimizer(op, value, " of noprop_kernels or None")
-            decays, kept = value.weight_decay, self.__dict__.get("_moments", value.moments)
+            decays, kept = value.weight_decay, self.layout.moments
             if isinstance(decays, tuple) and len(decays) != len(self):
                 raise ValueError(
                     f"{op}: optimizer must have one weight_decay or {len(self)}, got {len(decays)}"
@@ -99,50 +74,6 @@ class StrictModule(nn.Module):
                     f"{op}: optimizer must keep the moments {kept} that the object was made with, "
                     f"got {type(value).__name__} with {value.moments}"
                 )
-
-    def _tensors(self, names: tuple[str, ...], device: torch.device | None = None) -> list[Tensor]:
-        """The state's tensors as they are now, fit to be addressed by a kernel."""
-        tensors = self._find(names)
-        device = self.device if device is None else device
-        facts = [[*map(fact, tensors)] for fact in FACTS]
-        if facts == self._memo.get((names, device)):
-            return tensors
-        for name, value in zip(names, tensors, strict=True):
-            check_stored(
-                type(self).__name__, name, value, self._shapes[name], dtype_of(name), device
-            )
-        self._memo.keep((names, device), facts)  # those of any tensors that fit
-        return tensors
-
-    def _find(self, names: tuple[str, ...]) -> list[Tensor]:
-        """The tensors that stand at these names now."""
-        op = type(self).__name__
-        try:
-            tensors = find(self, names)
-        except AttributeError as error:
-            raise ValueError(f"{op}: {error.name} must stay, got it deleted") from None
-        for name, value in zip(names, tensors, strict=True):
-            if not isinstance(value, Tensor):
-                raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-        return tensors
-
-    def _check_own(self, steps: int = 1) -> None:
-        """Raises where a buffer is none that kernels could read, whoever set it.
-
-        Counters that leave the 32 bits of noise's draw are found on the CPU alone, where that
-        waits for nothing.
-        """
-        if torch.compiler.is_compiling():
-            return
-        op, buffers = type(self).__name__, self._buffers
-        (first,) = self._find(self._params[:1])
-        self._tensors(self._own, first.device)
-        if "W_embed" not in self._shapes and buffers.get("W_embed", op) is not None:
-            got = "a tensor" if "W_embed" in buffers else "it deleted"
-            raise ValueError(f"{op}: W_embed must stay None, got {got}")
-        for name in ("draws", "updates"):
-            if buffers[name].device.type == "cpu":
-                check_counter(op, name, buffers[name], steps)
 
     # what must stay true of the state
 
@@ -178,7 +109,7 @@ class StrictModule(nn.Module):
             if prefix + name not in state_dict:
                 continue  # torch tells, unless strict is false
             given = state_dict[prefix + name]
-            shape = self._shapes.get(name, tuple(own.shape))
+            shape = self.layout.shapes.get(name, tuple(own.shape))
             device = self.device if assign else None  # all of an object is on one
             check_tensor(op, name, given, shape=shape, dtype=(dtype_of(name),), device=device)
             if assign:  # they become the object's own

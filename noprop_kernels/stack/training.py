@@ -1,7 +1,7 @@
-"""Blocks that train in fused steps: one, many in one call, or its halves, gradients and update."""
+"""The fused training of a stack's slices: a step, many in one call, or its halves."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,354 +16,225 @@ from ..arguments.batches import (
     gather_inputs,
     packed,
 )
-from ..arguments.scalars import seed_list, seed_tensor
 from ..backends.calls import UpdateCall
 from ..check import MOST_COUNT, check_count, check_integer, check_positive, check_tensor
-from ..compiler.eager import eager_only
-from ..goal import DT
-from ..optimizers import AdamW, Optimizer
-from ..philox import STREAM_EPS
 from ..plan import Plan
 from ..results import Gradients, Step
-from .module import StackedModule
+from . import engine
+from .module import Stack
+from .state import check_state, slices_of, updated
 
 Blocks = int | Sequence[int] | None
 BOOL = (torch.bool,)
 CPU = torch.device("cpu")
 
 
-class TrainedBlocks(StackedModule):
-    """The slices (replica, block) of a goal's chain, and the fused training of any of them."""
-
-    t: Tensor
-    _block: Tensor
-
-    def __init__(
-        self,
-        plan: Plan,
-        goal: DT,
-        *,
-        embedding: Tensor | None = None,
-        optimizer: Optimizer | None = AdamW(lr=1e-3, weight_decay=1e-3),  # noqa: B008  # frozen
-        seed: int | Sequence[int] = 0,
-        held: Sequence[int] | None = None,
-        precision: str = "float32",
-        backend: str | None = None,
-        blocks_per_launch: int | None = None,
-    ) -> None:
-        op = "DenoisingBlocks"
-        if not isinstance(plan, Plan):
-            raise ValueError(f"{op}: plan must be a Plan, got {type(plan).__name__}")
-        if len(plan.inputs) < 2:
-            raise ValueError(f'{op}: plan must have an input beside "z", got {list(plan.inputs)}')
-        if not isinstance(goal, DT):
-            raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
-        seeds = seed_list(op, seed)
-        held = check_blocks(op, "held", range(1, goal.T + 1) if held is None else held, goal.T)
-        t = torch.tensor(sorted(held) * len(seeds), dtype=torch.int64, device="cpu")
-        super().__init__(
-            plan,
-            seeds=seed_tensor(seeds).repeat_interleave(len(held)),
-            numbers=goal.numbers(t),
-            embedding=embedding,
-            optimizer=optimizer,
-            precision=precision,
-            backend=backend,
-            stream=STREAM_EPS,
-            M=plan.widths[plan.output],
-        )
-        self.register_buffer("t", t)
-        self.register_buffer("_block", t - 1, persistent=False)
-        self._shapes |= {"t": t.shape, "_block": t.shape}
-        self.goal = goal
-        self.blocks_per_launch = blocks_per_launch
-        self.held = tuple(sorted(held))
-        self.replicas = len(seeds)
-        self._initialise(self._block)
-
-    @property
-    def T(self) -> int:
-        """Blocks of the whole chain, held or not."""
-        return self.goal.T
-
-    def extra_repr(self) -> str:
-        held = f"T={self.T}" if len(self.held) == self.T else f"T={self.T}, held={self.held}"
-        return f"{held}, replicas={self.replicas}, {super().extra_repr()}"
-
-    @eager_only
-    def train_step(
-        self,
-        x: Inputs,
-        y: Tensor,
-        *,
-        blocks: Blocks = None,
-        lr: float | Tensor | None = None,
-        z: Tensor | None = None,
-        input_grad: bool = False,
-        numbers_grad: bool = False,
-    ) -> Step:
-        """One step of n slices: draw z_{t-1}, forward, loss, backward, update.
-
-        Moves `draws` by one, and where the loss is finite the weights, moments, running statistics
-        and `updates`.
-
-        Args:
-            x: (B, F) float32, shared, or (n, B, F), one per slice; a dict by name if the plan has
-                more inputs.
-            y: (B,) int64, labels.
-            blocks: the t to train, in all replicas; None: all held.
-            lr: a number or (n,); None: the optimizer's.
-            z: (n, B, width) float32, features made from `add_noise` at the same address; eps is
-                drawn again only for the target, and the path through z is the caller's.
-            input_grad: ask for d_x, and d_z if `z` is given.
-            numbers_grad: ask for d_W_embed, and d_signal and d_noise unless `z` is given.
-
-        Returns:
-            Step.
-
-        Raises:
-            ValueError: an argument does not fit, or optimizer=None.
-            BackendError: no backend can run it.
-        """
-        op = "train_step"
-        index, empty = self._index(op, blocks), self._empty
-        n = len(index)
-        rule = self._step_lr(op, lr, index)
-        inputs, B = self._batch(op, x, y, n)
-        if not input_grad:
-            refuse_graph(op, x, z)
-        out = self._new_out(1, n)
-        out.error = empty(n, B)
+def train_step(
+    stack: Stack,
+    x: Inputs,
+    y: Tensor,
+    blocks: Blocks,
+    lr: float | Tensor | None,
+    z: Tensor | None,
+    input_grad: bool,
+    levels_grad: bool,
+) -> Step:
+    """DenoisingBlocks.train_step."""
+    op = "train_step"
+    index, empty = index_of(stack, op, blocks), partial(engine.empty, stack)
+    n = len(index)
+    rule = engine.step_rule(stack, op, lr, index)
+    inputs, B = check_batch(stack, op, x, y, n)
+    if not input_grad:
+        refuse_graph(op, x, z)
+    out = engine.new_out(stack, 1, n)
+    out.error = empty(n, B)
+    if z is None:
+        check_draws_z(stack, op)
+    else:
+        shape = (n, B, stack.plan.widths["z"])
+        z = check_tensor(op, "z", z, shape=shape, device=stack.device).detach().contiguous()
+    if input_grad:
+        names = [*inputs] if z is None else [*inputs, "z"]
+        out.d_inputs = {name: empty(n, B, stack.plan.widths[name]) for name in names}
+    if levels_grad:
+        out.d_W_embed = empty(n, stack.M, stack.D)
         if z is None:
-            self._check_draws_z(op)
-        else:
-            shape = (n, B, self.plan.widths["z"])
-            z = check_tensor(op, "z", z, shape=shape, device=self.device).detach().contiguous()
-        if input_grad:
-            names = [*inputs] if z is None else [*inputs, "z"]
-            out.d_inputs = {name: empty(n, B, self.plan.widths[name]) for name in names}
-        if numbers_grad:
-            out.d_W_embed = empty(n, self.M, self.D)
-            if z is None:
-                out.d_signal, out.d_noise = empty(n, B), empty(n, B)
-        self._train(
-            index=index,
-            block=self._noise_block(index, 1),
-            inputs={name: packed(value)[None] for name, value in inputs.items()},
-            y=y.contiguous().expand(1, n, B),
-            z=z,
-            B=B,
-            rule=rule,
-            out=out,
+            out.d_signal, out.d_noise = empty(n, B), empty(n, B)
+    engine.train(
+        stack,
+        index=index,
+        block=engine.blocks_of(stack, index, 1),
+        inputs={name: packed(value)[None] for name, value in inputs.items()},
+        y=y.contiguous().expand(1, n, B),
+        z=z,
+        B=B,
+        rule=rule,
+        out=out,
+    )
+    d_z = out.d_inputs.pop("z", None)
+    return Step(
+        out.loss[0],
+        out.error,
+        out.applied[0],
+        name_inputs(stack.plan, out.d_inputs),
+        d_z,
+        out.d_signal,
+        out.d_noise,
+        out.d_W_embed,
+    )
+
+
+def train_steps(
+    stack: Stack,
+    X: Inputs,
+    Y: Tensor,
+    indices: Tensor | None,
+    blocks: Blocks,
+    lr: float | Tensor | None,
+    normalize: Normalize | Mapping[str, Normalize] | None,
+) -> Tensor:
+    """DenoisingBlocks.train_steps."""
+    op = "train_steps"
+    index = index_of(stack, op, blocks)
+    check_draws_z(stack, op)
+    replica = torch.div(index, len(stack.layout.held), rounding_mode="floor")
+    inputs, labels, K, B = gather_inputs(
+        op, X, Y, indices, normalize, stack.plan, replica, stack.layout.replicas, stack.device
+    )
+    refuse_graph(op, X)
+    return engine.train_steps(
+        stack, op, index, engine.blocks_of(stack, index, K), inputs, labels, B, lr
+    )
+
+
+def gradients(
+    stack: Stack,
+    x: Inputs,
+    y: Tensor,
+    blocks: Blocks,
+    step: int | None,
+    first_row: int,
+    rows: int | None,
+) -> Gradients:
+    """DenoisingBlocks.gradients."""
+    op = "gradients"
+    index = index_of(stack, op, blocks)
+    check_draws_z(stack, op)
+    inputs, B = check_batch(stack, op, x, y, len(index))
+    refuse_graph(op, x)
+    first_row = check_row(op, first_row, B)
+    rows = B if rows is None else check_positive(op, "rows", rows, MOST_COUNT)
+    draw = None
+    if step is not None:
+        draw = stack.draws.new_full((1, len(index)), check_count(op, "step", step))
+    n = len(index)
+    out = engine.new_out(stack, 1, n)
+    out.error = engine.empty(stack, n, B)
+    out.grads = {name: engine.empty(stack, n, *s) for name, s in stack.plan.parameters().items()}
+    out.stats = {name: engine.empty(stack, n, *s) for name, s in stack.plan.statistics().items()}
+    engine.train(
+        stack,
+        index=index,
+        block=engine.blocks_of(stack, index, 1),
+        inputs={name: packed(value)[None] for name, value in inputs.items()},
+        y=y.contiguous().expand(1, n, B),
+        B=B,
+        rule=None,
+        out=out,
+        draw=draw,
+        first_row=first_row,
+        rows=rows,
+    )
+    return Gradients(
+        out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
+    )
+
+
+def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
+    """DenoisingBlocks.update."""
+    op = "update"
+    if not isinstance(grads, Gradients):
+        raise ValueError(f"{op}: grads must be Gradients, got {type(grads).__name__}")
+    check_state(stack)
+    index = check_tensor(op, "index", grads.index, shape=(None,), dtype=INT64, device=CPU)
+    index = index.clone(memory_format=torch.contiguous_format)  # may be a view of anything
+    n, positions = len(index), index.tolist()
+    if len(set(positions)) != n or not all(0 <= i < len(stack) for i in positions):
+        raise ValueError(
+            f"{op}: grads must be of this object's {len(stack)} slices, each once, got {positions}"
         )
-        d_z = out.d_inputs.pop("z", None)
-        return Step(
-            out.loss[0],
-            out.error,
-            out.applied[0],
-            self._named(out.d_inputs),
-            d_z,
-            out.d_signal,
-            out.d_noise,
-            out.d_W_embed,
+    shapes = stack.plan.parameters()
+    if not isinstance(grads.by_name, Mapping) or grads.by_name.keys() != shapes.keys():
+        raise ValueError(f"{op}: grads must have {list(shapes)}, got {list(grads.by_name)}")
+    for name, shape in shapes.items():
+        check_tensor(op, name, grads.by_name[name], shape=(n, *shape), device=stack.device)
+    check_tensor(op, "applied", grads.applied, shape=(n,), dtype=BOOL, device=stack.device)
+    statistics = stack.plan.statistics()
+    if not isinstance(grads.stats, Mapping) or not grads.stats.keys() <= statistics.keys():
+        raise ValueError(f"{op}: stats must be among {list(statistics)}, got {grads.stats}")
+    for name in grads.stats:
+        shape = statistics[name]
+        check_tensor(op, name, grads.stats[name], shape=(n, *shape), device=stack.device)
+    rule = engine.step_rule(stack, op, lr, index)
+    slices = slices_of(stack, index)
+    state = updated(slices)
+    by_name = {name: apart(grads.by_name[name], state) for name in shapes}
+    apply = grads.applied.clone()
+    for value in (*by_name.values(), *grads.stats.values()):
+        apply &= value.flatten(1).isfinite().all(1)
+    engine.run(stack, "update", UpdateCall(slices, by_name, apply, rule), state)
+    at = index.to(stack.device)
+    stack.draws[at] += 1
+    for name, batch in grads.stats.items():
+        norm = stack.plan.layers[name.partition(".")[0]].norm
+        momentum = norm.momentum if norm is not None else 0.0
+        running = slices.stats[name]
+        moved = (1 - momentum) * running[at] + momentum * batch
+        running[at] = torch.where(apply[:, None], moved, running[at])
+    return apply
+
+
+# arguments
+
+
+def index_of(stack: Stack, op: str, blocks: Blocks) -> Tensor:
+    """(n,) positions of the slices of `blocks`, replica-major; the state is checked too."""
+    check_state(stack)
+    held, replicas = stack.layout.held, stack.layout.replicas
+    if blocks is None:
+        return positions(held, held, replicas)
+    ts = check_blocks(op, "blocks", blocks, stack.goal.T)
+    if missing := [t for t in ts if t not in held]:
+        raise ValueError(f"{op}: blocks must be among {list(held)}, held, got {missing}")
+    return positions(tuple(ts), held, replicas)
+
+
+def check_batch(
+    stack: Stack, op: str, x: Inputs, y: Tensor, n: int, *, training: bool = True
+) -> tuple[dict[str, Tensor], int]:
+    """A training batch, checked: inputs (n, B, F) by name, and B."""
+    inputs = check_inputs(op, x, stack.plan, n, stack.device)
+    B = next(iter(inputs.values())).shape[1]
+    check_labels(op, y, B, stack.M, stack.device)
+    if training or B < 1:
+        engine.check_rows(stack, op, "y", B)
+    return {name: value.detach() for name, value in inputs.items()}, B
+
+
+def check_draws_z(stack: Stack, op: str) -> None:
+    if (width := stack.plan.widths["z"]) != stack.D:
+        raise ValueError(
+            f'{op}: plan must have a "z" of the width D = {stack.D} of an embedding where z is '
+            f"drawn, got {width}; train_step takes features of it as z="
         )
 
-    @eager_only
-    def train_steps(
-        self,
-        X: Inputs,
-        Y: Tensor,
-        indices: Tensor | None,
-        *,
-        blocks: Blocks = None,
-        lr: float | Tensor | None = None,
-        normalize: Normalize | Mapping[str, Normalize] | None = None,
-    ) -> Tensor:
-        """K steps in one call, each as `train_step`; a stopped slice stands at its own `draws`.
 
-        Args:
-            X: (rows, F), the data set: float32, bfloat16 or uint8, which counts as 0..255 of [0,
-                1]; with indices None (K, B, F), batches already gathered. A dict by name if the
-                plan has more inputs.
-            Y: (rows,) or (K, B) int64, labels.
-            indices: (K, B) int64, rows of each batch, or (K, R, B), each replica's own; None: X has
-                the batches.
-            blocks: the t to train, in all replicas; None: all held.
-            lr: a number, (K,) or (K, n); None: the optimizer's.
-            normalize: (mean, std), each a number, one per channel (features in channel order) or
-                one per feature; uint8 is divided by 255 first, as by torchvision's ToTensor. A dict
-                by name as X.
-
-        Returns:
-            (K, n) float32 losses.
-
-        Raises:
-            ValueError: an argument does not fit, or optimizer=None.
-            BackendError: no backend can run it.
-        """
-        op = "train_steps"
-        index = self._index(op, blocks)
-        self._check_draws_z(op)
-        replica = torch.div(index, len(self.held), rounding_mode="floor")
-        inputs, labels, K, B = gather_inputs(
-            op, X, Y, indices, normalize, self.plan, replica, self.replicas, self.device
-        )
-        refuse_graph(op, X)
-        return self._train_steps(op, index, self._noise_block(index, K), inputs, labels, B, lr)
-
-    @eager_only
-    def gradients(
-        self,
-        x: Inputs,
-        y: Tensor,
-        *,
-        blocks: Blocks = None,
-        step: int | None = None,
-        first_row: int = 0,
-        rows: int | None = None,
-    ) -> Gradients:
-        """Gradients of one step's loss, or of a part of its batch; no state moves, no counter.
-
-        Args:
-            x, y, blocks: as in `train_step`.
-            step: the draw whose noise is used; None: each slice's own `draws`.
-            first_row: position of row 0 in the whole batch.
-            rows: rows of the whole batch, by which the loss is divided; None: B.
-
-        Returns:
-            Gradients, which add over the parts of a batch; give them to `update`.
-
-        Raises:
-            ValueError: an argument does not fit.
-            BackendError: no backend can run it.
-        """
-        op = "gradients"
-        index = self._index(op, blocks)
-        self._check_draws_z(op)
-        inputs, B = self._batch(op, x, y, len(index))
-        refuse_graph(op, x)
-        first_row = check_row(op, first_row, B)
-        rows = B if rows is None else check_positive(op, "rows", rows, MOST_COUNT)
-        draw = None
-        if step is not None:
-            draw = self.draws.new_full((1, len(index)), check_count(op, "step", step))
-        n = len(index)
-        out = self._new_out(1, n)
-        out.error = self._empty(n, B)
-        out.grads = {name: self._empty(n, *s) for name, s in self.plan.parameters().items()}
-        out.stats = {name: self._empty(n, *s) for name, s in self.plan.statistics().items()}
-        self._train(
-            index=index,
-            block=self._noise_block(index, 1),
-            inputs={name: packed(value)[None] for name, value in inputs.items()},
-            y=y.contiguous().expand(1, n, B),
-            B=B,
-            rule=None,
-            out=out,
-            draw=draw,
-            first_row=first_row,
-            rows=rows,
-        )
-        return Gradients(
-            out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
-        )
-
-    @eager_only
-    def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
-        """The second half of `train_step`: moves the slices of `grads`, and `draws` by one.
-
-        A slice whose loss or gradient is not finite is left alone, but for `draws`.
-
-        Args:
-            grads: of this object, or of one of the same plan and slices.
-            lr: a number or (n,); None: the optimizer's.
-
-        Returns:
-            (n,) bool, the slices that moved.
-
-        Raises:
-            ValueError: an argument does not fit, or optimizer=None.
-        """
-        op = "update"
-        if not isinstance(grads, Gradients):
-            raise ValueError(f"{op}: grads must be Gradients, got {type(grads).__name__}")
-        self._check_own()
-        index = check_tensor(op, "index", grads.index, shape=(None,), dtype=INT64, device=CPU)
-        index = index.clone(memory_format=torch.contiguous_format)  # may be a view of anything
-        n, positions = len(index), index.tolist()
-        if len(set(positions)) != n or not all(0 <= i < len(self) for i in positions):
-            raise ValueError(
-                f"{op}: grads must be of this object's {len(self)} slices, each once, "
-                f"got {positions}"
-            )
-        shapes = self.plan.parameters()
-        if not isinstance(grads.by_name, Mapping) or grads.by_name.keys() != shapes.keys():
-            raise ValueError(f"{op}: grads must have {list(shapes)}, got {list(grads.by_name)}")
-        for name, shape in shapes.items():
-            check_tensor(op, name, grads.by_name[name], shape=(n, *shape), device=self.device)
-        check_tensor(op, "applied", grads.applied, shape=(n,), dtype=BOOL, device=self.device)
-        statistics = self.plan.statistics()
-        if not isinstance(grads.stats, Mapping) or not grads.stats.keys() <= statistics.keys():
-            raise ValueError(f"{op}: stats must be among {list(statistics)}, got {grads.stats}")
-        for name in grads.stats:
-            shape = statistics[name]
-            check_tensor(op, name, grads.stats[name], shape=(n, *shape), device=self.device)
-        rule = self._step_lr(op, lr, index)
-        slices = self._slices(index)
-        state = self._state(slices)
-        by_name = {name: apart(grads.by_name[name], state) for name in shapes}
-        apply = grads.applied.clone()
-        for value in (*by_name.values(), *grads.stats.values()):
-            apply &= value.flatten(1).isfinite().all(1)
-        self._run("update", UpdateCall(slices, by_name, apply, rule), state)
-        at = index.to(self.device)
-        self.draws[at] += 1
-        for name, batch in grads.stats.items():
-            norm = self.plan.layers[name.partition(".")[0]].norm
-            momentum = norm.momentum if norm is not None else 0.0
-            running = slices.stats[name]
-            moved = (1 - momentum) * running[at] + momentum * batch
-            running[at] = torch.where(apply[:, None], moved, running[at])
-        return apply
-
-    # arguments
-
-    def _index(self, op: str, blocks: Blocks) -> Tensor:
-        """(n,) positions of the slices of `blocks`, replica-major; the state is looked at too."""
-        self._check_own()
-        if blocks is None:
-            return positions(self.held, self.held, self.replicas)
-        ts = check_blocks(op, "blocks", blocks, self.T)
-        if missing := [t for t in ts if t not in self.held]:
-            raise ValueError(f"{op}: blocks must be among {list(self.held)}, held, got {missing}")
-        return positions(tuple(ts), self.held, self.replicas)
-
-    def _noise_block(self, index: Tensor, K: int) -> Tensor:
-        """Philox' block t - 1 of the slices, (K, n)."""
-        block, key = self._buffers["_block"], ("block", *index.tolist(), K)
-        before = self._memo.get(key)
-        if before is None or before[0] is not block:
-            before = block, block[self._at(index)].expand(K, len(index))
-            self._memo.keep(key, before)
-        return before[1]
-
-    def _batch(
-        self, op: str, x: Inputs, y: Tensor, n: int, *, training: bool = True
-    ) -> tuple[dict[str, Tensor], int]:
-        """A training batch, checked: inputs (n, B, F) by name, and B."""
-        inputs = check_inputs(op, x, self.plan, n, self.device)
-        B = next(iter(inputs.values())).shape[1]
-        check_labels(op, y, B, self.M, self.device)
-        if training or B < 1:
-            self._check_training(op, "y", B)
-        return {name: value.detach() for name, value in inputs.items()}, B
-
-    def _check_draws_z(self, op: str) -> None:
-        if (width := self.plan.widths["z"]) != self.D:
-            raise ValueError(
-                f'{op}: plan must have a "z" of the width D = {self.D} of an embedding where z is '
-                f"drawn, got {width}; train_step takes features of it as z="
-            )
+def name_inputs(plan: Plan, d_inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor] | None:
+    """d_x: a tensor where the plan has one input beside "z"."""
+    if len(plan.inputs) == 2 and d_inputs:
+        return next(iter(d_inputs.values()))
+    return d_inputs or None
 
 
 def apart(value: Tensor, state: Sequence[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ __all__ = [
     "load",
 ]
 
-# each is imported when it is asked for: the command line must not wait for torch to say its help
+# imported on first use: the command line must print its help without waiting for torch
 _HOMES = {
     "Answer": ".model",
     "Evaluation": ".evaluation",

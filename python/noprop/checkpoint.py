@@ -1,8 +1,8 @@
-"""A checkpoint: model.json and the tensors file that it names, always one whole state.
+"""A checkpoint: model.json and the tensors file that it names. The two always form one state.
 
-The tensors are written first, under a name made of their sum; renaming model.json is the one
-moment at which the new state takes the old one's place. Both files carry their sums: a flipped bit
-is an error, never a wrong number.
+The tensors are written first, under a name made of their checksum; renaming model.json then
+replaces the old state by the new one atomically. Both files carry their checksums: a flipped bit is
+an error, never a wrong number.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from .errors import InputError, train_extra
 from .files import LOCK, atomic_file, locked, sweep
 
 RECORD = "model.json"
-TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # a name of no other folder
+TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # unique to this folder
 TEMPORARY = ("tensors-*.safetensors", RECORD)
 FORMAT = 1
 OF_DEVICE = {"device", "backend", "instruction_set", "compiler", "triton"}  # versions of one thing
@@ -63,7 +63,7 @@ def save(folder: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> N
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder holds nothing but what a save leaves that was killed before its end."""
+    """Whether a folder holds only the leftovers of a save that was killed."""
     return all(
         path.name == LOCK
         or TENSORS.fullmatch(path.name)
@@ -73,7 +73,7 @@ def is_unused(folder: Path) -> bool:
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `save` wrote into `folder`: content and tensors. It may be saving meanwhile.
+    """Reads the content and tensors that `save` wrote into `folder`, also while a save is running.
 
     Raises:
         InputError: a file is missing, cut short or changed, or of another format.
@@ -125,7 +125,7 @@ def load_content(folder: Path) -> dict[str, Any]:
 
 
 def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
-    """What the bits of a run depend on, beside its settings: the backend, its build, the versions.
+    """The backend, its build and the versions: what a run's bits depend on beside its settings.
 
     Raises:
         BackendError: no backend runs the blocks.
@@ -135,7 +135,7 @@ def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
     backend = dispatch.name_of(module)
     built = cpu.describe() if backend == "cpu" else {}
     return {
-        # of a GPU its model, whose bits are the same whatever its index
+        # a GPU's model without its index, which changes no bit
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "noprop": nk.__version__,
         "torch": torch.__version__,
@@ -149,8 +149,8 @@ def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
 
 
 def differences(then: dict[str, str | None], now: dict[str, str | None]) -> list[str]:
-    """A line for each version that is not what it was; one for a device and what goes with it."""
-    then, now = ({"device": "cpu"} | one for one in (then, now))  # runs did not record it at first
+    """A line for each version that has changed; one for the device with all that belongs to it."""
+    then, now = ({"device": "cpu"} | one for one in (then, now))  # early runs did not record it
     names, lines = then.keys() | now.keys(), []
     if then["device"] != now["device"]:
         names -= OF_DEVICE

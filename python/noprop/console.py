@@ -1,7 +1,7 @@
-"""Where lines for people go: a stream whose loss ends no training, and names that stay as they are.
+"""Output for people: losing the stream ends no training, and names are printed verbatim.
 
-`noprop train | head -2` closes its output while it trains, and a terminal that closes takes it
-away. What is written from then on is dropped, which is told once on stderr.
+`noprop train | head -2` closes the output during training, and so does a terminal that closes.
+Later output is dropped, and one line on stderr says so.
 """
 
 import os
@@ -15,7 +15,7 @@ with train_extra():
 
 
 class Output:
-    """A text stream that drops what cannot be written."""
+    """A text stream that drops writes which fail."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.lost = stream, False
@@ -32,7 +32,7 @@ class Output:
         return len(text)
 
     def flush(self) -> None:
-        pass  # `write` has done it
+        pass  # `write` has flushed
 
     def isatty(self) -> bool:
         return self.stream.isatty()
@@ -46,7 +46,7 @@ class Output:
 
 
 def forget(stream: TextIO) -> None:
-    """Lets a stream that cannot be written end in nothing, or Python fails when it ends."""
+    """Redirects a broken stream to the null device: Python flushes it at exit and would fail."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, stream.fileno())
@@ -55,9 +55,10 @@ def forget(stream: TextIO) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console of plain text, which takes "[" as it is.
+    """A console of plain text: "[" is no markup.
 
-    It is a terminal where the stream is one: FORCE_COLOR brings no cursor sequences into a file.
+    It counts as a terminal only where the stream is one: FORCE_COLOR must not put cursor sequences
+        into a file.
     """
     stream = sys.stderr if stderr else sys.stdout
     return Console(

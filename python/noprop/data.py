@@ -51,7 +51,7 @@ def load(
     Args:
         name: one of NAMES, or the path of a file or a folder of your own (datasets/own.py).
         folder: the data folder, which must exist; None is `default_folder()`, made for a download.
-        say: told what is downloaded.
+        say: called with a line for each download.
         label, labels: of your own data, the column or the file of the labels.
 
     Raises:
@@ -86,11 +86,11 @@ def load(
 
 
 def _digits() -> Dataset:
-    """1797 images of 8 x 8, 0..16; a fifth, always the same rows, is the test."""
+    """1797 images of 8 x 8, 0..16; a fixed fifth of the rows is the test set."""
     with train_extra():
         from sklearn.datasets import load_digits
     pixels, labels = load_digits(return_X_y=True)
-    x = torch.from_numpy(pixels).to(torch.uint8)  # whole numbers, kept in float64 there
+    x = torch.from_numpy(pixels).to(torch.uint8)  # whole numbers, though stored as float64
     y = torch.from_numpy(labels).long()
     train, test = hold_out(len(x), DIGITS_TEST_FRACTION)
     inputs = InputFormat((8, 8), "bytes")

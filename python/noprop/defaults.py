@@ -1,23 +1,23 @@
-"""What training takes where nothing is said: functions of the training rows alone.
+"""Defaults of training: functions of the number of training rows alone.
 
-`fit`, the command line and the settings of a run use the same ones. `python -m bench grid` lays
-them beside logistic regression.
+`fit`, the command line and the settings of a run share them. `python -m bench grid` compares them
+with logistic regression.
 """
 
 import math
 
 STEPS = 300
 LEAST_EPOCHS = 20
-LR = 2e-3  # of AdamW, falling to 0 by the cosine
+LR = 2e-3  # AdamW's, falling to 0 by the cosine
 WEIGHT_DECAY_ROWS = 1000
-LEAST_WEIGHT_DECAY, MOST_WEIGHT_DECAY = 1e-3, 3.0  # the least is the paper's
+LEAST_WEIGHT_DECAY, MOST_WEIGHT_DECAY = 1e-3, 3.0  # the minimum is the paper's value
 
 
 def default_epochs(rows: int, batch_size: int) -> int:
-    """Epochs of a training: 20, or as many as make STEPS steps where that is more.
+    """The number of epochs: 20, or more where that is needed for STEPS steps.
 
-    A network learns by steps, and few rows make few of them in an epoch. More steps help no more:
-    few rows are learnt by heart, and log-loss grows.
+    A network learns by steps, and few rows make few steps an epoch. More steps do not help: the
+    network learns few rows by heart, and log-loss grows.
 
     Args:
         rows: training rows, at least 1.
@@ -36,10 +36,10 @@ def default_epochs(rows: int, batch_size: int) -> int:
 def default_weight_decay(rows: int) -> float:
     """AdamW's weight decay: WEIGHT_DECAY_ROWS / rows, at least 1e-3 and at most 3.
 
-    A prior on the weights has a fixed pull beside the sum of the rows' losses, which beside their
-    mean falls as 1 / rows. Without one a few rows are learnt by heart, and what the first weights
-    drew at random for the directions that no row tells of stays in every answer. With a stronger
-    one classes of a handful of rows are not believed.
+    A prior on the weights has a fixed strength relative to the sum of the rows' losses, so relative
+    to their mean it falls as 1 / rows. Without it a few rows are learnt by heart, and the random
+    initial weights along directions that no row determines stay in every answer. A stronger one
+    would suppress classes of a handful of rows.
 
     Args:
         rows: training rows, at least 1.

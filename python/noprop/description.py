@@ -1,4 +1,4 @@
-"""Plans, goals and optimizers as JSON and back: what a saved model says about itself."""
+"""Plans, goals and optimizers to JSON and back: the description of a saved model."""
 
 from dataclasses import asdict
 from typing import Any
@@ -16,10 +16,10 @@ Json = dict[str, Any]
 
 
 def field(record: Json, name: str, kind: type) -> Any:
-    """record[name], which must be there and of this kind.
+    """record[name], after checking that it exists and has this type.
 
     Raises:
-        InputError: it is not.
+        InputError: it is missing, or has another type.
     """
     value = record.get(name)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -29,17 +29,17 @@ def field(record: Json, name: str, kind: type) -> Any:
 
 
 def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) -> None:
-    """Whether the tensors have the sizes that a saved model names, before memory for it is asked
-    for, and counters that count from 0.
+    """Checks that the tensors have the sizes that a saved model names, before memory for it is
+    allocated, and that counters are not negative.
 
     Raises:
-        InputError: one has not.
+        InputError: one does not fit.
     """
     sizes = {
         f"blocks.{name}": (T, *shape)
         for name, shape in (plan.parameters() | plan.statistics()).items()
     }
-    if record.get("head", True):  # which every model had at first
+    if record.get("head", True):  # the only head of early versions
         sizes["head.logits.weight"] = (
             1,
             field(record, "classes", int),
@@ -57,7 +57,7 @@ def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) ->
 def plan_to_json(plan: Plan) -> Json:
     layers = [[name, {"kind": "Dense", **asdict(layer)}] for name, layer in plan.layers.items()]
     inputs = [[name, list(shape)] for name, shape in plan.inputs.items()]
-    return {"inputs": inputs, "layers": layers}  # lists of pairs: the order counts
+    return {"inputs": inputs, "layers": layers}  # lists of pairs, since the order matters
 
 
 def plan_from_json(record: Json) -> Plan:

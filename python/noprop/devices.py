@@ -1,4 +1,4 @@
-"""Which device a run goes on, and why."""
+"""Chooses the device of a run, and states the reason."""
 
 import re
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from noprop_kernels.backends import dispatch
 from .model import Model
 
 NAMES = ("auto", "cpu", "cuda", "cuda:N")
-OF_GPUS = ("triton", "cuda")  # backends for which auto takes a GPU, best first
+OF_GPUS = ("triton", "cuda")  # backends for which auto chooses a GPU, best first
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run goes on.
+    """The device of a run.
 
     Args:
         device: with its index, if it is a GPU.
-        why: "asked for", or what `auto` went by.
+        why: "asked for", or the reason of `auto`.
     """
 
     device: torch.device
@@ -27,13 +27,13 @@ class Device:
 
     @property
     def name(self) -> str:
-        """cpu, or cuda:0 with what it is."""
+        """ "cpu", or "cuda:0" with the GPU's name."""
         if self.device.type != "cuda":
             return str(self.device)
         return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
 
     def told(self, model: Model) -> str:
-        """Device and backend of a model that was moved here: what runs, not why.
+        """Device and backend of a model that was moved here, without the reason.
 
         Raises:
             BackendError: no backend runs the model.
@@ -52,11 +52,11 @@ def is_name(name: str) -> bool:
 
 
 def pick_device(name: str, backend: str | None = None) -> Device:
-    """The device of one of NAMES; auto is a GPU that our kernels run on, else the CPU.
+    """The device of one of NAMES; auto chooses a GPU that the kernels run on, else the CPU.
 
     Args:
         name: auto, cpu, cuda (the current GPU) or cuda:N.
-        backend: the one that is forced, if any.
+        backend: the forced backend, if any.
 
     Raises:
         ValueError: no such name, or a GPU that cannot be used; the text has the reason and what to
@@ -74,7 +74,7 @@ def pick_device(name: str, backend: str | None = None) -> Device:
         kernels: dispatch.gap(kernels, None, asked, "float32")
         for kernels in ((forced,) if forced else OF_GPUS)
     }
-    gap = dispatch.device_gap(asked)  # which comes before what the kernels lack
+    gap = dispatch.device_gap(asked)  # reported before anything that the kernels lack
     runs = [kernels for kernels, reason in reasons.items() if reason is None and gap is None]
     if runs:
         index = torch.cuda.current_device() if asked.index is None else asked.index

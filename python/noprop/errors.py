@@ -1,4 +1,4 @@
-"""What goes wrong outside the program, and lines that tell of it."""
+"""Errors with causes outside the program, and notices on stderr."""
 
 import sys
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """A file, a folder or a setting that cannot be used; the text says which and why."""
+    """A file, a folder or a setting cannot be used; the text says which and why."""
 
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around the import of an optional package: its absence names the extra that installs it.
+    """Wraps the import of an optional package: if it is missing, the error names its extra.
 
     Raises:
         ImportError: the package is missing.
@@ -27,17 +27,17 @@ def extra(name: str) -> Iterator[None]:
 
 
 def train_extra() -> AbstractContextManager[None]:
-    """`extra` of what the trainer itself needs."""
+    """`extra` for the packages of the trainer itself."""
     return extra("train")
 
 
 @contextmanager
 def reading(path: Path, failed: str = "cannot be read") -> Iterator[None]:
-    """Around the reading of a file that anyone may have made.
+    """Wraps the reading of an untrusted file.
 
     Raises:
-        InputError: whatever the readers made of damaged bytes, which may be nearly anything; the
-            text names the file.
+        InputError: in place of any error that the readers raise on damaged bytes; the text names
+            the file.
     """
     try:
         yield
@@ -51,14 +51,14 @@ def reading(path: Path, failed: str = "cannot be read") -> Iterator[None]:
 
 
 def tell(line: str) -> None:
-    """A line on stderr; where that is closed there is nobody to tell, and nothing else ends."""
+    """Prints a line on stderr; a closed stderr is ignored."""
     try:
         print(f"noprop: {line}", file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # ValueError: of a stream that Python closed
+    except (OSError, ValueError):  # ValueError: Python has closed the stream
         pass
 
 
 @cache
 def tell_once(line: str) -> None:
-    """`tell`, the first time that the process has this line."""
+    """Like `tell`, but only the first time that the process has this line."""
     tell(line)

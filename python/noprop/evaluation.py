@@ -1,4 +1,4 @@
-"""The answer's accuracy, what the chain adds to it, and, with a head, the paper's protocol.
+"""Accuracy of the answer, of each block in the chain and alone, and of the paper's protocol.
 
 `accuracy_per_block` is block t's answer in the chain without noise, `accuracy_alone` the same
 block's answer from pure noise. Where the two are alike, the chain adds nothing to a single block.
@@ -17,7 +17,7 @@ from .model import Model, in_parts
 
 SAMPLES = 5  # the paper's runs of inference
 ROWS_AT_ONCE = 512
-POINT = 0.01  # what a head may be below its last block
+POINT = 0.01  # a head may be this much below its last block
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Evaluation:
 
 
 def head_warning(result: dict[str, Any]) -> str | None:
-    """A line where a result's head is more than a point below the last block of its own chain.
+    """A warning where the head is more than a point below the last block of its own chain, else
+    None.
 
     Args:
         result: `Evaluation.to_json`, of rows that were not trained on.
@@ -89,7 +90,7 @@ def evaluate(
             f"{samples} samples, {len(x)} and {len(y)} rows"
         )
     was_training = model.blocks.training
-    model.blocks.eval()  # running statistics, which answers must not move
+    model.blocks.eval()  # running statistics: an answer must not change them
     try:
         counts = [
             _count(model, rows, y[first_row : first_row + len(rows)], samples, seed, first_row)
@@ -119,8 +120,8 @@ def evaluate(
 def _count(
     model: Model, x: Array, y: Tensor, samples: int, seed: int | None, first_row: int
 ) -> dict[str, Tensor]:
-    """Right answers among the rows, by name: of the answer (), of the blocks in its chain and alone
-    (T,) each; of the head and of the last block before it (S,).
+    """Counts of correct rows, by name: of the answer (); of the blocks in its chain and alone, (T,)
+    each; of the head and of the last block before it, (S,) each.
     """
     blocks, features = model.blocks, model.features(x, first_row)
     y = y.to(features.device)
@@ -144,7 +145,7 @@ def _count(
 
 
 def _z_0(model: Model, rows: int, seed: int | None, first_row: int) -> Tensor:
-    """(B, D): the z_0 that the first sample of a chain with noise begins from."""
+    """(B, D): z_0 of the first sample of a chain with noise."""
     own = model.blocks.seeds[:1] if seed is None else model.blocks.seeds.new_tensor([seed])
     at = (philox.STREAM_INFERENCE, 0, 0, philox.BLOCK_Z_0, rows, model.blocks.D)
     return philox.normal(own.to(model.device), *at, first_row=first_row)[0]

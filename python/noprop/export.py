@@ -5,8 +5,8 @@
     labels = argmax over y of sqrt(alpha_bar_T) <u_y, z> - alpha_bar_T |u_y|^2 / 2
     probs = mean of softmax(block_t) over t = T // 2 + 1..T
 
-or, by the paper's protocol, with z = eps and + sqrt(c_t) eps, and the head's softmax and argmax. A
-graph and no class, since a class is unpickled from its package, which need not be there.
+or, by the paper's protocol, with z = eps and + sqrt(c_t) eps, and the head's softmax and argmax. It
+is a graph and no class, since unpickling a class needs its package.
 """
 
 import copy
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from noprop_kernels.stack import plain_modules
+from noprop_kernels.stack.training import check_draws_z
 
 from .normalisation import Normalisation
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     """The graph of `Model.to_module`, with tensors of its own."""
-    blocks, schedule = model.blocks, model.blocks.goal.schedule
-    blocks._check_draws_z("to_module")
+    blocks, schedule = model.blocks, model.goal.schedule
+    check_draws_z(blocks, "to_module")
     inputs = list(blocks.plan.inputs)
     if len(inputs) != 2:
         raise ValueError(f'to_module: plan must have "z" and one more input, got {inputs}')
@@ -46,7 +47,7 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
     numbers = affine(model)
     mean, scale = (buffer(*item) for item in numbers.items())
     if model.inputs is None:
-        # of a model that saw no data, x's type tells whether x is bytes, as in `predict`; by
+        # without training data x's dtype decides whether x is bytes, as in `predict`; by
         # torch.select, since unpickling traces the graph, and only torch's functions take a proxy
         kind = graph.call_function(mul, (graph.call_method("is_floating_point", (x,)), 1))
         mean, scale = (graph.call_function(torch.select, (v, 0, kind)) for v in (mean, scale))
@@ -97,7 +98,8 @@ def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
 
 
 def affine(model: "Model") -> dict[str, Tensor]:
-    """Mean and scale (channels, 1); of a model that saw no data (2, channels, 1), bytes' first."""
+    """Mean and scale (channels, 1); without training data (2, channels, 1), those of bytes
+    first."""
     normalisation = Normalisation.of(model.normalize)
     kinds = {"bytes": torch.uint8, "numbers": torch.float64}
     wanted = [*kinds.values()] if model.inputs is None else [kinds[model.inputs.kind]]

@@ -1,7 +1,7 @@
-"""Training data as `fit` takes them, in the form of `train_steps`' arguments.
+"""Converts the training data of `fit` into the arguments of `train_steps`.
 
 Arrays in memory are normalised once, except bytes, which the kernels normalise as they gather them.
-Arrays in files are read and normalised batch by batch; torch's data sets and loaders as they come.
+Arrays in files are read and normalised batch by batch; torch's data sets and loaders row by row.
 """
 
 import warnings
@@ -23,11 +23,11 @@ from .normalisation import Moments, rows_at_once
 
 
 class Feed(Protocol):
-    """Where the batches of an epoch come from.
+    """The source of an epoch's batches.
 
     Attributes:
         rows: of an epoch.
-        Y: (rows,) int64 labels, where the blocks are, in the places that `order` speaks of.
+        Y: (rows,) int64 labels on the blocks' device, indexed by the places in `order`.
         batch_size: the data's own, or None.
     """
 
@@ -38,21 +38,21 @@ class Feed(Protocol):
     def Y(self) -> Tensor: ...
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """(rows,) int64: the places of an epoch's rows, in the order in which they are taken."""
+        """(rows,) int64: an epoch's rows in the order of training."""
         ...
 
     def take(self, indices: Tensor) -> dict[str, Any]:
-        """The arguments X, Y, indices and normalize of `train_steps` for places (K, B)."""
+        """The arguments X, Y, indices and normalize of `train_steps` for rows `indices` (K, B)."""
         ...
 
 
 def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
-    """The data of `fit`, checked; what `model` does not know of them it is told.
+    """Checks the data of `fit`, and sets on `model` what it does not know of them yet.
 
     Args:
-        model: gets the inputs' format, the normalisation and the classes that it does not have.
+        model: receives the inputs' format, the normalisation and the classes that it lacks.
         x, y: as `fit` takes them.
-        batch_size: of data sets that are read row by row.
+        batch_size: for data sets that are read row by row.
 
     Raises:
         InputError: x or y does not fit.
@@ -80,13 +80,13 @@ def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
         normalize = moments.result()
     else:
         for first_row, part in _parts(array, inputs):
-            inputs.rows(part, "fit", first_row=first_row)  # looks at what is in them
+            inputs.rows(part, "fit", first_row=first_row)  # checks the values
     model.inputs, model.classes_, model.normalize = inputs, names, normalize
     return Mapped(model, array, Y) if is_mapped(array) else InMemory(model, array, Y)
 
 
 class InMemory:
-    """Arrays, moved to where the blocks are, from the first step to the last."""
+    """Arrays that stay on the blocks' device for the whole training."""
 
     batch_size: int | None = None
 
@@ -120,7 +120,7 @@ class InMemory:
 
 
 class Mapped:
-    """An array in a file, of which a call's rows alone are in memory."""
+    """An array in a file; only the rows of one call are in memory."""
 
     batch_size: int | None = None
 
@@ -140,7 +140,7 @@ class Stream:
 
     Args:
         start: the batches (x, y) of an epoch, from the seed and the epoch's number.
-        rows: of an epoch.
+        rows: rows of an epoch.
         steady: whether an epoch's rows are always the same in the same order.
     """
 
@@ -164,7 +164,7 @@ class Stream:
     @property
     def Y(self) -> Tensor:
         if self.at < self.rows:
-            self._read(self.rows - self.at)  # of a run that goes on behind its last block's step
+            self._read(self.rows - self.at)  # a run resumed after its blocks' last step
         return self.labels.to(self.model.device)
 
     def order(self, seed: int, epoch: int) -> Tensor:
@@ -217,7 +217,7 @@ class Stream:
 
 
 def _stream(model: Model, source: Any, batch_size: int) -> Feed:
-    """The feed of a data set or a loader, after a pass over it where something is unknown."""
+    """The feed of a data set or a loader; it reads all rows once where something is unknown."""
     steady = not isinstance(source, DataLoader | IterableDataset)
     if isinstance(source, DataLoader):
         batch_size, loader = source.batch_size or batch_size, source
@@ -241,7 +241,7 @@ def _stream(model: Model, source: Any, batch_size: int) -> Feed:
 
 
 def _survey(model: Model, loader: DataLoader) -> int:
-    """Rows, normalisation and classes, by one pass."""
+    """Finds the number of rows, the normalisation and the classes in one pass."""
     inputs, moments, rows, ys = model.inputs, None, 0, []
     for batch in loader:
         x, y = _pair(batch)
@@ -267,7 +267,7 @@ def _survey(model: Model, loader: DataLoader) -> int:
 
 
 def _rows_of(loader: DataLoader) -> int | None:
-    """How many rows a loader says that it gives."""
+    """The number of rows that a loader announces."""
     try:
         rows, batches = len(loader.sampler), len(loader)  # type: ignore[arg-type]
     except TypeError:
@@ -284,7 +284,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 
 def _batch(model: Model, rows: Any, Y: Tensor) -> dict[str, Any]:
-    """`train_steps`' arguments for rows (K * B, F) that are at hand, and labels (K, B)."""
+    """The arguments of `train_steps` for rows (K * B, F) in memory and labels (K, B)."""
     features = model.features(rows)
     return {"X": features.view(*Y.shape, -1), "Y": Y, "indices": None, "normalize": None}
 

@@ -1,4 +1,4 @@
-"""Files that are either wholly there or not there, and folders that one process writes."""
+"""Atomic writes of files, and folders locked to one writing process."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ except ImportError:  # not a POSIX system
     fcntl = None
 
 LOCK = ".lock"
-# what network and FUSE file systems answer to what they do not have
+# errors of network and FUSE file systems for calls that they lack
 NOT_THERE = {
     *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES),
     *(errno.ENOTTY, errno.EBADF, errno.ENOLCK),
@@ -27,10 +27,10 @@ _held: set[Path] = set()  # folders that this process has locked
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path` when the `with` ends well, and vanishes when it fails.
+    """A new file that is renamed to `path` when the `with` succeeds, and removed when it fails.
 
-    Its bytes are on the disk before the rename, and the rename is on the disk when this returns,
-    where the file system can tell; one that cannot is told of once.
+    Its bytes are on the disk before the rename, and the rename is on the disk when this returns. A
+    file system that cannot sync is reported once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -51,7 +51,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _try(what: str, call: Callable[..., object], *args: object) -> None:
-    """call(*args), if the file system has it."""
+    """Runs call(*args); a file system that does not support it is reported once."""
     try:
         call(*args)
     except OSError as error:
@@ -61,7 +61,7 @@ def _try(what: str, call: Callable[..., object], *args: object) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in `folder` durable, where the system can."""
+    """Makes renames in `folder` durable, where the system supports it."""
     if os.name == "nt":
         return  # a folder cannot be opened there
     descriptor = os.open(folder, os.O_RDONLY)
@@ -73,16 +73,16 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process is: its lock ends with the process, however that ends.
+    """Locks a folder against other processes. The lock ends with the process, however that ends.
 
-    A process may come in again where it is inside already. A file system without locks is told of
-    once, and then nothing is locked.
+    The process that holds the lock may take it again. A file system without locks is reported once,
+    and then nothing is locked.
 
     Args:
-        folder: which exists.
+        folder: an existing folder.
 
     Raises:
-        InputError: another process is inside; the text has its number and machine.
+        InputError: another process holds the lock; the text has its number and machine.
         OSError: the folder cannot be written.
     """
     place = folder.resolve()
@@ -98,12 +98,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(place)
-        path.unlink(missing_ok=True)  # still locked: who opened it meanwhile finds it gone
+        path.unlink(missing_ok=True)  # still locked: who has opened it sees it removed
         os.close(descriptor)
 
 
 def _open_locked(path: Path, folder: Path) -> int:
-    """A descriptor of the lock file, locked where the file system has locks."""
+    """Opens the lock file, and locks it where the file system has locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -113,7 +113,7 @@ def _open_locked(path: Path, folder: Path) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its holder had removed it before it was ours
+        os.close(descriptor)  # the previous holder removed it before we locked it
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -133,8 +133,8 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:
-    """Removes what killed processes left of `atomic_file`s of these names (patterns); `folder` is
-    locked, or another process's file may be among them."""
+    """Removes temporary files that killed processes left for these names (patterns). `folder` must
+    be locked: otherwise another process's file may be removed."""
     for name in names:
         for left in folder.glob(f".{name}.*"):
             left.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""What one row of x was when a model was trained, and how what people have becomes such rows.
+"""The format of the rows that a model was trained on, and the conversion of data to it.
 
-The values of x count, never their type: in a model of bytes every number is a byte, in a model of
-numbers every number is itself. What has no one meaning there is refused, with the remedy.
+The values of x count, never their type: for a model of bytes every number is a byte, for a model of
+numbers every number is itself. Ambiguous input is refused, with the remedy.
 """
 
 import numbers
@@ -16,18 +16,18 @@ from torch import Tensor
 
 from .errors import InputError
 
-MOST_CHANNELS = 4  # of a picture: red, green, blue and alpha
-ROUNDED = (torch.float64, torch.int64, torch.int32)  # by float32
+MOST_CHANNELS = 4  # of a picture: red, green, blue, alpha
+ROUNDED = (torch.float64, torch.int64, torch.int32)  # float32 rounds these
 WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.float64}
 Array = Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """A row of x.
+    """The format of a row of x.
 
     Attributes:
-        shape: as it was given: (F,), (H, W) or (C, H, W).
+        shape: (F,), (H, W) or (C, H, W), as given.
         kind: "bytes", 0..255 of [0, 1], or "numbers".
         columns: the names of the F columns of a table, or None.
         label: the column of that table that held the labels, or None.
@@ -45,7 +45,7 @@ class InputFormat:
         Args:
             x: (rows, F), (rows, H, W) or (rows, C, H, W): a tensor, an array, a table of pandas, or
                 lists.
-            op, name: what errors call the function and the argument.
+            op, name: the function and the argument in errors.
 
         Raises:
             InputError: it is none of these.
@@ -62,13 +62,13 @@ class InputFormat:
 
     @property
     def channels(self) -> int:
-        """How many equal runs of features have a mean of their own: channels, or columns."""
+        """Number of equal runs of features with a mean each: channels, or columns."""
         if len(self.shape) == 3:
             return self.shape[0]
         return self.shape[0] if len(self.shape) == 1 and self.kind == "numbers" else 1
 
     def array(self, x: Any, op: str = "predict", name: str = "x") -> Array:
-        """x as one array (rows, ...) whose rows are of this format; nothing of an array is copied.
+        """x as one array (rows, ...) whose rows have this format; an array is not copied.
 
         Raises:
             InputError: a shape or a column does not fit.
@@ -88,8 +88,8 @@ class InputFormat:
         Args:
             x: (B, *shape) or (B, F): a tensor, an array, a table of pandas, or lists, of any type.
                 Of a table whose model was trained on one, columns are found by name.
-            op, name: what errors call the function and the argument.
-            first_row: the number that errors give to the first row.
+            op, name: the function and the argument in errors.
+            first_row: the number of the first row in errors.
 
         Returns:
             (B, F) uint8 of bytes, else float32 or float64.
@@ -111,7 +111,7 @@ class InputFormat:
         return rows
 
     def place(self, row: int, feature: int) -> str:
-        """How errors call an entry."""
+        """The name of an entry in errors."""
         if self.columns is not None:
             return f"row {row}, column {self.columns[feature]!r}"
         if len(self.shape) == 1:
@@ -176,7 +176,7 @@ class InputFormat:
             or not rows.numel()
             or all(map(torch.isfinite, rows.aminmax()))
         ):
-            return  # on a GPU the kernels look, without waiting
+            return  # on a GPU the kernels check, without a synchronisation
         row, feature = (int(i) for i in (~rows.isfinite()).nonzero()[0])
         value, at = rows[row, feature].item(), self.place(row + first_row, feature)
         raise InputError(f"{op}: {name} must be finite, got {value} in {at}")
@@ -202,7 +202,7 @@ class InputFormat:
 
 
 def to_array(x: Any, op: str, name: str) -> Array:
-    """A tensor or an array of numbers; nothing of either is copied.
+    """x as a tensor or an array of numbers; neither is copied.
 
     Raises:
         InputError: it is neither, and cannot be made one.
@@ -233,7 +233,7 @@ def to_array(x: Any, op: str, name: str) -> Array:
 
 
 def is_mapped(x: Any) -> bool:
-    """Whether an array lies in a file."""
+    """Whether an array is memory-mapped from a file."""
     while isinstance(x, np.ndarray):
         if isinstance(x, np.memmap):
             return True
@@ -252,14 +252,14 @@ def _numbers(array: np.ndarray, op: str, name: str) -> np.ndarray:
 
 
 def _frame_array(frame: Any, op: str, name: str) -> np.ndarray:
-    """The numbers of a table of pandas; what is missing is NaN."""
+    """The numbers of a pandas table; missing ones are NaN."""
     if len(set(frame.dtypes)) == 1 and frame.dtypes.iloc[0] in (np.float32, np.float64, np.int64):
         return frame.to_numpy()
     array = np.empty(frame.shape)
     for i, column in enumerate(map(str, frame.columns)):
         values = frame.iloc[:, i]
         if values.dtype.kind not in "biufO" or values.dtype == "category":
-            values = values.astype(object)  # text, dates: the first one is named
+            values = values.astype(object)  # text, dates: the error names the first one
         if values.dtype.kind == "O":
             for row, value in enumerate(values):
                 missing = value is None or value is sys.modules["pandas"].NA
@@ -284,19 +284,19 @@ def _dtype(array: Array) -> torch.dtype:
 
 
 def _to_tensor(array: Array) -> Tensor:
-    """Of a type that torch computes with."""
+    """The array as a tensor of a type that torch computes with."""
     if isinstance(array, np.ndarray):
         kind = np.dtype(np.float64) if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
         array = np.ascontiguousarray(array, kind)
         if not array.flags.writeable:
-            array = array.copy()  # torch would warn of it
+            array = array.copy()  # torch would warn
         array = torch.from_numpy(array)
     wider = WIDER.get(array.dtype)
     return array if wider is None else array.to(wider)
 
 
 def _check_shape(array: Array, op: str, name: str) -> None:
-    """Raises where training rows are no table and no pictures."""
+    """Raises where training rows are neither a table nor pictures."""
     wanted = f"{op}: {name} must be (rows, F), (rows, H, W) or (rows, C, H, W), got"
     shape = tuple(array.shape)
     if len(shape) == 1:
@@ -321,7 +321,7 @@ def _without_one_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _remedy(array: Array, inputs: InputFormat) -> str:
-    """A shape that does not fit, and what to do where that is plain."""
+    """A shape that does not fit, with the remedy where it is plain."""
     shape = tuple(array.shape)
     if shape == inputs.shape:
         return f"{shape}; of one row, use x[None]"

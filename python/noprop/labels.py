@@ -1,4 +1,4 @@
-"""Labels of any kind as the numbers of classes, and the classes' names.
+"""Converts labels of any kind into class numbers and class names.
 
 A class is a whole number, a text or a truth value; classes are numbered in sorted order.
 """
@@ -13,33 +13,33 @@ from torch import Tensor
 
 from .errors import InputError
 
-WHOLE = 2.0**53  # beyond it a floating-point number names no one integer
-SHOWN = 10  # class names in a text
+WHOLE = 2.0**53  # above it floating-point numbers are not unique integers
+SHOWN = 10  # class names shown in a text
 MISSING = ("NAType", "NaTType")  # of pandas
 
 
 def encode(
     y: Any, names: Sequence[str] | None = None, op: str = "fit", name: str = "y"
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels as numbers of classes.
+    """Converts labels into class numbers.
 
     Args:
         y: (rows,) or (rows, 1): whole numbers of any type, texts or truth values; or (rows, C),
             one-hot. A tensor, an array, a series or table of pandas, or a list.
-        names: of the classes, if they are known; else the labels' own, in sorted order.
-        op, name: what errors call the function and the argument.
+        names: the class names, if they are known; else the labels' own, in sorted order.
+        op, name: the function and the argument in errors.
 
     Returns:
         (rows,) int64 in 0..C - 1, and the C names.
 
     Raises:
-        InputError: a label is missing, no name of a class, or one of several in its row; the text
+        InputError: a label is missing, is no class name, or is one of several in its row; the text
             names the row.
     """
     values, own = _values(y, op, name)
     found, inverse = np.unique(values, return_inverse=True)
     texts = own or tuple(map(_text, found.tolist()))
-    if own is not None:  # one-hot: the columns, whether they occur or not
+    if own is not None:  # one-hot: every column is a class, whether it occurs or not
         inverse, found = values, np.arange(len(own))
     elif found.dtype == bool:
         texts, inverse = ("False", "True"), values.astype(np.int64)
@@ -58,12 +58,12 @@ def encode(
 
 
 def for_model(y: Any, classes: int, op: str = "fit") -> tuple[Tensor, tuple[str, ...]]:
-    """`encode` for a model of so many classes whose names are not known yet.
+    """As `encode`, for a model with a number of classes but no names yet.
 
-    Whole numbers that all lie in 0..classes - 1 are the numbers of classes as they are.
+    Whole numbers that all lie in 0..classes - 1 are taken as class numbers.
 
     Raises:
-        InputError: as `encode`, or the labels are of more or fewer classes.
+        InputError: as `encode`, or the labels have more or fewer classes.
     """
     index, names = encode(y, None, op)
     plain = tuple(map(str, range(classes)))
@@ -84,7 +84,7 @@ def shown(names: Sequence[str]) -> str:
 
 
 def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """(rows,) integers, bools or texts; or numbers of columns and these' names, of one-hot rows."""
+    """(rows,) integers, bools or texts; for one-hot rows, column numbers and the column names."""
     pandas, columns = sys.modules.get("pandas"), None
     if pandas is not None and isinstance(y, pandas.DataFrame):
         columns = tuple(map(str, y.columns))
@@ -102,7 +102,7 @@ def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | N
     try:
         array = np.asarray(y)
         if isinstance(y, list | tuple) and array.dtype.kind in "US":
-            array = np.asarray(y, object)  # where a number among texts stays one
+            array = np.asarray(y, object)  # keeps a number among texts a number
     except (ValueError, TypeError) as error:
         raise InputError(f"{op}: {name} must be an array of labels: {error}") from error
     if array.ndim == 2 and array.shape[1] == 1:
@@ -131,7 +131,7 @@ def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | N
 
 
 def _plain(array: np.ndarray, op: str, name: str) -> np.ndarray:
-    """Objects as integers, bools, floats or texts, whichever all of them are."""
+    """Objects as one common type: integers, bools, floats or texts."""
     kinds = [_kind(value) for value in array]
     for row, kind in enumerate(kinds):
         if kind not in ("text", "bool", "float", "int"):
@@ -148,7 +148,7 @@ def _plain(array: np.ndarray, op: str, name: str) -> np.ndarray:
 
 
 def _kind(value: Any) -> str:
-    """The kind of a label, or what it is instead."""
+    """The kind of a label, or its type's name where it is none."""
     if isinstance(value, str | bytes):
         return "text"
     if isinstance(value, bool | np.bool_):
@@ -162,7 +162,7 @@ def _kind(value: Any) -> str:
 
 
 def _whole(array: np.ndarray, op: str, name: str) -> np.ndarray:
-    """Floating-point labels that are whole numbers, as these."""
+    """Floating-point labels, all whole, as integers."""
     wrong = ~(np.isfinite(array) & (array == np.round(array)) & (np.abs(array) <= WHOLE))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

@@ -1,4 +1,5 @@
-"""A model from its checkpoint: everything that a saved model carries, checked before it is made."""
+"""Loads a model from its checkpoint, and checks all that a saved model carries before building
+it."""
 
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from .normalisation import Normalisation
 def load(
     folder: str | Path, encoder: nn.Module | None = None, *, backend: str | None = None
 ) -> Model:
-    """The model that `save` wrote, ready to predict or to train on.
+    """Loads a model that `save` wrote, ready to predict or to train further.
 
     Args:
         folder: the run's folder.
-        encoder: a module like the one that was saved; it gets its weights.
-        backend: forces a backend.
+        encoder: a module like the saved one; it receives the saved weights.
+        backend: a backend to force.
 
     Raises:
         InputError: a file is missing or corrupt, or the model does not carry its plan, schedule,
@@ -55,7 +56,7 @@ def from_checkpoint(
             raise InputError("a saved model must carry its normalisation, got nothing")
         description.check_sizes(record, plan, goal.T, tensors)
         normal, inputs = record["normalisation"], record.get("inputs")
-        names = record.get("class_names")  # which models did not carry at first
+        names = record.get("class_names")  # early models did not carry them
         embedding = tensors.get("blocks.W_embed")
         blocks = nk.DenoisingBlocks(
             plan,
@@ -67,7 +68,7 @@ def from_checkpoint(
             backend=backend,
         )
         head = None
-        if record.get("head", True):  # which every model had at first
+        if record.get("head", True):  # early models always had one
             head = nk.OutputHead(
                 field(record, "embed_dim", int),
                 field(record, "classes", int),

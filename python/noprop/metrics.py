@@ -17,7 +17,7 @@ def append(folder: Path, values: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines, in order; the last one may have been cut short by a crash."""
+    """All complete lines, in order; a crash may have cut the last one short."""
     path = folder / NAME
     if not path.is_file():
         return []
@@ -34,7 +34,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def rewind(folder: Path, epochs: int) -> None:
-    """Drops the lines after the first `epochs` epochs: a resumed run writes them again."""
+    """Drops the lines after the first `epochs` epochs, which a resumed run writes again."""
     if (folder / NAME).is_file():
         kept = [line for line in read(folder) if line["epoch"] <= epochs]
         with atomic_file(folder / NAME) as file:

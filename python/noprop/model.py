@@ -1,4 +1,4 @@
-"""A NoProp model: blocks, perhaps a head, normalisation, and what inference must know of them."""
+"""A NoProp model: blocks, an optional head, normalisation, and the data for inference."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,15 +25,16 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """What the chain without noise says of B rows; of each row alone, whatever stands beside it.
+    """The answer of the chain without noise for B rows; each row's depends on that row alone.
 
     Attributes:
-        scores: (B, M) float32, sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2, which grows
-            with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry it.
+        scores: (B, M) float32, `sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2`, which
+            grows with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry
+            it.
         probs: (B, M) float32, the mean of the softmaxes of the blocks T // 2 + 1..T. Each block
-            takes what those before it believe for evidence, so that the last one alone is too sure
-            where classes overlap; a softmax of the scores would be surer still. Where two classes
-            are close, the argmax of probs may be another than the label.
+            treats the beliefs of earlier blocks as evidence, so the last one alone is overconfident
+            where classes overlap; a softmax of the scores would be even more so. Where two classes
+            are close, the argmax of probs may differ from the label.
         classes: names of the M classes.
     """
 
@@ -53,21 +54,21 @@ class Answer:
 
 
 class Model:
-    """T blocks, whose chain answers: the class that is likeliest given z_T (eq. 3 without noise).
+    """T blocks and their chain, which predicts the likeliest class given z_T (eq. 3 without noise).
 
-    model(x) is its probabilities. It predicts with running statistics and trains with those of the
-    batch whatever its mode, so that `eval` and `train` change nothing.
+    model(x) returns the probabilities. A model predicts with running statistics and trains with
+    those of the batch, whatever its mode: `eval` and `train` change nothing.
 
     Args:
         blocks: all T of them, one replica.
-        head: None, or what reads z_T in the paper's protocol (`predict_paper`); `fit` trains it
-            beside the blocks. No answer depends on it.
-        encoder: None, or a module from normalised x (B, F) to features (B, F'), which is used as
-            it is: `fit` trains what comes after it.
+        head: None, or the head that reads z_T in the paper's protocol (`predict_paper`); `fit`
+            trains it beside the blocks. No answer depends on it.
+        encoder: None, or a frozen module from normalised x (B, F) to features (B, F'): `fit` trains
+            only the blocks and the head.
         normalize: mean and std of x, each (channels,), where x is made of that many equal runs of
             features; None until `fit` measures them.
         classes: names of the M classes, in their order; None until `fit` sees labels.
-        inputs: what a row of x is; None until `fit` sees one.
+        inputs: the format of a row of x; None until `fit` sees one.
 
     Raises:
         ValueError: blocks are missing, or head or classes do not fit them.
@@ -83,7 +84,10 @@ class Model:
         classes: Sequence[str] | None = None,
         inputs: InputFormat | None = None,
     ) -> None:
-        T = blocks.goal.T
+        goal, T = blocks.goal, blocks.T
+        if not isinstance(goal, nk.DT):
+            raise ValueError(f"Model: blocks must have a DT as goal, got {type(goal).__name__}")
+        self.goal = goal
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
         if blocks.replicas != 1:
@@ -109,13 +113,13 @@ class Model:
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The modules there are, by the names of a checkpoint."""
+        """The existing modules, by their names in a checkpoint."""
         encoder = {} if self.encoder is None else {"encoder": self.encoder}
         return {**self.learners, **encoder}
 
     @property
     def learners(self) -> dict[str, nk.DenoisingBlocks | nk.OutputHead]:
-        """What is trained, the encoder left out: the blocks, and the head if there is one."""
+        """The trained modules: the blocks, and the head if there is one."""
         head = {} if self.head is None else {"head": self.head}
         return {"blocks": self.blocks, **head}
 
@@ -147,7 +151,7 @@ class Model:
         return self
 
     def train(self, mode: bool = True) -> "Model":
-        """Itself, unchanged; `noprop.fit` is what trains."""
+        """Itself, unchanged; use `noprop.fit` to train."""
         return self
 
     def num_parameters(self) -> int:
@@ -155,7 +159,7 @@ class Model:
         return sum(p.numel() for part in self.learners.values() for p in part.parameters())
 
     def features(self, x: Any, first_row: int = 0) -> Tensor:
-        """What the blocks read of x: normalised, then through the encoder if there is one.
+        """The blocks' input for x: normalised, then encoded if there is an encoder.
 
         Args:
             x: rows as `predict` takes them.
@@ -181,25 +185,25 @@ class Model:
         return torch.cat(parts)
 
     def format_of(self, x: Any) -> InputFormat:
-        """What a row of x is: as in training, or, before it, as x itself is."""
+        """The format of a row of x: that of training, or before training that of x itself."""
         return self.inputs or InputFormat.of(x, "predict")
 
     def predict(self, x: Any) -> Answer:
-        """Classes of x by the chain without noise; no label is asked for, and nothing is random.
+        """Predicts classes of x by the chain without noise; it needs no labels, and nothing is
+        random.
 
         The chain with noise is `predict_paper`, or `blocks.predict(noise=True)` for its z_t.
 
         Args:
             x: (B, F) or of the shape that training took: a tensor, an array, a table of pandas or
-                lists, of any B. How rows are batched, and where one stands, changes no result.
-                Values count, not types: to a model that was trained on uint8 every number is a
-                byte 0..255.
+                lists, of any B. The batch and the position of a row change no result. Values count,
+                not types: for a model that was trained on uint8 every number is a byte 0..255.
 
         Raises:
             ValueError: x does not fit.
         """
         blocks, rows = self.blocks, self.format_of(x).array(x)
-        probs = blocks._numbers.new_empty(len(rows), blocks.M)
+        probs = torch.empty(len(rows), blocks.M, dtype=torch.float32, device=blocks.device)
         scores = torch.empty_like(probs)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = blocks.predict(self.features(part, first), noise=False, keep="all")
@@ -212,8 +216,8 @@ class Model:
         """The head's logits of z_T by the paper's protocol: noise in every step, S times.
 
         Args:
-            x: B rows, as in `predict`. The noise of a row is a function of its place among them.
-            samples: S, how often the chain is drawn.
+            x: B rows, as in `predict`. The noise of a row depends on its position.
+            samples: S, the number of draws of the chain.
             seed: of the draws; None is the model's own.
 
         Returns:
@@ -225,7 +229,9 @@ class Model:
         self._head("predict_paper")
         check_positive("predict_paper", "samples", samples)
         rows = self.format_of(x).array(x)
-        logits = self.blocks._numbers.new_empty(samples, len(rows), self.blocks.M)
+        logits = torch.empty(
+            samples, len(rows), self.blocks.M, dtype=torch.float32, device=self.blocks.device
+        )
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = self.blocks.predict(
                 self.features(part, first), samples=samples, seed=seed, first_row=first
@@ -235,7 +241,7 @@ class Model:
 
     def scores(self, z: Tensor) -> Tensor:
         """`Answer.scores` (..., M) of z_T (..., D)."""
-        alpha_bar, W = float(self.blocks.goal.schedule.alpha_bar[-1]), self.blocks.W_embed
+        alpha_bar, W = float(self.goal.schedule.alpha_bar[-1]), self.blocks.W_embed
         if W is None:  # <u_y, z> is column y of z
             return alpha_bar**0.5 * z - alpha_bar / 2
         weight, bias = alpha_bar**0.5 * W, -alpha_bar / 2 * W.square().sum(1)
@@ -263,20 +269,20 @@ class Model:
     def to_module(self, *, noise: bool = False) -> fx.GraphModule:
         """Inference as one plain nn.Module, from x to labels and probabilities.
 
-        It is called as module(x), x (B, F) uint8 or float32, and returns what `predict` answers:
-        labels (B,) int64 and probs (B, M) float32, in the order of ONNX's classifiers. It has
-        tensors of its own, is in eval mode, runs with PyTorch alone (an encoder needs its own
-        code), and goes through torch.export and torch.onnx, for which output_names=["labels",
-        "probs"] names what it returns. torch.export takes a size of 1 for a constant: where B is to
-        vary, its example x must have at least two rows; torch.onnx.export is content with one.
+        It is called as module(x), x (B, F) uint8 or float32, and returns the results of `predict`:
+        labels (B,) int64 and probs (B, M) float32, in the order of ONNX's classifiers. It has its
+        own tensors, is in eval mode, runs with PyTorch alone (an encoder needs its own code), and
+        can be exported by torch.export and torch.onnx, with output_names=["labels", "probs"].
+        torch.export treats a size of 1 as a constant: for a variable B its example x must have at
+        least two rows; torch.onnx.export accepts one.
 
         Args:
-            noise: the paper's protocol instead, one draw in each call anew by torch.randn_like:
-                probs are the head's softmax, labels their argmax.
+            noise: use the paper's protocol instead, with a new draw by torch.randn_like in each
+                call: probs are the head's softmax, labels their argmax.
 
         Raises:
-            ValueError: the plan has other inputs than "z" and one more, or there is to be noise
-                and the model has no head.
+            ValueError: the plan has inputs other than "z" and one more, or `noise` is true and the
+                model has no head.
         """
         if noise:
             self._head("to_module")
@@ -286,17 +292,17 @@ class Model:
         """Writes the model, optimizer state and counters included, into `folder` (checkpoint.py).
 
         Args:
-            folder: made where it is missing.
-            training: what a trainer wants to find again.
+            folder: created if it is missing.
+            training: the trainer's own record, stored with the model.
 
         Raises:
             ImportError: safetensors is not installed.
-            OSError: the disk refuses.
+            OSError: the disk refuses the write.
         """
         content = {
             "model": {
                 "plan": description.plan_to_json(self.blocks.plan),
-                "goal": description.goal_to_json(self.blocks.goal),
+                "goal": description.goal_to_json(self.goal),
                 "order": list(self.blocks.held),
                 "sampler": SAMPLER,
                 "normalisation": None
@@ -320,11 +326,11 @@ class Model:
         checkpoint.save(Path(folder), content, self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes, and the embeddings, by name, each with memory of its own: a
-        tensor that stands there twice (tied weights) is copied, as a checkpoint demands.
+        """All tensors that training changes, and the embeddings, by name. Each has its own memory,
+        as a checkpoint demands: a tensor with two names (tied weights) is copied.
 
         Raises:
-            ValueError: the encoder's state has what a checkpoint cannot hold.
+            ValueError: the encoder's state contains something that a checkpoint cannot hold.
         """
         values, seen = {}, set()
         for part, module in self.parts.items():
@@ -337,7 +343,7 @@ class Model:
         return values
 
     def versions(self) -> dict[str, str | None]:
-        """What the bits of a training step depend on, beside the settings."""
+        """Versions and backend: what a training step's bits depend on beside the settings."""
         return checkpoint.versions(self.blocks)
 
 
@@ -347,7 +353,7 @@ def in_parts(x: Any, rows: int) -> Iterator[tuple[int, Any]]:
 
 
 def _savable(name: str, value: Any) -> Tensor:
-    """`value` of a state_dict, if a checkpoint can hold it and load_state_dict take it back."""
+    """`value` of a state_dict, after checking that a checkpoint can hold it."""
     plain = isinstance(value, Tensor) and not is_lazy(value)
     if not plain or value.layout != torch.strided or value.is_quantized:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""The one formula by which x becomes features: (x - mean) * scale, scale = 1 / std.
+"""Features are (x - mean) * scale, with scale = 1 / std: the only place with this formula.
 
 Numbers are normalised in float64 and rounded once to float32, so that a clock of 1.7e9 seconds
-keeps its differences of one. Bytes count as x / 255 and take the kernels' two float32 operations,
-so that training, which gathers bytes inside the kernels, and prediction give the same bits.
+keeps differences of one second. Bytes count as x / 255 and go through the kernels' two float32
+operations: training gathers bytes inside the kernels, and prediction must give the same bits.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from noprop_kernels.arguments.batches import mean_and_scale, per_feature
 
 from .errors import InputError
 
-NUMBERS_AT_ONCE = 1 << 20  # of a float64 copy: 8 MB
-LEAST_STD = 2.0**-126  # its inverse is the largest that float32 has a rounded number for
-ULPS = 2.0**-50  # a deviation of this part of the mean is float64's rounding noise
+NUMBERS_AT_ONCE = 1 << 20  # a float64 copy of 8 MB
+LEAST_STD = 2.0**-126  # the least whose inverse float32 can hold
+ULPS = 2.0**-50  # a smaller part of the mean is float64's rounding noise
 
 
 class Normalisation(NamedTuple):
@@ -34,7 +34,7 @@ class Normalisation(NamedTuple):
 
     @classmethod
     def of(cls, pair: Any) -> "Normalisation":
-        """From (mean, std) of anything, or from None, which leaves numbers as they are."""
+        """From any pair (mean, std), or from None, which leaves numbers as they are."""
         mean, std = (0.0, 1.0) if pair is None else pair
         made = (torch.as_tensor(v, dtype=torch.float64, device="cpu") for v in (mean, std))
         return cls(*(value.flatten() for value in made))
@@ -57,7 +57,7 @@ class Normalisation(NamedTuple):
         return features
 
     def mean_and_scale(self, dtype: torch.dtype, F: int) -> tuple[Tensor, Tensor]:
-        """(F,) each, mean and 1 / std of x: float32 in the units of bytes, float64 of numbers."""
+        """mean and 1 / std of x, (F,) each: float32 in units of bytes, or float64 for numbers."""
         if dtype == torch.uint8:
             mean, scale = mean_and_scale(
                 "normalise", self, torch.empty(0, F, dtype=dtype, device="cpu")
@@ -102,7 +102,7 @@ class Moments:
         self.high = -self.low
 
     def add(self, x: Tensor) -> None:
-        """(B, F) uint8 or other numbers, finite; of one kind in all calls."""
+        """Adds rows (B, F), uint8 or other finite numbers, of one kind in all calls."""
         for part in _parts(x):
             runs = part.reshape(len(part), self.channels, -1)
             if x.dtype == torch.uint8:
@@ -131,7 +131,7 @@ class Moments:
             InputError: a channel's numbers are too large to be squared.
         """
         if self.counts.any():
-            # counts hold all that the moments need
+            # the moments follow from the counts
             value, counts = (
                 torch.arange(256, dtype=torch.float64, device="cpu") / 255,
                 self.counts.double(),
@@ -141,7 +141,7 @@ class Moments:
             std = ((counts * (value - mean) ** 2).sum(1, keepdim=True) / total).sqrt()
             mean, std = mean[:, 0], std[:, 0]
         else:
-            # a channel of one number is exactly that number away from nothing
+            # the mean of a channel with one value is exactly that value
             mean = torch.where(self.low == self.high, self.low, self.mean)
             std = (self.squares / (self.rows * self.run)).sqrt()
         if not bool((mean.isfinite() & std.isfinite()).all()):
@@ -163,7 +163,7 @@ def statistics(x: Tensor, channels: int = 1) -> Normalisation:
 
 
 def rows_at_once(features: int) -> int:
-    """How many rows are copied as float64 at a time; means are summed in parts of so many."""
+    """Number of rows copied to float64 at a time; means are summed in parts of this size."""
     return max(1, NUMBERS_AT_ONCE // max(1, features))
 
 

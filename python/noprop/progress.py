@@ -1,4 +1,4 @@
-"""How a run shows itself: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar in a terminal, else an occasional line."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 1.0
 
 
 class Lines:
-    """A plain line an epoch, at most one a second, and the last one always."""
+    """A plain line per epoch, at most one a second, and always the last one."""
 
     def __init__(self, console: Console, epochs: int, rows: int, done: int) -> None:
         self.console, self.epochs = console, epochs
@@ -58,8 +58,8 @@ class Bar:
 
 
 def summary(epoch: Epoch, accuracy: str) -> str:
-    """The figures of an epoch. Its error is a mean over blocks, whose losses have weights that
-    differ a thousandfold, so that a mean of them would say little.
+    """The figures of an epoch, with the mean error over blocks. A mean of the blocks' losses would
+    say little, since their weights differ a thousandfold.
     """
     known = [error for error in epoch.error if error is not None]
     figures = [f"error {sum(known) / len(known):.4f}" if known else "error not finite"]
@@ -78,11 +78,11 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def display(console: Console, *, epochs: int, rows: int, done: int) -> Iterator[Bar | Lines]:
-    """What to tell of every call and every epoch.
+    """The callbacks for every call and every epoch.
 
     Args:
-        console: where to.
-        epochs: of the whole run.
+        console: the output.
+        epochs: epochs of the whole run.
         rows: samples of an epoch.
         done: samples that an earlier part of the run has seen.
     """

@@ -1,4 +1,4 @@
-"""What a person reads: the table of a result, the sizes of a run, and what a run is."""
+"""Text for people: the table of a result, the sizes and the description of a run."""
 
 import math
 from pathlib import Path
@@ -19,16 +19,17 @@ with train_extra():
 
 Json = dict[str, Any]
 FLOAT = 4  # bytes
-MANY_STEPS = 1 << 30  # more than any call packs rows for
+MANY_STEPS = 1 << 30  # more than the steps that any call packs rows for
 
 
 def say(console: Console, line: str) -> None:
-    """A line that stays one where no terminal breaks it."""
+    """Prints a line without wrapping it."""
     console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_result(console: Console, result: Json) -> None:
-    """Accuracy after each block and of each block alone, the answer's, and the paper's protocol."""
+    """Prints the accuracy after each block, of each block alone, of the answer, and of the paper's
+    protocol."""
     table = Table(title=f"{Path(result['data']).stem}: test accuracy of the blocks")
     table.add_column("block", justify="right")
     table.add_column("after it in the chain", justify="right")
@@ -58,7 +59,7 @@ def show_result(console: Console, result: Json) -> None:
 
 
 def deviation(result: Json) -> str:
-    """How the draws of the noise differ, where there are several."""
+    """The deviation over the draws of the noise, where there are several."""
     std, samples = result["paper_accuracy_std"], result["samples"]
     draws = "1 draw" if samples == 1 else f"{samples} draws"
     drawn = f"  (noise in every step, head on z_T, {draws})"
@@ -66,7 +67,7 @@ def deviation(result: Json) -> str:
 
 
 def sizes(model: Model, batch_size: int) -> Json:
-    """Parameters and bytes of training, in parts."""
+    """Parameters, and bytes of memory for training by part."""
     plan = model.blocks.plan
     parameters = model.num_parameters()
     backend = model.versions()["backend"]
@@ -101,7 +102,7 @@ def sizes(model: Model, batch_size: int) -> Json:
 
 
 def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) -> None:
-    """What `--dry-run` prints: parameters, bytes and the backend, with the reasons."""
+    """The output of `--dry-run`: parameters, bytes and the backend, with the reasons."""
     size = sizes(model, batch_size)
     console.print(
         f"{model.blocks.T} blocks of {size['parameters_per_block']:,} parameters, "
@@ -120,7 +121,7 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
 
 
 def show_info(console: Console, content: Json) -> None:
-    """What a run is, from its record alone."""
+    """Describes a run from its record alone."""
     model = content["model"]
     training = content.get("training") or {}
     table = Table(show_header=False, box=None)

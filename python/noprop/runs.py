@@ -1,4 +1,4 @@
-"""A run: settings, a folder, and the way from data to a saved and tested model."""
+"""A run: its settings, its folder, and the steps from data to a saved and tested model."""
 
 import time
 from collections.abc import Callable
@@ -26,13 +26,13 @@ from .normalisation import statistics
 from .training import Epoch, NotFinite, Progress, fit
 
 CHECKPOINT_SECONDS = 30.0
-ROWS_WATCHED = 1000  # training rows whose accuracy is shown where none are held out
+ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
 AT_FIRST = {"precision": "float32", "head": "paper", "label": None, "labels": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is made of; with the data it fixes every bit of the result.
+    """The settings of a run; together with the data they fix every bit of the result.
 
     `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
     where a table has its labels, as `noprop.data.load` has it.
@@ -74,14 +74,14 @@ class Settings:
         return cls(**record)
 
 
-# what a resumed run may have otherwise: its data and labels are checked by their content
+# a resumed run may change these; data and labels are checked by their content
 MOVABLE = ("data", "labels")
 CHANGEABLE = ("epochs",)
 FIXED = tuple(item.name for item in fields(Settings) if item.name not in (*MOVABLE, *CHANGEABLE))
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Whether JSON's value is of a field's type, `int` standing for `float` too."""
+    """Whether a JSON value has a field's type; an int is accepted for a float."""
     kinds = get_args(kind) or (kind,)
     if isinstance(value, bool):
         return False
@@ -90,7 +90,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 @dataclass(frozen=True)
 class Split:
-    """The training rows, and the rows on which choices may be made."""
+    """The training rows, and the validation rows on which choices may be based."""
 
     x: Tensor
     y: Tensor
@@ -106,7 +106,7 @@ class Split:
 
 
 def build(settings: Settings, data: Dataset, split: Split, backend: str | None) -> Model:
-    """An untrained model with one-hot embeddings, its normalisation measured on the training rows.
+    """An untrained model with one-hot embeddings, normalised by the training rows' statistics.
 
     Raises:
         ValueError: a setting does not fit.
@@ -122,12 +122,12 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
         "precision": settings.precision,
         "backend": backend,
     }
-    size = 3 * 4 * settings.T * plan.num_parameters()  # of weights and moments
+    size = 3 * 4 * settings.T * plan.num_parameters()  # bytes of weights and moments
     try:
-        # refused at once, before the first layers are filled
+        # fails at once, before the first layers are filled
         torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
         blocks = nk.DenoisingBlocks(plan, goal, **shared)
-    except RuntimeError as error:  # torch's own for memory that is not there
+    except RuntimeError as error:  # torch's error when memory is short
         raise MemoryError(
             f"no memory for {settings.T} blocks of {plan.num_parameters():,} parameters"
         ) from error
@@ -148,11 +148,11 @@ class Run:
     """A folder with the state of a run.
 
     Attributes:
-        folder: where it is; who trains has it `locked`.
-        settings, model, progress: what goes on.
-        fingerprint: the sum of the training data.
-        data_dir: the data folder that was asked for, absolute, or None.
-        result: of the test, once there was one.
+        folder: its path; training holds its lock.
+        settings, model, progress: the state that training continues.
+        fingerprint: the checksum of the training data.
+        data_dir: the requested data folder, absolute, or None.
+        result: the test's, once there was one.
     """
 
     folder: Path
@@ -167,11 +167,12 @@ class Run:
     def load(
         cls, folder: Path, backend: str | None = None, device: torch.device | str = "cpu"
     ) -> tuple["Run", list[str]]:
-        """The run in `folder` on a device, and a line for each version that has changed since.
+        """Loads the run in `folder` onto a device, with a line for each version that has changed
+        since.
 
         Raises:
             InputError: a file is missing or corrupt, or it was not saved by a run.
-            BackendError: no backend runs it there.
+            BackendError: no backend runs it on that device.
         """
         content, tensors = checkpoint.load(folder)
         training = content.get("training")
@@ -213,25 +214,25 @@ class Run:
         nonfinite: str = "stop",
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> bool:
-        """Trains to the end of the settings' epochs, saving now and then and when it ends.
+        """Trains to the end of the settings' epochs, and saves periodically and at the end.
 
         Args:
             split: the data.
-            stop: asked several times a second.
-            on_call, on_epoch: told of samples, and of epochs with their accuracy.
-            say: told what the training leaves out.
+            stop: called several times a second; true ends the training.
+            on_call, on_epoch: called with samples, and with epochs and their accuracy.
+            say: called with a line on what the training leaves out.
             nonfinite: "stop" or "skip", what to do about a loss that is not finite.
             checkpoint_seconds: the least time between two saves.
 
         Returns:
-            False where `stop` ended it; then the folder is ready to be resumed.
+            False where `stop` ended it; the folder can then be resumed.
 
         Raises:
             NotFinite: a loss is not finite; the run is saved.
-            MemoryError: of a call that has changed nothing; the run is saved.
+            MemoryError: a call had no memory and has changed nothing; the run is saved.
         """
         if self.progress.epoch < self.settings.epochs:
-            self.result = None  # of the shorter run
+            self.result = None  # belongs to the shorter run
         sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
         self.save()
         metrics.rewind(self.folder, self.progress.epoch)
@@ -265,21 +266,21 @@ class Run:
                 on_epoch=after_epoch,
                 say=say,
             )
-        except (MemoryError, NotFinite):  # which leave a state to go on from
+        except (MemoryError, NotFinite):  # after these the state can still be resumed
             self.save()
             raise
         self.save()
         return self.progress.epoch >= self.settings.epochs
 
     def labels(self, y: Tensor) -> Tensor | np.ndarray:
-        """Numbers of classes as `fit` takes labels: by the names of the model's classes."""
+        """Class numbers as labels for `fit`: the names of the model's classes."""
         names = self.model.classes_
         if names is None or names == tuple(map(str, range(len(names)))):
             return y
         return np.array(names)[y.numpy()]
 
     def watch(self, split: Split) -> tuple[str, float]:
-        """Accuracy without noise on the rows held out, or else on some training rows."""
+        """Accuracy without noise on the held-out rows, else on some training rows."""
         if split.x_val is not None and split.y_val is not None:
             return "val_accuracy", self.accuracy(split.x_val, split.y_val)
         return "train_accuracy", self.accuracy(split.x[:ROWS_WATCHED], split.y[:ROWS_WATCHED])
@@ -288,7 +289,7 @@ class Run:
         return (self.model.predict(x).labels.cpu() == y).double().mean().item()
 
     def test(self, data: Dataset, split: Split, samples: int) -> Json:
-        """The look at the test rows: everything that `--json` prints."""
+        """Tests on the test rows: everything that `--json` prints."""
         begun = time.perf_counter()
         evaluation = evaluate(self.model, data.x_test, data.y_test, samples=samples)
         return self.summary(evaluation, split, time.perf_counter() - begun)
@@ -319,7 +320,7 @@ class Run:
 def progress_from_json(record: Json) -> Progress:
     """
     Raises:
-        InputError: it is not what `Progress.to_json` wrote.
+        InputError: it was not written by `Progress.to_json`.
     """
     for name, value in record.items():
         default = getattr(Progress(), name, None)

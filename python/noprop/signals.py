@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP: the first one ends a run in good order, the second one at once.
+"""SIGINT, SIGTERM and SIGHUP: the first one ends a run cleanly, the second one at once.
 
-Schedulers send SIGTERM before they kill, a terminal that closes SIGHUP, Ctrl-C SIGINT. What a
-process was begun with ignoring (nohup) stays ignored.
+Schedulers send SIGTERM before they kill, a closing terminal sends SIGHUP, Ctrl-C sends SIGINT. A
+signal that was ignored when the process started (nohup) stays ignored.
 """
 
 import os
@@ -17,7 +17,7 @@ SIGNALS = [
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has come; `number` is which."""
+    """A signal arrived; `number` says which."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -25,13 +25,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def status(number: int) -> int:
-    """The exit status of a process that a signal ended, as shells have it."""
+    """The exit status of a process that a signal ended, as shells report it."""
     return 128 + number
 
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """Inside, `handler` takes the signals that are not ignored; the main thread alone can ask."""
+    """Installs `handler` for the signals that are not ignored; only the main thread can."""
     before = {
         number: signal.signal(number, handler)
         for number in SIGNALS
@@ -45,9 +45,9 @@ def handled(handler: Handler) -> Iterator[None]:
 
 
 def at_once(number: int, frame: FrameType | None) -> None:
-    """A handler that ends the process, whatever it does."""
+    """A handler that ends the process, whatever it is doing."""
     with suppress(OSError):
-        os.write(2, b"noprop: interrupted\n")  # print may be what was interrupted
+        os.write(2, b"noprop: interrupted\n")  # the signal may have interrupted print
     os._exit(status(number))
 
 
@@ -58,8 +58,8 @@ def raised(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Callable[[], int]]:
-    """Inside, the first signal raises nothing: the yielded function returns its number instead of
-    0, and the step under way ends. A second one ends the process at once.
+    """Defers the first signal: the yielded function returns its number instead of 0, and the
+    current step completes. A second signal ends the process at once.
     """
     first = 0
 

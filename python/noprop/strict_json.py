@@ -1,4 +1,4 @@
-"""JSON as its standard has it: NaN and infinities, which it does not know, are written as null."""
+"""JSON by its standard, which lacks NaN and infinities: they are written as null."""
 
 import json
 import math

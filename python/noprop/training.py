@@ -1,9 +1,9 @@
 """The training loop: per epoch every block over the same batches, then a head, t by t.
 
-With fixed embeddings no block needs another, so that all blocks run together in calls of K steps,
-and the result is that of the paper's order (t outside, batches inside). The head, where the model
-has one, is a learner of its own and goes in the order (epoch, t, batch). K is chosen from measured
-time alone: no result depends on it.
+With fixed embeddings no block needs another. All blocks run together in calls of K steps, with the
+same result as the paper's order (t outside, batches inside). The head, where the model has one, is
+trained separately in the order (epoch, t, batch). K is chosen by measured time; no result depends
+on it.
 """
 
 import math
@@ -25,21 +25,22 @@ from .model import Model
 
 LR_SCHEDULES = ("constant", "cosine")
 NONFINITE = ("stop", "skip")
-CALL_SECONDS = 0.2  # aim for one call: Ctrl-C and the progress bar answer at this pace
+CALL_SECONDS = 0.2  # aim for one call: Ctrl-C and the progress bar respond in this time
 CLOCK = time.perf_counter
 
 
 @dataclass
 class Progress:
-    """Where a run stands: everything beside the model that a resumed run needs.
+    """The state of a run beside its model: all that is needed to resume it.
 
     Attributes:
-        epoch: complete epochs.
-        block_steps, head_steps: steps done of the epoch that is under way.
-        loss_sum: per block, over the epoch's samples so far; head_loss_sum: the head's, over all t.
-        skipped, head_skipped: the samples whose step had a loss that was not finite: no sum has
-            them, and no weight moved by them. As loss_sum, empty before the epoch's first step.
-        seconds, epoch_seconds: time spent on training so far, in all epochs and in this one.
+        epoch: number of complete epochs.
+        block_steps, head_steps: steps done in the current epoch.
+        loss_sum: per block, summed over the epoch's samples so far; head_loss_sum: the head's, over
+            all t.
+        skipped, head_skipped: samples of steps whose loss was not finite. They are in no sum and
+            moved no weight. Like loss_sum, empty before the epoch's first step.
+        seconds, epoch_seconds: training time so far, in all epochs and in this one.
     """
 
     epoch: int = 0
@@ -67,13 +68,13 @@ class Progress:
 
 
 class NotFinite(ValueError):
-    """A loss was NaN or infinite, and `fit` was to stop there.
+    """A loss was NaN or infinite, and `fit` was called with nonfinite="stop".
 
-    The step changed no weight of its learner, and `progress` fits the model: it can be saved, and
-    `fit` goes on from it.
+    The step changed no weight of its learner, and `progress` matches the model: it can be saved,
+    and `fit` can resume from it.
 
     Attributes:
-        progress: where the run stands, after the call with that step.
+        progress: the state of the run after the call with that step.
     """
 
     def __init__(self, text: str, progress: Progress) -> None:
@@ -92,9 +93,9 @@ class Epoch:
         error: per block, the mean of |u_hat - u_y|^2, without the weight.
         head_loss: mean over the samples and t; None without a head.
         lr: learning rate of the blocks' last step; None where they have no optimizer.
-        skipped: per block, samples whose step's loss was not finite. They are in no mean; a mean
-            over none is None.
-        seconds: its training time.
+        skipped: per block, samples whose step's loss was not finite. The means leave them out; a
+            mean over no sample is None.
+        seconds: training time of the epoch.
         samples_per_second: training samples, each counted once for all blocks.
     """
 
@@ -109,12 +110,12 @@ class Epoch:
 
 
 class Batches:
-    """The batches of an epoch: full ones, and a short last one.
+    """The batches of an epoch: full ones, and a short last one if rows remain.
 
     A last batch of one row is left out where the plan has batch norm, which needs two.
 
     Attributes:
-        left_out: rows of an epoch that no step sees, 0 or 1.
+        left_out: rows of an epoch that no step uses, 0 or 1.
     """
 
     def __init__(self, rows: int, batch_size: int, has_norm: bool) -> None:
@@ -143,7 +144,7 @@ class Batches:
 
 
 def learning_rates(lr: float, schedule: str, first: int, K: int, total: int) -> Tensor:
-    """(K,) float64: of the steps first, first + 1, ... among `total`, the same for any K.
+    """(K,) float64: rates of the steps first, first + 1, ... of `total`; independent of K.
 
     "cosine" falls from lr to 0 as lr (1 + cos(pi step / total)) / 2.
     """
@@ -155,8 +156,8 @@ def learning_rates(lr: float, schedule: str, first: int, K: int, total: int) -> 
 
 
 class Pace:
-    """How many steps a call makes: what takes half to all of CALL_SECONDS, at most twice as many
-    as the last ones.
+    """Chooses the steps of a call so that it takes half to all of CALL_SECONDS, and at most doubles
+    them from call to call.
     """
 
     def __init__(self) -> None:
@@ -190,10 +191,10 @@ def fit(
     """Trains `model` until `epochs` epochs are complete, or `stop()` is true.
 
     Every block sees each row once an epoch; a head sees it T times (arXiv:2503.24322v2, alg. 1).
-    The order of the rows is a function of (seed, epoch). Stopping by `stop` and going on with the
-    returned `progress` gives the same bits as never having stopped. A KeyboardInterrupt is not
-    caught: it leaves a model that predicts, whose blocks may be some steps apart, and no `progress`
-    that fits it.
+    The order of the rows is a function of (seed, epoch). Stopping by `stop` and resuming from the
+    returned `progress` gives the same bits as an uninterrupted training. A KeyboardInterrupt is not
+    caught: the model can predict, but its blocks may be some steps apart, and no `progress` matches
+    it.
 
     Args:
         model: trained in place. Where it has none, it gets the format of x, the classes' names, and
@@ -205,19 +206,19 @@ def fit(
         y: (rows,) or (rows, 1) whole numbers, texts or truth values, or (rows, C) one-hot; whole
             numbers below the model's M are the classes of those numbers, others are numbered in
             sorted order.
-        epochs: to be complete in the end, those of `progress` included; None: enough for the rows,
-            by `default_epochs`.
-        batch_size: B, unless a loader has its own; a short last batch is a step of its own.
-        seed: of the order of the rows; the model has its own.
+        epochs: number of complete epochs at the end, those of `progress` included; None: enough for
+            the number of rows, by `default_epochs`.
+        batch_size: B, unless a loader has its own; a short last batch is one more step.
+        seed: for the order of the rows; the model has its own.
         lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
             to 0 over all `epochs`.
-        nonfinite: what to do where a loss is NaN or infinite, which leaves that learner's weights
-            as they were: "stop" raises NotFinite after the call, "skip" goes on and counts it.
-        progress: where to go on; moved along in place.
-        stop: asked after every call, several times a second.
-        on_call: told `progress` and the call's samples, each counted once for all blocks.
-        on_epoch: told of every complete epoch; its time counts as no training.
-        say: told once what the training leaves out; without it a Python warning is given.
+        nonfinite: the reaction to a loss that is NaN or infinite; such a step changes no weight of
+            its learner. "stop" raises NotFinite after the call, "skip" continues and counts it.
+        progress: the state to resume from; updated in place.
+        stop: called after every call, several times a second; true ends the training.
+        on_call: called with `progress` and the call's samples, each counted once for all blocks.
+        on_epoch: called with every complete epoch; its time does not count as training.
+        say: called once with a line on what the training leaves out; by default a Python warning.
 
     Returns:
         `progress`, or a new one.
@@ -236,7 +237,7 @@ def fit(
     if nonfinite not in NONFINITE:
         raise ValueError(f"fit: nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
     feed = feed_of(model, x, y, batch_size)
-    model.tensors()  # raises now, and not after the training, what could not be saved
+    model.tensors()  # what cannot be saved raises now, and not after the training
     batch_size = feed.batch_size or batch_size
     epochs = default_epochs(feed.rows, batch_size) if epochs is None else epochs
     loop = _Loop(model, feed, batch_size, epochs, lr_schedule)
@@ -261,10 +262,10 @@ def fit(
             progress.add_time(now - started)
             on_call(progress, samples)
             if loop.trouble is not None and nonfinite == "stop":
-                loop.check()  # knows the cause, where a GPU found it in the data
+                loop.check()  # raises the cause, where a GPU found it in the data
                 raise NotFinite(loop.trouble, progress)
             started = CLOCK()
-        loop.check()  # what a GPU found in the last calls
+        loop.check()  # raises what a GPU found in the last calls
         done = loop.epoch(progress)
         progress.finish_epoch()
         on_epoch(done)
@@ -272,11 +273,11 @@ def fit(
 
 
 class _Loop:
-    """One call to the blocks or the head, where `progress` stands; returns its samples.
+    """Runs one call of the blocks or the head from `progress` on.
 
     Attributes:
-        steps: of an epoch, for each block; the head has T times as many.
-        trouble: a line on the last call's first loss that was not finite.
+        steps: steps of an epoch for each block; the head has T times as many.
+        trouble: a line on the first loss of the last call that was not finite, else None.
     """
 
     def __init__(
@@ -303,13 +304,13 @@ class _Loop:
             learner.check()
 
     def epoch(self, progress: Progress) -> Epoch:
-        """What to tell of the epoch that `progress` has completed."""
+        """The record of the epoch that `progress` has completed."""
         blocks, rows = self.model.blocks, self.batches.rows
         last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
-        weights = blocks.goal.numbers(
+        weights = blocks.goal.levels(
             torch.arange(1, blocks.T + 1, dtype=torch.int64, device="cpu")
         ).weight.tolist()
-        skipped = progress.skipped or [0] * blocks.T  # which runs did not count at first
+        skipped = progress.skipped or [0] * blocks.T  # early runs did not count them
         counts = [rows - count for count in skipped]
         head_loss = None
         if self.model.head is not None:
@@ -331,8 +332,8 @@ class _Loop:
     def rates(
         self, optimizer: Optimizer | None, epoch: int, done: int, steps: int, K: int
     ) -> Tensor:
-        """(K,) learning rates of a learner that has done `done` of its `steps` of this epoch."""
-        assert optimizer is not None  # a learner without one has refused its first step
+        """(K,) learning rates of a learner after `done` of its `steps` of this epoch."""
+        assert optimizer is not None  # a learner without one has raised at its first step
         first, total = epoch * steps + done, self.epochs * steps
         return learning_rates(optimizer.lr, self.lr_schedule, first, K, total)
 
@@ -353,7 +354,7 @@ class _Loop:
 
     def train_head(self, progress: Progress, order: Tensor) -> int:
         head, T = self.model.head, self.model.blocks.T
-        assert head is not None  # `complete` asks for no steps of none
+        assert head is not None  # `complete` counts no head steps without a head
         block, step = divmod(progress.head_steps, self.steps)
         indices = self.batches.take(order, step, self.head_pace.K)
         lr = self.rates(
@@ -370,8 +371,8 @@ class _Loop:
     def account(
         self, losses: Tensor, B: int, epoch: int, done: int, names: Sequence[str]
     ) -> tuple[list[float], list[int]]:
-        """Per learner, the sum of K steps' losses over the samples, and the samples that it leaves
-        out, where a loss is not finite; the first of those is `trouble`.
+        """Sums the losses of K steps over the samples, per learner, and counts the samples left out
+        because a loss is not finite; `trouble` describes the first of those.
         """
         finite = losses.isfinite()
         self.trouble = None

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cmake_for_tests import ROOT, Build
+from support import ROOT
+from support.cmake import Build
 
 
 @pytest.fixture

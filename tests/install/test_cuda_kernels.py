@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cmake_for_tests import Build
+from support.cmake import Build
 
 Put = Callable[[str], None]
 DRIVER = 'extern "C" int cuInit(unsigned) { return 100; }'  # no device: a driver all the same

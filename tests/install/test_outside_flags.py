@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cmake_for_tests import ROOT, Build
+from support import ROOT
+from support.cmake import Build
 
 HOSTILE = (
     "-Ofast -ffast-math -funsafe-math-optimizations -ffinite-math-only -fno-signed-zeros "

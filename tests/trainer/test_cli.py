@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import noprop
-from cli_for_tests import QUICK, call
 from noprop import checkpoint, data, defaults, devices, metrics, runs, training
 from noprop.cli import options, train
 from noprop_kernels.backends import dispatch
+from support.cli import QUICK, call
 
 
 def environment() -> dict[str, str]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import noprop
-from cli_for_tests import call
 from noprop import checkpoint, devices, runs, training
 from noprop.cli import common
 from noprop.devices import pick_device
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cpu import backend as cpu
+from support.cli import call
 
 CPU = torch.device("cpu")
 QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2", "--head", "paper"]
@@ -309,7 +309,7 @@ def test_single_steps_leave_nothing_behind(stub, new_model):
     model = new_model().to("meta")
     x, y = torch.empty(5, 6, device="meta"), torch.empty(5, dtype=torch.int64, device="meta")
     for step in (
-        lambda: model.blocks.train_step(x, y, lr=0.1, input_grad=True, numbers_grad=True),
+        lambda: model.blocks.train_step(x, y, lr=0.1, input_grad=True, levels_grad=True),
         lambda: model.blocks.train_step(x, y, blocks=[1, 3], lr=torch.tensor([0.1, 0.2])),
         lambda: model.head.train_step(y, 2),
         lambda: model.blocks.gradients(x, y, step=3),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import noprop
-from cli_for_tests import call
+from support.cli import call
 
 QUICK = ["--hidden", "32", "--T", "3", "--batch-size", "32", "--epochs", "60", "--lr", "0.01"]
 NAMES = ("ant", "bee, wild", "cat")

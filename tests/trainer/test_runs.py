@@ -16,10 +16,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cli_for_tests import QUICK, call
 from noprop import checkpoint, cli, metrics, runs
 from noprop.cli import train
 from noprop.files import LOCK
+from support.cli import QUICK, call
 
 HOLD = """
 import sys

@@ -1,4 +1,4 @@
-"""The rivals: plain PyTorch, none knows our library, each written as its own experts would."""
+"""The rivals: plain PyTorch without our library, each written as its own experts would."""
 
 import importlib.util
 from functools import partial
@@ -23,7 +23,7 @@ def step_compiled(name: str, slow: bool = False, **how: Any) -> Entry:
 
 
 def jax_step(problem: Problem, threads: int) -> Contender:
-    """Imported here, since jax takes its threads when it is."""
+    """Imports jax late: it starts its threads on import."""
     from .jax_step import JaxStep
 
     return JaxStep(problem, threads)

@@ -27,7 +27,8 @@ class BaddbmmSGD(Contender):
         return torch.stack(history)
 
     def step(self, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
-        """Losses (T,), and the update; a layer's gradient is taken before its weights move."""
+        """Losses (T,), and the update; a layer's gradient is computed before its weights are
+        updated."""
         p = self.params
         z = self.signal * u_y + self.noise * eps
         hx = stem(p["hx.weight"], p["hx.bias"], x, shared=True).relu_()

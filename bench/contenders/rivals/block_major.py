@@ -1,4 +1,5 @@
-"""block_major: the modules of `sequential`, K steps of a block in its turn: it stays in cache."""
+"""block_major: the modules of `sequential`; each block runs its K steps in turn and stays in
+cache."""
 
 import torch
 from torch import Tensor

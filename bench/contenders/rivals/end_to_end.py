@@ -1,4 +1,4 @@
-"""end_to_end: back-propagation through the same T blocks, which NoProp does without.
+"""end_to_end: back-propagation through the same T blocks, which NoProp avoids.
 
 The chain is inference's without its noise, z_t = a_t u_hat_t + b_t z_{t-1} from z_0 ~ N(0, I); the
 loss is the last block's mean |u_hat_T - u_y|^2. Plain, with each block checkpointed, with

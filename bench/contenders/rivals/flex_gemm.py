@@ -1,6 +1,6 @@
 """flex_gemm: `step_compiled` with the update as the epilogue of each weight gradient's product.
 
-By PyTorch's own way to say so, which torch 2.14 and later have.
+It uses PyTorch's own interface for that, of torch 2.14 and later.
 """
 
 import importlib
@@ -33,7 +33,7 @@ class FlexGemm(StepCompiled):
     @staticmethod
     def updated(state: State, p: Weights, saved: Activations, d_logits: Tensor, *now: Any) -> State:
         assert flex_gemm is not None  # or __init__ would have raised
-        now = tuple(number.clone() for number in now)  # it takes no operands that share memory
+        now = tuple(number.clone() for number in now)  # operands must not share memory
         products, biases = factors(p, saved, d_logits)
         new = adamw(state, biases, *now)
         for name, pair in products.items():

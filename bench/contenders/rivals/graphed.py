@@ -1,8 +1,8 @@
 """graphed: K steps of another contender in one CUDA graph, captured by hand.
 
-Its first call of a kind runs plainly, on a stream of its own, which also compiles; the second
-captures, and later ones replay. Rows, noise that is given and the optimizer's numbers are copied to
-the graph's own tensors before a replay; noise that is drawn is drawn by the graph.
+The first call of a kind runs plainly on its own stream, which also compiles; the second captures,
+and later ones replay. Rows, given noise and the optimizer's numbers are copied to the graph's own
+tensors before a replay; otherwise the graph draws the noise.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from ..contender import Contender
 class Graphed(Contender):
     """
     Args:
-        make: (problem, threads) to the contender; what its `numbers` gives changes from call to
-            call, and is handed to its `steps`.
+        make: (problem, threads) to the contender; the result of its `numbers` changes from call to
+            call, and is passed to its `steps`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Graphed(Contender):
         super().__init__(problem, threads)
         self.inner = make(problem, threads, **how)
         self.maths = self.inner.maths
-        # by K and whether noise is given: the graph's own tensors and its replay, or seen once
+        # by K and whether noise is given: the graph's own tensors and its replay; None: called once
         self.graphs: dict[Any, tuple[list[Tensor], Callable[[], Tensor]] | None] = {}
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """jax_step: the same step in jax.jit, state donated, so that XLA may write it in place.
 
 Rows are gathered inside the compiled step, and one compiled call draws the noise of all K steps.
-XLA takes all cores when it is imported and cannot be told otherwise later.
+XLA takes all cores on import, which cannot be changed later.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ def to_jax(value: Tensor) -> jax.Array:
 
 
 def losses(p: Arrays, x: jax.Array, z: jax.Array, u_y: jax.Array, weight: jax.Array) -> Any:
-    """Their sum, which is differentiated, and each (T,)."""
+    """The sum of the losses, which is differentiated, and each of them (T,)."""
     T, H, F = p["hx.weight"].shape
     wide = x @ p["hx.weight"].reshape(T * H, F).T + p["hx.bias"].reshape(T * H)
     hx = jax.nn.relu(wide).reshape(-1, T, H).swapaxes(0, 1)

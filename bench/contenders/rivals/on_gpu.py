@@ -1,7 +1,7 @@
-"""The rivals on a GPU, the strongest first, since a shape's time may be over before the last.
+"""The rivals on a GPU, strongest first, since a shape's time may end before the last one.
 
-A contender in a graph comes right behind itself, so that its compiled code is in the compiler's
-cache. An option that this torch's compiler does not know is told as the contender's error.
+A contender in a graph follows its plain form, so that its code is in the compiler's cache. An
+option that this torch's compiler does not know is reported as the contender's error.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ OPTIONS = {
     "triton": PDL | {"max_autotune_gemm": True, "max_autotune_gemm_backends": "TRITON"},
     "combo": PDL | {"combo_kernels": True},
 }
-ROUNDED = ("float32", "tf32")  # what a setting of the process does to any PyTorch
+ROUNDED = ("float32", "tf32")  # a setting of the process rounds all of PyTorch's products
 
 
 def both(name: str, make: Make, **how: Any) -> tuple[Entry, Entry]:

@@ -1,7 +1,7 @@
 """processes: one single-threaded process per core, each with its share of the blocks, block-major.
 
 They are started once and kept; a call is a command through a pipe, and its time includes the round
-trip. X lies in one memory-mapped file that all processes read.
+trip. All processes read X from one memory-mapped file.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ BY_BLOCK = ("signal", "noise", "weight", "a", "b")
 
 
 def share(problem: Problem, blocks: slice) -> Problem:
-    """The problem of these blocks alone."""
+    """The problem restricted to these blocks."""
     T = len(range(*blocks.indices(problem.shape.T)))
     return dataclasses.replace(
         problem,
@@ -33,7 +33,7 @@ def share(problem: Problem, blocks: slice) -> Problem:
 
 
 def work(pipe: Connection, folder: str, shape: Shape, fields: dict) -> None:
-    """A process's life: build its blocks, then obey until the pipe closes.
+    """The main of a process: builds its blocks, then runs commands until the pipe closes.
 
     Tensors travel as numpy arrays, since torch's own pickling opens a shared memory file for each.
     """
@@ -85,7 +85,7 @@ class Processes(Contender):
                 self.workers.append(worker)
                 self.pipes.append(ours)
             for pipe in self.pipes:
-                pipe.recv()  # the file is mapped by now and may lose its name
+                pipe.recv()  # the file is mapped by now and can be unlinked
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         for pipe, blocks in zip(self.pipes, self.shares, strict=True):

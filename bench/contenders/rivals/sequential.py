@@ -1,4 +1,4 @@
-"""sequential: a module and a fused AdamW per block, eager autograd; what a user writes first."""
+"""sequential: a module and a fused AdamW per block, eager autograd: a user's first version."""
 
 from collections.abc import Iterable
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 def adamw(params: Iterable[Tensor], problem: Problem) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW, on a GPU such that a graph may hold its step."""
+    """PyTorch's fused AdamW, capturable on a GPU."""
     how = {"fused": True, "capturable": problem.device.type == "cuda"}
     return torch.optim.AdamW(params, lr=problem.lr, weight_decay=problem.weight_decay, **how)
 

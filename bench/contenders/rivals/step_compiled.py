@@ -22,7 +22,7 @@ State = tuple[Weights, Weights, Weights]  # the weights and both moments
 
 
 class Activations(NamedTuple):
-    """What backward needs of forward, in the dtype of the products' operands."""
+    """Results of forward for backward, in the dtype of the products' operands."""
 
     x: Tensor  # (B, F)
     z: Tensor  # (T, B, D)

@@ -35,7 +35,7 @@ except ImportError as error:
     _C = None
     _missing = str(error)
 else:
-    # PyTorch tells in C what a tensor is; without that, it is asked attribute by attribute
+    # PyTorch describes a tensor to C directly; without that, it is read attribute by attribute
     _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     _C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=_exchange)
 
@@ -43,14 +43,14 @@ _STOPPED, _NO_MEMORY, _BAD_LABEL, _BAD_INDEX, _BAD_INPUT, _BUSY, _FORKED = range
 
 
 def unavailable() -> str | None:
-    """Why the extension cannot be used, or None."""
+    """The reason why the extension cannot be used, or None."""
     return _missing
 
 
 def describe() -> dict[str, Any]:
-    """The extension's build, its instruction sets and whether they run here, and threads.
+    """The extension's build, its instruction sets with those that run here, and threads.
 
-    `threads` are those that the system grants to a call, which does with fewer than it asks for.
+    `threads` are those that the system grants to a call, which also runs with fewer than requested.
     """
     return {
         "compiler": _C.compiler,
@@ -62,7 +62,7 @@ def describe() -> dict[str, Any]:
 
 
 def set_isa(name: str | None) -> None:
-    """Use this instruction set from now on; None: the best that runs here.
+    """Selects an instruction set for all later calls; None: the best that runs here.
 
     Raises:
         ValueError: it is not built in, or does not run on this processor.
@@ -75,12 +75,12 @@ def set_isa(name: str | None) -> None:
 
 
 def threads() -> int:
-    """Threads a call uses: those that the process may have, at most torch.get_num_threads()."""
+    """The threads of a call: those granted to the process, at most torch.get_num_threads()."""
     return min(_processors(int(time.monotonic())), torch.get_num_threads())
 
 
 def _call_threads() -> int:
-    """Threads for a call; where it may use several, PyTorch's make room."""
+    """The threads of a call; if more than one, PyTorch's OpenMP threads are paused first."""
     count = threads()
     if count > 1:
         openmp.let_go()
@@ -88,19 +88,20 @@ def _call_threads() -> int:
 
 
 def _call(function: Any, *arguments: Any) -> tuple[int, int, int]:
-    """A call of the extension, which asks tensors themselves, and no mode or subclass of them."""
+    """Calls the extension with torch function modes and subclasses disabled: it reads the
+    tensors."""
     with torch._C.DisableTorchFunction():
         return function(*arguments, _call_threads())
 
 
 @functools.lru_cache(maxsize=1)
 def _processors(second: int) -> int:
-    """Read once a second: affinity and quota may change, and to read them takes 20 us."""
+    """Cached for a second: affinity and quota may change, and reading them takes 20 us."""
     return _C.processors()
 
 
 def fma_gflop(num_threads: int, rounds: int) -> float:
-    """`rounds` bursts of multiply-adds on each thread; returns the billions of operations done."""
+    """Runs `rounds` bursts of multiply-adds on each thread; returns billions of operations."""
     return _C.fma_gflop(num_threads, rounds)
 
 
@@ -120,7 +121,7 @@ def team_size(plan: Plan, n: int, B: int) -> int:
 
 
 def crew_size(plan: Plan, chains: int, B: int) -> int:
-    """Threads that share each chain in a call of `predict` with so many chains of B rows."""
+    """Threads that share each chain in a call of `predict` with this many chains of B rows."""
     return _native_plan(plan, "float32").crew_size(chains, B, threads())
 
 
@@ -141,7 +142,7 @@ def _rule(rule: Rule | None) -> Any:
 
 
 def plan_gap(plan: Plan) -> str | None:
-    """Why the kernels cannot run `plan`, or None."""
+    """The reason why the kernels cannot run `plan`, or None."""
     found = len(plan.inputs) + len(plan.layers)
     if found > _C.most_results:
         return f"a plan may have {_C.most_results} inputs and layers, this one has {found}"

@@ -1,4 +1,4 @@
-"""PyTorch's OpenMP threads, which spin for a while after a parallel operation."""
+"""Pauses PyTorch's OpenMP threads, which spin for a while after a parallel operation."""
 
 import contextlib
 import ctypes
@@ -7,15 +7,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-PAUSE_SOFT = 1  # of omp_pause_resource_t
+PAUSE_SOFT = 1  # a value of omp_pause_resource_t
 PARENT = os.getpid()
 
 
 def let_go() -> None:
-    """Ends the threads that spin on processors which ours need.
+    """Ends PyTorch's threads that spin on processors which the kernels need.
 
-    PyTorch's next parallel operation makes them anew. Where no runtime that can do this is found,
-    they stay.
+    PyTorch's next parallel operation starts them again. They stay where no runtime offers this.
     """
     if (pause := pause_function()) is not None:
         pause(PAUSE_SOFT)
@@ -25,10 +24,10 @@ def let_go() -> None:
 def pause_function() -> Callable[[int], int] | None:
     """omp_pause_resource_all of the OpenMP runtime that PyTorch itself runs on, or None.
 
-    A process may have loaded several runtimes, scikit-learn's for one. A symbol looked up in
-    PyTorch's library is found there or in what that library was linked to, and nowhere else.
+    A process may have loaded several runtimes, for example scikit-learn's. A symbol looked up in
+    PyTorch's library is found there or in the libraries it links, and nowhere else.
 
-    Not in a forked child, where the runtime would wait for threads that only its parent has.
+    None in a forked child, where the runtime would wait for threads that only its parent has.
     """
     if os.getpid() != PARENT:
         return None

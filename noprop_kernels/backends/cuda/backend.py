@@ -41,14 +41,14 @@ from .program import launch, layout_of, run_table
 from .stages import of_table
 from .step_stages import chain_stage, head_stage, loss_stage, noise_stage, rates_stage, u_hat_stage
 
-STEPS = 128  # of a launch; more are launches one after another, since no bit depends on K
+STEPS = 128  # per launch; more take several launches, since no bit depends on K
 
-_locks = WeakTensorKeyDictionary()  # of an object, by `updates`
-_registry = threading.RLock()  # a signal handler may ask in the middle of asking
+_locks = WeakTensorKeyDictionary()  # one per object, by its `updates`
+_registry = threading.RLock()  # reentrant: a signal handler may interrupt a call that holds it
 
 
 def lock_of(owner: Tensor) -> threading.RLock:
-    """A second thread's call on the same object waits."""
+    """Makes a second thread's call on the same object wait."""
     with _registry:
         if owner not in _locks:
             _locks[owner] = threading.RLock()
@@ -56,7 +56,7 @@ def lock_of(owner: Tensor) -> threading.RLock:
 
 
 def no_slices(n: int, device: torch.device) -> Slices:
-    """Stands for the slices of calls that are no object's."""
+    """Stands in for the slices of calls without an object."""
     plan = Plan({"z": (1,)}, {"logits": Dense("z", 1)})
     empty = torch.empty(0, dtype=torch.int64, device=device)
     return Slices(
@@ -65,7 +65,7 @@ def no_slices(n: int, device: torch.device) -> Slices:
 
 
 def run_stages(walk: Walk, stages: list[Fields]) -> None:
-    """Stages that need no workspace; the group meets behind the last one at least."""
+    """A program of stages without a workspace; the group meets at least after the last one."""
     stages[-1]["barrier"] = 1
     launch(walk, stages, layout_of(walk, residency.phases(stages)))
 
@@ -93,12 +93,13 @@ def add_noise(call: AddNoiseCall) -> None:
 
 
 def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Address | None]:
-    """(n, ...) each, or absent."""
+    """(n, ...) each, or missing."""
     return {k: None if v is None else buffers.of_slices(v) for k, v in tensors.items()}
 
 
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
-    """Inputs must be finite: looked at here, or flagged on the device for the next call to tell."""
+    """Requires finite inputs: checked here, or flagged on the device and raised by the next
+    call."""
     if checks.contents_are_checked(owner.device):
         check_finite(op, inputs)
         return
@@ -166,7 +167,7 @@ def forward(call: ForwardCall) -> None:
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
     given = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
-    # a view of the logits, or what is saved would hold the result whose graph holds it
+    # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
     given[Kind.RESULT(plan.output)] = buffers.of_slices(logits)
     walk = Walk(device, slices, index_of(slices), B, at=given, training=call.training)
@@ -195,7 +196,7 @@ def backward(call: BackwardCall) -> None:
         training=training, wanted=frozenset(call.d_inputs), update=False,
         outside=frozenset(given),
     )  # fmt: skip
-    # gradients and an update are a launch each, the second without the inputs' gradients
+    # gradients and an update take one launch each, the second without the inputs' gradients
     asks: list[tuple[Ask, Rule | None]] = []
     if call.rule is None or call.grads is not None:
         asks.append((ask, None))
@@ -226,7 +227,7 @@ def update(call: UpdateCall) -> None:
 
 
 def walk_of(call: TrainCall) -> tuple[Walk, Table]:
-    """Everything that the steps of a training call need, but for the workspace."""
+    """All that the steps of a training call need, except the workspace."""
     slices, device = call.slices, where(call.slices)
     caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
     ask = dataclasses.replace(ask_of(call, shapes.tiles(), caught is not None), n=1, R=1)
@@ -287,9 +288,9 @@ def predict(call: PredictCall) -> None:
     table = forward_table(plan, ask, False)
     index = index_of(slices).view(R, L).T.contiguous()
     seeds = call.seeds.to(device)
-    chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z behind every block
+    chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z after every block
     for sample in range(S):
-        # a launch is the whole chain, a step of it a block
+        # a launch is the whole chain, a step is a block
         walk = Walk(device, slices, index, B, K=L, training=False)
         walk.at = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
         logits, u_hat = (of_chain(value[:, sample], L) for value in (call.logits, call.u_hat))
@@ -310,5 +311,5 @@ def predict(call: PredictCall) -> None:
 
 
 def of_chain(value: Tensor, L: int) -> buffers.Address:
-    """(L or 1, R, ...): an entry for each block, or one that the last block writes last."""
+    """(L or 1, R, ...): an entry for each block, or one that every block overwrites."""
     return buffers.of_steps(value if len(value) == L else value.expand(L, *value.shape[1:]))

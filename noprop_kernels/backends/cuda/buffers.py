@@ -1,7 +1,7 @@
-"""Addresses as the kernel takes them, and the workspace that groups of thread blocks work in.
+"""Addresses in the kernel's form, and the workspace of the groups of thread blocks.
 
-The one file of the CUDA backend that reads an address. Every tensor was checked before its call was
-made; the call, or the walk, holds it until the launch is on its stream.
+Tensors are checked before a call is made; the call, or its `Walk`, holds them until the launch is
+on its stream.
 """
 
 import torch
@@ -54,7 +54,7 @@ def rows_of(value: Gather) -> tuple[int, int, int, int]:
 def workspace(
     table: Table, slots: int, device: torch.device, *, by_group: bool
 ) -> tuple[dict[Buffer, Address], Tensor]:
-    """The buffers of a table for one slice, once for each group or slice, and what holds them."""
+    """The buffers of a table for one slice, allocated once for each group or slice."""
     width = cdiv(table.floats, ALIGNMENT) * ALIGNMENT
     whole = torch.empty(slots, width, dtype=torch.float32, device=device)
     start = whole.data_ptr()

@@ -1,4 +1,4 @@
-"""Cycles of a program's stages, of a build with NOPROP_CUDA_CLOCKS; `python -m bench clocks`."""
+"""Cycles of a program's stages, in a build with NOPROP_CUDA_CLOCKS; `python -m bench clocks`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ class Counted:
     """A launch's cycles.
 
     Args:
-        kinds, tiles: of its stages, in order.
-        cycles: (stages, 2) int64 on the device: those that thread block 0 spent in a stage's tiles,
-            of all steps and slices it had, and in the barrier behind them.
+        kinds, tiles: those of its stages, in order.
+        cycles: (stages, 2) int64 on the device: cycles that thread block 0 spent in a stage's tiles
+            over all its steps and slices, and in the barrier after them.
     """
 
     kinds: tuple[str, ...]
@@ -32,7 +32,7 @@ _taken: ContextVar[list[Counted] | None] = ContextVar("noprop_kernels_clocks", d
 
 
 def gap() -> str | None:
-    """Why no cycles can be counted, or None."""
+    """The reason why no cycles can be counted, or None."""
     if reason := extension.unavailable():
         return reason
     if not extension.module.counts_cycles:
@@ -42,10 +42,10 @@ def gap() -> str | None:
 
 @contextmanager
 def count() -> Iterator[list[Counted]]:
-    """The launches inside the `with`, each with its cycles once the device has run it.
+    """Records the launches inside the `with`, each with its cycles once the device has run it.
 
     Raises:
-        RuntimeError: the extension counts none.
+        RuntimeError: the extension counts no cycles.
     """
     if reason := gap():
         raise RuntimeError(f"clocks.count: {reason}")
@@ -57,7 +57,7 @@ def count() -> Iterator[list[Counted]]:
 
 
 def counters(stages: Sequence[Fields], device: torch.device) -> int | None:
-    """The address at which a launch adds its cycles; None where nobody counts."""
+    """The address to which a launch adds its cycles; None where they are not recorded."""
     found = _taken.get()
     if found is None:
         return None

@@ -1,7 +1,7 @@
-"""Thread-block clusters: whether a group of thread blocks is launched as one, and of what size.
+"""Thread-block clusters: whether a group of thread blocks is launched as one, and its size.
 
-A cluster meets at the hardware's barrier instead of one in global memory. NOPROP_CUDA_CLUSTERS=1
-asks for them; they are off unless it does, since no GPU has shown that they help.
+A cluster uses the hardware's barrier instead of one in global memory. NOPROP_CUDA_CLUSTERS=1 turns
+them on; they are off by default, since no GPU has shown that they help.
 """
 
 from functools import lru_cache
@@ -12,10 +12,11 @@ from . import shapes
 
 
 def held(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]:
-    """Clusters of 1, 2, ... thread blocks that the device holds at the same time; () if not wanted.
+    """Clusters of 1, 2, ... thread blocks that the device runs at the same time; () if off.
 
     Args:
-        room: floats of shared memory that are free: with all of it a multiprocessor has one block.
+        room: free floats of shared memory; a block that uses all of it is alone on its
+            multiprocessor.
 
     Raises:
         ValueError: the variable is neither 0 nor 1.

@@ -1,4 +1,4 @@
-"""One call on a table: where its buffers are, and the records that it came with."""
+"""One call on a table: its buffers and its records."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,14 @@ def stage(kind: str, tiles: int, **fields: Any) -> Fields:
 
 @dataclass
 class Walk:
-    """What the stages of a program are made of.
+    """The inputs from which a program's stages are made.
 
     Args:
-        device: of the tensors.
+        device: the tensors' device.
         slices: the object's state, of which a program runs index.shape[-1] slices.
-        index: (n,) int64 where the tensors are, or (K, n): a slice's place in each step.
+        index: (n,) int64 on the tensors' device, or (K, n): a slice's position in each step.
         at: addresses of the table's buffers, the call's tensors among them.
-        table: its workspace is made when the number of groups is known.
+        table: its workspace is allocated when the number of groups is known.
         out_grads: gradients (n, ...) to write by parameter's name.
         held: tensors that live until the launch is on its stream.
     """
@@ -49,7 +49,7 @@ class Walk:
     y: Tensor | Gather | None = None
     rule: Rule | None = None
     training: bool = True
-    errors: Tensor | None = None  # (1,) int32; None: contents need no look
+    errors: Tensor | None = None  # (1,) int32; None: contents need no check
     held: list[Tensor] = field(default_factory=list)
 
     @property
@@ -61,7 +61,7 @@ class Walk:
         return tensor
 
     def parameter(self, name: str) -> tuple[int | None, ...]:
-        """A stacked parameter, its moments and the place of its gradient."""
+        """A stacked parameter, its moments and its gradient's buffer."""
         slices, value = self.slices, self.slices.params[name]
         state = (value, slices.m.get(name), slices.v.get(name), self.out_grads.get(name))
         return *map(address, state), value[0].numel()

@@ -1,6 +1,6 @@
-"""The extension `_cuda`, the persistent kernel and its launch; the one place that names it.
+"""The extension `_cuda` with the persistent kernel and its launch; only this file names it.
 
-Tests put one here that is built for the host and runs the same kernel on CPU tensors.
+Tests replace it by one built for the host, which runs the same kernel on CPU tensors.
 """
 
 from importlib import import_module
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def _left_out() -> str:
-    """What the build said of CUDA, in the compiler's words where it failed."""
+    """The build's report on CUDA, with the compiler's messages where it failed."""
     try:
         return import_module("noprop_kernels._C").cuda_left_out or "its file is missing"
     except ImportError:
@@ -26,7 +26,7 @@ except ImportError as error:
 
 
 def unavailable() -> str | None:
-    """Why the extension cannot be used, in one line, or None."""
+    """The reason why the extension cannot be used, in one line, or None."""
     return _missing.partition("\n")[0] if module is None else None
 
 
@@ -36,7 +36,7 @@ def on_host() -> bool:
 
 
 def describe() -> str:
-    """What is built and which devices it sees; what is not, with all that the build said of it."""
+    """The build and the devices that it sees, or the build's report on why it is missing."""
     if module is None:
         return _missing
     try:

@@ -88,7 +88,7 @@ def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
     d_result = at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in item.writes else None
     d_y = at[behind_activation(plan, name)] if relu else None
     made, most = [], shapes.constant("kMaxSources")
-    while len(read) > most:  # what has been summed so far goes on as an `add` would
+    while len(read) > most:  # the sum so far is passed on as an `add` would be
         partial = d_y if d_result is None else d_result
         made.append(gradient_stage(walk.B, F, read[:most], d_result=partial))
         made[-1]["barrier"] = 1
@@ -142,7 +142,7 @@ def norm_gradient(walk: Walk, item: Stage) -> list[Fields]:
 
 
 def update(walk: Walk, item: Stage) -> list[Fields]:
-    """Weights first, source by source, then the vectors, then the statistics."""
+    """The update's stages: weights first, source by source, then vectors, then statistics."""
     plan, at, slices = walk.slices.plan, walk.at, walk.slices
     weights, vectors, statistics = [], [], []
     for name, layer in plan.layers.items():

@@ -1,4 +1,4 @@
-"""What the CUDA kernels refuse: a plan for which a program has no room."""
+"""Limits of the CUDA kernels: plans that do not fit into a program."""
 
 from functools import lru_cache
 from typing import Any
@@ -12,7 +12,7 @@ INSTEAD = 'backend="triton" runs it'
 
 
 def stages_of(plan: Plan) -> int:
-    """Stages of a training step that is asked for everything."""
+    """Stages of a training step with every result requested."""
     inputs = tuple(name for name in plan.inputs if name != "z")
     M = plan.widths[plan.output]
     ask = Ask(
@@ -22,7 +22,7 @@ def stages_of(plan: Plan) -> int:
     )  # fmt: skip
     count = len(train_table(plan, ask).stages) - 1  # the update is a stage for each of its parts
     most = shapes.constant("kMaxSources")
-    for name in plan.widths:  # a gradient of many readers is summed in several stages
+    for name in plan.widths:  # a gradient with many readers is summed in several stages
         count += cdiv(max(0, len(consumers(plan, name)) - most), most - 1)
     for layer in plan.layers.values():
         norm = layer.norm is not None
@@ -31,7 +31,7 @@ def stages_of(plan: Plan) -> int:
 
 
 def plan_gap(plan: Plan) -> str | None:
-    """Why the kernels cannot run `plan`, with the backend that does, or None."""
+    """The reason why the kernels cannot run `plan`, with a backend that can, or None."""
     return gap_of(extension.module, plan)
 
 

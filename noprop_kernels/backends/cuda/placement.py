@@ -1,4 +1,4 @@
-"""What `explain` says of the CUDA kernels: the thread blocks of an object, and where it lies."""
+"""The line of `explain` on the CUDA kernels: an object's thread blocks and its place in memory."""
 
 import math
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ from .program import device_index, facts, room_for_groups, room_for_state
 from .residency import Place
 
 if TYPE_CHECKING:
-    from ...stack.module import StackedModule
+    from ...stack.module import Stack
 
 
-def ask_of_steps(what: "StackedModule", batch: int) -> Ask:
-    """What train_steps, on rows of a data set, asks of the table of a slice."""
+def ask_of_steps(what: "Stack", batch: int) -> Ask:
+    """The options of a slice's table for train_steps on rows of a data set."""
     plan = what.plan
     return Ask(
         tiles=shapes.tiles(),
@@ -26,16 +26,16 @@ def ask_of_steps(what: "StackedModule", batch: int) -> Ask:
         D=what.D,
         precision=what.precision,
         gathered=tuple(name for name in plan.inputs if name != "z"),
-        eps=what._flow != 0,
-        embedded=what._head != "cross_entropy",
+        eps=what.layout.goal.flow != 0,
+        embedded=what.layout.goal.head != "cross_entropy",
         statistics="later" if plan.has_norm() else "",
         check=not contents_are_checked(what.device),
         outside=frozenset((Kind.LOSS(), Kind.APPLIED())),
     )
 
 
-def weight_stages(what: "StackedModule") -> list[Fields]:
-    """The stages that may keep moments, with what their place depends on, in a program's order."""
+def weight_stages(what: "Stack") -> list[Fields]:
+    """The stages that may keep moments in shared memory, in a program's order."""
     plan = what.plan
     return [
         {"kind": "update_weight", "tiles": shapes.weight_tiles(layer.features, plan.widths[source])}
@@ -44,16 +44,16 @@ def weight_stages(what: "StackedModule") -> list[Fields]:
     ]
 
 
-def slice_bytes(what: "StackedModule") -> int:
-    """Weights, moments and running statistics of a slice."""
+def slice_bytes(what: "Stack") -> int:
+    """Bytes of a slice's weights, moments and running statistics."""
     assert what.optimizer is not None
     weights = sum(map(math.prod, what.plan.parameters().values()))
     statistics = sum(map(math.prod, what.plan.statistics().values()))
     return 4 * (weights * (1 + len(what.optimizer.moments)) + statistics)
 
 
-def place_of(what: "StackedModule", batch: int) -> Place:
-    """Where train_steps has its state, at K > 1; `what` has an optimizer."""
+def place_of(what: "Stack", batch: int) -> Place:
+    """The residency of train_steps' state for K > 1; `what` must have an optimizer."""
     assert what.optimizer is not None
     module, device = extension.module, device_index(what.device)
     table = train_table(what.plan, ask_of_steps(what, batch))
@@ -76,8 +76,8 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def describe(what: "StackedModule", batch: int) -> str:
-    """A line on train_steps with `batch` rows a step; where the runtime has no facts, why."""
+def describe(what: "Stack", batch: int) -> str:
+    """A line on train_steps with `batch` rows a step, or the reason why the runtime cannot say."""
     assert what.optimizer is not None
     try:
         place = place_of(what, batch)
@@ -93,7 +93,7 @@ def describe(what: "StackedModule", batch: int) -> str:
         )
     else:
         parts.append("no moments, so no state in shared memory")
-    # L2 is no memory to ask for: what is used over and over stays there where it fits
+    # L2 cannot be allocated: data in repeated use stays there where it fits
     fits = "which fits L2" if place.fits_l2 else "more than L2"
     parts.append(
         f"up to {place.working / 1e6:.1f} MB of state and activations at work in global memory, "

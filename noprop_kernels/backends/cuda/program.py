@@ -1,4 +1,5 @@
-"""Programs: a walk's stages, their thread blocks, the workspace of their groups, and the launch."""
+"""Programs: the stages of a `Walk`, their thread blocks, their groups' workspace, and the
+launch."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,7 +23,7 @@ def facts(module: Any, device: int) -> MappingProxyType[str, Any]:
 
 @lru_cache(maxsize=64)
 def thread_blocks(module: Any, device: int, precision: str, floats: int) -> int:
-    """That the device holds at the same time, one on each multiprocessor."""
+    """Thread blocks that the device runs at the same time, one on each multiprocessor."""
     held = module.resident_blocks(device, precision, floats)
     return min(held, facts(module, device)["multiprocessors"])
 
@@ -44,7 +45,7 @@ def layout_of(walk: Walk, phases: tuple[int, ...]) -> Layout:
 
 
 def room_for_groups(device: torch.device, precision: str) -> tuple[int, tuple[int, ...]]:
-    """Thread blocks at the same time, and clusters of them where groups are to be such."""
+    """Thread blocks that run at the same time, and clusters of them where groups are clusters."""
     which = extension.module, device_index(device), precision
     return thread_blocks(*which, 0), clusters.held(*which, room_for_state(*which))
 
@@ -52,7 +53,7 @@ def room_for_groups(device: torch.device, precision: str) -> tuple[int, tuple[in
 def run_table(
     walk: Walk, table: Table, before: Sequence[Fields] = (), behind: Sequence[Fields] = ()
 ) -> None:
-    """A walk over a table with a workspace for each group, between stages of its own."""
+    """Runs a table with a workspace for each group, between stages of the caller's own."""
     phases = residency.phases(before) + residency.phases_of(table) + residency.phases(behind)
     layout = layout_of(walk, phases)
     views, whole = buffers.workspace(table, layout.groups, walk.device, by_group=True)
@@ -66,11 +67,11 @@ def launch(walk: Walk, stages: list[Fields], layout: Layout) -> None:
     """Puts a program on the current stream of its device.
 
     Raises:
-        RuntimeError: the device's runtime refuses it.
+        RuntimeError: the device's runtime reports an error.
     """
     device, precision = device_index(walk.device), walk.slices.precision
     first = 0
-    for stage in stages:  # the tiles between two barriers go round the thread blocks
+    for stage in stages:  # tiles between two barriers are dealt round-robin to thread blocks
         stage["first"] = first
         first = 0 if stage["barrier"] else first + stage["tiles"]
     resident = 0

@@ -1,6 +1,6 @@
-"""Where a launch's state lies: groups of thread blocks, and moments in shared memory.
+"""Placement of a launch's state: groups of thread blocks, and moments in shared memory.
 
-No bit depends on what is decided here.
+No bit depends on these decisions.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ class Layout:
     """Thread blocks of a launch.
 
     Args:
-        groups: take slices g, g + groups, ... each.
-        blocks: thread blocks of a group.
+        groups: number of groups; group g takes the slices g, g + groups, ...
+        blocks: thread blocks per group.
         cluster: whether a group is a thread-block cluster.
     """
 
@@ -29,12 +29,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the state of a call of many steps lies.
+    """Placement of the state of a call of many steps.
 
     Args:
         layout: its thread blocks.
-        kept, tiles: of a slice's weight tiles, those whose moments stay in shared memory, and all.
-        working: bytes of the slices at work in global memory: all of their state and workspace.
+        kept, tiles: a slice's weight tiles with moments in shared memory, and all of them.
+        working: bytes in global memory of the slices at work: all their state and workspace.
         l2: bytes of the device's L2 cache.
     """
 
@@ -67,17 +67,18 @@ def phases_of(table: Table) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def layout(n: int, tiles: tuple[int, ...], total: int, clusters: tuple[int, ...] = ()) -> Layout:
-    """How `total` thread blocks, which run at the same time, share n slices.
+    """Divides `total` thread blocks that run at the same time among n slices.
 
-    A group's step costs the longest turn of its thread blocks in each phase and a barrier behind
-    it, and groups do cdiv(n, groups) slices one after another; the cheapest is taken, of equals the
-    one with the fewest groups, whose workspace is the smallest.
+    A group's step costs the most tiles of any of its thread blocks in each phase, and a barrier
+    after it; a group runs cdiv(n, groups) slices one after another. The cheapest layout is chosen,
+    among equals the one with the fewest groups, whose workspace is the smallest.
 
     Args:
         n: slices.
-        tiles: of a slice, by phase.
+        tiles: tiles of a slice, by phase.
         total: thread blocks that run at the same time.
-        clusters: of 1, 2, ... thread blocks that run at the same time, where a group is to be one.
+        clusters: number of clusters of 1, 2, ... thread blocks that run at the same time, where
+            groups are clusters.
     """
 
     def cost(groups: int) -> int:
@@ -99,14 +100,14 @@ def layout(n: int, tiles: tuple[int, ...], total: int, clusters: tuple[int, ...]
 def keep_moments(
     stages: Iterable[dict[str, Any]], blocks: int, floats_of_tile: int, room: int
 ) -> int:
-    """Sets which tiles' moments stay in shared memory, in the order of the stages; the floats used.
+    """Chooses the tiles whose moments stay in shared memory, in stage order; returns the floats
+    used.
 
     Args:
-        stages: of a program, with `first` set.
+        stages: stages of a program, with `first` set.
         blocks: thread blocks of a group, all with the same layout of their shared memory.
-        floats_of_tile: that the rule's moments of a tile take; 0: it has none.
-        room: floats of shared memory that are free.
-    """
+        floats_of_tile: floats of the rule's moments of a tile; 0: it has none.
+        room: free floats of shared memory."""
     used = 0
     for stage in stages:
         if stage["kind"] != "update_weight":
@@ -129,7 +130,7 @@ def place(
     l2: int,
     clusters: tuple[int, ...] = (),
 ) -> Place:
-    """Where everything lies; sets what `keep_moments` sets.
+    """The placement of all state; sets what `keep_moments` sets.
 
     Args:
         n, phases, total, clusters: as for `layout`.

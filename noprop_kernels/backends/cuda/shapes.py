@@ -1,4 +1,4 @@
-"""Tiles of each stage, from the constants that the kernels were compiled with."""
+"""Tiles of each stage, from the constants of the compiled kernels."""
 
 from functools import lru_cache
 from types import MappingProxyType
@@ -46,7 +46,7 @@ def weight_tile_entries() -> int:
 
 
 def update_tiles(plan: Plan, training: bool, moving: bool) -> int:
-    """Of all stages that an update of the table becomes."""
+    """Tiles of all stages into which the table's update is split."""
     total = 0
     for name, layer in plan.layers.items():
         H = layer.features

@@ -23,7 +23,7 @@ STAGES: dict[str, Callable[[Walk, Stage], list[Fields]]] = {
 
 
 def of_table(walk: Walk) -> list[Fields]:
-    """Every stage of the walk's table, in order, with its barriers."""
+    """Appends every stage of the table, in order, with its barriers."""
     assert walk.table is not None
     made: list[Fields] = []
     for item in walk.table.stages:

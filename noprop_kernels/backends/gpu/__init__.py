@@ -1,1 +1,1 @@
-"""What both GPU backends share: a call as a table of stages."""
+"""Shared by both GPU backends: a call as a table of stages."""

@@ -1,4 +1,4 @@
-"""What a call asks of its table, and the caller's tensors by the table's names."""
+"""The options of a call's table, and the caller's tensors by the table's names."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from .tiles import Tiles
 
 
 def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
-    """What the table of a training call is for."""
+    """The options of the table of a training call."""
     plan, out, objective = call.slices.plan, call.out, call.objective
     drawn, updates = call.z is None, out.grads is None
     numbers = out.d_signal is not None or out.d_noise is not None
@@ -47,7 +47,8 @@ def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
 
 
 def outputs_of(call: TrainCall) -> dict[Buffer, Tensor]:
-    """The caller's tensors by the table's names, but for inputs that change from step to step."""
+    """The caller's tensors by the table's names, without the inputs that change from step to
+    step."""
     out = call.out
     named = {Kind.ERROR(): out.error, Kind.D_SIGNAL(): out.d_signal, Kind.D_NOISE(): out.d_noise}
     named |= {Kind.D_W_EMBED(): out.d_W_embed, Kind.RESULT("z"): call.z}

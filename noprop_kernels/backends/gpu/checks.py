@@ -10,12 +10,12 @@ from .guard import where
 
 
 def contents_are_checked(device: torch.device) -> bool:
-    """On the CPU the host looks at labels, indices and inputs; on a GPU the kernels do."""
+    """Validates labels, indices and inputs on the host for CPU tensors; on a GPU the kernels do."""
     return device.type == "cpu"
 
 
 def owner_of(owner: Tensor | None, device: torch.device) -> Tensor:
-    """Whose errors a call's are: an object's, or the device's."""
+    """The key of a call's deferred errors: the object's, or the device's."""
     return errors.owner_of(device) if owner is None else owner
 
 

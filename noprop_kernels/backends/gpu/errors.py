@@ -1,8 +1,8 @@
-"""Contents that only a GPU has seen: flagged there, raised here when the host next comes by.
+"""Deferred errors of contents: a kernel on the GPU sets a bit, a later call raises the error.
 
 A kernel that meets a label or an index out of range, or an input that is not finite, sets a bit,
-and in training skips its slice's step. The bits of an object are copied to pinned memory behind
-every call, and the next call that finds the copy done raises. Nothing ever waits but `check`.
+and in training skips its slice's step. After every call the object's bits are copied to pinned
+memory, and the next call that finds the copy complete raises. Only `check` synchronises.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ TEXTS = {
     INDICES: "indices must name rows of the data, got one out of range",
     INPUTS: "inputs must be finite, got NaN or infinity",
 }
-# by the names that callers know; each has WIDTH bits, in this order
+# public names of the calls; each has WIDTH bits, in this order
 OPS = ("train", "forward", "predict", "add_noise", "loss", "denoising_loss")
 WIDTH = len(TEXTS)
 LATE = (
@@ -39,12 +39,12 @@ _mail = WeakTensorKeyDictionary()  # by an object's `updates`
 
 @lru_cache(maxsize=8)
 def owner_of(device: torch.device) -> Tensor:
-    """Stands for the calls on a device that are no object's, as those of nk.functional."""
+    """The key for calls on a device without an object, such as those of nk.functional."""
     return torch.empty(0, dtype=torch.int64, device=device)
 
 
 def flags_of(owner: Tensor) -> Tensor:
-    """(1,) int32 of an object, on its device; kernels set bits of it."""
+    """An object's error bits, (1,) int32 on its device; kernels set them."""
     if owner not in _mail:
         flags = torch.zeros(1, dtype=torch.int32, device=owner.device)
         copy = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=owner.is_cuda)
@@ -53,18 +53,18 @@ def flags_of(owner: Tensor) -> Tensor:
 
 
 def shift_of(op: str) -> int:
-    """Where the bits of an op begin; those of "train" are the lowest, as its kernels set them."""
+    """The first bit of an op; those of "train" are the lowest, since its kernels set them."""
     return WIDTH * OPS.index(op)
 
 
 def report(owner: Tensor, op: str, bits: Tensor) -> None:
-    """Sets bits that a call has found, an integer tensor on the device."""
+    """Sets the bits that a call has found, given as an integer tensor on the device."""
     flags_of(owner).bitwise_or_(bits.to(torch.int32) << shift_of(op))
     send(owner)
 
 
 def send(owner: Tensor) -> None:
-    """Copies the bits towards the host, behind what was launched; not inside a capture."""
+    """Starts the copy of the bits to the host, after the launches so far; not inside a capture."""
     mail = _mail.get(owner)
     if mail is None or (owner.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
@@ -75,7 +75,7 @@ def send(owner: Tensor) -> None:
 
 
 def raise_found(owner: Tensor) -> None:
-    """Raises, once, what earlier calls met, as far as the host has been told.
+    """Raises, once, the errors of earlier calls whose copies have arrived.
 
     Args:
         owner: the object's `updates`, or `owner_of` a device.
@@ -91,12 +91,13 @@ def raise_found(owner: Tensor) -> None:
 
 
 def devices() -> set[torch.device]:
-    """Where calls were made whose contents the host has not seen."""
+    """Devices with calls whose contents the host has not validated."""
     return {owner.device for owner in _mail}
 
 
 def check(device: torch.device, owner: Tensor | None = None) -> None:
-    """Waits for the device, and raises what calls of `owner` met, or of anyone there."""
+    """Synchronises with the device, and raises errors of calls of `owner`, or of any owner
+    there."""
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("check: cannot wait while a CUDA graph is captured")
@@ -104,7 +105,7 @@ def check(device: torch.device, owner: Tensor | None = None) -> None:
     owners = [key for key in _mail if key.device == device] if owner is None else [owner]
     for key in owners:
         if key in _mail:
-            # not the copy, which steps inside a caller's graph do not send
+            # reads the bits and not the copy, which steps inside a caller's graph do not send
             raise_bits(_mail[key], int(_mail[key].flags))
 
 

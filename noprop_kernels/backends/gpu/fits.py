@@ -1,4 +1,4 @@
-"""The state of a call against its plan, looked at where kernels take its addresses next: Python may
+"""Checks the state of a call against its plan just before kernels take its addresses: Python may
 have changed any tensor of it since the call was made, or since a forward.
 """
 
@@ -18,12 +18,12 @@ def shapes_of(plan: Plan) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[i
 
 
 def check_slices(op: str, slices: Slices, device: torch.device, *, counts: bool) -> None:
-    """That every tensor has its plan's shape, its dtype and lies contiguous on `device`.
+    """Checks that every tensor has the plan's shape, its dtype, and is contiguous on `device`.
 
-    Counters are looked at where the call moves them (`counts`).
+    Counters are checked where the call changes them (`counts`).
 
     Raises:
-        ValueError: one does not, or the index does not name slices, each at most once.
+        ValueError: a tensor does not fit, or the index does not name slices, each at most once.
     """
     params, stats = shapes_of(slices.plan)
     N = len(slices.updates)

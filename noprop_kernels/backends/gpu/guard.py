@@ -1,5 +1,5 @@
-"""What every function of a GPU backend is wrapped in: where it launches, and what it says when
-there is no memory.
+"""The decorator of every function of a GPU backend: it sets the device, and turns a lack of memory
+into an error that says what to do.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ def where(slices: Slices) -> torch.device:
 
 
 def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A function of the backend: no autograd, and launches where its tensors are.
+    """Wraps a function of the backend: without autograd, and with launches on its tensors' device.
 
-    What it needs beside its arguments it allocates before a launch that writes state.
+    The function must allocate its memory before a launch that writes state.
     """
 
     @wraps(function)

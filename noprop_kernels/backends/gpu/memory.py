@@ -1,4 +1,4 @@
-"""How tensors lie in memory, and the memory that a table asks for."""
+"""Layout of expanded tensors, and the memory of a table's workspace."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ def as_bytes(flags: Tensor | None) -> Tensor | None:
 
 
 def stored(value: Tensor) -> Tensor:
-    """The entries that an expanded tensor has in memory."""
+    """The entries of an expanded tensor that memory holds, each once."""
     return value[tuple(slice(0, 1 if stride == 0 else None) for stride in value.stride())]
 
 
@@ -23,14 +23,14 @@ def differs(value: Tensor, dim: int) -> bool:
 
 
 def compact(value: Tensor) -> Tensor:
-    """An expanded tensor whose entries lie together, so that no launch has to copy them."""
+    """An expanded tensor with contiguous entries, so that no launch has to copy them."""
     kept = stored(value)
     return value if kept.is_contiguous() else kept.contiguous().expand(value.shape)
 
 
 @dataclass
 class Room:
-    """Memory for workspaces of which one is used at a time; made anew where it is too small."""
+    """Memory for workspaces used one at a time; allocated again where it is too small."""
 
     whole: Tensor | None = None
 

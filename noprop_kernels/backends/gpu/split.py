@@ -1,4 +1,4 @@
-"""A part of a training call as a call of its own."""
+"""Splits a training call into smaller calls."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -10,7 +10,7 @@ from .memory import compact
 
 
 def part_of(call: TrainCall, steps: slice, slices: slice) -> TrainCall:
-    """Some steps of some slices as a call of their own, on the same state."""
+    """A call of some steps of some slices, on the same state."""
 
     def rows(value: Tensor | Gather) -> Tensor | Gather:
         if isinstance(value, Tensor):

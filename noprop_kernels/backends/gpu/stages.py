@@ -1,8 +1,8 @@
 """A call's stages as one table that the launcher walks: barriers, and memory that buffers share.
 
-A stage names its kernel, the buffers that it reads and writes, and its programs. Between stages
-that share a buffer there is a barrier, which waits for the programs of all stages since the last
-one. Buffers of the workspace that are never alive together share memory.
+A stage names its kernel, the buffers that it reads and writes, and its programs. A barrier
+separates stages that share a buffer, and waits for the programs of all stages since the last one.
+Buffers of the workspace that are never live at the same time share memory.
 """
 
 import math
@@ -32,7 +32,7 @@ class Stage:
         name: the layer, input or result that it is for.
         reads, writes: buffers.
         grid: its programs.
-        expects: programs that the barrier behind it waits for; 0: no barrier.
+        expects: programs that the barrier after it waits for; 0: no barrier.
     """
 
     kind: str
@@ -54,9 +54,9 @@ class Table:
     Args:
         stages: as above.
         shapes: shape and dtype of each buffer of the workspace.
-        offsets: where each of them begins.
-        given: buffers that hold something before the first stage.
-        kept: buffers of the workspace that someone reads after the last one.
+        offsets: the offset of each of them.
+        given: buffers that are written before the first stage.
+        kept: buffers of the workspace that are read after the last stage.
     """
 
     stages: tuple[Stage, ...]
@@ -79,7 +79,7 @@ def conflict(first: Stage, second: Stage) -> bool:
 
 
 def with_barriers(stages: list[Stage]) -> tuple[Stage, ...]:
-    """As few barriers as the conflicts allow, and one at the end."""
+    """Sets as few barriers as the conflicts allow, and one at the end."""
     done: list[Stage] = []
     phase: list[Stage] = []
     for stage in stages:
@@ -95,7 +95,7 @@ def with_barriers(stages: list[Stage]) -> tuple[Stage, ...]:
 def lifetimes(
     stages: tuple[Stage, ...], names: Iterable[Buffer], kept: frozenset[Buffer]
 ) -> dict[Buffer, tuple[int, int]]:
-    """The first and last phase in which each buffer holds something that is or will be read."""
+    """The first and last phase in which each buffer is live."""
     phase, spans = 0, {}
     for stage in stages:
         for name in (*stage.writes, *stage.reads):
@@ -107,7 +107,7 @@ def lifetimes(
 def share_memory(
     stages: tuple[Stage, ...], sizes: dict[Buffer, int], kept: frozenset[Buffer]
 ) -> dict[Buffer, int]:
-    """The lowest place for each buffer, largest first, where none lives at the same time."""
+    """The lowest free offset for each buffer, largest first; live buffers do not overlap."""
     spans, offsets = lifetimes(stages, sizes, kept), {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], str(name))):
         start, stop = spans[name]

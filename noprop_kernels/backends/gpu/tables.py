@@ -14,27 +14,27 @@ from .tiles import Tiles, cdiv
 
 @dataclass(frozen=True)
 class Ask:
-    """What a table is for; all that it depends on beside the plan.
+    """The options of a table: all that it depends on beside the plan.
 
     Args:
-        tiles: how the backend cuts its stages.
+        tiles: the backend's numbers of tiles by stage.
         n, B, R: slices, rows, and replicas that gather rows of their own.
         M, D: classes and width of an embedding.
         precision: of the products.
         gathered: inputs whose rows are gathered into the workspace.
-        looked_at: inputs that are the caller's and whose contents a kernel looks at.
+        looked_at: inputs of the caller whose contents a kernel checks.
         drawn: z is drawn, not the caller's.
         eps: eps is needed after z.
-        wanted: inputs whose gradient is asked for.
-        numbers: d_signal and d_noise are asked for.
-        d_W_embed: so is d_W_embed.
+        wanted: inputs whose gradient is requested.
+        numbers: d_signal and d_noise are requested.
+        d_W_embed: d_W_embed is requested.
         embedded: an embedding is predicted, so that d_W_embed has a part from u_hat.
-        update: parameters move; else their gradients are written.
+        update: parameters are updated; else their gradients are written.
         training: batch statistics, else running ones.
-        statistics: the running ones move "now", where the batch's are known, "later", with the
-            parameters, or not at all: "".
-        check: contents of labels and indices are looked at.
-        outside: buffers that are the caller's tensors.
+        statistics: when the running ones are updated: "now", as soon as the batch's are known,
+            "later", with the parameters, or never: "".
+        check: contents of labels and indices are checked.
+        outside: buffers that are tensors of the caller.
     """
 
     tiles: Tiles
@@ -79,7 +79,7 @@ def activated(plan: Plan, name: str) -> Buffer:
 
 
 def consumers(plan: Plan, result: str) -> list[tuple[str, int | None]]:
-    """The layers that read a result, in plan order, each with the column where it stands there.
+    """The layers that read a result, in plan order, each with the result's first column there.
 
     None: as `add`. Their gradients are summed in this order.
     """
@@ -102,7 +102,7 @@ def flags_of(stage: Stage) -> list[Buffer]:
 
 @dataclass
 class Draft:
-    """Stages as they are added, and the sizes of what they write."""
+    """Collects stages and the shapes of the buffers that they write."""
 
     plan: Plan
     ask: Ask
@@ -120,7 +120,7 @@ class Draft:
         self.stages.append(Stage(kind, name, tuple(reads), tuple(writes), grid))
 
     def prepare(self) -> None:
-        """Rows gathered, labels read, noise drawn."""
+        """Stages that gather rows, read labels and draw noise."""
         ask, plan = self.ask, self.plan
         tiles = cdiv(ask.B, ask.tiles.rows)
         for name in (*ask.gathered, *ask.looked_at):
@@ -258,7 +258,7 @@ class Draft:
 
 
 def finish(draft: Draft, given: Iterable[Buffer], kept: Iterable[Buffer] = ()) -> Table:
-    """The table of a draft: barriers set, memory shared."""
+    """The table of a draft, with barriers and shared memory."""
     stages, kept = with_barriers(draft.stages), frozenset(kept) & draft.shapes.keys()
     sizes = {buffer: floats(shape) for buffer, shape in draft.shapes.items()}
     offsets = share_memory(stages, sizes, kept)
@@ -299,7 +299,7 @@ def forward_table(plan: Plan, ask: Ask, save: bool) -> Table:
 
 @lru_cache(maxsize=256)
 def backward_table(plan: Plan, ask: Ask, parameters: bool) -> Table:
-    """The gradients behind a saved forward: of the inputs, and with `parameters` of these."""
+    """The gradients of a saved forward: of the inputs, and with `parameters` of the parameters."""
     draft = Draft(plan, ask)
     forward = Draft(plan, ask)
     forward.forward()

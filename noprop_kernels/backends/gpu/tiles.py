@@ -1,11 +1,11 @@
-"""How many tiles a backend cuts a stage into: what a table asks, and a backend answers."""
+"""The number of tiles of each stage: a table asks for it, a backend provides it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...plan import Plan
 
-SUM_ROWS, SUM_DONE, SUM_ZERO = 0, 1, 2  # a vector's gradient: summed here, before, or always 0
+SUM_ROWS, SUM_DONE, SUM_ZERO = 0, 1, 2  # a vector's gradient: summed here, earlier, or always 0
 
 
 def cdiv(a: int, b: int) -> int:
@@ -14,7 +14,7 @@ def cdiv(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of a slice, by what a stage computes.
+    """Tiles of a slice, by the kind of stage.
 
     Args:
         rows: of a tile of the head, the noise and a gather.

@@ -1,6 +1,6 @@
 """The reference backend: the seven functions of calls.py in equations.py's operations.
 
-It runs wherever PyTorch does, in the parameters' dtype, float64 too. The contents of a call are
+It runs wherever PyTorch does, in the parameters' dtype, also float64. The contents of a call are
 checked before anything is written.
 """
 
@@ -52,7 +52,7 @@ def where_slice(apply: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 
 def apply_update(slices: Slices, grads: Tensors, apply: Tensor, rule: Rule, step: int = 0) -> None:
-    """One optimizer step of the slices where `apply` (n,) says so, which it counts."""
+    """One optimizer step of the slices where `apply` (n,) is true; it counts the update."""
     index, device = slices.index, apply.device
     updates = slices.updates[index] + 1
     for name, param in slices.params.items():
@@ -83,7 +83,7 @@ def move_statistics(slices: Slices, batch: Tensors, apply: Tensor) -> None:
 
 
 def draw_normal(noise: Noise, stream: int, step: int, B: int, D: int, dtype: torch.dtype) -> Tensor:
-    """eps (n, B, D) of a step, where the seeds are."""
+    """eps (n, B, D) of a step, on the seeds' device."""
     address = (noise.seeds, stream, 0, noise.draw[step], noise.block[step])
     return philox.normal(*address, B, D, first_row=noise.first_row, dtype=dtype)
 
@@ -104,7 +104,7 @@ def head_gradient(
     eps: Tensor | None,
     step: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """error, d_logits, and p and d_u_hat, which are zero where no embedding is predicted."""
+    """error, d_logits, p and d_u_hat; the last two are zero where no embedding is predicted."""
     dtype = ref.up(logits).dtype
     scale = objective.weight[step].to(dtype) / objective.rows
     if objective.head == "cross_entropy":
@@ -222,7 +222,7 @@ def train_step(call: TrainCall, step: int) -> None:
     grads, d_inputs = backward_layers(plan, params, saved, d_logits, wanted)
     put_all(out.d_inputs, d_inputs)
     d_u_y, d_numbers = -d_u_hat, error.new_zeros(2, *error.shape)
-    if u_y is not None and numbers:  # the path through features of z is the caller's
+    if u_y is not None and numbers:  # the caller computes the path through features of z
         d_numbers = ref.add_noise_gradient(d_inputs["z"], u_y, eps)
         d_u_y = d_u_y + call.noising.signal[step].to(dtype)[..., None] * d_inputs["z"]
     put(out.d_signal, d_numbers[0])

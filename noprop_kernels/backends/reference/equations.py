@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from ...optimizers import SGD, Adam, AdamW, Optimizer
 
-CHUNK_ROWS = 128  # sums over rows go by such chunks, folded from the left
+CHUNK_ROWS = 128  # sums over rows are formed in such chunks, folded from the left
 
 
 def up(value: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def dense_input_gradient(d_y: Tensor, weight: Tensor, precision: str = "float32"
 
 
 def relu(y: Tensor) -> Tensor:
-    """max(y, 0), and NaN where y is NaN."""
+    """max(y, 0); NaN where y is NaN."""
     return up(y).relu()
 
 
@@ -133,7 +133,7 @@ def batch_norm_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """d_y = weight * rstd * (d_out - d_bias / B - y_hat * d_weight / B), d_weight and d_bias.
 
-    Out of training the statistics are constants, and the two means fall away.
+    Outside training the statistics are constants, and the two means vanish.
     """
     d_weight, d_bias = sum_rows(d_out * y_hat), sum_rows(d_out)
     if training:

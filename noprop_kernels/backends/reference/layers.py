@@ -13,7 +13,7 @@ from . import equations as ref
 
 @dataclass
 class Saved:
-    """What a backward pass needs of the forward one, by layer name."""
+    """Results of the forward pass that the backward pass needs, by layer name."""
 
     training: bool
     precision: str  # of the products
@@ -46,7 +46,7 @@ def forward_layers(
                 B = y.shape[1]
                 saved.batch[key + "running_mean"] = mean
                 unbiased = saved.batch[key + "running_var"] = var * (B / (B - 1))
-                # NaN where the running statistics could not take it in, so that the loss tells
+                # NaN where the running statistics would overflow, so that the loss shows it
                 var = var + (unbiased - unbiased)
             else:
                 mean, var = stats[key + "running_mean"], stats[key + "running_var"]
@@ -68,7 +68,7 @@ def backward_layers(
     consumers[plan.output].append(ref.up(d_logits))
 
     def gradient(name: str) -> Tensor:
-        # the sum over the consumers goes in plan order
+        # the consumers are summed in plan order
         return reduce(torch.add, reversed(consumers[name]))
 
     grads: Tensors = {}
@@ -86,7 +86,7 @@ def backward_layers(
             )
         sources = [saved.results[source] for source in layer.sources]
         grads[f"{name}.weight"] = ref.dense_weight_gradient(d_y, sources, saved.precision)
-        # batch statistics take the bias away again: its gradient is zero, whatever the rounding
+        # batch statistics cancel the bias: its gradient is exactly zero
         frozen = layer.norm is not None and saved.training
         d_bias = ref.sum_rows(d_y)
         grads[f"{name}.bias"] = torch.zeros_like(d_bias) if frozen else d_bias

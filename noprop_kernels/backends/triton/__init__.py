@@ -1,1 +1,1 @@
-"""The Triton backend: a launch or more for each stage."""
+"""The Triton backend: one or more launches for each stage."""

@@ -1,6 +1,6 @@
-"""The Triton backend: the seven functions of calls.py, each a walk over a table of stages.
+"""The Triton backend: the seven functions of calls.py; each launches the stages of a table.
 
-On CPU tensors Triton's interpreter runs the kernels, for the tests.
+The tests run the kernels on CPU tensors in Triton's interpreter.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def forward(call: ForwardCall) -> None:
         outside=frozenset({Kind.RESULT(plan.output)}),
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
-    # a view of the logits, or what is saved would hold the result whose graph holds it
+    # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
     at = allocate(table, call.logits.device) | of_inputs(call.inputs)
     at[Kind.RESULT(plan.output)] = logits
@@ -112,7 +112,7 @@ def backward(call: BackwardCall) -> None:
         training=training, wanted=frozenset(call.d_inputs), update=False,
         outside=frozenset(outside),
     )  # fmt: skip
-    # gradients and an update are a walk each, the second without the inputs' gradients
+    # gradients and an update take one table each, the second without the inputs' gradients
     asks: list[tuple[Ask, Rule | None]] = []
     if call.rule is None or call.grads is not None:
         asks.append((ask, None))
@@ -200,7 +200,7 @@ def update(call: UpdateCall) -> None:
 
 
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
-    """Inputs must be finite: looked at here, or by a kernel that flags what the next call tells."""
+    """Requires finite inputs: checked here, or flagged by a kernel and raised by the next call."""
     device = owner.device
     if checks.contents_are_checked(device):
         check_finite(op, inputs)
@@ -218,7 +218,7 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
 
 
 def walk_of(call: TrainCall, room: Room) -> Walk:
-    """Everything that the steps of a training call need, workspace included."""
+    """All that the steps of a training call need, the workspace included."""
     slices, device = call.slices, where(call.slices)
     caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
     table = train_table(slices.plan, ask_of(call, TILES, caught is not None))

@@ -1,7 +1,7 @@
-"""Static launch configurations, by what a kernel computes; none depends on B, n or the device.
+"""Static launch configurations of the kernels; none depends on B, n or the device.
 
-The order of sums inside a program follows its block, so that whatever decides a block is a function
-of the plan and the precision alone.
+The block fixes the order of sums inside a program, so it may depend on the plan and the precision
+alone.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ def power_of_2(size: int, least: int, most: int) -> int:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A product's tile, rows x columns, and how far it steps along the sum."""
+    """A product's tile, rows x columns, and the depth of a step along the sum."""
 
     rows: int
     columns: int
@@ -36,7 +36,7 @@ class Blocks:
 def dense_blocks(columns: int, precision: str) -> Blocks:
     """For (B, K) @ (K, columns)."""
     width = power_of_2(columns, 16, 64)
-    if precision == "float32":  # multiply-adds, not a matrix instruction
+    if precision == "float32":  # multiply-adds, no matrix instruction
         return Blocks(32, width, 32, 4, 3)
     if columns >= 1024:
         return Blocks(128, 128, 32, 8, 3)
@@ -55,7 +55,7 @@ def vector_block(width: int) -> int:
 
 @dataclass(frozen=True)
 class UpdateTiles:
-    """Programs of the update by what they move; each entry begins with its first and last tile.
+    """Programs of the update by what they update; each entry begins with its first and last tile.
 
     Args:
         weights: (first, last, H, F, IN_WIDTH, COLUMN, BLOCK_F) of each source of each layer.

@@ -1,4 +1,4 @@
-"""What the stages of a call are launched with: the device, the buffers and the call's records."""
+"""The context of a call's launches: its device, its buffers and its records."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ from ..gpu.optimizer import hyper_of
 from ..gpu.stages import Stage, Table
 from . import launch_options
 
-Address = tuple  # a tensor and how it is read: number() and slice_of() of the kernels
+Address = tuple  # a tensor and its strides, for number() and slice_of() of the kernels
 
 
 @dataclass
 class Device:
-    """How kernels are launched where the tensors are.
+    """Options of launches on the tensors' device.
 
     Args:
         interpreted: Triton's interpreter runs them, on the CPU.
-        pdl: a launch may begin while the one before it ends.
+        pdl: programmatic dependent launch: a launch may begin before the previous one ends.
     """
 
     interpreted: bool
@@ -49,7 +49,7 @@ class Device:
         pdl = self.pdl and chosen.pdl
         if pdl:
             options["launch_pdl"] = True
-        # a GPU does not warn of NaN, so NumPy under the interpreter shall not
+        # a GPU does not warn of NaN, so NumPy under the interpreter must not either
         quiet = numpy.errstate(all="ignore") if self.interpreted else nullcontext()
         with quiet:
             kernel[grid](*args, **meta, PDL=pdl, **options)
@@ -57,12 +57,12 @@ class Device:
 
 @dataclass
 class Walk:
-    """One call on a table: where its buffers are, and the records that it came with.
+    """One call on a table: its buffers and its records.
 
     Args:
         at: every buffer of the table, the call's tensors among them.
-        places: where each slice's rows of a gathered input are, (n,) int64.
-        index: (n,) int64, where the tensors are.
+        places: each slice's position in a gathered input, (n,) int64.
+        index: (n,) int64, on the tensors' device.
     """
 
     device: Device
@@ -80,7 +80,7 @@ class Walk:
     y: Tensor | Gather | None = None
     rule: Rule | None = None
     training: bool = True
-    errors: Tensor | None = None  # (1,) int32; None: contents need no look
+    errors: Tensor | None = None  # (1,) int32; None: contents need no check
 
     @property
     def n(self) -> int:
@@ -90,7 +90,7 @@ class Walk:
         self.device.launch(kernel, stage.grid, *args, **meta)
 
     def source(self, name: str) -> Address:
-        """A result or input as a product's source."""
+        """A result or an input as a product's source."""
         tensor, places = self.at[Kind.RESULT(name)], self.places.get(name)
         shared = name in self.inputs and places is None and not differs(tensor, 0)
         return tensor, int(not shared), places
@@ -107,7 +107,7 @@ class Walk:
 
 def number(value: Tensor) -> Address:
     """(K, n, B), (K, n) or (n,), expanded, as number() of the kernels takes it."""
-    slices = int(value.stride(min(1, value.ndim - 1)) != 0)  # for one slice as for more
+    slices = int(value.stride(min(1, value.ndim - 1)) != 0)  # the same for one slice as for several
     steps = int(value.ndim > 1 and differs(value, 0))
     rows = int(value.ndim == 3 and differs(value, 2))
     return stored(value).contiguous(), steps, slices, rows

@@ -1,10 +1,10 @@
 """K steps of a training call: plain launches, or a CUDA graph of them.
 
 The first call of a kind runs plain launches, which also compile the kernels; the second captures
-its steps, and later ones replay them. What a graph froze is its key: every address, shape, dtype
-and constant. What changes from call to call (indices, labels, numbers, rates, draws, gathered
-batches) is copied to buffers of the graph's own before a replay, and losses out of them after it.
-Inside a capture of the caller's there are plain launches alone.
+its steps, and later ones replay them. A graph's key is all that it froze: every address, shape,
+dtype and constant. What changes from call to call (indices, labels, numbers, rates, draws, gathered
+batches) is copied to the graph's own buffers before a replay, and losses from them after it. Inside
+a capture of the caller's only plain launches run.
 """
 
 import threading
@@ -26,10 +26,10 @@ from . import launch_options
 from .context import Walk
 from .launch import run
 
-STEPS = 32  # of a graph; more are replays of it, since no bit depends on K
+STEPS = 32  # per graph; more take several replays, since no bit depends on K
 GRAPHS = 16  # kept of an object
 
-# what a call brings that no graph may freeze, by record
+# tensors that change from call to call, which no graph may freeze, by record
 FRESH = {
     "Noise": ("seeds", "draw", "block"),
     "Noising": ("signal", "noise"),
@@ -46,11 +46,12 @@ WalkOf = Callable[[TrainCall, Room], Walk]
 
 @dataclass
 class Graph:
-    """K steps, captured. It holds nothing of the object, which would then live for ever.
+    """K captured steps. It must not reference the object's tensors: the cache would keep them
+    alive.
 
     Args:
-        fresh: its own tensors for what changes from call to call.
-        held: whatever else it reads or writes that is no one else's.
+        fresh: its own copies of the tensors that change from call to call.
+        held: all other tensors that it owns and reads or writes.
         replay: runs the steps again.
     """
 
@@ -61,8 +62,8 @@ class Graph:
 
 @dataclass
 class Object:
-    """What belongs to one object: its lock, its graphs by key (None was seen once), and by stream
-    the workspace that they share.
+    """The cache of one object: its lock, its graphs by key (None: called once, not captured yet),
+    and the workspace that they share, by stream.
     """
 
     lock: Any = field(default_factory=threading.RLock)
@@ -71,7 +72,7 @@ class Object:
 
 
 _objects = WeakTensorKeyDictionary()  # by `updates`
-_registry = threading.RLock()  # a signal handler may ask in the middle of asking
+_registry = threading.RLock()  # reentrant: a signal handler may interrupt a call that holds it
 
 
 def object_of(owner: Tensor) -> Object:
@@ -82,10 +83,10 @@ def object_of(owner: Tensor) -> Object:
 
 
 def train(call: TrainCall, walk_of: WalkOf) -> None:
-    """Every step of the call; a second thread's call on the same object waits.
+    """Runs every step of the call; a second thread's call on the same object waits.
 
-    The workspace is there before the first launch, so that a call for which there is no memory
-    changes nothing.
+    The workspace is allocated before the first launch, so that a call without enough memory changes
+    nothing.
     """
     owner, n = call.slices.updates, len(call.slices.index)
     known = object_of(owner)
@@ -94,7 +95,7 @@ def train(call: TrainCall, walk_of: WalkOf) -> None:
     with known.lock:
         captured = owner.is_cuda and torch.cuda.is_current_stream_capturing()
         stream = torch.cuda.current_stream(owner.device).cuda_stream if owner.is_cuda else 0
-        # a caller's graph may outlive the room of a stream
+        # a caller's graph may outlive the workspace of a stream
         room = Room() if captured else known.rooms.get(stream, Room())
         if captured or not owner.is_cuda or call.K == 1:
             parts = [part_of(call, slice(None), slices) for slices in groups]
@@ -121,7 +122,7 @@ def train_by_graphs(
     stream: int,
     room: Room,
 ) -> None:
-    """The parts of a call in order: new ones by plain launches, those seen before by a graph."""
+    """Runs the parts of a call in order: new ones by plain launches, known ones by a graph."""
     keys = [(stream, launch_options.current().key(), *key_of(part)) for part in parts]
     without = {
         len(part.slices.index): part
@@ -129,7 +130,7 @@ def train_by_graphs(
         if known.graphs.get(key) is None
     }
     for part in without.values():
-        walk_of(part, room)  # which takes the room that all of that size need
+        walk_of(part, room)  # allocates the workspace for all parts of this size
     for part, key in zip(parts, keys, strict=True):
         train_by_graph(part, key, walk_of, known, capture, stream, room)
 
@@ -152,7 +153,7 @@ def train_by_graph(
     if graph is None:
         try:
             graph = graph_of(call, walk_of, capture, room)
-        except torch.OutOfMemoryError:  # after steps of the same call that are done
+        except torch.OutOfMemoryError:  # after earlier steps of the same call
             tell("no memory for a CUDA graph; plain launches run instead, with the same results")
             launch_steps(call, walk_of(call, room))
             return
@@ -183,16 +184,16 @@ def remember(graphs: "OrderedDict[Any, Graph | None]", key: Any, graph: Graph | 
 
 
 def capture_cuda(launches: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of some launches; nothing runs yet."""
+    """Captures launches into a CUDA graph; nothing runs yet."""
     graph = torch.cuda.CUDAGraph()
-    # other threads may go on with calls that a capture must not contain
+    # other threads may meanwhile make calls that a capture must not contain
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         launches()
     return graph.replay
 
 
 def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any, bool]]:
-    """Every leaf of a record: where it is, itself, and whether it is fresh in every call."""
+    """Every leaf of a record: its path, its value, and whether it changes from call to call."""
     if is_dataclass(value):
         yield (*path, ""), type(value), False
         names = FRESH.get(type(value).__name__, ())
@@ -232,7 +233,7 @@ def key_of(call: TrainCall) -> tuple:
 
 
 def with_own_tensors(call: TrainCall) -> TrainCall:
-    """The call with copies of its fresh tensors, of the same strides."""
+    """The call with copies, of the same strides, of its tensors that change from call to call."""
     own: dict[Path, Any] = {p: stored(v).clone().expand(v.shape) for p, v in fresh(call)}
 
     def rebuilt(value: Any, path: Path = ()) -> Any:

@@ -1,4 +1,4 @@
-"""The walk over a table of stages: which kernel each one is, and what it is given."""
+"""Launches the stages of a table: the kernel of each stage and its arguments."""
 
 from collections.abc import Callable
 

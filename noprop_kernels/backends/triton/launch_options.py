@@ -1,8 +1,8 @@
-"""How kernels are launched where the static choice is not wanted; no choice changes a bit.
+"""Launch options in place of the static configurations; none changes a bit.
 
 Warps and pipeline stages of the products, and early launch (PDL), can be chosen. Tiles cannot,
-since sums would be taken in another order; nor warps of kernels that sum over lanes; nor less than
-a warpgroup's four, with which a product would take another matrix instruction.
+since they change the order of sums; nor warps of kernels that sum over lanes; nor fewer than a
+warpgroup's four, since a product would use another matrix instruction.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ class Launches:
     """A choice of launch configurations.
 
     Args:
-        pdl: False: a launch waits for the end of the one before it; True: as the device can.
+        pdl: False: a launch waits for the end of the previous one; True: it need not, where the
+            device supports that.
         warps: by kernel, "dense_kernel" | "result_gradient_kernel": 4 | 8.
         stages: by kernel, those and "update_kernel": 1..4, how far loads run ahead in a product.
 
@@ -43,11 +44,11 @@ class Launches:
                     )
 
     def key(self) -> tuple:
-        """What a CUDA graph of such launches freezes."""
+        """The part of a CUDA graph's key that these options fix."""
         return self.pdl, *sorted(self.warps.items()), None, *sorted(self.stages.items())
 
     def changed(self, kernel: str, warps: int | None, stages: int) -> "Launches":
-        """The same but for one kernel."""
+        """These options with one kernel's changed."""
         more = {} if warps is None else {kernel: warps}
         return replace(self, warps=self.warps | more, stages=self.stages | {kernel: stages})
 
@@ -61,7 +62,7 @@ def current() -> Launches:
 
 @contextmanager
 def use(launches: Launches) -> Iterator[None]:
-    """Launches kernels so inside the `with`."""
+    """Launches kernels with these options inside the `with`."""
     token = _current.set(launches)
     try:
         yield

@@ -145,7 +145,7 @@ def evaluate(
     device: OnDevice = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Test a run again; the run stays as it is."""
+    """Test a run again, without changing it."""
     execute("evaluate", locals())
 
 
@@ -190,5 +190,5 @@ def info(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run is, or without one what is built and which backends run here."""
+    """Describe a run; without one, describe the build and the backends that run here."""
     execute("info", locals())

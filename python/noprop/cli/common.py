@@ -1,4 +1,4 @@
-"""What several commands do: the device, the data of a run, the JSON line."""
+"""Shared by several commands: the device, the data of a run, the JSON line."""
 
 import sys
 from dataclasses import replace
@@ -52,15 +52,15 @@ def load_data(settings: Settings | SimpleNamespace, data_dir: Path | None) -> Da
 
 
 def data_of(run: Run, options: SimpleNamespace, *, moved: bool) -> tuple[Dataset, Split]:
-    """The data that a run was begun with.
+    """The data on which a run was started.
 
     Args:
-        run: which learns of the place that options name.
-        options: data, labels and data_dir, where they are now, or None.
+        run: its record of the data's place is updated from the options.
+        options: data, labels and data_dir as they are now, or None.
         moved: whether options.data was asked for.
 
     Raises:
-        InputError: they are not there, or others.
+        InputError: the data are missing, or are not those of the run.
     """
     if moved:
         run.settings = replace(run.settings, data=absolute(options.data))

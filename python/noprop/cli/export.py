@@ -12,7 +12,7 @@ from ..errors import extra, tell
 from ..files import atomic_file
 from ..model import Model
 
-EXAMPLE_ROWS = 2  # torch.export takes a size of 1 for a constant
+EXAMPLE_ROWS = 2  # torch.export treats a size of 1 as a constant
 
 
 def run(options: SimpleNamespace) -> None:
@@ -31,7 +31,7 @@ def run(options: SimpleNamespace) -> None:
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the exporter and its parts say to each other
+            warnings.simplefilter("ignore")  # the exporter's warnings about its own parts
             program = torch.onnx.export(
                 module, (x,), dynamo=True, dynamic_shapes=shapes, verbose=False
             )
@@ -47,7 +47,7 @@ def run(options: SimpleNamespace) -> None:
 
 
 def example(trained: Model) -> torch.Tensor:
-    """Rows of the kind that the model was trained on."""
+    """Example rows in the model's input format."""
     inputs = trained.inputs
     width = trained.blocks.plan.widths["x"]
     bytes_ = inputs is not None and inputs.kind == "bytes"

@@ -1,4 +1,4 @@
-"""Runs a command: what a user can mend is one line on stderr and an exit status."""
+"""Runs a command: an error that a user can fix becomes one line on stderr and an exit status."""
 
 import signal
 import sys
@@ -25,15 +25,15 @@ def execute(name: str, options: dict[str, Any]) -> None:
     """Calls `run` of the command's module with its options.
 
     Raises:
-        typer.Exit: with the status of what went wrong.
+        typer.Exit: with the status of the error.
     """
     try:
-        command = import_module(f".{name}", __package__)  # which takes the seconds that torch does
+        command = import_module(f".{name}", __package__)  # takes seconds, since it imports torch
         with handled(raised):
             command.run(SimpleNamespace(**options))
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except BrokenPipeError:  # of `noprop predict | head`, whose reader has what it wants
+    except BrokenPipeError:  # `noprop predict | head`: the reader has all it wants
         forget(sys.stdout)
         tell("the output was closed before its end")
         raise typer.Exit(status(signal.SIGPIPE)) from None
@@ -67,7 +67,7 @@ def _is_backend_error(error: Exception) -> bool:
 
 
 def _fault(error: Exception) -> str:
-    """A line for what should not happen, with the place of its traceback."""
+    """Reports an unexpected error in one line, with the file of its traceback."""
     text = "".join(traceback.format_exception(error))
     what = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     try:

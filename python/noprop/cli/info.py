@@ -1,4 +1,4 @@
-"""noprop info: what a run is, from its record alone, or what is built and runs here."""
+"""noprop info: describes a run from its record alone, or the build and its backends."""
 
 from types import SimpleNamespace
 

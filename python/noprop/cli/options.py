@@ -1,4 +1,4 @@
-"""Options that several commands have, and the names that they take."""
+"""Options of several commands, and the names that they accept."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ FORMATS = ("csv", "jsonl")
 
 
 def path(text: str) -> Path:
-    """A path; shells leave the ~ of --out=~/runs to the program."""
+    """A path with ~ expanded: shells do not expand it in --out=~/runs."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

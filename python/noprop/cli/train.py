@@ -1,4 +1,4 @@
-"""noprop train: a new run or one that goes on, saved whatever ends it, tested at its end."""
+"""noprop train: starts or resumes a run, saves it whatever ends it, and tests it once trained."""
 
 import itertools
 import shlex
@@ -73,7 +73,7 @@ def run(options: SimpleNamespace) -> None:
 def check(options: SimpleNamespace) -> None:
     """
     Raises:
-        typer.BadParameter: an option has a value that there is not.
+        typer.BadParameter: an option has an unknown value.
     """
     if not own.is_own(options.data):
         one_of("--data", options.data, (*data.NAMES, *own.KINDS, "or a folder"))
@@ -105,8 +105,8 @@ def check_free(folder: Path | None) -> None:
 
 
 def claimed(folder: Path | None, settings: Settings, held: ExitStack) -> Path:
-    """The folder of a new run, made, and locked until `held` ends: the one that was asked for if it
-    is free, or one in runs of a number that no other process has taken.
+    """Makes the folder of a new run and locks it until `held` ends: the requested one if it is
+    free, else the next number in runs/ that no other process has taken.
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
 
 
 def resumed(options: SimpleNamespace, place: Device) -> tuple[Run, Dataset, Split]:
-    """The run to go on with, once no option on the command line contradicts it."""
+    """The run to resume, after checking that no option contradicts it."""
     folder, epochs = options.resume, options.epochs
     run, changes = Run.load(folder, options.backend, place.device)
     for name in FIXED:
@@ -204,7 +204,7 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
             )
     except NotFinite as error:
         fail(f"{error}\nnoprop: saved; {go_on(run)} --on-nonfinite skip")
-    except ValueError as error:  # of data that the blocks cannot be trained on
+    except ValueError as error:  # the blocks cannot be trained on these data
         raise InputError(str(error)) from error
     if not finished:
         tell(f"interrupted in epoch {run.progress.epoch + 1} and saved; {go_on(run)}")
@@ -212,10 +212,10 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
 
 
 def test(run: Run, content: Dataset, split: Split) -> None:
-    """Tests a run that is trained and saved, and saves the result.
+    """Tests a trained, saved run, and saves the result.
 
     Raises:
-        typer.Exit: a signal has come.
+        typer.Exit: a signal arrived.
     """
     try:
         run.result = run.test(content, split, SAMPLES)

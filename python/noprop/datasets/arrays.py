@@ -1,4 +1,4 @@
-"""numpy's files, .npz and .npy, whose headers are believed only as far as the bytes go."""
+"""numpy's .npz and .npy files. A header's sizes are checked against the bytes of the file."""
 
 import math
 import zipfile
@@ -22,7 +22,7 @@ def names_of(path: Path) -> list[str]:
     """The arrays in an .npz file.
 
     Raises:
-        InputError: it is no such file.
+        InputError: it is no .npz file.
     """
     with reading(path), _archive(path) as archive:
         return [info.filename.removesuffix(".npy") for info in archive.infolist()]
@@ -50,12 +50,12 @@ def read_npz(path: Path, name: str) -> np.ndarray:
                     raise InputError(f"{path}: {name} is cut short")
                 content[at : at + len(got)] = got
                 at += len(got)
-            member.read(1)  # its end, where the sum is compared
+            member.read(1)  # reads to the end, where zipfile checks the CRC
     return np.frombuffer(content, dtype).reshape(shape, order=order)
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array of an .npy file, mapped and not read; what is written to it stays in memory.
+    """The array of an .npy file, memory-mapped copy-on-write: writes stay in memory.
 
     Raises:
         InputError: it cannot be read, is damaged, or holds Python objects.

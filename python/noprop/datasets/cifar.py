@@ -21,7 +21,7 @@ def read_split(folder: Path, names: tuple[str, ...], labels: str) -> tuple[Tenso
     """Images (rows, 3072) uint8 and labels (rows,) int64 of some files, in their order.
 
     Args:
-        folder: where the files lie.
+        folder: the folder of the files.
         names: the files of the split.
         labels: the key of the labels, "labels" or "fine_labels".
 

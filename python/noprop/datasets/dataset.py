@@ -1,4 +1,4 @@
-"""A data set in memory: flattened rows and labels, for training and for the one test at the end."""
+"""A data set in memory: flattened rows and labels, for training and for the final test."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ class Dataset:
     """Rows and labels.
 
     Args:
-        name: what the data are called.
+        name: the name of the data.
         x, x_test: (rows, F) uint8, float32 or float64, contiguous, channel-major.
         y, y_test: (rows,) int64 in 0..classes - 1.
         classes: number of classes.
-        inputs: what one row of x is; by default F bytes or F columns of numbers.
+        inputs: the format of a row of x; by default F bytes or F columns of numbers.
         class_names: of the classes, in their order; by default their numbers.
-        test: how the test rows came about.
+        test: how the test rows were chosen.
 
     Raises:
         InputError: sizes do not fit, a label is out of range, or x is not finite.
@@ -66,17 +66,17 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """The F features are this many equal runs, each with one mean and deviation."""
+        """Number of equal runs of features, each with one mean and deviation."""
         return self.inputs.channels
 
     def fingerprint(self) -> str:
-        """SHA-256 of the training rows, labels and classes: a run goes on with its own data."""
+        """SHA-256 of the training rows, labels and classes: a run resumes on its own data only."""
         return self._digest(self.x)
 
     def matches(self, fingerprint: str) -> bool:
-        """Whether a fingerprint is of these data.
+        """Whether a fingerprint is that of these data.
 
-        Runs before this version trained on float32, whatever the data were, and knew no names.
+        Earlier versions trained on float32 whatever the data, and recorded no class names.
         """
         if fingerprint == self.fingerprint():
             return True

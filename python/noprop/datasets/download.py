@@ -1,4 +1,4 @@
-"""Published data files: where they are, what they must sum to, and how they get into a folder."""
+"""Published data files: their addresses and checksums, and the download into a folder."""
 
 import hashlib
 import http.client
@@ -65,10 +65,10 @@ CIFAR100 = Source(
 
 
 def fetch_files(sources: Sequence[Source], folder: Path, say: Say) -> None:
-    """Downloads each source into `folder`; a file appears only once its sum is right.
+    """Downloads each source into `folder`; a file appears only once its checksum is right.
 
     Raises:
-        InputError: no address serves it, or its sum is wrong.
+        InputError: no address serves it, or its checksum is wrong.
     """
     for source in sources:
         with tempfile.TemporaryFile() as file:
@@ -81,7 +81,7 @@ def fetch_archive(source: Source, folder: Path, names: Sequence[str], say: Say) 
     """Downloads an archive, and writes those of its files that are in `names` into `folder`.
 
     Raises:
-        InputError: no address serves it, its sum is wrong, or a file is not in it.
+        InputError: no address serves it, its checksum is wrong, or a file is not in it.
     """
     with tempfile.TemporaryFile() as file:
         _download(source, file, folder, names, say)
@@ -101,7 +101,7 @@ def _copy(source, target: BinaryIO) -> None:
 
 
 def _download(source: Source, file: BinaryIO, folder: Path, names: Sequence[str], say: Say) -> None:
-    """Writes a verified source into `file`, rewound; `folder` and `names` are for the error."""
+    """Writes a verified source into `file`, and rewinds it; errors name `folder` and `names`."""
     reasons = []
     for url in source.urls:
         say(f"downloading {url}")

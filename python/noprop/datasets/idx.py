@@ -13,12 +13,12 @@ from ..errors import InputError, reading
 from .memory import check_fits
 
 CHUNK = 1 << 20
-UINT8 = 8  # the type code of unsigned bytes, the only one that is published
+UINT8 = 8  # the type code of unsigned bytes; published files have no other
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """The file `name`, or None: unpacked or as .gz, also with a dot before "idx", or in a folder of
-    its own name, as archives of it are unpacked.
+    """The path of the file `name`, or None. It may be unpacked or .gz, have a dot before "idx", or
+    lie in a folder of its own name, as some archives unpack.
     """
     for own in (name, name.replace("-idx", ".idx")):
         for packed in (own, f"{own}.gz"):
@@ -29,8 +29,8 @@ def find(folder: Path, name: str) -> Path | None:
 
 
 def folder_of(root: Path, name: str) -> Path:
-    """Where the files of a data set are, of those that torchvision, Kaggle and others make: the
-    first folder that has images, else the one that is made for a download.
+    """The folder of a data set's files. torchvision, Kaggle and others use different ones: the
+    first that has images, else the one that a download makes.
     """
     known = [
         root / name / "raw",
@@ -41,7 +41,7 @@ def folder_of(root: Path, name: str) -> Path:
     ]
     if name == "FashionMNIST":
         known[2:2] = [root / "fashion-mnist", root / "fashion_mnist", root / "fashionmnist"]
-        known.pop()  # files right in the folder are MNIST's
+        known.pop()  # files at the top of the folder are MNIST's
     return next((p for p in known if find(p, "train-images-idx3-ubyte")), known[0])
 
 

@@ -15,7 +15,7 @@ COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX")
 
 
 def split_folders(folder: Path) -> tuple[Path, Path | None]:
-    """Where the training pictures are, and the test's: in train and test, if there are such."""
+    """The folders of the training and of the test pictures: train and test, where they exist."""
     train = folder / "train"
     if not train.is_dir():
         return folder, None
@@ -50,9 +50,9 @@ def read(files: list[Path], shape: tuple[int, ...] | None = None) -> np.ndarray:
     """Pictures of one size.
 
     Args:
-        files: at least one.
-        shape: (H, W) of grey ones or (3, H, W), which they must have; None takes the first one's
-            size, and colour where any has it.
+        files: at least one file.
+        shape: the shape to require, (H, W) for grey or (3, H, W) for colour; None: the size of the
+            first picture, and colour where any picture has it.
 
     Returns:
         (rows, H, W) or (rows, 3, H, W) uint8.
@@ -87,10 +87,10 @@ def read(files: list[Path], shape: tuple[int, ...] | None = None) -> np.ndarray:
 
 
 def _opened(path: Path) -> Any:
-    """A picture whose pixels are not read yet."""
+    """Opens a picture without reading its pixels."""
     with extra("data"):
         from PIL import Image
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)  # of odd metadata
+        warnings.simplefilter("ignore", UserWarning)  # about odd metadata
         return Image.open(path)

@@ -1,4 +1,4 @@
-"""Whether what a file claims to hold fits into memory, asked before any of it is made."""
+"""Checks that what a file claims to hold fits into memory, before any of it is allocated."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,12 @@ from ..errors import InputError
 
 
 def available() -> int:
-    """Bytes that a process may still take, by the system's own estimate."""
+    """Bytes that the process can still allocate, by the system's own estimate."""
     try:
         with open("/proc/meminfo") as file:
             found = next(line for line in file if line.startswith("MemAvailable:"))
         return 1024 * int(found.split()[1])
-    except (OSError, StopIteration, ValueError):  # no Linux
+    except (OSError, StopIteration, ValueError):  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,6 +1,6 @@
-"""Your own data: .npz, .npy, a table, or a folder of pictures; and the rows of one to be predicted.
+"""The user's own data: .npz, .npy, a table or a folder of pictures; also rows to be predicted.
 
-Where the file has no test rows, a fifth of its rows are held out, always the same ones.
+Where the file has no test rows, a fixed fifth of its rows is held out.
 """
 
 import os
@@ -20,14 +20,14 @@ from .split import hold_out_classes
 KINDS = (".npz", ".npy", *table.KINDS)
 TEST_FRACTION = 0.2
 HELD_OUT = "held out here, a fifth of the rows"
-# what the arrays of an .npz file may be called, in any case
+# accepted names of the arrays in an .npz file, in upper or lower case
 NAMES = {
     "x": ("x", "x_train", "train_x", "data", "features", "images", "train_images", "train_data"),
     "y": ("y", "y_train", "train_y", "label", "labels", "target", "targets", "train_labels"),
     "x_test": ("x_test", "test_x", "test_images", "test_data"),
     "y_test": ("y_test", "test_y", "test_labels"),
 }
-FEW_CLASSES = 20  # so many are never taken for numbers to be predicted
+FEW_CLASSES = 20  # up to so many distinct labels are classes, never numbers to predict
 Say = Callable[[str], None]
 
 
@@ -72,18 +72,18 @@ def load(path: Path, label: str | None = None, labels_file: Path | None = None) 
 
 
 def read_rows(path: Path, inputs: InputFormat, say: Say = lambda line: None) -> torch.Tensor:
-    """Rows to be predicted, from what `load` reads; labels are not needed, and not looked at.
+    """Rows to be predicted, in any format that `load` reads; labels are not needed and ignored.
 
     Args:
         path: the file; also a picture, or a folder of pictures.
-        inputs: what the model was trained on.
-        say: told what is left out.
+        inputs: the model's input format.
+        say: called with a line on what is left out.
 
     Returns:
         (rows, F), as `InputFormat.rows`.
 
     Raises:
-        InputError: it cannot be read, or its rows are not such; the text names line and column.
+        InputError: it cannot be read, or its rows do not fit; the text names line and column.
         ImportError: a package that reads it is not installed.
     """
     path, suffix = path.expanduser(), path.suffix.lower()
@@ -189,14 +189,14 @@ def _labels_in(path: Path, rows: int) -> Any:
         raise InputError(f"{path} must have one column, of labels, got {len(names)}: {names[:9]}")
     found = content.labels(names[0])
     if content.named and len(found) == rows - 1:
-        return [names[0], *found]  # of texts alone, the first one looks like a name
+        return [names[0], *found]  # among texts, the first looks like a column's name
     return found
 
 
 def _made(
     path: Path, x: Any, y: Any, x_test: Any = None, y_test: Any = None, inputs: Any = None
 ) -> Dataset:
-    """The data set of arrays, split where there is no test."""
+    """A data set from arrays, split where there are no test rows."""
     where = str(path)
     inputs = inputs or InputFormat.of(x, where)
     if len(x) == 0:
@@ -219,7 +219,7 @@ def _made(
         return Dataset(
             path.stem, rows[train], index[train], rows[test], index[test], test=HELD_OUT, **made
         )
-    unused = torch.bincount(index, minlength=len(names)) == 0  # of one-hot
+    unused = torch.bincount(index, minlength=len(names)) == 0  # one-hot labels
     if unused.any():
         raise InputError(f"{where}: no row is of the class {names[int(unused.nonzero()[0])]!r}")
     index_test, _ = labels.encode(y_test, names, where, "y_test")

@@ -1,7 +1,8 @@
-"""Pickles as data: containers, text, numbers and numpy arrays; what calls code is refused.
+"""Reads pickles as data: containers, text, numbers and numpy arrays. Whatever calls code is
+refused.
 
-CIFAR is published as pickles of Python 2. Not even numpy's own reconstruction runs on a file's
-say-so: an array is read as a shape, a type code and bytes, and is made here, from checked values.
+CIFAR is published as pickles of Python 2. A file may not even call numpy's own reconstruction: an
+array is read as a shape, a type code and bytes, and built here from the checked values.
 """
 
 import io
@@ -17,8 +18,8 @@ import numpy as np
 from ..errors import InputError, reading
 from .memory import check_fits
 
-GROWTH = 4  # of text that is written as bytes
-TYPE_CODES = frozenset("biuf")  # bool, signed, unsigned, float: nothing that holds references
+GROWTH = 4  # of text that is stored as bytes
+TYPE_CODES = frozenset("biuf")  # bool, signed, unsigned, float: types without references
 
 
 class _Type:
@@ -56,7 +57,7 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Of a file of `size` bytes, whose arrays and texts are no larger, all together."""
+    """Reads a file of `size` bytes; its arrays and texts together may be no larger."""
 
     def __init__(self, file: io.BytesIO, size: int) -> None:
         super().__init__(file, encoding="latin1")
@@ -80,21 +81,21 @@ class _Unpickler(pickle.Unpickler):
     def _latin1(self, text: str, encoding: str = "latin1") -> bytes:
         if encoding != "latin1":
             raise ValueError(f"text in {encoding!r}")
-        self.left -= len(text)  # one text may be named many times
+        self.left -= len(text)  # the memo may name one text many times
         if self.left < 0:
             raise pickle.UnpicklingError("it makes more of its text than the file is long")
         return text.encode("latin1")
 
 
 def _check_opcodes(raw: bytes) -> None:
-    """Refuses what makes the unpickler take memory that the file does not fill."""
+    """Refuses opcodes that make the unpickler allocate more memory than the file fills."""
     for opcode, argument, _ in pickletools.genops(raw):
         if "PUT" in opcode.name and argument is not None and int(argument) > len(raw):
             raise pickle.UnpicklingError(f"it numbers {argument} objects in {len(raw)} bytes")
 
 
 def read_dict(path: Path) -> dict[str, Any]:
-    """The dictionary in a pickle file; its arrays as numpy arrays, its Python 2 text as latin-1.
+    """Reads the dictionary in a pickle file; arrays become numpy arrays, Python 2 text is latin-1.
 
     Args:
         path: the file; its top level must be a dictionary with text keys.

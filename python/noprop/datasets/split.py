@@ -1,4 +1,4 @@
-"""Splits that depend on the rows' number and classes alone: every run holds out the same ones."""
+"""Splits depend only on the number of rows and their classes: every run holds out the same rows."""
 
 import math
 
@@ -10,11 +10,11 @@ from noprop_kernels import philox
 from ..errors import InputError
 
 SPLIT_SEED = 0
-SPLIT_DRAW = 0xFFFFFFFF  # an epoch that no training reaches
+SPLIT_DRAW = 0xFFFFFFFF  # training never reaches this epoch
 
 
 def hold_out(rows: int, fraction: float) -> tuple[Tensor, Tensor]:
-    """Positions that stay and positions held out, each ascending.
+    """Splits the positions 0..rows - 1 into those kept and those held out, each ascending.
 
     Args:
         rows: number of rows, at least 2.
@@ -29,12 +29,12 @@ def hold_out(rows: int, fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def hold_out_classes(y: Tensor, fraction: float, where: str) -> tuple[Tensor, Tensor]:
-    """`hold_out`; or, where that leaves a class out, a share of each class.
+    """As `hold_out`, or a share of each class where `hold_out` would leave a class out.
 
     Args:
         y: (rows,) int64 classes.
-        fraction: share held out; a class of so few rows that it rounds to none stays whole.
-        where: what an error calls the data.
+        fraction: share held out; a class too small to give a row stays whole.
+        where: the name of the data in errors.
 
     Returns:
         kept, held: int64 positions, each ascending; every class is among those kept.

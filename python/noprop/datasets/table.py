@@ -23,9 +23,9 @@ class Table:
     """Columns of a file.
 
     Attributes:
-        frame: of pandas; where the file names no columns, they are numbered.
-        named: whether it does.
-        first_line: where row 0 stands, in a file of lines; else None.
+        frame: a DataFrame of pandas; columns are numbered where the file does not name them.
+        named: whether the file names its columns.
+        first_line: the line of row 0 in a text file; else None.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Table:
         return f"{self.path}: {where}, column {column!r}"
 
     def numbers(self, columns: Sequence[str]) -> np.ndarray:
-        """(rows, columns) float64, or float32 or int64 where all are.
+        """The values, (rows, columns) float64, or float32 or int64 where all columns are.
 
         Raises:
             InputError: a cell is no finite number.
@@ -59,17 +59,17 @@ class Table:
         return frame.to_numpy(one if one in ("float32", "int64") else np.float64)
 
     def labels(self, name: str) -> Any:
-        """A column of labels, none missing."""
+        """A column of labels, after checking that none is missing."""
         missing = np.asarray(self.frame[name].isna())
         if missing.any():
             raise InputError(f"{self.place(int(missing.argmax()), name)}: there is no label")
         return self.frame[name]
 
     def label_of(self, wanted: str | None) -> str:
-        """The column of the labels: by its name or number, or, unasked, the one that it must be.
+        """The column of the labels: the given name or number, else the only candidate.
 
         Raises:
-            InputError: there is none, or more than one may be meant.
+            InputError: there is no such column, or more than one candidate.
         """
         names = list(self.frame.columns)
         if wanted is not None:
@@ -161,7 +161,7 @@ def _read_text(path: Path) -> Table:
     cells, below = (next(csv.reader([line], delimiter=separator), []) for line in (first, second))
     if len(cells) > MOST_COLUMNS:
         raise InputError(f"{path} has {len(cells):,} columns, over {MOST_COLUMNS:,}")
-    check_fits(path, 8 * path.stat().st_size)  # two bytes are a cell at least
+    check_fits(path, 8 * path.stat().st_size)  # a cell takes two bytes at least
     named = _is_header(cells, below)
     names = [cell.strip() for cell in cells] if named else [str(i) for i in range(len(cells))]
     frame = pandas.read_csv(
@@ -169,10 +169,10 @@ def _read_text(path: Path) -> Table:
         sep=separator,
         header=None,
         skiprows=1 if named else 0,
-        names=range(len(names)),  # own ones may be there twice
+        names=range(len(names)),  # the file's own names may occur twice
         index_col=False,
         encoding="utf-8-sig",
-        skip_blank_lines=False,  # so that lines are counted right
+        skip_blank_lines=False,  # to count lines correctly
         skipinitialspace=True,
         low_memory=False,
         na_values=["?"],
@@ -190,7 +190,7 @@ def _is_header(cells: list[str], below: list[str]) -> bool:
     if not numbers:
         return any(cell.strip() for cell in cells) and cells != below
     if len(numbers) > 1 and numbers == [str(i) for i in range(len(numbers))]:
-        return True  # as pandas numbers columns without names
+        return True  # pandas numbers columns without names so
     text = [not _is_number(a) and a.strip().lower() not in MISSING for a in cells]
     return any(t and _is_number(b) for t, b in zip(text, below, strict=False))
 

@@ -1,8 +1,8 @@
 """Dense layers in Triton: y = concat(sources) @ weight.T + bias, and the gradient of a result.
 
 A source is (pointer, 1 or 0: whether its slices differ, their places or None), contiguous. Several
-are read one after another into one sum and never concatenated in memory. A product ascends over
-what it sums, never split, so that no bit depends on the grid.
+sources are read one after another into one sum, and never concatenated in memory. A product sums in
+ascending order and is never split, so that no bit depends on the grid.
 """
 
 import triton
@@ -13,7 +13,7 @@ from .products import activate, begin, multiply
 
 @triton.jit
 def slice_of(source, i, size):
-    """Where slice i begins in a source, whose slices have `size` entries each."""
+    """The address of slice i in a source, whose slices have `size` entries each."""
     if source[2] is None:
         return source[0] + i * source[1] * size
     else:
@@ -93,7 +93,7 @@ def result_gradient_kernel(
     F: tl.constexpr,
     HEIGHTS: tl.constexpr,  # of the consumers' layers
     IN_WIDTHS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # where the result begins among a consumer's inputs
+    COLUMNS: tl.constexpr,  # the result's first column among a consumer's inputs
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,

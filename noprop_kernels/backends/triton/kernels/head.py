@@ -126,7 +126,7 @@ def head_kernel(
     if HEAD == "cross_entropy":
         chosen = tl.load(logits_ptr + y, mask=real, other=0.0)
         error = tl.log(total) - (chosen - largest)
-        # of the other classes' logits the sum alone knows that one is not finite
+        # a non-finite logit of another class makes `total` NaN: propagate it
         error = tl.where(total == total, error, total)
     else:
         error = tl.zeros((ROWS,), tl.float32)
@@ -202,7 +202,7 @@ def p_gradient(
 
 @triton.jit
 def slice_loss(error_ptr, weight, rows, k, i, n, B):
-    """sum over rows of weight * error / rows, by chunks folded from the left."""
+    """sum over rows of weight * error / rows, in chunks folded from the left."""
     total = 0.0
     for first in range(0, B, CHUNK_ROWS):
         row = first + tl.arange(0, CHUNK_ROWS)

@@ -16,7 +16,7 @@ BLOCK_Z_0 = tl.constexpr(0xFFFF)
 
 @triton.jit
 def cos_sin_turns(word):
-    """cos and sin of 2 pi v, v = (word >> 8) * 2^-24: the quadrant and what remains are exact."""
+    """cos and sin of 2 pi v, v = (word >> 8) * 2^-24: the quadrant and the remainder are exact."""
     v = (word >> 8).to(tl.int32)
     quadrant = (v + 0x200000) >> 22
     r = (v - (quadrant << 22)).to(tl.float32) * 2.384185791015625e-07  # 2^-22: in [-1/2, 1/2]
@@ -226,7 +226,7 @@ def look_kernel(
 
 @triton.jit(do_not_specialize=["rows", "k", "B"])
 def gather_kernel(
-    out_ptr,  # (R, B, F) float32, or None: the rows are only looked at
+    out_ptr,  # (R, B, F) float32, or None: the rows are only checked
     bad_ptr,  # (R, tiles) int32, or None: 2 where an index is out of range, 4 where x is not finite
     data,  # (pointer,), or without indices (pointer, whether replicas differ)
     indices_ptr,  # (K, R, B), or None

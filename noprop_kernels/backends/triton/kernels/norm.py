@@ -56,7 +56,7 @@ def norm_kernel(
     B,
     H: tl.constexpr,
     TRAINING: tl.constexpr,
-    MOVE: tl.constexpr,  # the running statistics, at once
+    MOVE: tl.constexpr,  # update the running statistics at once
     ADDS: tl.constexpr,  # there is a source to add
     RELU: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -78,7 +78,7 @@ def norm_kernel(
         if MOVE:
             move_statistic(running[0] + at, mean, momentum, real)
             move_statistic(running[1] + at, unbiased, momentum, real)
-        # NaN where the running statistics could not take it in, so that the loss tells
+        # NaN where the running statistics would overflow, so that the loss shows it
         var += unbiased - unbiased
     else:
         mean = tl.load(running[0] + at, mask=real, other=0.0)
@@ -122,7 +122,7 @@ def norm_gradient_kernel(
 ):
     """d_y = weight * rstd * (d_out - d_bias / B - y_hat * d_weight / B), d_weight and d_bias.
 
-    Out of training the statistics are constants, and the two means fall away.
+    Outside training the statistics are constants, and the two means vanish.
     """
     begin(PDL)
     i = tl.program_id(1).to(tl.int64)

@@ -1,15 +1,16 @@
-"""What several kernels share: where a program begins, how operands are rounded and multiplied."""
+"""Shared by several kernels: the start of a program, rounding and products of operands."""
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-CHUNK_ROWS = tl.constexpr(128)  # sums over rows go by such chunks, folded from the left
+CHUNK_ROWS = tl.constexpr(128)  # sums over rows are formed in such chunks, folded from the left
 
 
 @triton.jit
 def begin(PDL: tl.constexpr):
-    """First in every kernel: lets the next launch come early, and waits for the one before."""
+    """First in every kernel: allows the next launch to start early, and waits for the previous
+    one."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()

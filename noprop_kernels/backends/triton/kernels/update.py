@@ -125,7 +125,8 @@ def rates_kernel(
 
 @triton.jit
 def moves(rates_ptr, like):
-    """Whether the slice moves, for every entry of a tile: of a scalar the interpreter errs."""
+    """Whether the slice is updated, broadcast to a tile: the interpreter mishandles a scalar
+    mask."""
     return tl.full(like.shape, tl.load(rates_ptr + 3), tl.float32) != 0
 
 
@@ -178,7 +179,7 @@ def vector_tile(
     part, tile, i, at, rates_ptr, hyper, B, H: tl.constexpr, SUM: tl.constexpr,
     BLOCK_H: tl.constexpr, RULE: tl.constexpr,
 ):  # fmt: skip
-    """A bias: the sum of d_y over rows; a norm's parameter: its sum is there; part (param, sum)."""
+    """A bias: the sum of d_y over rows; a norm's parameter: summed before; part (param, sum)."""
     h = tile * BLOCK_H + tl.arange(0, BLOCK_H)
     if SUM == SUM_ROWS:
         g = tl.zeros((BLOCK_H,), tl.float32)
@@ -188,7 +189,7 @@ def vector_tile(
             g += tl.sum(tl.load(d_at, mask=(row < B)[:, None] & (h < H)[None, :], other=0.0), 0)
     elif SUM == SUM_DONE:
         g = tl.load(part[1] + i * H + h, mask=h < H, other=0.0)
-    else:  # batch statistics take such a bias away again
+    else:  # batch statistics cancel such a bias
         g = tl.zeros((BLOCK_H,), tl.float32)
     put_gradient(part[0], g, at * H + h, i * H + h, h < H, rates_ptr, hyper, RULE)
 
@@ -253,7 +254,7 @@ def apply_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One optimizer step from gradients that are in memory."""
+    """One optimizer step from gradients in memory."""
     begin(PDL)
     i = tl.program_id(1).to(tl.int64)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -1,0 +1,226 @@
+"""The calls of a backend that a stack of slices makes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from ..arguments.scalars import check_rates, number_tensor
+from ..backends import dispatch
+from ..backends.calls import (
+    Embedding,
+    Gather,
+    Noise,
+    Noising,
+    Objective,
+    Rule,
+    TrainCall,
+    TrainOut,
+)
+from ..check import MOST_COUNT
+from .module import Stack
+from .state import check_state, find_tensors, slices_of, updated
+
+
+def run(stack: Stack, name: str, call: Any, written: Sequence[Tensor] = ()) -> None:
+    """Runs one of BACKEND_FUNCTIONS; the version counters of `written` move, even if stopped."""
+    backend = dispatch.choose(stack.plan, stack.device, stack.precision, stack.backend)
+    with torch.no_grad():
+        try:
+            getattr(backend, name)(call)
+        except (ValueError, MemoryError):  # raised before anything is written
+            written = ()
+            raise
+        finally:
+            increment_version(written)
+
+
+def empty(stack: Stack, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=stack.device)
+
+
+def part_of(stack: Stack, index: Tensor) -> slice | Tensor:
+    """`index` where the tensors are; of neighbours a slice, so that nothing is copied."""
+    positions = index.tolist()
+    if positions == list(range(positions[0], positions[-1] + 1)):
+        return slice(positions[0], positions[-1] + 1)
+    return index.to(stack.device, non_blocking=True)
+
+
+# the records of a call
+
+
+def embedding_of(stack: Stack) -> Embedding:
+    return Embedding(stack._buffers["W_embed"], stack.D)
+
+
+def levels_of(
+    stack: Stack, index: Tensor, K: int, B: int, rows: int | None = None
+) -> tuple[Noising, Objective]:
+    """The levels of K steps by the stack's goal; `rows` of the whole batch are by default B."""
+    layout, device = stack.layout, stack.device
+    key = ("levels", *index.tolist(), K, B, rows, device)
+    before = layout.cache.get(key)
+    if before is not None:
+        return before
+    goal, shape = layout.goal, (K, len(index), B)
+    levels = goal.levels(layout.t(index))
+
+    def expanded(value: Tensor) -> Tensor:
+        value = value.to(device, non_blocking=True)
+        return (value[:, None] if value.ndim == 1 else value).expand(shape)
+
+    noising = Noising(expanded(levels.signal), expanded(levels.noise), goal.sigma)
+    divisor = B if rows is None else rows
+    objective = Objective(expanded(levels.weight), goal.flow, goal.head, divisor)
+    layout.cache.keep(key, (noising, objective))
+    return noising, objective
+
+
+def noise_of(
+    stack: Stack, index: Tensor, block: Tensor, draw: Tensor | None = None, first_row: int = 0
+) -> Noise:
+    """The address of K steps' noise; draw (K, n) is by default the slices' own."""
+    K, part, buffers = len(block), part_of(stack, index), stack._buffers
+    if draw is None:
+        own: Tensor = buffers["draws"][None, part].clone()  # the call moves the original
+        steps = torch.arange(K, dtype=torch.int64, device=stack.device)
+        draw = own + steps[:, None]
+    return Noise(buffers["seeds"][part], draw, block, stack.layout.stream, first_row)
+
+
+def blocks_of(stack: Stack, index: Tensor, K: int) -> Tensor:
+    """Philox' block t - 1 of the slices, (K, n)."""
+    layout, device = stack.layout, stack.device
+    key = ("block", *index.tolist(), K, device)
+    block = layout.cache.get(key)
+    if block is None:
+        block = (layout.t(index) - 1).to(device, non_blocking=True).expand(K, len(index))
+        layout.cache.keep(key, block)
+    return block
+
+
+def rule_of(stack: Stack, op: str, lr: object, K: int, index: Tensor) -> Rule:
+    """The rule of K steps, whose lr is None, a number, (K,) or (K, n)."""
+    optimizer, layout, device = stack.optimizer, stack.layout, stack.device
+    if optimizer is None:
+        raise ValueError(
+            f"{op}: optimizer must not be None here; give one to {type(stack).__name__}, or use "
+            "loss(), a torch.optim optimizer and advance()"
+        )
+    if not stack.training:
+        raise ValueError(f"{op}: mode must be that of train(), got that of eval()")
+    params = find_tensors(stack, layout.params)
+    if not all(value.requires_grad and value.is_leaf for value in params):
+        named = zip(layout.params, params, strict=True)
+        frozen = [name for name, value in named if not (value.requires_grad and value.is_leaf)]
+        raise ValueError(
+            f"{op}: parameters must all be leaves that require a gradient, got {frozen}; part "
+            "of them is trained by loss(), torch.optim and advance()"
+        )
+    lr = optimizer.lr if lr is None else lr
+    number = isinstance(lr, float | int)
+    key = ("rule", *index.tolist(), K, device, lr)
+    before = layout.cache.get(key) if number else None
+    if before is not None and before.optimizer is optimizer:
+        return before
+    decay = number_tensor(op, "weight_decay", optimizer.weight_decay)
+    rule = Rule(
+        optimizer,
+        check_rates(op, lr, K, len(index)).to(device, non_blocking=True),
+        decay.expand(len(stack))[index].to(device, non_blocking=True),
+    )
+    if number:
+        layout.cache.keep(key, rule)
+    return rule
+
+
+def step_rule(stack: Stack, op: str, lr: object, index: Tensor) -> Rule:
+    """The rule of one step, whose lr is a number or (n,)."""
+    if lr is not None and not isinstance(lr, float | int):
+        lr = number_tensor(op, "lr", lr)
+        lr = lr if lr.ndim == 0 else lr[None]
+    return rule_of(stack, op, lr, 1, index)
+
+
+# training
+
+
+def check_rows(stack: Stack, op: str, argument: str, B: int) -> None:
+    """Raises where a training batch has too few rows, or more than noise has addresses for."""
+    if B > MOST_COUNT + 1:
+        raise ValueError(f"{op}: {argument} must have at most 2^32 rows, got {B}")
+    least = 2 if stack.plan.has_norm() else 1
+    if B < least:
+        norm = " with batch norm" if least == 2 else ""
+        raise ValueError(
+            f"{op}: {argument} must have at least {least} rows in training{norm}, got {B}"
+        )
+
+
+def new_out(stack: Stack, K: int, n: int) -> TrainOut:
+    return TrainOut(
+        loss=empty(stack, K, n),
+        applied=empty(stack, K, n, dtype=torch.bool),
+    )
+
+
+def train(
+    stack: Stack,
+    *,
+    index: Tensor,
+    block: Tensor,
+    inputs: Mapping[str, Tensor | Gather],
+    y: Tensor | Gather,
+    B: int,
+    rule: Rule | None,
+    out: TrainOut,
+    z: Tensor | None = None,
+    draw: Tensor | None = None,
+    first_row: int = 0,
+    rows: int | None = None,
+) -> None:
+    """K steps of the selected slices, K = len(block): an update each, or `out.grads` once."""
+    K = len(block)
+    if K > 1:
+        check_state(stack, K)
+    slices = slices_of(stack, index)
+    noising, objective = levels_of(stack, index, K, B, rows)
+    call = TrainCall(
+        slices=slices,
+        noise=noise_of(stack, index, block, draw, first_row),
+        noising=noising,
+        objective=objective,
+        embedding=embedding_of(stack),
+        inputs=dict(inputs),
+        z=z,
+        y=y,
+        rule=rule,
+        B=B,
+        K=K,
+        out=out,
+        blocks_per_launch=stack.blocks_per_launch,
+    )
+    run(stack, "train", call, () if rule is None else [*updated(slices), slices.draws])
+
+
+def train_steps(
+    stack: Stack,
+    op: str,
+    index: Tensor,
+    block: Tensor,
+    inputs: Mapping[str, Tensor | Gather],
+    y: Tensor | Gather,
+    B: int,
+    lr: object,
+) -> Tensor:
+    """Losses (K, n) of K steps in one call."""
+    K = len(block)
+    rule = rule_of(stack, op, lr, K, index)
+    out = new_out(stack, K, len(index))
+    if K > 0:
+        check_rows(stack, op, "indices", B)
+        train(stack, index=index, block=block, inputs=inputs, y=y, B=B, rule=rule, out=out)
+    return out.loss

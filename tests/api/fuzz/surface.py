@@ -1,0 +1,400 @@
+"""Sequences of public calls and assignments with hostile values; each step is told before it runs.
+
+Run as a program, since a step that ends the process must not take the tests with it. What may come
+out of a step is an error in words; then no bit of the object has moved.
+"""
+
+import argparse
+import copy
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, Phase, assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from torch import Tensor, nn
+
+import noprop_kernels as nk
+from noprop_kernels import functional
+from noprop_kernels.backends.cpu import backend as cpu
+
+F, D, M, T, B = 7, 5, 5, 3, 4
+NORM = nk.BatchNorm()
+PLANS = {
+    "mlp": nk.plans.mlp(F, D, M, hidden=6),
+    "norm": nk.Plan(
+        {"x": (F,), "z": (D,)},
+        {
+            "hx": nk.Dense("x", 6, norm=NORM, activation="relu"),
+            "hz": nk.Dense(("z", "hx"), 6, norm=NORM, add="hx"),
+            "logits": nk.Dense(("hz", "x"), M),
+        },
+    ),
+}
+GOAL = nk.DT(nk.NoiseSchedule.cosine(T))
+WORDS = (ValueError, RuntimeError, MemoryError)  # what a call may raise; BackendError is the second
+OF_PYTHON = (*WORDS, TypeError, AttributeError)  # and what setting or deleting an attribute may
+
+KINDS: dict[str, Callable[[Tensor], Any]] = {
+    "as it is": lambda v: v,
+    "strided": lambda v: v.repeat_interleave(2, -1)[..., ::2] if v.ndim else v,
+    "expanded": lambda v: v[:1].expand(v.shape) if v.ndim else v.expand(3),
+    "short": lambda v: v[:1].clone() if v.ndim else v,
+    "long": lambda v: torch.cat([v, v]) if v.ndim else v,
+    "empty": lambda v: v.new_empty(0),
+    "no dimensions": lambda v: v.new_zeros(()),
+    "no rows": lambda v: v[:0] if v.ndim else v,
+    "transposed": lambda v: v.transpose(0, -1) if v.ndim else v,
+    "float64": lambda v: v.double(),
+    "float16": lambda v: v.half(),
+    "int32": lambda v: v.int(),
+    "int64": lambda v: v.long(),
+    "bool": lambda v: v.bool(),
+    "uint8": lambda v: v.byte(),
+    "meta": lambda v: v.to("meta"),
+    "sparse": lambda v: v.to_sparse(),
+    "NaN": lambda v: torch.full_like(v, torch.nan) if v.is_floating_point() else v,
+    "1e38": lambda v: torch.full_like(v, 1e38) if v.is_floating_point() else v,
+    "negative": lambda v: torch.full_like(v, -1),
+    "2^62": lambda v: torch.full_like(v, 2**62) if v.dtype == torch.int64 else v,
+    "requires grad": lambda v: v.detach().clone().requires_grad_(v.is_floating_point()),
+    "None": lambda v: None,
+    "a list": lambda v: v.tolist(),
+    "a number": lambda v: 3,
+    "negated lazily": torch._neg_view,
+    "zero tensor": lambda v: torch._efficientzerotensor(v.shape, dtype=v.dtype),
+    "no storage": lambda v: without_storage(v),
+}
+NUMBERS = st.sampled_from(
+    [0, 1, 2, 3, -1, 2**16, 2**31, 2**32, 2**63, 2**64, True, 0.5, -0.5, 1e39, 1e-3, None, "1"]
+    + [float("nan"), float("inf"), (), [1], [3, 1], [1, 1]]
+)
+OBJECTS = st.sampled_from(["mlp", "norm", "head"])
+ATTRIBUTES = (
+    "plan",
+    "goal",
+    "optimizer",
+    "precision",
+    "backend",
+    "held",
+    "replicas",
+    "M",
+    "D",
+    "T",
+)
+ATTRIBUTES += ("blocks_per_launch", "training", "t", "seeds", "draws", "updates", "W_embed", "hx")
+VALUES = st.sampled_from(
+    [PLANS["norm"], PLANS["mlp"], nk.DT(nk.NoiseSchedule.cosine(5)), nk.SGD(), nk.Adam(), "tf32"]
+    + ["bfloat16", "reference", "cpu", "triton", None, 1, -1, 2**40, "x", (), (1, 2), [9], 0.5]
+)
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.float32)
+
+
+def without_storage(value: Tensor) -> Tensor:
+    value = value.clone()
+    value.untyped_storage().resize_(0)
+    return value
+
+
+def tell(text: str) -> None:
+    os.write(1, f"{text}\n".encode())
+
+
+def bits(module: nn.Module) -> dict[str, bytes]:
+    """What stands in the object, where it can be read."""
+    found = {}
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.layout == torch.strided and value.device.type == "cpu" and value.untyped_storage():
+            found[name] = value.detach().contiguous().view(-1).numpy(force=True).tobytes()
+    return found
+
+
+class Surface(RuleBasedStateMachine):
+    tell: Callable[[str], None]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tell("--- new objects")
+        self.objects: dict[str, Any] = {
+            "mlp": nk.DenoisingBlocks(PLANS["mlp"], GOAL, seed=[0, 1]),
+            "norm": nk.DenoisingBlocks(PLANS["norm"], GOAL, embedding=ones(M, D)),
+            "plain": nk.DenoisingBlocks(PLANS["norm"], GOAL, optimizer=None, held=[1, 3]),
+            "sgd": nk.DenoisingBlocks(PLANS["mlp"], GOAL, optimizer=nk.SGD(momentum=0.9)),
+            "head": nk.OutputHead(D, M, goal=GOAL, seed=[0, 1]),
+        }
+        self.results: list[Tensor] = []
+
+    def teardown(self) -> None:
+        torch.set_default_dtype(torch.float32)
+        cpu.set_isa(None)
+
+    def step(
+        self, text: str, on: nn.Module | None, run: Callable[[], Any], allowed: tuple = WORDS
+    ) -> Any:
+        self.tell(text)
+        before = {} if on is None else bits(on)
+        try:
+            result = run()
+        except allowed as error:
+            self.tell(f"    {type(error).__name__}: {str(error)[:150]}")
+            after = {} if on is None else bits(on)
+            for name, value in before.items():
+                assert after.get(name, value) == value, f"{text}: an error, and {name} moved"
+            return None
+        self.tell("    done")
+        return result
+
+    def hostile(self, data: st.DataObject, name: str, value: Tensor) -> tuple[str, Any]:
+        kind = data.draw(st.sampled_from([*KINDS]), label=name)
+        try:
+            return kind, KINDS[kind](value)
+        except RuntimeError:  # PyTorch has no such form of it
+            assume(False)
+            raise
+
+    def tensors(self, data: st.DataObject, **values: Tensor) -> tuple[str, dict[str, Any]]:
+        """At most two of the arguments hostile, so that calls reach what lies behind the first."""
+        names = [*values]
+        wrong = data.draw(st.sets(st.sampled_from(names), max_size=2))
+        texts, given = [], dict(values)
+        for name in sorted(wrong):
+            kind, given[name] = self.hostile(data, name, values[name])
+            texts.append(f"{name}: {kind}")
+        return ", ".join(texts), given
+
+    # calls
+
+    @rule(data=st.data(), which=st.sampled_from(["mlp", "norm", "plain", "sgd"]), number=NUMBERS)
+    def call(self, data: st.DataObject, which: str, number: Any) -> None:
+        blocks = self.objects[which]
+        text, v = self.tensors(
+            data,
+            x=ones(B, F),
+            y=torch.arange(B),
+            z=ones(B, D),
+            zs=ones(len(blocks), B, D),
+            X=ones(9, F),
+            Y=torch.arange(9) % M,
+            rows=torch.arange(2 * B).view(2, B),
+            lr=ones(2),
+        )
+        calls: dict[str, Callable[[], Any]] = {
+            "train_step": lambda: blocks.train_step(v["x"], v["y"]),
+            "train_step blocks": lambda: blocks.train_step(v["x"], v["y"], blocks=number),
+            "train_step lr": lambda: blocks.train_step(v["x"], v["y"], lr=number),
+            "train_step z": lambda: blocks.train_step(
+                v["x"], v["y"], z=v["zs"], input_grad=True, levels_grad=True
+            ),
+            "train_steps": lambda: blocks.train_steps(v["X"], v["Y"], v["rows"], lr=v["lr"]),
+            "train_steps normalize": lambda: blocks.train_steps(
+                v["X"], v["Y"], v["rows"], normalize=(v["lr"], number)
+            ),
+            "gradients": lambda: blocks.gradients(v["x"], v["y"], first_row=number),
+            "gradients step": lambda: blocks.gradients(v["x"], v["y"], step=number, rows=number),
+            "forward": lambda: self.results.append(blocks(v["x"], v["z"])),
+            "loss": lambda: self.results.append(blocks.loss(v["x"], v["y"])),
+            "predict": lambda: blocks.predict(v["x"], samples=number if number != 2**16 else 2),
+            "predict seed": lambda: blocks.predict(v["x"], seed=number, keep="all"),
+            "add_noise": lambda: blocks.add_noise(v["y"], first_row=number),
+            "block": lambda: blocks.block(number),
+            "to_modules": blocks.to_modules,
+            "advance": blocks.advance,
+            "check": blocks.check,
+            "repr": lambda: repr(blocks),
+            "eval": blocks.eval,
+            "train": blocks.train,
+        }
+        # a sample is a row of the result: 2^31 of them are a lot of memory, and no error
+        assume(not (isinstance(number, int) and number > 2**16 and number < 2**33))
+        name = data.draw(st.sampled_from(sorted(calls)))
+        moving = blocks if name not in ("advance", "forward", "loss") else None
+        self.step(f"{which}.{name}({number!r}) with {text or 'fit tensors'}", moving, calls[name])
+
+    @rule(data=st.data(), number=NUMBERS)
+    def call_the_head(self, data: st.DataObject, number: Any) -> None:
+        head = self.objects["head"]
+        text, v = self.tensors(
+            data,
+            y=torch.arange(B),
+            z=ones(B, D),
+            Y=torch.arange(9) % M,
+            rows=torch.arange(2 * B).view(2, B),
+            t=torch.ones(2, dtype=torch.int64),
+        )
+        calls: dict[str, Callable[[], Any]] = {
+            "train_step": lambda: head.train_step(v["y"], number),
+            "train_steps": lambda: head.train_steps(v["Y"], v["rows"], v["t"], lr=number),
+            "forward": lambda: head(v["z"]),
+        }
+        name = data.draw(st.sampled_from(sorted(calls)))
+        self.step(f"head.{name}({number!r}) with {text or 'fit tensors'}", head, calls[name])
+
+    @rule(data=st.data(), which=st.sampled_from(["mlp", "norm", "sgd"]))
+    def update(self, data: st.DataObject, which: str) -> None:
+        blocks = self.objects[which]
+        grads = self.step(
+            f"{which}.gradients",
+            blocks,
+            lambda: blocks.gradients(ones(B, F), torch.arange(B)),
+        )
+        if grads is None:
+            return
+        name = data.draw(st.sampled_from(["index", "applied", *grads.by_name, *grads.stats]))
+        holder = grads.by_name if name in grads.by_name else grads.stats
+        value = holder[name] if name in holder else getattr(grads, name)
+        kind, value = self.hostile(data, name, value)
+        if name in holder:
+            holder[name] = value
+        else:
+            setattr(grads, name, value)
+        self.step(f"{which}.update with {name}: {kind}", blocks, lambda: blocks.update(grads))
+
+    @rule(data=st.data(), which=st.sampled_from(["mlp", "norm"]))
+    def go_back(self, data: st.DataObject, which: str) -> None:
+        """Backward through what an earlier call left, with whatever happened since."""
+        assume(self.results)
+        result = self.results.pop()
+        _, d = self.hostile(data, "d", ones(*result.shape))
+        blocks = self.objects[which]
+        if data.draw(st.booleans()):
+            self.step("backward", None, lambda: result.sum().backward())
+        else:
+            run = lambda: blocks.backward_update(result, d)  # noqa: E731
+            self.step(f"{which}.backward_update", blocks, run)
+
+    @rule(data=st.data(), number=NUMBERS)
+    def function(self, data: st.DataObject, number: Any) -> None:
+        text, v = self.tensors(
+            data,
+            x=ones(B, F),
+            w=ones(M, F),
+            b=ones(M),
+            d=ones(B, M),
+            y=torch.arange(B),
+            W=ones(M, D),
+            m=ones(M, F),
+            n=torch.zeros(1, dtype=torch.int64),
+        )
+        state = {"weight_m": v["m"], "updates": v["n"]}
+        calls: dict[str, Callable[[], Any]] = {
+            "dense": lambda: functional.dense(v["x"], v["w"], v["b"]),
+            "dense_update_": lambda: functional.dense_update_(
+                v["x"], v["d"], v["w"], optimizer=nk.SGD(momentum=0.9), state=state, lr=number
+            ),
+            "add_noise": lambda: functional.add_noise(
+                v["y"], v["b"], number, seed=1, draw=number, W_embed=v["W"]
+            ),
+            "denoising_loss": lambda: functional.denoising_loss(
+                v["d"], v["y"], number, W_embed=v["W"]
+            ),
+            "DenoisingLoss": lambda: nk.DenoisingLoss(v["W"])(v["d"], v["y"], v["b"]),
+        }
+        name = data.draw(st.sampled_from(sorted(calls)))
+        self.step(f"{name}({number!r}) with {text or 'fit tensors'}", None, calls[name])
+
+    # assignments
+
+    @rule(data=st.data(), which=st.sampled_from(["mlp", "norm", "sgd", "head"]))
+    def put_a_tensor(self, data: st.DataObject, which: str) -> None:
+        module = self.objects[which]
+        found = dict([*module.named_parameters(), *module.named_buffers()])
+        name = data.draw(st.sampled_from(sorted(found)))
+        assume(found[name].device.type == "cpu" and found[name].layout == torch.strided)
+        kind, value = self.hostile(data, name, found[name].detach())
+        path, _, key = name.rpartition(".")
+        how = data.draw(st.sampled_from(["set", "data", "parameter", "load", "delete"]))
+        owner = module.get_submodule(path)
+
+        def put() -> None:
+            if how == "set":
+                setattr(owner, key, value)
+            elif how == "data":
+                found[name].data = value
+            elif how == "parameter":
+                setattr(owner, key, nn.Parameter(value))
+            elif how == "delete":
+                delattr(owner, key)
+            else:
+                module.load_state_dict({**module.state_dict(), name: value}, assign=True)
+
+        self.step(f"{which}: {how} {name}: {kind}", None, put, OF_PYTHON)
+
+    @rule(
+        which=OBJECTS,
+        name=st.sampled_from(ATTRIBUTES),
+        value=VALUES,
+    )
+    def put_an_attribute(self, which: str, name: str, value: Any) -> None:
+        module = self.objects[which]
+        self.step(
+            f"{which}.{name} = {value!r}", None, lambda: setattr(module, name, value), OF_PYTHON
+        )
+
+    @rule(which=OBJECTS, name=st.sampled_from(ATTRIBUTES))
+    def delete_an_attribute(self, which: str, name: str) -> None:
+        module = self.objects[which]
+        assume(name != "training")  # of nn.Module, which cannot be without
+        self.step(f"del {which}.{name}", None, lambda: delattr(module, name), OF_PYTHON)
+
+    @rule(which=OBJECTS, way=st.sampled_from(["copy", "pickle"]))
+    def copy(self, which: str, way: str) -> None:
+        module = self.objects[which]
+        ways = {
+            "copy": lambda: copy.deepcopy(module),
+            "pickle": lambda: pickle.loads(pickle.dumps(module)),
+        }
+        made = self.step(f"{way} of {which}", module, ways[way], OF_PYTHON)
+        self.objects[which] = module if made is None else made
+
+    @rule(which=OBJECTS, to=st.sampled_from(["cpu", "meta", "half"]))
+    def move(self, which: str, to: str) -> None:
+        module = self.objects[which]
+        run = module.half if to == "half" else lambda: module.to(to)
+        self.step(f"{which} to {to}", None, run, OF_PYTHON)
+
+    @rule(name=st.sampled_from(["float16", "bfloat16", "float64", "float32"]))
+    def default_dtype(self, name: str) -> None:
+        self.step(f"default {name}", None, lambda: torch.set_default_dtype(getattr(torch, name)))
+
+    @rule(name=st.sampled_from([None, "baseline", "avx2", "avx512", "neon", "x"]))
+    def isa(self, name: str | None) -> None:
+        self.step(f"set_isa({name!r})", None, lambda: cpu.set_isa(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--seed", type=int, help="other sequences than CI's")
+    options = parser.parse_args()
+    # unbuffered: what a crash leaves must have the step that made it
+    Surface.tell = staticmethod(tell)
+    if options.seed is not None:
+        from hypothesis import seed
+
+        seed(options.seed)(Surface)
+    run_state_machine_as_test(
+        Surface,
+        settings=settings(
+            max_examples=options.examples,
+            stateful_step_count=options.steps,
+            derandomize=options.seed is None,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],  # what is told is the sequence; to shrink it takes minutes
+        ),
+    )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

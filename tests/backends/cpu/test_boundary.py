@@ -1,0 +1,581 @@
+"""What the CPU kernels are given is looked at where its address is taken: a call that does not fit
+is an error before anything is written, whatever Python made of its tensors.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+
+import noprop_kernels as nk
+from noprop_kernels.backends import dispatch
+from noprop_kernels.backends.calls import (
+    AddNoiseCall,
+    BackwardCall,
+    ForwardCall,
+    HeadCall,
+    TrainCall,
+    UpdateCall,
+)
+from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.plan import Dense, Plan
+from support.calls import PLANS, make_predict_call, make_train_call
+
+pytestmark = pytest.mark.skipif(
+    dispatch.native_gap() is not None, reason=f"no CPU kernels: {dispatch.native_gap()}"
+)
+ADAM = nk.AdamW(lr=1e-2)
+F, D, M, B = 6, 4, 3, 5
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+def longer(value: Tensor) -> Tensor:
+    return torch.cat([value, value], -1)
+
+
+def strided(value: Tensor) -> Tensor:
+    return value.repeat_interleave(2, -1)[..., ::2]
+
+
+def released(value: Tensor) -> Tensor:
+    value = value.clone()
+    value.untyped_storage().resize_(value.itemsize)
+    return value
+
+
+def unaligned(value: Tensor) -> Tensor:
+    memory = bytearray(b"\0" + value.contiguous().numpy().tobytes())
+    return torch.frombuffer(memory, dtype=value.dtype, offset=1).view(value.shape)
+
+
+def other_dtype(value: Tensor) -> Tensor:
+    other = {torch.float32: torch.float64, torch.float64: torch.float32, torch.bool: torch.int8}
+    return value.to(other.get(value.dtype, torch.int32))
+
+
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "other dtype": other_dtype,
+    "half of the width": lambda value: value.to(torch.bfloat16),
+    "one entry": lambda value: value.flatten()[:1].clone()[None, None, None],
+    "longer": longer,
+    "a dimension more": lambda value: value[None],
+    "nine dimensions": lambda value: value.reshape(1, 1, 1, 1, 1, 1, 1, 1, -1),
+    "strided": strided,
+    "expanded": lambda value: value.flatten()[:1].expand(value.shape),
+    "negated": lambda value: torch._neg_view(-value if value.dtype != torch.bool else value),
+    "zeros without memory": lambda value: torch._efficientzerotensor(
+        value.shape, dtype=value.dtype
+    ),
+    "on meta": lambda value: value.to("meta"),
+    "sparse": lambda value: value.to_sparse(),
+    "released": released,
+    "unaligned": unaligned,
+    "fake": lambda value: FakeTensorMode().from_tensor(value.clone()),
+    "a subclass": lambda value: value.as_subclass(Subclass),
+    "None": lambda value: None,
+    "a text": lambda value: "value",
+}
+HARMLESS = {"a subclass", "negated", "strided", "expanded"}  # at least where they are read
+
+
+def tensors(record: Any, path: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
+    """Every tensor of a call, with the path to it."""
+    if isinstance(record, Tensor):
+        yield path, record
+    elif isinstance(record, dict):
+        for key, value in record.items():
+            yield from tensors(value, (*path, key))
+    elif isinstance(record, list | tuple):
+        for i, value in enumerate(record):
+            yield from tensors(value, (*path, i))
+    elif dataclasses.is_dataclass(record):
+        for field in dataclasses.fields(record):
+            yield from tensors(getattr(record, field.name), (*path, field.name))
+
+
+def put(record: Any, path: tuple, value: Any) -> None:
+    for step in path[:-1]:
+        record = record[step] if isinstance(record, dict | list) else getattr(record, step)
+    if isinstance(record, dict | list):
+        record[path[-1]] = value
+    else:
+        setattr(record, path[-1], value)
+
+
+def train_call(**options: Any) -> TrainCall:
+    plan = PLANS[options.pop("plan", "branches")](F, D, M)
+    return make_train_call(plan, 4, 3, B, options.pop("K", 1), optimizer=ADAM, **options)
+
+
+def forward_call(call: TrainCall, save: bool) -> ForwardCall:
+    n = len(call.slices.index)
+    inputs = {name: value[0] for name, value in call.inputs.items()} | {"z": torch.rand(n, B, D)}
+    return ForwardCall(call.slices, inputs, torch.zeros(n, B, M), True, save)
+
+
+def backward_call(call: TrainCall, rule: bool) -> BackwardCall:
+    made = forward_call(call, True)
+    cpu.forward(made)
+    n = len(call.slices.index)
+    whole = torch.zeros(made.saved[0].numel() + 16)
+    start = -whole.data_ptr() % 64 // 4
+    whole = whole[start : start + made.saved[0].numel()].copy_(made.saved[0])
+    grads = {name: torch.zeros(n, *s) for name, s in call.slices.plan.parameters().items()}
+    return BackwardCall(
+        slices=call.slices,
+        saved=[whole, *made.saved[1:]],
+        d_logits=torch.rand(n, B, M),
+        grads=None if rule else grads,
+        d_inputs={"x": torch.zeros(n, B, F), "z": torch.zeros(n, B, D)},
+        rule=call.rule if rule else None,
+        applied=torch.zeros(n, dtype=torch.bool) if rule else None,
+    )
+
+
+def made_calls() -> dict[str, Callable[[], tuple[str, Any]]]:
+    """A function for each kind of call: the backend's function and a call of it."""
+
+    def update() -> tuple[str, Any]:
+        call = train_call()
+        n = len(call.slices.index)
+        grads = {name: torch.rand(n, *s) for name, s in call.slices.plan.parameters().items()}
+        return "update", UpdateCall(call.slices, grads, torch.ones(n, dtype=torch.bool), call.rule)
+
+    def head() -> tuple[str, Any]:
+        call = train_call(flow=1.0)
+        n = len(call.slices.index)
+        made = HeadCall(
+            objective=call.objective,
+            embedding=call.embedding,
+            y=call.y,
+            logits=torch.rand(n, B, M),
+            eps=torch.rand(n, B, D),
+            loss=torch.zeros(n),
+            error=torch.zeros(n, B),
+            d_logits=torch.zeros(n, B, M),
+            u_hat=torch.zeros(n, B, D),
+        )
+        return "head", made
+
+    def add_noise() -> tuple[str, Any]:
+        call = train_call()
+        z, eps = torch.zeros(2, len(call.slices.index), B, D).unbind()
+        records = (call.noise, call.noising, call.embedding)
+        return "add_noise", AddNoiseCall(*records, call.y, z.clone(), eps.clone())
+
+    def predict(keep_all: bool) -> Callable[[], tuple[str, Any]]:
+        plan = PLANS["branches"](F, D, M)
+        return lambda: ("predict", make_predict_call(plan, 2, 3, B, 2, keep_all=keep_all))
+
+    return {
+        "train": lambda: ("train", train_call(extras=True)),
+        "train with z": lambda: ("train", train_call(extras=True, z_features=True)),
+        "train, momentum": lambda: (
+            "train",
+            make_train_call(
+                PLANS["mlp"](F, D, M), 4, 3, B, 2, optimizer=nk.SGD(momentum=0.5), per_row=True
+            ),
+        ),
+        "train, gathered": lambda: ("train", train_call(gather=True, K=3)),
+        "train, bytes": lambda: ("train", train_call(gather=True, data_dtype=torch.uint8, K=2)),
+        "gradients": lambda: ("train", train_call(grads=True, extras=True)),
+        "forward": lambda: ("forward", forward_call(train_call(), False)),
+        "backward": lambda: ("backward", backward_call(train_call(), False)),
+        "backward with the update": lambda: ("backward", backward_call(train_call(), True)),
+        "update": update,
+        "head": head,
+        "add_noise": add_noise,
+        "predict": predict(False),
+        "predict, all kept": predict(True),
+    }
+
+
+CALLS = made_calls()
+
+
+def run(name: str, call: Any) -> None:
+    with torch.no_grad():
+        getattr(cpu, name)(call)
+
+
+def values(call: Any) -> list[Tensor]:
+    """Of every tensor but what a forward saved, parts of which are never written."""
+    return [value.clone() for path, value in tensors(call) if path[0] != "saved"]
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_call_runs_as_it_is_meant_or_writes_nothing(kind: str) -> None:
+    check_changes(kind, CHANGES)
+
+
+@pytest.mark.parametrize("kind", ["train", "train, bytes", "backward with the update"])
+def test_without_the_exchange_interface(kind: str) -> None:
+    cpu._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=None)
+    try:
+        check_changes(kind, CHANGES)
+    finally:
+        cpu._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=cpu._exchange)
+
+
+def check_changes(kind: str, changes: dict[str, Callable[[Tensor], Any]]) -> None:
+    name, done = made(kind)
+    run(name, done)
+    expected = values(done)
+    for path, _ in tensors(made(kind)[1]):
+        _, call = made(kind)
+        before, originals = values(call), dict(tensors(call))
+        for change, of in changes.items():
+            put(call, path, of(originals[path]))
+            try:
+                run(name, call)
+            except Exception as error:
+                # a call's inputs are looked at by PyTorch first, which has words of its own
+                checked = path[0] in ("inputs", "logits", "d_logits", "embedding", "y")
+                fits = isinstance(error, ValueError) and str(error).startswith(name)
+                assert checked or fits, (path, change, error)
+                continue
+            assert may_be(kind, path, change), f"{path} was taken: {change}"
+            put(call, path, originals[path])
+            if change in ("a subclass", "negated") and path[0] != "out":
+                assert_equal(values(call), expected, (path, change))
+            _, call = made(kind)
+            originals = dict(tensors(call))
+        put(call, path, originals[path])
+        assert_equal(values(call), before, path)  # what was refused wrote nothing
+
+
+def made(kind: str) -> tuple[str, Any]:
+    torch.manual_seed(0)
+    return CALLS[kind]()
+
+
+def assert_equal(got: list[Tensor], want: list[Tensor], where: Any) -> None:
+    for one, other in zip(got, want, strict=True):
+        both_nan = (one != one) & (other != other)
+        assert one.shape == other.shape and bool(((one == other) | both_nan).all()), where
+
+
+UNREAD = {  # members of a record, by the kind of call
+    "train": {"noise.seeds"},
+    "gradients": {"noise.seeds", "slices.m", "slices.v", "slices.draws", "slices.updates", "rule"},
+    "backward with the update": {"slices.seeds", "slices.draws"},
+    "update": {"slices.seeds", "slices.draws"},
+}
+NO_COUNTERS = {"slices.m", "slices.v", "slices.seeds", "slices.draws", "slices.updates"}
+
+
+def is_read(kind: str, path: tuple) -> bool:
+    unread = UNREAD.get(kind) or UNREAD.get(kind.split(",")[0].split(" with")[0], NO_COUNTERS)
+    return not {path[0], ".".join(map(str, path[:2]))} & unread
+
+
+TAKEN = {  # beside what is HARMLESS, the end of a path and the change
+    ("x", "data", "half of the width"),
+    ("x", "data", "unaligned"),
+    ("y", "data", "longer"),
+}
+OPTIONAL = {"z", "eps", "W_embed", "loss", "error", "d_logits", "u_hat", "d_signal", "d_noise"}
+OPTIONAL |= {"d_W_embed"}
+
+
+def may_be(kind: str, path: tuple, change: str) -> bool:
+    if change == "None" and (path[-1] in OPTIONAL or "d_inputs" in path):
+        return True
+    if change == "unaligned" and path[-1] in ("apply", "applied"):  # bytes
+        return True
+    return change in HARMLESS or (*path[-2:], change) in TAKEN or not is_read(kind, path)
+
+
+# what is written lies apart
+
+
+def blocks(**options: Any) -> nk.DenoisingBlocks:
+    goal = nk.DT(nk.NoiseSchedule.cosine(T=4))
+    return nk.DenoisingBlocks(nk.plans.mlp(20, 3, 3, hidden=32), goal, **options)
+
+
+def data(rows: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, 20, generator=generator)
+    return x, torch.randint(3, (rows,), generator=generator)
+
+
+def state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_untouched(module: torch.nn.Module, before: dict[str, Tensor]) -> None:
+    for name, value in module.state_dict().items():
+        if name in before and before[name].shape == value.shape:
+            assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_data_in_the_memory_of_the_state_is_refused(gathered: bool) -> None:
+    b = blocks()
+    before = state(b)
+    x = b.get_parameter("hx.weight").detach()[0, :12]
+    _, y = data()
+    with pytest.raises(ValueError, match="share no memory"):
+        if gathered:
+            b.train_steps(x, y, torch.arange(12).view(2, 6))
+        else:
+            b.train_step(x, y)
+    with pytest.raises(ValueError, match="share no memory"):
+        b.train_step(data(4)[0], b.updates)
+    assert_untouched(b, before)
+
+
+def test_indices_in_the_memory_of_counters_are_those_of_the_call() -> None:
+    x, y = data()
+    b, other = blocks(), blocks()
+    losses = b.train_steps(x, y, b.updates.view(2, 2))
+    assert torch.equal(losses, other.train_steps(x, y, torch.zeros(2, 2, dtype=torch.int64)))
+
+
+def test_tied_weights_are_refused() -> None:
+    b = nk.DenoisingBlocks(
+        nk.plans.mlp(3, 3, 3, hidden=5), nk.DT(nk.NoiseSchedule.cosine(T=4)), optimizer=nk.SGD()
+    )
+    b.hz.weight = b.hx.weight
+    with pytest.raises(ValueError, match="share no memory"):
+        b.train_step(torch.rand(4, 3), torch.zeros(4, dtype=torch.int64))
+
+
+# which slices
+
+
+@pytest.mark.parametrize("index", [[0, 0], [4], [-1], [2**40]])
+def test_slices_are_distinct_and_there(index: list[int]) -> None:
+    call = train_call(grads=True)
+    call.slices.index = torch.tensor(index)
+    n = len(index)
+    for name, shape in call.slices.plan.parameters().items():
+        call.out.grads[name] = torch.zeros(n, *shape)
+    with pytest.raises(ValueError, match="distinct slices"):
+        cpu.train(call)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        torch.tensor([0, 1, 2, 3], dtype=torch.int32),
+        torch.tensor([0, 7, 1, 7, 2, 7, 3, 8])[1::2],
+        torch.tensor([0, 1, 1, 3]),
+    ],
+    ids=["int32", "strided", "twice the same"],
+)
+def test_update_looks_at_the_index_of_gradients(index: Tensor) -> None:
+    b, (x, y) = blocks(), data()
+    grads = b.gradients(x, y)
+    grads.index = index
+    before = state(b)
+    with pytest.raises(ValueError, match="index must be torch.int64|4 slices, each once"):
+        b.update(grads)
+    assert_untouched(b, before)
+
+
+def test_a_replica_that_is_not_there() -> None:
+    call = train_call(gather=True)
+    call.y.replica = torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match="replica must be in 0..1"):
+        cpu.train(call)
+
+
+# state that was assigned
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("updates", torch.zeros(1, dtype=torch.int64)),
+        ("draws", torch.zeros(4)),
+        ("seeds", torch.zeros(4, dtype=torch.int32)),
+        ("updates", torch.zeros(8, dtype=torch.int64)[::2]),
+        ("draws", torch.zeros(1, dtype=torch.int64).expand(4)),
+    ],
+)
+def test_counters_that_do_not_fit(name: str, value: Tensor) -> None:
+    b, (x, y) = blocks(), data()
+    before = state(b)
+    setattr(b, name, value)
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        b.train_step(x, y)
+    assert_untouched(b, {k: v for k, v in before.items() if k != name})
+
+
+@pytest.mark.parametrize(
+    "W_embed", [torch.eye(3)[:2], torch.eye(6)[::2, :3], torch.eye(3).double(), torch.eye(4)]
+)
+def test_an_embedding_that_does_not_fit(W_embed: Tensor) -> None:
+    b, (x, y) = blocks(embedding=torch.eye(3)), data()
+    before = state(b)
+    b.W_embed = W_embed
+    for call in (lambda: b.train_step(x, y), lambda: b.predict(x), lambda: b.loss(x, y)):
+        with pytest.raises(ValueError):
+            call()
+    assert_untouched(b, {k: v for k, v in before.items() if k != "W_embed"})
+
+
+def test_a_plan_that_was_set_is_held_against_the_state() -> None:
+    b, (x, y) = blocks(), data()
+    before = state(b)
+    object.__setattr__(b, "plan", nk.plans.mlp(20, 3, 3, hidden=64))
+    with pytest.raises(ValueError):
+        b.train_step(x, y)
+    assert_untouched(b, before)
+
+
+# between forward and backward
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_weights_of_other_memory_before_backward(alike: bool) -> None:
+    b, (x, y) = blocks(), data()
+    b.draws += 1
+    b.loss(x, y).sum().backward()
+    loss = b.loss(x, y).sum()
+    b.hx.weight.data = b.hx.weight.detach().clone() if alike else torch.zeros(1)
+    with pytest.raises(ValueError, match="backward: hx.weight must lie where the forward read it"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", ["weight", "weight_m"])
+def test_what_changed_its_shape_before_backward_update(name: str) -> None:
+    b, (x, _) = blocks(), data()
+    logits = b(x, torch.rand(4, 12, 3))
+    before = state(b)
+    getattr(b.hx, name).data = torch.zeros(1)
+    with pytest.raises(ValueError, match=f"hx.{name} must (have shape|lie where)"):
+        b.backward_update(logits, torch.ones_like(logits))
+    assert_untouched(b, before)
+
+
+@pytest.mark.parametrize("new", [torch.zeros(1), torch.zeros(5, 4).double()])
+def test_a_dense_layer_whose_weight_changed_before_backward(new: Tensor) -> None:
+    weight = torch.nn.Parameter(torch.rand(5, 4))
+    y = nk.functional.dense(torch.rand(3, 4), weight, None)
+    weight.data = new
+    with pytest.raises((ValueError, RuntimeError)):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "weight_m", "bias_v"])
+def test_a_layer_whose_memory_changed_before_backward(name: str) -> None:
+    layer = nk.Linear(4, 5, optimizer=nk.AdamW(lr=1e-2))
+    y = layer(torch.rand(3, 4))
+    before = state(layer)
+    getattr(layer, name).data = torch.zeros_like(getattr(layer, name))
+    with pytest.raises((ValueError, RuntimeError), match=name):
+        y.sum().backward()
+    assert_untouched(layer, {key: value for key, value in before.items() if key != name})
+
+
+# memory under a call
+
+
+def test_memory_lives_as_long_as_the_call() -> None:
+    b, (x, y) = blocks(), data(64)
+    undisturbed = blocks()
+    indices = torch.randint(64, (3000, 64), generator=torch.Generator().manual_seed(2))
+    memory = StorageWeakRef(b.hx.weight.untyped_storage())
+    freed: list[bool] = []
+
+    def handler(*_: Any) -> None:
+        b.hx.weight.data = torch.zeros_like(b.hx.weight)
+        freed.append(memory.expired())
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        losses = b.train_steps(x, y, indices)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert freed == [False]
+    assert memory.expired()
+    assert torch.equal(losses, undisturbed.train_steps(x, y, indices))
+
+
+# values that are not where they seem to be
+
+
+def test_negated_views_are_read_with_their_sign() -> None:
+    x, y = data()
+    negated = torch._neg_view(-x)
+    assert torch.equal(blocks().train_step(negated, y).loss, blocks().train_step(x, y).loss)
+    assert torch.equal(blocks().predict(negated).logits, blocks().predict(x).logits)
+    weight = torch.rand(3, 20)
+    dense = nk.functional.dense
+    assert torch.equal(dense(negated, weight, None), dense(x, weight, None))
+    of_negated = dense(x, torch._neg_view(-weight), None)
+    assert torch.equal(of_negated, dense(x, weight, None))
+
+
+def test_a_subclass_is_read_as_its_memory() -> None:
+    x, y = data()
+    loss = blocks().train_step(x.as_subclass(Subclass), y).loss
+    assert torch.equal(loss.as_subclass(Tensor), blocks().train_step(x, y).loss)
+
+
+# the size of a plan
+
+
+def wide(count: int) -> Plan:
+    return Plan({"x": (2,), "z": (3,)}, {"logits": Dense(("x", "z") * count, 3)})
+
+
+def test_as_many_sources_as_the_kernels_have_room_for() -> None:
+    goal, (x, y) = nk.DT(nk.NoiseSchedule.cosine(T=2)), data()
+    most = cpu._C.most_sources
+    losses = [
+        nk.DenoisingBlocks(wide(most // 2), goal, backend=backend).train_step(x[:, :2], y).loss
+        for backend in ("cpu", "reference")
+    ]
+    torch.testing.assert_close(*losses)
+
+
+def test_more_sources_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="inputs must be at most 128 names, got 140"):
+        wide(70)
+    plan = wide(1)
+    object.__setattr__(plan.layers["logits"], "inputs", ("x", "z") * 70)
+    assert "may have 128 inputs, 'logits' has 140" in str(cpu.plan_gap(plan))
+    with pytest.raises(ValueError, match="1 to 128 inputs"):
+        cpu._C.Plan(plan, "float32")
+
+
+def test_more_layers_are_refused() -> None:
+    layers = {f"h{i}": Dense(f"h{i - 1}" if i else ("x", "z"), 3) for i in range(128)}
+    plan = Plan({"x": (2,), "z": (3,)}, layers)
+    assert "may have 128 inputs and layers" in str(cpu.plan_gap(plan))
+    with pytest.raises(ValueError, match="at most 128"):
+        cpu._C.Plan(plan, "float32")
+
+
+def test_widths_beyond_32_bits_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="width of input 'x' must be an integer of at most 2147483647"
+    ):
+        Plan({"x": (2**31,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
+    plan = Plan({"x": (2,), "z": (3,)}, {"logits": Dense(("x", "z"), 3)})
+    object.__setattr__(plan, "widths", {**plan.widths, "x": 2**31})
+    object.__setattr__(plan, "inputs", {"x": (2**31,), "z": (3,)})
+    assert "below 2^31" in str(cpu.plan_gap(plan))
+    with pytest.raises(ValueError, match="width"):
+        cpu._C.Plan(plan, "float32")
+
+
+def test_rows_whose_workspace_has_no_size() -> None:
+    plan = cpu._C.Plan(nk.plans.mlp(20, 3, 3, hidden=32), "float32")
+    with pytest.raises(MemoryError):
+        plan.saved_bytes(2**60)

@@ -1,0 +1,61 @@
+"""Threads that share a slice's work, where they outnumber the slices: the same bits as one."""
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from noprop_kernels import plans
+from noprop_kernels.optimizers import AdamW
+from noprop_kernels.plan import BatchNorm, Dense, Plan
+from support.calls import clone_call, make_train_call, results
+
+PLANS = {
+    "mlp": plans.mlp(301, 5, 6, hidden=67),
+    "norm and skips": Plan(
+        inputs={"x": (97,), "z": (5,)},
+        layers={
+            "h": Dense(("z", "x"), 97, activation="relu", add="x"),
+            "left": Dense("h", 97, norm=BatchNorm(), add="h"),
+            "right": Dense(("h", "left"), 97, activation="relu", norm=BatchNorm(), add="left"),
+            "logits": Dense(("right", "x"), 6),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["update", "gather", "extras", "grads"])
+@pytest.mark.parametrize("n, threads", [(1, 2), (1, 5), (2, 4), (2, 7)])
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_team_gives_the_bits_of_one_thread(
+    kernels: ModuleType, plan: str, n: int, threads: int, mode: str, precision: str, monkeypatch
+) -> None:
+    B, K = 131, 1 if mode in ("extras", "grads") else 3
+    call = make_train_call(
+        PLANS[plan], n + 1, n, B, K, optimizer=None if mode == "grads" else AdamW(), seed=threads,
+        extras=mode == "extras", grads=mode == "grads", gather=mode == "gather",
+    )  # fmt: skip
+    call.slices.precision = precision
+    alone = clone_call(call)
+    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    assert kernels.team_size(PLANS[plan], n, B) >= min(2, threads // n)
+    kernels.train(call)
+    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    assert kernels.team_size(PLANS[plan], n, B) == 1
+    kernels.train(alone)
+    assert torch.equal(call.out.applied, alone.out.applied)
+    for (name, got), (_, expected) in zip(results(call), results(alone), strict=True):
+        assert torch.equal(got, expected), name
+
+
+def test_a_team_stops_at_a_loss_that_is_not_finite(kernels: ModuleType, monkeypatch) -> None:
+    call = make_train_call(PLANS["mlp"], 1, 1, 131, 2, optimizer=AdamW())
+    call.slices.params["hx.weight"][0, 66, 300] = torch.nan
+    before = clone_call(call)
+    monkeypatch.setattr(kernels, "threads", lambda: 4)
+    kernels.train(call)
+    assert not call.out.applied.any()
+    assert torch.equal(call.slices.draws, before.slices.draws + 2)
+    for name, value in call.slices.params.items():
+        assert torch.equal(value.nan_to_num(7), before.slices.params[name].nan_to_num(7)), name

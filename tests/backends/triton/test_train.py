@@ -1,0 +1,237 @@
+"""The whole step in Triton: everything it writes, against the reference."""
+
+from types import ModuleType
+
+import pytest
+import torch
+
+from noprop_kernels.backends.calls import TrainCall
+from noprop_kernels.backends.gpu import checks
+from noprop_kernels.backends.reference import backend as reference
+from noprop_kernels.optimizers import SGD, Adam, AdamW
+from support.calls import (
+    PLANS,
+    assert_calls_match,
+    clone_call,
+    make_predict_call,
+    make_train_call,
+    results,
+)
+
+pytestmark = pytest.mark.triton
+
+VARIANTS = {
+    "dt": {"plan": "mlp", "optimizer": AdamW(weight_decay=0.1), "B": 7},
+    "one_hot": {"plan": "branches", "one_hot": True, "optimizer": Adam(weight_decay=0.1)},
+    "ct": {"plan": "two_inputs", "per_row": True, "optimizer": SGD(momentum=0.9)},
+    "fm": {
+        "plan": "mlp", "head": "linear", "flow": 1.0, "sigma": 0.1, "per_row": True,
+        "optimizer": AdamW(), "B": 40,
+    },
+    "cross_entropy": {"plan": "branches", "head": "cross_entropy", "optimizer": AdamW()},
+    "gather": {"plan": "two_inputs", "gather": True, "optimizer": AdamW(), "K": 2},
+    "gather_uint8": {"plan": "mlp", "gather": True, "data_dtype": torch.uint8, "grads": True},
+    "gather_bfloat16": {
+        "plan": "one_layer", "gather": True, "data_dtype": torch.bfloat16, "optimizer": AdamW(),
+    },
+    "one row": {"plan": "one_layer", "optimizer": AdamW(), "B": 1, "extras": True},
+    "two chunks": {"plan": "branches", "grads": True, "B": 130, "n": 1},
+    "extras": {"plan": "branches", "extras": True, "optimizer": AdamW()},
+    "extras, fm": {
+        "plan": "two_inputs", "extras": True, "optimizer": AdamW(), "head": "linear", "flow": 1.0,
+        "per_row": True, "one_hot": True,
+    },
+    "extras, cross entropy": {
+        "plan": "one_layer", "extras": True, "optimizer": AdamW(), "head": "cross_entropy",
+        "B": 130, "n": 1,
+    },
+    "z_features": {
+        "plan": "mlp", "z_features": True, "D": 4, "extras": True, "optimizer": AdamW(),
+    },
+    "z_features, flow": {
+        "plan": "one_layer", "z_features": True, "D": 3, "flow": 1.0, "optimizer": AdamW(),
+    },
+    "grads": {"plan": "branches", "grads": True, "first_row": 11, "rows": 300},
+}  # fmt: skip
+
+
+def make(variant: dict) -> TrainCall:
+    options = dict(variant)
+    plan, n, B, K = (
+        options.pop(key, other) for key, other in (("plan", 0), ("n", 2), ("B", 19), ("K", 1))
+    )
+    D, M = 5, 5 if options.get("one_hot") else 6
+    return make_train_call(PLANS[plan](9, D, M), n + 1, n, B, K, seed=B, **options)
+
+
+def compare(kernels: ModuleType, call: TrainCall, terms: int) -> None:
+    exact, plain = clone_call(call, torch.float64), clone_call(call)
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
+        backend.train(made)
+    assert_calls_match(call, exact, plain, terms)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_step(kernels: ModuleType, variant: str) -> None:
+    call = make(VARIANTS[variant])
+    compare(kernels, call, terms=call.B + 64)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_precisions_in_units_of_what_they_keep(kernels: ModuleType, precision: str) -> None:
+    """A hidden value on a rounding's border falls to either side: gradients to 2 of its units."""
+    call = make({"plan": "mlp", "grads": True, "B": 40})
+    call.slices.precision = precision
+    exact, full = clone_call(call, torch.float64), clone_call(call)
+    full.slices.precision = "float32"
+    kernels.train(call)
+    reference.train(exact)
+    reference.train(full)
+    unit = 2**-8 if precision == "bfloat16" else 2**-11
+    for name, value in call.out.grads.items():
+        scale = exact.out.grads[name].abs().max()
+        error = (value - exact.out.grads[name]).abs().max() / scale
+        assert error <= 2 * unit, f"{name}: {error:.1e}"
+        # the rounding is there: float32 is further away
+        if name == "hx.weight":
+            assert (full.out.grads[name] - exact.out.grads[name]).abs().max() / scale > error
+
+
+def test_several_steps(kernels: ModuleType) -> None:
+    call = make_train_call(
+        PLANS["branches"](9, 5, 6), 3, 2, 9, 3, optimizer=SGD(momentum=0.9), gather=True
+    )
+    compare(kernels, call, terms=400)
+
+
+def test_slices_that_were_not_asked_for_stay(kernels: ModuleType) -> None:
+    call = make_train_call(PLANS["branches"](9, 5, 6), 3, 1, 9, 1, optimizer=AdamW())
+    before = clone_call(call)
+    kernels.train(call)
+    chosen = call.slices.index.tolist()
+    others = [i for i in range(3) if i not in chosen]
+    for (name, after), (_, old) in zip(results(call), results(before), strict=True):
+        if name.startswith(("params", "m[", "v[", "stats")):
+            assert torch.equal(after[others], old[others]), name
+            assert not torch.equal(after[chosen], old[chosen]) or name.endswith("left.bias]"), name
+
+
+def test_a_loss_that_is_not_finite_leaves_its_slice(kernels: ModuleType) -> None:
+    call = make_train_call(PLANS["branches"](9, 5, 6), 2, 2, 9, 2, optimizer=AdamW())
+    call.slices.index[:] = torch.arange(2)
+    call.slices.params["h.weight"][1, 2, 2] = torch.nan
+    before = clone_call(call)
+    kernels.train(call)
+    assert call.out.applied.tolist() == [[True, False]] * 2
+    assert call.out.loss[:, 1].isnan().all() and call.out.loss[:, 0].isfinite().all()
+    assert torch.equal(call.slices.updates - before.slices.updates, torch.tensor([2, 0]))
+    assert torch.equal(call.slices.draws - before.slices.draws, torch.tensor([2, 2]))
+    for (name, after), (_, old) in zip(results(call), results(before), strict=True):
+        if name.startswith(("params", "m[", "v[", "stats")):
+            assert torch.equal(after[1].nan_to_num(7), old[1].nan_to_num(7)), name
+
+
+def spoil_label(call: TrainCall) -> None:
+    call.y.data[3] = 6
+
+
+def spoil_index(call: TrainCall) -> None:
+    call.inputs["x"].indices[1, 1, 4] = -1
+
+
+def spoil_input(call: TrainCall) -> None:
+    call.inputs["x"].data[3, 2] = torch.inf
+
+
+BAD = {
+    "labels must be in 0..M-1": (spoil_label, r"train: y must lie in \[0, 6\)"),
+    "indices must name rows": (spoil_index, r"train: indices of x must lie in \[0, 18\)"),
+    "inputs must be finite": (spoil_input, "train: x must be finite"),
+}
+
+
+def make_gathering_call() -> TrainCall:
+    """Slice 1 alone reads row 3, in step 1 alone."""
+    call = make_train_call(PLANS["mlp"](9, 5, 6), 2, 2, 9, 2, optimizer=AdamW(), gather=True)
+    indices = call.inputs["x"].indices
+    indices[indices == 3] = 4
+    indices[1, 1, 4] = 3
+    call.y.indices = indices.clone()
+    call.inputs["x"].indices = indices
+    return call
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_contents_are_found_before_any_write(kernels: ModuleType, text: str) -> None:
+    call = make_gathering_call()
+    BAD[text][0](call)
+    before = clone_call(call)
+    with pytest.raises(ValueError, match=BAD[text][1]):
+        kernels.train(call)
+    for (name, after), (_, old) in zip(results(call), results(before), strict=True):
+        assert torch.equal(after.nan_to_num(7), old.nan_to_num(7)), name
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_where_nothing_waits_bad_contents_skip_the_step(
+    kernels: ModuleType, text: str, monkeypatch
+) -> None:
+    """As on a GPU: flags of the kernels, an error at the next call."""
+    from noprop_kernels.backends.gpu import errors
+
+    call, good = make_gathering_call(), make_gathering_call()
+    BAD[text][0](call)
+    monkeypatch.setattr(kernels, "check_train", lambda call: None)
+    monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
+    kernels.train(good)
+    kernels.train(call)
+    assert good.out.applied.all()
+    assert call.out.applied.tolist() == [[True, True], [True, False]]
+    for name, value in call.slices.params.items():
+        first = call.slices.index[0]
+        assert torch.equal(value[first], good.slices.params[name][first]), name
+        assert value.isfinite().all()
+    with pytest.raises(ValueError, match=f"train: in an earlier call {text}"):
+        kernels.train(call)
+    errors.raise_found(call.slices.updates)  # once
+    errors.raise_found(good.slices.updates)
+
+
+@pytest.mark.parametrize("B, rows", [(0, 1), (1, 2)])
+def test_too_few_rows(kernels: ModuleType, B: int, rows: int) -> None:
+    call = make_train_call(PLANS["branches"](9, 5, 6), 2, 1, 2, 1, optimizer=AdamW())
+    call.B = B
+    with pytest.raises(ValueError, match=f"at least {rows} row"):
+        kernels.train(call)
+
+
+@pytest.mark.parametrize(
+    "plan, options",
+    [
+        ("mlp", {"keep_all": True}),
+        ("branches", {"one_hot": True, "add_noise": False}),
+        ("two_inputs", {"head": "linear", "first_row": 5}),
+    ],
+)
+def test_predict(kernels: ModuleType, plan: str, options: dict) -> None:
+    M = 5 if options.get("one_hot") else 6
+    call = make_predict_call(PLANS[plan](9, 5, M), 2, 2, 9, 2, **options)
+    exact, plain = clone_call(call, torch.float64), clone_call(call)
+    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
+        backend.predict(made)
+    from support.calls import assert_matches
+
+    for name in ("logits", "u_hat", "z"):
+        assert_matches(*(getattr(m, name) for m in (call, exact, plain)), terms=200, name=name)
+
+
+def test_parts_of_a_batch_predict_the_same_bits(kernels: ModuleType) -> None:
+    whole = make_predict_call(PLANS["mlp"](9, 5, 6), 1, 2, 40, 1)
+    kernels.predict(whole)
+    part = clone_call(whole)
+    part.first_row = 5
+    part.inputs = {"x": whole.inputs["x"][:, 5:7].contiguous()}
+    part.logits, part.u_hat, part.z = (torch.full((1, 1, 1, 2, w), torch.nan) for w in (6, 5, 5))
+    kernels.predict(part)
+    for name in ("logits", "u_hat", "z"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[:, :, :, 5:7]), name

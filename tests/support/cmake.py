@@ -1,0 +1,43 @@
+"""CMake on the sources, configured and no more unless a test builds: what the build decides."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from support import ROOT
+
+
+class Build:
+    """One build folder; options stay for the next call."""
+
+    def __init__(self, folder: Path) -> None:
+        import pybind11
+
+        self.folder = folder
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(("CMAKE", "CUDA"))}
+        self.options = [
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON",
+            "-DNOPROP_OPTIMIZE=-O0",
+        ]
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env=self.env, capture_output=True, text=True, errors="replace", timeout=600
+        )
+
+    def configure(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.run("cmake", "-S", ROOT, "-B", self.folder, *self.options, *options)
+
+    def build(self, target: str) -> subprocess.CompletedProcess[str]:
+        return self.run("cmake", "--build", self.folder, "--target", target, "-j2")
+
+    def left_out(self) -> str:
+        """What the build compiles in of the CUDA kernels."""
+        text = (self.folder / "cuda_left_out.cpp").read_text("ascii")
+        found = re.search(r'R"noprop\((.*)\)noprop"', text, re.DOTALL)
+        assert found is not None, text
+        return found[1]

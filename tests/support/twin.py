@@ -1,0 +1,102 @@
+"""An independent twin of one slice in torch.nn.functional and autograd: the reference's truth."""
+
+import torch
+from torch.nn import functional as F
+
+from noprop_kernels import philox
+from support.calls import PLANS, make_train_call
+
+F64 = torch.float64
+TIGHT = {"rtol": 1e-9, "atol": 1e-11}
+
+# every kind of number and head at least once
+VARIANTS = {
+    "dt": {"head": "softmax"},
+    "one-hot": {"head": "softmax", "one_hot": True},
+    "ct": {"head": "softmax", "per_row": True, "first_row": 7, "rows": 50},
+    "fm": {"head": "linear", "flow": 1.0, "per_row": True},
+    "fm, sigma": {"head": "linear", "flow": 1.0, "sigma": 0.3, "per_row": True, "one_hot": True},
+    "softmax, flow": {"head": "softmax", "flow": 0.7, "sigma": 0.2},
+    "cross entropy": {"head": "cross_entropy"},
+    "features": {"head": "softmax", "z_features": True, "D": 3},
+    "features, flow": {"head": "linear", "flow": 1.0, "z_features": True, "per_row": True, "D": 9},
+}
+
+
+def make(name, n=3, B=6, K=1, **options):
+    D, M = 5, 5 if options.get("one_hot") else 4
+    return make_train_call(PLANS[name](7, D, M), n + 1, n, B, K, **options)
+
+
+class Twin:
+    """One slice of a training call in torch.nn.functional, its leaves made for autograd."""
+
+    def __init__(self, call, i):
+        at = call.slices.index[i]
+        self.call, self.i, self.plan = call, i, call.slices.plan
+        params = call.slices.params.items()
+        self.params = {name: value[at].clone().requires_grad_() for name, value in params}
+        self.stats = {name: value[at].clone() for name, value in call.slices.stats.items()}
+
+    def logits(self, inputs, training=True):
+        found = dict(inputs)
+        for name, layer in self.plan.layers.items():
+            x = torch.cat([found[source] for source in layer.sources], dim=-1)
+            y = F.linear(x, self.params[f"{name}.weight"], self.params[f"{name}.bias"])
+            if layer.norm is not None:
+                key = f"{name}.norm."
+                y = F.batch_norm(
+                    y,
+                    *(self.stats[key + "running_mean"], self.stats[key + "running_var"]),
+                    *(self.params[key + "weight"], self.params[key + "bias"]),
+                    training,
+                    layer.norm.momentum,
+                    layer.norm.eps,
+                )
+            if layer.activation == "relu":
+                y = F.relu(y)
+            found[name] = y + found[layer.add] if layer.add else y
+        return y if not layer.add else found[name]
+
+    def draw(self, stream, step):
+        numbers, i = self.call.noise, self.i
+        return philox.normal(
+            numbers.seeds[i : i + 1],
+            *(stream, 0, numbers.draw[step, i], numbers.block[step, i]),
+            *(self.call.B, self.call.embedding.D),
+            first_row=numbers.first_row,
+            dtype=F64,
+        )[0]
+
+    def loss(self, step=0):
+        """Loss and error of a step; everything that may want a gradient becomes an attribute."""
+        call, i = self.call, self.i
+        noising, objective, embedding = call.noising, call.objective, call.embedding
+        y = call.y[step, i]
+        W = (
+            torch.eye(embedding.D, dtype=F64)
+            if embedding.W_embed is None
+            else embedding.W_embed.clone()
+        )
+        self.W_embed = W.requires_grad_()
+        self.signal = noising.signal[step, i].clone().requires_grad_()
+        self.noise = noising.noise[step, i].clone().requires_grad_()
+        self.inputs = {k: v[step, i].clone().requires_grad_() for k, v in call.inputs.items()}
+        eps = self.draw(call.noise.stream, step)
+        u_y = W[y]
+        if call.z is None:
+            z = self.signal[:, None] * u_y + self.noise[:, None] * eps
+            z = z + noising.sigma * self.draw(1, step)
+        else:
+            z = self.inputs["z"] = call.z[i].clone().requires_grad_()
+        logits = self.logits(self.inputs | {"z": z})
+        if objective.head == "cross_entropy":
+            error = F.cross_entropy(logits, y, reduction="none")
+        else:
+            u_hat = (logits if objective.head == "linear" else F.softmax(logits, -1)) @ W
+            error = F.mse_loss(u_hat, u_y - objective.flow * eps, reduction="none").sum(-1)
+        return (objective.weight[step, i] * error).sum() / objective.rows, error
+
+
+def gradient(leaf):
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
