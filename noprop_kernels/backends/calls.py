@@ -21,6 +21,20 @@ BACKEND_FUNCTIONS = ("add_noise", "forward", "head", "backward", "update", "trai
 Tensors = dict[str, Tensor]
 
 
+def fresh(**options: Any) -> Any:
+    """A field of a training call whose tensors may be others in the next call of the same kind.
+
+    A graph of launches copies them into tensors of its own. Of every other tensor it freezes the
+    address, so that one that changes from call to call costs a capture each time.
+    """
+    return field(metadata={"fresh": True}, **options)
+
+
+def lasting(**options: Any) -> Any:
+    """A field of a training call whose tensors are an object's, a data set's, or of one step."""
+    return field(metadata={"fresh": False}, **options)
+
+
 @dataclass
 class Slices:
     """The stacked state of an object, and which of its slices a call runs.
@@ -39,14 +53,14 @@ class Slices:
     """
 
     plan: Plan
-    params: Tensors
-    m: Tensors
-    v: Tensors
-    stats: Tensors
-    seeds: Tensor
-    draws: Tensor
-    updates: Tensor
-    index: Tensor
+    params: Tensors = lasting()
+    m: Tensors = lasting()
+    v: Tensors = lasting()
+    stats: Tensors = lasting()
+    seeds: Tensor = lasting()
+    draws: Tensor = lasting()
+    updates: Tensor = lasting()
+    index: Tensor = lasting()
     precision: str = "float32"
 
 
@@ -62,9 +76,9 @@ class Noise:
         first_row: position of row 0 in the whole batch.
     """
 
-    seeds: Tensor
-    draw: Tensor
-    block: Tensor
+    seeds: Tensor = fresh()
+    draw: Tensor = fresh()
+    block: Tensor = fresh()
     stream: int
     first_row: int = 0
 
@@ -73,7 +87,7 @@ class Noise:
 class Embedding:
     """The labels' embeddings: u_y = W_embed[y], (M, D) float32, or one-hot where None (D = M)."""
 
-    W_embed: Tensor | None
+    W_embed: Tensor | None = lasting()
     D: int
 
     @property
@@ -91,8 +105,8 @@ class Noising:
         sigma: standard deviation of flow matching's second noise eps_1.
     """
 
-    signal: Tensor
-    noise: Tensor
+    signal: Tensor = fresh()
+    noise: Tensor = fresh()
     sigma: float
 
 
@@ -108,7 +122,7 @@ class Objective:
         rows: of the whole batch.
     """
 
-    weight: Tensor
+    weight: Tensor = fresh()
     flow: float
     head: str
     rows: int
@@ -125,11 +139,11 @@ class Gather:
         mean, scale: (F,) float32, or both None: the feature is (data - mean) * scale.
     """
 
-    data: Tensor
-    indices: Tensor
-    replica: Tensor
-    mean: Tensor | None = None
-    scale: Tensor | None = None
+    data: Tensor = lasting()
+    indices: Tensor = fresh()
+    replica: Tensor = fresh()
+    mean: Tensor | None = fresh(default=None)
+    scale: Tensor | None = fresh(default=None)
 
 
 @dataclass
@@ -195,8 +209,8 @@ class Rule:
     """An optimizer for one call: lr (K, n) float64, expanded; weight_decay (n,) float64."""
 
     optimizer: Optimizer
-    lr: Tensor
-    weight_decay: Tensor
+    lr: Tensor = fresh()
+    weight_decay: Tensor = fresh()
 
 
 @dataclass
@@ -246,15 +260,15 @@ class TrainOut:
             statistic.
     """
 
-    loss: Tensor
-    applied: Tensor
-    error: Tensor | None = None
-    d_inputs: Tensors = field(default_factory=dict)
-    d_signal: Tensor | None = None
-    d_noise: Tensor | None = None
-    d_W_embed: Tensor | None = None
-    grads: Tensors | None = None
-    stats: Tensors | None = None
+    loss: Tensor = fresh()
+    applied: Tensor = fresh()
+    error: Tensor | None = lasting(default=None)
+    d_inputs: Tensors = lasting(default_factory=dict)
+    d_signal: Tensor | None = lasting(default=None)
+    d_noise: Tensor | None = lasting(default=None)
+    d_W_embed: Tensor | None = lasting(default=None)
+    grads: Tensors | None = lasting(default=None)
+    stats: Tensors | None = lasting(default=None)
 
 
 @dataclass
@@ -280,9 +294,9 @@ class TrainCall:
     noising: Noising
     objective: Objective
     embedding: Embedding
-    inputs: dict[str, Tensor | Gather]
-    z: Tensor | None
-    y: Tensor | Gather
+    inputs: dict[str, Tensor | Gather] = fresh()
+    z: Tensor | None = lasting()
+    y: Tensor | Gather = fresh()
     rule: Rule | None
     B: int
     K: int
