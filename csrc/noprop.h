@@ -20,6 +20,7 @@ extern "C" {
 
 enum { NOPROP_SOFTMAX = 0, NOPROP_LINEAR = 1, NOPROP_CROSS_ENTROPY = 2 };    /* heads */
 enum { NOPROP_NONE = 0, NOPROP_SGD = 1, NOPROP_ADAM = 2, NOPROP_ADAMW = 3 }; /* rules */
+enum { NOPROP_IDENTITY = 0, NOPROP_RELU = 1, NOPROP_GELU = 2 };              /* activations */
 enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 }; /* inputs, precisions */
 
 typedef enum {
@@ -54,7 +55,7 @@ typedef struct {
   int32_t num_sources;
   const int32_t* sources;
   int32_t width;
-  int32_t relu;
+  int32_t activation;
   int32_t add; /* a result, or -1 */
   int32_t norm;
   float norm_eps, norm_momentum;

@@ -20,7 +20,7 @@ from .check import (
     check_tensor,
 )
 from .optimizers import Optimizer, check_optimizer
-from .plan import ACTIVATIONS
+from .plan import ACTIVATION_NAMES
 
 HEADS = ("softmax", "linear", "cross_entropy")
 INT64 = (torch.int64,)
@@ -95,7 +95,7 @@ def dense(
         x: (*, in) float32.
         weight: (out, in) float32.
         bias: (out,) float32, or None.
-        activation: None or "relu".
+        activation: None, "relu" or "gelu".
         precision: "float32" | "tf32" | "bfloat16", of the products' operands.
         backend: a backend to force; None: the best that runs here.
 
@@ -108,8 +108,8 @@ def dense(
     """
     op = "dense"
     check_layer(op, x, weight, bias)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation must be one of {ACTIVATIONS}, got {activation!r}")
+    if activation not in ACTIVATION_NAMES:
+        raise ValueError(f"{op}: activation must be one of {ACTIVATION_NAMES}, got {activation!r}")
     dispatch.check_options(op, precision, backend)
     if torch.compiler.is_compiling():
         return dense_ops.dense_op(x, weight, bias, activation, precision, backend)

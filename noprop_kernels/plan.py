@@ -10,11 +10,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Literal
 
 from .check import LARGEST, SMALLEST, check_number, check_positive
 
-ACTIVATIONS = (None, "relu")
 MOST_SOURCES = 128  # that a kernel reads side by side
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A function of one number, of which every backend has a pair: itself and its gradient.
+
+    Args:
+        needs: what its gradient reads and a backend keeps: its result (before `add`), or what it
+            is a function of.
+    """
+
+    needs: Literal["result", "preactivation"]
+
+
+ACTIVATIONS = {
+    "relu": Activation(needs="result"),
+    "gelu": Activation(needs="preactivation"),
+}
+ACTIVATION_NAMES = (None, *ACTIVATIONS)
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,7 @@ class Dense:
     Args:
         inputs: name, or names, of inputs of the plan or of earlier layers.
         features: width of the result.
-        activation: None or "relu".
+        activation: None, "relu" or "gelu" (y Phi(y), Phi the normal distribution function).
         norm: None or a BatchNorm.
         add: name of an earlier result of the same width, added last.
 
@@ -77,9 +96,9 @@ class Dense:
             raise ValueError(
                 f"Dense: inputs must be at most {MOST_SOURCES} names, got {len(self.sources)}"
             )
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in ACTIVATION_NAMES:
             raise ValueError(
-                f"Dense: activation must be one of {ACTIVATIONS}, got {self.activation!r}"
+                f"Dense: activation must be one of {ACTIVATION_NAMES}, got {self.activation!r}"
             )
         if not self.sources:
             raise ValueError("Dense: inputs must name at least one result, got none")
@@ -87,6 +106,13 @@ class Dense:
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs)
+
+    @property
+    def needs_preactivation(self) -> bool:
+        """Whether the activation's gradient reads what stood before it."""
+        if self.activation is None:
+            return False
+        return ACTIVATIONS[self.activation].needs == "preactivation"
 
     def out_width(self) -> int:
         return self.features

@@ -57,7 +57,7 @@ struct Plan {
       for (const py::handle source : py::tuple(layer.attr("sources")))
         sources.back().push_back(find(source));
       layers.push_back({static_cast<int32_t>(sources.back().size()), nullptr,
-                        width(layer.attr("features")), !layer.attr("activation").is_none(),
+                        width(layer.attr("features")), activation(layer.attr("activation")),
                         to_add.is_none() ? -1 : find(to_add), !norm.is_none(),
                         norm.is_none() ? 0.0f : norm.attr("eps").cast<float>(),
                         norm.is_none() ? 0.0f : norm.attr("momentum").cast<float>()});
@@ -99,6 +99,13 @@ struct Plan {
       throw py::value_error("Plan: a width must be in 1..2147483647 on the CPU kernels, got " +
                             std::to_string(width));
     return static_cast<int32_t>(width);
+  }
+  static int32_t activation(const py::object& name) {
+    if (name.is_none()) return NOPROP_IDENTITY;
+    const auto known = name.cast<std::string>();
+    if (known == "relu") return NOPROP_RELU;
+    if (known == "gelu") return NOPROP_GELU;
+    throw py::value_error("Plan: the CPU kernels have no activation " + known);
   }
   int64_t width_of(int32_t result) const {
     const auto r = static_cast<size_t>(result);

@@ -5,6 +5,7 @@
 // Consumers are summed in plan order, each product from zero.
 #pragma once
 
+#include "cuda/activation.cuh"
 #include "cuda/tiles.cuh"
 
 namespace noprop::cuda {
@@ -28,14 +29,17 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
     weight += width;
   }
 
-  const bool active = s.relu != 0;
+  float kept[Sums::kEntries];
+  with_activation(s.activation, [&](auto activation) {
 #pragma unroll
-  for (int e = 0; e < Sums::kEntries; ++e) {
-    y.sum[e] += bias[e];
-    if (active) y.sum[e] = relu(y.sum[e]);
-  }
+    for (int e = 0; e < Sums::kEntries; ++e) {
+      const Activated made = activation.activate(y.sum[e] + bias[e]);
+      y.sum[e] = made.result;
+      kept[e] = made.kept;
+    }
+  });
   const int64_t first = static_cast<int64_t>(row) * H + column;
-  y.write({at<float>(s.activated, place), first, H, rows, columns}, y.sum);
+  y.write({at<float>(s.kept, place), first, H, rows, columns}, kept);
   float add[Sums::kEntries] = {};
   y.read(View<const float>(at<const float>(s.add, place), first, H, rows, columns), add);
 #pragma unroll
@@ -71,15 +75,13 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
   }
 
   total.write({at<float>(s.d_result, place), first, F, rows, columns}, total.sum);
-  float activated[Sums::kEntries];
+  float kept[Sums::kEntries] = {};
+  total.read(View<const float>(at<const float>(s.kept, place), first, F, rows, columns), kept);
+  with_activation(s.activation, [&](auto activation) {
 #pragma unroll
-  for (int e = 0; e < Sums::kEntries; ++e) activated[e] = 1.0f;
-  total.read(View<const float>(at<const float>(s.activated, place), first, F, rows, columns),
-             activated);
-#pragma unroll
-  for (int e = 0; e < Sums::kEntries; ++e) {
-    if (activated[e] <= 0.0f) total.sum[e] = 0.0f;
-  }
+    for (int e = 0; e < Sums::kEntries; ++e)
+      total.sum[e] = activation.gradient(total.sum[e], kept[e]);
+  });
   total.write({at<float>(s.d_y, place), first, F, rows, columns}, total.sum);
 }
 

@@ -3,6 +3,7 @@
 // its warps, in their order.
 #pragma once
 
+#include "cuda/activation.cuh"
 #include "cuda/reduce.cuh"
 
 namespace noprop::cuda {
@@ -94,16 +95,18 @@ NOPROP_DEV void norm_tile(const Program& p, const NormStage& s, const Place& pla
     if (float* to = at<float>(s.rstd, place)) to[column] = rstd;
   }
   const float *y = at<const float>(s.y, place), *add = at<const float>(s.add, place);
-  float *out = at<float>(s.out, place), *activated = at<float>(s.activated, place);
+  float *out = at<float>(s.out, place), *kept = at<float>(s.kept, place);
   const float weight = s.weight[place.slice * s.H + column];
   const float bias = s.bias[place.slice * s.H + column];
 #pragma unroll 4
   for (int row = warp_index(); row < p.B; row += kWarps) {
     const int64_t here = int64_t{row} * s.H + column;
     const float y_hat = (y[here] - mean) * rstd;
-    float value = weight * y_hat + bias;
-    if (s.relu) value = relu(value);
-    if (activated != nullptr) activated[here] = value;
+    Activated made;
+    with_activation(s.activation,
+                    [&](auto activation) { made = activation.activate(weight * y_hat + bias); });
+    if (kept != nullptr) kept[here] = made.kept;
+    float value = made.result;
     if (add != nullptr) value += add[here];
     out[here] = value;
   }

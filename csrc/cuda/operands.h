@@ -37,6 +37,7 @@ enum class Precision : int32_t { kFloat32, kTf32, kBFloat16 };
 enum class Rule : int32_t { kNone, kSgd, kMomentum, kNesterov, kAdam, kAdamW };  // kNone: gradients
 enum class Head : int32_t { kSoftmax, kLinear, kCrossEntropy };
 enum class Type : int32_t { kFloat32, kBFloat16, kUInt8 };
+enum class Activation : int32_t { kNone, kRelu, kGelu };
 enum class Sum : int32_t { kRows, kDone, kZero };  // a vector's gradient: summed here, before, or 0
 
 // Python's names of an enum's values, in their order
@@ -51,6 +52,8 @@ template <>
 inline constexpr auto kNames<Head> = std::array{"softmax", "linear", "cross_entropy"};
 template <>
 inline constexpr auto kNames<Type> = std::array{"float32", "bfloat16", "uint8"};
+template <>
+inline constexpr auto kNames<Activation> = std::array{"none", "relu", "gelu"};
 template <>
 inline constexpr auto kNames<Sum> = std::array{"rows", "done", "zero"};
 

@@ -45,9 +45,6 @@ NOPROP_DEV const int64_t* at(const Rows& rows, const Place& place, int B) {
   return rows.indices + (place.k * rows.replicas + rows.replica[place.i]) * B;
 }
 
-// max(value, 0), and NaN where value is NaN
-NOPROP_DEV float relu(float value) { return value <= 0.0f ? 0.0f : value; }
-
 // running = (1 - momentum) * running + momentum * batch
 NOPROP_DEV void move_statistic(float& running, float batch, float momentum) {
   running = (1.0f - momentum) * running + momentum * batch;

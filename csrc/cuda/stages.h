@@ -76,19 +76,20 @@ struct NoiseStage {
 struct DenseStage {
   static constexpr Kind kKind = Kind::kDense;
   static constexpr char kName[] = "dense";
-  Buffer out, activated;  // (B, H); activated: before `add`, or absent
+  Buffer out, kept;  // (B, H); kept: what the activation's gradient reads, or absent
   Buffer sources[kMaxSources];
   Buffer add;
   const float *weight, *bias;  // (N, H, in_width), (N, H)
   int32_t widths[kMaxSources];
-  int32_t num_sources, H, in_width, relu;
+  int32_t num_sources, H, in_width;
+  Activation activation;
   int32_t tile;  // 16, 32 or 64: product_tile(B, H)
 
   template <class Visit>
   void fields(Visit& f) {
-    f("out", out)("activated", activated)("sources", sources)("add", add)("weight", weight);
+    f("out", out)("kept", kept)("sources", sources)("add", add)("weight", weight);
     f("bias", bias)("widths", widths)("num_sources", num_sources)("H", H)("in_width", in_width);
-    f("relu", relu)("tile", tile);
+    f("activation", activation)("tile", tile);
   }
 };
 
@@ -96,18 +97,20 @@ struct DenseStage {
 struct NormStage {
   static constexpr Kind kKind = Kind::kNorm;
   static constexpr char kName[] = "norm";
-  Buffer out, activated, mean, rstd, batch_mean, batch_var, y, add;
+  Buffer out, kept, mean, rstd, batch_mean, batch_var, y, add;
   const float *weight, *bias;         // (N, H)
   float *running_mean, *running_var;  // (N, H)
   float eps, momentum;
-  int32_t H, relu, training, move;  // move: the running statistics, at once
+  int32_t H;
+  Activation activation;
+  int32_t training, move;  // move: the running statistics, at once
 
   template <class Visit>
   void fields(Visit& f) {
-    f("out", out)("activated", activated)("mean", mean)("rstd", rstd)("batch_mean", batch_mean);
+    f("out", out)("kept", kept)("mean", mean)("rstd", rstd)("batch_mean", batch_mean);
     f("batch_var", batch_var)("y", y)("add", add)("weight", weight)("bias", bias);
     f("running_mean", running_mean)("running_var", running_var)("eps", eps)("momentum", momentum);
-    f("H", H)("relu", relu)("training", training)("move", move);
+    f("H", H)("activation", activation)("training", training)("move", move);
   }
 };
 
@@ -179,19 +182,21 @@ struct Consumer {
   }
 };
 
-// d_result = sum over consumers of d_y @ weight[:, columns]; d_y = d_result where active
+// d_result = sum over consumers of d_y @ weight[:, columns]; d_y = d_result times the
+// activation's derivative
 struct ResultGradientStage {
   static constexpr Kind kKind = Kind::kResultGradient;
   static constexpr char kName[] = "result_gradient";
-  Buffer d_result, d_y, activated;  // each may be absent
+  Buffer d_result, d_y, kept;  // each may be absent
   Consumer consumers[kMaxSources];
   int32_t num_consumers, F;
+  Activation activation;
   int32_t tile;  // product_tile(B, F)
 
   template <class Visit>
   void fields(Visit& f) {
-    f("d_result", d_result)("d_y", d_y)("activated", activated)("consumers", consumers);
-    f("num_consumers", num_consumers)("F", F)("tile", tile);
+    f("d_result", d_result)("d_y", d_y)("kept", kept)("consumers", consumers);
+    f("num_consumers", num_consumers)("F", F)("activation", activation)("tile", tile);
   }
 };
 

@@ -1,4 +1,4 @@
-"""Slices as graphs of torch.nn modules: Linear, BatchNorm1d, cat, relu, add."""
+"""Slices as graphs of torch.nn modules: Linear, BatchNorm1d, cat, an activation, add."""
 
 from collections.abc import Callable, Sequence
 from operator import add
@@ -10,6 +10,8 @@ from ..check import check_tensor
 from ..plan import Plan
 from .module import Stack
 from .state import checked_tensors
+
+ACTIVATIONS = {"relu": torch.relu, "gelu": nn.functional.gelu}
 
 
 def graph_module(
@@ -43,8 +45,8 @@ def graph_module(
             norm.running_var = statistic(f"{key}.running_var")
             root[key] = norm
             y = graph.call_module(key, (y,))
-        if layer.activation == "relu":
-            y = graph.call_function(torch.relu, (y,))
+        if layer.activation is not None:
+            y = graph.call_function(ACTIVATIONS[layer.activation], (y,))
         if layer.add:
             y = graph.call_function(add, (results[layer.add], y))
         results[name] = y

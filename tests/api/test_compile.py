@@ -32,7 +32,8 @@ def rows(*shape, seed=0, grad=False):
     return torch.randn(shape, generator=generator).requires_grad_(grad)
 
 
-def test_functions_compile_whole(backend):
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_functions_compile_whole(backend, activation):
     """Losses and gradients are bit for bit those of eager code."""
     leaves = {"x": rows(B, F, grad=True), "w": rows(M, F, grad=True), "b": rows(M, grad=True)}
     leaves |= {"W_embed": rows(M, 3, grad=True), "signal": torch.rand(B, requires_grad=True)}
@@ -40,7 +41,7 @@ def test_functions_compile_whole(backend):
 
     def losses(x, w, b, W_embed, signal):
         z, eps = nk.functional.add_noise(y, signal, 0.3, seed=3, draw=1, W_embed=W_embed)
-        logits = nk.functional.dense(x, w, b, activation="relu")
+        logits = nk.functional.dense(x, w, b, activation=activation)
         loss = nk.functional.denoising_loss(
             logits, y, signal, W_embed=W_embed, head="linear", flow=1.0, eps=eps
         )

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch.nn.functional import linear, one_hot
+from torch.nn.functional import gelu, linear, one_hot
 
 import noprop_kernels as nk
 from noprop_kernels import functional as F
 from noprop_kernels.philox import STREAM_EPS_1, normal
+from noprop_kernels.plan import ACTIVATION_NAMES
 
 B, M, D = 9, 5, 3
 GOAL = nk.DT(nk.NoiseSchedule.cosine(T=3))
@@ -21,8 +22,8 @@ def labels():
     return torch.randint(M, (B,), generator=torch.Generator().manual_seed(1))
 
 
-def close(got, want):
-    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6)
+def close(got, want, **options):
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6, **options)
 
 
 # add_noise
@@ -79,7 +80,7 @@ def test_one_hot_noise_of_a_learned_number(backend):
 # dense
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("shape", [(9, 7), (2, 3, 7), (7,), (1, 1), (0, 7), (129, 33)])
 def test_dense_and_its_gradients_are_torch_s(backend, shape, bias, activation):
@@ -87,7 +88,7 @@ def test_dense_and_its_gradients_are_torch_s(backend, shape, bias, activation):
     b = rows(5, seed=2, grad=True) if bias else None
     y = F.dense(x, w, b, activation=activation)
     twin = linear(x, w, b)
-    twin = twin.relu() if activation else twin
+    twin = {None: lambda y: y, "relu": torch.relu, "gelu": gelu}[activation](twin)
     close(y, twin)
     leaves, d_y = [value for value in (x, w, b) if value is not None], rows(*y.shape, seed=3)
     for got, want in zip(
@@ -96,6 +97,40 @@ def test_dense_and_its_gradients_are_torch_s(backend, shape, bias, activation):
         close(got, want)
     with torch.no_grad():
         assert torch.equal(F.dense(x, w, b, activation=activation), y)
+
+
+def gelu_of(x):
+    """GELU of x (B,) and its derivative, by a layer of weight 1."""
+    rows = x[:, None].requires_grad_()
+    y = F.dense(rows, torch.ones(1, 1), activation="gelu")
+    return y[:, 0].detach(), torch.autograd.grad(y.sum(), rows)[0][:, 0]
+
+
+def test_gelu_to_a_float_s_digits(backend):
+    """Against erf in float64, at a million points where no kernel is emulated."""
+    points = 10**6 if backend in ("cpu", "reference") else 20_000
+    x = torch.cat([torch.linspace(-15, 15, points // 2), 2 * rows(points // 2)])
+    y, slope = gelu_of(x)
+    exact = x.double().requires_grad_()
+    want = gelu(exact)
+    error = (y - want.detach()).abs() / exact.detach().abs().clamp(min=1)
+    assert error.max() < 2e-7
+    assert (slope - torch.autograd.grad(want.sum(), exact)[0]).abs().max() < 4e-7
+
+
+def test_gelu_far_from_0(backend):
+    far = [-torch.inf, -3e38, -40.0, 40.0, 3e38, torch.inf, torch.nan]
+    y, slope = gelu_of(torch.tensor(far))
+    close(y, torch.tensor([0, 0, 0, *far[3:]]), equal_nan=True)
+    close(slope, torch.tensor([0, 0, 0, 1, 1, 1, torch.nan]), equal_nan=True)
+
+
+def test_gelu_falls_and_rises_as_it_should():
+    """On the CPU, whose tail keeps its digits: down to the minimum at -0.7518, then up."""
+    x = torch.arange(-20_000, 10_000) / 1000
+    change = gelu_of(x)[0].diff()
+    assert (change[x[1:] < -0.755] <= 0).all() and (change[x[:-1] > -0.748] >= 0).all()
+    assert (change[(x[1:] > -12) & (x[1:] < -0.755)] < 0).all()
 
 
 def test_precision_is_that_of_the_operands():
@@ -208,7 +243,10 @@ def test_wrong_arguments_of_add_noise(backend, options, text):
         ({"x": rows(4, 6)}, r"x must have shape \(any, 7\)"),
         ({"weight": rows(5)}, r"weight must have shape \(any, any\)"),
         ({"bias": rows(4)}, r"bias must have shape \(5,\)"),
-        ({"activation": "gelu"}, "activation must be one of"),
+        (
+            {"activation": "tanh"},
+            r"activation must be one of \(None, 'relu', 'gelu'\), got 'tanh'",
+        ),
         ({"precision": "float16"}, "precision must be one of"),
     ],
 )

@@ -19,7 +19,7 @@ assert not any(name.startswith("noprop") for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("plan", ["mlp", "norm", "two_inputs"])
+@pytest.mark.parametrize("plan", ["mlp", "norm", "gelu", "two_inputs"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_a_block_computes_what_forward_does(backend, plan, training):
     x, y = batch()

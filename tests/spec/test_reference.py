@@ -184,6 +184,25 @@ def test_relu_keeps_nan():
     assert ref.relu_gradient(torch.ones(4), ref.relu(y)).tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("approximate", [False, True], ids=["float64", "float32"])
+def test_gelu_is_torch_s(approximate):
+    dtype = torch.float32 if approximate else F64
+    y = torch.linspace(-14, 14, 1001, dtype=dtype, requires_grad=True)
+    tolerance = {"rtol": 1e-6, "atol": 1e-6} if approximate else TIGHT
+    want = torch.nn.functional.gelu(y)
+    assert_close(ref.gelu(y.detach()), want, **tolerance)
+    d = torch.linspace(1, 2, 1001, dtype=dtype)
+    assert_close(ref.gelu_gradient(d, y.detach()), torch.autograd.grad(want, y, d)[0], **tolerance)
+
+
+def test_gelu_far_from_0_and_nan():
+    """Where torch's has NaN at -infinity, the limit."""
+    y = torch.tensor([-torch.inf, -1e20, 1e20, torch.inf, torch.nan])
+    assert_close(ref.gelu(y), torch.tensor([0, 0, 1e20, torch.inf, torch.nan]), equal_nan=True)
+    slope = ref.gelu_gradient(torch.ones(5), y)
+    assert_close(slope, torch.tensor([0, 0, 1, 1, torch.nan]), equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64], ids=str)
 def test_operations_compute_in_float32_at_least(dtype):
     a, w, b = torch.ones(2, 3, 4, dtype=dtype), torch.ones(2, 5, 4, dtype=dtype), torch.ones(2, 5)

@@ -21,6 +21,14 @@ PLANS = {
             "logits": nk.Dense(("hz", "x"), M),
         },
     ),
+    "gelu": nk.Plan(
+        inputs={"x": (F,), "z": (D,)},
+        layers={
+            "hx": nk.Dense("x", 6, norm=NORM, activation="gelu"),
+            "hz": nk.Dense(("z", "hx"), 6, activation="gelu", add="hx"),
+            "logits": nk.Dense("hz", M),
+        },
+    ),
     "two_inputs": nk.Plan(
         inputs={"x": (F,), "z": (D,), "t": (4,)},
         layers={

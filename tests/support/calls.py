@@ -56,12 +56,29 @@ def two_inputs(F: int, D: int, M: int) -> Plan:
     )
 
 
+def activations(F: int, D: int, M: int) -> Plan:
+    """GELU with and without norm and `add`, beside ReLU and none, and behind the logits."""
+    return Plan(
+        inputs={"x": (F,), "z": (D,)},
+        layers={
+            "h": Dense(("z", "x"), 9, activation="gelu"),
+            "left": Dense("h", 9, norm=BatchNorm(eps=1e-3), activation="gelu", add="h"),
+            "right": Dense("left", 9, norm=BatchNorm(eps=1e-3), activation="relu"),
+            "u": Dense(("right", "x"), 9, activation="gelu", add="left"),
+            "f": Dense(("u", "left"), 11, norm=BatchNorm(eps=1e-3), activation="gelu"),
+            "g": Dense("f", 7),
+            "logits": Dense(("g", "f", "x"), M, activation="gelu"),
+        },
+    )
+
+
 # by name, each a function of (F, D, M)
 PLANS: dict[str, Callable[[int, int, int], Plan]] = {
     "mlp": lambda F, D, M: plans.mlp(F, D, M, hidden=13),
     "paper_dt": plans.paper_dt,
     "branches": branches,
     "two_inputs": two_inputs,
+    "activations": activations,
     "added_input": lambda F, D, M: Plan(
         inputs={"x": (F,), "z": (D,)},
         layers={

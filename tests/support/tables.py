@@ -4,7 +4,7 @@ import random
 
 from noprop_kernels.backends.gpu.buffers import Buffer
 from noprop_kernels.backends.gpu.stages import Table, floats
-from noprop_kernels.plan import BatchNorm, Dense, Plan
+from noprop_kernels.plan import ACTIVATION_NAMES, BatchNorm, Dense, Plan
 
 
 def check_table(table: Table) -> None:
@@ -76,12 +76,12 @@ def random_plan(seed: int) -> Plan:
         layers[f"h{i}"] = Dense(
             tuple(sources),
             widths[add] if add else draw.choice([3, 8, 70]),
-            activation=draw.choice([None, "relu"]),
+            activation=draw.choice(ACTIVATION_NAMES),
             norm=draw.choice([None, BatchNorm()]),
             add=add,
         )
         unused = [name for name in unused if name not in (*sources, add)] + [f"h{i}"]
         widths[f"h{i}"] = layers[f"h{i}"].features
     norm = draw.choice([None, BatchNorm()])
-    layers["logits"] = Dense(tuple(unused), 6, activation=draw.choice([None, "relu"]), norm=norm)
+    layers["logits"] = Dense(tuple(unused), 6, activation=draw.choice(ACTIVATION_NAMES), norm=norm)
     return Plan(inputs, layers)

@@ -53,8 +53,8 @@ class Twin:
                     layer.norm.momentum,
                     layer.norm.eps,
                 )
-            if layer.activation == "relu":
-                y = F.relu(y)
+            if layer.activation is not None:
+                y = {"relu": F.relu, "gelu": F.gelu}[layer.activation](y)
             found[name] = y + found[layer.add] if layer.add else y
         return y if not layer.add else found[name]
 

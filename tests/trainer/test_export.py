@@ -28,6 +28,18 @@ def trained(toy, new_model):
     return model
 
 
+@pytest.fixture
+def trained_gelu(toy):
+    layers = {
+        "h": nk.Dense(("x", "z"), 8, norm=nk.BatchNorm(), activation="gelu"),
+        "logits": nk.Dense("h", 3),
+    }
+    plan, goal = nk.Plan({"x": (6,), "z": (3,)}, layers), nk.DT(nk.NoiseSchedule.cosine(T=2))
+    model = noprop.Model(nk.DenoisingBlocks(plan, goal, optimizer=nk.AdamW(lr=1e-2), seed=5))
+    noprop.fit(model, *toy, epochs=20, batch_size=32)
+    return model
+
+
 def assert_answers(module, model, x):
     labels, probs = module(x)
     want = model.predict(x)
@@ -103,6 +115,13 @@ def test_it_is_loaded_and_runs_without_the_library(trained, toy, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_gelu(trained_gelu, toy):
+    module = trained_gelu.to_module()
+    assert_answers(module, trained_gelu, toy[0])
+    program = torch.export.export(module, (toy[0].float(),))
+    close(program.module()(toy[0].float()), module(toy[0]))
+
+
 @pytest.mark.parametrize("noise", [False, True])
 def test_torch_export(trained, toy, noise):
     module, x = trained.to_module(noise=noise), toy[0].float()
@@ -123,11 +142,16 @@ def test_torch_export_says_that_one_row_is_too_few(trained, toy):
 
 # what torch's exporter and its dependencies say to each other
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("kind", [torch.uint8, torch.float32], ids=["bytes", "floats"])
-def test_onnx(trained, toy, kind, tmp_path):
+@pytest.mark.parametrize(
+    "model, kind",
+    [("trained", torch.uint8), ("trained", torch.float32), ("trained_gelu", torch.uint8)],
+    ids=["bytes", "floats", "gelu"],
+)
+def test_onnx(request, model, toy, kind, tmp_path):
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)
     runtime = pytest.importorskip("onnxruntime")
+    trained = request.getfixturevalue(model)
     module, x = trained.to_module(), toy[0].to(kind)
     path = tmp_path / "classifier.onnx"
     shapes = ({0: torch.export.Dim("B")},)

@@ -223,15 +223,5 @@ inline void dense_bias_grad(float* d_bias, const float* d_out, int64_t H, const 
     d_bias[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
 }
 
-// d_out = 0 where relu gave 0
-inline void relu_grad(float* d_out, const float* activated, int64_t H, const Panels& shape) {
-  for_own_runs(shape, H, [&](int64_t at, int64_t count) {
-    for (int64_t i = at; i < at + count; i += kLanes) {
-      const Vec a = load(activated + i);
-      store(d_out + i, a <= Vec{} ? Vec{} : load(d_out + i));
-    }
-  });
-}
-
 }  // namespace
 }  // namespace noprop

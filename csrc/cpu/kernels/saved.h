@@ -1,6 +1,7 @@
 // Where each result of a plan lies in a workspace, and what of it products read.
 #pragma once
 
+#include "cpu/kernels/activation.h"
 #include "cpu/kernels/small_batch.h"
 
 namespace noprop {
@@ -24,9 +25,8 @@ struct Saved {
   float* value[kMaxResults];    // panels of every result
   float* operand[kMaxResults];  // what products read: the value, a rounded copy of it, or its pairs
   float* strips[kMaxResults];   // of inputs
-  float*
-      activated[kMaxResults];  // of layers with relu and add: what stood before add; else the value
-  float* x_hat[kMaxResults];   // of layers with norm
+  float* kept[kMaxResults];     // of layers, what the activation's gradient needs
+  float* x_hat[kMaxResults];    // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
   float* rounded;           // rows of a weight, this member's, or null
   float* few[kMaxResults];  // of a batch of few rows, operands (width, few_rows(B))
@@ -91,7 +91,9 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
       continue;
     }
     const NopropLayer& layer = plan.layers[r - plan.num_inputs];
-    saved.activated[r] = layer.relu && layer.add >= 0 ? pieces.take<float>(size) : saved.value[r];
+    const bool keeps =
+        layer.activation && (layer.add >= 0 || needs_preactivation(layer.activation));
+    saved.kept[r] = keeps ? pieces.take<float>(size) : saved.value[r];
     if (layer.norm) {
       saved.x_hat[r] = pieces.take<float>(size);
       saved.batch_mean[r] = pieces.take<float>(width);

@@ -48,7 +48,11 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
   const float* weight = state.weight.value + slice * H * in_width(plan, layer);
   const float* bias = state.bias.value + slice * H;
   const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
-  float* activated = saved.activated[r] == saved.value[r] ? nullptr : saved.activated[r];
+  const bool is_relu = layer.activation == NOPROP_RELU, acts_after = layer.activation && !is_relu;
+  // of sums with bias and norm: where they go, where they are kept too, what is added to them
+  float* out = acts_after ? saved.kept[r] : saved.value[r];
+  float* kept = saved.kept[r] == out ? nullptr : saved.kept[r];
+  const float* added = acts_after ? nullptr : add;
   const auto multiply = [&](float* out, float* kept, const float* added, bool is_relu) {
     with_pairs(plan, [&](auto pairs) {
       dense_forward<pairs.value>(out, kept, sources, layer.num_sources, weight, bias, added,
@@ -56,15 +60,16 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
     });
   };
   if (!layer.norm) {
-    multiply(saved.value[r], activated, add, layer.relu);
+    multiply(out, kept, added, is_relu);
   } else {
     multiply(saved.x_hat[r], nullptr, nullptr, false);
     const Norm norm = {state.norm_weight.value + slice * H, state.norm_bias.value + slice * H,
                        state.running_mean + slice * H, state.running_var + slice * H,
                        layer.norm_eps};
-    norm_forward(saved.value[r], activated, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r],
-                 saved.rstd[r], norm, add, layer.relu, training, H, shape);
+    norm_forward(out, kept, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r], saved.rstd[r],
+                 norm, added, is_relu, training, H, shape);
   }
+  if (acts_after) activate(saved.value[r], saved.kept[r], add, layer.activation, H, shape);
   make_operand(saved, plan, r, shape);
 }
 
@@ -186,7 +191,7 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
       return source >= plan.num_inputs || job.input_wanted[source];
     };
     if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H, shape);
-    if (layer.relu) relu_grad(d, saved.activated[r], H, shape);
+    if (layer.activation) activation_grad(d, saved.kept[r], layer.activation, H, shape);
     if (layer.norm)
       norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],
                     state.norm_weight.value + job.slice * H, job.training, H, shape);

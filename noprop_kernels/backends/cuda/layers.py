@@ -4,11 +4,16 @@ from torch import Tensor
 
 from ..gpu.buffers import Kind
 from ..gpu.stages import Stage
-from ..gpu.tables import activated, behind_activation, consumers, product_gradient
+from ..gpu.tables import behind_activation, consumers, kept, product_gradient
 from ..gpu.tiles import cdiv
 from . import buffers, shapes
 from .buffers import address
 from .context import Fields, Walk, stage
+
+
+def code(activation: str | None) -> str:
+    """An activation by the kernels' name for it."""
+    return activation or "none"
 
 
 def tiles_of_product(B: int, columns: int) -> int:
@@ -25,7 +30,7 @@ def dense(walk: Walk, item: Stage) -> list[Fields]:
             "dense",
             tiles_of_product(walk.B, layer.features),
             out=at[Kind.RESULT(name) if plain else Kind.PRODUCT(name)],
-            activated=at.get(Kind.ACTIVATED(name)) if plain else None,
+            kept=at.get(Kind.KEPT(name)) if plain else None,
             sources=[at[Kind.RESULT(source)] for source in layer.sources],
             add=at[Kind.RESULT(layer.add)] if plain and layer.add else None,
             weight=address(params[f"{name}.weight"]),
@@ -34,7 +39,7 @@ def dense(walk: Walk, item: Stage) -> list[Fields]:
             num_sources=len(layer.sources),
             H=layer.features,
             in_width=plan.in_widths[name],
-            relu=int(plain and layer.activation == "relu"),
+            activation=code(layer.activation if plain else None),
             tile=shapes.product_tile(walk.B, layer.features),
         )
     ]
@@ -51,7 +56,7 @@ def norm(walk: Walk, item: Stage) -> list[Fields]:
             "norm",
             shapes.vector_tiles(layer.features),
             out=at[Kind.RESULT(name)],
-            activated=at.get(Kind.ACTIVATED(name)),
+            kept=at.get(Kind.KEPT(name)),
             mean=at[Kind.MEAN(name)],
             rstd=at[Kind.RSTD(name)],
             batch_mean=at.get(Kind.BATCH(mean)),
@@ -65,7 +70,7 @@ def norm(walk: Walk, item: Stage) -> list[Fields]:
             eps=layer.norm.eps,
             momentum=layer.norm.momentum,
             H=layer.features,
-            relu=int(layer.activation == "relu"),
+            activation=code(layer.activation),
             training=int(walk.training),
             move=int(Kind.STATE(mean) in item.writes),
         )
@@ -84,17 +89,17 @@ def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
             weight = address(params[f"{reader}.weight"])
             d_y = at[product_gradient(plan, reader)]
             read.append((d_y, weight, height, plan.in_widths[reader], column))
-    relu = layer is not None and layer.activation == "relu"
+    activation = None if layer is None else layer.activation
     d_result = at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in item.writes else None
-    d_y = at[behind_activation(plan, name)] if relu else None
+    d_y = at[behind_activation(plan, name)] if activation else None
     made, most = [], shapes.constant("kMaxSources")
     while len(read) > most:  # the sum so far is passed on as an `add` would be
         partial = d_y if d_result is None else d_result
         made.append(gradient_stage(walk.B, F, read[:most], d_result=partial))
         made[-1]["barrier"] = 1
         read = [(partial, None, F, 0, 0), *read[most:]]
-    before = at[activated(plan, name)] if relu else None
-    made.append(gradient_stage(walk.B, F, read, d_result=d_result, d_y=d_y, activated=before))
+    ends = {"d_y": d_y, "kept": at[kept(plan, name)] if activation else None}
+    made.append(gradient_stage(walk.B, F, read, d_result=d_result, activation=activation, **ends))
     return made
 
 
@@ -104,18 +109,20 @@ def gradient_stage(
     consumers: list[tuple],
     *,
     d_result: buffers.Address | None,
+    activation: str | None = None,
     d_y: buffers.Address | None = None,
-    activated: buffers.Address | None = None,
+    kept: buffers.Address | None = None,
 ) -> Fields:
     return stage(
         "result_gradient",
         tiles_of_product(B, F),
         d_result=d_result,
         d_y=d_y,
-        activated=activated,
+        kept=kept,
         consumers=consumers,
         num_consumers=len(consumers),
         F=F,
+        activation=code(activation),
         tile=shapes.product_tile(B, F),
     )
 

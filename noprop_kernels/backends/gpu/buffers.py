@@ -14,7 +14,7 @@ class Kind(StrEnum):
     # of an input or layer
     RESULT = ""
     PRODUCT = "y:"  # of a layer, before its norm
-    ACTIVATED = "act:"  # a layer's result before `add`
+    KEPT = "act:"  # what the gradient of a layer's activation reads, where that is not its result
     MEAN = "mean:"
     RSTD = "rstd:"
     GRADIENT = "d:"  # of a result

@@ -73,9 +73,10 @@ def product_gradient(plan: Plan, name: str) -> Buffer:
     return Kind.PRODUCT_GRADIENT(name)
 
 
-def activated(plan: Plan, name: str) -> Buffer:
-    """A layer's result before `add`."""
-    return Kind.ACTIVATED(name) if plan.layers[name].add else Kind.RESULT(name)
+def kept(plan: Plan, name: str) -> Buffer:
+    """What the gradient of a layer's activation reads: its result, where nothing is added to it."""
+    layer = plan.layers[name]
+    return Kind.KEPT(name) if layer.add or layer.needs_preactivation else Kind.RESULT(name)
 
 
 def consumers(plan: Plan, result: str) -> list[tuple[str, int | None]]:
@@ -148,8 +149,8 @@ class Draft:
             params = [Kind.STATE(f"{name}.weight"), Kind.STATE(f"{name}.bias")]
             grid = (*ask.tiles.product(B, H, ask.precision), n)
             ends = [self.size(Kind.RESULT(name), n, B, H)]
-            if layer.add and layer.activation:
-                ends.append(self.size(activated(plan, name), n, B, H))
+            if layer.activation and kept(plan, name).kind is Kind.KEPT:
+                ends.append(self.size(Kind.KEPT(name), n, B, H))
             add = [Kind.RESULT(layer.add)] if layer.add else []
             if layer.norm is None:
                 self.add("dense", name, [*sources, *add, *params], ends, grid)
@@ -202,7 +203,7 @@ class Draft:
         behind = gradient if layer is None else behind_activation(plan, name)
         reads, writes = [], []
         if layer is not None and layer.activation:
-            reads.append(activated(plan, name))
+            reads.append(kept(plan, name))
             writes.append(self.size(behind, n, B, F))
         if name == plan.output:
             reads.append(gradient)

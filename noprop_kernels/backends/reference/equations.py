@@ -100,6 +100,28 @@ def relu_gradient(d_result: Tensor, result: Tensor) -> Tensor:
     return torch.where(result <= 0, 0, up(d_result))
 
 
+def normal_distribution(y: Tensor) -> Tensor:
+    """Phi(y), the part of N(0, 1) below y; by erfc, as 1 + erf would lose the small parts."""
+    return 0.5 * torch.erfc(y * -math.sqrt(0.5))
+
+
+def gelu(y: Tensor) -> Tensor:
+    """y Phi(y), 0 where y is -infinity, and NaN where y is NaN."""
+    y = up(y)
+    return torch.where(y == -math.inf, 0, y * normal_distribution(y))
+
+
+def gelu_gradient(d_result: Tensor, y: Tensor) -> Tensor:
+    """d_y = d_result (Phi(y) + y phi(y)), phi(y) = exp(-y^2 / 2) / sqrt(2 pi)."""
+    y = up(y)
+    density = (-0.5 * y.square()).exp() / math.sqrt(2 * math.pi)
+    slope = normal_distribution(y) + torch.where(y.isinf(), 0, y * density)
+    return up(d_result) * slope
+
+
+ACTIVATIONS = {"relu": (relu, relu_gradient), "gelu": (gelu, gelu_gradient)}
+
+
 def batch_statistics(y: Tensor) -> tuple[Tensor, Tensor]:
     """mean and biased variance over the rows of y (n, B, H): (n, H) each.
 

@@ -18,7 +18,7 @@ class Saved:
     training: bool
     precision: str  # of the products
     results: Tensors  # of inputs and layers
-    activated: Tensors  # before `add`
+    kept: Tensors  # what the activations' gradients read
     y_hat: Tensors  # normalised, before scale and shift
     rstd: Tensors
     batch: Tensors  # mean and unbiased variance of the batch, by the running statistic's name
@@ -52,9 +52,9 @@ def forward_layers(
                 mean, var = stats[key + "running_mean"], stats[key + "running_var"]
             saved.y_hat[name], saved.rstd[name] = ref.normalise(y, mean, var, layer.norm.eps)
             y = ref.scale_shift(saved.y_hat[name], params[key + "weight"], params[key + "bias"])
-        if layer.activation == "relu":
-            y = ref.relu(y)
-            saved.activated[name] = y
+        if layer.activation is not None:
+            before, y = y, ref.ACTIVATIONS[layer.activation][0](y)
+            saved.kept[name] = before if layer.needs_preactivation else y
         results[name] = y + results[layer.add] if layer.add else y
     return saved
 
@@ -76,8 +76,8 @@ def backward_layers(
         d_y = gradient(name)
         if layer.add in needed:
             consumers[layer.add].append(d_y)
-        if layer.activation == "relu":
-            d_y = ref.relu_gradient(d_y, saved.activated[name])
+        if layer.activation is not None:
+            d_y = ref.ACTIVATIONS[layer.activation][1](d_y, saved.kept[name])
         if layer.norm is not None:
             key = f"{name}.norm."
             d_y, grads[key + "weight"], grads[key + "bias"] = ref.batch_norm_gradient(

@@ -9,7 +9,7 @@ from ..gpu.buffers import Kind
 from ..gpu.memory import differs
 from ..gpu.optimizer import formula_of
 from ..gpu.stages import Stage
-from ..gpu.tables import activated, behind_activation, consumers, flags_of, product_gradient
+from ..gpu.tables import behind_activation, consumers, flags_of, kept, product_gradient
 from ..gpu.tiles import cdiv
 from .configs import (
     EMBEDDING,
@@ -89,12 +89,12 @@ def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
     walk.launch(
         dense.dense_kernel, stage,
         walk.at[Kind.RESULT(name) if plain else Kind.PRODUCT(name)],
-        walk.at.get(Kind.ACTIVATED(name)) if plain else None,
+        walk.at.get(Kind.KEPT(name)) if plain else None,
         tuple(walk.source(source) for source in layer.sources),
         walk.source(layer.add) if plain and layer.add else None,
         slices.params[f"{name}.weight"], slices.params[f"{name}.bias"], walk.index, walk.B,
         H=layer.features, WIDTHS=widths, IN_WIDTH=sum(widths),
-        ADDS=plain and layer.add is not None, RELU=plain and layer.activation == "relu",
+        ADDS=plain and layer.add is not None, ACTIVATION=layer.activation if plain else None,
         PRECISION=walk.device.precision(slices.precision),
         BLOCK_B=blocks.rows, BLOCK_H=blocks.columns, BLOCK_K=blocks.depths(widths),
         warps=blocks.warps, stages=blocks.stages,
@@ -109,14 +109,14 @@ def norm_forward(walk: Walk, stage: Stage, k: int) -> None:
     statistics = tuple(slices.stats[key + part] for part in ("running_mean", "running_var"))
     batch = tuple(walk.at.get(Kind.BATCH(key + part)) for part in ("running_mean", "running_var"))
     walk.launch(
-        norm.norm_kernel, stage, walk.at[Kind.RESULT(name)], walk.at.get(Kind.ACTIVATED(name)),
+        norm.norm_kernel, stage, walk.at[Kind.RESULT(name)], walk.at.get(Kind.KEPT(name)),
         walk.at[Kind.MEAN(name)], walk.at[Kind.RSTD(name)], None if batch[0] is None else batch,
         walk.at[Kind.PRODUCT(name)],
         walk.source(layer.add) if layer.add else None, slices.params[key + "weight"],
         slices.params[key + "bias"], statistics, walk.index, layer.norm.eps, layer.norm.momentum,
         walk.B, H=layer.features, TRAINING=walk.training,
         MOVE=Kind.STATE(key + "running_mean") in stage.writes, ADDS=layer.add is not None,
-        RELU=layer.activation == "relu", BLOCK_H=vector_block(layer.features),
+        ACTIVATION=layer.activation, BLOCK_H=vector_block(layer.features),
     )  # fmt: skip
 
 
@@ -186,16 +186,16 @@ def result_gradient(walk: Walk, stage: Stage, k: int) -> None:
             read.append((at[Kind.GRADIENT(reader)], None))
         else:
             read.append((at[product_gradient(plan, reader)], slices.params[f"{reader}.weight"]))
-    relu = layer is not None and layer.activation == "relu"
+    activation = None if layer is None else layer.activation
     blocks = dense_blocks(F, slices.precision)
     walk.launch(
         dense.result_gradient_kernel, stage,
         at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in stage.writes else None,
-        at[behind_activation(plan, name)] if relu else None,
-        at[activated(plan, name)] if relu else None, tuple(read), walk.index, walk.B,
-        F=F, HEIGHTS=tuple(heights), IN_WIDTHS=tuple(widths), COLUMNS=tuple(columns), RELU=relu,
-        PRECISION=walk.device.precision(slices.precision), BLOCK_B=blocks.rows,
-        BLOCK_F=blocks.columns, BLOCK_K=blocks.depths(tuple(heights)),
+        at[behind_activation(plan, name)] if activation else None,
+        at[kept(plan, name)] if activation else None, tuple(read), walk.index, walk.B,
+        F=F, HEIGHTS=tuple(heights), IN_WIDTHS=tuple(widths), COLUMNS=tuple(columns),
+        ACTIVATION=activation, PRECISION=walk.device.precision(slices.precision),
+        BLOCK_B=blocks.rows, BLOCK_F=blocks.columns, BLOCK_K=blocks.depths(tuple(heights)),
         warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
 

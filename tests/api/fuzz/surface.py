@@ -30,7 +30,7 @@ PLANS = {
         {"x": (F,), "z": (D,)},
         {
             "hx": nk.Dense("x", 6, norm=NORM, activation="relu"),
-            "hz": nk.Dense(("z", "hx"), 6, norm=NORM, add="hx"),
+            "hz": nk.Dense(("z", "hx"), 6, norm=NORM, activation="gelu", add="hx"),
             "logits": nk.Dense(("hz", "x"), M),
         },
     ),

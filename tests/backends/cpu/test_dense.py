@@ -86,9 +86,10 @@ def test_long_sums(kernels: ModuleType) -> None:
     check(kernels, plan, 2, 257, training=True)
 
 
-def test_relu_lets_nan_through(kernels: ModuleType) -> None:
-    plan = PLANS["mlp"](4, 3, 3)
-    call = make_forward(plan, 1, 5, training=True, save=False)
+@pytest.mark.parametrize("plan", ["mlp", "activations"])
+def test_activations_let_nan_through(kernels: ModuleType, plan: str) -> None:
+    training = plan == "mlp"  # else a norm would hand it to all rows
+    call = make_forward(PLANS[plan](4, 3, 3), 1, 5, training=training, save=False)
     call.inputs["z"] = call.inputs["z"].clone()
     call.inputs["z"][0, 2, 1] = torch.nan
     kernels.forward(call)

@@ -20,7 +20,8 @@ SHAPES = {  # widths on both sides of every vector's, of pairs and of the four i
             "h": Dense(("z", "x"), 97, activation="relu", add="x"),
             "left": Dense("h", 97, norm=BatchNorm(), add="h"),
             "right": Dense(("h", "left"), 3, activation="relu", norm=BatchNorm()),
-            "logits": Dense(("right", "x"), 6),
+            "g": Dense("left", 33, activation="gelu"),
+            "logits": Dense(("right", "g", "x"), 6),
         },
     ),
 }

@@ -18,7 +18,8 @@ PLANS = {
             "h": Dense(("z", "x"), 97, activation="relu", add="x"),
             "left": Dense("h", 97, norm=BatchNorm(), add="h"),
             "right": Dense(("h", "left"), 97, activation="relu", norm=BatchNorm(), add="left"),
-            "logits": Dense(("right", "x"), 6),
+            "g": Dense("left", 97, activation="gelu", norm=BatchNorm(), add="h"),
+            "logits": Dense(("right", "g", "x"), 6),
         },
     ),
 }

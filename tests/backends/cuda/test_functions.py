@@ -6,6 +6,7 @@ from tests.backends.triton.test_dense import (  # noqa: F401
     check,
     make_backward,
     make_forward,
+    test_activations_let_nan_through,
     test_backward_runs_as_often_as_asked,
     test_backward_with_a_rule_updates_where_d_logits_is_finite,
     test_norms_over_chunks,
@@ -13,7 +14,6 @@ from tests.backends.triton.test_dense import (  # noqa: F401
     test_operands_are_rounded_as_the_reference_rounds,
     test_plans,
     test_precisions,
-    test_relu_lets_nan_through,
     test_rows_do_not_know_each_other,
     test_sizes,
 )

@@ -154,9 +154,10 @@ def broken(made: dict, change: str) -> dict:
     made = copy.deepcopy(made)
     dense = next(stage for stage in made["stages"] if stage["kind"] == "dense")
     changes = {
-        "no field": lambda: dense.pop("relu"),
+        "no field": lambda: dense.pop("activation"),
         "a field too many": lambda: dense.update(leaky=1),
         "too many sources": lambda: dense.update(sources=[None] * 5),
+        "an unknown activation": lambda: dense.update(activation="tanh"),
         "an unknown kind": lambda: dense.update(kind="convolution"),
         "a short buffer": lambda: dense.update(out=(0, 0)),
         "a number too large": lambda: made.update(B=2**31),
@@ -169,9 +170,10 @@ def broken(made: dict, change: str) -> dict:
 
 
 UNREAD = {
-    "no field": r"stage 1 \(dense\): the field relu is missing",
+    "no field": r"stage 1 \(dense\): the field activation is missing",
     "a field too many": r"stage 1 \(dense\): has 17 fields, got 18: .*'leaky'",
     "too many sources": r"stage 1 \(dense\): sources: may have 4 entries, got 5",
+    "an unknown activation": r"stage 1 \(dense\): activation: no value of the enum is named tanh",
     "an unknown kind": r"stage 1 \(convolution\): kind: no value of the enum is named convolution",
     "a short buffer": r"stage 1 \(dense\): out: must have 4 entries, got 2",
     "a number too large": "program: B: ",

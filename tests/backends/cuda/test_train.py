@@ -7,7 +7,7 @@ import torch
 
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW
-from noprop_kernels.plan import Dense, Plan
+from noprop_kernels.plan import ACTIVATION_NAMES, Dense, Plan
 from support.calls import PLANS, clone_call, make_train_call
 from support.tables import random_plan
 from tests.backends.triton.test_train import (  # noqa: F401
@@ -51,7 +51,7 @@ def test_odd_sizes(kernels: ModuleType, B: int, F: int, D: int, M: int, head: st
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-@pytest.mark.parametrize("plan", ["one_layer", "added_input"])
+@pytest.mark.parametrize("plan", ["one_layer", "added_input", "activations"])
 def test_rounded_operands_of_a_step(kernels: ModuleType, plan: str, precision: str) -> None:
     """To a unit of the operands; the loss and what is not a product keep float32's digits."""
     call = make_train_call(PLANS[plan](33, 5, 6), 2, 1, 40, 1, grads=True)
@@ -88,7 +88,7 @@ def read_often(times: int, activation: str | None) -> Plan:
     return Plan({"x": (3,), "z": (5,)}, layers)
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("activation", ACTIVATION_NAMES)
 @pytest.mark.parametrize("times", [4, 7, 8])
 def test_gradients_of_many_readers(kernels: ModuleType, times: int, activation: str | None) -> None:
     options = {"extras": True, "one_hot": False}

@@ -64,7 +64,7 @@ def check(kernels: ModuleType, plan: Plan, n: int, B: int, training: bool, preci
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("plan", ["mlp", "branches", "two_inputs"])
+@pytest.mark.parametrize("plan", ["mlp", "branches", "two_inputs", "activations"])
 def test_plans(kernels: ModuleType, plan: str, training: bool) -> None:
     check(kernels, PLANS[plan](17, 5, 6), 2, 20, training, "float32")
 
@@ -112,8 +112,10 @@ def test_norms_over_chunks(kernels: ModuleType) -> None:
     check(kernels, plan, 1, 257, True, "float32")
 
 
-def test_relu_lets_nan_through(kernels: ModuleType) -> None:
-    call = make_forward(PLANS["mlp"](4, 3, 3), 1, 5, training=True, save=False)
+@pytest.mark.parametrize("plan", ["mlp", "activations"])
+def test_activations_let_nan_through(kernels: ModuleType, plan: str) -> None:
+    training = plan == "mlp"  # else a norm would hand it to all rows
+    call = make_forward(PLANS[plan](4, 3, 3), 1, 5, training=training, save=False)
     call.inputs["z"] = call.inputs["z"].clone()
     call.inputs["z"][0, 2, 1] = torch.nan
     kernels.forward(call)

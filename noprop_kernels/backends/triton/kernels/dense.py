@@ -8,7 +8,8 @@ ascending order and is never split, so that no bit depends on the grid.
 import triton
 import triton.language as tl
 
-from .products import activate, begin, multiply
+from .activation import activate, activation_gradient
+from .products import begin, multiply
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def add_product(
 @triton.jit(do_not_specialize=["B"])
 def dense_kernel(
     out_ptr,  # (n, B, H)
-    activated_ptr,  # (n, B, H), or None: the result before `add`
+    kept_ptr,  # (n, B, H), or None: what the gradient of the activation reads
     sources,  # of layer inputs, a tuple for each
     add,  # a source to add last, or None
     w_ptr,  # (N, H, sum of WIDTHS)
@@ -51,7 +52,7 @@ def dense_kernel(
     WIDTHS: tl.constexpr,
     IN_WIDTH: tl.constexpr,
     ADDS: tl.constexpr,  # there is a source to add
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -73,10 +74,10 @@ def dense_kernel(
         )
         w += WIDTHS[s]
     y = total + tl.load(b_ptr + at * H + column, mask=column < H, other=0.0)[None, :]
-    y = activate(y, RELU)
+    y, kept = activate(y, ACTIVATION)
     out_at = row[:, None].to(tl.int64) * H + column[None, :]
-    if activated_ptr is not None:
-        tl.store(activated_ptr + i * B * H + out_at, y, mask=inside)
+    if kept_ptr is not None:
+        tl.store(kept_ptr + i * B * H + out_at, kept, mask=inside)
     if ADDS:
         y += tl.load(slice_of(add, i, B.to(tl.int64) * H) + out_at, mask=inside, other=0.0)
     tl.store(out_ptr + i * B * H + out_at, y, mask=inside)
@@ -86,7 +87,7 @@ def dense_kernel(
 def result_gradient_kernel(
     d_result_ptr,  # (n, B, F), or None
     d_y_ptr,  # (n, B, F), or None: behind the activation
-    activated_ptr,  # (n, B, F): the result before `add`, where RELU
+    kept_ptr,  # (n, B, F): what the gradient of the activation reads, or None
     consumers,  # in plan order: (d_y (n, B, H), weight (N, H, in)), or (d_result of `add`, None)
     index_ptr,  # (n,)
     B,
@@ -94,14 +95,15 @@ def result_gradient_kernel(
     HEIGHTS: tl.constexpr,  # of the consumers' layers
     IN_WIDTHS: tl.constexpr,
     COLUMNS: tl.constexpr,  # the result's first column among a consumer's inputs
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_F: tl.constexpr,
     BLOCK_K: tl.constexpr,  # one for each consumer
     PDL: tl.constexpr,
 ):
-    """d_result = sum over consumers of d_y @ weight[:, columns];  d_y = d_result where active."""
+    """d_result = sum over consumers of d_y @ weight[:, columns];  d_y = d_result times the
+    activation's derivative."""
     begin(PDL)
     i = tl.program_id(2).to(tl.int64)
     at = tl.load(index_ptr + i)
@@ -123,7 +125,7 @@ def result_gradient_kernel(
     if d_result_ptr is not None:
         tl.store(d_result_ptr + out_at, total, mask=inside)
     if d_y_ptr is not None:
-        if RELU:
-            activated = tl.load(activated_ptr + out_at, mask=inside, other=0.0)
-            total = tl.where(activated <= 0, 0.0, total)
+        if ACTIVATION is not None:
+            kept = tl.load(kept_ptr + out_at, mask=inside, other=0.0)
+            total = activation_gradient(total, kept, ACTIVATION)
         tl.store(d_y_ptr + out_at, total, mask=inside)

@@ -7,8 +7,9 @@ apply them.
 import triton
 import triton.language as tl
 
+from .activation import activate
 from .dense import slice_of
-from .products import CHUNK_ROWS, activate, begin
+from .products import CHUNK_ROWS, begin
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def batch_statistics(y_ptr, column, B, H: tl.constexpr, BLOCK_H: tl.constexpr):
 @triton.jit(do_not_specialize=["B"])
 def norm_kernel(
     out_ptr,  # (n, B, H)
-    activated_ptr,  # (n, B, H), or None: the result before `add`
+    kept_ptr,  # (n, B, H), or None: what the gradient of the activation reads
     mean_ptr,  # (n, H)
     rstd_ptr,  # (n, H)
     batch,  # (mean, unbiased variance), (n, H) each, or None
@@ -58,7 +59,7 @@ def norm_kernel(
     TRAINING: tl.constexpr,
     MOVE: tl.constexpr,  # update the running statistics at once
     ADDS: tl.constexpr,  # there is a source to add
-    RELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -95,9 +96,9 @@ def norm_kernel(
         place = row[:, None].to(tl.int64) * H + column[None, :]
         y = tl.load(y_ptr + place, mask=inside, other=0.0)
         y_hat = (y - mean[None, :]) * rstd[None, :]
-        y = activate(weight[None, :] * y_hat + bias[None, :], RELU)
-        if activated_ptr is not None:
-            tl.store(activated_ptr + i * B * H + place, y, mask=inside)
+        y, kept = activate(weight[None, :] * y_hat + bias[None, :], ACTIVATION)
+        if kept_ptr is not None:
+            tl.store(kept_ptr + i * B * H + place, kept, mask=inside)
         if ADDS:
             y += tl.load(slice_of(add, i, B.to(tl.int64) * H) + place, mask=inside, other=0.0)
         tl.store(out_ptr + i * B * H + place, y, mask=inside)

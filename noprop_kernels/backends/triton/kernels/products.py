@@ -47,15 +47,6 @@ def multiply(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def activate(value, RELU: tl.constexpr):
-    """max(value, 0), and NaN where value is NaN."""
-    if RELU:
-        return tl.where(value <= 0, 0.0, value)
-    else:
-        return value
-
-
-@triton.jit
 def number(source, k, i, n, B):
     """Address of row 0 of a number (K, n, B) of step k and slice i; of row b: b * source[3] more.
 

@@ -1,4 +1,4 @@
-/* What the kernels are compared on: three plans, four goals, made-up state and data. */
+/* What the kernels are compared on: four plans, four goals, made-up state and data. */
 #ifndef NOPROP_TESTS_CASE_H
 #define NOPROP_TESTS_CASE_H
 
@@ -19,26 +19,32 @@ typedef struct {
   NopropLayer layers[MAX_LAYERS]; /* the last one's width is set to the number of classes */
 } Shape;
 
-#define LAYER(from, wide, is_relu, added, has_norm) \
-  {.num_sources = COUNT(from),                      \
-   .sources = from,                                 \
-   .width = wide,                                   \
-   .relu = is_relu,                                 \
-   .add = added,                                    \
-   .norm = has_norm,                                \
-   .norm_eps = 1e-5f,                               \
+#define LAYER(from, wide, function, added, has_norm) \
+  {.num_sources = COUNT(from),                       \
+   .sources = from,                                  \
+   .width = wide,                                    \
+   .activation = function,                           \
+   .add = added,                                     \
+   .norm = has_norm,                                 \
+   .norm_eps = 1e-5f,                                \
    .norm_momentum = 0.1f}
 
 static const Shape kShapes[] = {
     {"two sources",
      4,
-     {LAYER(kX, 19, 1, -1, 0), LAYER(kZ, 19, 1, 2, 0), LAYER(kStems, 35, 1, -1, 0),
-      LAYER(kR4, 0, 0, -1, 0)}},
-    {"one layer", 1, {LAYER(kXZ, 0, 0, -1, 0)}},
+     {LAYER(kX, 19, NOPROP_RELU, -1, 0), LAYER(kZ, 19, NOPROP_RELU, 2, 0),
+      LAYER(kStems, 35, NOPROP_RELU, -1, 0), LAYER(kR4, 0, NOPROP_IDENTITY, -1, 0)}},
+    {"one layer", 1, {LAYER(kXZ, 0, NOPROP_IDENTITY, -1, 0)}},
     {"norm and skip",
      5,
-     {LAYER(kX, 19, 1, -1, 1), LAYER(kZ, 19, 1, -1, 1), LAYER(kR3, 19, 1, 3, 1),
-      LAYER(kStemAndSum, 35, 0, -1, 1), LAYER(kR5, 0, 0, -1, 0)}},
+     {LAYER(kX, 19, NOPROP_RELU, -1, 1), LAYER(kZ, 19, NOPROP_RELU, -1, 1),
+      LAYER(kR3, 19, NOPROP_RELU, 3, 1), LAYER(kStemAndSum, 35, NOPROP_IDENTITY, -1, 1),
+      LAYER(kR5, 0, NOPROP_IDENTITY, -1, 0)}},
+    {"GELU",
+     5,
+     {LAYER(kX, 19, NOPROP_GELU, -1, 1), LAYER(kZ, 19, NOPROP_RELU, -1, 0),
+      LAYER(kR3, 19, NOPROP_GELU, 3, 1), LAYER(kStemAndSum, 35, NOPROP_GELU, -1, 0),
+      LAYER(kR5, 0, NOPROP_IDENTITY, -1, 0)}},
 };
 
 typedef struct {

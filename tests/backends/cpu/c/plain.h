@@ -13,7 +13,7 @@
 enum { MAX_RESULTS = 8, PARAMS = 4 }; /* weight, bias, norm_weight, norm_bias */
 
 typedef struct {
-  double *value[MAX_RESULTS], *activated[MAX_RESULTS], *x_hat[MAX_RESULTS];  /* (B, width) */
+  double *value[MAX_RESULTS], *before[MAX_RESULTS], *x_hat[MAX_RESULTS];     /* (B, width) */
   double *mean[MAX_RESULTS], *unbiased_var[MAX_RESULTS], *rstd[MAX_RESULTS]; /* (width,) */
   double* d[MAX_RESULTS];
   double* grad[MAX_RESULTS][PARAMS]; /* by layer */
@@ -68,6 +68,18 @@ static double normal(uint64_t seed, uint32_t stream, int64_t block, int64_t draw
   return radius * (column % 2 ? sin(angle) : cos(angle));
 }
 
+/* an activation of y, and its derivative there */
+static double activate(int32_t activation, double y) {
+  if (activation == NOPROP_RELU) return y > 0 ? y : 0;
+  return activation == NOPROP_GELU ? y * erfc(-y * sqrt(0.5)) / 2 : y;
+}
+
+static double derivative(int32_t activation, double y) {
+  if (activation == NOPROP_RELU) return y > 0;
+  if (activation == NOPROP_IDENTITY) return 1;
+  return erfc(-y * sqrt(0.5)) / 2 + y * exp(-y * y / 2) / sqrt(6.283185307179586);
+}
+
 /* batch norm of x_hat, which holds y on entry */
 static void plain_norm(Walk* walk, int r, const NopropState* state, const NopropLayer* layer,
                        int64_t slice, int64_t B, int training) {
@@ -84,7 +96,7 @@ static void plain_norm(Walk* walk, int r, const NopropState* state, const Noprop
     for (int64_t b = 0; b < B; ++b) {
       double* hat = &walk->x_hat[r][b * H + o];
       *hat = (*hat - used_mean) * walk->rstd[r][o];
-      walk->activated[r][b * H + o] =
+      walk->before[r][b * H + o] =
           *hat * state->norm_weight.value[slice * H + o] + state->norm_bias.value[slice * H + o];
     }
   }
@@ -99,7 +111,7 @@ static void plain_forward(Walk* walk, const NopropPlan* plan, const NopropState*
     const int64_t H = layer->width, in = in_width(plan, l);
     const float* weight = states[l].weight.value + slice * H * in;
     walk->value[r] = doubles(B * H);
-    walk->activated[r] = doubles(B * H);
+    walk->before[r] = doubles(B * H);
     walk->x_hat[r] = doubles(B * H);
     walk->mean[r] = doubles(H);
     walk->unbiased_var[r] = doubles(H);
@@ -113,13 +125,12 @@ static void plain_forward(Walk* walk, const NopropPlan* plan, const NopropState*
           const double* source = walk->value[layer->sources[s]] + b * width;
           for (int64_t f = 0; f < width; ++f) y += weight[o * in + column++] * source[f];
         }
-        walk->x_hat[r][b * H + o] = walk->activated[r][b * H + o] = y;
+        walk->x_hat[r][b * H + o] = walk->before[r][b * H + o] = y;
       }
     if (layer->norm) plain_norm(walk, r, &states[l], layer, slice, B, training);
     for (int64_t at = 0; at < B * H; ++at) {
-      if (layer->relu && walk->activated[r][at] < 0) walk->activated[r][at] = 0;
-      walk->value[r][at] =
-          walk->activated[r][at] + (layer->add >= 0 ? walk->value[layer->add][at] : 0);
+      walk->value[r][at] = activate(layer->activation, walk->before[r][at]) +
+                           (layer->add >= 0 ? walk->value[layer->add][at] : 0);
     }
   }
 }
@@ -177,7 +188,7 @@ static void plain_backward(Walk* walk, const NopropPlan* plan, const NopropState
     for (int p = 0; p < PARAMS; ++p) grad[p] = doubles(param_size(plan, l, p));
     for (int64_t at = 0; at < B * H; ++at) {
       if (layer->add >= 0) walk->d[layer->add][at] += d[at];
-      if (layer->relu && walk->activated[r][at] <= 0) d[at] = 0;
+      d[at] *= derivative(layer->activation, walk->before[r][at]);
     }
     for (int64_t o = 0; layer->norm && o < H; ++o) {
       for (int64_t b = 0; b < B; ++b) {

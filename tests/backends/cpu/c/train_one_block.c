@@ -20,10 +20,18 @@ enum { STEPS = 200, COMPARED_STEPS = 2 };
 static const int32_t kInputWidths[] = {PIXELS, CLASSES};
 static const int32_t kFromX[] = {0}, kFromZ[] = {1}, kFromStems[] = {2, 3}, kFromF[] = {4};
 static const NopropLayer kLayers[LAYERS] = {
-    {.num_sources = 1, .sources = kFromX, .width = HIDDEN, .relu = 1, .add = -1},
-    {.num_sources = 1, .sources = kFromZ, .width = HIDDEN, .relu = 1, .add = -1},
-    {.num_sources = 2, .sources = kFromStems, .width = HIDDEN, .relu = 1, .add = -1},
-    {.num_sources = 1, .sources = kFromF, .width = CLASSES, .relu = 0, .add = -1},
+    {.num_sources = 1, .sources = kFromX, .width = HIDDEN, .activation = NOPROP_RELU, .add = -1},
+    {.num_sources = 1, .sources = kFromZ, .width = HIDDEN, .activation = NOPROP_RELU, .add = -1},
+    {.num_sources = 2,
+     .sources = kFromStems,
+     .width = HIDDEN,
+     .activation = NOPROP_RELU,
+     .add = -1},
+    {.num_sources = 1,
+     .sources = kFromF,
+     .width = CLASSES,
+     .activation = NOPROP_IDENTITY,
+     .add = -1},
 };
 static const int64_t kIn[LAYERS] = {PIXELS, CLASSES, 2 * HIDDEN, HIDDEN};
 static const NopropPlan kPlan = {.num_inputs = 2,

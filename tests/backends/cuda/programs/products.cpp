@@ -15,8 +15,21 @@ std::string named(const char* what, Precision precision, int a, int b, int c, in
   return text;
 }
 
+double normal_distribution(double y) { return 0.5 * std::erfc(-y * std::sqrt(0.5)); }
+
+double activate(Activation activation, double y) {
+  if (activation == Activation::kRelu) return y < 0 ? 0 : y;
+  return activation == Activation::kGelu ? y * normal_distribution(y) : y;
+}
+
+double activation_gradient(Activation activation, double d, double kept) {
+  if (activation == Activation::kRelu) return kept <= 0 ? 0 : d;
+  if (activation == Activation::kNone) return d;
+  return d * (normal_distribution(kept) + kept * std::exp(-kept * kept / 2) * 0.39894228040143268);
+}
+
 void test_dense(Precision precision, int B, int H, std::vector<int> widths, int tile, int shift,
-                bool relu) {
+                Activation activation) {
   const std::string what = named("dense", precision, B, H, widths[0], tile);
   Random random{static_cast<uint64_t>(B * 131 + H)};
   int in = 0;
@@ -30,7 +43,7 @@ void test_dense(Precision precision, int B, int H, std::vector<int> widths, int 
   Launch launch(B, precision, 2, 3);
   DenseStage& s = launch.add(Kind::kDense, cdiv(B, tile) * cdiv(H, tile)).dense;
   s.out = buffer(out.data(), int64_t(B) * H);
-  s.activated = buffer(act.data(), int64_t(B) * H);
+  s.kept = buffer(act.data(), int64_t(B) * H);
   s.add = buffer(add.data(), 0);  // shared by the slices
   for (size_t j = 0; j < widths.size(); ++j) {
     s.sources[j] = buffer(x[j].data(), int64_t(B) * widths[j]);
@@ -38,7 +51,7 @@ void test_dense(Precision precision, int B, int H, std::vector<int> widths, int 
   }
   s.weight = w.data(), s.bias = bias.data();
   s.num_sources = static_cast<int>(widths.size()), s.H = H, s.in_width = in;
-  s.relu = relu, s.tile = tile;
+  s.activation = activation, s.tile = tile;
   launch.run(what);
 
   double worst = 0;
@@ -53,10 +66,11 @@ void test_dense(Precision precision, int B, int H, std::vector<int> widths, int 
                  rounded(w[(kIndex[i] * H + h) * in + column], precision);
           }
         }
-        if (relu && y < 0) y = 0;
         const size_t at = (size_t(i) * B + b) * H + h;
-        worst = std::fmax(worst, std::fabs(act[at] - y));
-        worst = std::fmax(worst, std::fabs(out[at] - (y + add[size_t(b) * H + h])));
+        const double result = activate(activation, y);
+        worst =
+            std::fmax(worst, std::fabs(act[at] - (activation == Activation::kGelu ? y : result)));
+        worst = std::fmax(worst, std::fabs(out[at] - (result + add[size_t(b) * H + h])));
         if (std::isnan(out[at]) || std::isnan(act[at])) worst = INFINITY;
       }
     }
@@ -65,7 +79,8 @@ void test_dense(Precision precision, int B, int H, std::vector<int> widths, int 
   expect(out.fence_stands() && act.fence_stands(), what + ": writes outside");
 }
 
-void test_result_gradient(Precision precision, int B, int F, int height, int tile, int shift) {
+void test_result_gradient(Precision precision, int B, int F, int height, int tile, int shift,
+                          Activation activation) {
   const std::string what = named("result gradient", precision, B, F, height, tile);
   Random random{static_cast<uint64_t>(B * 17 + F)};
   const int in[2] = {F + 3, F}, heights[2] = {height, height + 5}, column[2] = {3, 0};
@@ -82,13 +97,13 @@ void test_result_gradient(Precision precision, int B, int F, int height, int til
       launch.add(Kind::kResultGradient, cdiv(B, tile) * cdiv(F, tile)).result_gradient;
   s.d_result = buffer(dr.data(), int64_t(B) * F);
   s.d_y = buffer(dy.data(), int64_t(B) * F);
-  s.activated = buffer(act.data(), int64_t(B) * F);
+  s.kept = buffer(act.data(), int64_t(B) * F);
   for (int j = 0; j < 2; ++j) {
     s.consumers[j] = {buffer(d[j].data(), int64_t(B) * heights[j]), w[j].data(), heights[j], in[j],
                       column[j]};
   }
   s.consumers[2] = {buffer(added.data(), int64_t(B) * F), nullptr, F, 1, 0};
-  s.num_consumers = 3, s.F = F, s.tile = tile;
+  s.num_consumers = 3, s.F = F, s.activation = activation, s.tile = tile;
   launch.run(what);
 
   double worst = 0;
@@ -104,7 +119,7 @@ void test_result_gradient(Precision precision, int B, int F, int height, int til
           }
         }
         worst = std::fmax(worst, std::fabs(dr[at] - sum));
-        worst = std::fmax(worst, std::fabs(dy[at] - (act[at] <= 0 ? 0 : sum)));
+        worst = std::fmax(worst, std::fabs(dy[at] - activation_gradient(activation, sum, act[at])));
         if (std::isnan(dr[at]) || std::isnan(dy[at])) worst = INFINITY;
       }
     }
@@ -119,15 +134,17 @@ void test_result_gradient(Precision precision, int B, int F, int height, int til
 int main(int arguments, char**) {
   for (Precision precision : {Precision::kFloat32, Precision::kTf32, Precision::kBFloat16}) {
     for (int tile : {16, 32, 64}) {
-      test_dense(precision, 1, 1, {1}, tile, 0, false);
-      test_dense(precision, 7, 10, {33, 5}, tile, 1, true);
-      test_result_gradient(precision, 1, 1, 1, tile, 0);
-      test_result_gradient(precision, 17, 20, 70, tile, 0);
+      test_dense(precision, 1, 1, {1}, tile, 0, Activation::kNone);
+      test_dense(precision, 7, 10, {33, 5}, tile, 1, Activation::kRelu);
+      test_dense(precision, 7, 10, {33, 5}, tile, 1, Activation::kGelu);
+      test_result_gradient(precision, 1, 1, 1, tile, 0, Activation::kNone);
+      test_result_gradient(precision, 17, 20, 70, tile, 0, Activation::kRelu);
+      test_result_gradient(precision, 17, 20, 70, tile, 0, Activation::kGelu);
       if (arguments > 1) continue;
-      test_dense(precision, 70, 68, {128}, tile, 0, true);
-      test_dense(precision, 33, 65, {200, 12, 64}, tile, 0, false);
-      test_result_gradient(precision, 33, 67, 70, tile, 1);
-      test_result_gradient(precision, 70, 68, 128, tile, 0);
+      test_dense(precision, 70, 68, {128}, tile, 0, Activation::kGelu);
+      test_dense(precision, 33, 65, {200, 12, 64}, tile, 0, Activation::kNone);
+      test_result_gradient(precision, 33, 67, 70, tile, 1, Activation::kGelu);
+      test_result_gradient(precision, 70, 68, 128, tile, 0, Activation::kRelu);
     }
   }
   return report();

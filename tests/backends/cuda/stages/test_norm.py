@@ -30,11 +30,11 @@ class Case:
         self.add = torch.randn(n, B, H, generator=generator)
         self.weight, self.bias, self.running_mean = torch.randn(3, 4, H, generator=generator)
         self.running_var = torch.rand(4, H, generator=generator) + 0.1
-        self.out, self.activated = torch.full((2, n, B, H), torch.nan)
+        self.out, self.kept = torch.full((2, n, B, H), torch.nan)
         self.mean, self.rstd, self.batch_mean, self.batch_var = torch.full((4, n, H), torch.nan)
 
     def run(self, stages, *, seed: int = 0, **changed: Any) -> None:
-        names = ("out", "activated", "mean", "rstd", "batch_mean", "batch_var", "y", "add")
+        names = ("out", "kept", "mean", "rstd", "batch_mean", "batch_var", "y", "add")
         fields: dict[str, Any] = {name: buffer(getattr(self, name)) for name in names}
         names = ("weight", "bias", "running_mean", "running_var")
         fields |= {name: getattr(self, name) for name in names}
@@ -43,7 +43,9 @@ class Case:
             stages, "norm", fields, n=2, B=self.B, tiles=tiles(self.H), index=INDEX, seed=seed
         )
 
-    def expected(self, dtype: torch.dtype, *, training: bool, relu: bool) -> dict[str, Tensor]:
+    def expected(
+        self, dtype: torch.dtype, *, training: bool, activation: str | None
+    ) -> dict[str, Tensor]:
         y, add = self.y.to(dtype), self.add.to(dtype)
         if training:
             mean, var = ref.batch_statistics(y)
@@ -51,24 +53,31 @@ class Case:
             mean, var = (v[INDEX].to(dtype) for v in (self.running_mean, self.running_var))
         y_hat, rstd = ref.normalise(y, mean, var, EPS)
         value = ref.scale_shift(y_hat, self.weight[INDEX].to(dtype), self.bias[INDEX].to(dtype))
-        activated = ref.relu(value) if relu else value
-        made = {"activated": activated, "out": activated + add, "mean": mean, "rstd": rstd}
+        result = value if activation is None else ref.ACTIVATIONS[activation][0](value)
+        kept = value if activation == "gelu" else result
+        made = {"kept": kept, "out": result + add, "mean": mean, "rstd": rstd}
         if training:
             made |= {"batch_mean": mean, "batch_var": var * (self.B / (self.B - 1))}
         return made
 
 
-@pytest.mark.parametrize("training, relu", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    "training, activation",
+    [(True, "relu"), (True, "gelu"), (True, None), (False, "relu"), (False, "gelu")],
+)
 @pytest.mark.parametrize("B, H", SHAPES)
-def test_norm(stages, B: int, H: int, training: bool, relu: bool) -> None:
+def test_norm(stages, B: int, H: int, training: bool, activation: str | None) -> None:
     for seed in range(4):
         case = Case(B, H)
         exact, plain = (
-            case.expected(dtype, training=training, relu=relu)
+            case.expected(dtype, training=training, activation=activation)
             for dtype in (torch.float64, torch.float32)
         )
         before = [case.running_mean.clone(), case.running_var.clone()]
-        case.run(stages, relu=int(relu), training=int(training), move=int(training), seed=seed)
+        case.run(
+            stages, activation=activation or "none", training=int(training), move=int(training),
+            seed=seed,
+        )  # fmt: skip
         for name, value in exact.items():
             assert_matches(getattr(case, name), value, plain[name], terms=B, name=name)
         batch = (case.batch_mean, case.batch_var)
@@ -83,19 +92,20 @@ def test_norm(stages, B: int, H: int, training: bool, relu: bool) -> None:
 
 def test_what_is_not_asked_stays(stages) -> None:
     case, part = Case(20, 33), Case(20, 33)
-    case.run(stages, relu=1)
+    case.run(stages, activation="relu")
     kept = part.running_mean.clone()
-    absent = ("activated", "mean", "rstd", "batch_mean", "batch_var", "add")
-    part.run(stages, relu=1, **{name: {} for name in absent})
-    assert torch.equal(part.out, case.activated) and torch.equal(part.running_mean, kept)
+    absent = ("kept", "mean", "rstd", "batch_mean", "batch_var", "add")
+    part.run(stages, activation="relu", **{name: {} for name in absent})
+    assert torch.equal(part.out, case.kept) and torch.equal(part.running_mean, kept)
     assert part.mean.isnan().all() and part.batch_var.isnan().all()
 
 
-def test_relu_hands_on_nan(stages) -> None:
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_activations_hand_on_nan(stages, activation: str) -> None:
     case = Case(20, 33)
     case.y[1, 7, 20] = torch.nan
-    case.run(stages, relu=1)
-    bad = case.activated.isnan()
+    case.run(stages, activation=activation or "none")
+    bad = case.out.isnan()
     assert bad[1, :, 20].all() and bad.sum() == 20
 
 
