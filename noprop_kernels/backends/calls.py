@@ -21,18 +21,10 @@ BACKEND_FUNCTIONS = ("add_noise", "forward", "head", "backward", "update", "trai
 Tensors = dict[str, Tensor]
 
 
-def fresh(**options: Any) -> Any:
-    """A field of a training call whose tensors may be others in the next call of the same kind.
-
-    A graph of launches copies them into tensors of its own. Of every other tensor it freezes the
-    address, so that one that changes from call to call costs a capture each time.
-    """
-    return field(metadata={"fresh": True}, **options)
-
-
-def lasting(**options: Any) -> Any:
-    """A field of a training call whose tensors are an object's, a data set's, or of one step."""
-    return field(metadata={"fresh": False}, **options)
+# Metadata of each field of a training call that holds tensors: whether they may be others in the
+# next call of the same kind. A graph of launches copies those that may into tensors of its own, and
+# freezes the address of the rest, so that one of these that changes costs a capture at each call.
+FRESH, LASTING = {"fresh": True}, {"fresh": False}
 
 
 @dataclass
@@ -53,14 +45,14 @@ class Slices:
     """
 
     plan: Plan
-    params: Tensors = lasting()
-    m: Tensors = lasting()
-    v: Tensors = lasting()
-    stats: Tensors = lasting()
-    seeds: Tensor = lasting()
-    draws: Tensor = lasting()
-    updates: Tensor = lasting()
-    index: Tensor = lasting()
+    params: Tensors = field(metadata=LASTING)
+    m: Tensors = field(metadata=LASTING)
+    v: Tensors = field(metadata=LASTING)
+    stats: Tensors = field(metadata=LASTING)
+    seeds: Tensor = field(metadata=LASTING)
+    draws: Tensor = field(metadata=LASTING)
+    updates: Tensor = field(metadata=LASTING)
+    index: Tensor = field(metadata=LASTING)
     precision: str = "float32"
 
 
@@ -76,9 +68,9 @@ class Noise:
         first_row: position of row 0 in the whole batch.
     """
 
-    seeds: Tensor = fresh()
-    draw: Tensor = fresh()
-    block: Tensor = fresh()
+    seeds: Tensor = field(metadata=FRESH)
+    draw: Tensor = field(metadata=FRESH)
+    block: Tensor = field(metadata=FRESH)
     stream: int
     first_row: int = 0
 
@@ -87,7 +79,7 @@ class Noise:
 class Embedding:
     """The labels' embeddings: u_y = W_embed[y], (M, D) float32, or one-hot where None (D = M)."""
 
-    W_embed: Tensor | None = lasting()
+    W_embed: Tensor | None = field(metadata=LASTING)
     D: int
 
     @property
@@ -105,8 +97,8 @@ class Noising:
         sigma: standard deviation of flow matching's second noise eps_1.
     """
 
-    signal: Tensor = fresh()
-    noise: Tensor = fresh()
+    signal: Tensor = field(metadata=FRESH)
+    noise: Tensor = field(metadata=FRESH)
     sigma: float
 
 
@@ -122,7 +114,7 @@ class Objective:
         rows: of the whole batch.
     """
 
-    weight: Tensor = fresh()
+    weight: Tensor = field(metadata=FRESH)
     flow: float
     head: str
     rows: int
@@ -139,11 +131,11 @@ class Gather:
         mean, scale: (F,) float32, or both None: the feature is (data - mean) * scale.
     """
 
-    data: Tensor = lasting()
-    indices: Tensor = fresh()
-    replica: Tensor = fresh()
-    mean: Tensor | None = fresh(default=None)
-    scale: Tensor | None = fresh(default=None)
+    data: Tensor = field(metadata=LASTING)
+    indices: Tensor = field(metadata=FRESH)
+    replica: Tensor = field(metadata=FRESH)
+    mean: Tensor | None = field(default=None, metadata=FRESH)
+    scale: Tensor | None = field(default=None, metadata=FRESH)
 
 
 @dataclass
@@ -209,8 +201,8 @@ class Rule:
     """An optimizer for one call: lr (K, n) float64, expanded; weight_decay (n,) float64."""
 
     optimizer: Optimizer
-    lr: Tensor = fresh()
-    weight_decay: Tensor = fresh()
+    lr: Tensor = field(metadata=FRESH)
+    weight_decay: Tensor = field(metadata=FRESH)
 
 
 @dataclass
@@ -260,15 +252,15 @@ class TrainOut:
             statistic.
     """
 
-    loss: Tensor = fresh()
-    applied: Tensor = fresh()
-    error: Tensor | None = lasting(default=None)
-    d_inputs: Tensors = lasting(default_factory=dict)
-    d_signal: Tensor | None = lasting(default=None)
-    d_noise: Tensor | None = lasting(default=None)
-    d_W_embed: Tensor | None = lasting(default=None)
-    grads: Tensors | None = lasting(default=None)
-    stats: Tensors | None = lasting(default=None)
+    loss: Tensor = field(metadata=FRESH)
+    applied: Tensor = field(metadata=FRESH)
+    error: Tensor | None = field(default=None, metadata=LASTING)
+    d_inputs: Tensors = field(default_factory=dict, metadata=LASTING)
+    d_signal: Tensor | None = field(default=None, metadata=LASTING)
+    d_noise: Tensor | None = field(default=None, metadata=LASTING)
+    d_W_embed: Tensor | None = field(default=None, metadata=LASTING)
+    grads: Tensors | None = field(default=None, metadata=LASTING)
+    stats: Tensors | None = field(default=None, metadata=LASTING)
 
 
 @dataclass
@@ -294,9 +286,9 @@ class TrainCall:
     noising: Noising
     objective: Objective
     embedding: Embedding
-    inputs: dict[str, Tensor | Gather] = fresh()
-    z: Tensor | None = lasting()
-    y: Tensor | Gather = fresh()
+    inputs: dict[str, Tensor | Gather] = field(metadata=FRESH)
+    z: Tensor | None = field(metadata=LASTING)
+    y: Tensor | Gather = field(metadata=FRESH)
     rule: Rule | None
     B: int
     K: int
