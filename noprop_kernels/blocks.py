@@ -48,7 +48,8 @@ class DenoisingBlocks(Stack):
             unless every call brings features of it.
         goal: the noise levels and loss weights.
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
-        optimizer: SGD, Adam or AdamW; None makes a plain module, for `loss` and torch.optim.
+        optimizer: of noprop_kernels.optimizers; None makes a plain module, for `loss` and
+            torch.optim.
         seed: of the parameters and the noise; a list makes one replica for each.
         held: the t to keep in memory; None: all of 1..T.
         precision: "float32", or "bfloat16" | "tf32": the rounding of operands of the layers'

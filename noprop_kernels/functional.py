@@ -19,7 +19,7 @@ from .check import (
     check_positive,
     check_tensor,
 )
-from .optimizers import Optimizer
+from .optimizers import Optimizer, check_optimizer
 from .plan import ACTIVATION_NAMES
 
 HEADS = ("softmax", "linear", "cross_entropy")
@@ -197,7 +197,7 @@ def dense_update_(
         d_y: (*, out) float32, the loss' gradient.
         weight: (out, in) float32, contiguous.
         bias: (out,) float32, contiguous, or None.
-        optimizer: SGD, Adam or AdamW, with one weight_decay.
+        optimizer: of noprop_kernels.optimizers, with one weight_decay.
         state: the moments and the count of updates, which belong to the weights; {} at first.
         lr: None: the optimizer's.
         input_grad: whether to compute d_x.
@@ -218,10 +218,7 @@ def dense_update_(
         raise ValueError(
             f"{op}: d_y must have the rows of x, {tuple(x.shape[:-1])}, got {tuple(d_y.shape[:-1])}"
         )
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(
-            f"{op}: optimizer must be SGD, Adam or AdamW, got {type(optimizer).__name__}"
-        )
+    check_optimizer(op, optimizer)
     if isinstance(optimizer.weight_decay, tuple):
         raise ValueError(f"{op}: optimizer must have one weight_decay, got a tuple")
     if lr is None:

@@ -15,7 +15,7 @@ from .autograd.wrapped import is_plain, refuse_wrapped
 from .backends import dispatch
 from .check import check_tensor
 from .compiler.eager import eager_only
-from .optimizers import Optimizer
+from .optimizers import NAMES, Optimizer
 
 OP = "Linear"
 _ASKED: Any = object()  # default: no optimizer was given
@@ -45,8 +45,8 @@ class Linear(nn.Linear):
 
     Args:
         in_features, out_features, bias: as torch.nn.Linear, with its initialisation.
-        optimizer: required: SGD, Adam or AdamW, which backward applies; None: backward leaves
-            `.grad` for an outside optimizer.
+        optimizer: required: one of noprop_kernels.optimizers, which backward applies; None:
+            backward leaves `.grad` for an outside optimizer.
         precision: "float32" | "tf32" | "bfloat16", of the products' operands.
         backend: a backend to force; None: the best that runs here.
         device: of the parameters, as torch.nn.Linear.
@@ -75,7 +75,7 @@ class Linear(nn.Linear):
     ) -> None:
         if optimizer is _ASKED:
             raise ValueError(
-                f"{OP}: optimizer must be given: SGD, Adam or AdamW of noprop_kernels, which "
+                f"{OP}: optimizer must be given: {NAMES} of noprop_kernels, which "
                 "backward applies to the weights, or None, which leaves .grad to torch.optim"
             )
         plan_of(in_features, out_features, None)  # checks the sizes

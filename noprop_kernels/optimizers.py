@@ -1,20 +1,31 @@
 """The optimizers that the kernels apply: torch.optim's names, defaults and formulas."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from .check import LARGEST, SMALLEST, check_number
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The common part of the optimizers.
+    """The common part of the optimizers. Backends, files and messages read an optimizer as this
+    data; its formulas are in each backend's one place.
 
     Args:
         lr: learning rate, above or equal to 0.
         weight_decay: a number, or one per slice.
+
+    Attributes:
+        kind: its name in OPTIMIZERS, in saved models and for the CPU kernels.
+        torch_moments: torch.optim's names of "m" and "v".
+        torch_options: what torch.optim's groups hold beside our fields, always with this value.
     """
+
+    kind: ClassVar[str] = ""
+    torch_moments: ClassVar[tuple[str, ...]] = ()
+    torch_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     lr: float = 1e-3
     weight_decay: float | tuple[float, ...] = 0.0
@@ -45,6 +56,16 @@ class Optimizer:
         """The moments that each parameter keeps: "m", "v", both or none."""
         raise NotImplementedError
 
+    @property
+    def formula(self) -> str:
+        """The name by which the GPU kernels specialise on its formulas."""
+        return self.kind.lower()
+
+    def hyper(self) -> dict[str, Any]:
+        """Its own hyperparameters: its fields beside lr and weight_decay."""
+        shared = {each.name for each in fields(Optimizer)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
@@ -60,6 +81,9 @@ class SGD(Optimizer):
         ValueError: a number is out of range.
     """
 
+    kind = "SGD"
+    torch_moments = ("momentum_buffer",)
+
     momentum: float = 0.0
     nesterov: bool = False
 
@@ -72,6 +96,12 @@ class SGD(Optimizer):
     @property
     def moments(self) -> tuple[str, ...]:
         return ("m",) if self.momentum > 0 else ()
+
+    @property
+    def formula(self) -> str:
+        if self.momentum == 0:
+            return "sgd"
+        return "nesterov" if self.nesterov else "momentum"
 
 
 @dataclass(frozen=True)
@@ -87,6 +117,10 @@ class Adam(Optimizer):
     Raises:
         ValueError: a number is out of range.
     """
+
+    kind = "Adam"
+    torch_moments = ("exp_avg", "exp_avg_sq")
+    torch_options = MappingProxyType({"decoupled_weight_decay": False})
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -120,4 +154,24 @@ class AdamW(Adam):
         ValueError: a number is out of range.
     """
 
+    kind = "AdamW"
+    torch_options = MappingProxyType({"decoupled_weight_decay": True})
+
     weight_decay: float | tuple[float, ...] = 1e-2
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {each.kind: each for each in (SGD, Adam, AdamW)}
+*_first, _last = OPTIMIZERS
+NAMES = f"{', '.join(_first)} or {_last}"
+
+
+def check_optimizer(op: str, value: object, place: str = "") -> Optimizer:
+    """`value`, which must be of a class that the kernels know.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, Optimizer) or value.kind not in OPTIMIZERS:
+        got = type(value).__name__
+        raise ValueError(f"{op}: optimizer must be {NAMES}{place}, got {got}")
+    return value

@@ -34,7 +34,7 @@ class OutputHead(Stack):
         M: classes.
         goal: the noise levels, those of the blocks.
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
-        optimizer: SGD, Adam or AdamW; None makes a plain module.
+        optimizer: of noprop_kernels.optimizers; None makes a plain module.
         seed: of the parameters and the noise; a list makes one replica for each.
         precision: "float32", or "bfloat16" | "tf32": the rounding of operands of the layers'
             products (weights, sources, output gradients); all else is float32. The CPU kernels have

@@ -300,15 +300,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       });
 
   py::class_<Optimizer>(m, "Optimizer")
-      .def(py::init([](const std::string& kind, double momentum, double beta1, double beta2,
-                       double eps, bool nesterov) {
-             const int32_t number = kind == "SGD"    ? NOPROP_SGD
-                                    : kind == "Adam" ? NOPROP_ADAM
-                                                     : NOPROP_ADAMW;
-             return Optimizer{number, momentum, beta1, beta2, eps, nesterov};
-           }),
-           py::arg("kind"), py::arg("momentum") = 0.0, py::arg("beta1") = 0.0,
-           py::arg("beta2") = 0.0, py::arg("eps") = 0.0, py::arg("nesterov") = false);
+      .def(py::init<const std::string&, bool, bool, const py::kwargs&>(), py::arg("kind"),
+           py::arg("has_m"), py::arg("has_v"));
 
   m.def("train", &train);
   m.def("add_noise", &add_noise);

@@ -8,6 +8,8 @@
 #include <map>
 #include <new>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "noprop.h"
@@ -120,12 +122,36 @@ struct Plan {
   }
 };
 
+// An optimizer as the kernels have it, made from its name, moments and hyperparameters in Python.
 struct Optimizer {
-  int32_t kind;
-  double momentum, beta1, beta2, eps;
-  bool nesterov;
-  bool has_m() const { return kind != NOPROP_SGD || momentum > 0; }
-  bool has_v() const { return kind != NOPROP_SGD; }
+  NopropRule rule = {};  // but for learning rate and weight decay
+  bool has_m, has_v;
+
+  Optimizer(const std::string& kind, bool has_m, bool has_v, const py::kwargs& hyper)
+      : has_m(has_m), has_v(has_v) {
+    rule.kind = kind_of(kind);
+    for (const auto& [key, value] : hyper) {
+      const auto name = key.cast<std::string>();
+      if (name == "momentum") {
+        rule.momentum = value.cast<double>();
+      } else if (name == "nesterov") {
+        rule.nesterov = value.cast<bool>();
+      } else if (name == "betas") {
+        std::tie(rule.beta1, rule.beta2) = value.cast<std::pair<double, double>>();
+      } else if (name == "eps") {
+        rule.eps = value.cast<double>();
+      } else {
+        throw py::value_error("Optimizer: no hyperparameter is named " + name);
+      }
+    }
+  }
+
+  static int32_t kind_of(const std::string& name) {
+    if (name == "SGD") return NOPROP_SGD;
+    if (name == "Adam") return NOPROP_ADAM;
+    if (name == "AdamW") return NOPROP_ADAMW;
+    throw py::value_error("Optimizer: kind must be one of the kernels', got " + name);
+  }
 };
 
 }  // namespace noprop

@@ -223,22 +223,16 @@ struct Reader {
 
   // null without an optimizer
   NopropRule rule(py::handle rule, const Optimizer* optimizer) {
-    NopropRule made = {};
-    if (!optimizer) return made;
+    if (!optimizer) return {};
     const Taken lr = tensors.read(get(rule, "lr"), {"lr"}, Kind::kFloat64, {K, n}, 2);
     const Taken decay =
         tensors.read(get(rule, "weight_decay"), {"weight_decay"}, Kind::kFloat64, {n}, 1);
-    made.kind = optimizer->kind;
+    NopropRule made = optimizer->rule;
     made.lr = lr.as<double>();
     made.lr_step = lr.strides[0];
     made.lr_slice = lr.strides[1];
     made.weight_decay = decay.as<double>();
     made.decay_slice = decay.strides[0];
-    made.momentum = optimizer->momentum;
-    made.beta1 = optimizer->beta1;
-    made.beta2 = optimizer->beta2;
-    made.eps = optimizer->eps;
-    made.nesterov = optimizer->nesterov;
     return made;
   }
 

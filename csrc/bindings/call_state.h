@@ -56,8 +56,8 @@ struct Slices {
       : state_(call.attr("slices")), tensors_(tensors) {
     const py::object params = get(state_, "params"), stats = get(state_, "stats");
     const py::object m = get(state_, "m"), v = get(state_, "v");
-    const bool moves_m = use.updates && optimizer->has_m();
-    const bool moves_v = use.updates && optimizer->has_v();
+    const bool moves_m = use.updates && optimizer->has_m;
+    const bool moves_v = use.updates && optimizer->has_v;
     for (size_t l = 0; l < plan.layers.size(); ++l) {
       const int64_t H = plan.layers[l].width;
       const auto param = [&](const py::str& key, std::initializer_list<int64_t> shape) {

@@ -3,7 +3,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -16,50 +15,11 @@ namespace py = pybind11;
 namespace noprop::cuda {
 namespace {
 
-// names of each enum's values, in order
-constexpr std::array kKinds = {"gather",        "noise",
-                               "dense",         "norm",
-                               "head",          "loss",
-                               "rates",         "result_gradient",
-                               "norm_gradient", "numbers",
-                               "embedding",     "update_weight",
-                               "update_vector", "update_statistic",
-                               "apply",         "u_hat",
-                               "chain"};
-constexpr std::array kPrecisions = {"float32", "tf32", "bfloat16"};
-constexpr std::array kRules = {"none", "sgd", "momentum", "nesterov", "adam", "adamw"};
-constexpr std::array kHeads = {"softmax", "linear", "cross_entropy"};
-constexpr std::array kTypes = {"float32", "bfloat16", "uint8"};
-constexpr std::array kActivations = {"none", "relu", "gelu"};
-constexpr std::array kSums = {"rows", "done", "zero"};
-
-const auto& names_of(Kind) { return kKinds; }
-const auto& names_of(Precision) { return kPrecisions; }
-const auto& names_of(Rule) { return kRules; }
-const auto& names_of(Head) { return kHeads; }
-const auto& names_of(Type) { return kTypes; }
-const auto& names_of(Activation) { return kActivations; }
-const auto& names_of(Sum) { return kSums; }
-
 template <class Enum>
 Enum to_enum(std::string_view name) {
-  const auto& names = names_of(Enum{});
-  for (size_t i = 0; i < names.size(); ++i)
-    if (name == names[i]) return static_cast<Enum>(i);
+  for (size_t i = 0; i < kNames<Enum>.size(); ++i)
+    if (name == kNames<Enum>[i]) return static_cast<Enum>(i);
   throw py::value_error("no value of the enum is named " + std::string(name));
-}
-
-template <class T>
-T* to_pointer(const py::handle& item) {
-  return item.is_none() ? nullptr : reinterpret_cast<T*>(item.cast<std::uintptr_t>());
-}
-
-py::tuple to_tuple(const py::handle& item, size_t size) {
-  auto tuple = py::cast<py::tuple>(item);
-  if (tuple.size() != size)
-    throw py::value_error("must have " + std::to_string(size) + " entries, got " +
-                          std::to_string(tuple.size()));
-  return tuple;
 }
 
 template <class T>
@@ -76,56 +36,45 @@ void read(const py::handle& item, T& out) {
 
 template <class T>
 void read(const py::handle& item, T*& out) {
-  out = to_pointer<T>(item);
+  out = item.is_none() ? nullptr : reinterpret_cast<T*>(item.cast<std::uintptr_t>());
 }
 
-// None: absent, else (data, step, slice, by_group)
-void read(const py::handle& item, Buffer& out) {
+template <class T>
+  requires std::is_class_v<T>
+void read(const py::handle& item, T& out);
+
+// The entries of a tuple, as many as a struct has fields, in their order.
+class Entries {
+ public:
+  explicit Entries(const py::handle& item) : tuple_(py::cast<py::tuple>(item)) {}
+
+  template <class T>
+  Entries& operator()(const char*, T& out) {
+    if (read_ < tuple_.size()) read(py::object(tuple_[read_]), out);
+    ++read_;
+    return *this;
+  }
+
+  void end() const {
+    if (read_ != tuple_.size())
+      throw py::value_error("must have " + std::to_string(read_) + " entries, got " +
+                            std::to_string(tuple_.size()));
+  }
+
+ private:
+  py::tuple tuple_;
+  size_t read_ = 0;
+};
+
+template <class T>
+  requires std::is_class_v<T>
+void read(const py::handle& item, T& out) {
   out = {};
-  if (item.is_none()) return;
-  const auto t = to_tuple(item, 4);
-  out = {to_pointer<void>(t[0]), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int32_t>()};
-}
-
-// (data, step, slice, row)
-template <class N>
-  requires std::is_same_v<N, Number> || std::is_same_v<N, Integer>
-void read(const py::handle& item, N& out) {
-  const auto t = to_tuple(item, 4);
-  out = {to_pointer<std::remove_pointer_t<decltype(out.data)>>(t[0]), t[1].cast<int64_t>(),
-         t[2].cast<int64_t>(), t[3].cast<int64_t>()};
-}
-
-// (data, step, slice)
-void read(const py::handle& item, Real& out) {
-  const auto t = to_tuple(item, 3);
-  out = {to_pointer<const double>(t[0]), t[1].cast<int64_t>(), t[2].cast<int64_t>()};
-}
-
-// None: no indices, else (indices, replica, replicas, rows)
-void read(const py::handle& item, Rows& out) {
-  out = {};
-  if (item.is_none()) return;
-  const auto t = to_tuple(item, 4);
-  out = {to_pointer<const int64_t>(t[0]), to_pointer<const int64_t>(t[1]), t[2].cast<int64_t>(),
-         t[3].cast<int64_t>()};
-}
-
-// (value, m, v, grad, size)
-void read(const py::handle& item, Param& out) {
-  const auto t = to_tuple(item, 5);
-  out = {to_pointer<float>(t[0]), to_pointer<float>(t[1]), to_pointer<float>(t[2]),
-         to_pointer<float>(t[3]), t[4].cast<int64_t>()};
-}
-
-// (d_y, weight, height, in_width, column)
-void read(const py::handle& item, Consumer& out) {
-  const auto t = to_tuple(item, 5);
-  read(t[0], out.d_y);
-  out.weight = to_pointer<const float>(t[1]);
-  out.height = t[2].cast<int32_t>();
-  out.in_width = t[3].cast<int32_t>();
-  out.column = t[4].cast<int32_t>();
+  const bool may_be_absent = std::is_same_v<T, Buffer> || std::is_same_v<T, Rows>;
+  if (may_be_absent && item.is_none()) return;
+  Entries entries(item);
+  out.fields(entries);
+  entries.end();
 }
 
 // a sequence of at most N
@@ -152,13 +101,20 @@ class Fields {
   }
 
   template <class T>
-  Fields& get(const char* field, T& out) {
+  Fields& operator()(const char* field, T& out) {
     const py::handle item = take(field);
     try {
       read(item, out);
     } catch (const std::exception& error) {
       throw py::value_error(name_ + ": " + field + ": " + error.what());
     }
+    return *this;
+  }
+
+  Fields& operator()(const char* field, Hyper& out) {
+    Fields own(py::cast<py::dict>(take(field)), field);
+    out.fields(own);
+    own.end();
     return *this;
   }
 

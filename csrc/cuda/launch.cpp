@@ -27,10 +27,11 @@ int done(const char* reason) {
   return fail("%s", reason);
 }
 
-bool is_precision(int32_t code) {
-  return code >= static_cast<int32_t>(Precision::kFloat32) &&
-         code <= static_cast<int32_t>(Precision::kBFloat16);
-}
+// the last value of an enum
+template <class Enum>
+constexpr int32_t kLast = static_cast<int32_t>(kNames<Enum>.size()) - 1;
+
+bool is_precision(int32_t code) { return code >= 0 && code <= kLast<Precision>; }
 
 int64_t shared_bytes(Precision precision, int32_t resident_floats) {
   return kernel_of(precision).scratch_bytes + int64_t{resident_floats} * 4;
@@ -99,8 +100,8 @@ int check_sizes(const Program& p) {
       {"groups", p.groups, 1, INT32_MAX},
       {"blocks", p.blocks, 1, INT32_MAX},
       {"cluster", p.cluster, 0, 1},
-      {"precision", static_cast<int32_t>(p.precision), 0, 2},
-      {"rule", static_cast<int32_t>(p.hyper.rule), 0, 5},
+      {"precision", static_cast<int32_t>(p.precision), 0, kLast<Precision>},
+      {"rule", static_cast<int32_t>(p.hyper.rule), 0, kLast<Rule>},
       {"resident_floats", p.resident_floats, 0, INT32_MAX},
       {"num_stages", p.num_stages, 1, kMaxStages},
   };
@@ -131,7 +132,7 @@ int check_stages(const Program& p) {
   for (int i = 0; i < p.num_stages; ++i) {
     const Stage& s = p.stages[i];
     const auto kind = static_cast<int32_t>(s.kind);
-    if (kind < 0 || kind > static_cast<int32_t>(Kind::kChain)) {
+    if (kind < 0 || kind > kLast<Kind>) {
       return fail("kind of stage %d must be one of program.h, got %d", i, kind);
     }
     if (s.tiles < 0 || s.first < 0) {
@@ -170,14 +171,16 @@ int noprop_cuda_device(int32_t device, NopropCudaDevice* facts) {
 }
 
 int noprop_cuda_scratch_bytes(int32_t precision, int64_t* bytes) {
-  if (!is_precision(precision)) return fail("precision must be in 0..2, got %d", precision);
+  if (!is_precision(precision))
+    return fail("precision must be in 0..%d, got %d", kLast<Precision>, precision);
   *bytes = kernel_of(static_cast<Precision>(precision)).scratch_bytes;
   return done(nullptr);
 }
 
 int noprop_cuda_resident_blocks(int32_t device, int32_t precision, int32_t resident_floats,
                                 int32_t* blocks) {
-  if (!is_precision(precision)) return fail("precision must be in 0..2, got %d", precision);
+  if (!is_precision(precision))
+    return fail("precision must be in 0..%d, got %d", kLast<Precision>, precision);
   if (resident_floats < 0) {
     return fail("resident_floats must be at least 0, got %d", resident_floats);
   }
@@ -186,7 +189,8 @@ int noprop_cuda_resident_blocks(int32_t device, int32_t precision, int32_t resid
 
 int noprop_cuda_resident_clusters(int32_t device, int32_t precision, int32_t resident_floats,
                                   int32_t blocks, int32_t* clusters) {
-  if (!is_precision(precision)) return fail("precision must be in 0..2, got %d", precision);
+  if (!is_precision(precision))
+    return fail("precision must be in 0..%d, got %d", kLast<Precision>, precision);
   if (resident_floats < 0) {
     return fail("resident_floats must be at least 0, got %d", resident_floats);
   }

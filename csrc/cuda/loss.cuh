@@ -1,38 +1,22 @@
-// The loss of a slice, whether its step applies, its counters, and the rates of its update: what
-// follows from lr, weight decay or the count of updates, in float64 and rounded once.
+// The loss of a slice, whether its step applies, its counters, and the rates of its update.
 #pragma once
 
+#include "cuda/optimizer.cuh"
 #include "cuda/reduce.cuh"
 
 namespace noprop::cuda {
 
-// as update.cuh reads them, with a fourth number behind: 1 where the step applies, else 0
-struct NextRates {
-  float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
-};
-
-NOPROP_DEV NextRates rates_of(const Hyper& hyper, double lr, double weight_decay, int64_t updates) {
-  NextRates rates{static_cast<float>(lr), static_cast<float>(weight_decay), 1.0f};
-  if (hyper.rule == Rule::kAdamW) rates.decay = static_cast<float>(1.0 - lr * weight_decay);
-  if (hyper.rule == Rule::kAdam || hyper.rule == Rule::kAdamW) {
-    const double count = static_cast<double>(updates);
-    rates.lr = static_cast<float>(lr / -expm1(count * hyper.log_beta_1));
-    rates.root = static_cast<float>(sqrt(-expm1(count * hyper.log_beta_2)));
-  }
-  return rates;
-}
-
 // The rates of the next update by the last thread, whose warp has the least to do for a small
 // batch; others get nothing of use. Written, and the update counted, by store_rates.
 template <typename S>
-NOPROP_DEV NextRates next_rates(const Program& p, const S& s, const Place& place) {
+NOPROP_DEV Rates next_rates(const Program& p, const S& s, const Place& place) {
   if (thread_index() != kThreads - 1 || at<float>(s.rates, place) == nullptr) return {};
   return rates_of(p.hyper, *at(s.lr, place), *at(s.weight_decay, place),
                   s.updates[place.slice] + 1);
 }
 
 template <typename S>
-NOPROP_DEV void store_rates(const S& s, const Place& place, const NextRates& rates, bool applies) {
+NOPROP_DEV void store_rates(const S& s, const Place& place, const Rates& rates, bool applies) {
   float* to = at<float>(s.rates, place);
   if (thread_index() != kThreads - 1 || to == nullptr) return;
   to[0] = rates.lr;
@@ -68,7 +52,7 @@ NOPROP_DEV float weighted_sum(const Program& p, const float* error, const float*
 
 NOPROP_DEV void loss_tile(const Program& p, const LossStage& s, const Place& place, int,
                           unsigned char* scratch) {
-  const NextRates rates = next_rates(p, s, place);
+  const Rates rates = next_rates(p, s, place);
   int32_t bad = 0;
   const int tiles = (p.B + kRows - 1) / kRows;
   for (int j = 0; j < s.num_flags; ++j) {
@@ -90,7 +74,7 @@ NOPROP_DEV void loss_tile(const Program& p, const LossStage& s, const Place& pla
 
 NOPROP_DEV void rates_tile(const Program& p, const RatesStage& s, const Place& place, int,
                            unsigned char* scratch) {
-  const NextRates rates = next_rates(p, s, place);
+  const Rates rates = next_rates(p, s, place);
   uint8_t* applied = at<uint8_t>(s.applied, place);
   const float* d_logits = at<const float>(s.d_logits, place);
   if (d_logits == nullptr) return store_rates(s, place, rates, *applied != 0);

@@ -1,4 +1,5 @@
-// The optimizer's step on some entries of a parameter at once.
+// The optimizers: what a slice's step takes from the host and the count of updates, and the step on
+// some entries of a parameter at once.
 //
 //     SGD:   g += wd * param;  m = momentum * m + g;  param -= lr * (m, or g + momentum * m)
 //     Adam:  g += wd * param;  AdamW: param *= 1 - lr * wd;  then both
@@ -35,11 +36,24 @@ NOPROP_DEV float root(float v) {
   return small ? exact * 0x1p-32f : exact;
 }
 
-// what a slice's loss stage left for its update
+// what a slice's loss stage leaves for its update
 struct Rates {
   float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
   bool moves;
 };
+
+// What follows from lr, weight decay or the count of updates, in float64 and rounded once. Whether
+// the step applies is not known yet.
+NOPROP_DEV Rates rates_of(const Hyper& hyper, double lr, double weight_decay, int64_t updates) {
+  Rates rates{static_cast<float>(lr), static_cast<float>(weight_decay), 1.0f, false};
+  if (hyper.rule == Rule::kAdamW) rates.decay = static_cast<float>(1.0 - lr * weight_decay);
+  if (hyper.rule == Rule::kAdam || hyper.rule == Rule::kAdamW) {
+    const double count = static_cast<double>(updates);
+    rates.lr = static_cast<float>(lr / -expm1(count * hyper.log_beta_1));
+    rates.root = static_cast<float>(sqrt(-expm1(count * hyper.log_beta_2)));
+  }
+  return rates;
+}
 
 NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
   if (p.hyper.rule == Rule::kNone) return {0.0f, 0.0f, 1.0f, false};

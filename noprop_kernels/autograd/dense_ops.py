@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backends import dispatch
-from ..optimizers import SGD, Adam, AdamW, Optimizer
+from ..optimizers import OPTIMIZERS, Optimizer
 from .custom_op import register
 from .layer import PARTS, Layer, plan_of
 from .layer_optimizer import rule_of
@@ -120,17 +120,18 @@ dense_op = register(
 
 def describe(optimizer: Optimizer) -> tuple[str, list[float]]:
     """An optimizer as an operation's arguments, without lr and weight_decay."""
-    if isinstance(optimizer, SGD):
-        return "SGD", [optimizer.momentum, float(optimizer.nesterov)]
-    assert isinstance(optimizer, Adam)  # unreachable: constructors reject other optimizers
-    return type(optimizer).__name__, [*optimizer.betas, optimizer.eps]
+    hyper = optimizer.hyper().values()
+    return optimizer.kind, [float(n) for v in hyper for n in (v if isinstance(v, tuple) else [v])]
 
 
 @lru_cache(maxsize=64)
 def described(kind: str, *numbers: float) -> Optimizer:
-    if kind == "SGD":
-        return SGD(momentum=numbers[0], nesterov=bool(numbers[1]))
-    return {"Adam": Adam, "AdamW": AdamW}[kind](betas=(numbers[0], numbers[1]), eps=numbers[2])
+    left = iter(numbers)
+    hyper: dict[str, Any] = {
+        name: tuple(next(left) for _ in like) if isinstance(like, tuple) else type(like)(next(left))
+        for name, like in OPTIMIZERS[kind]().hyper().items()
+    }
+    return OPTIMIZERS[kind](**hyper)
 
 
 def dense_update_(

@@ -11,23 +11,19 @@ from torch import Tensor
 
 from ..backends.calls import Rule
 from ..check import check_tensor
-from ..optimizers import SGD, AdamW, Optimizer
+from ..optimizers import Optimizer, check_optimizer
 
 
 class LayerOptimizer:
-    """SGD, Adam or AdamW of one layer; lr and weight_decay may be set between steps.
+    """The optimizer of one layer, of which lr and weight_decay may be set between steps.
 
     Attributes:
         lr, weight_decay: floats.
-        settings: the SGD, Adam or AdamW with the current hyperparameters.
+        settings: the optimizer with the current hyperparameters.
     """
 
     def __init__(self, op: str, settings: Optimizer) -> None:
-        if not isinstance(settings, Optimizer):
-            raise ValueError(
-                f"{op}: optimizer must be SGD, Adam or AdamW of noprop_kernels or None, "
-                f"got {type(settings).__name__}"
-            )
+        check_optimizer(op, settings, " of noprop_kernels or None")
         if isinstance(settings.weight_decay, tuple):
             raise ValueError(
                 f"{op}: optimizer must have one weight_decay, got {settings.weight_decay}"
@@ -137,17 +133,12 @@ class LayerOptimizer:
 
     def _names(self) -> dict[str, str]:
         """torch.optim's names of our moments."""
-        sgd = isinstance(self.settings, SGD)
-        theirs = ("momentum_buffer",) if sgd else ("exp_avg", "exp_avg_sq")
-        return dict(zip(self.moments, theirs, strict=False))
+        return dict(zip(self.moments, self.settings.torch_moments, strict=False))
 
     def _constants(self) -> dict[str, Any]:
-        """Options of torch.optim's optimizers that ours lack, and the one that distinguishes Adam
-        from AdamW."""
-        decoupled = isinstance(self.settings, AdamW)
-        return {"dampening": 0, "amsgrad": False, "maximize": False} | (
-            {} if isinstance(self.settings, SGD) else {"decoupled_weight_decay": decoupled}
-        )
+        """Options of torch.optim's optimizers that ours lack, and those that distinguish them."""
+        others = {"dampening": 0, "amsgrad": False, "maximize": False}
+        return {**others, **self.settings.torch_options}
 
 
 def rule_of(settings: Optimizer, lr: float, weight_decay: float, device: torch.device) -> Rule:

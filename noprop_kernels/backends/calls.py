@@ -21,6 +21,12 @@ BACKEND_FUNCTIONS = ("add_noise", "forward", "head", "backward", "update", "trai
 Tensors = dict[str, Tensor]
 
 
+# Metadata of each field of a training call that holds tensors: whether they may be others in the
+# next call of the same kind. A graph of launches copies those that may into tensors of its own, and
+# freezes the address of the rest, so that one of these that changes costs a capture at each call.
+FRESH, LASTING = {"fresh": True}, {"fresh": False}
+
+
 @dataclass
 class Slices:
     """The stacked state of an object, and which of its slices a call runs.
@@ -39,14 +45,14 @@ class Slices:
     """
 
     plan: Plan
-    params: Tensors
-    m: Tensors
-    v: Tensors
-    stats: Tensors
-    seeds: Tensor
-    draws: Tensor
-    updates: Tensor
-    index: Tensor
+    params: Tensors = field(metadata=LASTING)
+    m: Tensors = field(metadata=LASTING)
+    v: Tensors = field(metadata=LASTING)
+    stats: Tensors = field(metadata=LASTING)
+    seeds: Tensor = field(metadata=LASTING)
+    draws: Tensor = field(metadata=LASTING)
+    updates: Tensor = field(metadata=LASTING)
+    index: Tensor = field(metadata=LASTING)
     precision: str = "float32"
 
 
@@ -62,9 +68,9 @@ class Noise:
         first_row: position of row 0 in the whole batch.
     """
 
-    seeds: Tensor
-    draw: Tensor
-    block: Tensor
+    seeds: Tensor = field(metadata=FRESH)
+    draw: Tensor = field(metadata=FRESH)
+    block: Tensor = field(metadata=FRESH)
     stream: int
     first_row: int = 0
 
@@ -73,7 +79,7 @@ class Noise:
 class Embedding:
     """The labels' embeddings: u_y = W_embed[y], (M, D) float32, or one-hot where None (D = M)."""
 
-    W_embed: Tensor | None
+    W_embed: Tensor | None = field(metadata=LASTING)
     D: int
 
     @property
@@ -91,8 +97,8 @@ class Noising:
         sigma: standard deviation of flow matching's second noise eps_1.
     """
 
-    signal: Tensor
-    noise: Tensor
+    signal: Tensor = field(metadata=FRESH)
+    noise: Tensor = field(metadata=FRESH)
     sigma: float
 
 
@@ -108,7 +114,7 @@ class Objective:
         rows: of the whole batch.
     """
 
-    weight: Tensor
+    weight: Tensor = field(metadata=FRESH)
     flow: float
     head: str
     rows: int
@@ -125,11 +131,11 @@ class Gather:
         mean, scale: (F,) float32, or both None: the feature is (data - mean) * scale.
     """
 
-    data: Tensor
-    indices: Tensor
-    replica: Tensor
-    mean: Tensor | None = None
-    scale: Tensor | None = None
+    data: Tensor = field(metadata=LASTING)
+    indices: Tensor = field(metadata=FRESH)
+    replica: Tensor = field(metadata=FRESH)
+    mean: Tensor | None = field(default=None, metadata=FRESH)
+    scale: Tensor | None = field(default=None, metadata=FRESH)
 
 
 @dataclass
@@ -197,8 +203,8 @@ class Rule:
     """An optimizer for one call: lr (K, n) float64, expanded; weight_decay (n,) float64."""
 
     optimizer: Optimizer
-    lr: Tensor
-    weight_decay: Tensor
+    lr: Tensor = field(metadata=FRESH)
+    weight_decay: Tensor = field(metadata=FRESH)
 
 
 @dataclass
@@ -248,15 +254,15 @@ class TrainOut:
             statistic.
     """
 
-    loss: Tensor
-    applied: Tensor
-    error: Tensor | None = None
-    d_inputs: Tensors = field(default_factory=dict)
-    d_signal: Tensor | None = None
-    d_noise: Tensor | None = None
-    d_W_embed: Tensor | None = None
-    grads: Tensors | None = None
-    stats: Tensors | None = None
+    loss: Tensor = field(metadata=FRESH)
+    applied: Tensor = field(metadata=FRESH)
+    error: Tensor | None = field(default=None, metadata=LASTING)
+    d_inputs: Tensors = field(default_factory=dict, metadata=LASTING)
+    d_signal: Tensor | None = field(default=None, metadata=LASTING)
+    d_noise: Tensor | None = field(default=None, metadata=LASTING)
+    d_W_embed: Tensor | None = field(default=None, metadata=LASTING)
+    grads: Tensors | None = field(default=None, metadata=LASTING)
+    stats: Tensors | None = field(default=None, metadata=LASTING)
 
 
 @dataclass
@@ -282,9 +288,9 @@ class TrainCall:
     noising: Noising
     objective: Objective
     embedding: Embedding
-    inputs: dict[str, Tensor | Gather]
-    z: Tensor | None
-    y: Tensor | Gather
+    inputs: dict[str, Tensor | Gather] = field(metadata=FRESH)
+    z: Tensor | None = field(metadata=LASTING)
+    y: Tensor | Gather = field(metadata=FRESH)
     rule: Rule | None
     B: int
     K: int

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..backends import dispatch
 from ..check import check_counter, check_positive, check_stored, check_tensor
 from ..goal import Goal
-from ..optimizers import Optimizer
+from ..optimizers import check_optimizer
 from ..plan import Plan
 from .layout import Layout, dtype_of
 
@@ -63,11 +63,7 @@ class StrictModule(nn.Module):
         elif name == "backend":
             dispatch.check_options(op, "float32", value)
         elif value is not None:
-            if not isinstance(value, Optimizer):
-                raise ValueError(
-                    f"{op}: optimizer must be SGD, Adam or AdamW of noprop_kernels or None, "
-                    f"got {type(value).__name__}"
-                )
+            check_optimizer(op, value, " of noprop_kernels or None")
             decays, kept = value.weight_decay, self.layout.moments
             if isinstance(decays, tuple) and len(decays) != len(self):
                 raise ValueError(

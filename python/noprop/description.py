@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from noprop_kernels.optimizers import Optimizer
+from noprop_kernels.optimizers import OPTIMIZERS, Optimizer
 from noprop_kernels.plan import BatchNorm, Dense, Layer, Plan
 
 from .errors import InputError
 
 Json = dict[str, Any]
-
-OPTIMIZERS = {kind.__name__: kind for kind in (nk.SGD, nk.Adam, nk.AdamW)}
 
 
 def field(record: Json, name: str, kind: type) -> Any:
@@ -97,7 +95,7 @@ def goal_from_json(record: Json) -> nk.DT:
 
 
 def optimizer_to_json(optimizer: Optimizer | None) -> Json | None:
-    return None if optimizer is None else {"kind": type(optimizer).__name__, **asdict(optimizer)}
+    return None if optimizer is None else {"kind": optimizer.kind, **asdict(optimizer)}
 
 
 def optimizer_from_json(record: Json | None) -> Optimizer | None:

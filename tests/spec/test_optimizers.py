@@ -1,11 +1,14 @@
 """The optimizers' formulas against torch.optim, and what their constructors refuse."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from noprop_kernels.autograd import dense_ops
 from noprop_kernels.backends.reference import equations as ref
-from noprop_kernels.optimizers import SGD, Adam, AdamW
+from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer, check_optimizer
 from support.calls import assert_matches
 
 # ours, and torch's with the same meaning; weight decay and learning rate differ by slice below
@@ -130,3 +133,37 @@ def test_wrong_numbers_are_refused(make, text):
 def test_weight_decay_of_a_list_is_kept_as_a_tuple():
     assert AdamW(weight_decay=[0, 0.5]).weight_decay == (0.0, 0.5)
     hash(AdamW(weight_decay=[0, 0.5]))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_an_operation_s_arguments_make_the_same_optimizer(name):
+    ours = PAIRS[name][0]
+    kind, numbers = dense_ops.describe(ours)
+    assert replace(dense_ops.described(kind, *numbers), weight_decay=ours.weight_decay) == ours
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_torch_s_names_are_those_of_its_state(name):
+    ours, theirs, options = PAIRS[name]
+    leaf = torch.zeros(1, requires_grad=True)
+    leaf.grad = torch.ones(1)
+    optimizer = theirs([leaf], **options)
+    optimizer.step()
+    state = {key for key, value in optimizer.state[leaf].items() if value is not None}
+    assert set(ours.torch_moments[: len(ours.moments)]) == state - {"step"}
+    (group,) = optimizer.param_groups
+    assert {**group, **ours.torch_options} == group
+
+
+def test_a_class_that_the_kernels_do_not_know_is_refused():
+    @dataclass(frozen=True)
+    class Other(Optimizer):
+        kind = "Other"
+
+    for value in (Other(), Optimizer(), "adam", AdamW, None):
+        got = type(value).__name__
+        with pytest.raises(
+            ValueError, match=f"op: optimizer must be SGD, Adam or AdamW, got {got}"
+        ):
+            check_optimizer("op", value)
+    assert check_optimizer("op", SGD()) == SGD()

@@ -7,6 +7,7 @@ and compares every byte.
 
 import ctypes
 import gc
+import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from noprop_kernels.backends.calls import Rule, UpdateCall
 from noprop_kernels.optimizers import SGD, AdamW
 from support.calls import PLANS, make_predict_call, make_slices, make_train_call
-from support.stages import ENUMS, TYPES
+from support.stages import fill
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 Relocation = tuple[int, int]  # where in the program, what address
@@ -71,14 +72,14 @@ class Recorder:
         return getattr(self.module, name)
 
     def launch(self, program: dict, device: int, stream: int) -> None:
-        record, relocations = to_struct(program)
+        record, relocations = to_struct(described(self.module), program)
         storages = storages_of({address for _, address in relocations})
         before = [memory(*each) for each in storages]
         self.module.launch(program, device, stream)
         after = [memory(*each) for each in storages]
         kinds = frozenset(stage["kind"] for stage in program["stages"])
         starts = [start for start, _ in storages]
-        made = Recording(kinds, bytes(record), relocations, starts, before, after)
+        made = Recording(kinds, record, relocations, starts, before, after)
         self.recordings.append(made)
 
 
@@ -101,50 +102,16 @@ def storages_of(addresses: set[int]) -> list[tuple[int, int]]:
     return used
 
 
-def to_struct(program: dict) -> tuple[Any, list[Relocation]]:
+def described(module: ModuleType) -> dict[str, Any]:
+    return json.loads(module.description())
+
+
+def to_struct(struct_of: dict[str, Any], program: dict) -> tuple[bytes, list[Relocation]]:
     """What bindings.cpp makes of the program, its addresses null, and the addresses."""
-    record, relocations = TYPES["Program"](), []
-    base = ctypes.addressof(record)
-
-    def put(owner: Any, name: str, kind: Any, value: Any) -> None:
-        inner = getattr(owner, name)
-        if isinstance(value, str):
-            values = ENUMS[name.capitalize()]
-            setattr(owner, name, {key.lower(): i for key, i in values.items()}[plain(value)])
-        elif kind is ctypes.c_void_p:
-            if value:
-                place = ctypes.addressof(owner) + getattr(type(owner), name).offset - base
-                relocations.append((place, value))
-        elif isinstance(inner, ctypes.Array):
-            for i, each in enumerate(value):
-                if isinstance(inner[i], ctypes.Structure):
-                    fill(inner[i], each)
-                else:
-                    inner[i] = each
-        elif isinstance(inner, ctypes.Structure):
-            fill(inner, value)
-        else:
-            setattr(owner, name, value)
-
-    def fill(into: Any, value: Any) -> None:
-        kinds = dict(type(into)._fields_)
-        if value is None:
-            return
-        values = value if isinstance(value, dict) else dict(zip(kinds, value, strict=True))
-        if "stages" in kinds and "kind" in values:  # a stage, whose own fields are a union's
-            member = getattr(into, values["kind"])
-            own = {name for name in kinds if name in values}
-            fill(member, {name: v for name, v in values.items() if name not in own})
-            values = {name: values[name] for name in own}
-        for name, each in values.items():
-            put(into, name, kinds[name], each)
-
-    fill(record, {**program, "num_stages": len(program["stages"])})
-    return record, relocations
-
-
-def plain(name: str) -> str:
-    return name.replace("_", "")
+    memory, relocations = bytearray(struct_of["size"]), []
+    values = {**program, "num_stages": len(program["stages"])}
+    fill(memory, struct_of, values, addresses=relocations)
+    return bytes(memory), relocations
 
 
 def record_all(kernels: ModuleType) -> None:

@@ -1,12 +1,13 @@
 """Single stages of the CUDA kernel on the host: its headers, compiled with the emulator of CUDA.
 
-The records of csrc/cuda/program.h are read from that file, so that no second description of them
-can differ from the first; their sizes are compared with the compiler's.
+The library describes the structs of csrc/cuda/program.h, and values are written into memory by that
+description, so that no second one can differ from the first.
 """
 
 import ctypes
-import re
+import json
 import shutil
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,57 +19,8 @@ from torch import Tensor
 from support import HOST, PROGRAMS, ROOT
 
 HEADER = ROOT / "csrc/cuda/program.h"
-SCALARS = {
-    "int32_t": ctypes.c_int32,
-    "uint32_t": ctypes.c_uint32,
-    "int64_t": ctypes.c_int64,
-    "float": ctypes.c_float,
-    "double": ctypes.c_double,
-}
-
-
-def read_enums(text: str) -> dict[str, dict[str, int]]:
-    """Names without their k, and values."""
-    found = re.findall(r"enum class (\w+) : int32_t \{(.*?)\}", text, re.DOTALL)
-    return {
-        name: {value[1:]: i for i, value in enumerate(re.findall(r"\bk\w+", body))}
-        for name, body in found
-    }
-
-
-def read_fields(body: str, types: dict[str, Any], sizes: dict[str, int]) -> list[tuple[str, Any]]:
-    fields = []
-    for declaration in body.split(";"):
-        match = re.fullmatch(r"\s*(?:const )?(\w+)(.*)", declaration, re.DOTALL)
-        if match is None:
-            assert not declaration.strip(), f"program.h: not understood: {declaration}"
-            continue
-        for declarator in match[2].split(","):
-            stars, name, size = re.fullmatch(r"\s*(\**)\s*(\w+)(?:\[(\w+)\])?", declarator).groups()  # type: ignore[union-attr]
-            kind = ctypes.c_void_p if stars else types[match[1]]
-            fields.append((name, kind * sizes[size] if size else kind))
-    return fields
-
-
-def read_program() -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
-    """The structs of program.h by name, and its enums."""
-    text = re.sub(r"//[^\n]*", "", HEADER.read_text())
-    enums = read_enums(text)
-    sizes = {name: int(value) for name, value in re.findall(r"\b(kMax\w+) = (\d+)", text)}
-    types: dict[str, Any] = SCALARS | dict.fromkeys(enums, ctypes.c_int32)
-    for name, body in re.findall(r"^struct (\w+) \{(.*?)^\};", text, re.DOTALL | re.MULTILINE):
-        union = re.search(r"union \{(.*?)\};", body, re.DOTALL)
-        made: dict[str, Any] = {}
-        if union is not None:
-            members = {"_fields_": read_fields(union[1], types, sizes)}
-            types["Stages"] = type("Stages", (ctypes.Union,), members)
-            body, made["_anonymous_"] = body.replace(union[0], "Stages stages;"), ("stages",)
-        made["_fields_"] = read_fields(body, types, sizes)
-        types[name] = type(name, (ctypes.Structure,), made)
-    return types, enums
-
-
-TYPES, ENUMS = read_program() if HEADER.exists() else ({}, {})
+FORMATS = {"float32": "f", "float64": "d", "int32": "i", "uint32": "I", "int64": "q"}
+FORMATS |= {"pointer": "Q"}
 
 
 def compiler() -> str | None:
@@ -96,9 +48,7 @@ def build(folder: Path, *flags: str) -> ctypes.CDLL:
 
 def load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.run_stage.restype = ctypes.c_char_p
-    for i, name in enumerate(("Program", "Stage")):
-        assert library.sizes(i) == ctypes.sizeof(TYPES[name]), f"program.h: {name} was misread"
+    library.run_stage.restype = library.description.restype = ctypes.c_char_p
     return library
 
 
@@ -121,16 +71,46 @@ def number(value: Tensor) -> dict[str, Any]:
     return {"data": value, **dict(zip(names, value.stride(), strict=True))}
 
 
-def fill(record: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        assert hasattr(record, name), f"{type(record).__name__} has no {name}"
-        if isinstance(value, dict):
-            fill(getattr(record, name), value)
-        elif isinstance(value, list):
-            for entry, inner in zip(getattr(record, name), value, strict=False):
-                fill(entry, inner)
+def fill(
+    memory: bytearray,
+    described: dict[str, Any],
+    value: Any,
+    start: int = 0,
+    addresses: list[tuple[int, int]] | None = None,
+) -> None:
+    """Writes what is described, of which `value` is a part, into memory of zeros.
+
+    Args:
+        described: a struct, by description.h, or a field.
+        value: of a struct a dict by its fields, or all of them in order; None: nothing.
+        start: where it begins.
+        addresses: takes (place, address) of every pointer, in place of the memory.
+    """
+    if value is None:
+        return
+    if "count" in described:
+        assert len(value) <= described["count"]
+        entry = {name: fact for name, fact in described.items() if name != "count"}
+        for i, each in enumerate(value):
+            fill(memory, entry, each, start + i * described["size"], addresses)
+    elif "fields" in described:
+        fields = described["fields"]
+        values = value if isinstance(value, dict) else dict(zip(fields, value, strict=True))
+        if "kind" in fields:  # a stage, whose own fields are a union's
+            own = described["kinds"][values["kind"]]
+            left = {name: each for name, each in values.items() if name not in fields}
+            fill(memory, own, left, start + own["at"], addresses)
+            values = {name: each for name, each in values.items() if name in fields}
+        for name, each in values.items():
+            fill(memory, fields[name], each, start + fields[name]["at"], addresses)
+    else:
+        number = value.data_ptr() if isinstance(value, Tensor) else value
+        number = described["names"].index(number) if "names" in described else number
+        kind = described.get("type", "int32")
+        if kind == "pointer" and addresses is not None:
+            addresses += [(start, number)] if number else []
         else:
-            setattr(record, name, value.data_ptr() if isinstance(value, Tensor) else value)
+            struct.pack_into(FORMATS[kind], memory, start, number)
 
 
 def run_stage(
@@ -151,8 +131,8 @@ def run_stage(
     """Runs a stage for all steps and slices.
 
     Args:
-        kind: a Kind without its k.
-        fields: of its record; Buffers and the like by `buffer` and `number`, other tensors are
+        kind: its name in Python.
+        fields: of its struct; Buffers and the like by `buffer` and `number`, other tensors are
             pointers.
         tiles: of a slice.
         seed: of the emulator's schedule.
@@ -160,12 +140,11 @@ def run_stage(
     """
     slices = torch.tensor(range(n) if index is None else index, dtype=torch.int64)
     barriers = torch.zeros(groups, dtype=torch.int32)
-    program = TYPES["Program"]()
-    fill(program, {"index": slices, "barriers": barriers, "n": n, "K": K, "B": B})
-    fill(program, {"groups": groups, "blocks": blocks, "num_stages": 1, "hyper": hyper or {}})
-    stage = program.stages[0]
-    fill(stage, {"kind": ENUMS["Kind"][kind], "tiles": tiles, "barrier": 1, "once": -1})
-    member = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()  # NormGradient: norm_gradient
-    fill(getattr(stage, member), fields)
-    error = library.run_stage(ctypes.byref(program), seed)
+    stage = {"kind": kind, "tiles": tiles, "barrier": 1, "once": -1, **fields}
+    program = {"index": slices, "barriers": barriers, "n": n, "K": K, "B": B, "hyper": hyper}
+    program |= {"groups": groups, "blocks": blocks, "num_stages": 1, "stages": [stage]}
+    described = json.loads(library.description())
+    memory = bytearray(described["size"])
+    fill(memory, described, program)
+    error = library.run_stage((ctypes.c_char * len(memory)).from_buffer(memory), seed)
     assert error is None, error.decode()

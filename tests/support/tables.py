@@ -2,6 +2,7 @@
 
 import random
 
+from noprop_kernels.backends.gpu.buffers import Buffer
 from noprop_kernels.backends.gpu.stages import Table, floats
 from noprop_kernels.plan import ACTIVATION_NAMES, BatchNorm, Dense, Plan
 
@@ -25,8 +26,8 @@ def check_table(table: Table) -> None:
     if arrived:
         raise ValueError("no barrier at the end")
 
-    writes: dict[str, list[int]] = {}
-    reads: dict[str, list[int]] = {}
+    writes: dict[Buffer, list[int]] = {}
+    reads: dict[Buffer, list[int]] = {}
     for stage, at in zip(table.stages, phase_of, strict=True):
         for name in stage.writes:
             writes.setdefault(name, []).append(at)
@@ -45,7 +46,7 @@ def check_table(table: Table) -> None:
         elif any(r <= at[0] for r in reads.get(name, [])):
             raise ValueError(f"{name} is read in the phase that writes it")
 
-    def life(name: str) -> tuple[int, int]:
+    def life(name: Buffer) -> tuple[int, int]:
         end = phase if name in table.kept else max(reads.get(name, writes[name]))
         return writes[name][0], end
 

@@ -1,5 +1,6 @@
 // The optimizers, on a run of a parameter and its gradient: torch.optim's formulas, in place, each
-// array read and written once.
+// array read and written once. A formula is a struct: `form` makes a step's scalars, `move` takes
+// the step. with_formula knows them all.
 #pragma once
 
 #include "cpu/kernels/vec.h"
@@ -16,31 +17,16 @@ struct Step {
   float step_size, root_scale, eps;     // lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t)
 };
 
-inline Step make_step(const NopropRule& rule, double lr, double weight_decay, int64_t updates) {
-  Step s = {};
-  s.kind = rule.kind;
-  s.nesterov = rule.nesterov != 0;
-  s.lr = (float)lr;
-  s.momentum = (float)rule.momentum;
-  s.l2 = rule.kind == NOPROP_ADAMW ? 0.0f : (float)weight_decay;
-  s.decay = rule.kind == NOPROP_ADAMW ? (float)(1 - lr * weight_decay) : 1.0f;
-  if (rule.kind == NOPROP_SGD) return s;
-  const double t = (double)(updates + 1);
-  // beta^t in float32 would be wrong by 1e-5
-  const double rest1 = rule.beta1 > 0 ? -__builtin_expm1(t * __builtin_log(rule.beta1)) : 1.0;
-  const double rest2 = rule.beta2 > 0 ? -__builtin_expm1(t * __builtin_log(rule.beta2)) : 1.0;
-  s.beta1_rest = (float)(1 - rule.beta1);
-  s.beta2 = (float)rule.beta2;
-  s.beta2_rest = (float)(1 - rule.beta2);
-  s.step_size = (float)(lr / rest1);
-  s.root_scale = (float)(1 / __builtin_sqrt(rest2));
-  s.eps = (float)rule.eps;
-  return s;
-}
-
 // torch.optim.SGD: has_m is a momentum above 0
 struct Sgd {
+  static constexpr int32_t kKind = NOPROP_SGD;
   static constexpr bool kHasV = false;
+  static void form(Step& s, const NopropRule& rule, double lr, double weight_decay, int64_t) {
+    s.nesterov = rule.nesterov != 0;
+    s.lr = (float)lr;
+    s.momentum = (float)rule.momentum;
+    s.l2 = (float)weight_decay;
+  }
   NOPROP_INLINE static void move(Vec& w, Vec& m, Vec&, Vec g, const Step& s, bool has_m) {
     g += w * s.l2;
     if (has_m) {
@@ -54,7 +40,23 @@ struct Sgd {
 // torch.optim.Adam, whose decay is part of the gradient, and AdamW, whose decay is not
 template <bool DECOUPLED>
 struct Adam {
+  static constexpr int32_t kKind = DECOUPLED ? NOPROP_ADAMW : NOPROP_ADAM;
   static constexpr bool kHasV = true;
+  static void form(Step& s, const NopropRule& rule, double lr, double weight_decay,
+                   int64_t updates) {
+    s.l2 = (float)weight_decay;
+    s.decay = (float)(1 - lr * weight_decay);
+    const double t = (double)(updates + 1);
+    // beta^t in float32 would be wrong by 1e-5
+    const double rest1 = rule.beta1 > 0 ? -__builtin_expm1(t * __builtin_log(rule.beta1)) : 1.0;
+    const double rest2 = rule.beta2 > 0 ? -__builtin_expm1(t * __builtin_log(rule.beta2)) : 1.0;
+    s.beta1_rest = (float)(1 - rule.beta1);
+    s.beta2 = (float)rule.beta2;
+    s.beta2_rest = (float)(1 - rule.beta2);
+    s.step_size = (float)(lr / rest1);
+    s.root_scale = (float)(1 / __builtin_sqrt(rest2));
+    s.eps = (float)rule.eps;
+  }
   NOPROP_INLINE static void move(Vec& w, Vec& m, Vec& v, Vec g, const Step& s, bool) {
     if (DECOUPLED)
       w *= s.decay;
@@ -66,12 +68,30 @@ struct Adam {
   }
 };
 
-// a parameter's arrays where a run of it begins; m and v null where the rule has none
+// visit(Formula{}) of an optimizer
+template <class Visit>
+inline void with_formula(int32_t kind, const Visit& visit) {
+  const auto is = [&](auto formula) {
+    if (kind != formula.kKind) return false;
+    visit(formula);
+    return true;
+  };
+  (void)(is(Adam<true>{}) || is(Adam<false>{}) || is(Sgd{}));
+}
+
+inline Step make_step(const NopropRule& rule, double lr, double weight_decay, int64_t updates) {
+  Step s = {};
+  s.kind = rule.kind;
+  with_formula(s.kind, [&](auto formula) { formula.form(s, rule, lr, weight_decay, updates); });
+  return s;
+}
+
+// a parameter's arrays where a run of it begins; m and v null where the optimizer has none
 struct Run {
   float *w, *m, *v;
 };
 
-template <class Rule>
+template <class Formula>
 NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradient,
                              int64_t gradient_stride, int64_t rows, int64_t count, const Step& s) {
   const bool has_m = at.m != nullptr;
@@ -81,32 +101,29 @@ NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradien
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
       Vec w_i = load(w + i), m_i = has_m ? load(m + i) : Vec{};
-      Vec v_i = Rule::kHasV ? load(v + i) : Vec{};
-      Rule::move(w_i, m_i, v_i, load(g + i), s, has_m);
+      Vec v_i = Formula::kHasV ? load(v + i) : Vec{};
+      Formula::move(w_i, m_i, v_i, load(g + i), s, has_m);
       store(w + i, w_i);
       if (has_m) store(m + i, m_i);
-      if (Rule::kHasV) store(v + i, v_i);
+      if (Formula::kHasV) store(v + i, v_i);
     }
     const int rest = (int)(count - i);
     if (rest == 0) continue;
     Vec w_i = load_partial(w + i, rest), m_i = has_m ? load_partial(m + i, rest) : Vec{};
-    Vec v_i = Rule::kHasV ? load_partial(v + i, rest) : Vec{};
-    Rule::move(w_i, m_i, v_i, load_partial(g + i, rest), s, has_m);
+    Vec v_i = Formula::kHasV ? load_partial(v + i, rest) : Vec{};
+    Formula::move(w_i, m_i, v_i, load_partial(g + i, rest), s, has_m);
     store_partial(w + i, w_i, rest);
     if (has_m) store_partial(m + i, m_i, rest);
-    if (Rule::kHasV) store_partial(v + i, v_i, rest);
+    if (Formula::kHasV) store_partial(v + i, v_i, rest);
   }
 }
 
 // `rows` rows of `count` elements, each array's `stride` apart, from their gradient
 inline void update_rows(const Run& at, int64_t stride, const float* gradient,
                         int64_t gradient_stride, int64_t rows, int64_t count, const Step& s) {
-  const auto move = [&](auto rule) {
-    move_rows<decltype(rule)>(at, stride, gradient, gradient_stride, rows, count, s);
-  };
-  if (s.kind == NOPROP_ADAMW) return move(Adam<true>{});
-  if (s.kind == NOPROP_ADAM) return move(Adam<false>{});
-  move(Sgd{});
+  with_formula(s.kind, [&](auto formula) {
+    move_rows<decltype(formula)>(at, stride, gradient, gradient_stride, rows, count, s);
+  });
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...optimizers import SGD, Adam, AdamW, Optimizer
+from ...optimizers import Optimizer
 from ...plan import Plan
 from ..calls import (
     AddNoiseCall,
@@ -132,13 +132,9 @@ def _native_plan(plan: Plan, precision: str) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _native_optimizer(optimizer: Optimizer) -> Any:
-    if isinstance(optimizer, SGD):
-        return _C.Optimizer("SGD", momentum=optimizer.momentum, nesterov=optimizer.nesterov)
-    if isinstance(optimizer, Adam):
-        kind = "AdamW" if isinstance(optimizer, AdamW) else "Adam"
-        beta1, beta2 = optimizer.betas
-        return _C.Optimizer(kind, beta1=beta1, beta2=beta2, eps=optimizer.eps)
-    raise AssertionError(type(optimizer))  # the caller refuses what is none of ours
+    moments = optimizer.moments
+    has = {"has_m": "m" in moments, "has_v": "v" in moments}
+    return _C.Optimizer(optimizer.kind, **has, **optimizer.hyper())
 
 
 def _rule(rule: Rule | None) -> Any:

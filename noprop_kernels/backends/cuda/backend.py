@@ -25,7 +25,8 @@ from ..calls import (
 )
 from ..contents import check_finite, check_labels, check_rows
 from ..gpu import checks, errors
-from ..gpu.asks import ask_of, outputs_of
+from ..gpu.asks import ask_of, of_inputs, outputs_of
+from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of, index_on
@@ -91,7 +92,7 @@ def add_noise(call: AddNoiseCall) -> None:
         errors.report(owner, call.op, bad.amax())
 
 
-def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Buffer | None]:
+def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Address | None]:
     """(n, ...) each, or missing."""
     return {k: None if v is None else buffers.of_slices(v) for k, v in tensors.items()}
 
@@ -161,13 +162,13 @@ def forward(call: ForwardCall) -> None:
     ask = Ask(
         tiles=shapes.tiles(), n=1, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=call.training, statistics="now" if call.training else "",
-        outside=frozenset({plan.output}),
+        outside=frozenset({Kind.RESULT(plan.output)}),
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
-    given = {name: buffers.of_slices(value) for name, value in call.inputs.items()}
+    given = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
-    given |= {plan.output: buffers.of_slices(logits)}
+    given[Kind.RESULT(plan.output)] = buffers.of_slices(logits)
     walk = Walk(device, slices, index_of(slices), B, at=given, training=call.training)
     call.saved = None
     if not call.save:
@@ -185,10 +186,10 @@ def backward(call: BackwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.d_logits.shape
     saved, _, training = call.saved
-    given = {f"d:{name}": buffers.of_slices(value) for name, value in call.d_inputs.items()}
-    given |= {f"d:{plan.output}": buffers.of_slices(call.d_logits)}
+    given = {Kind.GRADIENT(name): buffers.of_slices(value) for name, value in call.d_inputs.items()}
+    given |= {Kind.GRADIENT(plan.output): buffers.of_slices(call.d_logits)}
     if call.applied is not None:
-        given[":applied"] = buffers.of_slices(call.applied)
+        given[Kind.APPLIED()] = buffers.of_slices(call.applied)
     ask = Ask(
         tiles=shapes.tiles(), n=1, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=training, wanted=frozenset(call.d_inputs), update=False,
@@ -216,10 +217,10 @@ def update(call: UpdateCall) -> None:
     slices, device = call.slices, where(call.slices)
     n = len(slices.index)
     walk = Walk(device, slices, index_of(slices), 1, rule=call.rule)
-    walk.at[":rates"] = buffers.of_slices(
+    walk.at[Kind.RATES()] = buffers.of_slices(
         walk.hold(torch.empty(n, 4, dtype=torch.float32, device=device))
     )
-    first = rates_stage(walk, walk.at[":rates"], buffers.of_slices(call.apply), None, 0)
+    first = rates_stage(walk, walk.at[Kind.RATES()], buffers.of_slices(call.apply), None, 0)
     first["barrier"] = 1
     run_stages(walk, [first, *(apply_stage(walk, k, call.grads[k]) for k in slices.params)])
 
@@ -230,10 +231,10 @@ def walk_of(call: TrainCall) -> tuple[Walk, Table]:
     caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
     ask = dataclasses.replace(ask_of(call, shapes.tiles(), caught is not None), n=1, R=1)
     outputs = outputs_of(call)
-    steps = {name: outputs.pop(name) for name in (":loss", ":applied")}
-    steps |= {name: v for name, v in call.inputs.items() if isinstance(v, Tensor)}
-    at = {name: buffers.of_slices(value) for name, value in outputs.items()}
-    at |= {name: buffers.of_steps(value) for name, value in steps.items()}
+    steps = {k: outputs.pop(k) for k in (Kind.LOSS(), Kind.APPLIED())}
+    steps |= of_inputs(call.inputs)
+    at = {k: buffers.of_slices(value) for k, value in outputs.items()}
+    at |= {k: buffers.of_steps(value) for k, value in steps.items()}
     walk = Walk(
         device=device,
         slices=slices,
@@ -281,7 +282,7 @@ def predict(call: PredictCall) -> None:
     look_at("predict", call.inputs, owner_of(call.owner, device))
     ask = Ask(
         tiles=shapes.tiles(), n=1, B=B, M=M, D=call.embedding.D, precision=slices.precision,
-        training=False, outside=frozenset({plan.output}),
+        training=False, outside=frozenset({Kind.RESULT(plan.output)}),
     )  # fmt: skip
     table = forward_table(plan, ask, False)
     index = index_of(slices).view(R, L).T.contiguous()
@@ -290,10 +291,10 @@ def predict(call: PredictCall) -> None:
     for sample in range(S):
         # a launch is the whole chain, a step is a block
         walk = Walk(device, slices, index, B, K=L, training=False)
-        walk.at = {name: buffers.of_slices(value) for name, value in call.inputs.items()}
+        walk.at = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
         logits, u_hat = (of_chain(value[:, sample], L) for value in (call.logits, call.u_hat))
         before, after = buffers.of_steps(chain), buffers.of_steps(chain[1:])
-        walk.at |= {"z": before, plan.output: logits}
+        walk.at |= {Kind.RESULT("z"): before, Kind.RESULT(plan.output): logits}
         drawn = []
         if call.add_noise:
             begin = chain_stage(walk, call, seeds, sample, before, None, None)
@@ -308,6 +309,6 @@ def predict(call: PredictCall) -> None:
         call.z[:, sample] = chain[1:] if len(call.z) == L else chain[L:]
 
 
-def of_chain(value: Tensor, L: int) -> buffers.Buffer:
+def of_chain(value: Tensor, L: int) -> buffers.Address:
     """(L or 1, R, ...): an entry for each block, or one that every block overwrites."""
     return buffers.of_steps(value if len(value) == L else value.expand(L, *value.shape[1:]))

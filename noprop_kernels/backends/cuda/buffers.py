@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..calls import Gather
+from ..gpu.buffers import Buffer
 from ..gpu.stages import ALIGNMENT, Table
 from ..gpu.tiles import cdiv
 
-Buffer = tuple[int, int, int, int]  # data, step, slice, by_group; strides in entries
+Address = tuple[int, int, int, int]  # data, step, slice, by_group; strides in entries
 Number = tuple[int, int, int, int]  # data, step, slice, row
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "uint8"}
@@ -21,12 +22,12 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def of_slices(tensor: Tensor) -> Buffer:
+def of_slices(tensor: Tensor) -> Address:
     """(n, ...), an entry for each slice of the call, the first dimension expanded or not."""
     return tensor.data_ptr(), 0, tensor.stride(0), 0
 
 
-def of_steps(tensor: Tensor) -> Buffer:
+def of_steps(tensor: Tensor) -> Address:
     """(K, n, ...), an entry for each step and slice, the first two dimensions expanded or not."""
     return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), 0
 
@@ -52,13 +53,13 @@ def rows_of(value: Gather) -> tuple[int, int, int, int]:
 
 def workspace(
     table: Table, slots: int, device: torch.device, *, by_group: bool
-) -> tuple[dict[str, Buffer], Tensor]:
+) -> tuple[dict[Buffer, Address], Tensor]:
     """The buffers of a table for one slice, allocated once for each group or slice."""
     width = cdiv(table.floats, ALIGNMENT) * ALIGNMENT
     whole = torch.empty(slots, width, dtype=torch.float32, device=device)
     start = whole.data_ptr()
     views = {}
-    for name, (_, dtype) in table.shapes.items():
+    for buffer, (_, dtype) in table.shapes.items():
         entries = width * 4 // dtype.itemsize
-        views[name] = (start + 4 * table.offsets[name], 0, entries, int(by_group))
+        views[buffer] = (start + 4 * table.offsets[buffer], 0, entries, int(by_group))
     return views, whole

@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...optimizers import SGD, Adam
 from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
-from ..gpu.optimizer import hyper, log_betas, rule_name
+from ..gpu.buffers import Buffer
 from ..gpu.stages import Table
-from .buffers import Buffer, address
+from .buffers import Address, address
 
 Fields = dict[str, Any]
 
@@ -28,7 +27,7 @@ class Walk:
         device: the tensors' device.
         slices: the object's state, of which a program runs index.shape[-1] slices.
         index: (n,) int64 on the tensors' device, or (K, n): a slice's position in each step.
-        at: buffers and the tensors of the call, by the table's names.
+        at: addresses of the table's buffers, the call's tensors among them.
         table: its workspace is allocated when the number of groups is known.
         out_grads: gradients (n, ...) to write by parameter's name.
         held: tensors that live until the launch is on its stream.
@@ -39,7 +38,7 @@ class Walk:
     index: Tensor
     B: int
     K: int = 1
-    at: dict[str, Buffer] = field(default_factory=dict)
+    at: dict[Buffer, Address] = field(default_factory=dict)
     table: Table | None = None
     out_grads: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
@@ -69,21 +68,3 @@ class Walk:
 
     def counters(self) -> tuple[int | None, int | None]:
         return address(self.slices.draws), address(self.slices.updates)
-
-
-def hyper_of(rule: Rule | None) -> Fields:
-    """The optimizer's numbers by the names of program.h."""
-    numbers = hyper(rule)
-    optimizer = rule.optimizer if rule is not None else None
-    rest_1, beta_2, rest_2, eps = numbers if isinstance(optimizer, Adam) else (0.0, 0.0, 0.0, 0.0)
-    log_1, log_2 = log_betas(rule)
-    return {
-        "rule": rule_name(rule),
-        "momentum": numbers[0] if isinstance(optimizer, SGD) else 0.0,
-        "one_less_beta_1": rest_1,
-        "beta_2": beta_2,
-        "one_less_beta_2": rest_2,
-        "eps": eps,
-        "log_beta_1": log_1,
-        "log_beta_2": log_2,
-    }

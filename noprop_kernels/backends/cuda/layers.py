@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..gpu.buffers import Kind
 from ..gpu.stages import Stage
 from ..gpu.tables import behind_activation, consumers, kept, product_gradient
 from ..gpu.tiles import cdiv
@@ -28,10 +29,10 @@ def dense(walk: Walk, item: Stage) -> list[Fields]:
         stage(
             "dense",
             tiles_of_product(walk.B, layer.features),
-            out=at[name if plain else f"y:{name}"],
-            kept=at.get(f"act:{name}") if plain else None,
-            sources=[at[source] for source in layer.sources],
-            add=at[layer.add] if plain and layer.add else None,
+            out=at[Kind.RESULT(name) if plain else Kind.PRODUCT(name)],
+            kept=at.get(Kind.KEPT(name)) if plain else None,
+            sources=[at[Kind.RESULT(source)] for source in layer.sources],
+            add=at[Kind.RESULT(layer.add)] if plain and layer.add else None,
             weight=address(params[f"{name}.weight"]),
             bias=address(params[f"{name}.bias"]),
             widths=[plan.widths[source] for source in layer.sources],
@@ -54,14 +55,14 @@ def norm(walk: Walk, item: Stage) -> list[Fields]:
         stage(
             "norm",
             shapes.vector_tiles(layer.features),
-            out=at[name],
-            kept=at.get(f"act:{name}"),
-            mean=at[f"mean:{name}"],
-            rstd=at[f"rstd:{name}"],
-            batch_mean=at.get(f"batch:{mean}"),
-            batch_var=at.get(f"batch:{var}"),
-            y=at[f"y:{name}"],
-            add=at[layer.add] if layer.add else None,
+            out=at[Kind.RESULT(name)],
+            kept=at.get(Kind.KEPT(name)),
+            mean=at[Kind.MEAN(name)],
+            rstd=at[Kind.RSTD(name)],
+            batch_mean=at.get(Kind.BATCH(mean)),
+            batch_var=at.get(Kind.BATCH(var)),
+            y=at[Kind.PRODUCT(name)],
+            add=at[Kind.RESULT(layer.add)] if layer.add else None,
             weight=address(slices.params[key + "weight"]),
             bias=address(slices.params[key + "bias"]),
             running_mean=address(slices.stats[mean]),
@@ -71,7 +72,7 @@ def norm(walk: Walk, item: Stage) -> list[Fields]:
             H=layer.features,
             activation=code(layer.activation),
             training=int(walk.training),
-            move=int(mean in item.writes),
+            move=int(Kind.STATE(mean) in item.writes),
         )
     ]
 
@@ -83,13 +84,13 @@ def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
     for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
         height = plan.widths[reader]
         if column is None:
-            read.append((at[f"d:{reader}"], None, height, 0, 0))
+            read.append((at[Kind.GRADIENT(reader)], None, height, 0, 0))
         else:
             weight = address(params[f"{reader}.weight"])
             d_y = at[product_gradient(plan, reader)]
             read.append((d_y, weight, height, plan.in_widths[reader], column))
     activation = None if layer is None else layer.activation
-    d_result = at[f"d:{name}"] if f"d:{name}" in item.writes else None
+    d_result = at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in item.writes else None
     d_y = at[behind_activation(plan, name)] if activation else None
     made, most = [], shapes.constant("kMaxSources")
     while len(read) > most:  # the sum so far is passed on as an `add` would be
@@ -107,10 +108,10 @@ def gradient_stage(
     F: int,
     consumers: list[tuple],
     *,
-    d_result: buffers.Buffer | None,
+    d_result: buffers.Address | None,
     activation: str | None = None,
-    d_y: buffers.Buffer | None = None,
-    kept: buffers.Buffer | None = None,
+    d_y: buffers.Address | None = None,
+    kept: buffers.Address | None = None,
 ) -> Fields:
     return stage(
         "result_gradient",
@@ -133,13 +134,13 @@ def norm_gradient(walk: Walk, item: Stage) -> list[Fields]:
         stage(
             "norm_gradient",
             shapes.vector_tiles(H),
-            d_y=at[f"dy:{name}"],
-            d_weight=at[f"sum:{key}weight"],
-            d_bias=at[f"sum:{key}bias"],
+            d_y=at[Kind.PRODUCT_GRADIENT(name)],
+            d_weight=at[Kind.NORM_SUM(key + "weight")],
+            d_bias=at[Kind.NORM_SUM(key + "bias")],
             d_out=at[behind_activation(plan, name)],
-            y=at[f"y:{name}"],
-            mean=at[f"mean:{name}"],
-            rstd=at[f"rstd:{name}"],
+            y=at[Kind.PRODUCT(name)],
+            mean=at[Kind.MEAN(name)],
+            rstd=at[Kind.RSTD(name)],
             weight=address(walk.slices.params[key + "weight"]),
             H=H,
             training=int(walk.training),
@@ -163,11 +164,11 @@ def update(walk: Walk, item: Stage) -> list[Fields]:
             continue
         key = f"{name}.norm."
         for part in (key + "weight", key + "bias"):
-            vectors.append(vector_stage(walk, part, at[f"sum:{part}"], "done", H))
+            vectors.append(vector_stage(walk, part, at[Kind.NORM_SUM(part)], "done", H))
         for part in (key + "running_mean", key + "running_var"):
-            if part in item.writes:
-                fields = {"running": address(slices.stats[part]), "batch": at[f"batch:{part}"]}
-                fields |= {"rates": at[":rates"], "momentum": layer.norm.momentum, "H": H}
+            if Kind.STATE(part) in item.writes:
+                fields = {"running": address(slices.stats[part]), "batch": at[Kind.BATCH(part)]}
+                fields |= {"rates": at[Kind.RATES()], "momentum": layer.norm.momentum, "H": H}
                 statistics.append(stage("update_statistic", shapes.vector_tiles(H), **fields))
     return [*weights, *vectors, *statistics]
 
@@ -180,8 +181,8 @@ def weight_stage(walk: Walk, name: str, source: str, column: int) -> Fields:
         shapes.weight_tiles(H, F),
         param=walk.parameter(f"{name}.weight"),
         d_y=walk.at[product_gradient(plan, name)],
-        x=walk.at[source],
-        rates=walk.at.get(":rates"),
+        x=walk.at[Kind.RESULT(source)],
+        rates=walk.at.get(Kind.RATES()),
         H=H,
         F=F,
         in_width=plan.in_widths[name],
@@ -191,13 +192,13 @@ def weight_stage(walk: Walk, name: str, source: str, column: int) -> Fields:
     )
 
 
-def vector_stage(walk: Walk, name: str, gradient: buffers.Buffer, kind: str, H: int) -> Fields:
+def vector_stage(walk: Walk, name: str, gradient: buffers.Address, kind: str, H: int) -> Fields:
     return stage(
         "update_vector",
         shapes.vector_tiles(H),
         param=walk.parameter(name),
         gradient=gradient,
-        rates=walk.at.get(":rates"),
+        rates=walk.at.get(Kind.RATES()),
         sum=kind,
         H=H,
     )
@@ -209,5 +210,5 @@ def apply_stage(walk: Walk, name: str, gradient: Tensor) -> Fields:
         cdiv(gradient[0].numel(), shapes.constant("kApplied")),
         param=walk.parameter(name),
         gradient=buffers.of_slices(gradient),
-        rates=walk.at[":rates"],
+        rates=walk.at[Kind.RATES()],
     )

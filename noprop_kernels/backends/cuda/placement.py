@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+from ..gpu.buffers import Kind
 from ..gpu.checks import contents_are_checked
-from ..gpu.optimizer import optimizer_name
 from ..gpu.tables import Ask, train_table
 from . import extension, residency, shapes
 from .context import Fields
@@ -30,7 +30,7 @@ def ask_of_steps(what: "Stack", batch: int) -> Ask:
         embedded=what.layout.goal.head != "cross_entropy",
         statistics="later" if plan.has_norm() else "",
         check=not contents_are_checked(what.device),
-        outside=frozenset((":loss", ":applied")),
+        outside=frozenset((Kind.LOSS(), Kind.APPLIED())),
     )
 
 
@@ -64,7 +64,7 @@ def place_of(what: "Stack", batch: int) -> Place:
         residency.phases_of(table),
         total,
         weight_stages(what),
-        module.moments(optimizer_name(what.optimizer)) * shapes.weight_tile_entries(),
+        len(what.optimizer.moments) * shapes.weight_tile_entries(),
         room_for_state(module, device, what.precision),
         slice_bytes(what) + 4 * table.floats,
         facts(module, device)["l2_bytes"],

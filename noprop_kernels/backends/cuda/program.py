@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..gpu.optimizer import rule_name
+from ..gpu.optimizer import formula_of, hyper_of
 from ..gpu.stages import Table
 from . import buffers, clocks, clusters, extension, residency, shapes
-from .context import Fields, Walk, hyper_of
+from .context import Fields, Walk
 from .residency import Layout
 from .stages import of_table
 
@@ -76,7 +76,8 @@ def launch(walk: Walk, stages: list[Fields], layout: Layout) -> None:
         first = 0 if stage["barrier"] else first + stage["tiles"]
     resident = 0
     if walk.K > 1:
-        tile = extension.module.moments(rule_name(walk.rule)) * shapes.weight_tile_entries()
+        moments = walk.rule.optimizer.moments if walk.rule else ()
+        tile = len(moments) * shapes.weight_tile_entries()
         room = room_for_state(extension.module, device, precision)
         resident = residency.keep_moments(stages, layout.blocks, tile, room)
     barriers = walk.hold(torch.empty(layout.groups, dtype=torch.int32, device=walk.device))
@@ -91,7 +92,7 @@ def launch(walk: Walk, stages: list[Fields], layout: Layout) -> None:
         "blocks": layout.blocks,
         "cluster": int(layout.cluster),
         "precision": precision,
-        "hyper": hyper_of(walk.rule),
+        "hyper": {"rule": formula_of(walk.rule), **hyper_of(walk.rule)._asdict()},
         "resident_floats": resident,
         "clocks": clocks.counters(stages, walk.device),
         "stages": stages,

@@ -3,7 +3,9 @@
 from torch import Tensor
 
 from ..calls import Embedding, Gather, PredictCall
+from ..gpu.buffers import Kind
 from ..gpu.stages import Stage
+from ..gpu.tables import flags_of
 from ..gpu.tiles import cdiv
 from . import buffers, shapes
 from .buffers import TYPES, address, number, real
@@ -12,10 +14,10 @@ from .context import Fields, Walk, stage
 
 def gather(walk: Walk, item: Stage) -> list[Fields]:
     name, value = item.name, walk.inputs[item.name]
-    fields: Fields = {"bad": walk.at.get(f"bad:{name}"), "F": walk.slices.plan.widths[name]}
+    fields: Fields = {"bad": walk.at.get(Kind.BAD(name)), "F": walk.slices.plan.widths[name]}
     if isinstance(value, Gather):
         fields |= {
-            "out": walk.at[name],
+            "out": walk.at[Kind.RESULT(name)],
             "data": (value.data.data_ptr(), 0, 0, 0),
             "rows": buffers.rows_of(value),
             "mean": address(value.mean),
@@ -24,7 +26,7 @@ def gather(walk: Walk, item: Stage) -> list[Fields]:
         }
     else:
         nothing = dict.fromkeys(("out", "rows", "mean", "scale"))
-        fields |= {"data": walk.at[name], "type": TYPES[value.dtype], **nothing}
+        fields |= {"data": walk.at[Kind.RESULT(name)], "type": TYPES[value.dtype], **nothing}
     return [stage("gather", shapes.row_tiles(walk.B), **fields)]
 
 
@@ -33,15 +35,15 @@ def add_noise(walk: Walk, item: Stage) -> list[Fields]:
     return [
         noise_stage(
             walk,
-            z=at["z"] if "z" in item.writes else None,
-            eps=at.get(":eps"),
-            labels=at[":y"],
-            bad=at.get("bad::y"),
+            z=at[Kind.RESULT("z")] if Kind.RESULT("z") in item.writes else None,
+            eps=at.get(Kind.EPS()),
+            labels=at[Kind.LABELS()],
+            bad=at.get(Kind.BAD_LABELS()),
         )
     ]
 
 
-def noise_stage(walk: Walk, **outputs: buffers.Buffer | None) -> Fields:
+def noise_stage(walk: Walk, **outputs: buffers.Address | None) -> Fields:
     drawn, noising, embedding, y = walk.noise, walk.noising, walk.embedding, walk.y
     assert drawn is not None and noising is not None and embedding is not None and y is not None
     gathered = isinstance(y, Gather)
@@ -67,19 +69,20 @@ def noise_stage(walk: Walk, **outputs: buffers.Buffer | None) -> Fields:
 
 def head(walk: Walk, item: Stage) -> list[Fields]:
     at, output = walk.at, walk.slices.plan.output
-    outputs = {"error": at[":error"], "d_logits": at[f"d:{output}"]}
-    outputs |= {"d_u_hat": at.get(":d_u_hat"), "p": at.get(":p")}
+    logits, labels = at[Kind.RESULT(output)], at[Kind.LABELS()]
+    outputs = {"error": at[Kind.ERROR()], "d_logits": at[Kind.GRADIENT(output)]}
+    outputs |= {"d_u_hat": at.get(Kind.D_U_HAT()), "p": at.get(Kind.P())}
     M = walk.slices.plan.widths[output]
-    return [head_stage(walk, M, at[output], at[":y"], at.get(":eps"), **outputs)]
+    return [head_stage(walk, M, logits, labels, at.get(Kind.EPS()), **outputs)]
 
 
 def head_stage(
     walk: Walk,
     M: int,
-    logits: buffers.Buffer,
-    labels: buffers.Buffer,
-    eps: buffers.Buffer | None,
-    **outputs: buffers.Buffer | None,
+    logits: buffers.Address,
+    labels: buffers.Address,
+    eps: buffers.Address | None,
+    **outputs: buffers.Address | None,
 ) -> Fields:
     objective, embedding = walk.objective, walk.embedding
     assert objective is not None and embedding is not None
@@ -102,19 +105,20 @@ def head_stage(
 
 def loss(walk: Walk, item: Stage) -> list[Fields]:
     at = walk.at
-    names = [name for name in item.reads if name.startswith("bad:")]
-    flags = [at[name] for name in names] if walk.errors is not None else []
-    outputs = {"loss": at[":loss"], "applied": at[":applied"], "rates": at.get(":rates")}
-    return [loss_stage(walk, at[":error"], flags, counts=":draws" in item.writes, **outputs)]
+    flags = [at[each] for each in flags_of(item)] if walk.errors is not None else []
+    outputs = {"loss": at[Kind.LOSS()], "applied": at[Kind.APPLIED()]}
+    outputs |= {"rates": at.get(Kind.RATES())}
+    counts = Kind.DRAWS() in item.writes
+    return [loss_stage(walk, at[Kind.ERROR()], flags, counts=counts, **outputs)]
 
 
 def loss_stage(
     walk: Walk,
-    error: buffers.Buffer,
+    error: buffers.Address,
     flags: list,
     *,
     counts: bool,
-    **outputs: buffers.Buffer | None,
+    **outputs: buffers.Address | None,
 ) -> Fields:
     objective, rule = walk.objective, walk.rule
     assert objective is not None
@@ -138,15 +142,15 @@ def loss_stage(
 
 def rates(walk: Walk, item: Stage) -> list[Fields]:
     plan, at = walk.slices.plan, walk.at
-    size = walk.B * plan.widths[plan.output]
-    return [rates_stage(walk, at[":rates"], at.get(":applied"), at[f"d:{plan.output}"], size)]
+    size, d_logits = walk.B * plan.widths[plan.output], at[Kind.GRADIENT(plan.output)]
+    return [rates_stage(walk, at[Kind.RATES()], at.get(Kind.APPLIED()), d_logits, size)]
 
 
 def rates_stage(
     walk: Walk,
-    rates: buffers.Buffer,
-    applied: buffers.Buffer | None,
-    d_logits: buffers.Buffer | None,
+    rates: buffers.Address,
+    applied: buffers.Address | None,
+    d_logits: buffers.Address | None,
     size: int,
 ) -> Fields:
     rule = walk.rule
@@ -171,11 +175,11 @@ def numbers(walk: Walk, item: Stage) -> list[Fields]:
         stage(
             "numbers",
             shapes.row_tiles(walk.B),
-            d_signal=at[":d_signal"],
-            d_noise=at[":d_noise"],
-            d_z=at["d:z"],
-            eps=at[":eps"],
-            labels=at[":y"],
+            d_signal=at[Kind.D_SIGNAL()],
+            d_noise=at[Kind.D_NOISE()],
+            d_z=at[Kind.GRADIENT("z")],
+            eps=at[Kind.EPS()],
+            labels=at[Kind.LABELS()],
             W_embed=address(embedding.W_embed),
             D=embedding.D,
         )
@@ -190,11 +194,11 @@ def embedding(walk: Walk, item: Stage) -> list[Fields]:
         stage(
             "embedding",
             cdiv(M, side) * cdiv(D, side),
-            d_W=at[":d_W_embed"],
-            p=at.get(":p"),
-            d_u_hat=at[":d_u_hat"] if ":d_u_hat" in item.reads else None,
-            d_z=at["d:z"] if "d:z" in item.reads else None,
-            labels=at[":y"],
+            d_W=at[Kind.D_W_EMBED()],
+            p=at.get(Kind.P()),
+            d_u_hat=at[Kind.D_U_HAT()] if Kind.D_U_HAT() in item.reads else None,
+            d_z=at[Kind.GRADIENT("z")] if Kind.GRADIENT("z") in item.reads else None,
+            labels=at[Kind.LABELS()],
             signal=number(noising.signal),
             M=M,
             D=D,
@@ -204,8 +208,8 @@ def embedding(walk: Walk, item: Stage) -> list[Fields]:
 
 def u_hat_stage(
     walk: Walk,
-    u_hat: buffers.Buffer,
-    logits: buffers.Buffer,
+    u_hat: buffers.Address,
+    logits: buffers.Address,
     M: int,
     embedding: Embedding,
     name: str,
@@ -227,9 +231,9 @@ def chain_stage(
     call: PredictCall,
     seeds: Tensor,
     sample: int,
-    z: buffers.Buffer,
-    before: buffers.Buffer | None,
-    u_hat: buffers.Buffer | None,
+    z: buffers.Address,
+    before: buffers.Address | None,
+    u_hat: buffers.Address | None,
 ) -> Fields:
     return stage(
         "chain",

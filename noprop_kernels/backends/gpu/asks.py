@@ -1,9 +1,12 @@
 """The options of a call's table, and the caller's tensors by the table's names."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from ..calls import Gather, TrainCall
+from .buffers import Buffer, Kind
 from .tables import Ask
 from .tiles import Tiles
 
@@ -43,15 +46,20 @@ def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
     )
 
 
-def outputs_of(call: TrainCall) -> dict[str, Tensor]:
+def outputs_of(call: TrainCall) -> dict[Buffer, Tensor]:
     """The caller's tensors by the table's names, without the inputs that change from step to
     step."""
     out = call.out
-    named = {":error": out.error, ":d_signal": out.d_signal, ":d_noise": out.d_noise}
-    named |= {":d_W_embed": out.d_W_embed, "z": call.z}
-    named |= {f"d:{name}": value for name, value in out.d_inputs.items()}
-    named |= {f"grad:{name}": value for name, value in (out.grads or {}).items()}
+    named = {Kind.ERROR(): out.error, Kind.D_SIGNAL(): out.d_signal, Kind.D_NOISE(): out.d_noise}
+    named |= {Kind.D_W_EMBED(): out.d_W_embed, Kind.RESULT("z"): call.z}
+    named |= {Kind.GRADIENT(name): value for name, value in out.d_inputs.items()}
+    named |= {Kind.PARAMETER_GRADIENT(name): value for name, value in (out.grads or {}).items()}
     if out.grads is not None:
-        named |= {f"batch:{name}": value for name, value in (out.stats or {}).items()}
-    named |= {":loss": out.loss, ":applied": out.applied.view(torch.uint8)}
-    return {name: value for name, value in named.items() if value is not None}
+        named |= {Kind.BATCH(name): value for name, value in (out.stats or {}).items()}
+    named |= {Kind.LOSS(): out.loss, Kind.APPLIED(): out.applied.view(torch.uint8)}
+    return {buffer: value for buffer, value in named.items() if value is not None}
+
+
+def of_inputs(inputs: Mapping[str, Tensor | Gather]) -> dict[Buffer, Tensor]:
+    """The caller's inputs that are tensors."""
+    return {Kind.RESULT(k): value for k, value in inputs.items() if isinstance(value, Tensor)}

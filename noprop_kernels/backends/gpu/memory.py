@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .buffers import Buffer
 from .stages import Table, floats
 
 
@@ -39,11 +40,11 @@ class Room:
         return self.whole
 
 
-def allocate(table: Table, device: torch.device, room: Room | None = None) -> dict[str, Tensor]:
+def allocate(table: Table, device: torch.device, room: Room | None = None) -> dict[Buffer, Tensor]:
     """The buffers of a table's workspace, views of one tensor."""
     whole = (Room() if room is None else room).take(table.floats, device)
     views = {}
-    for name, shape in table.shapes.items():
-        start = table.offsets[name]
-        views[name] = whole[start : start + floats(shape)].view(shape[1]).view(shape[0])
+    for buffer, shape in table.shapes.items():
+        start = table.offsets[buffer]
+        views[buffer] = whole[start : start + floats(shape)].view(shape[1]).view(shape[0])
     return views

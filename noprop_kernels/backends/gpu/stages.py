@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from .buffers import Buffer
+
 ALIGNMENT = 64  # floats
 
 Shape = tuple[tuple[int, ...], torch.dtype]
@@ -35,8 +37,8 @@ class Stage:
 
     kind: str
     name: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
+    reads: tuple[Buffer, ...]
+    writes: tuple[Buffer, ...]
     grid: tuple[int, ...]
     expects: int = 0
 
@@ -58,10 +60,10 @@ class Table:
     """
 
     stages: tuple[Stage, ...]
-    shapes: dict[str, Shape]
-    offsets: dict[str, int]
-    given: frozenset[str]
-    kept: frozenset[str] = frozenset()
+    shapes: dict[Buffer, Shape]
+    offsets: dict[Buffer, int]
+    given: frozenset[Buffer]
+    kept: frozenset[Buffer] = frozenset()
 
     @property
     def floats(self) -> int:
@@ -91,8 +93,8 @@ def with_barriers(stages: list[Stage]) -> tuple[Stage, ...]:
 
 
 def lifetimes(
-    stages: tuple[Stage, ...], names: Iterable[str], kept: frozenset[str]
-) -> dict[str, tuple[int, int]]:
+    stages: tuple[Stage, ...], names: Iterable[Buffer], kept: frozenset[Buffer]
+) -> dict[Buffer, tuple[int, int]]:
     """The first and last phase in which each buffer is live."""
     phase, spans = 0, {}
     for stage in stages:
@@ -103,11 +105,11 @@ def lifetimes(
 
 
 def share_memory(
-    stages: tuple[Stage, ...], sizes: dict[str, int], kept: frozenset[str]
-) -> dict[str, int]:
+    stages: tuple[Stage, ...], sizes: dict[Buffer, int], kept: frozenset[Buffer]
+) -> dict[Buffer, int]:
     """The lowest free offset for each buffer, largest first; live buffers do not overlap."""
     spans, offsets = lifetimes(stages, sizes, kept), {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+    for name in sorted(sizes, key=lambda name: (-sizes[name], str(name))):
         start, stop = spans[name]
         taken = sorted(
             (offsets[other], offsets[other] + sizes[other])

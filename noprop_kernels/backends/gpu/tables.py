@@ -1,11 +1,4 @@
-"""The tables of a backend's calls: a whole step, the layers alone, the gradients behind them.
-
-Names of buffers: an input or layer for its result, "y:" a layer before its norm, "act:" what the
-gradient of its activation reads, where that is not its result, "d:" the gradient of a result, "dn:"
-behind its activation, "dy:" behind its norm too; parameters and statistics by their own names,
-"grad:" and "batch:" before them for what a step finds, "sum:" for a norm's gradients; "data:" for a
-data set, "bad:" for flags of what is read.
-"""
+"""The tables of a backend's calls: a whole step, the layers alone, the gradients behind them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,6 +7,7 @@ from functools import lru_cache
 import torch
 
 from ...plan import Dense, Plan
+from .buffers import Buffer, Kind
 from .stages import Shape, Stage, Table, floats, share_memory, with_barriers
 from .tiles import Tiles, cdiv
 
@@ -62,25 +56,27 @@ class Ask:
     training: bool = True
     statistics: str = ""
     check: bool = False
-    outside: frozenset[str] = frozenset()
+    outside: frozenset[Buffer] = frozenset()
 
 
-def behind_activation(plan: Plan, name: str) -> str:
+def behind_activation(plan: Plan, name: str) -> Buffer:
     layer = plan.dense[name]
     if layer.activation is None:
-        return f"d:{name}"
-    return f"{'dy' if layer.norm is None else 'dn'}:{name}"
+        return Kind.GRADIENT(name)
+    return Kind.PRODUCT_GRADIENT(name) if layer.norm is None else Kind.NORM_OUT_GRADIENT(name)
 
 
-def product_gradient(plan: Plan, name: str) -> str:
+def product_gradient(plan: Plan, name: str) -> Buffer:
     """The gradient of a layer's product."""
-    return behind_activation(plan, name) if plan.dense[name].norm is None else f"dy:{name}"
+    if plan.dense[name].norm is None:
+        return behind_activation(plan, name)
+    return Kind.PRODUCT_GRADIENT(name)
 
 
-def kept(plan: Plan, name: str) -> str:
+def kept(plan: Plan, name: str) -> Buffer:
     """What the gradient of a layer's activation reads: its result, where nothing is added to it."""
     layer = plan.dense[name]
-    return f"act:{name}" if layer.add or layer.needs_preactivation else name
+    return Kind.KEPT(name) if layer.add or layer.needs_preactivation else Kind.RESULT(name)
 
 
 def consumers(plan: Plan, result: str) -> list[tuple[str, int | None]]:
@@ -100,6 +96,11 @@ def consumers(plan: Plan, result: str) -> list[tuple[str, int | None]]:
     return found
 
 
+def flags_of(stage: Stage) -> list[Buffer]:
+    """The flags of contents that a stage reads."""
+    return [each for each in stage.reads if each.kind in (Kind.BAD, Kind.BAD_LABELS)]
+
+
 @dataclass
 class Draft:
     """Collects stages and the shapes of the buffers that they write."""
@@ -107,15 +108,15 @@ class Draft:
     plan: Plan
     ask: Ask
     stages: list[Stage] = field(default_factory=list)
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    shapes: dict[Buffer, Shape] = field(default_factory=dict)
 
-    def size(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> str:
-        if name not in self.ask.outside:
-            self.shapes[name] = shape, dtype
-        return name
+    def size(self, buffer: Buffer, *shape: int, dtype: torch.dtype = torch.float32) -> Buffer:
+        if buffer not in self.ask.outside:
+            self.shapes[buffer] = shape, dtype
+        return buffer
 
     def add(
-        self, kind: str, name: str, reads: Iterable[str], writes: Iterable[str], grid: tuple
+        self, kind: str, name: str, reads: Iterable[Buffer], writes: Iterable[Buffer], grid: tuple
     ) -> None:
         self.stages.append(Stage(kind, name, tuple(reads), tuple(writes), grid))
 
@@ -127,17 +128,17 @@ class Draft:
             slots = ask.R if name in ask.gathered else ask.n
             writes = []
             if name in ask.gathered:
-                writes.append(self.size(name, slots, ask.B, plan.widths[name]))
+                writes.append(self.size(Kind.RESULT(name), slots, ask.B, plan.widths[name]))
             if ask.check:
-                writes.append(self.size(f"bad:{name}", slots, tiles, dtype=torch.int32))
-            reads = [f"data:{name}" if name in ask.gathered else name]
-            self.add("gather", name, reads, writes, (tiles, slots))
+                writes.append(self.size(Kind.BAD(name), slots, tiles, dtype=torch.int32))
+            read = Kind.DATA(name) if name in ask.gathered else Kind.RESULT(name)
+            self.add("gather", name, [read], writes, (tiles, slots))
         n, B, D = ask.n, ask.B, ask.D
-        writes = [self.size(":y", n, B, dtype=torch.int64)]
-        writes += [self.size("bad::y", n, tiles, dtype=torch.int32)] if ask.check else []
-        writes += [self.size("z", n, B, D)] if ask.drawn else []
-        writes += [self.size(":eps", n, B, D)] if ask.eps else []
-        self.add("add_noise", "z", [":labels", ":draw"], writes, (tiles, n))
+        writes = [self.size(Kind.LABELS(), n, B, dtype=torch.int64)]
+        writes += [self.size(Kind.BAD_LABELS(), n, tiles, dtype=torch.int32)] if ask.check else []
+        writes += [self.size(Kind.RESULT("z"), n, B, D)] if ask.drawn else []
+        writes += [self.size(Kind.EPS(), n, B, D)] if ask.eps else []
+        self.add("add_noise", "z", [Kind.GIVEN_LABELS(), Kind.DRAW()], writes, (tiles, n))
 
     def forward(self) -> None:
         for name, layer in self.plan.layers.items():
@@ -145,20 +146,21 @@ class Draft:
 
     def head(self) -> None:
         ask, out = self.ask, self.plan.output
-        reads = [out, ":y"] + ([":eps"] if ask.eps else [])
-        writes = [self.size(":error", ask.n, ask.B), self.size(f"d:{out}", ask.n, ask.B, ask.M)]
+        reads = [Kind.RESULT(out), Kind.LABELS()] + ([Kind.EPS()] if ask.eps else [])
+        writes = [self.size(Kind.ERROR(), ask.n, ask.B)]
+        writes.append(self.size(Kind.GRADIENT(out), ask.n, ask.B, ask.M))
         if ask.embedded:
-            writes.append(self.size(":d_u_hat", ask.n, ask.B, ask.D))
+            writes.append(self.size(Kind.D_U_HAT(), ask.n, ask.B, ask.D))
             if ask.d_W_embed:
-                writes.append(self.size(":p", ask.n, ask.B, ask.M))
+                writes.append(self.size(Kind.P(), ask.n, ask.B, ask.M))
         self.add("head", out, reads, writes, (cdiv(ask.B, ask.tiles.rows), ask.n))
-        reads, writes = [":error"], [":loss", ":applied"]
+        reads, writes = [Kind.ERROR()], [Kind.LOSS(), Kind.APPLIED()]
         if ask.check:
-            reads += [f"bad:{name}" for name in (":y", *ask.gathered, *ask.looked_at)]
+            reads += [Kind.BAD_LABELS(), *map(Kind.BAD, (*ask.gathered, *ask.looked_at))]
         if ask.update:
-            counters = [":draws", ":updates"]
+            counters = [Kind.DRAWS(), Kind.UPDATES()]
             reads += counters
-            writes += [self.size(":rates", ask.n, 4), *counters]
+            writes += [self.size(Kind.RATES(), ask.n, 4), *counters]
         self.add("loss", out, reads, writes, (ask.n,))
 
     def backward(self) -> None:
@@ -172,103 +174,111 @@ class Draft:
         ask, plan = self.ask, self.plan
         n, B, F = ask.n, ask.B, plan.widths[name]
         layer = plan.dense.get(name)
-        behind = f"d:{name}" if layer is None else behind_activation(plan, name)
+        gradient = Kind.GRADIENT(name)
+        behind = gradient if layer is None else behind_activation(plan, name)
         reads, writes = [], []
         if layer is not None and layer.activation:
             reads.append(kept(plan, name))
             writes.append(self.size(behind, n, B, F))
         if name == plan.output:
-            reads.append(f"d:{name}")
+            reads.append(gradient)
         else:
             for reader, column in consumers(plan, name):
                 if column is None:
-                    reads.append(f"d:{reader}")
+                    reads.append(Kind.GRADIENT(reader))
                 else:
-                    reads += [product_gradient(plan, reader), f"{reader}.weight"]
-            if behind == f"d:{name}" or (layer is not None and layer.add in needed):
-                writes.append(self.size(f"d:{name}", n, B, F))
+                    reads += [product_gradient(plan, reader), Kind.STATE(f"{reader}.weight")]
+            if behind == gradient or (layer is not None and layer.add in needed):
+                writes.append(self.size(gradient, n, B, F))
         if writes:
             grid = (*ask.tiles.product(B, F, ask.precision), n)
             self.add("result_gradient", name, reads, writes, grid)
         if layer is not None and layer.norm is not None:
             norm = f"{name}.norm."
-            reads = [behind, f"y:{name}", f"mean:{name}", f"rstd:{name}", norm + "weight"]
-            writes = [self.size(f"dy:{name}", n, B, F)]
-            writes += [self.size(f"sum:{norm}{part}", n, F) for part in ("weight", "bias")]
+            reads = [behind, Kind.PRODUCT(name), Kind.MEAN(name), Kind.RSTD(name)]
+            reads.append(Kind.STATE(norm + "weight"))
+            writes = [self.size(Kind.PRODUCT_GRADIENT(name), n, B, F)]
+            writes += [self.size(Kind.NORM_SUM(norm + part), n, F) for part in ("weight", "bias")]
             self.add("norm_gradient", name, reads, writes, (ask.tiles.vector(F), n))
 
     def numbers(self) -> None:
         ask = self.ask
         if ask.numbers:
-            writes = [":d_signal", ":d_noise"]
+            reads = [Kind.GRADIENT("z"), Kind.EPS(), Kind.LABELS()]
             grid = (cdiv(ask.B, ask.tiles.rows), ask.n)
-            self.add("numbers", "z", ["d:z", ":eps", ":y"], writes, grid)
+            self.add("numbers", "z", reads, [Kind.D_SIGNAL(), Kind.D_NOISE()], grid)
         if ask.d_W_embed:
-            reads = [":y"] + ([":p", ":d_u_hat"] if ask.embedded else [])
-            reads += ["d:z"] if ask.drawn else []
+            reads = [Kind.LABELS()] + ([Kind.P(), Kind.D_U_HAT()] if ask.embedded else [])
+            reads += [Kind.GRADIENT("z")] if ask.drawn else []
             side = ask.tiles.embedding
             grid = (cdiv(ask.M, side), cdiv(ask.D, side), ask.n)
-            self.add("d_W_embed", "W_embed", reads, [":d_W_embed"], grid)
+            self.add("d_W_embed", "W_embed", reads, [Kind.D_W_EMBED()], grid)
 
     def update(self) -> None:
         ask, plan = self.ask, self.plan
-        reads = {source: None for layer in plan.layers.values() for source in layer.sources}
+        reads = {Kind.RESULT(name): None for each in plan.layers.values() for name in each.sources}
         for name, layer in plan.dense.items():
             reads[product_gradient(plan, name)] = None
             if layer.norm is not None:
-                reads |= {f"sum:{name}.norm.{part}": None for part in ("weight", "bias")}
+                norm = f"{name}.norm."
+                reads |= {Kind.NORM_SUM(norm + part): None for part in ("weight", "bias")}
         params = [*plan.parameters()]
         if not ask.update:
-            writes = [f"grad:{name}" for name in params]
+            writes = [*map(Kind.PARAMETER_GRADIENT, params)]
         else:
             moved = [*plan.statistics()] if ask.statistics == "later" else []
-            reads |= dict.fromkeys([*params, ":rates", *moved, *(f"batch:{s}" for s in moved)])
-            writes = [*params, *moved]
+            writes = [*map(Kind.STATE, [*params, *moved])]
+            reads |= dict.fromkeys([*writes, Kind.RATES(), *map(Kind.BATCH, moved)])
         tiles = ask.tiles.update(plan, ask.training, ask.statistics == "later")
         self.add("update", "", reads, writes, (tiles, ask.n))
 
 
 def dense_forward(draft: Draft, name: str, layer: Dense) -> None:
     ask, plan = draft.ask, draft.plan
-    n, B = ask.n, ask.B
-    H = layer.features
-    params = [f"{name}.weight", f"{name}.bias"]
+    n, B, H = ask.n, ask.B, layer.features
+    sources = [*map(Kind.RESULT, layer.sources)]
+    params = [Kind.STATE(f"{name}.weight"), Kind.STATE(f"{name}.bias")]
     grid = (*ask.tiles.product(B, H, ask.precision), n)
-    ends = [draft.size(name, n, B, H)]
-    if layer.activation and kept(plan, name) != name:
-        ends.append(draft.size(kept(plan, name), n, B, H))
-    add = [layer.add] if layer.add else []
+    ends = [draft.size(Kind.RESULT(name), n, B, H)]
+    if layer.activation and kept(plan, name).kind is Kind.KEPT:
+        ends.append(draft.size(Kind.KEPT(name), n, B, H))
+    add = [Kind.RESULT(layer.add)] if layer.add else []
     if layer.norm is None:
-        draft.add("dense", name, [*layer.sources, *add, *params], ends, grid)
+        draft.add("dense", name, [*sources, *add, *params], ends, grid)
         return
-    y = draft.size(f"y:{name}", n, B, H)
-    draft.add("dense", name, [*layer.sources, *params], [y], grid)
+    y = draft.size(Kind.PRODUCT(name), n, B, H)
+    draft.add("dense", name, [*sources, *params], [y], grid)
     norm = f"{name}.norm."
-    reads = [y, *add, norm + "weight", norm + "bias"]
-    ends += [draft.size(f"{part}:{name}", n, H) for part in ("mean", "rstd")]
-    statistics = [norm + part for part in ("running_mean", "running_var")]
+    reads = [y, *add, Kind.STATE(norm + "weight"), Kind.STATE(norm + "bias")]
+    ends += [draft.size(part(name), n, H) for part in (Kind.MEAN, Kind.RSTD)]
+    statistics = [Kind.STATE(norm + part) for part in ("running_mean", "running_var")]
     if not ask.training or ask.statistics == "now":
         reads += statistics
     if ask.statistics == "now":
         ends += statistics
     elif ask.training:
-        ends += [draft.size(f"batch:{statistic}", n, H) for statistic in statistics]
+        ends += [draft.size(Kind.BATCH(running.name), n, H) for running in statistics]
     draft.add("norm", name, reads, ends, (ask.tiles.vector(H), n))
 
 
 KINDS: dict[type, Callable[..., None]] = {Dense: dense_forward}  # forward stages of each kind
 
 
-def finish(draft: Draft, given: Iterable[str], kept: Iterable[str] = ()) -> Table:
+def finish(draft: Draft, given: Iterable[Buffer], kept: Iterable[Buffer] = ()) -> Table:
     """The table of a draft, with barriers and shared memory."""
     stages, kept = with_barriers(draft.stages), frozenset(kept) & draft.shapes.keys()
-    sizes = {name: floats(shape) for name, shape in draft.shapes.items()}
+    sizes = {buffer: floats(shape) for buffer, shape in draft.shapes.items()}
     offsets = share_memory(stages, sizes, kept)
     return Table(stages, draft.shapes, offsets, frozenset(given), kept)
 
 
-def state(plan: Plan) -> set[str]:
-    return {*plan.parameters(), *plan.statistics(), ":draws", ":updates"}
+def state(plan: Plan) -> set[Buffer]:
+    names = [*plan.parameters(), *plan.statistics()]
+    return {*map(Kind.STATE, names), Kind.DRAWS(), Kind.UPDATES()}
+
+
+def inputs(plan: Plan) -> set[Buffer]:
+    return {*map(Kind.RESULT, plan.inputs)}
 
 
 @lru_cache(maxsize=256)
@@ -281,9 +291,9 @@ def train_table(plan: Plan, ask: Ask) -> Table:
     draft.backward()
     draft.numbers()
     draft.update()
-    given = state(plan) | {":labels", ":draw"} | {f"data:{name}" for name in ask.gathered}
-    given |= {name for name in plan.inputs if name not in (*ask.gathered, "z")}
-    return finish(draft, given if ask.drawn else given | {"z"})
+    given = state(plan) | {Kind.GIVEN_LABELS(), Kind.DRAW(), *map(Kind.DATA, ask.gathered)}
+    made = {*map(Kind.RESULT, ask.gathered)} | ({Kind.RESULT("z")} if ask.drawn else set())
+    return finish(draft, given | inputs(plan) - made)
 
 
 @lru_cache(maxsize=256)
@@ -291,7 +301,7 @@ def forward_table(plan: Plan, ask: Ask, save: bool) -> Table:
     """The layers alone; with `save` every buffer outlives the table."""
     draft = Draft(plan, ask)
     draft.forward()
-    return finish(draft, state(plan) | {*plan.inputs}, draft.shapes if save else ())
+    return finish(draft, state(plan) | inputs(plan), draft.shapes if save else ())
 
 
 @lru_cache(maxsize=256)
@@ -301,10 +311,11 @@ def backward_table(plan: Plan, ask: Ask, parameters: bool) -> Table:
     forward = Draft(plan, ask)
     forward.forward()
     if ask.update:
-        writes = [":applied", ":updates", draft.size(":rates", ask.n, 4)]
-        draft.add("rates", "", [f"d:{plan.output}", ":updates"], writes, (ask.n,))
+        reads = [Kind.GRADIENT(plan.output), Kind.UPDATES()]
+        writes = [Kind.APPLIED(), Kind.UPDATES(), draft.size(Kind.RATES(), ask.n, 4)]
+        draft.add("rates", "", reads, writes, (ask.n,))
     draft.backward()
     if parameters:
         draft.update()
-    given = state(plan) | {*plan.inputs, f"d:{plan.output}"}
-    return finish(draft, given | {name for stage in forward.stages for name in stage.writes})
+    given = state(plan) | inputs(plan) | {Kind.GRADIENT(plan.output)}
+    return finish(draft, given | {buffer for stage in forward.stages for buffer in stage.writes})

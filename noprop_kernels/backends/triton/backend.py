@@ -23,17 +23,18 @@ from ..calls import (
 )
 from ..contents import check_finite, check_labels, check_rows
 from ..gpu import checks, errors
-from ..gpu.asks import ask_of, outputs_of
+from ..gpu.asks import ask_of, of_inputs, outputs_of
+from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of
 from ..gpu.memory import Room, allocate, as_bytes, stored
-from ..gpu.optimizer import hyper, rule_name
+from ..gpu.optimizer import formula_of
 from ..gpu.tables import Ask, backward_table, forward_table, train_table
 from ..gpu.tiles import cdiv
 from . import graph
 from .configs import ROWS, TILES
-from .context import Device, Walk, logs_of, number, rates_of
+from .context import Device, Walk, logs_of, number, numbers_of, rates_of
 from .kernels import head as head_kernels
 from .kernels import noise
 from .kernels import update as update_kernels
@@ -83,12 +84,13 @@ def forward(call: ForwardCall) -> None:
     ask = Ask(
         tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=call.training, statistics="now" if call.training else "",
-        outside=frozenset({plan.output}),
+        outside=frozenset({Kind.RESULT(plan.output)}),
     )  # fmt: skip
     table = forward_table(plan, ask, call.save)
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
-    at = {**allocate(table, call.logits.device), **call.inputs, plan.output: logits}
+    at = allocate(table, call.logits.device) | of_inputs(call.inputs)
+    at[Kind.RESULT(plan.output)] = logits
     walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
     walk.training, walk.inputs = call.training, dict(call.inputs)
     run(walk)
@@ -100,11 +102,11 @@ def backward(call: BackwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, M = call.d_logits.shape
     saved, inputs, training = call.saved
-    outside = {f"d:{name}": value for name, value in call.d_inputs.items()}
-    outside |= {f"d:{plan.output}": call.d_logits}
-    outside |= {f"grad:{name}": value for name, value in (call.grads or {}).items()}
+    outside = {Kind.GRADIENT(name): value for name, value in call.d_inputs.items()}
+    outside |= {Kind.GRADIENT(plan.output): call.d_logits}
+    outside |= {Kind.PARAMETER_GRADIENT(name): value for name, value in (call.grads or {}).items()}
     if call.applied is not None:
-        outside[":applied"] = call.applied.view(torch.uint8)
+        outside[Kind.APPLIED()] = call.applied.view(torch.uint8)
     ask = Ask(
         tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=training, wanted=frozenset(call.d_inputs), update=False,
@@ -185,14 +187,14 @@ def update(call: UpdateCall) -> None:
     lr, decay = rates_of(rule)
     device.launch(
         update_kernels.rates_kernel, (n,), rates, as_bytes(call.apply), slices.updates, None,
-        lr, decay, index, 0, 0, RULE=rule_name(rule), **logs_of(rule),
+        lr, decay, index, 0, 0, RULE=formula_of(rule), **logs_of(rule),
     )  # fmt: skip
     for name, param in slices.params.items():
         size = param[0].numel()
         device.launch(
             update_kernels.apply_kernel, (cdiv(size, 1024), n),
             (param, slices.m.get(name), slices.v.get(name), None), call.grads[name], rates,
-            hyper(rule), index, size, RULE=rule_name(rule), BLOCK=1024,
+            numbers_of(rule), index, size, RULE=formula_of(rule), BLOCK=1024,
         )  # fmt: skip
 
 
@@ -260,7 +262,7 @@ def predict(call: PredictCall) -> None:
     look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
     chain = slices.index.reshape(R, L)
     device = device_of(call.z.device)
-    outside = frozenset({plan.output})
+    outside = frozenset({Kind.RESULT(plan.output)})
     ask = Ask(
         tiles=TILES, n=R, B=B, M=call.logits.shape[-1], D=D, precision=slices.precision,
         training=False, outside=outside,
@@ -282,8 +284,8 @@ def predict(call: PredictCall) -> None:
             at = i if len(call.z) == L else 0
             logits, u_hat = call.logits[at, sample], call.u_hat[at, sample]
             step = dataclasses.replace(slices, index=chain[:, i].contiguous())
-            walk = Walk(device, table, step, index_of(step), B, {**buffers, **call.inputs})
-            walk.at |= {"z": z, plan.output: logits}
+            given = of_inputs(call.inputs) | {Kind.RESULT("z"): z, Kind.RESULT(plan.output): logits}
+            walk = Walk(device, table, step, index_of(step), B, buffers | given)
             walk.training, walk.inputs = False, dict(call.inputs)
             run(walk)
             launch_u_hat(device, u_hat, logits, call.embedding, call.head)

@@ -8,8 +8,9 @@ import numpy
 from torch import Tensor
 
 from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
+from ..gpu.buffers import Buffer, Kind
 from ..gpu.memory import differs, stored
-from ..gpu.optimizer import log_betas
+from ..gpu.optimizer import hyper_of
 from ..gpu.stages import Stage, Table
 from . import launch_options
 
@@ -59,7 +60,7 @@ class Walk:
     """One call on a table: its buffers and its records.
 
     Args:
-        at: every buffer, and the tensors of the call by the table's names.
+        at: every buffer of the table, the call's tensors among them.
         places: each slice's position in a gathered input, (n,) int64.
         index: (n,) int64, on the tensors' device.
     """
@@ -69,7 +70,7 @@ class Walk:
     slices: Slices
     index: Tensor
     B: int
-    at: dict[str, Tensor]
+    at: dict[Buffer, Tensor]
     places: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
     noise: Noise | None = None
@@ -90,7 +91,7 @@ class Walk:
 
     def source(self, name: str) -> Address:
         """A result or an input as a product's source."""
-        tensor, places = self.at[name], self.places.get(name)
+        tensor, places = self.at[Kind.RESULT(name)], self.places.get(name)
         shared = name in self.inputs and places is None and not differs(tensor, 0)
         return tensor, int(not shared), places
 
@@ -100,7 +101,7 @@ class Walk:
             slices.params[name],
             slices.m.get(name),
             slices.v.get(name),
-            self.at.get(f"grad:{name}"),
+            self.at.get(Kind.PARAMETER_GRADIENT(name)),
         )
 
 
@@ -120,5 +121,10 @@ def rates_of(rule: Rule | None) -> tuple[Address | None, Address | None]:
 
 
 def logs_of(rule: Rule | None) -> dict[str, Any]:
-    first, second = log_betas(rule)
-    return {"LOG_BETA_1": first, "LOG_BETA_2": second}
+    hyper = hyper_of(rule)
+    return {"LOG_BETA_1": hyper.log_beta_1, "LOG_BETA_2": hyper.log_beta_2}
+
+
+def numbers_of(rule: Rule | None) -> tuple[float, ...]:
+    """What step() of the kernels takes as `hyper`."""
+    return hyper_of(rule)[:5]

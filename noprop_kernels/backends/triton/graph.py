@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..calls import Gather, TrainCall
+from ..calls import TrainCall
+from ..gpu.asks import of_inputs
 from ..gpu.memory import Room, stored
 from ..gpu.split import part_of
 from ..warn import tell
@@ -28,16 +29,6 @@ from .launch import run
 STEPS = 32  # per graph; more take several replays, since no bit depends on K
 GRAPHS = 16  # kept of an object
 
-# tensors that change from call to call, which no graph may freeze, by record
-FRESH = {
-    "Noise": ("seeds", "draw", "block"),
-    "Noising": ("signal", "noise"),
-    "Objective": ("weight",),
-    "Gather": ("indices", "replica", "mean", "scale"),
-    "Rule": ("lr", "weight_decay"),
-    "TrainOut": ("loss", "applied"),
-    "TrainCall": ("y",),
-}
 Path = tuple[str, ...]
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 WalkOf = Callable[[TrainCall, Room], Walk]
@@ -109,7 +100,7 @@ def train(call: TrainCall, walk_of: WalkOf) -> None:
 
 def launch_steps(call: TrainCall, walk: Walk) -> None:
     for k in range(call.K):
-        walk.at |= {name: v[k] for name, v in call.inputs.items() if not isinstance(v, Gather)}
+        walk.at |= {name: value[k] for name, value in of_inputs(call.inputs).items()}
         run(walk, k)
 
 
@@ -191,26 +182,18 @@ def capture_cuda(launches: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any, bool]]:
+def parts(value: Any, path: Path = (), changes: bool = False) -> Iterator[tuple[Path, Any, bool]]:
     """Every leaf of a record: its path, its value, and whether it changes from call to call."""
     if is_dataclass(value):
         yield (*path, ""), type(value), False
-        names = FRESH.get(type(value).__name__, ())
         for item in fields(value):
-            inner = getattr(value, item.name)
-            if item.name in names and isinstance(inner, Tensor):
-                yield (*path, item.name), inner, True
-            else:
-                yield from parts(inner, (*path, item.name))
+            changes = item.metadata.get("fresh", False)
+            yield from parts(getattr(value, item.name), (*path, item.name), changes)
     elif isinstance(value, dict):
         for name, inner in value.items():
-            batch = path == ("inputs",) and isinstance(inner, Tensor)
-            if batch:
-                yield (*path, name), inner, True
-            else:
-                yield from parts(inner, (*path, name))
+            yield from parts(inner, (*path, name), changes)
     else:
-        yield path, value, False
+        yield path, value, changes and isinstance(value, Tensor)
 
 
 def fresh(call: TrainCall) -> Iterator[tuple[Path, Tensor]]:

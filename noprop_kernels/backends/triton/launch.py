@@ -5,10 +5,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..calls import Embedding, Gather, Noise, Noising, Objective
+from ..gpu.buffers import Kind
 from ..gpu.memory import differs
-from ..gpu.optimizer import hyper, rule_name
+from ..gpu.optimizer import formula_of
 from ..gpu.stages import Stage
-from ..gpu.tables import behind_activation, consumers, kept, product_gradient
+from ..gpu.tables import behind_activation, consumers, flags_of, kept, product_gradient
 from ..gpu.tiles import cdiv
 from .configs import (
     EMBEDDING,
@@ -19,7 +20,7 @@ from .configs import (
     update_tiles,
     vector_block,
 )
-from .context import Address, Device, Walk, logs_of, number, rates_of
+from .context import Address, Device, Walk, logs_of, number, numbers_of, rates_of
 from .kernels import dense, head, noise, norm, step_gradients, update
 
 
@@ -34,12 +35,13 @@ def gather(walk: Walk, stage: Stage, k: int) -> None:
     value, F = walk.inputs[name], walk.slices.plan.widths[name]
     if isinstance(value, Gather):
         data, indices, rows = (value.data,), value.indices, len(value.data)
-        mean, scale, out = value.mean, value.scale, walk.at[name]
+        mean, scale, out = value.mean, value.scale, walk.at[Kind.RESULT(name)]
     else:
-        data = (walk.at[name], int(differs(walk.at[name], 0)))
+        tensor = walk.at[Kind.RESULT(name)]
+        data = (tensor, int(differs(tensor, 0)))
         indices, rows, mean, scale, out = None, 0, None, None, None
     walk.launch(
-        noise.gather_kernel, stage, out, walk.at.get(f"bad:{name}"), data, indices, rows, mean,
+        noise.gather_kernel, stage, out, walk.at.get(Kind.BAD(name)), data, indices, rows, mean,
         scale, k, walk.B, F=F, ROWS=ROWS, BLOCK_F=power_of_2(F, 16, 256),
     )  # fmt: skip
 
@@ -48,10 +50,10 @@ def add_noise(walk: Walk, stage: Stage, k: int) -> None:
     drawn, noising, embedding = walk.noise, walk.noising, walk.embedding
     y, at = walk.y, walk.at
     assert drawn is not None and noising is not None and embedding is not None and y is not None
-    z = at["z"] if "z" in stage.writes else None
+    z = at[Kind.RESULT("z")] if Kind.RESULT("z") in stage.writes else None
     launch_add_noise(
-        walk.device, stage.grid, z, at.get(":eps"), at[":y"], at.get("bad::y"), y, drawn,
-        noising, embedding, k,
+        walk.device, stage.grid, z, at.get(Kind.EPS()), at[Kind.LABELS()],
+        at.get(Kind.BAD_LABELS()), y, drawn, noising, embedding, k,
     )  # fmt: skip
 
 
@@ -85,8 +87,9 @@ def dense_forward(walk: Walk, stage: Stage, k: int) -> None:
     widths = tuple(plan.widths[source] for source in layer.sources)
     blocks = dense_blocks(layer.features, slices.precision)
     walk.launch(
-        dense.dense_kernel, stage, walk.at[name if plain else f"y:{name}"],
-        walk.at.get(f"act:{name}") if plain else None,
+        dense.dense_kernel, stage,
+        walk.at[Kind.RESULT(name) if plain else Kind.PRODUCT(name)],
+        walk.at.get(Kind.KEPT(name)) if plain else None,
         tuple(walk.source(source) for source in layer.sources),
         walk.source(layer.add) if plain and layer.add else None,
         slices.params[f"{name}.weight"], slices.params[f"{name}.bias"], walk.index, walk.B,
@@ -104,14 +107,15 @@ def norm_forward(walk: Walk, stage: Stage, k: int) -> None:
     assert layer.norm is not None
     key = f"{name}.norm."
     statistics = tuple(slices.stats[key + part] for part in ("running_mean", "running_var"))
-    batch = tuple(walk.at.get(f"batch:{key}{part}") for part in ("running_mean", "running_var"))
+    batch = tuple(walk.at.get(Kind.BATCH(key + part)) for part in ("running_mean", "running_var"))
     walk.launch(
-        norm.norm_kernel, stage, walk.at[name], walk.at.get(f"act:{name}"), walk.at[f"mean:{name}"],
-        walk.at[f"rstd:{name}"], None if batch[0] is None else batch, walk.at[f"y:{name}"],
+        norm.norm_kernel, stage, walk.at[Kind.RESULT(name)], walk.at.get(Kind.KEPT(name)),
+        walk.at[Kind.MEAN(name)], walk.at[Kind.RSTD(name)], None if batch[0] is None else batch,
+        walk.at[Kind.PRODUCT(name)],
         walk.source(layer.add) if layer.add else None, slices.params[key + "weight"],
         slices.params[key + "bias"], statistics, walk.index, layer.norm.eps, layer.norm.momentum,
         walk.B, H=layer.features, TRAINING=walk.training,
-        MOVE=key + "running_mean" in stage.writes, ADDS=layer.add is not None,
+        MOVE=Kind.STATE(key + "running_mean") in stage.writes, ADDS=layer.add is not None,
         ACTIVATION=layer.activation, BLOCK_H=vector_block(layer.features),
     )  # fmt: skip
 
@@ -124,9 +128,9 @@ def head_gradient(walk: Walk, stage: Stage, k: int) -> None:
     plan, objective, embedding, at = walk.slices.plan, walk.objective, walk.embedding, walk.at
     assert objective is not None and embedding is not None
     launch_head(
-        walk.device, stage.grid, at[":error"], at[f"d:{plan.output}"], at.get(":d_u_hat"),
-        at.get(":p"), at[plan.output], at[":y"], at.get(":eps"), objective,
-        embedding, k,
+        walk.device, stage.grid, at[Kind.ERROR()], at[Kind.GRADIENT(plan.output)],
+        at.get(Kind.D_U_HAT()), at.get(Kind.P()), at[Kind.RESULT(plan.output)], at[Kind.LABELS()],
+        at.get(Kind.EPS()), objective, embedding, k,
     )  # fmt: skip
 
 
@@ -147,26 +151,25 @@ def launch_head(
 def loss(walk: Walk, stage: Stage, k: int) -> None:
     objective, rule, at, slices = walk.objective, walk.rule, walk.at, walk.slices
     assert objective is not None
-    names = (
-        [name for name in stage.reads if name.startswith("bad:")] if walk.errors is not None else []
-    )
-    bad = tuple((at[name], walk.places.get(name.removeprefix("bad:"))) for name in names)
+    flags = flags_of(stage) if walk.errors is not None else []
+    bad = tuple((at[each], walk.places.get(each.name)) for each in flags)
     lr, decay = rates_of(rule)
     walk.launch(
-        update.loss_kernel, stage, at[":loss"][k], at[":applied"][k], at.get(":rates"),
-        slices.draws, slices.updates, walk.errors, at[":error"], number(objective.weight), bad,
+        update.loss_kernel, stage, at[Kind.LOSS()][k], at[Kind.APPLIED()][k], at.get(Kind.RATES()),
+        slices.draws, slices.updates, walk.errors, at[Kind.ERROR()], number(objective.weight), bad,
         lr, decay, walk.index, float(objective.rows), k, walk.B, cdiv(walk.B, ROWS), FLAGS=len(bad),
-        RULE=rule_name(rule), **logs_of(rule),
+        RULE=formula_of(rule), **logs_of(rule),
     )  # fmt: skip
 
 
 def rates(walk: Walk, stage: Stage, k: int) -> None:
-    d_logits = walk.at.get(f"d:{walk.slices.plan.output}")
+    d_logits = walk.at.get(Kind.GRADIENT(walk.slices.plan.output))
     lr, decay = rates_of(walk.rule)
     walk.launch(
-        update.rates_kernel, stage, walk.at[":rates"], walk.at.get(":applied"), walk.slices.updates,
-        d_logits, lr, decay, walk.index, k, 0 if d_logits is None else d_logits[0].numel(),
-        RULE=rule_name(walk.rule), **logs_of(walk.rule),
+        update.rates_kernel, stage, walk.at[Kind.RATES()], walk.at.get(Kind.APPLIED()),
+        walk.slices.updates, d_logits, lr, decay, walk.index, k,
+        0 if d_logits is None else d_logits[0].numel(),
+        RULE=formula_of(walk.rule), **logs_of(walk.rule),
     )  # fmt: skip
 
 
@@ -180,14 +183,14 @@ def result_gradient(walk: Walk, stage: Stage, k: int) -> None:
         heights.append(plan.widths[reader])
         widths.append(1 if column is None else plan.in_widths[reader])
         if column is None:
-            read.append((at[f"d:{reader}"], None))
+            read.append((at[Kind.GRADIENT(reader)], None))
         else:
             read.append((at[product_gradient(plan, reader)], slices.params[f"{reader}.weight"]))
     activation = None if layer is None else layer.activation
     blocks = dense_blocks(F, slices.precision)
     walk.launch(
         dense.result_gradient_kernel, stage,
-        at[f"d:{name}"] if f"d:{name}" in stage.writes else None,
+        at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in stage.writes else None,
         at[behind_activation(plan, name)] if activation else None,
         at[kept(plan, name)] if activation else None, tuple(read), walk.index, walk.B,
         F=F, HEIGHTS=tuple(heights), IN_WIDTHS=tuple(widths), COLUMNS=tuple(columns),
@@ -201,9 +204,10 @@ def norm_gradient(walk: Walk, stage: Stage, k: int) -> None:
     at, name, key = walk.at, stage.name, f"{stage.name}.norm."
     plan = walk.slices.plan
     walk.launch(
-        norm.norm_gradient_kernel, stage, at[f"dy:{name}"], at[f"sum:{key}weight"],
-        at[f"sum:{key}bias"], at[behind_activation(plan, name)], at[f"y:{name}"],
-        at[f"mean:{name}"], at[f"rstd:{name}"], walk.slices.params[key + "weight"], walk.index,
+        norm.norm_gradient_kernel, stage, at[Kind.PRODUCT_GRADIENT(name)],
+        at[Kind.NORM_SUM(key + "weight")], at[Kind.NORM_SUM(key + "bias")],
+        at[behind_activation(plan, name)], at[Kind.PRODUCT(name)],
+        at[Kind.MEAN(name)], at[Kind.RSTD(name)], walk.slices.params[key + "weight"], walk.index,
         walk.B, H=plan.widths[name], TRAINING=walk.training,
         BLOCK_H=vector_block(plan.widths[name]),
     )  # fmt: skip
@@ -213,8 +217,8 @@ def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
     at, embedding = walk.at, walk.embedding
     assert embedding is not None
     walk.launch(
-        step_gradients.numbers_gradient_kernel, stage, at[":d_signal"], at[":d_noise"], at["d:z"],
-        at[":eps"], at[":y"], embedding.W_embed, walk.B,
+        step_gradients.numbers_gradient_kernel, stage, at[Kind.D_SIGNAL()], at[Kind.D_NOISE()],
+        at[Kind.GRADIENT("z")], at[Kind.EPS()], at[Kind.LABELS()], embedding.W_embed, walk.B,
         D=embedding.D, ROWS=ROWS, BLOCK_D=power_of_2(embedding.D, 16, 64),
     )  # fmt: skip
 
@@ -222,11 +226,13 @@ def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
 def embedding_gradient(walk: Walk, stage: Stage, k: int) -> None:
     at, noising, embedding = walk.at, walk.noising, walk.embedding
     assert noising is not None and embedding is not None
-    d_u_hat = at[":d_u_hat"] if ":d_u_hat" in stage.reads else None
+    d_u_hat, d_z = (
+        at[each] if each in stage.reads else None for each in (Kind.D_U_HAT(), Kind.GRADIENT("z"))
+    )
     walk.launch(
-        step_gradients.embedding_gradient_kernel, stage, at[":d_W_embed"], at.get(":p"), d_u_hat,
-        at["d:z"] if "d:z" in stage.reads else None, at[":y"], number(noising.signal), k, walk.B,
-        M=at[":d_W_embed"].shape[1], D=embedding.D, BLOCK_M=EMBEDDING,
+        step_gradients.embedding_gradient_kernel, stage, at[Kind.D_W_EMBED()], at.get(Kind.P()),
+        d_u_hat, d_z, at[Kind.LABELS()], number(noising.signal), k, walk.B,
+        M=at[Kind.D_W_EMBED()].shape[1], D=embedding.D, BLOCK_M=EMBEDDING,
         BLOCK_D=EMBEDDING, BLOCK_B=32,
     )  # fmt: skip
 
@@ -242,17 +248,17 @@ def update_all(walk: Walk, stage: Stage, k: int) -> None:
         if layer.norm is not None:
             key = f"{name}.norm."
             for part in ("weight", "bias"):
-                vectors.append((walk.parameter(key + part), at[f"sum:{key}{part}"]))
-            if key + "running_mean" in stage.writes:
+                vectors.append((walk.parameter(key + part), at[Kind.NORM_SUM(key + part)]))
+            if Kind.STATE(key + "running_mean") in stage.writes:
                 for part in (key + "running_mean", key + "running_var"):
-                    batch = at[f"batch:{part}"]
+                    batch = at[Kind.BATCH(part)]
                     statistics.append((slices.stats[part], batch, layer.norm.momentum))
     tiles = update_tiles(plan, walk.training, bool(statistics))
     blocks = update_blocks()
     walk.launch(
         update.update_kernel, stage, tuple(weights), tuple(vectors), tuple(statistics),
-        at.get(":rates"), hyper(walk.rule), walk.index, walk.B, WEIGHTS=tiles.weights,
-        VECTORS=tiles.vectors, STATISTICS=tiles.statistics, RULE=rule_name(walk.rule),
+        at.get(Kind.RATES()), numbers_of(walk.rule), walk.index, walk.B, WEIGHTS=tiles.weights,
+        VECTORS=tiles.vectors, STATISTICS=tiles.statistics, RULE=formula_of(walk.rule),
         PRECISION=walk.device.precision(slices.precision), BLOCK_H=blocks.rows,
         BLOCK_B=blocks.depth, warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip

@@ -10,8 +10,8 @@ from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cuda import extension, residency
 from noprop_kernels.backends.cuda.residency import Layout
 from support.host_programs import Builder, compiler_gap
-from support.recordings import Recorder, record_all
-from support.stages import ENUMS, build, gap
+from support.recordings import Recorder, described, record_all
+from support.stages import build, gap
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,6 @@ def recordings(cuda_module: ModuleType, tmp_path_factory: pytest.TempPathFactory
         patch.setattr(residency, "layout", lambda *sizes: Layout(2, 2))
         record_all(dispatch.load("cuda"))
     kinds = frozenset().union(*(made.kinds for made in recorder.recordings))
-    assert {kind.replace("_", "") for kind in kinds} == {kind.lower() for kind in ENUMS["Kind"]}
+    assert kinds == described(cuda_module)["fields"]["stages"]["kinds"].keys()
     folder = tmp_path_factory.mktemp("recordings")
     return [made.write(folder / f"launch{i}") for i, made in enumerate(recorder.recordings)]

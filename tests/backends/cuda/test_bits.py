@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import noprop_kernels as nk
+from noprop_kernels import settings
 from noprop_kernels.backends.calls import TrainCall
-from noprop_kernels.backends.cuda import clusters, program, residency
+from noprop_kernels.backends.cuda import program, residency
 from noprop_kernels.backends.cuda.residency import Layout
 from noprop_kernels.optimizers import AdamW
 from support.calls import PLANS, assert_same, clone_call, make_predict_call, make_train_call
@@ -81,7 +82,7 @@ def test_the_order_in_which_threads_run(
     first = run(kernels, call)
     monkeypatch.setenv("NOPROP_HOST_SEED", seed)
     same(first, run(kernels, call))
-    monkeypatch.setenv(clusters.VARIABLE, "1")
+    monkeypatch.setenv(settings.CLUSTERS, "1")
     same(first, run(kernels, call))
 
 

@@ -1,6 +1,7 @@
 """Programs: tiles, barriers and turns of every table, what is refused, and how they are read."""
 
 import copy
+import json
 from types import ModuleType
 from typing import Any
 
@@ -192,6 +193,32 @@ def test_a_program_that_does_not_fit_is_refused_before_it_runs(
     with pytest.raises(kind, match=UNREAD[change]):
         cuda_module.launch(broken(recorder.programs[0], change), 0, 0)
     assert call.out.loss.isnan().all()
+
+
+def check_layout(described: dict[str, Any]) -> int:
+    """That between the fields that a struct describes is no room for another; its alignment."""
+    if "fields" not in described:
+        return described["size"]
+    end, widest = 0, 1
+    for name, field in described["fields"].items():
+        alignment = check_layout(field)
+        assert field["at"] == -(-end // alignment) * alignment, name
+        end = field["at"] + field["size"] * field.get("count", 1)
+        widest = max(widest, alignment)
+    for field in described.get("kinds", {}).values():
+        widest = max(widest, check_layout(field))
+        assert field["at"] == -(-end // widest) * widest
+    own = max((field["size"] for field in described.get("kinds", {}).values()), default=0)
+    assert described["size"] == -(-(end + own) // widest) * widest
+    return widest
+
+
+def test_a_program_describes_all_of_its_fields(cuda_module: ModuleType) -> None:
+    described = json.loads(cuda_module.description())
+    check_layout(described)
+    stages = described["fields"]["stages"]
+    assert stages["count"] == cuda_module.constants()["kMaxStages"]
+    assert list(stages["kinds"]) == stages["fields"]["kind"]["names"]
 
 
 def test_the_host_s_module_runs_on_the_cpu_alone(kernels: ModuleType) -> None:

@@ -1,13 +1,16 @@
 """Graphs of K steps, with a host's stand-in for the capture: keys, own buffers, bounds."""
 
 import gc
+import re
 import threading
 import weakref
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 
 import pytest
 import torch
 
+from noprop_kernels.backends import calls as records
 from noprop_kernels.backends import warn
 from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.gpu.memory import Room
@@ -211,3 +214,14 @@ def test_a_second_thread_waits(kernels: ModuleType, monkeypatch) -> None:
     for thread in threads:
         thread.join(10)
     assert order == ["begins", "ends"] * 2
+
+
+def test_every_tensor_of_a_call_says_whether_a_graph_may_freeze_it() -> None:
+    seen = [TrainCall]
+    for record in seen:  # which grows
+        for item in fields(record):
+            text = str(item.type)
+            assert ("Tensor" in text) == ("fresh" in item.metadata), (record, item.name)
+            found = (getattr(records, name, None) for name in re.findall(r"\w+", text))
+            seen += [each for each in found if is_dataclass(each) and each not in seen]
+    assert {records.Slices, records.Noise, records.Gather, records.TrainOut} <= set(seen)

@@ -7,6 +7,7 @@ import pytest
 
 from noprop_kernels import plans
 from noprop_kernels.backends.gpu import memory
+from noprop_kernels.backends.gpu.buffers import Buffer, Kind
 from noprop_kernels.backends.gpu.stages import Table, floats, with_barriers
 from noprop_kernels.backends.gpu.tables import Ask, backward_table, forward_table, train_table
 from noprop_kernels.backends.triton.configs import TILES
@@ -30,9 +31,9 @@ def asks(plan: Plan) -> list[Ask]:
     z = plan.widths["z"]
     plain = Ask(tiles=TILES, n=3, B=130, M=6, D=z, statistics="later" if plan.has_norm() else "")
     inputs = tuple(name for name in plan.inputs if name != "z")
-    extras = {":d_signal", ":d_noise", ":d_W_embed", *(f"d:{name}" for name in inputs)}
-    grads = {f"grad:{name}" for name in plan.parameters()}
-    batch = {f"batch:{name}" for name in plan.statistics()}
+    extras = {Kind.D_SIGNAL(), Kind.D_NOISE(), Kind.D_W_EMBED(), *map(Kind.GRADIENT, inputs)}
+    grads = {*map(Kind.PARAMETER_GRADIENT, plan.parameters())}
+    batch = {*map(Kind.BATCH, plan.statistics())}
     return [
         plain,
         dataclasses.replace(plain, gathered=inputs, R=2, check=True, precision="tf32"),
@@ -47,7 +48,7 @@ def asks(plan: Plan) -> list[Ask]:
         ),
         dataclasses.replace(plain, drawn=False, embedded=False, d_W_embed=True),
         dataclasses.replace(
-            plain, update=False, statistics="", outside=frozenset(grads | batch | {":error"})
+            plain, update=False, statistics="", outside=frozenset(grads | batch | {Kind.ERROR()})
         ),
     ]
 
@@ -57,11 +58,11 @@ def tables(plan: Plan) -> list[Table]:
     for training in (True, False):
         ask = Ask(
             tiles=TILES, n=3, B=130, M=6, D=5, training=training,
-            statistics="now" if training else "", outside=frozenset({plan.output}),
+            statistics="now" if training else "", outside=frozenset({Kind.RESULT(plan.output)}),
         )  # fmt: skip
         made += [forward_table(plan, ask, save) for save in (True, False)]
         for update, wanted in ((True, frozenset()), (False, frozenset(plan.inputs))):
-            outside = frozenset({f"d:{plan.output}", *(f"d:{name}" for name in wanted)})
+            outside = frozenset(map(Kind.GRADIENT, (plan.output, *wanted)))
             ask = Ask(
                 tiles=TILES, n=3, B=130, M=6, D=5, training=training, update=update, wanted=wanted,
                 outside=outside,
@@ -153,14 +154,17 @@ def test_weights_updated_before_the_gradients_that_read_them_are_found() -> None
 
 
 def test_buffers_in_the_same_memory_are_found() -> None:
-    offsets = dict(PLAIN.offsets, right=PLAIN.offsets["left"])
+    left, right = Kind.RESULT("left"), Kind.RESULT("right")
+    offsets = PLAIN.offsets | {right: PLAIN.offsets[left]}
     with pytest.raises(ValueError, match="alive in the same memory"):
         check_table(dataclasses.replace(PLAIN, offsets=offsets))
 
 
 def test_a_write_that_is_lost_is_found() -> None:
     stages = [
-        dataclasses.replace(stage, writes=tuple(w for w in stage.writes if w != "left"))
+        dataclasses.replace(
+            stage, writes=tuple(w for w in stage.writes if w != Kind.RESULT("left"))
+        )
         for stage in PLAIN.stages
     ]
     with pytest.raises(ValueError, match="left is read before it is written"):
@@ -168,18 +172,18 @@ def test_a_write_that_is_lost_is_found() -> None:
 
 
 class Watched(dict):
-    """Buffers, and the names of those asked for."""
+    """Buffers, and those asked for."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
-        self.seen: set[str] = set()
+        self.seen: set[Buffer] = set()
 
-    def __getitem__(self, name: str):
-        self.seen.add(name)
-        return super().__getitem__(name)
+    def __getitem__(self, buffer: Buffer):
+        self.seen.add(buffer)
+        return super().__getitem__(buffer)
 
-    def get(self, name: str, default=None):
-        return self[name] if name in self else default
+    def get(self, buffer: Buffer, default=None):
+        return self[buffer] if buffer in self else default
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -197,6 +201,7 @@ def test_stages_touch_what_the_table_says(
         call.out.d_inputs.clear()
     made = kernels.walk_of(call, memory.Room())
     for stage in made.table.stages:
-        made.at = Watched({**made.at, **{k: v[0] for k, v in call.inputs.items() if not check}})
+        steps = {} if check else {Kind.RESULT(k): v[0] for k, v in call.inputs.items()}
+        made.at = Watched(made.at | steps)
         launch.LAUNCHES[stage.kind](made, stage, 0)
         assert made.at.seen <= {*stage.reads, *stage.writes}, stage

@@ -4,12 +4,7 @@ The weight gradient's tile goes from the product's registers through the optimiz
 gradients never reach memory, unless they are asked for (RULE "none"). One launch has the tiles of
 all layers, vectors and running statistics of all slices.
 
-    SGD:   g += wd * param;  m = momentum * m + g;  param -= lr * (m, or g + momentum * m)
-    Adam:  g += wd * param;  AdamW: param *= 1 - lr * wd;  then both
-           m += (1 - beta_1) (g - m);  v = beta_2 * v + (1 - beta_2) g^2
-           param -= lr / c_1 * m / (sqrt(v) / sqrt(c_2) + eps),  c_i = 1 - beta_i^updates
-
-A parameter is (itself, m, v, its gradient's place); what a rule does not use is None.
+A parameter is (itself, m, v, its gradient's place); what the optimizer does not keep is None.
 """
 
 import triton
@@ -19,6 +14,7 @@ from .. import configs
 from .dense import slice_of
 from .head import slice_loss
 from .norm import move_statistic
+from .optimizer import rates_of, step
 from .products import CHUNK_ROWS, begin, multiply, number
 
 SUM_ROWS = tl.constexpr(configs.SUM_ROWS)
@@ -31,18 +27,12 @@ def store_rates(
     rates_ptr, updates_ptr, lr, decay, k, i, n, at, apply,
     RULE: tl.constexpr, LOG_BETA_1: tl.constexpr, LOG_BETA_2: tl.constexpr,
 ):  # fmt: skip
-    """The numbers that depend on lr, decay or updates, in float64 and rounded once; counts the
-    update."""
+    """The rates of a slice, rounded once; counts the update."""
     updates = tl.load(updates_ptr + at) + 1
-    rate = tl.load(number(lr, k, i, n, 1))
-    wd = tl.load(number(decay, k, i, n, 1))
-    root = tl.full((), 1.0, tl.float64)
-    if RULE == "adamw":
-        wd = 1.0 - rate * wd
-    if RULE == "adam" or RULE == "adamw":
-        count = updates.to(tl.float64)
-        rate = rate / (1.0 - tl.exp(count * tl.full((), LOG_BETA_1, tl.float64)))
-        root = tl.sqrt(1.0 - tl.exp(count * tl.full((), LOG_BETA_2, tl.float64)))
+    rate, wd, root = rates_of(  # type: ignore  # pyright takes a kernel for a function
+        tl.load(number(lr, k, i, n, 1)), tl.load(number(decay, k, i, n, 1)), updates, RULE,
+        LOG_BETA_1, LOG_BETA_2,
+    )  # fmt: skip
     tl.store(rates_ptr + i * RATES, rate.to(tl.float32))
     tl.store(rates_ptr + i * RATES + 1, wd.to(tl.float32))
     tl.store(rates_ptr + i * RATES + 2, root.to(tl.float32))
@@ -146,29 +136,16 @@ def put_gradient(param, g, at, here, inside, rates_ptr, hyper, RULE: tl.constexp
     if RULE == "none":
         tl.store(param[3] + here, g, mask=inside)
     else:
-        lr, decay = tl.load(rates_ptr), tl.load(rates_ptr + 1)
         inside = inside & moves(rates_ptr, inside)
         w = tl.load(param[0] + at, mask=inside, other=0.0)
-        if RULE == "adamw":
-            w = w * decay
-        else:
-            g = g + decay * w
-        if RULE == "adam" or RULE == "adamw":
-            rest_1, beta_2, rest_2, eps = hyper[0], hyper[1], hyper[2], hyper[3]
-            m = tl.load(param[1] + at, mask=inside, other=0.0)
-            v = tl.load(param[2] + at, mask=inside, other=0.0)
-            m = m + rest_1 * (g - m)
-            v = beta_2 * v + rest_2 * (g * g)
-            root = tl.div_rn(tl.sqrt_rn(v), tl.zeros_like(v) + tl.load(rates_ptr + 2))
-            w = w - tl.div_rn(lr * m, root + eps)
+        m = w if param[1] is None else tl.load(param[1] + at, mask=inside, other=0.0)
+        v = w if param[2] is None else tl.load(param[2] + at, mask=inside, other=0.0)
+        lr, decay, root = tl.load(rates_ptr), tl.load(rates_ptr + 1), tl.load(rates_ptr + 2)
+        w, m, v = step(g, w, m, v, lr, decay, root, hyper, RULE)
+        if param[1] is not None:
             tl.store(param[1] + at, m, mask=inside)
+        if param[2] is not None:
             tl.store(param[2] + at, v, mask=inside)
-        elif RULE == "sgd":
-            w = w - lr * g
-        else:  # "momentum" or "nesterov"
-            m = hyper[0] * tl.load(param[1] + at, mask=inside, other=0.0) + g
-            tl.store(param[1] + at, m, mask=inside)
-            w = w - lr * (g + hyper[0] * m if RULE == "nesterov" else m)
         tl.store(param[0] + at, w, mask=inside)
 
 

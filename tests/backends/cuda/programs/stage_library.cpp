@@ -1,4 +1,5 @@
 // One stage of a program on the emulator, behind a C function that Python's ctypes can call.
+#include "cuda/description.h"
 #include "cuda/gather.cuh"
 #include "cuda/head.cuh"
 #include "cuda/loss.cuh"
@@ -61,10 +62,14 @@ void stage_kernel(const Program* program) {
 }  // namespace
 }  // namespace noprop::cuda
 
+using noprop::cuda::Description;
 using noprop::cuda::Program;
-using noprop::cuda::Stage;
 
-extern "C" int sizes(int which) { return which == 0 ? sizeof(Program) : sizeof(Stage); }
+// JSON, by description.h
+extern "C" const char* description() {
+  static const std::string text = Description::of_program();
+  return text.c_str();
+}
 
 // null, or why the launch failed
 extern "C" const char* run_stage(const Program* program, int seed) {

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.stages import ENUMS, buffer, run_stage
+from support.stages import buffer, run_stage
 
 pytestmark = pytest.mark.cuda_host
-TYPES = {torch.float32: "Float32", torch.bfloat16: "BFloat16", torch.uint8: "UInt8"}
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "uint8"}
 
 
 def make_data(rows: int, F: int, dtype: torch.dtype, offset: int = 0) -> Tensor:
@@ -18,7 +18,7 @@ def make_data(rows: int, F: int, dtype: torch.dtype, offset: int = 0) -> Tensor:
 
 
 def run(stages, B: int, n: int, K: int, fields: dict, seed: int = 0) -> None:
-    run_stage(stages, "Gather", fields, n=n, K=K, B=B, tiles=-(-B // 16), seed=seed)
+    run_stage(stages, "gather", fields, n=n, K=K, B=B, tiles=-(-B // 16), seed=seed)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -38,7 +38,7 @@ def test_gather(stages, B: int, F: int, offset: int, dtype: torch.dtype, scaled:
         "bad": buffer(bad, steps=True),
         "data": {"data": data},
         "rows": {"indices": indices, "replica": replica, "replicas": R, "rows": rows},
-        "type": ENUMS["Type"][TYPES[dtype]],
+        "type": TYPES[dtype],
         "F": F,
     }
     fields |= {"mean": mean, "scale": scale} if scaled else {}

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from noprop_kernels.backends.reference import equations as ref
 from support.calls import assert_matches
-from support.stages import ENUMS, buffer, number, run_stage
+from support.stages import buffer, number, run_stage
 
 pytestmark = pytest.mark.cuda_host
-HEADS = {"softmax": "Softmax", "linear": "Linear", "cross_entropy": "CrossEntropy"}
+HEADS = ("softmax", "linear", "cross_entropy")
 
 
 class Case:
@@ -44,13 +44,13 @@ class Case:
             "weight": number(self.weight),
             "flow": self.flow,
             "rows": 2.0 * self.B,
-            "head": ENUMS["Head"][HEADS[self.head]],
+            "head": self.head,
             "M": self.M,
             "D": self.D,
         }
         tiles = -(-self.B // 16)
         run_stage(
-            stages, "Head", fields | changed, n=self.n, B=self.B, tiles=tiles, blocks=2, seed=seed
+            stages, "head", fields | changed, n=self.n, B=self.B, tiles=tiles, blocks=2, seed=seed
         )
 
     def expected(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def test_u_hat(stages, B: int, M: int, D: int | None, head: str) -> None:
     }
     for seed in range(4):
         u_hat.fill_(torch.nan)
-        run_stage(stages, "UHat", fields, n=case.n, B=B, tiles=-(-B // 16), seed=seed)
+        run_stage(stages, "u_hat", fields, n=case.n, B=B, tiles=-(-B // 16), seed=seed)
         exact, plain = (
             ref.predict_embedding(case.logits.to(dtype), case.W_embed, head)[0]
             for dtype in (torch.float64, torch.float32)

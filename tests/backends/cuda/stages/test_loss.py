@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noprop_kernels.backends.reference import equations as ref
 from support.calls import assert_matches
-from support.stages import ENUMS, buffer, number, run_stage
+from support.stages import buffer, number, run_stage
 
 pytestmark = pytest.mark.cuda_host
 BETAS = (0.9, 0.999)
@@ -17,7 +17,7 @@ BETAS = (0.9, 0.999)
 
 def hyper(rule: str, betas: tuple[float, float] = BETAS) -> dict[str, Any]:
     logs = [math.log(beta) if beta > 0 else -1e4 for beta in betas]
-    return {"rule": ENUMS["Rule"][rule], "log_beta_1": logs[0], "log_beta_2": logs[1]}
+    return {"rule": rule, "log_beta_1": logs[0], "log_beta_2": logs[1]}
 
 
 def expected_rates(
@@ -25,9 +25,9 @@ def expected_rates(
 ) -> Tensor:
     """(n, 3) float64 of lr, decay and the root; `updates` counts this one."""
     c_1, c_2 = (1 - beta ** updates.double() for beta in betas)
-    adam = rule in ("Adam", "AdamW")
+    adam = rule in ("adam", "adamw")
     rate = lr / c_1 if adam else lr
-    decay = 1 - lr * decay if rule == "AdamW" else decay
+    decay = 1 - lr * decay if rule == "adamw" else decay
     return torch.stack([rate, decay, c_2.sqrt() if adam else torch.ones_like(lr)], -1)
 
 
@@ -51,7 +51,7 @@ class Case:
         self.flags = torch.zeros(2, K, n, tiles, dtype=torch.int32)
         self.errors = torch.zeros(1, dtype=torch.int32)
 
-    def run(self, stages, rule: str = "AdamW", *, seed: int = 0, **changed: Any) -> None:
+    def run(self, stages, rule: str = "adamw", *, seed: int = 0, **changed: Any) -> None:
         fields = {
             "loss": buffer(self.loss, steps=True),
             "applied": buffer(self.applied, steps=True),
@@ -68,12 +68,12 @@ class Case:
             "rows": 2.0 * self.B,
         }
         run_stage(
-            stages, "Loss", fields | changed, n=self.n, K=self.K, B=self.B, tiles=1,
+            stages, "loss", fields | changed, n=self.n, K=self.K, B=self.B, tiles=1,
             index=self.index, hyper=hyper(rule), seed=seed,
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("rule", ["Sgd", "Adam", "AdamW"])
+@pytest.mark.parametrize("rule", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("B", [1, 7, 129, 3000])
 def test_loss(stages, B: int, rule: str) -> None:
     for seed in range(4):
@@ -138,7 +138,7 @@ def test_flags_stop_their_slice_and_are_gathered(stages) -> None:
 
 def test_without_rates_nothing_is_counted(stages) -> None:
     case = Case(20)
-    case.run(stages, "None", rates={}, draws=None, updates=None, errors=None, num_flags=0)
+    case.run(stages, "none", rates={}, draws=None, updates=None, errors=None, num_flags=0)
     assert (case.applied == 1).all() and case.loss.isfinite().all()
     assert case.draws.tolist() == [10, 11, 12, 13, 14] and case.rates.isnan().all()
 
@@ -150,7 +150,7 @@ def test_a_beta_of_0_corrects_nothing(stages) -> None:
     rates, updates = torch.full((n, 4), torch.nan), torch.zeros(n, dtype=torch.int64)
     fields = {"rates": buffer(rates), "applied": buffer(applied), "updates": updates}
     fields |= {"lr": number(lr), "weight_decay": number(decay)}
-    run_stage(stages, "Rates", fields, n=n, B=4, tiles=1, hyper=hyper("Adam", (0.0, 0.0)))
+    run_stage(stages, "rates", fields, n=n, B=4, tiles=1, hyper=hyper("adam", (0.0, 0.0)))
     assert rates.tolist() == [[0.25, 0, 1, 1]] * n
 
 
@@ -167,10 +167,10 @@ def test_rates_follow_d_logits_or_what_is_given(stages, given: bool) -> None:
         fields |= {"lr": number(lr), "weight_decay": number(decay), "size": size}
         fields |= {} if given else {"d_logits": buffer(d_logits)}
         run_stage(
-            stages, "Rates", fields, n=n, B=9, tiles=1, index=[3, 1, 0], seed=seed,
-            hyper=hyper("AdamW"),
+            stages, "rates", fields, n=n, B=9, tiles=1, index=[3, 1, 0], seed=seed,
+            hyper=hyper("adamw"),
         )  # fmt: skip
         assert applied.tolist() == [1, 0, 1] and rates[:, 3].tolist() == [1, 0, 1]
         assert updates.tolist() == [6, 6, 7, 9]
-        expected = expected_rates("AdamW", lr[0], decay[0], torch.tensor([9, 7, 6]))
+        expected = expected_rates("adamw", lr[0], decay[0], torch.tensor([9, 7, 6]))
         torch.testing.assert_close(rates[:, :3].double(), expected, rtol=1e-7, atol=0)

@@ -82,7 +82,7 @@ class Case:
     def run(self, stages, *, seed: int = 0, **changed: Any) -> None:
         fields = self.fields() | changed
         run_stage(
-            stages, "Noise", fields, n=self.n, K=self.K, B=self.B, tiles=tiles(self.B), seed=seed
+            stages, "noise", fields, n=self.n, K=self.K, B=self.B, tiles=tiles(self.B), seed=seed
         )
 
     def expected(self, k: int, y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -178,8 +178,8 @@ def test_chain(stages, B: int, D: int, add_noise: bool) -> None:
     fields |= {"sqrt_c": sqrt_c} if add_noise else {}
     sources = {"before": buffer(before, steps=True), "u_hat": buffer(u_hat, steps=True)}
     both = {"n": n, "B": B, "tiles": tiles(B), "seed": 1}
-    run_stage(stages, "Chain", fields | sources | {"z": buffer(z, steps=True)}, K=L, **both)
-    run_stage(stages, "Chain", fields | {"z": buffer(z_0)}, **both)
+    run_stage(stages, "chain", fields | sources | {"z": buffer(z, steps=True)}, K=L, **both)
+    run_stage(stages, "chain", fields | {"z": buffer(z_0)}, **both)
 
     def draw(block: int) -> Tensor:
         address = (seeds, philox.STREAM_INFERENCE, 0, sample, block, B, D)

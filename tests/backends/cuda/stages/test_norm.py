@@ -13,7 +13,6 @@ from support.stages import buffer, run_stage
 pytestmark = pytest.mark.cuda_host
 INDEX = [3, 1]
 EPS, MOMENTUM = 1e-5, 0.1
-CODES = {None: 0, "relu": 1, "gelu": 2}  # Activation in program.h
 SHAPES = [(2, 1), (7, 10), (129, 33), (300, 64), (256, 100)]
 
 
@@ -41,7 +40,7 @@ class Case:
         fields |= {name: getattr(self, name) for name in names}
         fields |= {"eps": EPS, "momentum": MOMENTUM, "H": self.H, "training": 1} | changed
         run_stage(
-            stages, "Norm", fields, n=2, B=self.B, tiles=tiles(self.H), index=INDEX, seed=seed
+            stages, "norm", fields, n=2, B=self.B, tiles=tiles(self.H), index=INDEX, seed=seed
         )
 
     def expected(
@@ -76,7 +75,7 @@ def test_norm(stages, B: int, H: int, training: bool, activation: str | None) ->
         )
         before = [case.running_mean.clone(), case.running_var.clone()]
         case.run(
-            stages, activation=CODES[activation], training=int(training), move=int(training),
+            stages, activation=activation or "none", training=int(training), move=int(training),
             seed=seed,
         )  # fmt: skip
         for name, value in exact.items():
@@ -93,10 +92,10 @@ def test_norm(stages, B: int, H: int, training: bool, activation: str | None) ->
 
 def test_what_is_not_asked_stays(stages) -> None:
     case, part = Case(20, 33), Case(20, 33)
-    case.run(stages, activation=CODES["relu"])
+    case.run(stages, activation="relu")
     kept = part.running_mean.clone()
     absent = ("kept", "mean", "rstd", "batch_mean", "batch_var", "add")
-    part.run(stages, activation=CODES["relu"], **{name: {} for name in absent})
+    part.run(stages, activation="relu", **{name: {} for name in absent})
     assert torch.equal(part.out, case.kept) and torch.equal(part.running_mean, kept)
     assert part.mean.isnan().all() and part.batch_var.isnan().all()
 
@@ -105,7 +104,7 @@ def test_what_is_not_asked_stays(stages) -> None:
 def test_activations_hand_on_nan(stages, activation: str) -> None:
     case = Case(20, 33)
     case.y[1, 7, 20] = torch.nan
-    case.run(stages, activation=CODES[activation])
+    case.run(stages, activation=activation or "none")
     bad = case.out.isnan()
     assert bad[1, :, 20].all() and bad.sum() == 20
 
@@ -134,7 +133,7 @@ def test_norm_gradient(stages, B: int, H: int, training: bool) -> None:
         outputs: dict[str, Any] = {name: buffer(value) for name, value in made.items()}
         outputs |= {"weight": case.weight, "H": H, "training": int(training)}
         run_stage(
-            stages, "NormGradient", fields | outputs, n=2, B=B, tiles=tiles(H), index=INDEX,
+            stages, "norm_gradient", fields | outputs, n=2, B=B, tiles=tiles(H), index=INDEX,
             seed=seed,
         )  # fmt: skip
         for (name, value), truth, torch_s in zip(made.items(), exact, plain, strict=True):

@@ -31,7 +31,7 @@ def test_numbers(stages, B: int, D: int, M: int | None) -> None:
     for seed in range(4):
         for value in made.values():
             value.fill_(torch.nan)
-        run_stage(stages, "Numbers", fields, n=n, B=B, tiles=-(-B // 16), seed=seed)
+        run_stage(stages, "numbers", fields, n=n, B=B, tiles=-(-B // 16), seed=seed)
         for (name, value), truth, torch_s in zip(made.items(), exact, plain, strict=True):
             assert_matches(value, truth, torch_s, terms=D, name=name)
 
@@ -62,5 +62,5 @@ def test_embedding(stages, B: int, M: int, D: int, predicted: bool, drawn: bool)
     for seed in range(4):
         d_W.fill_(torch.nan)
         tiles = -(-M // 16) * -(-D // 16)
-        run_stage(stages, "Embedding", fields, n=n, B=B, tiles=tiles, seed=seed)
+        run_stage(stages, "embedding", fields, n=n, B=B, tiles=tiles, seed=seed)
         assert_matches(d_W, exact, plain, terms=B)
