@@ -78,7 +78,7 @@ def product_gradient(plan: Plan, name: str) -> str:
 
 
 def kept(plan: Plan, name: str) -> str:
-    """What the gradient of a layer's activation reads: its result, where nothing is added to it."""
+    """The operand of a layer's activation gradient: its result, where nothing is added to it."""
     layer = plan.layers[name]
     return f"act:{name}" if layer.add or layer.needs_preactivation else name
 
