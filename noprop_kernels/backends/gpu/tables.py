@@ -74,7 +74,7 @@ def product_gradient(plan: Plan, name: str) -> Buffer:
 
 
 def kept(plan: Plan, name: str) -> Buffer:
-    """What the gradient of a layer's activation reads: its result, where nothing is added to it."""
+    """The operand of a layer's activation gradient: its result, where nothing is added to it."""
     layer = plan.dense[name]
     return Kind.KEPT(name) if layer.add or layer.needs_preactivation else Kind.RESULT(name)
 
