@@ -185,7 +185,9 @@ def every_part(place: Place) -> list[Part]:
     pip = ("-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index")
     target = ("--target", str(place.site), str(place.work / "source"))
     marked, where = (
-        ("triton", "backends/triton/test_update.py") if place.rehearse else ("gpu", "backends/gpu")
+        ("triton", "backends/contract/test_update.py")
+        if place.rehearse
+        else ("gpu", "backends/gpu")
     )
     tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, f"tests/{where}"]
     tests += ["-o", "filterwarnings=default"]  # another torch has other warnings
