@@ -58,17 +58,15 @@ def test_groups_and_thread_blocks(
         same(results[0], other)
 
 
-@pytest.mark.parametrize("seed", ["1", "2", "3"])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_the_order_in_which_threads_run(
-    kernels: ModuleType, monkeypatch, precision: str, seed: str
-) -> None:
+def test_the_order_in_which_threads_run(kernels: ModuleType, monkeypatch, precision: str) -> None:
     call = make("branches", precision)
     first = run(kernels, call)
-    monkeypatch.setenv("NOPROP_HOST_SEED", seed)
-    same(first, run(kernels, call))
-    monkeypatch.setenv(settings.CLUSTERS, "1")
-    same(first, run(kernels, call))
+    for clusters in ("0", "1"):
+        monkeypatch.setenv(settings.CLUSTERS, clusters)
+        for seed in ("1", "2", "3"):
+            monkeypatch.setenv("NOPROP_HOST_SEED", seed)
+            same(first, run(kernels, call))
 
 
 @pytest.mark.parametrize("steps", [1, 2])
