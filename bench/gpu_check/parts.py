@@ -184,10 +184,9 @@ def every_part(place: Place) -> list[Part]:
     device = ["--out", str(place.out / "device.jsonl")]
     pip = ("-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index")
     target = ("--target", str(place.site), str(place.work / "source"))
-    marked, where = (
-        ("triton", "backends/triton/test_update.py") if place.rehearse else ("gpu", "backends/gpu")
-    )
-    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, f"tests/{where}"]
+    marked, where = ("triton", "contract/test_update.py") if place.rehearse else ("gpu", "gpu")
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked]
+    tests += [f"tests/backends/{where}"]
     tests += ["-o", "filterwarnings=default"]  # another torch has other warnings
     memory = ["--precision", "tf32", "--out", str(place.out / "gpu_memory.jsonl")]
     names = ["--contender", "ours_by_1", "stacked_shared"] if place.rehearse else []

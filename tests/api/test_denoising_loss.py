@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import noprop_kernels as nk
-from support.calls import assert_matches
+from support.compare import assert_matches
 
 B, M, D = 9, 5, 3
 

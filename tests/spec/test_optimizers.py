@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from noprop_kernels.autograd import dense_ops
 from noprop_kernels.backends.reference import equations as ref
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer, check_optimizer
-from support.calls import assert_matches
+from support.compare import assert_matches
 
 # ours, and torch's with the same meaning; weight decay and learning rate differ by slice below
 PAIRS = {

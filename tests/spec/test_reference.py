@@ -9,14 +9,8 @@ from noprop_kernels.backends.reference import equations as ref
 from noprop_kernels.backends.reference.layers import backward_layers, forward_layers
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 from noprop_kernels.plan import Dense, Plan
-from support.calls import (
-    PLANS,
-    assert_calls_match,
-    assert_matches,
-    assert_same,
-    clone_call,
-    results,
-)
+from support.calls import PLANS, clone_call
+from support.compare import assert_calls_match, assert_matches, assert_same, results
 from support.twin import F64, TIGHT, VARIANTS, Twin, gradient, make
 
 

@@ -6,11 +6,8 @@ from torch.testing import assert_close
 
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, AdamW
-from support.calls import (
-    assert_same,
-    clone_call,
-    one_slice,
-)
+from support.calls import clone_call, one_slice
+from support.compare import assert_same
 from support.twin import F64, TIGHT, make
 
 

@@ -16,3 +16,8 @@ def call(*args: object, code: int = 0) -> Any:
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     return result
+
+
+def words(text: str) -> str:
+    """Without the frames and breaks of a usage error."""
+    return " ".join(text.replace("│", " ").split())

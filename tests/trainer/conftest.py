@@ -6,6 +6,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
+from support.cli import QUICK, call
 
 CLASSES, FEATURES = 3, 6
 
@@ -62,3 +63,20 @@ def assert_same_state():
             assert torch.equal(a[name], b[name]), name
 
     return check
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """In a folder of its own, without a GPU or data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("NOPROP_DATA", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def run(toy_file, tmp_path):
+    """A finished run of two epochs."""
+    call("train", "--data", toy_file, *QUICK, "--epochs", 2, "--out", tmp_path / "run")
+    return tmp_path / "run"

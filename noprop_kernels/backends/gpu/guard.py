@@ -25,16 +25,17 @@ def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
 
     @wraps(function)
     def guarded(call: Any) -> None:
+        op = getattr(call, "op", function.__name__)
         device = where(call.slices) if hasattr(call, "slices") else call.y.device
         guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         with torch.no_grad(), guard:
             if hasattr(call, "slices"):
                 counts = getattr(call, "rule", None) is not None
-                check_slices(function.__name__, call.slices, device, counts=counts)
+                check_slices(op, call.slices, device, counts=counts)
             try:
                 function(call)
             except torch.OutOfMemoryError as error:
-                raise MemoryError(no_memory(function.__name__, call, device, error)) from error
+                raise MemoryError(no_memory(op, call, device, error)) from error
 
     return guarded
 

@@ -14,14 +14,8 @@ from torch import Tensor
 from noprop_kernels.backends.calls import BackwardCall, ForwardCall, TrainCall
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD
-from support.calls import (
-    PLANS,
-    clone_call,
-    make_predict_call,
-    make_train_call,
-    one_slice,
-    results,
-)
+from support.calls import PLANS, clone_call, make_predict_call, make_train_call, one_slice
+from support.compare import results
 
 CLOSE = 2.0**-12  # an unrounded operand is off by 2^-9 at most, 2^-10.3 on average
 

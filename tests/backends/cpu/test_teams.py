@@ -8,7 +8,8 @@ import torch
 from noprop_kernels import plans
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import BatchNorm, Dense, Plan
-from support.calls import clone_call, make_train_call, results
+from support.calls import clone_call, make_train_call
+from support.compare import results
 
 PLANS = {
     "mlp": plans.mlp(301, 5, 6, hidden=67),

@@ -1,4 +1,4 @@
-"""The whole step on the CPU kernels: everything it writes, against the reference."""
+"""The whole step on the CPU kernels: every plan with every kind of call, threads, long visits."""
 
 from types import ModuleType
 
@@ -7,17 +7,9 @@ import torch
 
 from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.cpu import backend as cpu
-from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
-from support.calls import (
-    PLANS,
-    assert_calls_match,
-    clone_call,
-    make_train_call,
-    one_slice,
-    one_step,
-    results,
-)
+from support.calls import PLANS, clone_call, make_train_call, one_slice, one_step
+from support.compare import assert_calls_match, results, run_three
 
 VARIANTS = {
     "dt": {},
@@ -32,13 +24,6 @@ VARIANTS = {
     "micro_batch": {"first_row": 11, "rows": 300},
 }
 OPTIMIZERS: list[Optimizer] = [SGD(momentum=0.9), Adam(weight_decay=0.1), AdamW(weight_decay=0.1)]
-
-
-def run(kernels: ModuleType, call: TrainCall) -> tuple[TrainCall, TrainCall, TrainCall]:
-    exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
-        backend.train(made)
-    return call, exact, plain
 
 
 @pytest.mark.parametrize("B", [40, 130])
@@ -56,49 +41,14 @@ def test_step(kernels: ModuleType, plan: str, variant: str, B: int) -> None:
             # with B for a seed a unit of paper_dt is so near its ReLU's 0 that rounding decides
             seed=B + 1, **kwargs,
         )  # fmt: skip
-        assert_calls_match(*run(kernels, call), terms=B + 64)
+        assert_calls_match(*run_three(kernels, "train", call), terms=B + 64)
 
 
 @pytest.mark.parametrize("B", [1, 2, 7, 1023])
 @pytest.mark.parametrize("plan", ["mlp", "two_inputs", "one_layer"])
 def test_odd_batches(kernels: ModuleType, plan: str, B: int) -> None:
     call = make_train_call(PLANS[plan](17, 5, 6), 3, 2, B, 1, optimizer=AdamW(), extras=True)
-    assert_calls_match(*run(kernels, call), terms=B + 64)
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
-def test_several_steps(kernels: ModuleType, optimizer: Optimizer) -> None:
-    call = make_train_call(
-        PLANS["branches"](17, 5, 6), 4, 3, 33, 4, optimizer=optimizer, gather=True
-    )
-    assert_calls_match(*run(kernels, call), terms=400)
-
-
-def test_slices_that_were_not_asked_for_stay(kernels: ModuleType) -> None:
-    call = make_train_call(PLANS["branches"](17, 5, 6), 5, 2, 9, 2, optimizer=AdamW())
-    before = clone_call(call)
-    kernels.train(call)
-    others = [i for i in range(5) if i not in call.slices.index.tolist()]
-    for (name, after), (_, old) in zip(results(call), results(before), strict=True):
-        if name.startswith(("params", "m[", "v[", "stats")):
-            assert torch.equal(after[others], old[others]), name
-            chosen = call.slices.index.tolist()
-            assert not torch.equal(after[chosen], old[chosen]) or name.endswith("left.bias]"), name
-
-
-def test_a_loss_that_is_not_finite_leaves_its_slice(kernels: ModuleType) -> None:
-    call = make_train_call(PLANS["branches"](17, 5, 6), 3, 3, 9, 2, optimizer=AdamW())
-    call.slices.index[:] = torch.arange(3)
-    call.slices.params["h.weight"][1, 2, 2] = torch.nan
-    before = clone_call(call)
-    kernels.train(call)
-    assert call.out.applied.tolist() == [[True, False, True]] * 2
-    assert call.out.loss[:, 1].isnan().all()
-    assert torch.equal(call.slices.updates - before.slices.updates, torch.tensor([2, 0, 2]))
-    assert torch.equal(call.slices.draws - before.slices.draws, torch.tensor([2, 2, 2]))
-    for (name, after), (_, old) in zip(results(call), results(before), strict=True):
-        if name.startswith(("params", "m[", "v[", "stats")):
-            assert torch.equal(after[1].nan_to_num(7), old[1].nan_to_num(7)), name
+    assert_calls_match(*run_three(kernels, "train", call), terms=B + 64)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -124,45 +74,6 @@ def test_units_that_died_do_not_slow_a_step(kernels: ModuleType) -> None:
     for name in ("weight", "bias"):
         m = call.slices.m[f"hx.{name}"].abs()
         assert ((m == 0) | (m >= torch.finfo(torch.float32).tiny)).all()
-
-
-BAD = {
-    "label": (lambda call: call.y.data.__setitem__(3, 6), r"labels must be in 0\.\.5, got 6"),
-    "negative label": (lambda call: call.y.data.__setitem__(3, -1), "labels must be .* got -1"),
-    "index": (
-        lambda call: call.inputs["x"].indices.__setitem__((1, 0, 0), 10**6),
-        "indices must name rows of the data, got 1000000",
-    ),
-    "nan": (lambda call: call.inputs["x"].data.__setitem__((3, 2), torch.nan), "x must be finite"),
-    "inf": (
-        lambda call: call.inputs["x"].data.__setitem__((3, 16), -torch.inf),
-        "x must be finite",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_contents_are_found_before_any_write(kernels: ModuleType, case: str) -> None:
-    call = make_train_call(PLANS["mlp"](17, 5, 6), 3, 2, 9, 2, optimizer=AdamW(), gather=True)
-    for gather in (call.inputs["x"], call.y):
-        gather.indices = call.inputs["x"].indices
-    call.inputs["x"].indices[1, 1, 4] = 3  # the bad row is read, in the last step
-    spoil, message = BAD[case]
-    spoil(call)
-    before = clone_call(call)
-    with pytest.raises(ValueError, match=message):
-        kernels.train(call)
-    assert torch.equal(call.slices.draws, before.slices.draws)
-    for (name, after), (_, old) in zip(results(call), results(before), strict=True):
-        assert torch.equal(after.nan_to_num(7), old.nan_to_num(7)), name
-
-
-def test_a_bad_row_that_no_step_reads_does_no_harm(kernels: ModuleType) -> None:
-    call = make_train_call(PLANS["mlp"](17, 5, 6), 3, 2, 9, 2, optimizer=AdamW(), gather=True)
-    unread = next(i for i in range(18) if not (call.inputs["x"].indices == i).any())
-    call.inputs["x"].data[unread] = torch.nan
-    kernels.train(call)
-    assert call.out.applied.all()
 
 
 def long_visit_call() -> TrainCall:

@@ -5,32 +5,17 @@ from types import ModuleType
 import pytest
 import torch
 
-import noprop_kernels as nk
 from noprop_kernels import settings
 from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.cuda import program, residency
 from noprop_kernels.backends.cuda.residency import Layout
 from noprop_kernels.optimizers import AdamW
-from support.calls import PLANS, assert_same, clone_call, make_predict_call, make_train_call
-from tests.backends.triton.test_properties import (  # noqa: F401
-    test_a_block_trains_alone_as_among_others,
-    test_a_replica_equals_training_alone,
-    test_blocks_per_launch_changes_no_bit,
-    test_fifty_steps_are_autograd_s_and_torch_optim_s,
-    test_halves_of_a_step_and_autograd,
-    test_resuming_goes_on_bit_for_bit_whatever_the_length_of_a_visit,
-    test_step_major_and_block_major_train_the_same,
-)
+from support.calls import PLANS, clone_call, make_predict_call, make_train_call
+from support.compare import assert_same
 
 pytestmark = pytest.mark.cuda_host
 LAYOUTS = [(1, 1), (1, 3), (1, 16), (2, 1), (2, 5), (3, 5)]
 LAYOUTS += [(1, 8, True), (2, 5, True), (3, 6, True)]  # clusters, once more than fit together
-
-
-@pytest.fixture(autouse=True)
-def forced(kernels: ModuleType):
-    with nk.use_backend("cuda"):
-        yield
 
 
 def make(plan: str = "branches", precision: str = "bfloat16", **options) -> TrainCall:
@@ -73,17 +58,15 @@ def test_groups_and_thread_blocks(
         same(results[0], other)
 
 
-@pytest.mark.parametrize("seed", ["1", "2", "3"])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_the_order_in_which_threads_run(
-    kernels: ModuleType, monkeypatch, precision: str, seed: str
-) -> None:
+def test_the_order_in_which_threads_run(kernels: ModuleType, monkeypatch, precision: str) -> None:
     call = make("branches", precision)
     first = run(kernels, call)
-    monkeypatch.setenv("NOPROP_HOST_SEED", seed)
-    same(first, run(kernels, call))
-    monkeypatch.setenv(settings.CLUSTERS, "1")
-    same(first, run(kernels, call))
+    for clusters in ("0", "1"):
+        monkeypatch.setenv(settings.CLUSTERS, clusters)
+        for seed in ("1", "2", "3"):
+            monkeypatch.setenv("NOPROP_HOST_SEED", seed)
+            same(first, run(kernels, call))
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -1,30 +1,24 @@
-"""The whole step of the CUDA backend on the host: the reference's answers to every kind of call."""
+"""Steps of the CUDA backend on the host: plans and sizes that its stages and tiles care about."""
 
 from types import ModuleType
 
 import pytest
 import torch
 
+from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, Adam, AdamW
 from noprop_kernels.plan import ACTIVATION_NAMES, Dense, Plan
 from support.calls import PLANS, clone_call, make_train_call
+from support.compare import assert_calls_match, run_three
 from support.tables import random_plan
-from tests.backends.triton.test_train import (  # noqa: F401
-    compare,
-    test_a_loss_that_is_not_finite_leaves_its_slice,
-    test_bad_contents_are_found_before_any_write,
-    test_parts_of_a_batch_predict_the_same_bits,
-    test_precisions_in_units_of_what_they_keep,
-    test_predict,
-    test_several_steps,
-    test_slices_that_were_not_asked_for_stay,
-    test_step,
-    test_too_few_rows,
-    test_where_nothing_waits_bad_contents_skip_the_step,
-)
 
 pytestmark = pytest.mark.cuda_host
+
+
+def compare(kernels: ModuleType, call: TrainCall, terms: int) -> None:
+    assert_calls_match(*run_three(kernels, "train", call), terms)
+
 
 OPTIMIZERS = {
     "sgd": SGD(lr=0.05, weight_decay=0.1),

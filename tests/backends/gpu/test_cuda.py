@@ -109,7 +109,7 @@ def test_bad_contents_skip_the_step_and_are_told_later(what: str) -> None:
     blocks.train_steps(X, Y, rows)
     assert torch.equal(blocks.hx.weight, before)
     assert blocks.updates.tolist() == [0] * T and blocks.draws.tolist() == [1] * T
-    with pytest.raises(ValueError, match="train: in an earlier call"):
+    with pytest.raises(ValueError, match="train_steps or gradients: in an earlier call"):
         blocks.train_step(*(value[:B] for value in data()))
 
 

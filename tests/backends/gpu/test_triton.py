@@ -132,7 +132,7 @@ def test_bad_contents_skip_the_step_and_are_told_later(what: str) -> None:
     blocks.train_steps(X, Y, rows)
     assert torch.equal(blocks.hx.weight, before)
     assert blocks.updates.tolist() == [0] * T and blocks.draws.tolist() == [1] * T
-    with pytest.raises(ValueError, match="train: in an earlier call"):
+    with pytest.raises(ValueError, match="train_steps or gradients: in an earlier call"):
         blocks.train_step(*(value[:B] for value in data()))
 
 
@@ -178,7 +178,7 @@ def test_check_sees_what_the_caller_s_graph_met() -> None:
     blocks.check()
     y[0] = M
     graph.replay()
-    with pytest.raises(ValueError, match="train: in an earlier call labels"):
+    with pytest.raises(ValueError, match="train_steps or gradients: in an earlier call labels"):
         blocks.check()
 
 
@@ -193,7 +193,9 @@ def test_no_memory_changes_nothing() -> None:
     # three slices' workspace takes 963 MiB, one slice's 346
     torch.cuda.set_per_process_memory_fraction((used + 600 * 2**20) / total)
     try:
-        with pytest.raises(MemoryError, match="train: no memory on cuda.*blocks_per_launch below"):
+        with pytest.raises(
+            MemoryError, match="train_steps: no memory on cuda.*blocks_per_launch below"
+        ):
             blocks.train_steps(X, Y, rows)
         small.train_steps(X, Y, rows)
     finally:

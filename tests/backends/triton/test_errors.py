@@ -188,5 +188,5 @@ def test_rows_of_a_data_set(kernels: ModuleType) -> None:
 def test_the_head_has_a_check_too() -> None:
     head = nk.OutputHead(M, M, goal=make().goal)
     head.train_step(spoiled_y(), 1)
-    with pytest.raises(ValueError, match=f"train: in an earlier call {LABELS}"):
+    with pytest.raises(ValueError, match=f"train_steps or gradients: in an earlier call {LABELS}"):
         head.check()

@@ -16,7 +16,8 @@ from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.gpu.memory import Room
 from noprop_kernels.backends.triton import graph
 from noprop_kernels.optimizers import Adam, AdamW
-from support.calls import PLANS, clone_call, make_train_call, results
+from support.calls import PLANS, clone_call, make_train_call
+from support.compare import results
 
 pytestmark = pytest.mark.triton
 

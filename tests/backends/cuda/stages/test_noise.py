@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noprop_kernels import philox
 from noprop_kernels.backends.reference import equations as ref
-from support.calls import assert_matches
+from support.compare import assert_matches
 from support.stages import buffer, number, run_stage
 
 pytestmark = pytest.mark.cuda_host

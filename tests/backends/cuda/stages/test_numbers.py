@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noprop_kernels.backends.reference import equations as ref
-from support.calls import assert_matches
+from support.compare import assert_matches
 from support.stages import buffer, number, run_stage
 
 pytestmark = pytest.mark.cuda_host

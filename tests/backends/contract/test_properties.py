@@ -1,4 +1,7 @@
-"""Isolation, order, replicas, resumption and trajectories of the Triton backend, bit for bit."""
+"""Isolation, order, replicas, resumption and trajectories of the GPU backends, bit for bit.
+
+The tests of the blocks (tests/api) hold the other two to the same.
+"""
 
 from types import ModuleType
 
@@ -8,17 +11,19 @@ import torch
 import noprop_kernels as nk
 from noprop_kernels.backends.reference import backend as reference
 from support.blocks import T, assert_same, batch, data, indices, make, of_slices, snapshot
-from support.calls import assert_matches, clone_call
+from support.calls import clone_call
+from support.compare import assert_matches
+from support.kernels import GPUS, name_of, on
 from support.twin import F64, Twin
 from support.twin import make as make_call
 
-pytestmark = pytest.mark.triton
+pytestmark = on(*GPUS)
 B = 4
 
 
 @pytest.fixture(autouse=True)
 def forced(kernels: ModuleType):
-    with nk.use_backend("triton"):
+    with nk.use_backend(name_of(kernels)):
         yield
 
 
@@ -68,13 +73,15 @@ def test_resuming_goes_on_bit_for_bit_whatever_the_length_of_a_visit() -> None:
     assert_same(snapshot(resumed), snapshot(whole))
 
 
-@pytest.mark.parametrize("group", [1, 2])
-def test_blocks_per_launch_changes_no_bit(group: int) -> None:
+def test_blocks_per_launch_changes_no_bit() -> None:
     x, y = batch(B)
-    whole, grouped = make("norm", seed=[1, 2]), make("norm", seed=[1, 2], blocks_per_launch=group)
-    step, same = whole.train_step(x, y, input_grad=True), grouped.train_step(x, y, input_grad=True)
-    assert torch.equal(step.loss, same.loss) and torch.equal(step.d_x, same.d_x)
-    assert_same(snapshot(grouped), snapshot(whole))
+    whole = make("norm", seed=[1, 2])
+    step = whole.train_step(x, y, input_grad=True)
+    for group in (1, 2):
+        grouped = make("norm", seed=[1, 2], blocks_per_launch=group)
+        same = grouped.train_step(x, y, input_grad=True)
+        assert torch.equal(step.loss, same.loss) and torch.equal(step.d_x, same.d_x)
+        assert_same(snapshot(grouped), snapshot(whole))
     with pytest.raises(ValueError, match="blocks_per_launch must be an integer of at least 1"):
         make(blocks_per_launch=0)
 
@@ -97,10 +104,10 @@ def test_halves_of_a_step_and_autograd() -> None:
     "plan, optimizer",
     [("one_layer", nk.SGD(lr=0.01, momentum=0.9)), ("branches", nk.AdamW(lr=3e-3))],
 )
-def test_fifty_steps_are_autograd_s_and_torch_optim_s(
+def test_a_trajectory_is_autograd_s_and_torch_optim_s(
     kernels: ModuleType, plan: str, optimizer: nk.AdamW | nk.SGD
 ) -> None:
-    steps = 50
+    steps = 12 if name_of(kernels) == "triton" else 50  # the interpreter is slow
     exact = make_call(plan, n=1, B=5, K=steps, dtype=F64, optimizer=optimizer)
     for value in [*exact.slices.m.values(), *exact.slices.v.values()]:
         value.zero_()

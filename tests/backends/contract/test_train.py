@@ -1,24 +1,18 @@
-"""The whole step in Triton: everything it writes, against the reference."""
+"""The whole step: everything it writes, against the reference."""
 
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
 
 from noprop_kernels.backends.calls import TrainCall
-from noprop_kernels.backends.gpu import checks
+from noprop_kernels.backends.gpu import checks, errors
 from noprop_kernels.backends.reference import backend as reference
-from noprop_kernels.optimizers import SGD, Adam, AdamW
-from support.calls import (
-    PLANS,
-    assert_calls_match,
-    clone_call,
-    make_predict_call,
-    make_train_call,
-    results,
-)
-
-pytestmark = pytest.mark.triton
+from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
+from support.calls import PLANS, clone_call, make_train_call
+from support.compare import assert_calls_match, results, run_three
+from support.kernels import COMPILED, CPU, CUDA, EVERY, GPUS, TRITON, on, with_precision
 
 VARIANTS = {
     "dt": {"plan": "mlp", "optimizer": AdamW(weight_decay=0.1), "B": 7},
@@ -58,26 +52,21 @@ VARIANTS = {
 def make(variant: dict) -> TrainCall:
     options = dict(variant)
     plan, n, B, K = (
-        options.pop(key, other) for key, other in (("plan", 0), ("n", 2), ("B", 19), ("K", 1))
+        options.pop(key, other) for key, other in (("plan", 0), ("n", 2), ("B", 17), ("K", 1))
     )
     D, M = 5, 5 if options.get("one_hot") else 6
     return make_train_call(PLANS[plan](9, D, M), n + 1, n, B, K, seed=B, **options)
 
 
-def compare(kernels: ModuleType, call: TrainCall, terms: int) -> None:
-    exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
-        backend.train(made)
-    assert_calls_match(call, exact, plain, terms)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_step(kernels: ModuleType, variant: str) -> None:
     call = make(VARIANTS[variant])
-    compare(kernels, call, terms=call.B + 64)
+    assert_calls_match(*run_three(kernels, "train", call), terms=call.B + 64)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@with_precision(
+    (CPU, "bfloat16"), *((gpu, p) for gpu in (TRITON, CUDA) for p in ("tf32", "bfloat16"))
+)
 def test_precisions_in_units_of_what_they_keep(kernels: ModuleType, precision: str) -> None:
     """A hidden value on a rounding's border falls to either side: gradients to 2 of its units."""
     call = make({"plan": "mlp", "grads": True, "B": 40})
@@ -97,25 +86,38 @@ def test_precisions_in_units_of_what_they_keep(kernels: ModuleType, precision: s
             assert (full.out.grads[name] - exact.out.grads[name]).abs().max() / scale > error
 
 
+def check_steps(kernels: ModuleType, optimizer: Optimizer) -> None:
+    call = make_train_call(PLANS["branches"](9, 5, 6), 3, 2, 9, 3, optimizer=optimizer, gather=True)
+    assert_calls_match(*run_three(kernels, "train", call), terms=400)
+
+
 def test_several_steps(kernels: ModuleType) -> None:
-    call = make_train_call(
-        PLANS["branches"](9, 5, 6), 3, 2, 9, 3, optimizer=SGD(momentum=0.9), gather=True
-    )
-    compare(kernels, call, terms=400)
+    check_steps(kernels, SGD(momentum=0.9))
 
 
+@on(*COMPILED)
+@pytest.mark.parametrize("optimizer", [Adam(weight_decay=0.1), AdamW(weight_decay=0.1)])
+def test_several_steps_of_adam(kernels: ModuleType, optimizer: Optimizer) -> None:
+    check_steps(kernels, optimizer)
+
+
+STATE = ("params", "m[", "v[", "stats")
+
+
+@on(*EVERY)
 def test_slices_that_were_not_asked_for_stay(kernels: ModuleType) -> None:
-    call = make_train_call(PLANS["branches"](9, 5, 6), 3, 1, 9, 1, optimizer=AdamW())
+    call = make_train_call(PLANS["branches"](9, 5, 6), 4, 2, 9, 1, optimizer=AdamW())
     before = clone_call(call)
     kernels.train(call)
     chosen = call.slices.index.tolist()
-    others = [i for i in range(3) if i not in chosen]
+    others = [i for i in range(4) if i not in chosen]
     for (name, after), (_, old) in zip(results(call), results(before), strict=True):
-        if name.startswith(("params", "m[", "v[", "stats")):
+        if name.startswith(STATE):
             assert torch.equal(after[others], old[others]), name
             assert not torch.equal(after[chosen], old[chosen]) or name.endswith("left.bias]"), name
 
 
+@on(*EVERY)
 def test_a_loss_that_is_not_finite_leaves_its_slice(kernels: ModuleType) -> None:
     call = make_train_call(PLANS["branches"](9, 5, 6), 2, 2, 9, 2, optimizer=AdamW())
     call.slices.index[:] = torch.arange(2)
@@ -127,30 +129,8 @@ def test_a_loss_that_is_not_finite_leaves_its_slice(kernels: ModuleType) -> None
     assert torch.equal(call.slices.updates - before.slices.updates, torch.tensor([2, 0]))
     assert torch.equal(call.slices.draws - before.slices.draws, torch.tensor([2, 2]))
     for (name, after), (_, old) in zip(results(call), results(before), strict=True):
-        if name.startswith(("params", "m[", "v[", "stats")):
+        if name.startswith(STATE):
             assert torch.equal(after[1].nan_to_num(7), old[1].nan_to_num(7)), name
-
-
-def spoil_label(call: TrainCall) -> None:
-    call.y.data[3] = 6
-
-
-def spoil_index(call: TrainCall) -> None:
-    call.inputs["x"].indices[1, 1, 4] = -1
-
-
-def spoil_input(call: TrainCall) -> None:
-    call.inputs["x"].data[3, 2] = torch.inf
-
-
-BAD = {
-    "labels must be in 0..M-1": (spoil_label, r"train: labels must be in 0\.\.5, got 6 at row \d"),
-    "indices must name rows": (
-        spoil_index,
-        "train: indices must name rows of the data, got -1 at 4",
-    ),
-    "inputs must be finite": (spoil_input, "train: x must be finite"),
-}
 
 
 def make_gathering_call() -> TrainCall:
@@ -164,26 +144,66 @@ def make_gathering_call() -> TrainCall:
     return call
 
 
-@pytest.mark.parametrize("text", BAD)
-def test_bad_contents_are_found_before_any_write(kernels: ModuleType, text: str) -> None:
+def spoil_label(value: int) -> Callable[[TrainCall], None]:
+    return lambda call: call.y.data.__setitem__(3, value)
+
+
+def spoil_index(value: int) -> Callable[[TrainCall], None]:
+    return lambda call: call.inputs["x"].indices.__setitem__((1, 1, 4), value)
+
+
+def spoil_input(value: float) -> Callable[[TrainCall], None]:
+    return lambda call: call.inputs["x"].data.__setitem__((3, 8), value)
+
+
+CONTENTS = {
+    "label": (spoil_label(6), r"labels must be in 0\.\.5, got 6 at row \d"),
+    "negative label": (spoil_label(-1), r"labels must be in 0\.\.5, got -1 at row \d"),
+    "index": (spoil_index(10**6), "indices must name rows of the data, got 1000000 at 4"),
+    "negative index": (spoil_index(-1), "indices must name rows of the data, got -1 at 4"),
+    "nan": (spoil_input(torch.nan), "x must be finite, got NaN or infinity"),
+    "inf": (spoil_input(-torch.inf), "x must be finite, got NaN or infinity"),
+}
+
+
+@on(*EVERY)
+@pytest.mark.parametrize("case", CONTENTS)
+def test_bad_contents_are_found_before_any_write(kernels: ModuleType, case: str) -> None:
     call = make_gathering_call()
-    BAD[text][0](call)
+    spoil, text = CONTENTS[case]
+    spoil(call)
     before = clone_call(call)
-    with pytest.raises(ValueError, match=BAD[text][1]):
+    with pytest.raises(ValueError, match=f"train: {text}"):
         kernels.train(call)
+    assert torch.equal(call.slices.draws, before.slices.draws)
     for (name, after), (_, old) in zip(results(call), results(before), strict=True):
         assert torch.equal(after.nan_to_num(7), old.nan_to_num(7)), name
 
 
-@pytest.mark.parametrize("text", BAD)
+@on(*EVERY)
+def test_a_bad_row_that_no_step_reads_does_no_harm(kernels: ModuleType) -> None:
+    call = make_gathering_call()
+    call.inputs["x"].indices[1, 1, 4] = 4
+    call.inputs["x"].data[3] = torch.nan
+    kernels.train(call)
+    assert call.out.applied.all()
+
+
+FLAGS = {  # what the kernels tell where nothing waits
+    "labels must be in 0..M-1": spoil_label(6),
+    "indices must name rows": spoil_index(-1),
+    "inputs must be finite": spoil_input(torch.inf),
+}
+
+
+@on(*GPUS)
+@pytest.mark.parametrize("text", FLAGS)
 def test_where_nothing_waits_bad_contents_skip_the_step(
     kernels: ModuleType, text: str, monkeypatch
 ) -> None:
     """As on a GPU: flags of the kernels, an error at the next call."""
-    from noprop_kernels.backends.gpu import errors
-
     call, good = make_gathering_call(), make_gathering_call()
-    BAD[text][0](call)
+    FLAGS[text](call)
     monkeypatch.setattr(kernels, "check_train", lambda call: None)
     monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
     kernels.train(good)
@@ -194,47 +214,16 @@ def test_where_nothing_waits_bad_contents_skip_the_step(
         first = call.slices.index[0]
         assert torch.equal(value[first], good.slices.params[name][first]), name
         assert value.isfinite().all()
-    with pytest.raises(ValueError, match=f"train: in an earlier call {text}"):
+    with pytest.raises(ValueError, match=f"train_steps or gradients: in an earlier call {text}"):
         kernels.train(call)
     errors.raise_found(call.slices.updates)  # once
     errors.raise_found(good.slices.updates)
 
 
+@on(*EVERY)
 @pytest.mark.parametrize("B, rows", [(0, 1), (1, 2)])
 def test_too_few_rows(kernels: ModuleType, B: int, rows: int) -> None:
     call = make_train_call(PLANS["branches"](9, 5, 6), 2, 1, 2, 1, optimizer=AdamW())
     call.B = B
     with pytest.raises(ValueError, match=f"at least {rows} row"):
         kernels.train(call)
-
-
-@pytest.mark.parametrize(
-    "plan, options",
-    [
-        ("mlp", {"keep_all": True}),
-        ("branches", {"one_hot": True, "add_noise": False}),
-        ("two_inputs", {"head": "linear", "first_row": 5}),
-    ],
-)
-def test_predict(kernels: ModuleType, plan: str, options: dict) -> None:
-    M = 5 if options.get("one_hot") else 6
-    call = make_predict_call(PLANS[plan](9, 5, M), 2, 2, 9, 2, **options)
-    exact, plain = clone_call(call, torch.float64), clone_call(call)
-    for backend, made in ((kernels, call), (reference, exact), (reference, plain)):
-        backend.predict(made)
-    from support.calls import assert_matches
-
-    for name in ("logits", "u_hat", "z"):
-        assert_matches(*(getattr(m, name) for m in (call, exact, plain)), terms=200, name=name)
-
-
-def test_parts_of_a_batch_predict_the_same_bits(kernels: ModuleType) -> None:
-    whole = make_predict_call(PLANS["mlp"](9, 5, 6), 1, 2, 40, 1)
-    kernels.predict(whole)
-    part = clone_call(whole)
-    part.first_row = 5
-    part.inputs = {"x": whole.inputs["x"][:, 5:7].contiguous()}
-    part.logits, part.u_hat, part.z = (torch.full((1, 1, 1, 2, w), torch.nan) for w in (6, 5, 5))
-    kernels.predict(part)
-    for name in ("logits", "u_hat", "z"):
-        assert torch.equal(getattr(part, name), getattr(whole, name)[:, :, :, 5:7]), name
