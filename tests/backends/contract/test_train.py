@@ -159,8 +159,8 @@ def spoil_input(value: float) -> Callable[[TrainCall], None]:
 CONTENTS = {
     "label": (spoil_label(6), r"labels must be in 0\.\.5, got 6 at row \d"),
     "negative label": (spoil_label(-1), r"labels must be in 0\.\.5, got -1 at row \d"),
-    "index": (spoil_index(10**6), "indices must name rows of the data, got 1000000 at 4"),
-    "negative index": (spoil_index(-1), "indices must name rows of the data, got -1 at 4"),
+    "index": (spoil_index(10**6), r"indices must name rows of the data, got 1000000 at \d+"),
+    "negative index": (spoil_index(-1), r"indices must name rows of the data, got -1 at \d+"),
     "nan": (spoil_input(torch.nan), "x must be finite, got NaN or infinity"),
     "inf": (spoil_input(-torch.inf), "x must be finite, got NaN or infinity"),
 }
