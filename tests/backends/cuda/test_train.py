@@ -97,8 +97,15 @@ MODES = (
 )
 
 
-# a norm of the logits makes gradients zero that the comparison measures errors by
-SEEDS = [seed for seed in range(40) if random_plan(seed).layers["logits"].norm is None]
+def has_gradients(plan: Plan) -> bool:
+    """Whether no gradient is zero but for rounding, which errors could not be measured by: those
+    behind a norm of the logits are, and a norm takes back the scale of its layer's only weight.
+    """
+    normed = {name for name, layer in plan.layers.items() if layer.norm is not None}
+    return "logits" not in normed and all(plan.fan_in(name) > 1 for name in normed)
+
+
+SEEDS = [seed for seed in range(60) if has_gradients(random_plan(seed))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
