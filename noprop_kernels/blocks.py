@@ -13,8 +13,7 @@ from .arguments.batches import (
     same_rows,
 )
 from .arguments.scalars import seed_list, seed_tensor
-from .autograd import block_nodes, block_ops
-from .check import MOST_COUNT, check_positive
+from .autograd import block_nodes, block_ops, chain
 from .compiler.eager import eager_only
 from .goal import Goal, check_goal
 from .optimizers import AdamW, Optimizer
@@ -23,13 +22,11 @@ from .plan import Plan
 from .results import Gradients, Prediction, Step, Update
 from .stack import engine, plain_modules, training
 from .stack.module import Stack
-from .stack.state import slices_of
 from .stack.training import (
     Blocks,
     check_batch,
     check_blocks,
     check_draws_z,
-    check_row,
     index_of,
 )
 
@@ -403,39 +400,4 @@ class DenoisingBlocks(Stack):
         Raises:
             ValueError: an argument does not fit, or not all T blocks are held.
         """
-        op = "predict"
-        if len(self.held) != self.T:
-            raise ValueError(
-                f"{op}: all of the {self.T} blocks must be held, got held={list(self.held)}"
-            )
-        index = index_of(self, op, None)
-        if keep not in ("last", "all"):
-            raise ValueError(f'{op}: keep must be "last" or "all", got {keep!r}')
-        check_draws_z(self, op)
-        R, T = self.replicas, self.T
-        samples = check_positive(op, "samples", samples, MOST_COUNT)
-        inputs = check_inputs(op, x, self.plan, R, self.device)
-        B = next(iter(inputs.values())).shape[1]
-        first_row = check_row(op, first_row, B)
-        seeds = self.seeds.view(R, T)[:, 0].contiguous()
-        if seed is not None:
-            given = seed_list(op, seed)
-            if len(given) not in (1, R):
-                raise ValueError(f"{op}: seed must be one or {R}, one per replica, got {seed!r}")
-            seeds = seed_tensor(given).to(self.device).expand(R).contiguous()
-        kept = T if keep == "all" else 1
-        arguments = (
-            list(inputs.values()),
-            seeds,
-            [value.to(self.device) for value in self.goal.chain()],
-            *(self.W_embed, self.goal.head, self.D, first_row, noise, kept, samples),
-        )
-        if torch.compiler.is_compiling():
-            results = block_ops.predict(self, index, *arguments)
-        else:
-            call = block_ops.predict_call(slices_of(self, index), *arguments)
-            call.owner = self.updates
-            if B:
-                engine.run(self, "predict", call)
-            results = (call.logits, call.u_hat, call.z)
-        return Prediction(*(results if keep == "all" else (result[0] for result in results)))
+        return chain.predict(self, x, noise, samples, seed, first_row, keep)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..arguments.batches import packed
 from ..backends import dispatch
-from ..backends.calls import BackwardCall, Embedding, ForwardCall, PredictCall, Slices
+from ..backends.calls import BackwardCall, ForwardCall, Slices
 from ..compiler.plan_texts import PLANS
 from ..plan import Plan
 from ..stack.module import Stack
@@ -202,92 +202,3 @@ def fake_gradients(d_logits, inputs, params, stats, index, wanted, *_):
 
 gradients_op = register(blocks_gradients, fake_gradients)
 forward_op = register(blocks_forward, fake_forward, save_forward, forward_backward)
-
-
-# the chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps
-
-
-def predict_call(
-    slices: Slices,
-    inputs: list[Tensor],
-    seeds: Tensor,
-    coefficients: list[Tensor],
-    W_embed: Tensor | None,
-    head: str,
-    D: int,
-    first_row: int,
-    noise: bool,
-    kept: int,
-    samples: int,
-) -> PredictCall:
-    """The call for inputs (R, B, F) in the plan's order, without "z"; it keeps results of the last
-    block, or of `kept` blocks.
-    """
-    plan = slices.plan
-    R, B, _ = inputs[0].shape
-    a, b, sqrt_c = coefficients
-    M, shape = plan.widths[plan.output], (kept, samples, R, B)
-    names = [name for name in plan.inputs if name != "z"]
-    return PredictCall(
-        slices=slices,
-        seeds=seeds,
-        inputs={name: packed(x.detach()) for name, x in zip(names, inputs, strict=True)},
-        a=a,
-        b=b,
-        sqrt_c=sqrt_c,
-        head=head,
-        embedding=Embedding(W_embed, D),
-        first_row=first_row,
-        add_noise=noise,
-        logits=a.new_empty(*shape, M),
-        u_hat=a.new_empty(*shape, D),
-        z=a.new_empty(*shape, D),
-    )
-
-
-def predict(stack: Stack, index: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    """logits, u_hat and z, for predict_call's arguments after the slices."""
-    from ..compiler.hooks import text_of
-
-    options = (text_of(stack.plan), stack.precision, stack.backend)
-    with torch.no_grad():
-        return predict_op(*state_of(stack), index, *arguments, *options)
-
-
-def blocks_predict(
-    params: list[Tensor],
-    stats: list[Tensor],
-    index: Tensor,
-    inputs: list[Tensor],
-    seeds: Tensor,
-    coefficients: list[Tensor],
-    W_embed: Tensor | None,
-    head: str,
-    D: int,
-    first_row: int,
-    noise: bool,
-    kept: int,
-    samples: int,
-    plan: str,
-    precision: str,
-    backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    slices = slices_of(PLANS[plan], params, stats, index, precision)
-    numbers = (head, D, first_row, noise, kept, samples)
-    call = predict_call(slices, inputs, seeds, coefficients, W_embed, *numbers)
-    chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend)
-    with torch.no_grad():
-        chosen.predict(call)
-    return call.logits, call.u_hat, call.z
-
-
-def fake_predict(
-    params, stats, index, inputs, seeds, coefficients, W_embed, head, D, first_row, noise, kept,
-    samples, plan, *_,
-):  # fmt: skip
-    R, B, _ = inputs[0].shape
-    M = PLANS[plan].widths[PLANS[plan].output]
-    return tuple(params[0].new_empty(kept, samples, R, B, width) for width in (M, D, D))
-
-
-predict_op = register(blocks_predict, fake_predict)
