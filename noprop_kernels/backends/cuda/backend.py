@@ -18,22 +18,20 @@ from ..calls import (
     ForwardCall,
     HeadCall,
     PredictCall,
-    Rule,
     Slices,
     TrainCall,
     UpdateCall,
 )
-from ..contents import check_finite, check_labels, check_rows
-from ..gpu import checks, errors
+from ..contents import check_rows
+from ..gpu import asks, checks, errors
 from ..gpu.asks import ask_of, of_inputs, outputs_of
 from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of, index_on
-from ..gpu.memory import stored
 from ..gpu.split import part_of
 from ..gpu.stages import Table
-from ..gpu.tables import Ask, backward_table, forward_table, train_table
+from ..gpu.tables import train_table
 from . import buffers, residency, shapes
 from .context import Fields, Walk
 from .layers import apply_stage
@@ -73,13 +71,7 @@ def run_stages(walk: Walk, stages: list[Fields]) -> None:
 @entry
 def add_noise(call: AddNoiseCall) -> None:
     _, n, B = call.y.shape
-    device, tiles, bad = call.y.device, shapes.row_tiles(B), None
-    owner = owner_of(call.owner, device)
-    if checks.contents_are_checked(device):
-        check_labels(call.op, call.y, call.embedding.M)
-    else:
-        errors.raise_found(owner)
-        bad = torch.empty(n, tiles, dtype=torch.int32, device=device)
+    device, bad = call.y.device, checks.check_add_noise(call, shapes.row_tiles(B))
     if n * B == 0:
         return
     slices = no_slices(n, device)
@@ -88,8 +80,7 @@ def add_noise(call: AddNoiseCall) -> None:
     walk.embedding, walk.y = call.embedding, call.y
     outputs = {"z": call.z, "eps": call.eps, "labels": None, "bad": bad}
     run_stages(walk, [noise_stage(walk, **maybe(outputs))])
-    if bad is not None:
-        errors.report(owner, call.op, bad.amax())
+    checks.report_add_noise(call, bad)
 
 
 def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Address | None]:
@@ -100,30 +91,14 @@ def maybe(tensors: dict[str, Tensor | None]) -> dict[str, buffers.Address | None
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     """Requires finite inputs: checked here, or flagged on the device and raised by the next
     call."""
-    if checks.contents_are_checked(owner.device):
-        check_finite(op, inputs)
-        return
-    errors.raise_found(owner)
-    for name, value in inputs.items():
-        if name != "z":
-            bad = stored(value).isfinite().all().logical_not()
-            errors.report(owner, op, bad * errors.INPUTS)
+    for x in checks.look_at(op, inputs, owner):
+        errors.report(owner, op, x.isfinite().all().logical_not() * errors.INPUTS)
 
 
 @entry
 def head(call: HeadCall) -> None:
-    objective, embedding, y = call.objective, call.embedding, call.y[0].contiguous()
+    objective, embedding, y = call.objective, call.embedding, checks.check_head(call)
     n, B, M = call.logits.shape
-    if checks.contents_are_checked(y.device):
-        check_labels(call.op, y, M)
-    else:
-        owner = owner_of(call.owner, y.device)
-        errors.raise_found(owner)
-        bad = (y < 0) | (y >= M)
-        errors.report(owner, call.op, bad.any())
-        y = torch.where(bad, 0, y)
-    if objective.flow != 0 and objective.head != "cross_entropy" and call.eps is None:
-        raise ValueError(f"{call.op}: eps must be given where flow is not 0, got None")
     if n * B == 0:
         return
     slices = no_slices(n, y.device)
@@ -153,18 +128,13 @@ def head(call: HeadCall) -> None:
 @entry
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
-    n, B, M = call.logits.shape
+    n, B, _ = call.logits.shape
     if call.check:
         look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
     if call.training:
         check_rows("forward", plan, B)
     device = call.logits.device
-    ask = Ask(
-        tiles=shapes.tiles(), n=1, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
-        training=call.training, statistics="now" if call.training else "",
-        outside=frozenset({Kind.RESULT(plan.output)}),
-    )  # fmt: skip
-    table = forward_table(plan, ask, call.save)
+    table = asks.layers_table(slices, shapes.tiles(), 1, B, training=call.training, save=call.save)
     given = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
@@ -183,29 +153,10 @@ def forward(call: ForwardCall) -> None:
 
 @entry
 def backward(call: BackwardCall) -> None:
-    slices, plan = call.slices, call.slices.plan
-    n, B, M = call.d_logits.shape
+    slices, B = call.slices, call.d_logits.shape[1]
     saved, _, training = call.saved
-    given = {Kind.GRADIENT(name): buffers.of_slices(value) for name, value in call.d_inputs.items()}
-    given |= {Kind.GRADIENT(plan.output): buffers.of_slices(call.d_logits)}
-    if call.applied is not None:
-        given[Kind.APPLIED()] = buffers.of_slices(call.applied)
-    ask = Ask(
-        tiles=shapes.tiles(), n=1, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
-        training=training, wanted=frozenset(call.d_inputs), update=False,
-        outside=frozenset(given),
-    )  # fmt: skip
-    # gradients and an update take one launch each, the second without the inputs' gradients
-    asks: list[tuple[Ask, Rule | None]] = []
-    if call.rule is None or call.grads is not None:
-        asks.append((ask, None))
-    if call.rule is not None:
-        wanted = frozenset() if asks else ask.wanted
-        asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
-    for ask, rule in asks:
-        table = backward_table(plan, ask, rule is not None or call.grads is not None)
-        if not table.stages:
-            continue
+    given = {k: buffers.of_slices(value) for k, value in asks.of_backward(call).items()}
+    for table, rule in asks.backward_tables(call, shapes.tiles(), 1, training, given):
         walk = Walk(call.d_logits.device, slices, index_of(slices), B, at=saved | given)
         walk.training, walk.rule = training, rule
         walk.out_grads = (call.grads or {}) if rule is None else {}
@@ -228,7 +179,7 @@ def update(call: UpdateCall) -> None:
 def walk_of(call: TrainCall) -> tuple[Walk, Table]:
     """All that the steps of a training call need, except the workspace."""
     slices, device = call.slices, where(call.slices)
-    caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
+    caught = checks.training_flags(slices)
     ask = dataclasses.replace(ask_of(call, shapes.tiles(), caught is not None), n=1, R=1)
     outputs = outputs_of(call)
     steps = {k: outputs.pop(k) for k in (Kind.LOSS(), Kind.APPLIED())}
@@ -280,11 +231,7 @@ def predict(call: PredictCall) -> None:
         return
     device = call.z.device
     look_at("predict", call.inputs, owner_of(call.owner, device))
-    ask = Ask(
-        tiles=shapes.tiles(), n=1, B=B, M=M, D=call.embedding.D, precision=slices.precision,
-        training=False, outside=frozenset({Kind.RESULT(plan.output)}),
-    )  # fmt: skip
-    table = forward_table(plan, ask, False)
+    table = asks.layers_table(slices, shapes.tiles(), 1, B)
     index = index_of(slices).view(R, L).T.contiguous()
     seeds = call.seeds.to(device)
     chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z after every block

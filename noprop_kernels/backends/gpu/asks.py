@@ -1,13 +1,15 @@
-"""The options of a call's table, and the caller's tensors by the table's names."""
+"""The tables of a call and their options, and the caller's tensors by the table's names."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from ..calls import Gather, TrainCall
+from ..calls import BackwardCall, Gather, Rule, Slices, TrainCall
 from .buffers import Buffer, Kind
-from .tables import Ask
+from .stages import Table
+from .tables import Ask, backward_table, forward_table
 from .tiles import Tiles
 
 
@@ -46,6 +48,45 @@ def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
     )
 
 
+def layers_table(
+    slices: Slices, tiles: Tiles, n: int, B: int, *, training: bool = False, save: bool = False
+) -> Table:
+    """The table of the layers, with a workspace for n slices."""
+    plan = slices.plan
+    ask = Ask(
+        tiles=tiles, n=n, B=B, M=plan.widths[plan.output], D=plan.widths["z"],
+        precision=slices.precision, training=training, statistics="now" if training else "",
+        outside=frozenset({Kind.RESULT(plan.output)}),
+    )  # fmt: skip
+    return forward_table(plan, ask, save)
+
+
+def backward_tables(
+    call: BackwardCall, tiles: Tiles, n: int, training: bool, outside: Iterable[Buffer]
+) -> Iterator[tuple[Table, Rule | None]]:
+    """The tables of a backward call that have stages, and the rule of each.
+
+    Gradients and an update take one table each, the second without the inputs' gradients.
+    """
+    slices, plan = call.slices, call.slices.plan
+    _, B, M = call.d_logits.shape
+    ask = Ask(
+        tiles=tiles, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
+        training=training, wanted=frozenset(call.d_inputs), update=False,
+        outside=frozenset(outside),
+    )  # fmt: skip
+    asks: list[tuple[Ask, Rule | None]] = []
+    if call.rule is None or call.grads is not None:
+        asks.append((ask, None))
+    if call.rule is not None:
+        wanted = frozenset() if asks else ask.wanted
+        asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
+    for ask, rule in asks:
+        table = backward_table(plan, ask, rule is not None or call.grads is not None)
+        if table.stages:
+            yield table, rule
+
+
 def outputs_of(call: TrainCall) -> dict[Buffer, Tensor]:
     """The caller's tensors by the table's names, without the inputs that change from step to
     step."""
@@ -58,6 +99,15 @@ def outputs_of(call: TrainCall) -> dict[Buffer, Tensor]:
         named |= {Kind.BATCH(name): value for name, value in (out.stats or {}).items()}
     named |= {Kind.LOSS(): out.loss, Kind.APPLIED(): out.applied.view(torch.uint8)}
     return {buffer: value for buffer, value in named.items() if value is not None}
+
+
+def of_backward(call: BackwardCall) -> dict[Buffer, Tensor]:
+    """The caller's tensors of a backward call, without the gradients of parameters."""
+    named = {Kind.GRADIENT(name): value for name, value in call.d_inputs.items()}
+    named |= {Kind.GRADIENT(call.slices.plan.output): call.d_logits}
+    if call.applied is not None:
+        named[Kind.APPLIED()] = call.applied.view(torch.uint8)
+    return named
 
 
 def of_inputs(inputs: Mapping[str, Tensor | Gather]) -> dict[Buffer, Tensor]:

@@ -17,20 +17,19 @@ from ..calls import (
     Gather,
     HeadCall,
     PredictCall,
-    Rule,
     TrainCall,
     UpdateCall,
 )
-from ..contents import check_finite, check_labels, check_rows
-from ..gpu import checks, errors
+from ..contents import check_rows
+from ..gpu import asks, checks, errors
 from ..gpu.asks import ask_of, of_inputs, outputs_of
 from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of
-from ..gpu.memory import Room, allocate, as_bytes, stored
+from ..gpu.memory import Room, allocate, as_bytes
 from ..gpu.optimizer import formula_of
-from ..gpu.tables import Ask, backward_table, forward_table, train_table
+from ..gpu.tables import train_table
 from ..gpu.tiles import cdiv
 from . import graph
 from .configs import ROWS, TILES
@@ -56,37 +55,25 @@ def rows_tiles(B: int) -> int:
 @entry
 def add_noise(call: AddNoiseCall) -> None:
     _, n, B = call.y.shape
-    device = call.y.device
-    bad, owner = None, owner_of(call.owner, device)
-    if checks.contents_are_checked(device):
-        check_labels(call.op, call.y, call.embedding.M)
-    else:
-        errors.raise_found(owner)
-        bad = torch.empty(n, rows_tiles(B), dtype=torch.int32, device=device)
+    bad = checks.check_add_noise(call, rows_tiles(B))
     if n * B == 0:
         return
     launch_add_noise(
-        device_of(device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y, call.noise,
-        call.noising, call.embedding, 0,
+        device_of(call.y.device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y,
+        call.noise, call.noising, call.embedding, 0,
     )  # fmt: skip
-    if bad is not None:
-        errors.report(owner, call.op, bad.amax())
+    checks.report_add_noise(call, bad)
 
 
 @entry
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
-    n, B, M = call.logits.shape
+    n, B, _ = call.logits.shape
     if call.check:
         look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
     if call.training:
         check_rows("forward", plan, B)
-    ask = Ask(
-        tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
-        training=call.training, statistics="now" if call.training else "",
-        outside=frozenset({Kind.RESULT(plan.output)}),
-    )  # fmt: skip
-    table = forward_table(plan, ask, call.save)
+    table = asks.layers_table(slices, TILES, n, B, training=call.training, save=call.save)
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
     at = allocate(table, call.logits.device) | of_inputs(call.inputs)
@@ -99,30 +86,11 @@ def forward(call: ForwardCall) -> None:
 
 @entry
 def backward(call: BackwardCall) -> None:
-    slices, plan = call.slices, call.slices.plan
-    n, B, M = call.d_logits.shape
+    slices, B = call.slices, call.d_logits.shape[1]
     saved, inputs, training = call.saved
-    outside = {Kind.GRADIENT(name): value for name, value in call.d_inputs.items()}
-    outside |= {Kind.GRADIENT(plan.output): call.d_logits}
+    outside = asks.of_backward(call)
     outside |= {Kind.PARAMETER_GRADIENT(name): value for name, value in (call.grads or {}).items()}
-    if call.applied is not None:
-        outside[Kind.APPLIED()] = call.applied.view(torch.uint8)
-    ask = Ask(
-        tiles=TILES, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
-        training=training, wanted=frozenset(call.d_inputs), update=False,
-        outside=frozenset(outside),
-    )  # fmt: skip
-    # gradients and an update take one table each, the second without the inputs' gradients
-    asks: list[tuple[Ask, Rule | None]] = []
-    if call.rule is None or call.grads is not None:
-        asks.append((ask, None))
-    if call.rule is not None:
-        wanted = frozenset() if asks else ask.wanted
-        asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
-    for ask, rule in asks:
-        table = backward_table(plan, ask, rule is not None or call.grads is not None)
-        if not table.stages:
-            continue
+    for table, rule in asks.backward_tables(call, TILES, len(slices.index), training, outside):
         at = {**saved, **allocate(table, call.d_logits.device), **outside}
         walk = Walk(device_of(call.d_logits.device), table, slices, index_of(slices), B, at)
         walk.training, walk.rule, walk.inputs = training, rule, inputs
@@ -131,19 +99,9 @@ def backward(call: BackwardCall) -> None:
 
 @entry
 def head(call: HeadCall) -> None:
-    objective, embedding, y = call.objective, call.embedding, call.y[0].contiguous()
-    n, B, M = call.logits.shape
+    objective, embedding, y = call.objective, call.embedding, checks.check_head(call)
+    n, B, _ = call.logits.shape
     device = device_of(y.device)
-    if checks.contents_are_checked(y.device):
-        check_labels(call.op, y, M)
-    else:
-        owner = owner_of(call.owner, y.device)
-        errors.raise_found(owner)
-        bad = (y < 0) | (y >= M)
-        errors.report(owner, call.op, bad.any())
-        y = torch.where(bad, 0, y)
-    if objective.flow != 0 and objective.head != "cross_entropy" and call.eps is None:
-        raise ValueError(f"{call.op}: eps must be given where flow is not 0, got None")
     if n * B == 0:
         return
     scratch = call.logits.new_empty(n, B, 1 + embedding.D)
@@ -200,18 +158,12 @@ def update(call: UpdateCall) -> None:
 
 def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     """Requires finite inputs: checked here, or flagged by a kernel and raised by the next call."""
-    device = owner.device
-    if checks.contents_are_checked(device):
-        check_finite(op, inputs)
-        return
-    errors.raise_found(owner)
-    flags, bit = errors.flags_of(owner), errors.INPUTS << errors.shift_of(op)
-    for name, value in inputs.items():
-        x = stored(value)
-        if name != "z" and x.numel():
-            device_of(device).launch(
-                noise.look_kernel, (cdiv(x.numel(), 4096),), flags, x.contiguous(), x.numel(),
-                BIT=bit, BLOCK=4096,
+    bit = errors.INPUTS << errors.shift_of(op)
+    for x in checks.look_at(op, inputs, owner):
+        if x.numel():
+            device_of(owner.device).launch(
+                noise.look_kernel, (cdiv(x.numel(), 4096),), errors.flags_of(owner),
+                x.contiguous(), x.numel(), BIT=bit, BLOCK=4096,
             )  # fmt: skip
     errors.send(owner)
 
@@ -219,7 +171,7 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
 def walk_of(call: TrainCall, room: Room) -> Walk:
     """All that the steps of a training call need, the workspace included."""
     slices, device = call.slices, where(call.slices)
-    caught = None if checks.contents_are_checked(device) else errors.flags_of(slices.updates)
+    caught = checks.training_flags(slices)
     table = train_table(slices.plan, ask_of(call, TILES, caught is not None))
     return Walk(
         device=device_of(device),
@@ -262,12 +214,7 @@ def predict(call: PredictCall) -> None:
     look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
     chain = slices.index.reshape(R, L)
     device = device_of(call.z.device)
-    outside = frozenset({Kind.RESULT(plan.output)})
-    ask = Ask(
-        tiles=TILES, n=R, B=B, M=call.logits.shape[-1], D=D, precision=slices.precision,
-        training=False, outside=outside,
-    )  # fmt: skip
-    table = forward_table(plan, ask, False)
+    table = asks.layers_table(slices, TILES, R, B)
     buffers = allocate(table, call.z.device)
     grid = (rows_tiles(B), R)
     seeds = call.seeds.to(call.z.device)
