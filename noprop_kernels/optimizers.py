@@ -63,8 +63,8 @@ class Optimizer:
 
     def hyper(self) -> dict[str, Any]:
         """Its own hyperparameters: its fields beside lr and weight_decay."""
-        shared = {each.name for each in fields(Optimizer)}
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in shared}
+        names = (field.name for field in fields(self))
+        return {name: getattr(self, name) for name in names if name not in ("lr", "weight_decay")}
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,12 @@ constexpr bool are_in_order(const std::tuple<S Stage::*...>&) {
 }
 static_assert(are_in_order(kStages), "as in Kind");
 
+template <class... S>
+constexpr auto names_of(const std::tuple<S Stage::*...>&) {
+  return std::array{static_cast<const char*>(S::kName)...};
+}
 template <>
-inline constexpr auto kNames<Kind> = std::apply(
-    []<class... S>(S Stage::*...) { return std::array{static_cast<const char*>(S::kName)...}; },
-    kStages);
+inline constexpr auto kNames<Kind> = names_of(kStages);
 
 // visit(the union's member) of the stage's kind
 template <class Visit>

@@ -1,6 +1,6 @@
 """The chain of blocks, called at once, and as an operation for torch.compile.
 
-    z_t = a u_hat_t + b z_{t-1} + sqrt(c) eps
+z_t = a u_hat_t + b z_{t-1} + sqrt(c) eps
 """
 
 from collections.abc import Sequence

@@ -262,7 +262,7 @@ OPERATIONS = {
     "blocks_forward, norm": lambda: (block_ops.forward_op, forward_arguments("norm", True)),
     "blocks_forward, eval": lambda: (block_ops.forward_op, forward_arguments("norm", False)),
     "blocks_gradients": lambda: (block_ops.gradients_op, gradient_arguments("norm", True)),
-    "blocks_predict": lambda: (block_ops.predict_op, predict_arguments()),
+    "blocks_predict": lambda: (chain.predict_op, predict_arguments()),
 }
 
 

@@ -44,8 +44,8 @@ def test_ours_tells_its_own_tensors():
     resident = contender.resident()
     assert (resident["weights"], resident["optimizer"]) == (WEIGHTS, 2 * WEIGHTS)
     assert contender.traffic() == 2 * SHAPE.state_bytes
-    # seeds, draws, updates, t and its block in int64, and three numbers of the step
-    assert resident["counters"] == SHAPE.T * (5 * 8 + 3 * 4)
+    # seeds, draws, updates and t in int64
+    assert resident["counters"] == SHAPE.T * 4 * 8
 
 
 def test_command_writes_lines_and_a_table(measured, tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ def refuse(*_) -> None:
 
 
 CALLS = {
-    "train": lambda blocks: blocks.train_steps(*data(), indices(2, B)),
+    "train_steps": lambda blocks: blocks.train_steps(*data(), indices(2, B)),
     "predict": lambda blocks: blocks.predict(batch()[0]),
     "forward": lambda blocks: blocks(batch()[0], torch.zeros(B, 5)),
 }
