@@ -75,11 +75,9 @@ def add_noise(call: AddNoiseCall) -> None:
     if n * B == 0:
         return
     slices = no_slices(n, device)
-    walk = Walk(device, slices, index_on(slices.index, device), B)
-    walk.noise, walk.noising = call.noise, call.noising
-    walk.embedding, walk.y = call.embedding, call.y
+    walk = Walk(slices, index_on(slices.index, device), B, device)
     outputs = {"z": call.z, "eps": call.eps, "labels": None, "bad": bad}
-    run_stages(walk, [noise_stage(walk, **maybe(outputs))])
+    run_stages(walk, [noise_stage(walk, call, **maybe(outputs))])
     checks.report_add_noise(call, bad)
 
 
@@ -102,8 +100,7 @@ def head(call: HeadCall) -> None:
     if n * B == 0:
         return
     slices = no_slices(n, y.device)
-    walk = Walk(y.device, slices, index_on(slices.index, y.device), B)
-    walk.objective, walk.embedding, made = objective, embedding, []
+    walk, made = Walk(slices, index_on(slices.index, y.device), B, y.device), []
     error = walk.hold(call.logits.new_empty(n, B)) if call.error is None else call.error
     logits, labels = buffers.of_slices(call.logits), buffers.of_slices(y)
     if any(value is not None for value in (call.loss, call.error, call.d_logits)):
@@ -111,12 +108,12 @@ def head(call: HeadCall) -> None:
         if call.d_logits is not None and objective.head != "cross_entropy":
             outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, embedding.D))
         eps = maybe({"eps": call.eps})["eps"]
-        made.append(head_stage(walk, M, logits, labels, eps, **maybe(outputs)))
+        made.append(head_stage(walk, call, M, logits, labels, eps, **maybe(outputs)))
     if call.loss is not None:
         made[-1]["barrier"] = 1
         outputs = {"loss": call.loss, "applied": None, "rates": None}
         read = buffers.of_slices(error)
-        made.append(loss_stage(walk, read, [], counts=False, **maybe(outputs)))
+        made.append(loss_stage(walk, call, read, [], counts=False, **maybe(outputs)))
     if call.u_hat is not None:
         made.append(
             u_hat_stage(walk, buffers.of_slices(call.u_hat), logits, M, embedding, objective.head)
@@ -139,7 +136,7 @@ def forward(call: ForwardCall) -> None:
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
     given[Kind.RESULT(plan.output)] = buffers.of_slices(logits)
-    walk = Walk(device, slices, index_of(slices), B, at=given, training=call.training)
+    walk = Walk(slices, index_of(slices), B, device, at=given, training=call.training)
     call.saved = None
     if not call.save:
         run_table(walk, table)
@@ -157,7 +154,7 @@ def backward(call: BackwardCall) -> None:
     saved, _, training = call.saved
     given = {k: buffers.of_slices(value) for k, value in asks.of_backward(call).items()}
     for table, rule in asks.backward_tables(call, shapes.tiles(), 1, training, given):
-        walk = Walk(call.d_logits.device, slices, index_of(slices), B, at=saved | given)
+        walk = Walk(slices, index_of(slices), B, call.d_logits.device, at=saved | given)
         walk.training, walk.rule = training, rule
         walk.out_grads = (call.grads or {}) if rule is None else {}
         run_table(walk, table)
@@ -167,7 +164,7 @@ def backward(call: BackwardCall) -> None:
 def update(call: UpdateCall) -> None:
     slices, device = call.slices, where(call.slices)
     n = len(slices.index)
-    walk = Walk(device, slices, index_of(slices), 1, rule=call.rule)
+    walk = Walk(slices, index_of(slices), 1, device, rule=call.rule)
     walk.at[Kind.RATES()] = buffers.of_slices(
         walk.hold(torch.empty(n, 4, dtype=torch.float32, device=device))
     )
@@ -194,12 +191,7 @@ def walk_of(call: TrainCall) -> tuple[Walk, Table]:
         K=call.K,
         at=at,
         out_grads=call.out.grads or {},
-        inputs=call.inputs,
-        noise=call.noise,
-        noising=call.noising,
-        objective=call.objective,
-        embedding=call.embedding,
-        y=call.y,
+        call=call,
         rule=None if call.out.grads is not None else call.rule,
         errors=caught,
     )
@@ -237,7 +229,7 @@ def predict(call: PredictCall) -> None:
     chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z after every block
     for sample in range(S):
         # a launch is the whole chain, a step is a block
-        walk = Walk(device, slices, index, B, K=L, training=False)
+        walk = Walk(slices, index, B, device, K=L, training=False)
         walk.at = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
         logits, u_hat = (of_chain(value[:, sample], L) for value in (call.logits, call.u_hat))
         before, after = buffers.of_steps(chain), buffers.of_steps(chain[1:])

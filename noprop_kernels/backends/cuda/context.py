@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
 from ..gpu.buffers import Buffer
+from ..gpu.context import Context
 from ..gpu.stages import Table
 from .buffers import Address, address
 
@@ -20,13 +20,12 @@ def stage(kind: str, tiles: int, **fields: Any) -> Fields:
 
 
 @dataclass
-class Walk:
+class Walk(Context):
     """The inputs from which a program's stages are made.
 
     Args:
         device: the tensors' device.
-        slices: the object's state, of which a program runs index.shape[-1] slices.
-        index: (n,) int64 on the tensors' device, or (K, n): a slice's position in each step.
+        index: (n,) int64, or (K, n): a slice's position in each step.
         at: addresses of the table's buffers, the call's tensors among them.
         table: its workspace is allocated when the number of groups is known.
         out_grads: gradients (n, ...) to write by parameter's name.
@@ -34,22 +33,10 @@ class Walk:
     """
 
     device: torch.device
-    slices: Slices
-    index: Tensor
-    B: int
     K: int = 1
     at: dict[Buffer, Address] = field(default_factory=dict)
     table: Table | None = None
     out_grads: dict[str, Tensor] = field(default_factory=dict)
-    inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
-    noise: Noise | None = None
-    noising: Noising | None = None
-    objective: Objective | None = None
-    embedding: Embedding | None = None
-    y: Tensor | Gather | None = None
-    rule: Rule | None = None
-    training: bool = True
-    errors: Tensor | None = None  # (1,) int32; None: contents need no check
     held: list[Tensor] = field(default_factory=list)
 
     @property

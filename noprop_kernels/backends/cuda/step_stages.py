@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..calls import Embedding, Gather, PredictCall
+from ..calls import AddNoiseCall, Embedding, Gather, HeadCall, PredictCall, TrainCall
 from ..gpu.buffers import Kind
 from ..gpu.stages import Stage
 from ..gpu.tables import flags_of
@@ -13,7 +13,7 @@ from .context import Fields, Walk, stage
 
 
 def gather(walk: Walk, item: Stage) -> list[Fields]:
-    name, value = item.name, walk.inputs[item.name]
+    name, value = item.name, walk.training_call.inputs[item.name]
     fields: Fields = {"bad": walk.at.get(Kind.BAD(name)), "F": walk.slices.plan.widths[name]}
     if isinstance(value, Gather):
         fields |= {
@@ -35,6 +35,7 @@ def add_noise(walk: Walk, item: Stage) -> list[Fields]:
     return [
         noise_stage(
             walk,
+            walk.training_call,
             z=at[Kind.RESULT("z")] if Kind.RESULT("z") in item.writes else None,
             eps=at.get(Kind.EPS()),
             labels=at[Kind.LABELS()],
@@ -43,9 +44,10 @@ def add_noise(walk: Walk, item: Stage) -> list[Fields]:
     ]
 
 
-def noise_stage(walk: Walk, **outputs: buffers.Address | None) -> Fields:
-    drawn, noising, embedding, y = walk.noise, walk.noising, walk.embedding, walk.y
-    assert drawn is not None and noising is not None and embedding is not None and y is not None
+def noise_stage(
+    walk: Walk, call: TrainCall | AddNoiseCall, **outputs: buffers.Address | None
+) -> Fields:
+    drawn, noising, embedding, y = call.noise, call.noising, call.embedding, call.y
     gathered = isinstance(y, Gather)
     return stage(
         "noise",
@@ -73,19 +75,19 @@ def head(walk: Walk, item: Stage) -> list[Fields]:
     outputs = {"error": at[Kind.ERROR()], "d_logits": at[Kind.GRADIENT(output)]}
     outputs |= {"d_u_hat": at.get(Kind.D_U_HAT()), "p": at.get(Kind.P())}
     M = walk.slices.plan.widths[output]
-    return [head_stage(walk, M, logits, labels, at.get(Kind.EPS()), **outputs)]
+    return [head_stage(walk, walk.training_call, M, logits, labels, at.get(Kind.EPS()), **outputs)]
 
 
 def head_stage(
     walk: Walk,
+    call: TrainCall | HeadCall,
     M: int,
     logits: buffers.Address,
     labels: buffers.Address,
     eps: buffers.Address | None,
     **outputs: buffers.Address | None,
 ) -> Fields:
-    objective, embedding = walk.objective, walk.embedding
-    assert objective is not None and embedding is not None
+    objective, embedding = call.objective, call.embedding
     return stage(
         "head",
         shapes.row_tiles(walk.B),
@@ -109,19 +111,19 @@ def loss(walk: Walk, item: Stage) -> list[Fields]:
     outputs = {"loss": at[Kind.LOSS()], "applied": at[Kind.APPLIED()]}
     outputs |= {"rates": at.get(Kind.RATES())}
     counts = Kind.DRAWS() in item.writes
-    return [loss_stage(walk, at[Kind.ERROR()], flags, counts=counts, **outputs)]
+    return [loss_stage(walk, walk.training_call, at[Kind.ERROR()], flags, counts=counts, **outputs)]
 
 
 def loss_stage(
     walk: Walk,
+    call: TrainCall | HeadCall,
     error: buffers.Address,
     flags: list,
     *,
     counts: bool,
     **outputs: buffers.Address | None,
 ) -> Fields:
-    objective, rule = walk.objective, walk.rule
-    assert objective is not None
+    objective, rule = call.objective, walk.rule
     draws, updates = walk.counters() if counts else (None, None)
     return stage(
         "loss",
@@ -169,8 +171,7 @@ def rates_stage(
 
 
 def numbers(walk: Walk, item: Stage) -> list[Fields]:
-    at, embedding = walk.at, walk.embedding
-    assert embedding is not None
+    at, embedding = walk.at, walk.training_call.embedding
     return [
         stage(
             "numbers",
@@ -187,9 +188,8 @@ def numbers(walk: Walk, item: Stage) -> list[Fields]:
 
 
 def embedding(walk: Walk, item: Stage) -> list[Fields]:
-    at, noising, embedding = walk.at, walk.noising, walk.embedding
-    assert noising is not None and embedding is not None
-    M, D, side = embedding.M, embedding.D, shapes.constant("kEmbedding")
+    at, call = walk.at, walk.training_call
+    M, D, side = call.embedding.M, call.embedding.D, shapes.constant("kEmbedding")
     return [
         stage(
             "embedding",
@@ -199,7 +199,7 @@ def embedding(walk: Walk, item: Stage) -> list[Fields]:
             d_u_hat=at[Kind.D_U_HAT()] if Kind.D_U_HAT() in item.reads else None,
             d_z=at[Kind.GRADIENT("z")] if Kind.GRADIENT("z") in item.reads else None,
             labels=at[Kind.LABELS()],
-            signal=number(noising.signal),
+            signal=number(call.noising.signal),
             M=M,
             D=D,
         )

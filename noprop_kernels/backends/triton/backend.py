@@ -59,8 +59,7 @@ def add_noise(call: AddNoiseCall) -> None:
     if n * B == 0:
         return
     launch_add_noise(
-        device_of(call.y.device), (rows_tiles(B), n), call.z, call.eps, None, bad, call.y,
-        call.noise, call.noising, call.embedding, 0,
+        device_of(call.y.device), (rows_tiles(B), n), call.z, call.eps, None, bad, call, 0,
     )  # fmt: skip
     checks.report_add_noise(call, bad)
 
@@ -78,7 +77,7 @@ def forward(call: ForwardCall) -> None:
     logits = call.logits.detach()
     at = allocate(table, call.logits.device) | of_inputs(call.inputs)
     at[Kind.RESULT(plan.output)] = logits
-    walk = Walk(device_of(call.logits.device), table, slices, index_of(slices), B, at)
+    walk = Walk(slices, index_of(slices), B, device_of(call.logits.device), table, at)
     walk.training, walk.inputs = call.training, dict(call.inputs)
     run(walk)
     call.saved = (at, walk.inputs, call.training) if call.save else None
@@ -92,7 +91,7 @@ def backward(call: BackwardCall) -> None:
     outside |= {Kind.PARAMETER_GRADIENT(name): value for name, value in (call.grads or {}).items()}
     for table, rule in asks.backward_tables(call, TILES, len(slices.index), training, outside):
         at = {**saved, **allocate(table, call.d_logits.device), **outside}
-        walk = Walk(device_of(call.d_logits.device), table, slices, index_of(slices), B, at)
+        walk = Walk(slices, index_of(slices), B, device_of(call.d_logits.device), table, at)
         walk.training, walk.rule, walk.inputs = training, rule, inputs
         run(walk)
 
@@ -111,8 +110,7 @@ def head(call: HeadCall) -> None:
     outputs = (call.loss, call.error, call.d_logits)
     if any(value is not None for value in outputs):
         launch_head(
-            device, grid, error, call.d_logits, d_u_hat, None, call.logits, y, call.eps,
-            objective, embedding, 0,
+            device, grid, error, call.d_logits, d_u_hat, None, call.logits, y, call.eps, call, 0,
         )  # fmt: skip
     if call.loss is not None:
         applied = torch.empty(n, dtype=torch.uint8, device=y.device)
@@ -184,11 +182,7 @@ def walk_of(call: TrainCall, room: Room) -> Walk:
             name: value.replica for name, value in call.inputs.items() if isinstance(value, Gather)
         },
         inputs=call.inputs,
-        noise=call.noise,
-        noising=call.noising,
-        objective=call.objective,
-        embedding=call.embedding,
-        y=call.y,
+        call=call,
         rule=None if call.out.grads is not None else call.rule,
         errors=caught,
     )
@@ -232,7 +226,7 @@ def predict(call: PredictCall) -> None:
             logits, u_hat = call.logits[at, sample], call.u_hat[at, sample]
             step = dataclasses.replace(slices, index=chain[:, i].contiguous())
             given = of_inputs(call.inputs) | {Kind.RESULT("z"): z, Kind.RESULT(plan.output): logits}
-            walk = Walk(device, table, step, index_of(step), B, buffers | given)
+            walk = Walk(step, index_of(step), B, device, table, buffers | given)
             walk.training, walk.inputs = False, dict(call.inputs)
             run(walk)
             launch_u_hat(device, u_hat, logits, call.embedding, call.head)

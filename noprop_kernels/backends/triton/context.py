@@ -7,8 +7,9 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from ..calls import Embedding, Gather, Noise, Noising, Objective, Rule, Slices
+from ..calls import Gather, Rule
 from ..gpu.buffers import Buffer, Kind
+from ..gpu.context import Context
 from ..gpu.memory import differs, stored
 from ..gpu.optimizer import hyper_of
 from ..gpu.stages import Stage, Table
@@ -56,31 +57,19 @@ class Device:
 
 
 @dataclass
-class Walk:
+class Walk(Context):
     """One call on a table: its buffers and its records.
 
     Args:
         at: every buffer of the table, the call's tensors among them.
         places: each slice's position in a gathered input, (n,) int64.
-        index: (n,) int64, on the tensors' device.
     """
 
     device: Device
     table: Table
-    slices: Slices
-    index: Tensor
-    B: int
     at: dict[Buffer, Tensor]
     places: dict[str, Tensor] = field(default_factory=dict)
     inputs: dict[str, Tensor | Gather] = field(default_factory=dict)
-    noise: Noise | None = None
-    noising: Noising | None = None
-    objective: Objective | None = None
-    embedding: Embedding | None = None
-    y: Tensor | Gather | None = None
-    rule: Rule | None = None
-    training: bool = True
-    errors: Tensor | None = None  # (1,) int32; None: contents need no check
 
     @property
     def n(self) -> int:

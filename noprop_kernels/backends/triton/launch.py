@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..calls import Embedding, Gather, Noise, Noising, Objective
+from ..calls import AddNoiseCall, Gather, HeadCall, TrainCall
 from ..gpu.buffers import Kind
 from ..gpu.memory import differs
 from ..gpu.optimizer import formula_of
@@ -32,7 +32,7 @@ def run(walk: Walk, k: int = 0) -> None:
 
 def gather(walk: Walk, stage: Stage, k: int) -> None:
     name = stage.name
-    value, F = walk.inputs[name], walk.slices.plan.widths[name]
+    value, F = walk.training_call.inputs[name], walk.slices.plan.widths[name]
     if isinstance(value, Gather):
         data, indices, rows = (value.data,), value.indices, len(value.data)
         mean, scale, out = value.mean, value.scale, walk.at[Kind.RESULT(name)]
@@ -47,21 +47,19 @@ def gather(walk: Walk, stage: Stage, k: int) -> None:
 
 
 def add_noise(walk: Walk, stage: Stage, k: int) -> None:
-    drawn, noising, embedding = walk.noise, walk.noising, walk.embedding
-    y, at = walk.y, walk.at
-    assert drawn is not None and noising is not None and embedding is not None and y is not None
+    at = walk.at
     z = at[Kind.RESULT("z")] if Kind.RESULT("z") in stage.writes else None
     launch_add_noise(
         walk.device, stage.grid, z, at.get(Kind.EPS()), at[Kind.LABELS()],
-        at.get(Kind.BAD_LABELS()), y, drawn, noising, embedding, k,
+        at.get(Kind.BAD_LABELS()), walk.training_call, k,
     )  # fmt: skip
 
 
 def launch_add_noise(
     device: Device, grid: tuple[int, ...], z: Tensor | None, eps: Tensor | None,
-    labels: Tensor | None, bad: Tensor | None, y: Tensor | Gather, drawn: Noise,
-    noising: Noising, embedding: Embedding, k: int,
+    labels: Tensor | None, bad: Tensor | None, call: TrainCall | AddNoiseCall, k: int,
 ) -> None:  # fmt: skip
+    drawn, noising, embedding, y = call.noise, call.noising, call.embedding, call.y
     if isinstance(y, Gather):
         read, indices, R, rows = (y.data,), (y.indices, y.replica), y.indices.shape[1], len(y.data)
     else:
@@ -125,20 +123,20 @@ def head_blocks(M: int, D: int) -> dict[str, int]:
 
 
 def head_gradient(walk: Walk, stage: Stage, k: int) -> None:
-    plan, objective, embedding, at = walk.slices.plan, walk.objective, walk.embedding, walk.at
-    assert objective is not None and embedding is not None
+    plan, at = walk.slices.plan, walk.at
     launch_head(
         walk.device, stage.grid, at[Kind.ERROR()], at[Kind.GRADIENT(plan.output)],
         at.get(Kind.D_U_HAT()), at.get(Kind.P()), at[Kind.RESULT(plan.output)], at[Kind.LABELS()],
-        at.get(Kind.EPS()), objective, embedding, k,
+        at.get(Kind.EPS()), walk.training_call, k,
     )  # fmt: skip
 
 
 def launch_head(
     device: Device, grid: tuple[int, ...], error: Tensor | None, d_logits: Tensor | None,
     d_u_hat: Tensor | None, p: Tensor | None, logits: Tensor, y: Tensor, eps: Tensor | None,
-    objective: Objective, embedding: Embedding, k: int,
+    call: TrainCall | HeadCall, k: int,
 ) -> None:  # fmt: skip
+    objective, embedding = call.objective, call.embedding
     _, B, M = logits.shape
     device.launch(
         head.head_kernel, grid, error, d_logits, d_u_hat, p, logits, y,
@@ -149,8 +147,7 @@ def launch_head(
 
 
 def loss(walk: Walk, stage: Stage, k: int) -> None:
-    objective, rule, at, slices = walk.objective, walk.rule, walk.at, walk.slices
-    assert objective is not None
+    objective, rule, at, slices = walk.training_call.objective, walk.rule, walk.at, walk.slices
     flags = flags_of(stage) if walk.errors is not None else []
     bad = tuple((at[each], walk.places.get(each.name)) for each in flags)
     lr, decay = rates_of(rule)
@@ -214,8 +211,7 @@ def norm_gradient(walk: Walk, stage: Stage, k: int) -> None:
 
 
 def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
-    at, embedding = walk.at, walk.embedding
-    assert embedding is not None
+    at, embedding = walk.at, walk.training_call.embedding
     walk.launch(
         step_gradients.numbers_gradient_kernel, stage, at[Kind.D_SIGNAL()], at[Kind.D_NOISE()],
         at[Kind.GRADIENT("z")], at[Kind.EPS()], at[Kind.LABELS()], embedding.W_embed, walk.B,
@@ -224,15 +220,14 @@ def numbers_gradient(walk: Walk, stage: Stage, k: int) -> None:
 
 
 def embedding_gradient(walk: Walk, stage: Stage, k: int) -> None:
-    at, noising, embedding = walk.at, walk.noising, walk.embedding
-    assert noising is not None and embedding is not None
+    at, call = walk.at, walk.training_call
     d_u_hat, d_z = (
         at[each] if each in stage.reads else None for each in (Kind.D_U_HAT(), Kind.GRADIENT("z"))
     )
     walk.launch(
         step_gradients.embedding_gradient_kernel, stage, at[Kind.D_W_EMBED()], at.get(Kind.P()),
-        d_u_hat, d_z, at[Kind.LABELS()], number(noising.signal), k, walk.B,
-        M=at[Kind.D_W_EMBED()].shape[1], D=embedding.D, BLOCK_M=EMBEDDING,
+        d_u_hat, d_z, at[Kind.LABELS()], number(call.noising.signal), k, walk.B,
+        M=at[Kind.D_W_EMBED()].shape[1], D=call.embedding.D, BLOCK_M=EMBEDDING,
         BLOCK_D=EMBEDDING, BLOCK_B=32,
     )  # fmt: skip
 
