@@ -13,7 +13,7 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import noprop_kernels as nk
-from noprop_kernels.autograd import block_ops, dense_ops, label_ops
+from noprop_kernels.autograd import block_ops, chain, dense_ops, label_ops
 from noprop_kernels.compiler import plan_texts
 from support.blocks import GOAL, PLANS, B, D, F, M, T, batch, make, snapshot
 from support.linear import linear
