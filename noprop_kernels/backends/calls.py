@@ -195,7 +195,7 @@ class HeadCall:
     d_logits: Tensor | None
     u_hat: Tensor | None = None  # (n, B, D)
     owner: Tensor | None = None
-    op: str = "head"
+    op: str = "denoising_loss"
 
 
 @dataclass

@@ -3,6 +3,7 @@
 The interpreter runs what a GPU would; the host is made to look at nothing.
 """
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels.autograd import block_nodes
+from noprop_kernels.backends.calls import AddNoiseCall, HeadCall
 from noprop_kernels.backends.gpu import checks, errors
 from support.blocks import B, D, M, T, assert_same, batch, data, indices, make, snapshot
 
@@ -104,6 +106,12 @@ def test_a_loss_tells_at_its_own_second_call() -> None:
     with pytest.raises(ValueError, match=f"loss: in an earlier call {LABELS}"):
         blocks.loss(batch()[0], spoiled_y())
     blocks.check()
+
+
+def test_every_call_has_bits_of_its_own_name() -> None:
+    for record in (AddNoiseCall, HeadCall):
+        (op,) = (field.default for field in dataclasses.fields(record) if field.name == "op")
+        assert errors.shift_of(op) > 0
 
 
 def test_every_op_is_told_at_once() -> None:
