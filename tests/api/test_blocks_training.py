@@ -7,8 +7,10 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels.backends.reference import backend as reference_backend
+from noprop_kernels.goal import Levels
 from support.blocks import (
     GOAL,
+    PLANS,
     B,
     D,
     F,
@@ -359,3 +361,23 @@ def test_a_refused_step_leaves_graphs_alone_and_a_stopped_one_does_not(monkeypat
         blocks.train_step(x, y)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         logits.sum().backward()
+
+
+class PerRow(nk.DT):
+    """A goal of one's own, whose levels are (n, B)."""
+
+    def levels(self, t: torch.Tensor) -> Levels:
+        each = super().levels(t)
+        return Levels(*(v[:, None].expand(-1, B) for v in (each.signal, each.noise, each.weight)))
+
+
+def test_levels_of_rows_are_those_of_their_slice() -> None:
+    x, y = batch()
+    plan, options = PLANS["mlp"], {"optimizer": nk.SGD(lr=0.1), "held": [1, 3]}
+    one, rows = (
+        nk.DenoisingBlocks(plan, goal(GOAL.schedule), **options) for goal in (nk.DT, PerRow)
+    )
+    for blocks in (None, 3):
+        losses = [each.train_step(x, y, blocks=blocks).loss for each in (one, rows)]
+        assert torch.equal(*losses) and losses[0].isfinite().all()
+    assert_same(snapshot(one), snapshot(rows))
