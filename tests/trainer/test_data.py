@@ -294,6 +294,10 @@ def test_digits():
     assert (int(read.x.max()), read.classes, read.channels) == (16, 10, 1)
     kept, held = hold_out(1797, 0.2)
     assert len(set(kept.tolist()) | set(held.tolist())) == 1797
+    pixels, labels = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
+    for x, y, rows in ((read.x, read.y, kept), (read.x_test, read.y_test, held)):
+        assert (x.dtype, y.dtype) == (torch.uint8, torch.int64)
+        assert np.array_equal(x, pixels[rows]) and np.array_equal(y, labels[rows])
 
 
 def test_unknown_name_and_missing_folder(tmp_path):

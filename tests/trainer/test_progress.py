@@ -72,7 +72,7 @@ def test_a_clock():
 
 WITHOUT = """
 import sys
-for name in ("typer", "rich", "safetensors", "sklearn"):
+for name in ("typer", "rich", "safetensors"):
     sys.modules[name] = None
 import noprop, torch
 import noprop_kernels as nk
@@ -89,7 +89,6 @@ assert model.predict(torch.randn(3, 4)).probs.shape == (3, 2)
     [
         ("model.save('run')", "safetensors"),
         ("noprop.load('run')", "safetensors"),
-        ("import noprop.data; noprop.data.load('digits')", "sklearn"),
         ("import noprop.__main__; noprop.__main__.main()", "rich|typer"),
     ],
 )
