@@ -48,10 +48,9 @@ inline double fma_gflop(int64_t rounds) {
 #pragma GCC unroll 24
     for (int i = 0; i < kSums; ++i) sums[i] = sums[i] * factor + term;
   }
-  float kept = 0;
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) kept += sum_lanes(sums[i]);
-  volatile float sink = kept;  // the compiler must not drop the work
+  for (int i = 1; i < kSums; ++i) sums[0] += sums[i];
+  volatile float sink = sum_lanes(sums[0]);  // the compiler must not drop the work
   (void)sink;
   return 2.0 * kLanes * kSums * kRound * 1e-9 * (double)rounds;
 }

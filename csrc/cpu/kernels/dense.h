@@ -36,12 +36,12 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
   const Range own = own_features(shape, H);
   with_few_rows(shape.B, [&](auto rows) {
     constexpr int ROWS = decltype(rows)::value;
-    const auto tile = [&](auto full, auto rounded, int64_t o, int64_t count) {
-      constexpr bool FULL = decltype(full)::value, ROUNDS = decltype(rounded)::value;
+    const auto tile = [&](auto full, int64_t o, int64_t count) {
+      constexpr bool FULL = decltype(full)::value;
       Vec c[kFewVectors][ROWS] = {};
       OutputRows<FULL> outputs = {weight + o * in, in, count};
       for (int s = 0; s < num_sources; ++s) {
-        multiply_few<FULL, ROUNDS>(c, outputs, sources[s].few, sources[s].width);
+        multiply_few<FULL>(c, outputs, sources[s].few, sources[s].width, rounds);
         outputs.weight += sources[s].width;
       }
       for (int64_t first = 0; first < count; first += kLanes) {
@@ -55,11 +55,9 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
     for (int64_t o = own.first; o < own.last; o += kFewOutputs) {
       const int64_t count = own.last - o;
       if (count >= kFewOutputs)
-        rounds ? tile(Constant<1>{}, Constant<1>{}, o, kFewOutputs)
-               : tile(Constant<1>{}, Constant<0>{}, o, kFewOutputs);
+        tile(Constant<1>{}, o, kFewOutputs);
       else
-        rounds ? tile(Constant<0>{}, Constant<1>{}, o, count)
-               : tile(Constant<0>{}, Constant<0>{}, o, count);
+        tile(Constant<0>{}, o, count);
     }
   });
 }

@@ -55,23 +55,17 @@ struct HeadOutput {
   float* d_logits;  // panels (M, P)
 };
 
-// out (rows, P) = a (rows, K) times b (K, P), element (r, k) of a at a[r * a_row + k * a_k].
-// noinline: it is called rarely and is large, and each copy would take seconds to compile.
-[[gnu::noinline]] inline void multiply_panels(float* out, const float* a, int64_t a_row,
-                                              int64_t a_k, const float* b, int64_t rows, int64_t K,
-                                              const Panels& shape) {
-  with_cols(shape.cols, [&](auto cols) {
-    constexpr int COLS = decltype(cols)::value;
-    for_row_tiles<COLS>(0, rows, [&](auto tile_rows, int64_t r) {
-      constexpr int ROWS = decltype(tile_rows)::value;
-      for (int64_t p = 0; p < shape.count; ++p) {
-        Vec c[ROWS][COLS] = {};
-        multiply_tile(c, a + r * a_row, a_row, a_k, b + p * K * shape.P, shape.P, K);
-        for (int i = 0; i < ROWS; ++i)
-          for (int j = 0; j < COLS; ++j)
-            store(out + (p * rows + r + i) * shape.P + j * kLanes, c[i][j]);
-      }
-    });
+// out (rows, P) = a (rows, K) times b (K, P), element (r, k) of a at a[r * a_row + k * a_k]: small,
+// so that tiles of one width will do.
+inline void multiply_panels(float* out, const float* a, int64_t a_row, int64_t a_k, const float* b,
+                            int64_t rows, int64_t K, const Panels& shape) {
+  for_row_tiles<1>(0, rows, [&](auto tile_rows, int64_t r) {
+    constexpr int ROWS = decltype(tile_rows)::value;
+    for (int64_t g = 0; g < shape.vectors(); ++g) {
+      Vec c[ROWS][1] = {};
+      multiply_tile(c, a + r * a_row, a_row, a_k, b + shape.at(K, 0, g), shape.P, K);
+      for_tile<ROWS, 1>([&](int i, int) { store(out + shape.at(rows, r + i, g), c[i][0]); });
+    }
   });
 }
 

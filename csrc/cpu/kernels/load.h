@@ -130,7 +130,7 @@ inline void embed(float* u_y, const int32_t* y, const float* W_embed, int64_t D,
                   const Panels& shape) {
   for (int64_t g = 0; g < shape.vectors(); ++g)
     for (int64_t d = 0; d < D; ++d) {
-      Vec v;
+      Vec v = {};
       for (int lane = 0; lane < kLanes; ++lane) {
         const int32_t label = y[g * kLanes + lane];
         v[lane] = W_embed ? W_embed[label * D + d] : (label == d ? 1.0f : 0.0f);

@@ -89,33 +89,32 @@ NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int
 }
 
 // c[g][r] += sum over k of the weights of the outputs from g * kLanes times x[k * ROWS + r].
-// ROUNDS: weights, to bfloat16, in which x is; where the processor multiplies pairs, x has pairs of
-// k.
-template <bool FULL, bool ROUNDS, int ROWS>
+// rounds: weights, to bfloat16, in which x is; where the processor multiplies pairs, x has pairs of
+// k, and all weights are rounded.
+template <bool FULL, int ROWS>
 NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FULL>& outputs,
-                                const float* x, int64_t K) {
-  constexpr bool PAIRS = ROUNDS && kHasPairs;
+                                const float* x, int64_t K, bool rounds) {
+  constexpr int kStep = kHasPairs ? 2 : 1;
   // one of k, or the pair from k
   const auto step = [&](int g, Vec w, Vec odd, int64_t k) __attribute__((always_inline)) {
-    if constexpr (PAIRS)
-      w = zip_pairs(w, odd);
-    else if constexpr (ROUNDS)
-      w = round_bfloat16(w);
-    const float* row = x + (PAIRS ? k / 2 : k) * ROWS;
+    if constexpr (kHasPairs) w = zip_pairs(w, odd);
+    const float* row = x + k / kStep * ROWS;
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r)
-      if constexpr (PAIRS)
+      if constexpr (kHasPairs)
         c[g][r] = add_pairs(c[g][r], w, broadcast_bits(row + r));
       else
         c[g][r] += w * row[r];
   };
-  constexpr int kStep = PAIRS ? 2 : 1;
   int64_t k = 0;
   for (; k + 4 <= K; k += 4) {
 #pragma GCC unroll 4
     for (int g = 0; g < kFewVectors; ++g) {
       Vec w[4];
       load_square(w, outputs, g, k);
+      if (!kHasPairs && rounds)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) w[i] = round_bfloat16(w[i]);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; i += kStep) step(g, w[i], w[i + kStep - 1], k + i);
     }
@@ -126,8 +125,9 @@ NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FU
       for (int i = 0; i < kLanes; ++i) {
         const float* row = outputs.row(g * kLanes + i) + k;
         w[i] = row[0];
-        if (PAIRS && k + 1 < K) odd[i] = row[1];
+        if (kHasPairs && k + 1 < K) odd[i] = row[1];
       }
+      if (!kHasPairs && rounds) w = round_bfloat16(w);
       step(g, w, odd, k);
     }
 }
