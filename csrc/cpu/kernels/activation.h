@@ -74,9 +74,9 @@ inline bool needs_preactivation(int32_t activation) {
 // value = activation + add of own features, panels (H, P); `kept` holds pre-activations on entry,
 // then what the gradient needs. It may be `value` where nothing is added.
 inline void activate(float* value, float* kept, const float* add, int32_t activation, int64_t H,
-                     const Panels& shape) {
+                     const Panels& panels, const Share& share) {
   with_activation(activation, [&](auto pair) {
-    for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+    for_own_runs(panels, share, H, [&](int64_t at, int64_t count) {
       for (int64_t i = at; i < at + count; i += kLanes) {
         const Vec result = pair.activate(load(kept + i));
         if (!pair.kNeedsPreactivation) store(kept + i, result);
@@ -88,9 +88,9 @@ inline void activate(float* value, float* kept, const float* add, int32_t activa
 
 // d_out becomes the gradient of the pre-activation
 inline void activation_grad(float* d_out, const float* kept, int32_t activation, int64_t H,
-                            const Panels& shape) {
+                            const Panels& panels, const Share& share) {
   with_activation(activation, [&](auto pair) {
-    for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+    for_own_runs(panels, share, H, [&](int64_t at, int64_t count) {
       for (int64_t i = at; i < at + count; i += kLanes)
         store(d_out + i, pair.gradient(load(d_out + i), load(kept + i)));
     });

@@ -11,7 +11,7 @@ namespace {
 struct Source {
   const float* value;  // panels (width, P)
   int64_t width;
-  const float* few = nullptr;  // (width, few_rows(B)), for a batch of few rows
+  const float* few = nullptr;  // (width, few_rows(B)), for a batch of few rows, or null
 };
 
 // what becomes of a sum in a layer, and where it goes
@@ -32,9 +32,9 @@ struct DenseOut {
 // own features of a layer whose sources are there for few rows; rounds: the weight, to bfloat16
 inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_sources,
                            const float* weight, int64_t in, int64_t H, bool rounds,
-                           const Panels& shape) {
-  const Range own = own_features(shape, H);
-  with_few_rows(shape.B, [&](auto rows) {
+                           const Panels& panels, const Share& share) {
+  const Range own = own_features(panels, share, H);
+  with_few_rows(panels.B, [&](auto rows) {
     constexpr int ROWS = decltype(rows)::value;
     const auto tile = [&](auto full, int64_t o, int64_t count) {
       constexpr bool FULL = decltype(full)::value;
@@ -69,19 +69,20 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
 template <bool PAIRS>
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
-                          int64_t H, float* rounded, const Panels& shape) {
+                          int64_t H, float* rounded, const Panels& panels, const Share& share) {
   int64_t in = 0, in_terms = 0, bursts = 0;  // bursts: of a tile's products
   for (int s = 0; s < num_sources; ++s) {
     in += sources[s].width;
     in_terms += terms<PAIRS>(sources[s].width);
-    bursts += shape.count * (terms<PAIRS>(sources[s].width) / kBurst);
+    bursts += panels.count * (terms<PAIRS>(sources[s].width) / kBurst);
   }
   const DenseOut result = {out, activated, bias, add, is_relu};
-  if (shape.has_few_rows)
-    return dense_few_rows(result, sources, num_sources, weight, in, H, rounded != nullptr, shape);
-  const int64_t P = shape.P;
-  const Range own = own_features(shape, H);
-  with_cols(shape.cols, [&](auto cols) {
+  if (sources[0].few)
+    return dense_few_rows(result, sources, num_sources, weight, in, H, rounded != nullptr, panels,
+                          share);
+  const int64_t P = panels.P;
+  const Range own = own_features(panels, share, H);
+  with_cols(panels.cols, [&](auto cols) {
     constexpr int COLS = decltype(cols)::value;
     for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
@@ -102,7 +103,7 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
         round_run(rounded, tile_weight, ROWS * in);
         tile_weight = rounded;
       }
-      for (int64_t p = 0; p < shape.count; ++p) {
+      for (int64_t p = 0; p < panels.count; ++p) {
         Vec c[ROWS][COLS] = {};
         const float* w = tile_weight;
         for (int s = 0; s < num_sources; ++s) {
@@ -126,8 +127,8 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
 template <bool PAIRS>
 inline void dense_input_grad(float* d_source, const float* d_out, const float* weight, int64_t in,
                              int64_t first, int64_t width, int64_t H, float* packed, bool rounds,
-                             const Panels& shape) {
-  const int64_t P = shape.P;
+                             const Panels& panels, const Share& share) {
+  const int64_t P = panels.P;
   constexpr int64_t kAhead = 8;  // rows: long enough for memory, few enough for the nearest cache
   const int64_t K = terms<PAIRS>(H);
   const auto pack_row = [&](float* to, int64_t f, int64_t k) __attribute__((always_inline)) {
@@ -147,19 +148,19 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
     for (int64_t ahead = o + kAhead; ahead < o + kAhead + (PAIRS ? 2 : 1) && ahead < H; ++ahead)
       for (c = 0; c < columns; c += 16) __builtin_prefetch(from + (ahead - o) * in + c);
   };
-  const Range own = own_columns(shape, width);
+  const Range own = own_columns(share, width);
   if (own.first == own.last) return;
   for (int64_t k = 0; k < K; ++k) pack_row(packed, own.first, k);
   float* next_packed = packed + K * kStrip;
-  for_own_strips(shape, width, [&](int64_t f, int strip_cols) {
+  for_own_strips(share, width, [&](int64_t f, int strip_cols) {
     const int64_t next = f + strip_cols * kLanes;
     int64_t done = next < own.last ? 0 : K;  // rows of the next strip
     with_cols(strip_cols, [&](auto cols) {
       constexpr int COLS = decltype(cols)::value;
-      const int64_t calls = (shape.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (K / kBurst + 1);
+      const int64_t calls = (panels.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (K / kBurst + 1);
       const int64_t rows_a_call = (K + calls - 1) / calls;
-      for (int64_t p = 0; p < shape.count; ++p) {
-        const int64_t B = shape.B - p * P < P ? shape.B - p * P : P;
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t B = panels.B - p * P < P ? panels.B - p * P : P;
         for_row_tiles<COLS>(0, B, [&](auto rows, int64_t b) {
           constexpr int ROWS = decltype(rows)::value;
           Vec c[ROWS][COLS] = {};
@@ -167,7 +168,7 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
             for (int64_t r = 0; r < rows_a_call && done < K; ++r)
               pack_row(next_packed, next, done++);
           });
-          float* out = d_source + f * shape.B + (p * P + b) * COLS * kLanes;
+          float* out = d_source + f * panels.B + (p * P + b) * COLS * kLanes;
           for_tile<ROWS, COLS>(
               [&](int i, int j) { store(out + (i * COLS + j) * kLanes, c[i][j]); });
         });
@@ -187,20 +188,21 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
 // along their rows. PAIRS: of rows, in d_out and the strips.
 template <bool PAIRS, class Fetch, class Finish>
 inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
-                              const Panels& shape, Fetch fetch, Finish finish) {
-  const int64_t P = terms<PAIRS>(shape.P), K = terms<PAIRS>(shape.B);
-  const Range own = own_part(shape, H, kTileRows[kMaxStripCols]);
+                              const Panels& panels, const Share& share, Fetch fetch,
+                              Finish finish) {
+  const int64_t P = terms<PAIRS>(panels.P), K = terms<PAIRS>(panels.B);
+  const Range own = own_part(share, H, kTileRows[kMaxStripCols]);
   for_row_tiles<kMaxStripCols>(own.first, own.last, [&](auto tile_rows, int64_t o) {
     constexpr int ROWS = decltype(tile_rows)::value;
     for_strips(width, [&](int64_t f, int strip_cols) {
       with_cols(strip_cols, [&](auto cols) {
         constexpr int COLS = decltype(cols)::value;
-        const float* strip = strips + f * shape.B;
+        const float* strip = strips + f * panels.B;
         const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
         const int64_t rows_a_burst = (ROWS * kBurst + K - 1) / K;
         int64_t fetched = 0;
         Vec c[ROWS][COLS] = {};
-        for (int64_t p = 0; p < shape.count; ++p)
+        for (int64_t p = 0; p < panels.count; ++p)
           multiply_tile<PAIRS>(c, d_out + (p * H + o) * P, P, 1, strip + p * P * COLS * kLanes,
                                COLS * kLanes, K - p * P < P ? K - p * P : P, [&] {
                                  for (int64_t r = 0; r < rows_a_burst && fetched < ROWS; ++r)
@@ -215,10 +217,11 @@ inline void dense_weight_grad(const float* d_out, const float* strips, int64_t w
 }
 
 // d_bias[o] = sum over rows of d_out
-inline void dense_bias_grad(float* d_bias, const float* d_out, int64_t H, const Panels& shape) {
-  const Range own = own_features(shape, H);
+inline void dense_bias_grad(float* d_bias, const float* d_out, int64_t H, const Panels& panels,
+                            const Share& share) {
+  const Range own = own_features(panels, share, H);
   for (int64_t o = own.first; o < own.last; ++o)
-    d_bias[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
+    d_bias[o] = sum_rows(panels, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
 }
 
 }  // namespace

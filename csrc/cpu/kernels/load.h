@@ -46,10 +46,10 @@ NOPROP_INLINE void fetch_features(const NopropInput& input, int64_t at, int64_t 
 
 // the panels' side of a square of inputs: `count` features from f of the rows of vector g
 template <bool PAIRS>
-NOPROP_INLINE void store_features(float* panels, const Vec (&square)[kLanes], int64_t width,
-                                  int64_t f, int count, int64_t g, const Panels& shape) {
+NOPROP_INLINE void store_features(float* values, const Vec (&square)[kLanes], int64_t width,
+                                  int64_t f, int count, int64_t g, const Panels& panels) {
   for (int c = 0; c < count; c += PAIRS ? 2 : 1) {
-    float* at = panels + shape.at(terms<PAIRS>(width), PAIRS ? (f + c) / 2 : f + c, g);
+    float* at = values + panels.at(terms<PAIRS>(width), PAIRS ? (f + c) / 2 : f + c, g);
     if constexpr (PAIRS)
       store(at, zip_pairs(square[c], c + 1 < count ? square[c + 1] : Vec{}));
     else
@@ -61,16 +61,16 @@ NOPROP_INLINE void store_features(float* panels, const Vec (&square)[kLanes], in
 // at a time; `first` is the batch's row that comes first. Panels are what products read, or values
 // as they are where those are needed. False: something is not finite.
 template <bool PAIRS>
-inline bool load_rows(float* strips, float* panels, const NopropInput& input,
+inline bool load_rows(float* strips, float* values, const NopropInput& input,
                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
-                      int64_t g_first, int64_t g_last, int64_t B, const Panels& shape) {
+                      int64_t g_first, int64_t g_last, int64_t B, const Panels& panels) {
   const int64_t width = plan.input_widths[j];
   const bool keeps = keeps_value(plan, j), rounds_strips = rounds(plan) && !PAIRS;
   const int64_t* indices = row_indices(input, k, i, B);
   Vec zero = {};  // a sum of x * 0 stays 0 unless some x is infinite or NaN
   for (int64_t g = g_first; g < g_last; ++g) {
     int64_t at[kLanes];
-    const int64_t left = shape.B - g * kLanes, rows = left < kLanes ? left : kLanes;
+    const int64_t left = panels.B - g * kLanes, rows = left < kLanes ? left : kLanes;
     for (int64_t b = 0; b < rows; ++b) {
       const int64_t row = first + g * kLanes + b;
       at[b] = indices ? indices[row] * width : k * input.step + i * input.slice + row * width;
@@ -86,34 +86,34 @@ inline bool load_rows(float* strips, float* panels, const NopropInput& input,
           rounded[b] = rounds_strips ? round_bfloat16(square[b]) : square[b];
           zero += square[b] * 0.0f;
         }
-        float* strip = strips + start * shape.B + column * kLanes;
-        store_square<PAIRS>(strip, rounded, g, cols, shape.B);
+        float* strip = strips + start * panels.B + column * kLanes;
+        store_square<PAIRS>(strip, rounded, g, cols, panels.B);
         transpose(keeps ? square : rounded);
         if (keeps)
-          store_features<false>(panels, square, width, f, count, g, shape);
+          store_features<false>(values, square, width, f, count, g, panels);
         else
-          store_features<PAIRS>(panels, rounded, width, f, count, g, shape);
+          store_features<PAIRS>(values, rounded, width, f, count, g, panels);
       }
     });
   }
   return sum_lanes(zero) == 0;
 }
 
-inline bool load_input(float* strips, float* panels, const NopropInput& input,
+inline bool load_input(float* strips, float* values, const NopropInput& input,
                        const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
-                       int64_t g_first, int64_t g_last, int64_t B, const Panels& shape) {
+                       int64_t g_first, int64_t g_last, int64_t B, const Panels& panels) {
   bool finite = true;
   with_pairs(plan, [&](auto pairs) {
-    finite = load_rows<pairs.value>(strips, panels, input, plan, j, k, i, first, g_first, g_last, B,
-                                    shape);
+    finite = load_rows<pairs.value>(strips, values, input, plan, j, k, i, first, g_first, g_last, B,
+                                    panels);
   });
   return finite;
 }
 
 inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,
-                        const Panels& shape) {
-  const int64_t B = shape.B;
-  for (int64_t b = 0; b < shape.padded(); ++b) {
+                        const Panels& panels) {
+  const int64_t B = panels.B;
+  for (int64_t b = 0; b < panels.padded(); ++b) {
     if (b >= B) {
       y[b] = 0;
     } else if (labels.indices) {
@@ -127,15 +127,15 @@ inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64
 
 // u_y = W_embed[y], panels (D, P)
 inline void embed(float* u_y, const int32_t* y, const float* W_embed, int64_t D,
-                  const Panels& shape) {
-  for (int64_t g = 0; g < shape.vectors(); ++g)
+                  const Panels& panels) {
+  for (int64_t g = 0; g < panels.vectors(); ++g)
     for (int64_t d = 0; d < D; ++d) {
       Vec v = {};
       for (int lane = 0; lane < kLanes; ++lane) {
         const int32_t label = y[g * kLanes + lane];
         v[lane] = W_embed ? W_embed[label * D + d] : (label == d ? 1.0f : 0.0f);
       }
-      store(u_y + shape.at(D, d, g), keep_first(v, shape.B - g * kLanes));
+      store(u_y + panels.at(D, d, g), keep_first(v, panels.B - g * kLanes));
     }
 }
 
@@ -151,15 +151,15 @@ inline NoiseKey noise_key(const NopropNoise& noise, uint64_t seed, uint32_t stre
 // 0
 inline void mix_noise(float* z, float* second, const float* u_y, const float* eps,
                       const NopropNoise& noise, uint64_t seed, const NopropNoising& noising,
-                      int64_t D, int64_t k, int64_t i, const Panels& shape) {
-  if (noising.sigma != 0) draw_normal(second, noise_key(noise, seed, 1, k, i), D, shape);
+                      int64_t D, int64_t k, int64_t i, const Panels& panels) {
+  if (noising.sigma != 0) draw_normal(second, noise_key(noise, seed, 1, k, i), D, panels);
   const float* signal = noising.signal.data + k * noising.signal.step + i * noising.signal.slice;
   const float* level = noising.noise.data + k * noising.noise.step + i * noising.noise.slice;
-  for (int64_t g = 0; g < shape.vectors(); ++g) {
-    const Vec signal_g = row_numbers(signal, noising.signal.row, g, shape);
-    const Vec level_g = row_numbers(level, noising.noise.row, g, shape);
+  for (int64_t g = 0; g < panels.vectors(); ++g) {
+    const Vec signal_g = row_numbers(signal, noising.signal.row, g, panels);
+    const Vec level_g = row_numbers(level, noising.noise.row, g, panels);
     for (int64_t d = 0; d < D; ++d) {
-      const int64_t at = shape.at(D, d, g);
+      const int64_t at = panels.at(D, d, g);
       Vec v = signal_g * load(u_y + at) + level_g * load(eps + at);
       if (noising.sigma != 0) v += load(second + at) * noising.sigma;
       store(z + at, v);

@@ -49,8 +49,8 @@ NOPROP_INLINE void box_muller(UintVec r0, UintVec r1, Vec& first, Vec& second) {
 }
 
 // standard normals to panels (D, P); missing rows are zero
-inline void draw_normal(float* panels, const NoiseKey& key, int64_t D, const Panels& shape) {
-  for (int64_t g = 0; g < shape.vectors(); ++g) {
+inline void draw_normal(float* values, const NoiseKey& key, int64_t D, const Panels& panels) {
+  for (int64_t g = 0; g < panels.vectors(); ++g) {
     const UintVec row = (UintVec)lane_numbers() + (key.first_row + (uint32_t)(g * kLanes));
     for (int64_t column = 0; column < D; column += 4) {
       UintVec c[4] = {UintVec{} + (uint32_t)(column / 4), row, UintVec{} + key.place,
@@ -60,7 +60,7 @@ inline void draw_normal(float* panels, const NoiseKey& key, int64_t D, const Pan
       box_muller(c[0], c[1], normal[0], normal[1]);
       box_muller(c[2], c[3], normal[2], normal[3]);
       for (int64_t i = 0; i < 4 && column + i < D; ++i)
-        store(panels + shape.at(D, column + i, g), keep_first(normal[i], shape.B - g * kLanes));
+        store(values + panels.at(D, column + i, g), keep_first(normal[i], panels.B - g * kLanes));
     }
   }
 }

@@ -12,20 +12,20 @@ struct Moments {
   float mean, var, unbiased_var;
 };
 
-inline Moments batch_moments(const float* y, int64_t H, int64_t feature, const Panels& shape) {
+inline Moments batch_moments(const float* y, int64_t H, int64_t feature, const Panels& panels) {
   double count = 0, mean = 0, M2 = 0;
-  for (int64_t first = 0; first < shape.B; first += kChunk) {
-    const int64_t last = first + kChunk < shape.B ? first + kChunk : shape.B;
+  for (int64_t first = 0; first < panels.B; first += kChunk) {
+    const int64_t last = first + kChunk < panels.B ? first + kChunk : panels.B;
     const int64_t g_first = first / kLanes, g_last = (last + kLanes - 1) / kLanes;
     const float rows = (float)(last - first);
     Vec sum = {};
     for (int64_t g = g_first; g < g_last; ++g)
-      sum += keep_first(load(y + shape.at(H, feature, g)), shape.B - g * kLanes);
+      sum += keep_first(load(y + panels.at(H, feature, g)), panels.B - g * kLanes);
     const float chunk_mean = sum_lanes(sum) / rows;
     Vec squares = {};
     for (int64_t g = g_first; g < g_last; ++g) {
       const Vec d =
-          keep_first(load(y + shape.at(H, feature, g)) - chunk_mean, shape.B - g * kLanes);
+          keep_first(load(y + panels.at(H, feature, g)) - chunk_mean, panels.B - g * kLanes);
       squares += d * d;
     }
     const double delta = chunk_mean - mean, total = count + rows;
@@ -45,12 +45,13 @@ struct Norm {
 // x_hat holds y on entry. batch_mean, batch_var (unbiased) and rstd are (H,)
 inline void norm_forward(float* value, float* activated, float* x_hat, float* batch_mean,
                          float* batch_var, float* rstd, const Norm& norm, const float* add,
-                         bool is_relu, bool training, int64_t H, const Panels& shape) {
-  const Range own = own_features(shape, H);
+                         bool is_relu, bool training, int64_t H, const Panels& panels,
+                         const Share& share) {
+  const Range own = own_features(panels, share, H);
   for (int64_t o = own.first; o < own.last; ++o) {
     float mean, var;
     if (training) {
-      const Moments moments = batch_moments(x_hat, H, o, shape);
+      const Moments moments = batch_moments(x_hat, H, o, panels);
       mean = moments.mean;
       // NaN where the running statistics could not take it in, so that the loss tells
       var = moments.var + (moments.unbiased_var - moments.unbiased_var);
@@ -61,7 +62,7 @@ inline void norm_forward(float* value, float* activated, float* x_hat, float* ba
       var = norm.running_var[o];
     }
     rstd[o] = 1.0f / __builtin_sqrtf(var + norm.eps);
-    for_vectors(shape, H, o, [&](int64_t at, int64_t) {
+    for_vectors(panels, H, o, [&](int64_t at, int64_t) {
       const Vec hat = (load(x_hat + at) - mean) * rstd[o];
       store(x_hat + at, hat);
       Vec y = hat * norm.scale[o] + norm.shift[o];
@@ -77,19 +78,19 @@ inline void norm_forward(float* value, float* activated, float* x_hat, float* ba
 // d_scale) / B)
 inline void norm_backward(float* d_out, float* d_scale, float* d_shift, const float* x_hat,
                           const float* rstd, const float* scale, bool training, int64_t H,
-                          const Panels& shape) {
-  const float per_row = 1.0f / (float)shape.B;
-  const Range own = own_features(shape, H);
+                          const Panels& panels, const Share& share) {
+  const float per_row = 1.0f / (float)panels.B;
+  const Range own = own_features(panels, share, H);
   for (int64_t o = own.first; o < own.last; ++o) {
-    d_shift[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
-    d_scale[o] = sum_rows(shape, H, o, [&](int64_t at, int64_t g) {
-      return keep_first(load(d_out + at) * load(x_hat + at), shape.B - g * kLanes);
+    d_shift[o] = sum_rows(panels, H, o, [&](int64_t at, int64_t) { return load(d_out + at); });
+    d_scale[o] = sum_rows(panels, H, o, [&](int64_t at, int64_t g) {
+      return keep_first(load(d_out + at) * load(x_hat + at), panels.B - g * kLanes);
     });
     const float factor = scale[o] * rstd[o];
-    for_vectors(shape, H, o, [&](int64_t at, int64_t g) {
+    for_vectors(panels, H, o, [&](int64_t at, int64_t g) {
       Vec d = load(d_out + at);
       if (training) d -= (load(x_hat + at) * d_scale[o] + d_shift[o]) * per_row;
-      store(d_out + at, keep_first(d * factor, shape.B - g * kLanes));
+      store(d_out + at, keep_first(d * factor, panels.B - g * kLanes));
     });
   }
 }

@@ -4,7 +4,7 @@
 // without effect.
 #pragma once
 
-#include "cpu/isa.h"
+#include "cpu/kernels/share.h"
 #include "cpu/kernels/vec.h"
 
 namespace noprop {
@@ -27,18 +27,11 @@ constexpr int kFewVectors = kLanes == 16 ? 1 : 2;
 constexpr int kFewOutputs = kFewVectors * kLanes;
 constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
-struct Range {
-  int64_t first, last;
-};
-
 struct Panels {
-  int64_t B;                  // rows of the batch
-  int64_t count;              // panels
-  int64_t P;                  // rows in a panel
-  int cols;                   // vectors in a panel's row
-  Team team;                  // whose member works on them
-  bool has_few_rows = false;  // products have lanes of output features: small_batch.h
-  Range tile = {0, 0};        // of a layer's features those that are done; empty: all of its part
+  int64_t B;      // rows of the batch
+  int64_t count;  // panels
+  int64_t P;      // rows in a panel
+  int cols;       // vectors in a panel's row
 
   int64_t padded() const { return count * P; }
   int64_t vectors() const { return count * cols; }
@@ -53,44 +46,21 @@ inline Panels make_panels(int64_t B) {
   const int64_t vectors = (B + kLanes - 1) / kLanes;
   const int64_t count = (vectors + kMaxCols - 1) / kMaxCols;
   const int cols = (int)((vectors + count - 1) / count);
-  return {B, count, (int64_t)cols * kLanes, cols, {}};
-}
-
-// for passes whose products may have lanes of output features
-inline Panels make_forward_panels(int64_t B) {
-  Panels shape = make_panels(B);
-  shape.has_few_rows = B <= kMostFewRows;
-  return shape;
-}
-
-inline void wait_for_team(const Panels& shape) {
-  if (shape.team.size > 1) shape.team.wait(shape.team.barrier);
-}
-
-// This member's part of `count` things, in whole units. No part changes a value: what one member
-// sums, it sums as one alone would.
-inline Range own_part(const Panels& shape, int64_t count, int64_t unit) {
-  const int64_t units = (count + unit - 1) / unit, rank = shape.team.rank, size = shape.team.size;
-  const int64_t first = units * rank / size * unit, last = units * (rank + 1) / size * unit;
-  return {first < count ? first : count, last < count ? last : count};
+  return {B, count, (int64_t)cols * kLanes, cols};
 }
 
 // of a layer's features, the same in all that is done to one after the other without a barrier
-inline int64_t feature_unit(const Panels& shape) {
-  return shape.has_few_rows ? kFewOutputs : kTileRows[shape.cols];
-}
-
-inline Range own_features(const Panels& shape, int64_t H) {
-  if (shape.tile.last > 0) return shape.tile;
-  return own_part(shape, H, feature_unit(shape));
+inline Range own_features(const Panels& panels, const Share& share, int64_t H) {
+  if (share.tile.last > 0) return share.tile;
+  return own_part(share, H, kTileRows[panels.cols]);
 }
 
 // body(position, floats) for the runs of own features in panels (H, P)
 template <class Body>
-NOPROP_INLINE void for_own_runs(const Panels& shape, int64_t H, Body body) {
-  const Range own = own_features(shape, H);
-  for (int64_t p = 0; p < shape.count; ++p)
-    body((p * H + own.first) * shape.P, (own.last - own.first) * shape.P);
+NOPROP_INLINE void for_own_runs(const Panels& panels, const Share& share, int64_t H, Body body) {
+  const Range own = own_features(panels, share, H);
+  for (int64_t p = 0; p < panels.count; ++p)
+    body((p * H + own.first) * panels.P, (own.last - own.first) * panels.P);
 }
 
 inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -102,14 +72,15 @@ constexpr int64_t terms(int64_t count) {
 }
 
 // own features of panels (width, P) to panels of pairs of features
-inline void pair_panels(float* pairs, const float* panels, int64_t width, const Panels& shape) {
-  const Range own = own_features(shape, width);
-  for (int64_t p = 0; p < shape.count; ++p)
+inline void pair_panels(float* pairs, const float* values, int64_t width, const Panels& panels,
+                        const Share& share) {
+  const Range own = own_features(panels, share, width);
+  for (int64_t p = 0; p < panels.count; ++p)
     for (int64_t f = own.first; f < own.last; f += 2) {
-      const float* even = panels + (p * width + f) * shape.P;
-      float* to = pairs + (p * terms<true>(width) + f / 2) * shape.P;
-      for (int64_t i = 0; i < shape.P; i += kLanes)
-        store(to + i, zip_pairs(load(even + i), f + 1 < width ? load(even + shape.P + i) : Vec{}));
+      const float* even = values + (p * width + f) * panels.P;
+      float* to = pairs + (p * terms<true>(width) + f / 2) * panels.P;
+      for (int64_t i = 0; i < panels.P; i += kLanes)
+        store(to + i, zip_pairs(load(even + i), f + 1 < width ? load(even + panels.P + i) : Vec{}));
     }
 }
 
@@ -132,10 +103,10 @@ NOPROP_INLINE void for_strips(int64_t width, Body body) {
 }
 
 // this member's columns: whole strips
-inline Range own_columns(const Panels& shape, int64_t width) {
+inline Range own_columns(const Share& share, int64_t width) {
   int64_t count = 0, number = 0;
   for_strips(width, [&](int64_t, int) { ++count; });
-  const Range own = own_part(shape, count, 1);
+  const Range own = own_part(share, count, 1);
   Range columns = {width, width};
   for_strips(width, [&](int64_t f, int) {
     if (number == own.first) columns.first = f;
@@ -147,30 +118,30 @@ inline Range own_columns(const Panels& shape, int64_t width) {
 
 // body(first feature, vectors) for each of this member's strips
 template <class Body>
-NOPROP_INLINE void for_own_strips(const Panels& shape, int64_t width, Body body) {
-  const Range own = own_columns(shape, width);
+NOPROP_INLINE void for_own_strips(const Share& share, int64_t width, Body body) {
+  const Range own = own_columns(share, width);
   for_strips(width, [&](int64_t f, int cols) {
     if (f >= own.first && f < own.last) body(f, cols);
   });
 }
 
 // accumulate: added to what the panels hold
-inline void strips_to_panels(float* panels, bool accumulate, const float* strips, int64_t width,
-                             const Panels& shape) {
-  for_own_strips(shape, width, [&](int64_t first, int cols) {
-    const float* strip = strips + first * shape.B;
-    for (int64_t g = 0; g < shape.vectors(); ++g)
+inline void strips_to_panels(float* values, bool accumulate, const float* strips, int64_t width,
+                             const Panels& panels, const Share& share) {
+  for_own_strips(share, width, [&](int64_t first, int cols) {
+    const float* strip = strips + first * panels.B;
+    for (int64_t g = 0; g < panels.vectors(); ++g)
       for (int j = 0; j < cols; ++j) {
         Vec square[kLanes];
         for (int i = 0; i < kLanes; ++i) {
           const int64_t b = g * kLanes + i;
-          square[i] = b < shape.B ? load(strip + (b * cols + j) * kLanes) : Vec{};
+          square[i] = b < panels.B ? load(strip + (b * cols + j) * kLanes) : Vec{};
         }
         transpose(square);
         const int64_t f = first + j * kLanes;
         const int64_t features = width - f < kLanes ? width - f : kLanes;
         for (int64_t i = 0; i < features; ++i) {
-          float* at = panels + shape.at(width, f + i, g);
+          float* at = values + panels.at(width, f + i, g);
           store(at, accumulate ? load(at) + square[i] : square[i]);
         }
       }
@@ -193,46 +164,46 @@ NOPROP_INLINE void store_square(float* column, const Vec (&square)[kLanes], int6
 
 // PAIRS: of rows, rounded to bfloat16
 template <bool PAIRS>
-inline void panels_to_strips(float* strips, const float* panels, int64_t width,
-                             const Panels& shape) {
-  for_own_strips(shape, width, [&](int64_t first, int cols) {
-    float* strip = strips + first * shape.B;
-    for (int64_t g = 0; g * kLanes < shape.B; ++g)
+inline void panels_to_strips(float* strips, const float* values, int64_t width,
+                             const Panels& panels, const Share& share) {
+  for_own_strips(share, width, [&](int64_t first, int cols) {
+    float* strip = strips + first * panels.B;
+    for (int64_t g = 0; g * kLanes < panels.B; ++g)
       for (int j = 0; j < cols; ++j) {
         const int64_t f = first + j * kLanes;
         Vec square[kLanes];
         for (int i = 0; i < kLanes; ++i)
-          square[i] = f + i < width ? load(panels + shape.at(width, f + i, g)) : Vec{};
+          square[i] = f + i < width ? load(values + panels.at(width, f + i, g)) : Vec{};
         transpose(square);
-        store_square<PAIRS>(strip + j * kLanes, square, g, cols, shape.B);
+        store_square<PAIRS>(strip + j * kLanes, square, g, cols, panels.B);
       }
   });
 }
 
 // panels (width, P) to a caller's rows (B, width), where nothing may be written past a row
-inline void panels_to_exact_rows(float* rows, const float* panels, int64_t width,
-                                 const Panels& shape) {
-  for (int64_t b = 0; b < shape.B; ++b) {
-    const float* column = panels + shape.at(width, 0, b / kLanes) + b % kLanes;
-    for (int64_t f = 0; f < width; ++f) rows[b * width + f] = column[f * shape.P];
+inline void panels_to_exact_rows(float* rows, const float* values, int64_t width,
+                                 const Panels& panels) {
+  for (int64_t b = 0; b < panels.B; ++b) {
+    const float* column = values + panels.at(width, 0, b / kLanes) + b % kLanes;
+    for (int64_t f = 0; f < width; ++f) rows[b * width + f] = column[f * panels.P];
   }
 }
 
-inline void exact_rows_to_panels(float* panels, const float* rows, int64_t width,
-                                 const Panels& shape) {
-  for (int64_t b = 0; b < shape.padded(); ++b) {
-    float* column = panels + shape.at(width, 0, b / kLanes) + b % kLanes;
+inline void exact_rows_to_panels(float* values, const float* rows, int64_t width,
+                                 const Panels& panels) {
+  for (int64_t b = 0; b < panels.padded(); ++b) {
+    float* column = values + panels.at(width, 0, b / kLanes) + b % kLanes;
     for (int64_t f = 0; f < width; ++f)
-      column[f * shape.P] = b < shape.B ? rows[b * width + f] : 0.0f;
+      column[f * panels.P] = b < panels.B ? rows[b * width + f] : 0.0f;
   }
 }
 
 // a number of row b, in a vector for the rows of vector g
-inline Vec row_numbers(const float* data, int64_t row_stride, int64_t g, const Panels& shape) {
+inline Vec row_numbers(const float* data, int64_t row_stride, int64_t g, const Panels& panels) {
   Vec v = {};
   for (int i = 0; i < kLanes; ++i) {
     const int64_t b = g * kLanes + i;
-    if (b < shape.B) v[i] = data[b * row_stride];
+    if (b < panels.B) v[i] = data[b * row_stride];
   }
   return v;
 }
@@ -243,21 +214,21 @@ constexpr int64_t kChunkVectors = kChunk / kLanes;
 
 // body(position, g) for the vectors of one feature, in the order of their rows
 template <class Body>
-NOPROP_INLINE void for_vectors(const Panels& shape, int64_t width, int64_t feature, Body body) {
+NOPROP_INLINE void for_vectors(const Panels& panels, int64_t width, int64_t feature, Body body) {
   int64_t g = 0;
-  for (int64_t p = 0; p < shape.count; ++p) {
-    const int64_t at = (p * width + feature) * shape.P;
-    for (int j = 0; j < shape.cols; ++j, ++g) body(at + j * kLanes, g);
+  for (int64_t p = 0; p < panels.count; ++p) {
+    const int64_t at = (p * width + feature) * panels.P;
+    for (int j = 0; j < panels.cols; ++j, ++g) body(at + j * kLanes, g);
   }
 }
 
 // sum over the batch of one feature: f(position, g) is the vector of rows g * kLanes ..., zero in
 // missing rows
 template <class F>
-NOPROP_INLINE float sum_rows(const Panels& shape, int64_t width, int64_t feature, F f) {
+NOPROP_INLINE float sum_rows(const Panels& panels, int64_t width, int64_t feature, F f) {
   float total = 0;
   Vec sum = {};
-  for_vectors(shape, width, feature, [&](int64_t at, int64_t g) {
+  for_vectors(panels, width, feature, [&](int64_t at, int64_t g) {
     if (g > 0 && g % kChunkVectors == 0) {
       total += sum_lanes(sum);
       sum = Vec{};

@@ -80,14 +80,16 @@ NOPROP_INLINE void with_pairs(const NopropPlan&, Body body) {
   body(Constant<kHasPairs>{});
 }
 
-inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
+// has_few: the forward pass has products of few rows
+inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
+                       const Team& team, bool has_few) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
-    const int64_t width = width_of(plan, r), size = width * shape.padded();
+    const int64_t width = width_of(plan, r), size = width * panels.padded();
     saved.value[r] = pieces.take<float>(size);
     const bool apart = keeps_value(plan, r) || (has_pairs(plan) && r >= plan.num_inputs);
     saved.operand[r] = rounds(plan) && apart ? pieces.take<float>(size) : saved.value[r];
     if (r < plan.num_inputs) {
-      saved.strips[r] = pieces.take<float>(shape.B * round_up(width));
+      saved.strips[r] = pieces.take<float>(panels.B * round_up(width));
       continue;
     }
     const NopropLayer& layer = plan.layers[r - plan.num_inputs];
@@ -104,18 +106,17 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
   int64_t in = 0;
   for (int l = 0; l < plan.num_layers; ++l)
     if (in_width(plan, plan.layers[l]) > in) in = in_width(plan, plan.layers[l]);
-  const int64_t size = kMostTileRows * in, members = shape.team.size;
-  saved.rounded =
-      rounds(plan) ? pieces.take<float>(size * members) + shape.team.rank * size : nullptr;
+  const int64_t size = kMostTileRows * in;
+  saved.rounded = rounds(plan) ? pieces.take<float>(size * team.size) + team.rank * size : nullptr;
   // last, so that the rest lies where it does without them
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
-    saved.few[r] =
-        shape.has_few_rows ? pieces.take<float>(width_of(plan, r) * few_rows(shape.B)) : nullptr;
+    saved.few[r] = has_few ? pieces.take<float>(width_of(plan, r) * few_rows(panels.B)) : nullptr;
 }
 
-inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& shape) {
+inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
+                       const Team& team) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
-    grads.value[r] = pieces.take<float>(width_of(plan, r) * shape.padded());
+    grads.value[r] = pieces.take<float>(width_of(plan, r) * panels.padded());
   const int64_t width = widest(plan);
   int64_t in = 0;
   for (int l = 0; l < plan.num_layers; ++l) {
@@ -124,11 +125,11 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
       padded += round_up(width_of(plan, plan.layers[l].sources[s]));
     if (padded > in) in = padded;
   }
-  grads.strips = pieces.take<float>(shape.B * in);
+  grads.strips = pieces.take<float>(panels.B * in);
   const int64_t packed = 2 * width * kStrip;
-  grads.packed = pieces.take<float>(packed * shape.team.size) + shape.team.rank * packed;
+  grads.packed = pieces.take<float>(packed * team.size) + team.rank * packed;
   for (int turn = 0; turn < 2; ++turn) {
-    const int64_t pairs = has_pairs(plan) ? width * shape.padded() : 0;
+    const int64_t pairs = has_pairs(plan) ? width * panels.padded() : 0;
     grads.pairs[turn] = pieces.take<float>(pairs);
     grads.row_pairs[turn] = pieces.take<float>(pairs);
   }

@@ -8,6 +8,9 @@
 namespace noprop {
 namespace {
 
+// whether a forward pass without batch statistics has such products; training has none
+inline bool has_few_rows(const Panels& panels) { return panels.B <= kMostFewRows; }
+
 // Rows of the batch that a product then takes, a power of two.
 inline int64_t few_rows(int64_t B) {
   int64_t rows = 1;

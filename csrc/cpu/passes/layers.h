@@ -11,33 +11,37 @@ namespace noprop {
 namespace {
 
 // what products read of a result, once its value is there
-inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
+inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& panels,
+                          const Share& share) {
   if (!rounds(plan) || r == plan.num_inputs + plan.num_layers - 1) return;
   if constexpr (kHasPairs)
-    return pair_panels(saved.operand[r], saved.value[r], width_of(plan, r), shape);
-  for_own_runs(shape, width_of(plan, r), [&](int64_t at, int64_t count) {
+    return pair_panels(saved.operand[r], saved.value[r], width_of(plan, r), panels, share);
+  for_own_runs(panels, share, width_of(plan, r), [&](int64_t at, int64_t count) {
     round_run(saved.operand[r] + at, saved.value[r] + at, count);
   });
 }
 
 // the same for a batch of few rows, once it is rounded
-inline void narrow_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
-  if (!shape.has_few_rows || r == plan.num_inputs + plan.num_layers - 1) return;
-  const int64_t rows = few_rows(shape.B);
-  const Range own = own_features(shape, width_of(plan, r));
+inline void narrow_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& panels,
+                           const Share& share) {
+  if (!saved.few[r] || r == plan.num_inputs + plan.num_layers - 1) return;
+  const int64_t rows = few_rows(panels.B);
+  const Range own = own_features(panels, share, width_of(plan, r));
   const int64_t per_term = has_pairs(plan) ? 2 : 1;
   for (int64_t f = own.first; f < own.last; f += per_term)
     for (int64_t k = f / per_term, b = 0; b < rows; ++b)
       saved.few[r][k * rows + b] = saved.operand[r][k * kLanes + b];
 }
 
-inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& shape) {
-  round_operand(saved, plan, r, shape);
-  narrow_operand(saved, plan, r, shape);
+inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& panels,
+                         const Share& share) {
+  round_operand(saved, plan, r, panels, share);
+  narrow_operand(saved, plan, r, panels, share);
 }
 
 inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
-                          int l, int64_t slice, bool training, const Panels& shape) {
+                          int l, int64_t slice, bool training, const Panels& panels,
+                          const Share& share) {
   const NopropLayer& layer = plan.layers[l];
   const int r = plan.num_inputs + l;
   const int64_t H = layer.width;
@@ -56,7 +60,7 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
   const auto multiply = [&](float* out, float* kept, const float* added, bool is_relu) {
     with_pairs(plan, [&](auto pairs) {
       dense_forward<pairs.value>(out, kept, sources, layer.num_sources, weight, bias, added,
-                                 is_relu, H, saved.rounded, shape);
+                                 is_relu, H, saved.rounded, panels, share);
     });
   };
   if (!layer.norm) {
@@ -67,17 +71,17 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
                        state.running_mean + slice * H, state.running_var + slice * H,
                        layer.norm_eps};
     norm_forward(out, kept, saved.x_hat[r], saved.batch_mean[r], saved.batch_var[r], saved.rstd[r],
-                 norm, added, is_relu, training, H, shape);
+                 norm, added, is_relu, training, H, panels, share);
   }
-  if (acts_after) activate(saved.value[r], saved.kept[r], add, layer.activation, H, shape);
-  make_operand(saved, plan, r, shape);
+  if (acts_after) activate(saved.value[r], saved.kept[r], add, layer.activation, H, panels, share);
+  make_operand(saved, plan, r, panels, share);
 }
 
 inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
-                         int64_t slice, bool training, const Panels& shape) {
+                         int64_t slice, bool training, const Panels& panels, const Share& share) {
   for (int l = 0; l < plan.num_layers; ++l) {
-    forward_layer(saved, plan, states[l], l, slice, training, shape);
-    wait_for_team(shape);
+    forward_layer(saved, plan, states[l], l, slice, training, panels, share);
+    wait_for_team(share);
   }
 }
 
@@ -95,9 +99,10 @@ inline void commit_statistics(const Saved& saved, const NopropPlan& plan, const 
 }
 
 // d += or = grad, panels (H, P)
-inline void add_grad(Grads& grads, int result, const float* d, int64_t H, const Panels& shape) {
+inline void add_grad(Grads& grads, int result, const float* d, int64_t H, const Panels& panels,
+                     const Share& share) {
   float* to = grads.value[result];
-  for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+  for_own_runs(panels, share, H, [&](int64_t at, int64_t count) {
     for (int64_t i = at; i < at + count; i += kLanes)
       store(to + i, grads.written[result] ? load(to + i) + load(d + i) : load(d + i));
   });
@@ -131,7 +136,7 @@ inline void finish_vector(const NopropParam& param, const float* gradient, const
 
 template <bool PAIRS>
 inline void weight_backward(const BackwardPlan& job, const Saved& saved, const Grads& grads, int l,
-                            const Panels& shape) {
+                            const Panels& panels, const Share& share) {
   const NopropLayer& layer = job.plan.layers[l];
   const NopropParam& param = job.states[l].weight;
   const int64_t H = layer.width, in = in_width(job.plan, layer);
@@ -157,7 +162,7 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
         if (run.v) __builtin_prefetch(run.v + c);
       }
     };
-    dense_weight_grad<PAIRS>(d_out, strips, width, H, shape, fetch,
+    dense_weight_grad<PAIRS>(d_out, strips, width, H, panels, share, fetch,
                              [&](const float* gradient, int64_t stride, int64_t o, int64_t rows,
                                  int64_t f, int64_t count) {
                                const int64_t from = o * in + first + f;
@@ -169,14 +174,14 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
                                              *job.step);
                              });
     first += width;
-    own_strips += shape.B * round_up(width);
+    own_strips += panels.B * round_up(width);
   }
 }
 
 // grads.value of the last result holds d_logits. In reverse: a layer's own gradients, its sources',
 // then its update, since the sources' gradients need the old weights.
 inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& grads,
-                          const Panels& shape) {
+                          const Panels& panels, const Share& share) {
   const NopropPlan& plan = job.plan;
   const int results = plan.num_inputs + plan.num_layers;
   for (int r = 0; r < results; ++r) grads.written[r] = r == results - 1;
@@ -185,21 +190,21 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
     const NopropState& state = job.states[l];
     const int r = plan.num_inputs + l;
     const int64_t H = layer.width, in = in_width(plan, layer);
-    const Range own = own_features(shape, H);
+    const Range own = own_features(panels, share, H);
     float* d = grads.value[r];
     const auto wanted = [&](int source) {
       return source >= plan.num_inputs || job.input_wanted[source];
     };
-    if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H, shape);
-    if (layer.activation) activation_grad(d, saved.kept[r], layer.activation, H, shape);
+    if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H, panels, share);
+    if (layer.activation) activation_grad(d, saved.kept[r], layer.activation, H, panels, share);
     if (layer.norm)
       norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],
-                    state.norm_weight.value + job.slice * H, job.training, H, shape);
+                    state.norm_weight.value + job.slice * H, job.training, H, panels, share);
     if (layer.norm &&
         job.training)  // the batch's mean takes the bias away: its gradient is exactly zero
       for (int64_t o = own.first; o < own.last; ++o) grads.vector[o] = 0;
     else
-      dense_bias_grad(grads.vector, d, H, shape);
+      dense_bias_grad(grads.vector, d, H, panels, share);
     finish_vector(state.bias, grads.vector, job, H, own);
     if (layer.norm) {
       finish_vector(state.norm_weight, grads.norm_weight, job, H, own);
@@ -207,15 +212,16 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
     }
     if constexpr (kHasPairs) {
       if (rounds(plan)) {
-        pair_panels(grads.pairs[l % 2], d, H, shape);
-        for_own_runs(shape, H, [&](int64_t at, int64_t count) {
+        pair_panels(grads.pairs[l % 2], d, H, panels, share);
+        for_own_runs(panels, share, H, [&](int64_t at, int64_t count) {
           pair_run(grads.row_pairs[l % 2] + at / 2, d + at, count);
         });
       }
     } else if (rounds(plan)) {
-      for_own_runs(shape, H, [&](int64_t at, int64_t count) { round_run(d + at, d + at, count); });
+      for_own_runs(panels, share, H,
+                   [&](int64_t at, int64_t count) { round_run(d + at, d + at, count); });
     }
-    wait_for_team(shape);
+    wait_for_team(share);
     int64_t first = 0;
     float* strips = grads.strips;
     const float* weight = state.weight.value + job.slice * H * in;
@@ -228,18 +234,19 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
         const int64_t width = width_of(plan, source);
         if (wanted(source)) {
           dense_input_grad<PAIRS>(strips, d_out, weight, in, first, width, H, grads.packed,
-                                  rounds(plan), shape);
-          strips_to_panels(grads.value[source], grads.written[source], strips, width, shape);
+                                  rounds(plan), panels, share);
+          strips_to_panels(grads.value[source], grads.written[source], strips, width, panels,
+                           share);
           grads.written[source] = true;
         }
         if (wants_weight && source >= plan.num_inputs)
           panels_to_strips<PAIRS>(strips, PAIRS ? saved.value[source] : saved.operand[source],
-                                  width, shape);
+                                  width, panels, share);
         first += width;
-        strips += shape.B * round_up(width);
+        strips += panels.B * round_up(width);
       }
-      wait_for_team(shape);
-      if (wants_weight) weight_backward<PAIRS>(job, saved, grads, l, shape);
+      wait_for_team(share);
+      if (wants_weight) weight_backward<PAIRS>(job, saved, grads, l, panels, share);
     });
   }
 }

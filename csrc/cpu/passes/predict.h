@@ -19,20 +19,18 @@ struct ChainBuffers {
 };
 
 inline void take_chain(ChainBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
-                       const Panels& shape) {
+                       const Panels& panels, const Team& team) {
   const int64_t M = plan.layers[plan.num_layers - 1].width;
-  take_saved(work.saved, pieces, plan, shape);
-  work.p = pieces.take<float>(M * shape.padded());
-  work.u_hat = pieces.take<float>(D * shape.padded());
-  work.eps = pieces.take<float>(D * shape.padded());
+  take_saved(work.saved, pieces, plan, panels, team, has_few_rows(panels));
+  work.p = pieces.take<float>(M * panels.padded());
+  work.u_hat = pieces.take<float>(D * panels.padded());
+  work.eps = pieces.take<float>(D * panels.padded());
 }
 
 int64_t predict_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
   ChainBuffers work;
   Pieces counted = {nullptr};
-  Panels shape = make_forward_panels(B);
-  shape.team.size = crew_size;
-  take_chain(work, counted, *plan, D, shape);
+  take_chain(work, counted, *plan, D, make_panels(B), {.size = crew_size});
   return counted.used;
 }
 
@@ -40,7 +38,7 @@ int64_t predict_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t crew
 struct Walker {
   const PredictTask& task;
   const Saved& saved;
-  const Panels& shape;  // for one thread
+  const Panels& panels;
   int64_t replica;
 
   // tiles that a layer is divided into; none: it takes less than handing them out
@@ -48,23 +46,24 @@ struct Walker {
     constexpr int64_t kLeastFlop = 100'000;
     const NopropPlan& plan = *task.slices->plan;
     const NopropLayer& layer = plan.layers[l];
-    const int64_t rows = shape.B < 4 ? 4 : shape.B;  // one costs as much, that of the weights
+    const int64_t rows = panels.B < 4 ? 4 : panels.B;  // one costs as much, that of the weights
     if (2 * rows * layer.width * in_width(plan, layer) < kLeastFlop) return 0;
-    return (layer.width + feature_unit(shape) - 1) / feature_unit(shape);
+    return (layer.width + unit() - 1) / unit();
   }
 
-  void forward(int64_t block, int l, const Panels& part) const {
+  // features of a tile
+  int64_t unit() const { return has_few_rows(panels) ? kFewOutputs : kTileRows[panels.cols]; }
+
+  void forward(int64_t block, int l, const Share& share) const {
     const NopropSlices& slices = *task.slices;
     const int64_t L = slices.n / task.R;
     forward_layer(saved, *slices.plan, slices.layers[l], l, slices.index[replica * L + block],
-                  false, part);
+                  false, panels, share);
   }
 
   void forward_tile(int64_t block, int l, int64_t tile) const {
-    const int64_t unit = feature_unit(shape), H = task.slices->plan->layers[l].width;
-    Panels part = shape;
-    part.tile = {tile * unit, (tile + 1) * unit < H ? (tile + 1) * unit : H};
-    forward(block, l, part);
+    const int64_t H = task.slices->plan->layers[l].width, last = (tile + 1) * unit();
+    forward(block, l, {.tile = {tile * unit(), last < H ? last : H}});
   }
 
   // stages count from 1, a block's layers and then the next block's
@@ -73,7 +72,7 @@ struct Walker {
     for (int l = 0; l < layers; ++l) {
       const int64_t count = crew.size > 1 ? tiles(l) : 0;
       if (count == 0)
-        forward(block, l, shape);
+        forward(block, l, Share{});
       else
         lead_stage(crew, (uint32_t)(1 + block * layers + l), count,
                    [&](int64_t tile) { forward_tile(block, l, tile); });
@@ -96,16 +95,17 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
   const NopropEmbedding& embedding = *task.embedding;
-  const Panels& shape = walker.shape;
+  const Panels& panels = walker.panels;
+  const Share whole;
   const int64_t D = embedding.D, L = slices.n / task.R, replica = walker.replica;
   const int last = plan.num_inputs + plan.num_layers - 1;
   const int64_t M = width_of(plan, last);
   for (int j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z) {
       load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], plan, j, 0, replica,
-                 first, 0, shape.vectors(), task.B, shape);
-      if (keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
-      narrow_operand(work.saved, plan, j, shape);
+                 first, 0, panels.vectors(), task.B, panels);
+      if (keeps_value(plan, j)) round_operand(work.saved, plan, j, panels, whole);
+      narrow_operand(work.saved, plan, j, panels, whole);
     }
   float* z = work.saved.value[plan.z];
   const auto key = [&](uint32_t block) {
@@ -113,16 +113,16 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
                     (uint32_t)(task.first_row + first)};
   };
   if (task.add_noise)
-    draw_normal(z, key(kStartBlock), D, shape);
+    draw_normal(z, key(kStartBlock), D, panels);
   else
-    for (int64_t at = 0; at < D * shape.padded(); at += kLanes) store(z + at, Vec{});
+    for (int64_t at = 0; at < D * panels.padded(); at += kLanes) store(z + at, Vec{});
   float* u_hat = embedding.W ? work.u_hat : work.p;
   for (int64_t l = 0; l < L; ++l) {
-    make_operand(work.saved, plan, plan.z, shape);
+    make_operand(work.saved, plan, plan.z, panels, whole);
     walker.lead(crew, l);
-    head_estimate(work.p, u_hat, task.head, work.saved.value[last], embedding.W, M, D, shape);
-    if (task.add_noise) draw_normal(work.eps, key((uint32_t)l), D, shape);
-    for (int64_t at = 0; at < D * shape.padded(); at += kLanes) {
+    head_estimate(work.p, u_hat, task.head, work.saved.value[last], embedding.W, M, D, panels);
+    if (task.add_noise) draw_normal(work.eps, key((uint32_t)l), D, panels);
+    for (int64_t at = 0; at < D * panels.padded(); at += kLanes) {
       Vec next = load(u_hat + at) * task.a[l] + load(z + at) * task.b[l];
       if (task.add_noise) next += load(work.eps + at) * task.sqrt_c[l];
       store(z + at, next);
@@ -130,9 +130,9 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
     if (!task.keep_all && l + 1 < L) continue;
     const int64_t kept = task.keep_all ? l : 0;
     const int64_t row = ((kept * task.S + sample) * task.R + replica) * task.B + first;
-    panels_to_exact_rows(task.logits + row * M, work.saved.value[last], M, shape);
-    panels_to_exact_rows(task.u_hat + row * D, u_hat, D, shape);
-    panels_to_exact_rows(task.z + row * D, z, D, shape);
+    panels_to_exact_rows(task.logits + row * M, work.saved.value[last], M, panels);
+    panels_to_exact_rows(task.u_hat + row * D, u_hat, D, panels);
+    panels_to_exact_rows(task.z + row * D, z, D, panels);
   }
   if (crew.size > 1) open_stage(crew, kLastStage);
 }
@@ -140,13 +140,12 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
 void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int64_t first,
                   int64_t rows, Crew& crew, char* workspace) {
   const int32_t number = __atomic_fetch_add(&crew.arrived, 1, __ATOMIC_RELAXED);
-  const Panels alone = make_forward_panels(rows);
-  Panels shape = alone;  // for the member's place in the workspace
-  shape.team = {number, crew.size, nullptr, nullptr};
+  const Panels panels = make_panels(rows);
   ChainBuffers work;
   Pieces pieces = {workspace};
-  take_chain(work, pieces, *task.slices->plan, task.embedding->D, shape);
-  const Walker walker = {task, work.saved, alone, replica};
+  take_chain(work, pieces, *task.slices->plan, task.embedding->D, panels,
+             {.rank = number, .size = crew.size});
+  const Walker walker = {task, work.saved, panels, replica};
   if (number > 0) return walker.follow(crew);
   lead_chain(task, sample, first, walker, crew, work);
 }

@@ -9,12 +9,12 @@ namespace noprop {
 namespace {
 
 // a packed input holds, for each step and replica, its panels and then its strips
-inline int64_t packed_floats(int64_t width, const Panels& shape) {
-  return (width * shape.padded() + shape.B * round_up(width) + 15) / 16 * 16;
+inline int64_t packed_floats(int64_t width, const Panels& panels) {
+  return (width * panels.padded() + panels.B * round_up(width) + 15) / 16 * 16;
 }
 
-inline float* packed_panels(char* data, int64_t slot, int64_t width, const Panels& shape) {
-  return reinterpret_cast<float*>(data) + slot * packed_floats(width, shape);
+inline float* packed_panels(char* data, int64_t slot, int64_t width, const Panels& panels) {
+  return reinterpret_cast<float*>(data) + slot * packed_floats(width, panels);
 }
 
 int64_t packed_bytes(int64_t width, int64_t B) {
@@ -22,15 +22,15 @@ int64_t packed_bytes(int64_t width, int64_t B) {
 }
 
 bool pack_rows(const PackTask& task) {
-  const Panels shape = make_panels(task.B);
-  float* panels = packed_panels(task.data, task.slot, task.width, shape);
+  const Panels panels = make_panels(task.B);
+  float* values = packed_panels(task.data, task.slot, task.width, panels);
   NopropInput input = *task.input;
   input.replica = &task.replica;  // of "slice 0"
   const int64_t first = task.first_row / kLanes;
   // the last piece has the missing rows too
-  const int64_t last = task.last_row == task.B ? shape.vectors() : task.last_row / kLanes;
-  return load_input(panels + task.width * shape.padded(), panels, input, *task.plan, task.j, task.k,
-                    0, 0, first, last, task.B, shape);
+  const int64_t last = task.last_row == task.B ? panels.vectors() : task.last_row / kLanes;
+  return load_input(values + task.width * panels.padded(), values, input, *task.plan, task.j,
+                    task.k, 0, 0, first, last, task.B, panels);
 }
 
 struct StepBuffers {
@@ -42,17 +42,17 @@ struct StepBuffers {
 };
 
 inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
-                      const Panels& shape) {
+                      const Panels& panels, const Team& team) {
   const int64_t M = plan.layers[plan.num_layers - 1].width;
-  take_saved(work.saved, pieces, plan, shape);
-  take_grads(work.grads, pieces, plan, shape);
-  work.u_y = pieces.take<float>(D * shape.padded());
-  work.eps = pieces.take<float>(D * shape.padded());
-  work.p = pieces.take<float>(M * shape.padded());
-  work.u_hat = pieces.take<float>(D * shape.padded());
-  work.d_u_hat = pieces.take<float>(D * shape.padded());
-  work.error = pieces.take<float>(shape.padded());
-  work.y = pieces.take<int32_t>(shape.padded());
+  take_saved(work.saved, pieces, plan, panels, team, false);
+  take_grads(work.grads, pieces, plan, panels, team);
+  work.u_y = pieces.take<float>(D * panels.padded());
+  work.eps = pieces.take<float>(D * panels.padded());
+  work.p = pieces.take<float>(M * panels.padded());
+  work.u_hat = pieces.take<float>(D * panels.padded());
+  work.d_u_hat = pieces.take<float>(D * panels.padded());
+  work.error = pieces.take<float>(panels.padded());
+  work.y = pieces.take<int32_t>(panels.padded());
   work.goes_on = pieces.take<int32_t>(1);
   work.applied = pieces.take<int32_t>(1);
 }
@@ -60,9 +60,7 @@ inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan,
 int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
   StepBuffers work;
   Pieces counted = {nullptr};
-  Panels shape = make_panels(B);
-  shape.team.size = team_size;
-  take_step(work, counted, *plan, D, shape);
+  take_step(work, counted, *plan, D, make_panels(B), {.size = team_size});
   return counted.used;
 }
 
@@ -71,12 +69,12 @@ inline bool is_finite(float x) { return x - x == 0; }
 // per row, sum over D of d_z times u_y or eps: gradients of signal and noise; 0 where z came from
 // the caller
 inline void number_grad(float* out, const float* d_z, const float* factor, int64_t D,
-                        const Panels& shape) {
-  for (int64_t b = 0; b < shape.B; ++b) {
+                        const Panels& panels) {
+  for (int64_t b = 0; b < panels.B; ++b) {
     const int64_t g = b / kLanes, lane = b % kLanes;
     float sum = 0;
     for (int64_t d = 0; d_z && d < D; ++d) {
-      const int64_t at = shape.at(D, d, g) + lane;
+      const int64_t at = panels.at(D, d, g) + lane;
       sum += d_z[at] * factor[at];
     }
     out[b] = sum;
@@ -85,7 +83,7 @@ inline void number_grad(float* out, const float* d_z, const float* factor, int64
 
 inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuffers& work,
                                 const HeadInput& head, const HeadOutput& result,
-                                const Panels& shape) {
+                                const Panels& panels) {
   const NopropPlan& plan = *task.slices->plan;
   const NopropTrainOut& out = *task.out;
   const NopropNumber& signal = task.noising->signal;
@@ -93,43 +91,45 @@ inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuff
   for (int j = 0; j < plan.num_inputs; ++j)
     if (out.d_inputs && out.d_inputs[j])
       panels_to_exact_rows(out.d_inputs[j] + i * B * plan.input_widths[j], work.grads.value[j],
-                           plan.input_widths[j], shape);
+                           plan.input_widths[j], panels);
   const float* d_z = task.z ? nullptr : work.grads.value[plan.z];
-  if (out.d_signal) number_grad(out.d_signal + i * B, d_z, work.u_y, D, shape);
-  if (out.d_noise) number_grad(out.d_noise + i * B, d_z, work.eps, D, shape);
+  if (out.d_signal) number_grad(out.d_signal + i * B, d_z, work.u_y, D, panels);
+  if (out.d_noise) number_grad(out.d_noise + i * B, d_z, work.eps, D, panels);
   if (out.d_W_embed)
     embedding_grad(out.d_W_embed + i * M * D, head, result, d_z, signal.data + i * signal.slice,
-                   signal.row, shape);
+                   signal.row, panels);
 }
 
 // labels, noise and z of a step: too little to be divided
 inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
-                      const Panels& shape) {
+                      const Panels& panels) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
   const int64_t D = task.embedding->D, z_width = plan.input_widths[plan.z];
   const uint64_t seed = slices.seeds[slices.index[i]];
-  load_labels(work.y, *task.y, k, i, shape);
-  embed(work.u_y, work.y, task.embedding->W, D, shape);
+  load_labels(work.y, *task.y, k, i, panels);
+  embed(work.u_y, work.y, task.embedding->W, D, panels);
   float* z = work.saved.value[plan.z];
-  draw_normal(work.eps, noise_key(*task.noise, seed, task.noise->stream, k, i), D, shape);
+  draw_normal(work.eps, noise_key(*task.noise, seed, task.noise->stream, k, i), D, panels);
   if (task.z)
-    exact_rows_to_panels(z, task.z + i * task.B * z_width, z_width, shape);
+    exact_rows_to_panels(z, task.z + i * task.B * z_width, z_width, panels);
   else
     mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, seed, *task.noising, D, k, i,
-              shape);
-  round_operand(work.saved, plan, plan.z, shape);
+              panels);
+  const Share whole;
+  round_operand(work.saved, plan, plan.z, panels, whole);
   with_pairs(plan, [&](auto pairs) {
     panels_to_strips<pairs.value>(work.saved.strips[plan.z],
-                                  pairs.value ? z : work.saved.operand[plan.z], z_width, shape);
+                                  pairs.value ? z : work.saved.operand[plan.z], z_width, panels,
+                                  whole);
   });
 }
 
 // this member's part of the inputs' rows
 inline void load_inputs(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
-                        const Panels& shape) {
+                        const Panels& panels, const Share& share) {
   const NopropPlan& plan = *task.slices->plan;
-  const Range own = own_part(shape, shape.vectors(), 1);
+  const Range own = own_part(share, panels.vectors(), 1);
   for (int j = 0; j < plan.num_inputs; ++j) {
     const NopropInput& input = task.inputs[j];
     const int64_t width = plan.input_widths[j];
@@ -137,12 +137,12 @@ inline void load_inputs(const TrainTask& task, int64_t k, int64_t i, StepBuffers
     if (char* data = task.packed[j]) {
       const int64_t replica = input.replica ? input.replica[i] : 0;
       work.saved.value[j] =
-          packed_panels(data, (k - task.k_first) * input.replicas + replica, width, shape);
-      work.saved.strips[j] = work.saved.value[j] + width * shape.padded();
+          packed_panels(data, (k - task.k_first) * input.replicas + replica, width, panels);
+      work.saved.strips[j] = work.saved.value[j] + width * panels.padded();
       if (!rounds(plan) || !keeps_value(plan, j)) work.saved.operand[j] = work.saved.value[j];
     } else {
       load_input(work.saved.strips[j], work.saved.value[j], input, plan, j, k, i, 0, own.first,
-                 own.last, task.B, shape);
+                 own.last, task.B, panels);
     }
   }
 }
@@ -162,26 +162,24 @@ inline void write_statistics(const Saved& saved, const NopropPlan& plan, const N
 
 // false: asked to stop before the step began
 inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
-                       const bool* input_wanted, const Panels& shape) {
+                       const bool* input_wanted, const Panels& panels, const Share& share) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
   const NopropTrainOut& out = *task.out;
   const int64_t slice = slices.index[i], B = task.B;
-  const bool updates = task.rule->kind != NOPROP_NONE, is_first = shape.team.rank == 0;
-  Panels alone = shape;
-  alone.team = {};
+  const bool updates = task.rule->kind != NOPROP_NONE, is_first = share.team.rank == 0;
 
   const bool goes_on = task.go_on(task.host);
   if (is_first) *work.goes_on = goes_on;
-  load_inputs(task, k, i, work, shape);
-  if (is_first && goes_on) draw_step(task, k, i, work, alone);
-  wait_for_team(shape);
+  load_inputs(task, k, i, work, panels, share);
+  if (is_first && goes_on) draw_step(task, k, i, work, panels);
+  wait_for_team(share);
   if (!*work.goes_on) return false;
   for (int j = 0; rounds(plan) && j < plan.num_inputs; ++j)
-    if (j != plan.z && keeps_value(plan, j)) round_operand(work.saved, plan, j, shape);
-  if (rounds(plan)) wait_for_team(shape);
+    if (j != plan.z && keeps_value(plan, j)) round_operand(work.saved, plan, j, panels, share);
+  if (rounds(plan)) wait_for_team(share);
 
-  walk_forward(work.saved, plan, slices.layers, slice, true, shape);
+  walk_forward(work.saved, plan, slices.layers, slice, true, panels, share);
   const int last = plan.num_inputs + plan.num_layers - 1;
   const HeadInput head = head_input(*task.objective, *task.embedding, width_of(plan, last), k, i,
                                     work.saved.value[last], work.u_y, work.eps, work.y);
@@ -193,13 +191,13 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
       .d_logits = work.grads.value[last],
   };
   if (is_first) {
-    const float loss = head_step(head, result, alone);
+    const float loss = head_step(head, result, panels);
     *work.applied = is_finite(loss);
     out.loss[k * slices.n + i] = loss;
     out.applied[k * slices.n + i] = is_finite(loss);
     if (out.error) __builtin_memcpy(out.error + i * B, work.error, sizeof(float) * B);
   }
-  wait_for_team(shape);
+  wait_for_team(share);
 
   const bool applied = *work.applied;
   Step step = {};
@@ -218,11 +216,11 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
         .step = updates && applied ? &step : nullptr,
         .training = true,
     };
-    walk_backward(job, work.saved, work.grads, shape);
+    walk_backward(job, work.saved, work.grads, panels, share);
   }
-  wait_for_team(shape);
+  wait_for_team(share);
   if (!is_first) return true;
-  write_train_outputs(task, i, work, head, result, alone);
+  write_train_outputs(task, i, work, head, result, panels);
   if (!updates) {
     write_statistics(work.saved, plan, slices.layers, i);
     return true;
@@ -237,18 +235,18 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
 
 void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   const NopropPlan& plan = *task.slices->plan;
-  Panels shape = make_panels(task.B);
-  shape.team = task.team;
+  const Panels panels = make_panels(task.B);
+  const Share share = {.team = task.team};
   StepBuffers work;
   Pieces pieces = {workspace};
-  take_step(work, pieces, plan, task.embedding->D, shape);
+  take_step(work, pieces, plan, task.embedding->D, panels, task.team);
   const NopropTrainOut& out = *task.out;
   bool input_wanted[kMaxResults];
   for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = out.d_inputs && out.d_inputs[j];
   const bool through_z = out.d_signal || out.d_noise || out.d_W_embed;
   if (through_z && !task.z) input_wanted[plan.z] = true;
   for (int64_t k = task.k_first; k < task.k_last; ++k)
-    if (!train_step(task, k, i, work, input_wanted, shape)) return;
+    if (!train_step(task, k, i, work, input_wanted, panels, share)) return;
 }
 
 }  // namespace
