@@ -48,6 +48,10 @@ class Layer(Protocol):
         """Terms in the sum of one element of the product."""
         ...
 
+    def multiply_adds(self, ins: Sequence[Shape]) -> int:
+        """Of the product, for one row: the work of a forward pass, and of either gradient."""
+        ...
+
     @property
     def momentum(self) -> float:
         """Of the running statistics, where there are any."""
@@ -171,6 +175,9 @@ class Dense:
     def fan_in(self, ins: Sequence[Shape]) -> int:
         return sum(math.prod(shape) for shape in ins)
 
+    def multiply_adds(self, ins: Sequence[Shape]) -> int:
+        return self.features * self.fan_in(ins)
+
     @property
     def momentum(self) -> float:
         return 0.0 if self.norm is None else self.norm.momentum
@@ -270,6 +277,10 @@ class Plan:
     def fan_in(self, name: str) -> int:
         """Of a layer."""
         return self.layers[name].fan_in(self.in_shapes[name])
+
+    def multiply_adds(self, name: str) -> int:
+        """Of a layer's product, for one row."""
+        return self.layers[name].multiply_adds(self.in_shapes[name])
 
     def momentum(self, statistic: str) -> float:
         """Of a running statistic, by its state_dict name."""

@@ -39,9 +39,8 @@ class Ours(Contender):
         super().__init__(problem, threads)
         s = self.shape
         make = nk.SGD if self.maths == "sgd" else nk.AdamW
-        self.plan = nk.plans.mlp(s.F, s.D, s.M, hidden=s.H)
         self.blocks = nk.DenoisingBlocks(
-            self.plan,
+            s.plan,
             nk.DT(nk.NoiseSchedule.cosine(T=s.T)),
             embedding=None if problem.embedding is None else problem.embedding.cpu(),
             optimizer=make(lr=problem.lr, weight_decay=problem.weight_decay),
@@ -91,8 +90,8 @@ class Ours(Contender):
         if self.backend != "cpu":
             return super().step_bytes(indices)
         s, precision = self.shape, self.problem.precision
-        workspace = self.threads * cpu.workspace_bytes(self.plan, s.B, s.D, precision)
-        return workspace + cpu.packed_bytes(self.plan, s.T, s.B, len(indices), precision)
+        workspace = self.threads * cpu.workspace_bytes(s.plan, s.B, s.D, precision)
+        return workspace + cpu.packed_bytes(s.plan, s.T, s.B, len(indices), precision)
 
 
 class OursTrainStep(Ours):
@@ -145,7 +144,7 @@ class OursOnCUDA(Ours):
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
-        reason = dispatch.gap(self.backend, self.plan, self.device, problem.precision)
+        reason = dispatch.gap(self.backend, self.shape.plan, self.device, problem.precision)
         if reason is not None:
             raise Missing(f"the CUDA backend: {reason}")
 

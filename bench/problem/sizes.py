@@ -1,11 +1,15 @@
 """The sizes that are measured, and the floating-point operations of one step."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+
+from noprop_kernels.plan import Plan
+from noprop_kernels.plans import mlp
 
 
 @dataclass(frozen=True)
 class Shape:
-    """T blocks of the two-stem MLP plan (hx, hz, f, logits), B rows a step.
+    """T blocks of the two-stem MLP, B rows a step.
 
     Args:
         name: as in the result files.
@@ -31,12 +35,15 @@ class Shape:
     def one_hot(self) -> bool:
         return self.D == self.M
 
+    @cached_property
+    def plan(self) -> Plan:
+        """The layers hx, hz, f and logits."""
+        return mlp(self.F, self.D, self.M, hidden=self.H)
+
     @property
     def parameters(self) -> int:
         """Parameters of all blocks."""
-        hx, hz = (self.F + 1) * self.H, (self.D + 1) * self.H
-        f, logits = (2 * self.H + 1) * self.H, (self.H + 1) * self.M
-        return self.T * (hx + hz + f + logits)
+        return self.T * self.plan.num_parameters()
 
     @property
     def state_bytes(self) -> int:
@@ -47,20 +54,22 @@ class Shape:
     def flop(self) -> int:
         """Operations of one step of all blocks: only products, and only unavoidable ones.
 
-        4 * B * in * out for a layer that reads the plan's inputs (forward and weight gradient), 6
-        for any other (with the gradient of its input). An embedding that is not one-hot is a layer
-        without a weight gradient, 4 * B * M * D.
+        A layer that reads the plan's inputs has two, the forward's and the weight gradient's; any
+        other has that of its input's gradient too. An embedding that is not one-hot is a layer
+        without a weight gradient.
         """
-        stems = 4 * (self.F + self.D) * self.H
-        rest = 6 * (2 * self.H * self.H + self.H * self.M)
-        embedding = 0 if self.one_hot else 4 * self.M * self.D
-        return self.T * self.B * (stems + rest + embedding)
+        plan, embedding = self.plan, 0 if self.one_hot else 2 * self.M * self.D
+        products = {
+            name: 2 if plan.inputs.keys() & set(layer.sources) else 3
+            for name, layer in plan.layers.items()
+        }
+        layers = sum(count * plan.multiply_adds(name) for name, count in products.items())
+        return 2 * self.T * self.B * (layers + embedding)
 
     @property
     def forward_flop(self) -> int:
         """Operations of every block's products on B rows, once: a forward pass, or the chain."""
-        inputs = self.F + self.D + 2 * self.H + self.M
-        return 2 * self.T * self.B * inputs * self.H
+        return 2 * self.T * self.B * sum(map(self.plan.multiply_adds, self.plan.layers))
 
 
 # goals of `ours` on a CPU in float32 at K >= 50: ratio to the best rival, share of peak

@@ -60,6 +60,14 @@ def test_norm_adds_parameters_and_statistics():
     assert plan.widths == {"x": 5, "z": 3, "h": 4, "out": 2}
 
 
+def test_a_layer_counts_its_product_s_multiply_adds():
+    """Two sources are one product; a norm, an activation and a skip cost none."""
+    first = Dense(("x", "z"), 4, activation="relu", norm=BatchNorm())
+    plan = Plan(INPUTS, {"h": first, "out": Dense("h", 4, add="h")})
+    assert {name: plan.multiply_adds(name) for name in plan.layers} == {"h": 4 * 8, "out": 4 * 4}
+    assert first.multiply_adds([(2, 3), (5,)]) == 4 * 11
+
+
 def test_gradients_that_a_plan_needs():
     plan = plans.mlp(5, 3, 3)
     assert plan.needs_gradient() == {"hx", "hz", "f", "logits"}
