@@ -33,7 +33,7 @@ from ..gpu.split import part_of
 from ..gpu.stages import Table
 from ..gpu.tables import train_table
 from . import buffers, residency, shapes
-from .context import Fields, Walk
+from .context import Fields, LaunchContext
 from .layers import apply_stage
 from .program import launch, layout_of, run_table
 from .stages import of_table
@@ -62,10 +62,10 @@ def no_slices(n: int, device: torch.device) -> Slices:
     )
 
 
-def run_stages(walk: Walk, stages: list[Fields]) -> None:
+def run_stages(ctx: LaunchContext, stages: list[Fields]) -> None:
     """A program of stages without a workspace; the group meets at least after the last one."""
     stages[-1]["barrier"] = 1
-    launch(walk, stages, layout_of(walk, residency.phases(stages)))
+    launch(ctx, stages, layout_of(ctx, residency.phases(stages)))
 
 
 @entry
@@ -75,9 +75,9 @@ def add_noise(call: AddNoiseCall) -> None:
     if n * B == 0:
         return
     slices = no_slices(n, device)
-    walk = Walk(slices, index_on(slices.index, device), B, device)
+    ctx = LaunchContext(slices, index_on(slices.index, device), B, device)
     outputs = {"z": call.z, "eps": call.eps, "labels": None, "bad": bad}
-    run_stages(walk, [noise_stage(walk, call, **maybe(outputs))])
+    run_stages(ctx, [noise_stage(ctx, call, **maybe(outputs))])
     checks.report_add_noise(call, bad)
 
 
@@ -100,26 +100,26 @@ def head(call: HeadCall) -> None:
     if n * B == 0:
         return
     slices = no_slices(n, y.device)
-    walk, made = Walk(slices, index_on(slices.index, y.device), B, y.device), []
-    error = walk.hold(call.logits.new_empty(n, B)) if call.error is None else call.error
+    ctx, made = LaunchContext(slices, index_on(slices.index, y.device), B, y.device), []
+    error = ctx.hold(call.logits.new_empty(n, B)) if call.error is None else call.error
     logits, labels = buffers.of_slices(call.logits), buffers.of_slices(y)
     if any(value is not None for value in (call.loss, call.error, call.d_logits)):
         outputs = {"error": error, "d_logits": call.d_logits, "d_u_hat": None, "p": None}
         if call.d_logits is not None and objective.head != "cross_entropy":
-            outputs["d_u_hat"] = walk.hold(call.logits.new_empty(n, B, embedding.D))
+            outputs["d_u_hat"] = ctx.hold(call.logits.new_empty(n, B, embedding.D))
         eps = maybe({"eps": call.eps})["eps"]
-        made.append(head_stage(walk, call, M, logits, labels, eps, **maybe(outputs)))
+        made.append(head_stage(ctx, call, M, logits, labels, eps, **maybe(outputs)))
     if call.loss is not None:
         made[-1]["barrier"] = 1
         outputs = {"loss": call.loss, "applied": None, "rates": None}
         read = buffers.of_slices(error)
-        made.append(loss_stage(walk, call, read, [], counts=False, **maybe(outputs)))
+        made.append(loss_stage(ctx, call, read, [], counts=False, **maybe(outputs)))
     if call.u_hat is not None:
         made.append(
-            u_hat_stage(walk, buffers.of_slices(call.u_hat), logits, M, embedding, objective.head)
+            u_hat_stage(ctx, buffers.of_slices(call.u_hat), logits, M, embedding, objective.head)
         )
     if made:
-        run_stages(walk, made)
+        run_stages(ctx, made)
 
 
 @entry
@@ -136,16 +136,16 @@ def forward(call: ForwardCall) -> None:
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
     given[Kind.RESULT(plan.output)] = buffers.of_slices(logits)
-    walk = Walk(slices, index_of(slices), B, device, at=given, training=call.training)
+    ctx = LaunchContext(slices, index_of(slices), B, device, at=given, training=call.training)
     call.saved = None
     if not call.save:
-        run_table(walk, table)
+        run_table(ctx, table)
         return
     views, whole = buffers.workspace(table, n, device, by_group=False)
-    walk.at |= views
-    walk.table = table
-    launch(walk, of_table(walk), layout_of(walk, residency.phases_of(table)))
-    call.saved = (walk.at, [whole, logits, *call.inputs.values()], call.training)
+    ctx.at |= views
+    ctx.table = table
+    launch(ctx, of_table(ctx), layout_of(ctx, residency.phases_of(table)))
+    call.saved = (ctx.at, [whole, logits, *call.inputs.values()], call.training)
 
 
 @entry
@@ -154,26 +154,26 @@ def backward(call: BackwardCall) -> None:
     saved, _, training = call.saved
     given = {k: buffers.of_slices(value) for k, value in asks.of_backward(call).items()}
     for table, rule in asks.backward_tables(call, shapes.tiles(), 1, training, given):
-        walk = Walk(slices, index_of(slices), B, call.d_logits.device, at=saved | given)
-        walk.training, walk.rule = training, rule
-        walk.out_grads = (call.grads or {}) if rule is None else {}
-        run_table(walk, table)
+        ctx = LaunchContext(slices, index_of(slices), B, call.d_logits.device, at=saved | given)
+        ctx.training, ctx.rule = training, rule
+        ctx.out_grads = (call.grads or {}) if rule is None else {}
+        run_table(ctx, table)
 
 
 @entry
 def update(call: UpdateCall) -> None:
     slices, device = call.slices, where(call.slices)
     n = len(slices.index)
-    walk = Walk(slices, index_of(slices), 1, device, rule=call.rule)
-    walk.at[Kind.RATES()] = buffers.of_slices(
-        walk.hold(torch.empty(n, 4, dtype=torch.float32, device=device))
+    ctx = LaunchContext(slices, index_of(slices), 1, device, rule=call.rule)
+    ctx.at[Kind.RATES()] = buffers.of_slices(
+        ctx.hold(torch.empty(n, 4, dtype=torch.float32, device=device))
     )
-    first = rates_stage(walk, walk.at[Kind.RATES()], buffers.of_slices(call.apply), None, 0)
+    first = rates_stage(ctx, ctx.at[Kind.RATES()], buffers.of_slices(call.apply), None, 0)
     first["barrier"] = 1
-    run_stages(walk, [first, *(apply_stage(walk, k, call.grads[k]) for k in slices.params)])
+    run_stages(ctx, [first, *(apply_stage(ctx, k, call.grads[k]) for k in slices.params)])
 
 
-def walk_of(call: TrainCall) -> tuple[Walk, Table]:
+def context_of(call: TrainCall) -> tuple[LaunchContext, Table]:
     """All that the steps of a training call need, except the workspace."""
     slices, device = call.slices, where(call.slices)
     caught = checks.training_flags(slices)
@@ -183,7 +183,7 @@ def walk_of(call: TrainCall) -> tuple[Walk, Table]:
     steps |= of_inputs(call.inputs)
     at = {k: buffers.of_slices(value) for k, value in outputs.items()}
     at |= {k: buffers.of_steps(value) for k, value in steps.items()}
-    walk = Walk(
+    ctx = LaunchContext(
         device=device,
         slices=slices,
         index=index_of(slices),
@@ -195,7 +195,7 @@ def walk_of(call: TrainCall) -> tuple[Walk, Table]:
         rule=None if call.out.grads is not None else call.rule,
         errors=caught,
     )
-    return walk, train_table(slices.plan, ask)
+    return ctx, train_table(slices.plan, ask)
 
 
 @entry
@@ -210,7 +210,7 @@ def train(call: TrainCall) -> None:
         for first in range(0, n, group):
             for start in range(0, call.K, STEPS):
                 steps, slices = slice(start, start + STEPS), slice(first, first + group)
-                run_table(*walk_of(part_of(call, steps, slices)))
+                run_table(*context_of(part_of(call, steps, slices)))
     errors.send(owner)
 
 
@@ -229,22 +229,22 @@ def predict(call: PredictCall) -> None:
     chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z after every block
     for sample in range(S):
         # a launch is the whole chain, a step is a block
-        walk = Walk(slices, index, B, device, K=L, training=False)
-        walk.at = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
+        ctx = LaunchContext(slices, index, B, device, K=L, training=False)
+        ctx.at = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
         logits, u_hat = (of_chain(value[:, sample], L) for value in (call.logits, call.u_hat))
         before, after = buffers.of_steps(chain), buffers.of_steps(chain[1:])
-        walk.at |= {Kind.RESULT("z"): before, Kind.RESULT(plan.output): logits}
+        ctx.at |= {Kind.RESULT("z"): before, Kind.RESULT(plan.output): logits}
         drawn = []
         if call.add_noise:
-            begin = chain_stage(walk, call, seeds, sample, before, None, None)
+            begin = chain_stage(ctx, call, seeds, sample, before, None, None)
             drawn.append(begin | {"once": 0, "barrier": 1})
         else:
             chain[0] = 0
-        predicted = u_hat_stage(walk, u_hat, logits, M, call.embedding, call.head)
+        predicted = u_hat_stage(ctx, u_hat, logits, M, call.embedding, call.head)
         predicted["barrier"] = 1
-        mixed = chain_stage(walk, call, seeds, sample, after, before, u_hat)
+        mixed = chain_stage(ctx, call, seeds, sample, after, before, u_hat)
         mixed["barrier"] = 1
-        run_table(walk, table, before=drawn, behind=[predicted, mixed])
+        run_table(ctx, table, before=drawn, behind=[predicted, mixed])
         call.z[:, sample] = chain[1:] if len(call.z) == L else chain[L:]
 
 

@@ -1,7 +1,7 @@
 """Addresses in the kernel's form, and the workspace of the groups of thread blocks.
 
-Tensors are checked before a call is made; the call, or its `Walk`, holds them until the launch is
-on its stream.
+Tensors are checked before a call is made; the call, or its `LaunchContext`, holds them until the
+launch is on its stream.
 """
 
 import torch

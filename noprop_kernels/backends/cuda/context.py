@@ -20,7 +20,7 @@ def stage(kind: str, tiles: int, **fields: Any) -> Fields:
 
 
 @dataclass
-class Walk(Context):
+class LaunchContext(Context):
     """The inputs from which a program's stages are made.
 
     Args:

@@ -8,7 +8,7 @@ from ..gpu.tables import behind_activation, consumers, kept, product_gradient
 from ..gpu.tiles import cdiv
 from . import buffers, shapes
 from .buffers import address
-from .context import Fields, Walk, stage
+from .context import Fields, LaunchContext, stage
 
 
 def code(activation: str | None) -> str:
@@ -21,14 +21,14 @@ def tiles_of_product(B: int, columns: int) -> int:
     return along_B * along_columns
 
 
-def dense(walk: Walk, item: Stage) -> list[Fields]:
-    plan, params, at, name = walk.slices.plan, walk.slices.params, walk.at, item.name
+def dense(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    plan, params, at, name = ctx.slices.plan, ctx.slices.params, ctx.at, item.name
     layer = plan.dense[name]
     plain = layer.norm is None  # else the norm has the activation and `add`
     return [
         stage(
             "dense",
-            tiles_of_product(walk.B, layer.features),
+            tiles_of_product(ctx.B, layer.features),
             out=at[Kind.RESULT(name) if plain else Kind.PRODUCT(name)],
             kept=at.get(Kind.KEPT(name)) if plain else None,
             sources=[at[Kind.RESULT(source)] for source in layer.sources],
@@ -40,13 +40,13 @@ def dense(walk: Walk, item: Stage) -> list[Fields]:
             H=layer.features,
             in_width=plan.in_widths[name],
             activation=code(layer.activation if plain else None),
-            tile=shapes.product_tile(walk.B, layer.features),
+            tile=shapes.product_tile(ctx.B, layer.features),
         )
     ]
 
 
-def norm(walk: Walk, item: Stage) -> list[Fields]:
-    slices, at, name = walk.slices, walk.at, item.name
+def norm(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    slices, at, name = ctx.slices, ctx.at, item.name
     layer = slices.plan.dense[name]
     assert layer.norm is not None
     key = f"{name}.norm."
@@ -71,14 +71,14 @@ def norm(walk: Walk, item: Stage) -> list[Fields]:
             momentum=layer.norm.momentum,
             H=layer.features,
             activation=code(layer.activation),
-            training=int(walk.training),
+            training=int(ctx.training),
             move=int(Kind.STATE(mean) in item.writes),
         )
     ]
 
 
-def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
-    plan, params, at, name = walk.slices.plan, walk.slices.params, walk.at, item.name
+def result_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    plan, params, at, name = ctx.slices.plan, ctx.slices.params, ctx.at, item.name
     layer, F = plan.dense.get(name), plan.widths[name]
     read = []
     for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
@@ -95,11 +95,11 @@ def result_gradient(walk: Walk, item: Stage) -> list[Fields]:
     made, most = [], shapes.constant("kMaxSources")
     while len(read) > most:  # the sum so far is passed on as an `add` would be
         partial = d_y if d_result is None else d_result
-        made.append(gradient_stage(walk.B, F, read[:most], d_result=partial))
+        made.append(gradient_stage(ctx.B, F, read[:most], d_result=partial))
         made[-1]["barrier"] = 1
         read = [(partial, None, F, 0, 0), *read[most:]]
     ends = {"d_y": d_y, "kept": at[kept(plan, name)] if activation else None}
-    made.append(gradient_stage(walk.B, F, read, d_result=d_result, activation=activation, **ends))
+    made.append(gradient_stage(ctx.B, F, read, d_result=d_result, activation=activation, **ends))
     return made
 
 
@@ -127,8 +127,8 @@ def gradient_stage(
     )
 
 
-def norm_gradient(walk: Walk, item: Stage) -> list[Fields]:
-    plan, at, name, key = walk.slices.plan, walk.at, item.name, f"{item.name}.norm."
+def norm_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    plan, at, name, key = ctx.slices.plan, ctx.at, item.name, f"{item.name}.norm."
     H = plan.widths[name]
     return [
         stage(
@@ -141,30 +141,30 @@ def norm_gradient(walk: Walk, item: Stage) -> list[Fields]:
             y=at[Kind.PRODUCT(name)],
             mean=at[Kind.MEAN(name)],
             rstd=at[Kind.RSTD(name)],
-            weight=address(walk.slices.params[key + "weight"]),
+            weight=address(ctx.slices.params[key + "weight"]),
             H=H,
-            training=int(walk.training),
+            training=int(ctx.training),
         )
     ]
 
 
-def update(walk: Walk, item: Stage) -> list[Fields]:
+def update(ctx: LaunchContext, item: Stage) -> list[Fields]:
     """The update's stages: weights first, source by source, then vectors, then statistics."""
-    plan, at, slices = walk.slices.plan, walk.at, walk.slices
+    plan, at, slices = ctx.slices.plan, ctx.at, ctx.slices
     weights, vectors, statistics = [], [], []
     for name, layer in plan.dense.items():
         H, d_y, column = layer.features, at[product_gradient(plan, name)], 0
         for source in layer.sources:
-            weights.append(weight_stage(walk, name, source, column))
+            weights.append(weight_stage(ctx, name, source, column))
             column += plan.widths[source]
-        frozen = layer.norm is not None and walk.training
+        frozen = layer.norm is not None and ctx.training
         kind = "zero" if frozen else "rows"
-        vectors.append(vector_stage(walk, f"{name}.bias", d_y, kind, H))
+        vectors.append(vector_stage(ctx, f"{name}.bias", d_y, kind, H))
         if layer.norm is None:
             continue
         key = f"{name}.norm."
         for part in (key + "weight", key + "bias"):
-            vectors.append(vector_stage(walk, part, at[Kind.NORM_SUM(part)], "done", H))
+            vectors.append(vector_stage(ctx, part, at[Kind.NORM_SUM(part)], "done", H))
         for part in (key + "running_mean", key + "running_var"):
             if Kind.STATE(part) in item.writes:
                 fields = {"running": address(slices.stats[part]), "batch": at[Kind.BATCH(part)]}
@@ -173,16 +173,16 @@ def update(walk: Walk, item: Stage) -> list[Fields]:
     return [*weights, *vectors, *statistics]
 
 
-def weight_stage(walk: Walk, name: str, source: str, column: int) -> Fields:
-    plan = walk.slices.plan
+def weight_stage(ctx: LaunchContext, name: str, source: str, column: int) -> Fields:
+    plan = ctx.slices.plan
     H, F = plan.widths[name], plan.widths[source]
     return stage(
         "update_weight",
         shapes.weight_tiles(H, F),
-        param=walk.parameter(f"{name}.weight"),
-        d_y=walk.at[product_gradient(plan, name)],
-        x=walk.at[Kind.RESULT(source)],
-        rates=walk.at.get(Kind.RATES()),
+        param=ctx.parameter(f"{name}.weight"),
+        d_y=ctx.at[product_gradient(plan, name)],
+        x=ctx.at[Kind.RESULT(source)],
+        rates=ctx.at.get(Kind.RATES()),
         H=H,
         F=F,
         in_width=plan.in_widths[name],
@@ -192,23 +192,25 @@ def weight_stage(walk: Walk, name: str, source: str, column: int) -> Fields:
     )
 
 
-def vector_stage(walk: Walk, name: str, gradient: buffers.Address, kind: str, H: int) -> Fields:
+def vector_stage(
+    ctx: LaunchContext, name: str, gradient: buffers.Address, kind: str, H: int
+) -> Fields:
     return stage(
         "update_vector",
         shapes.vector_tiles(H),
-        param=walk.parameter(name),
+        param=ctx.parameter(name),
         gradient=gradient,
-        rates=walk.at.get(Kind.RATES()),
+        rates=ctx.at.get(Kind.RATES()),
         sum=kind,
         H=H,
     )
 
 
-def apply_stage(walk: Walk, name: str, gradient: Tensor) -> Fields:
+def apply_stage(ctx: LaunchContext, name: str, gradient: Tensor) -> Fields:
     return stage(
         "apply",
         cdiv(gradient[0].numel(), shapes.constant("kApplied")),
-        param=walk.parameter(name),
+        param=ctx.parameter(name),
         gradient=buffers.of_slices(gradient),
-        rates=walk.at[Kind.RATES()],
+        rates=ctx.at[Kind.RATES()],
     )

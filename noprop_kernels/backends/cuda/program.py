@@ -1,4 +1,4 @@
-"""Programs: the stages of a `Walk`, their thread blocks, their groups' workspace, and the
+"""Programs: the stages of a `LaunchContext`, their thread blocks, their groups' workspace, and the
 launch."""
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from ..gpu.optimizer import formula_of, hyper_of
 from ..gpu.stages import Table
 from . import buffers, clocks, clusters, extension, residency, shapes
-from .context import Fields, Walk
+from .context import Fields, LaunchContext
 from .residency import Layout
 from .stages import of_table
 
@@ -40,8 +40,8 @@ def device_index(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
-def layout_of(walk: Walk, phases: tuple[int, ...]) -> Layout:
-    return residency.layout(walk.n, phases, *room_for_groups(walk.device, walk.slices.precision))
+def layout_of(ctx: LaunchContext, phases: tuple[int, ...]) -> Layout:
+    return residency.layout(ctx.n, phases, *room_for_groups(ctx.device, ctx.slices.precision))
 
 
 def room_for_groups(device: torch.device, precision: str) -> tuple[int, tuple[int, ...]]:
@@ -51,52 +51,52 @@ def room_for_groups(device: torch.device, precision: str) -> tuple[int, tuple[in
 
 
 def run_table(
-    walk: Walk, table: Table, before: Sequence[Fields] = (), behind: Sequence[Fields] = ()
+    ctx: LaunchContext, table: Table, before: Sequence[Fields] = (), behind: Sequence[Fields] = ()
 ) -> None:
     """Runs a table with a workspace for each group, between stages of the caller's own."""
     phases = residency.phases(before) + residency.phases_of(table) + residency.phases(behind)
-    layout = layout_of(walk, phases)
-    views, whole = buffers.workspace(table, layout.groups, walk.device, by_group=True)
-    walk.hold(whole)
-    walk.at = views | walk.at
-    walk.table = table
-    launch(walk, [*before, *of_table(walk), *behind], layout)
+    layout = layout_of(ctx, phases)
+    views, whole = buffers.workspace(table, layout.groups, ctx.device, by_group=True)
+    ctx.hold(whole)
+    ctx.at = views | ctx.at
+    ctx.table = table
+    launch(ctx, [*before, *of_table(ctx), *behind], layout)
 
 
-def launch(walk: Walk, stages: list[Fields], layout: Layout) -> None:
+def launch(ctx: LaunchContext, stages: list[Fields], layout: Layout) -> None:
     """Puts a program on the current stream of its device.
 
     Raises:
         RuntimeError: the device's runtime reports an error.
     """
-    device, precision = device_index(walk.device), walk.slices.precision
+    device, precision = device_index(ctx.device), ctx.slices.precision
     first = 0
     for stage in stages:  # tiles between two barriers are dealt round-robin to thread blocks
         stage["first"] = first
         first = 0 if stage["barrier"] else first + stage["tiles"]
     resident = 0
-    if walk.K > 1:
-        moments = walk.rule.optimizer.moments if walk.rule else ()
+    if ctx.K > 1:
+        moments = ctx.rule.optimizer.moments if ctx.rule else ()
         tile = len(moments) * shapes.weight_tile_entries()
         room = room_for_state(extension.module, device, precision)
         resident = residency.keep_moments(stages, layout.blocks, tile, room)
-    barriers = walk.hold(torch.empty(layout.groups, dtype=torch.int32, device=walk.device))
+    barriers = ctx.hold(torch.empty(layout.groups, dtype=torch.int32, device=ctx.device))
     program = {
-        "index": walk.index.data_ptr(),
-        "index_step": walk.index.stride(0) if walk.index.ndim == 2 else 0,
+        "index": ctx.index.data_ptr(),
+        "index_step": ctx.index.stride(0) if ctx.index.ndim == 2 else 0,
         "barriers": barriers.data_ptr(),
-        "n": walk.n,
-        "K": walk.K,
-        "B": walk.B,
+        "n": ctx.n,
+        "K": ctx.K,
+        "B": ctx.B,
         "groups": layout.groups,
         "blocks": layout.blocks,
         "cluster": int(layout.cluster),
         "precision": precision,
-        "hyper": {"rule": formula_of(walk.rule), **hyper_of(walk.rule)._asdict()},
+        "hyper": {"rule": formula_of(ctx.rule), **hyper_of(ctx.rule)._asdict()},
         "resident_floats": resident,
-        "clocks": clocks.counters(stages, walk.device),
+        "clocks": clocks.counters(stages, ctx.device),
         "stages": stages,
     }
     host = extension.on_host()
-    stream = 0 if host else torch.cuda.current_stream(walk.device).cuda_stream
+    stream = 0 if host else torch.cuda.current_stream(ctx.device).cuda_stream
     extension.module.launch(program, device, stream)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from ..gpu.stages import Stage
 from . import layers, step_stages
-from .context import Fields, Walk
+from .context import Fields, LaunchContext
 
-STAGES: dict[str, Callable[[Walk, Stage], list[Fields]]] = {
+STAGES: dict[str, Callable[[LaunchContext, Stage], list[Fields]]] = {
     "gather": step_stages.gather,
     "add_noise": step_stages.add_noise,
     "dense": layers.dense,
@@ -22,11 +22,11 @@ STAGES: dict[str, Callable[[Walk, Stage], list[Fields]]] = {
 }
 
 
-def of_table(walk: Walk) -> list[Fields]:
+def of_table(ctx: LaunchContext) -> list[Fields]:
     """Appends every stage of the table, in order, with its barriers."""
-    assert walk.table is not None
+    assert ctx.table is not None
     made: list[Fields] = []
-    for item in walk.table.stages:
-        made += STAGES[item.kind](walk, item)
+    for item in ctx.table.stages:
+        made += STAGES[item.kind](ctx, item)
         made[-1]["barrier"] = int(item.expects > 0)
     return made

@@ -9,15 +9,15 @@ from ..gpu.tables import flags_of
 from ..gpu.tiles import cdiv
 from . import buffers, shapes
 from .buffers import TYPES, address, number, real
-from .context import Fields, Walk, stage
+from .context import Fields, LaunchContext, stage
 
 
-def gather(walk: Walk, item: Stage) -> list[Fields]:
-    name, value = item.name, walk.training_call.inputs[item.name]
-    fields: Fields = {"bad": walk.at.get(Kind.BAD(name)), "F": walk.slices.plan.widths[name]}
+def gather(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    name, value = item.name, ctx.training_call.inputs[item.name]
+    fields: Fields = {"bad": ctx.at.get(Kind.BAD(name)), "F": ctx.slices.plan.widths[name]}
     if isinstance(value, Gather):
         fields |= {
-            "out": walk.at[Kind.RESULT(name)],
+            "out": ctx.at[Kind.RESULT(name)],
             "data": (value.data.data_ptr(), 0, 0, 0),
             "rows": buffers.rows_of(value),
             "mean": address(value.mean),
@@ -26,16 +26,16 @@ def gather(walk: Walk, item: Stage) -> list[Fields]:
         }
     else:
         nothing = dict.fromkeys(("out", "rows", "mean", "scale"))
-        fields |= {"data": walk.at[Kind.RESULT(name)], "type": TYPES[value.dtype], **nothing}
-    return [stage("gather", shapes.row_tiles(walk.B), **fields)]
+        fields |= {"data": ctx.at[Kind.RESULT(name)], "type": TYPES[value.dtype], **nothing}
+    return [stage("gather", shapes.row_tiles(ctx.B), **fields)]
 
 
-def add_noise(walk: Walk, item: Stage) -> list[Fields]:
-    at = walk.at
+def add_noise(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    at = ctx.at
     return [
         noise_stage(
-            walk,
-            walk.training_call,
+            ctx,
+            ctx.training_call,
             z=at[Kind.RESULT("z")] if Kind.RESULT("z") in item.writes else None,
             eps=at.get(Kind.EPS()),
             labels=at[Kind.LABELS()],
@@ -45,18 +45,18 @@ def add_noise(walk: Walk, item: Stage) -> list[Fields]:
 
 
 def noise_stage(
-    walk: Walk, call: TrainCall | AddNoiseCall, **outputs: buffers.Address | None
+    ctx: LaunchContext, call: TrainCall | AddNoiseCall, **outputs: buffers.Address | None
 ) -> Fields:
     drawn, noising, embedding, y = call.noise, call.noising, call.embedding, call.y
     gathered = isinstance(y, Gather)
     return stage(
         "noise",
-        shapes.row_tiles(walk.B),
+        shapes.row_tiles(ctx.B),
         **outputs,
         y=(y.data.data_ptr(), 0, 0, 0) if gathered else number(y),
         rows=buffers.rows_of(y) if gathered else None,
         W_embed=address(embedding.W_embed),
-        seeds=address(walk.hold(drawn.seeds.contiguous())),
+        seeds=address(ctx.hold(drawn.seeds.contiguous())),
         draw=number(drawn.draw),
         block=number(drawn.block),
         signal=number(noising.signal),
@@ -69,17 +69,17 @@ def noise_stage(
     )
 
 
-def head(walk: Walk, item: Stage) -> list[Fields]:
-    at, output = walk.at, walk.slices.plan.output
+def head(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    at, output = ctx.at, ctx.slices.plan.output
     logits, labels = at[Kind.RESULT(output)], at[Kind.LABELS()]
     outputs = {"error": at[Kind.ERROR()], "d_logits": at[Kind.GRADIENT(output)]}
     outputs |= {"d_u_hat": at.get(Kind.D_U_HAT()), "p": at.get(Kind.P())}
-    M = walk.slices.plan.widths[output]
-    return [head_stage(walk, walk.training_call, M, logits, labels, at.get(Kind.EPS()), **outputs)]
+    M = ctx.slices.plan.widths[output]
+    return [head_stage(ctx, ctx.training_call, M, logits, labels, at.get(Kind.EPS()), **outputs)]
 
 
 def head_stage(
-    walk: Walk,
+    ctx: LaunchContext,
     call: TrainCall | HeadCall,
     M: int,
     logits: buffers.Address,
@@ -90,7 +90,7 @@ def head_stage(
     objective, embedding = call.objective, call.embedding
     return stage(
         "head",
-        shapes.row_tiles(walk.B),
+        shapes.row_tiles(ctx.B),
         **outputs,
         logits=logits,
         labels=labels,
@@ -105,17 +105,17 @@ def head_stage(
     )
 
 
-def loss(walk: Walk, item: Stage) -> list[Fields]:
-    at = walk.at
-    flags = [at[each] for each in flags_of(item)] if walk.errors is not None else []
+def loss(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    at = ctx.at
+    flags = [at[each] for each in flags_of(item)] if ctx.errors is not None else []
     outputs = {"loss": at[Kind.LOSS()], "applied": at[Kind.APPLIED()]}
     outputs |= {"rates": at.get(Kind.RATES())}
     counts = Kind.DRAWS() in item.writes
-    return [loss_stage(walk, walk.training_call, at[Kind.ERROR()], flags, counts=counts, **outputs)]
+    return [loss_stage(ctx, ctx.training_call, at[Kind.ERROR()], flags, counts=counts, **outputs)]
 
 
 def loss_stage(
-    walk: Walk,
+    ctx: LaunchContext,
     call: TrainCall | HeadCall,
     error: buffers.Address,
     flags: list,
@@ -123,8 +123,8 @@ def loss_stage(
     counts: bool,
     **outputs: buffers.Address | None,
 ) -> Fields:
-    objective, rule = call.objective, walk.rule
-    draws, updates = walk.counters() if counts else (None, None)
+    objective, rule = call.objective, ctx.rule
+    draws, updates = ctx.counters() if counts else (None, None)
     return stage(
         "loss",
         1,
@@ -134,7 +134,7 @@ def loss_stage(
         num_flags=len(flags),
         draws=draws,
         updates=updates,
-        errors=address(walk.errors),
+        errors=address(ctx.errors),
         weight=number(objective.weight),
         lr=real(rule.lr if rule else None),
         weight_decay=real(rule.weight_decay if rule else None),
@@ -142,20 +142,20 @@ def loss_stage(
     )
 
 
-def rates(walk: Walk, item: Stage) -> list[Fields]:
-    plan, at = walk.slices.plan, walk.at
-    size, d_logits = walk.B * plan.widths[plan.output], at[Kind.GRADIENT(plan.output)]
-    return [rates_stage(walk, at[Kind.RATES()], at.get(Kind.APPLIED()), d_logits, size)]
+def rates(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    plan, at = ctx.slices.plan, ctx.at
+    size, d_logits = ctx.B * plan.widths[plan.output], at[Kind.GRADIENT(plan.output)]
+    return [rates_stage(ctx, at[Kind.RATES()], at.get(Kind.APPLIED()), d_logits, size)]
 
 
 def rates_stage(
-    walk: Walk,
+    ctx: LaunchContext,
     rates: buffers.Address,
     applied: buffers.Address | None,
     d_logits: buffers.Address | None,
     size: int,
 ) -> Fields:
-    rule = walk.rule
+    rule = ctx.rule
     assert rule is not None
     return stage(
         "rates",
@@ -163,19 +163,19 @@ def rates_stage(
         rates=rates,
         applied=applied,
         d_logits=d_logits,
-        updates=walk.counters()[1],
+        updates=ctx.counters()[1],
         lr=real(rule.lr),
         weight_decay=real(rule.weight_decay),
         size=size,
     )
 
 
-def numbers(walk: Walk, item: Stage) -> list[Fields]:
-    at, embedding = walk.at, walk.training_call.embedding
+def numbers(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    at, embedding = ctx.at, ctx.training_call.embedding
     return [
         stage(
             "numbers",
-            shapes.row_tiles(walk.B),
+            shapes.row_tiles(ctx.B),
             d_signal=at[Kind.D_SIGNAL()],
             d_noise=at[Kind.D_NOISE()],
             d_z=at[Kind.GRADIENT("z")],
@@ -187,8 +187,8 @@ def numbers(walk: Walk, item: Stage) -> list[Fields]:
     ]
 
 
-def embedding(walk: Walk, item: Stage) -> list[Fields]:
-    at, call = walk.at, walk.training_call
+def embedding(ctx: LaunchContext, item: Stage) -> list[Fields]:
+    at, call = ctx.at, ctx.training_call
     M, D, side = call.embedding.M, call.embedding.D, shapes.constant("kEmbedding")
     return [
         stage(
@@ -207,7 +207,7 @@ def embedding(walk: Walk, item: Stage) -> list[Fields]:
 
 
 def u_hat_stage(
-    walk: Walk,
+    ctx: LaunchContext,
     u_hat: buffers.Address,
     logits: buffers.Address,
     M: int,
@@ -216,7 +216,7 @@ def u_hat_stage(
 ) -> Fields:
     return stage(
         "u_hat",
-        shapes.row_tiles(walk.B),
+        shapes.row_tiles(ctx.B),
         u_hat=u_hat,
         logits=logits,
         W_embed=address(embedding.W_embed),
@@ -227,7 +227,7 @@ def u_hat_stage(
 
 
 def chain_stage(
-    walk: Walk,
+    ctx: LaunchContext,
     call: PredictCall,
     seeds: Tensor,
     sample: int,
@@ -237,7 +237,7 @@ def chain_stage(
 ) -> Fields:
     return stage(
         "chain",
-        shapes.row_tiles(walk.B),
+        shapes.row_tiles(ctx.B),
         z=z,
         before=before,
         u_hat=u_hat,

@@ -33,7 +33,7 @@ from ..gpu.tables import train_table
 from ..gpu.tiles import cdiv
 from . import graph
 from .configs import ROWS, TILES
-from .context import Device, Walk, logs_of, number, numbers_of, rates_of
+from .context import Device, LaunchContext, logs_of, number, numbers_of, rates_of
 from .kernels import head as head_kernels
 from .kernels import noise
 from .kernels import update as update_kernels
@@ -77,10 +77,10 @@ def forward(call: ForwardCall) -> None:
     logits = call.logits.detach()
     at = allocate(table, call.logits.device) | of_inputs(call.inputs)
     at[Kind.RESULT(plan.output)] = logits
-    walk = Walk(slices, index_of(slices), B, device_of(call.logits.device), table, at)
-    walk.training, walk.inputs = call.training, dict(call.inputs)
-    run(walk)
-    call.saved = (at, walk.inputs, call.training) if call.save else None
+    ctx = LaunchContext(slices, index_of(slices), B, device_of(call.logits.device), table, at)
+    ctx.training, ctx.inputs = call.training, dict(call.inputs)
+    run(ctx)
+    call.saved = (at, ctx.inputs, call.training) if call.save else None
 
 
 @entry
@@ -91,9 +91,9 @@ def backward(call: BackwardCall) -> None:
     outside |= {Kind.PARAMETER_GRADIENT(name): value for name, value in (call.grads or {}).items()}
     for table, rule in asks.backward_tables(call, TILES, len(slices.index), training, outside):
         at = {**saved, **allocate(table, call.d_logits.device), **outside}
-        walk = Walk(slices, index_of(slices), B, device_of(call.d_logits.device), table, at)
-        walk.training, walk.rule, walk.inputs = training, rule, inputs
-        run(walk)
+        ctx = LaunchContext(slices, index_of(slices), B, device_of(call.d_logits.device), table, at)
+        ctx.training, ctx.rule, ctx.inputs = training, rule, inputs
+        run(ctx)
 
 
 @entry
@@ -166,12 +166,12 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     errors.send(owner)
 
 
-def walk_of(call: TrainCall, room: Room) -> Walk:
+def context_of(call: TrainCall, room: Room) -> LaunchContext:
     """All that the steps of a training call need, the workspace included."""
     slices, device = call.slices, where(call.slices)
     caught = checks.training_flags(slices)
     table = train_table(slices.plan, ask_of(call, TILES, caught is not None))
-    return Walk(
+    return LaunchContext(
         device=device_of(device),
         table=table,
         slices=slices,
@@ -194,7 +194,7 @@ def train(call: TrainCall) -> None:
         return
     errors.raise_found(call.slices.updates)
     check_train(call)
-    graph.train(call, walk_of)
+    graph.train(call, context_of)
     errors.send(call.slices.updates)
 
 
@@ -226,9 +226,9 @@ def predict(call: PredictCall) -> None:
             logits, u_hat = call.logits[at, sample], call.u_hat[at, sample]
             step = dataclasses.replace(slices, index=chain[:, i].contiguous())
             given = of_inputs(call.inputs) | {Kind.RESULT("z"): z, Kind.RESULT(plan.output): logits}
-            walk = Walk(step, index_of(step), B, device, table, buffers | given)
-            walk.training, walk.inputs = False, dict(call.inputs)
-            run(walk)
+            ctx = LaunchContext(step, index_of(step), B, device, table, buffers | given)
+            ctx.training, ctx.inputs = False, dict(call.inputs)
+            run(ctx)
             launch_u_hat(device, u_hat, logits, call.embedding, call.head)
             device.launch(
                 noise.chain_kernel, grid, call.z[at, sample], z, u_hat, call.a, call.b,

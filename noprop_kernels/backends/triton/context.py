@@ -57,7 +57,7 @@ class Device:
 
 
 @dataclass
-class Walk(Context):
+class LaunchContext(Context):
     """One call on a table: its buffers and its records.
 
     Args:

@@ -23,7 +23,7 @@ from ..gpu.memory import Room, stored
 from ..gpu.split import part_of
 from ..warn import tell
 from . import launch_options
-from .context import Walk
+from .context import LaunchContext
 from .launch import run
 
 STEPS = 32  # per graph; more take several replays, since no bit depends on K
@@ -31,7 +31,7 @@ GRAPHS = 16  # kept of an object
 
 Path = tuple[str, ...]
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-WalkOf = Callable[[TrainCall, Room], Walk]
+ContextOf = Callable[[TrainCall, Room], LaunchContext]
 
 
 @dataclass
@@ -72,7 +72,7 @@ def object_of(owner: Tensor) -> Object:
         return _objects[owner]
 
 
-def train(call: TrainCall, walk_of: WalkOf) -> None:
+def train(call: TrainCall, context_of: ContextOf) -> None:
     """Runs every step of the call; a second thread's call on the same object waits.
 
     The workspace is allocated before the first launch, so that a call without enough memory changes
@@ -89,24 +89,24 @@ def train(call: TrainCall, walk_of: WalkOf) -> None:
         room = Room() if captured else known.rooms.get(stream, Room())
         if captured or not owner.is_cuda or call.K == 1:
             parts = [part_of(call, slice(None), slices) for slices in groups]
-            walks = [walk_of(part, room) for part in parts]
-            for part, walk in zip(parts, walks, strict=True):
-                launch_steps(part, walk)
+            contexts = [context_of(part, room) for part in parts]
+            for part, ctx in zip(parts, contexts, strict=True):
+                launch_steps(part, ctx)
             return
         steps = [slice(start, start + STEPS) for start in range(0, call.K, STEPS)]
         parts = [part_of(call, rows, slices) for slices in groups for rows in steps]
-        train_by_graphs(parts, walk_of, known, capture_cuda, stream, room)
+        train_by_graphs(parts, context_of, known, capture_cuda, stream, room)
 
 
-def launch_steps(call: TrainCall, walk: Walk) -> None:
+def launch_steps(call: TrainCall, ctx: LaunchContext) -> None:
     for k in range(call.K):
-        walk.at |= {name: value[k] for name, value in of_inputs(call.inputs).items()}
-        run(walk, k)
+        ctx.at |= {name: value[k] for name, value in of_inputs(call.inputs).items()}
+        run(ctx, k)
 
 
 def train_by_graphs(
     parts: list[TrainCall],
-    walk_of: WalkOf,
+    context_of: ContextOf,
     known: Object,
     capture: Capture,
     stream: int,
@@ -120,15 +120,15 @@ def train_by_graphs(
         if known.graphs.get(key) is None
     }
     for part in without.values():
-        walk_of(part, room)  # allocates the workspace for all parts of this size
+        context_of(part, room)  # allocates the workspace for all parts of this size
     for part, key in zip(parts, keys, strict=True):
-        train_by_graph(part, key, walk_of, known, capture, stream, room)
+        train_by_graph(part, key, context_of, known, capture, stream, room)
 
 
 def train_by_graph(
     call: TrainCall,
     key: Any,
-    walk_of: WalkOf,
+    context_of: ContextOf,
     known: Object,
     capture: Capture,
     stream: int,
@@ -136,16 +136,16 @@ def train_by_graph(
 ) -> None:
     graphs = known.graphs
     if key not in graphs:
-        launch_steps(call, walk_of(call, room))
+        launch_steps(call, context_of(call, room))
         remember(graphs, key, None)
         return
     graph = graphs[key]
     if graph is None:
         try:
-            graph = graph_of(call, walk_of, capture, room)
+            graph = graph_of(call, context_of, capture, room)
         except torch.OutOfMemoryError:  # after earlier steps of the same call
             tell("no memory for a CUDA graph; plain launches run instead, with the same results")
-            launch_steps(call, walk_of(call, room))
+            launch_steps(call, context_of(call, room))
             return
         known.rooms[stream] = room
     remember(graphs, key, graph)
@@ -158,11 +158,11 @@ def train_by_graph(
             given.copy_(graph.fresh[path])
 
 
-def graph_of(call: TrainCall, walk_of: WalkOf, capture: Capture, room: Room) -> Graph:
+def graph_of(call: TrainCall, context_of: ContextOf, capture: Capture, room: Room) -> Graph:
     own = with_own_tensors(call)
-    walk = walk_of(own, room)
-    replay = capture(lambda: launch_steps(own, walk))
-    held = [walk.index, *(walk.at[name] for name in walk.table.shapes)]
+    ctx = context_of(own, room)
+    replay = capture(lambda: launch_steps(own, ctx))
+    held = [ctx.index, *(ctx.at[name] for name in ctx.table.shapes)]
     return Graph(dict(fresh(own)), held, replay)
 
 

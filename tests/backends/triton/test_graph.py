@@ -60,7 +60,7 @@ def run(calls: list[TrainCall], kernels: ModuleType, known: graph.Object | None 
     recorder, known = Recorder(), known or graph.Object()
     for call in calls:
         room = known.rooms.get(0, Room())
-        graph.train_by_graphs([call], kernels.walk_of, known, recorder, 0, room)
+        graph.train_by_graphs([call], kernels.context_of, known, recorder, 0, room)
     return recorder
 
 
@@ -129,7 +129,7 @@ def test_a_graph_lets_its_object_die(kernels: ModuleType) -> None:
     known = graph.object_of(call.slices.updates)
     for _ in range(2):
         graph.train_by_graphs(
-            [call], kernels.walk_of, known, lambda launches: lambda: None, 0, Room()
+            [call], kernels.context_of, known, lambda launches: lambda: None, 0, Room()
         )
     assert [type(kept) for kept in known.graphs.values()] == [graph.Graph]
     del call
@@ -139,7 +139,7 @@ def test_a_graph_lets_its_object_die(kernels: ModuleType) -> None:
 
 def test_few_graphs_are_kept(kernels: ModuleType, monkeypatch) -> None:
     monkeypatch.setattr(graph, "GRAPHS", 2)
-    monkeypatch.setattr(graph, "launch_steps", lambda call, walk: None)
+    monkeypatch.setattr(graph, "launch_steps", lambda call, ctx: None)
     known = graph.Object()
     for B in (3, 4, 5, 3):
         call = make_train_call(
@@ -199,7 +199,7 @@ def test_a_second_thread_waits(kernels: ModuleType, monkeypatch) -> None:
     call, order = make(), []
     inside, go = threading.Event(), threading.Event()
 
-    def slow(call: TrainCall, walk) -> None:
+    def slow(call: TrainCall, ctx) -> None:
         order.append("begins")
         inside.set()
         assert go.wait(10)

@@ -87,7 +87,7 @@ def test_so_it_is_where_graphs_are_made(kernels: ModuleType, monkeypatch) -> Non
     call = make_train_call(PLANS["one_layer"](5, 5, 6), 3, 3, 5, 2, optimizer=AdamW(), gather=True)
     parts = [graph.part_of(call, slice(0, 2), s) for s in (slice(0, 1), slice(1, 3))]
     capture = lambda launches: launches  # noqa: E731
-    graph.train_by_graphs(parts, kernels.walk_of, graph.Object(), capture, 0, memory.Room())
+    graph.train_by_graphs(parts, kernels.context_of, graph.Object(), capture, 0, memory.Room())
     launches = order.index("launch")
     assert "grows" in order[:launches] and "grows" not in order[launches:]
 

@@ -84,7 +84,7 @@ def test_what_could_change_a_sum_is_refused(choice: dict, text: str) -> None:
 
 def test_a_graph_of_other_launches_is_another_graph(monkeypatch) -> None:
     monkeypatch.setattr(graph, "key_of", lambda call: ("call",))
-    monkeypatch.setattr(graph, "launch_steps", lambda call, walk: None)
+    monkeypatch.setattr(graph, "launch_steps", lambda call, ctx: None)
     known, call = graph.Object(), SimpleNamespace(slices=SimpleNamespace(index=[0]))
     choices = (
         tuning.Launches(),
