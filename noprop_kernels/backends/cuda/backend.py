@@ -23,12 +23,12 @@ from ..calls import (
     UpdateCall,
 )
 from ..contents import check_rows
-from ..gpu import asks, checks, errors
-from ..gpu.asks import ask_of, of_inputs, outputs_of
+from ..gpu import checks, errors, options
 from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of, index_on
+from ..gpu.options import of_inputs, options_of, outputs_of
 from ..gpu.split import part_of
 from ..gpu.stages import Table
 from ..gpu.tables import train_table
@@ -131,7 +131,9 @@ def forward(call: ForwardCall) -> None:
     if call.training:
         check_rows("forward", plan, B)
     device = call.logits.device
-    table = asks.layers_table(slices, shapes.tiles(), 1, B, training=call.training, save=call.save)
+    table = options.layers_table(
+        slices, shapes.tiles(), 1, B, training=call.training, save=call.save
+    )
     given = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
@@ -152,8 +154,8 @@ def forward(call: ForwardCall) -> None:
 def backward(call: BackwardCall) -> None:
     slices, B = call.slices, call.d_logits.shape[1]
     saved, _, training = call.saved
-    given = {k: buffers.of_slices(value) for k, value in asks.of_backward(call).items()}
-    for table, rule in asks.backward_tables(call, shapes.tiles(), 1, training, given):
+    given = {k: buffers.of_slices(value) for k, value in options.of_backward(call).items()}
+    for table, rule in options.backward_tables(call, shapes.tiles(), 1, training, given):
         ctx = LaunchContext(slices, index_of(slices), B, call.d_logits.device, at=saved | given)
         ctx.training, ctx.rule = training, rule
         ctx.out_grads = (call.grads or {}) if rule is None else {}
@@ -177,7 +179,7 @@ def context_of(call: TrainCall) -> tuple[LaunchContext, Table]:
     """All that the steps of a training call need, except the workspace."""
     slices, device = call.slices, where(call.slices)
     caught = checks.training_flags(slices)
-    ask = dataclasses.replace(ask_of(call, shapes.tiles(), caught is not None), n=1, R=1)
+    chosen = dataclasses.replace(options_of(call, shapes.tiles(), caught is not None), n=1, R=1)
     outputs = outputs_of(call)
     steps = {k: outputs.pop(k) for k in (Kind.LOSS(), Kind.APPLIED())}
     steps |= of_inputs(call.inputs)
@@ -195,7 +197,7 @@ def context_of(call: TrainCall) -> tuple[LaunchContext, Table]:
         rule=None if call.out.grads is not None else call.rule,
         errors=caught,
     )
-    return ctx, train_table(slices.plan, ask)
+    return ctx, train_table(slices.plan, chosen)
 
 
 @entry
@@ -223,7 +225,7 @@ def predict(call: PredictCall) -> None:
         return
     device = call.z.device
     look_at("predict", call.inputs, owner_of(call.owner, device))
-    table = asks.layers_table(slices, shapes.tiles(), 1, B)
+    table = options.layers_table(slices, shapes.tiles(), 1, B)
     index = index_of(slices).view(R, L).T.contiguous()
     seeds = call.seeds.to(device)
     chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z after every block

@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from ...plan import Plan
-from ..gpu.tables import Ask, consumers, train_table
+from ..gpu.tables import TableOptions, consumers, train_table
 from ..gpu.tiles import cdiv
 from . import extension, shapes
 
@@ -15,12 +15,13 @@ def stages_of(plan: Plan) -> int:
     """Stages of a training step with every result requested."""
     inputs = tuple(name for name in plan.inputs if name != "z")
     M = plan.widths[plan.output]
-    ask = Ask(
+    options = TableOptions(
         tiles=shapes.tiles(), n=1, B=2, M=M, D=M, looked_at=inputs, check=True, eps=True,
         wanted=frozenset(plan.inputs), numbers=True, d_W_embed=True,
         statistics="later" if plan.has_norm() else "",
     )  # fmt: skip
-    count = len(train_table(plan, ask).stages) - 1  # the update is a stage for each of its parts
+    # the update is a stage for each of its parts
+    count = len(train_table(plan, options).stages) - 1
     most = shapes.constant("kMaxSources")
     for name in plan.widths:  # a gradient with many readers is summed in several stages
         count += cdiv(max(0, len(consumers(plan, name)) - most), most - 1)

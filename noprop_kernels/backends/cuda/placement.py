@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..gpu.buffers import Kind
 from ..gpu.checks import contents_are_checked
-from ..gpu.tables import Ask, train_table
+from ..gpu.tables import TableOptions, train_table
 from . import extension, residency, shapes
 from .context import Fields
 from .program import device_index, facts, room_for_groups, room_for_state
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from ...stack.module import Stack
 
 
-def ask_of_steps(what: "Stack", batch: int) -> Ask:
+def options_of_steps(what: "Stack", batch: int) -> TableOptions:
     """The options of a slice's table for train_steps on rows of a data set."""
     plan = what.plan
-    return Ask(
+    return TableOptions(
         tiles=shapes.tiles(),
         n=1,
         B=batch,
@@ -56,7 +56,7 @@ def place_of(what: "Stack", batch: int) -> Place:
     """The residency of train_steps' state for K > 1; `what` must have an optimizer."""
     assert what.optimizer is not None
     module, device = extension.module, device_index(what.device)
-    table = train_table(what.plan, ask_of_steps(what, batch))
+    table = train_table(what.plan, options_of_steps(what, batch))
     total, clusters = room_for_groups(what.device, what.precision)
     at_once = getattr(what, "blocks_per_launch", None)
     return residency.place(

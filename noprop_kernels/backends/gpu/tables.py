@@ -13,7 +13,7 @@ from .tiles import Tiles, cdiv
 
 
 @dataclass(frozen=True)
-class Ask:
+class TableOptions:
     """The options of a table: all that it depends on beside the plan.
 
     Args:
@@ -102,16 +102,16 @@ def flags_of(stage: Stage) -> list[Buffer]:
 
 
 @dataclass
-class Draft:
+class TableBuilder:
     """Collects stages and the shapes of the buffers that they write."""
 
     plan: Plan
-    ask: Ask
+    options: TableOptions
     stages: list[Stage] = field(default_factory=list)
     shapes: dict[Buffer, Shape] = field(default_factory=dict)
 
     def size(self, buffer: Buffer, *shape: int, dtype: torch.dtype = torch.float32) -> Buffer:
-        if buffer not in self.ask.outside:
+        if buffer not in self.options.outside:
             self.shapes[buffer] = shape, dtype
         return buffer
 
@@ -122,22 +122,23 @@ class Draft:
 
     def prepare(self) -> None:
         """Stages that gather rows, read labels and draw noise."""
-        ask, plan = self.ask, self.plan
-        tiles = cdiv(ask.B, ask.tiles.rows)
-        for name in (*ask.gathered, *ask.looked_at):
-            slots = ask.R if name in ask.gathered else ask.n
+        options, plan = self.options, self.plan
+        tiles = cdiv(options.B, options.tiles.rows)
+        for name in (*options.gathered, *options.looked_at):
+            slots = options.R if name in options.gathered else options.n
             writes = []
-            if name in ask.gathered:
-                writes.append(self.size(Kind.RESULT(name), slots, ask.B, plan.widths[name]))
-            if ask.check:
+            if name in options.gathered:
+                writes.append(self.size(Kind.RESULT(name), slots, options.B, plan.widths[name]))
+            if options.check:
                 writes.append(self.size(Kind.BAD(name), slots, tiles, dtype=torch.int32))
-            read = Kind.DATA(name) if name in ask.gathered else Kind.RESULT(name)
+            read = Kind.DATA(name) if name in options.gathered else Kind.RESULT(name)
             self.add("gather", name, [read], writes, (tiles, slots))
-        n, B, D = ask.n, ask.B, ask.D
+        n, B, D = options.n, options.B, options.D
         writes = [self.size(Kind.LABELS(), n, B, dtype=torch.int64)]
-        writes += [self.size(Kind.BAD_LABELS(), n, tiles, dtype=torch.int32)] if ask.check else []
-        writes += [self.size(Kind.RESULT("z"), n, B, D)] if ask.drawn else []
-        writes += [self.size(Kind.EPS(), n, B, D)] if ask.eps else []
+        if options.check:
+            writes.append(self.size(Kind.BAD_LABELS(), n, tiles, dtype=torch.int32))
+        writes += [self.size(Kind.RESULT("z"), n, B, D)] if options.drawn else []
+        writes += [self.size(Kind.EPS(), n, B, D)] if options.eps else []
         self.add("add_noise", "z", [Kind.GIVEN_LABELS(), Kind.DRAW()], writes, (tiles, n))
 
     def forward(self) -> None:
@@ -145,34 +146,34 @@ class Draft:
             KINDS[type(layer)](self, name, layer)
 
     def head(self) -> None:
-        ask, out = self.ask, self.plan.output
-        reads = [Kind.RESULT(out), Kind.LABELS()] + ([Kind.EPS()] if ask.eps else [])
-        writes = [self.size(Kind.ERROR(), ask.n, ask.B)]
-        writes.append(self.size(Kind.GRADIENT(out), ask.n, ask.B, ask.M))
-        if ask.embedded:
-            writes.append(self.size(Kind.D_U_HAT(), ask.n, ask.B, ask.D))
-            if ask.d_W_embed:
-                writes.append(self.size(Kind.P(), ask.n, ask.B, ask.M))
-        self.add("head", out, reads, writes, (cdiv(ask.B, ask.tiles.rows), ask.n))
+        options, out = self.options, self.plan.output
+        reads = [Kind.RESULT(out), Kind.LABELS()] + ([Kind.EPS()] if options.eps else [])
+        writes = [self.size(Kind.ERROR(), options.n, options.B)]
+        writes.append(self.size(Kind.GRADIENT(out), options.n, options.B, options.M))
+        if options.embedded:
+            writes.append(self.size(Kind.D_U_HAT(), options.n, options.B, options.D))
+            if options.d_W_embed:
+                writes.append(self.size(Kind.P(), options.n, options.B, options.M))
+        self.add("head", out, reads, writes, (cdiv(options.B, options.tiles.rows), options.n))
         reads, writes = [Kind.ERROR()], [Kind.LOSS(), Kind.APPLIED()]
-        if ask.check:
-            reads += [Kind.BAD_LABELS(), *map(Kind.BAD, (*ask.gathered, *ask.looked_at))]
-        if ask.update:
+        if options.check:
+            reads += [Kind.BAD_LABELS(), *map(Kind.BAD, (*options.gathered, *options.looked_at))]
+        if options.update:
             counters = [Kind.DRAWS(), Kind.UPDATES()]
             reads += counters
-            writes += [self.size(Kind.RATES(), ask.n, 4), *counters]
-        self.add("loss", out, reads, writes, (ask.n,))
+            writes += [self.size(Kind.RATES(), options.n, 4), *counters]
+        self.add("loss", out, reads, writes, (options.n,))
 
     def backward(self) -> None:
-        ask, plan = self.ask, self.plan
-        needed = plan.needs_gradient(ask.wanted)
+        options, plan = self.options, self.plan
+        needed = plan.needs_gradient(options.wanted)
         for name in reversed([*plan.inputs, *plan.layers]):
             if name in needed:
                 self.result_gradient(name, needed)
 
     def result_gradient(self, name: str, needed: frozenset[str]) -> None:
-        ask, plan = self.ask, self.plan
-        n, B, F = ask.n, ask.B, plan.widths[name]
+        options, plan = self.options, self.plan
+        n, B, F = options.n, options.B, plan.widths[name]
         layer = plan.dense.get(name)
         gradient = Kind.GRADIENT(name)
         behind = gradient if layer is None else behind_activation(plan, name)
@@ -191,7 +192,7 @@ class Draft:
             if behind == gradient or (layer is not None and layer.add in needed):
                 writes.append(self.size(gradient, n, B, F))
         if writes:
-            grid = (*ask.tiles.product(B, F, ask.precision), n)
+            grid = (*options.tiles.product(B, F, options.precision), n)
             self.add("result_gradient", name, reads, writes, grid)
         if layer is not None and layer.norm is not None:
             norm = f"{name}.norm."
@@ -199,23 +200,23 @@ class Draft:
             reads.append(Kind.STATE(norm + "weight"))
             writes = [self.size(Kind.PRODUCT_GRADIENT(name), n, B, F)]
             writes += [self.size(Kind.NORM_SUM(norm + part), n, F) for part in ("weight", "bias")]
-            self.add("norm_gradient", name, reads, writes, (ask.tiles.vector(F), n))
+            self.add("norm_gradient", name, reads, writes, (options.tiles.vector(F), n))
 
     def numbers(self) -> None:
-        ask = self.ask
-        if ask.numbers:
+        options = self.options
+        if options.numbers:
             reads = [Kind.GRADIENT("z"), Kind.EPS(), Kind.LABELS()]
-            grid = (cdiv(ask.B, ask.tiles.rows), ask.n)
+            grid = (cdiv(options.B, options.tiles.rows), options.n)
             self.add("numbers", "z", reads, [Kind.D_SIGNAL(), Kind.D_NOISE()], grid)
-        if ask.d_W_embed:
-            reads = [Kind.LABELS()] + ([Kind.P(), Kind.D_U_HAT()] if ask.embedded else [])
-            reads += [Kind.GRADIENT("z")] if ask.drawn else []
-            side = ask.tiles.embedding
-            grid = (cdiv(ask.M, side), cdiv(ask.D, side), ask.n)
+        if options.d_W_embed:
+            reads = [Kind.LABELS()] + ([Kind.P(), Kind.D_U_HAT()] if options.embedded else [])
+            reads += [Kind.GRADIENT("z")] if options.drawn else []
+            side = options.tiles.embedding
+            grid = (cdiv(options.M, side), cdiv(options.D, side), options.n)
             self.add("d_W_embed", "W_embed", reads, [Kind.D_W_EMBED()], grid)
 
     def update(self) -> None:
-        ask, plan = self.ask, self.plan
+        options, plan = self.options, self.plan
         reads = {Kind.RESULT(name): None for each in plan.layers.values() for name in each.sources}
         for name, layer in plan.dense.items():
             reads[product_gradient(plan, name)] = None
@@ -223,53 +224,53 @@ class Draft:
                 norm = f"{name}.norm."
                 reads |= {Kind.NORM_SUM(norm + part): None for part in ("weight", "bias")}
         params = [*plan.parameters()]
-        if not ask.update:
+        if not options.update:
             writes = [*map(Kind.PARAMETER_GRADIENT, params)]
         else:
-            moved = [*plan.statistics()] if ask.statistics == "later" else []
+            moved = [*plan.statistics()] if options.statistics == "later" else []
             writes = [*map(Kind.STATE, [*params, *moved])]
             reads |= dict.fromkeys([*writes, Kind.RATES(), *map(Kind.BATCH, moved)])
-        tiles = ask.tiles.update(plan, ask.training, ask.statistics == "later")
-        self.add("update", "", reads, writes, (tiles, ask.n))
+        tiles = options.tiles.update(plan, options.training, options.statistics == "later")
+        self.add("update", "", reads, writes, (tiles, options.n))
 
 
-def dense_forward(draft: Draft, name: str, layer: Dense) -> None:
-    ask, plan = draft.ask, draft.plan
-    n, B, H = ask.n, ask.B, layer.features
+def dense_forward(builder: TableBuilder, name: str, layer: Dense) -> None:
+    options, plan = builder.options, builder.plan
+    n, B, H = options.n, options.B, layer.features
     sources = [*map(Kind.RESULT, layer.sources)]
     params = [Kind.STATE(f"{name}.weight"), Kind.STATE(f"{name}.bias")]
-    grid = (*ask.tiles.product(B, H, ask.precision), n)
-    ends = [draft.size(Kind.RESULT(name), n, B, H)]
+    grid = (*options.tiles.product(B, H, options.precision), n)
+    ends = [builder.size(Kind.RESULT(name), n, B, H)]
     if layer.activation and kept(plan, name).kind is Kind.KEPT:
-        ends.append(draft.size(Kind.KEPT(name), n, B, H))
+        ends.append(builder.size(Kind.KEPT(name), n, B, H))
     add = [Kind.RESULT(layer.add)] if layer.add else []
     if layer.norm is None:
-        draft.add("dense", name, [*sources, *add, *params], ends, grid)
+        builder.add("dense", name, [*sources, *add, *params], ends, grid)
         return
-    y = draft.size(Kind.PRODUCT(name), n, B, H)
-    draft.add("dense", name, [*sources, *params], [y], grid)
+    y = builder.size(Kind.PRODUCT(name), n, B, H)
+    builder.add("dense", name, [*sources, *params], [y], grid)
     norm = f"{name}.norm."
     reads = [y, *add, Kind.STATE(norm + "weight"), Kind.STATE(norm + "bias")]
-    ends += [draft.size(part(name), n, H) for part in (Kind.MEAN, Kind.RSTD)]
+    ends += [builder.size(part(name), n, H) for part in (Kind.MEAN, Kind.RSTD)]
     statistics = [Kind.STATE(norm + part) for part in ("running_mean", "running_var")]
-    if not ask.training or ask.statistics == "now":
+    if not options.training or options.statistics == "now":
         reads += statistics
-    if ask.statistics == "now":
+    if options.statistics == "now":
         ends += statistics
-    elif ask.training:
-        ends += [draft.size(Kind.BATCH(running.name), n, H) for running in statistics]
-    draft.add("norm", name, reads, ends, (ask.tiles.vector(H), n))
+    elif options.training:
+        ends += [builder.size(Kind.BATCH(running.name), n, H) for running in statistics]
+    builder.add("norm", name, reads, ends, (options.tiles.vector(H), n))
 
 
 KINDS: dict[type, Callable[..., None]] = {Dense: dense_forward}  # forward stages of each kind
 
 
-def finish(draft: Draft, given: Iterable[Buffer], kept: Iterable[Buffer] = ()) -> Table:
-    """The table of a draft, with barriers and shared memory."""
-    stages, kept = with_barriers(draft.stages), frozenset(kept) & draft.shapes.keys()
-    sizes = {buffer: floats(shape) for buffer, shape in draft.shapes.items()}
+def finish(builder: TableBuilder, given: Iterable[Buffer], kept: Iterable[Buffer] = ()) -> Table:
+    """The builder's table, with barriers and shared memory."""
+    stages, kept = with_barriers(builder.stages), frozenset(kept) & builder.shapes.keys()
+    sizes = {buffer: floats(shape) for buffer, shape in builder.shapes.items()}
     offsets = share_memory(stages, sizes, kept)
-    return Table(stages, draft.shapes, offsets, frozenset(given), kept)
+    return Table(stages, builder.shapes, offsets, frozenset(given), kept)
 
 
 def state(plan: Plan) -> set[Buffer]:
@@ -282,40 +283,40 @@ def inputs(plan: Plan) -> set[Buffer]:
 
 
 @lru_cache(maxsize=256)
-def train_table(plan: Plan, ask: Ask) -> Table:
+def train_table(plan: Plan, options: TableOptions) -> Table:
     """A whole step: noise, forward, head, backward, update."""
-    draft = Draft(plan, ask)
-    draft.prepare()
-    draft.forward()
-    draft.head()
-    draft.backward()
-    draft.numbers()
-    draft.update()
-    given = state(plan) | {Kind.GIVEN_LABELS(), Kind.DRAW(), *map(Kind.DATA, ask.gathered)}
-    made = {*map(Kind.RESULT, ask.gathered)} | ({Kind.RESULT("z")} if ask.drawn else set())
-    return finish(draft, given | inputs(plan) - made)
+    builder = TableBuilder(plan, options)
+    builder.prepare()
+    builder.forward()
+    builder.head()
+    builder.backward()
+    builder.numbers()
+    builder.update()
+    given = state(plan) | {Kind.GIVEN_LABELS(), Kind.DRAW(), *map(Kind.DATA, options.gathered)}
+    made = {*map(Kind.RESULT, options.gathered)} | ({Kind.RESULT("z")} if options.drawn else set())
+    return finish(builder, given | inputs(plan) - made)
 
 
 @lru_cache(maxsize=256)
-def forward_table(plan: Plan, ask: Ask, save: bool) -> Table:
+def forward_table(plan: Plan, options: TableOptions, save: bool) -> Table:
     """The layers alone; with `save` every buffer outlives the table."""
-    draft = Draft(plan, ask)
-    draft.forward()
-    return finish(draft, state(plan) | inputs(plan), draft.shapes if save else ())
+    builder = TableBuilder(plan, options)
+    builder.forward()
+    return finish(builder, state(plan) | inputs(plan), builder.shapes if save else ())
 
 
 @lru_cache(maxsize=256)
-def backward_table(plan: Plan, ask: Ask, parameters: bool) -> Table:
+def backward_table(plan: Plan, options: TableOptions, parameters: bool) -> Table:
     """The gradients of a saved forward: of the inputs, and with `parameters` of the parameters."""
-    draft = Draft(plan, ask)
-    forward = Draft(plan, ask)
+    builder = TableBuilder(plan, options)
+    forward = TableBuilder(plan, options)
     forward.forward()
-    if ask.update:
+    if options.update:
         reads = [Kind.GRADIENT(plan.output), Kind.UPDATES()]
-        writes = [Kind.APPLIED(), Kind.UPDATES(), draft.size(Kind.RATES(), ask.n, 4)]
-        draft.add("rates", "", reads, writes, (ask.n,))
-    draft.backward()
+        writes = [Kind.APPLIED(), Kind.UPDATES(), builder.size(Kind.RATES(), options.n, 4)]
+        builder.add("rates", "", reads, writes, (options.n,))
+    builder.backward()
     if parameters:
-        draft.update()
+        builder.update()
     given = state(plan) | inputs(plan) | {Kind.GRADIENT(plan.output)}
-    return finish(draft, given | {buffer for stage in forward.stages for buffer in stage.writes})
+    return finish(builder, given | {buffer for stage in forward.stages for buffer in stage.writes})

@@ -21,14 +21,14 @@ from ..calls import (
     UpdateCall,
 )
 from ..contents import check_rows
-from ..gpu import asks, checks, errors
-from ..gpu.asks import ask_of, of_inputs, outputs_of
+from ..gpu import checks, errors, options
 from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of
 from ..gpu.memory import Room, allocate, as_bytes
 from ..gpu.optimizer import formula_of
+from ..gpu.options import of_inputs, options_of, outputs_of
 from ..gpu.tables import train_table
 from ..gpu.tiles import cdiv
 from . import graph
@@ -72,7 +72,7 @@ def forward(call: ForwardCall) -> None:
         look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
     if call.training:
         check_rows("forward", plan, B)
-    table = asks.layers_table(slices, TILES, n, B, training=call.training, save=call.save)
+    table = options.layers_table(slices, TILES, n, B, training=call.training, save=call.save)
     # a view of the logits: saving them would make a reference cycle with their own graph
     logits = call.logits.detach()
     at = allocate(table, call.logits.device) | of_inputs(call.inputs)
@@ -87,9 +87,9 @@ def forward(call: ForwardCall) -> None:
 def backward(call: BackwardCall) -> None:
     slices, B = call.slices, call.d_logits.shape[1]
     saved, inputs, training = call.saved
-    outside = asks.of_backward(call)
+    outside = options.of_backward(call)
     outside |= {Kind.PARAMETER_GRADIENT(name): value for name, value in (call.grads or {}).items()}
-    for table, rule in asks.backward_tables(call, TILES, len(slices.index), training, outside):
+    for table, rule in options.backward_tables(call, TILES, len(slices.index), training, outside):
         at = {**saved, **allocate(table, call.d_logits.device), **outside}
         ctx = LaunchContext(slices, index_of(slices), B, device_of(call.d_logits.device), table, at)
         ctx.training, ctx.rule, ctx.inputs = training, rule, inputs
@@ -170,7 +170,7 @@ def context_of(call: TrainCall, room: Room) -> LaunchContext:
     """All that the steps of a training call need, the workspace included."""
     slices, device = call.slices, where(call.slices)
     caught = checks.training_flags(slices)
-    table = train_table(slices.plan, ask_of(call, TILES, caught is not None))
+    table = train_table(slices.plan, options_of(call, TILES, caught is not None))
     return LaunchContext(
         device=device_of(device),
         table=table,
@@ -208,7 +208,7 @@ def predict(call: PredictCall) -> None:
     look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
     chain = slices.index.reshape(R, L)
     device = device_of(call.z.device)
-    table = asks.layers_table(slices, TILES, R, B)
+    table = options.layers_table(slices, TILES, R, B)
     buffers = allocate(table, call.z.device)
     grid = (rows_tiles(B), R)
     seeds = call.seeds.to(call.z.device)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import TrainCall
-from ..gpu.asks import of_inputs
 from ..gpu.memory import Room, stored
+from ..gpu.options import of_inputs
 from ..gpu.split import part_of
 from ..warn import tell
 from . import launch_options

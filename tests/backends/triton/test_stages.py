@@ -9,7 +9,12 @@ from noprop_kernels import plans
 from noprop_kernels.backends.gpu import memory
 from noprop_kernels.backends.gpu.buffers import Buffer, Kind
 from noprop_kernels.backends.gpu.stages import Table, floats, with_barriers
-from noprop_kernels.backends.gpu.tables import Ask, backward_table, forward_table, train_table
+from noprop_kernels.backends.gpu.tables import (
+    TableOptions,
+    backward_table,
+    forward_table,
+    train_table,
+)
 from noprop_kernels.backends.triton.configs import TILES
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import Plan
@@ -26,10 +31,13 @@ ALL = {
     **{f"random {seed}": random_plan(seed) for seed in range(40)},
 }
 
+HEADLINE = TableOptions(tiles=TILES, n=10, B=128, M=10, D=10)
 
-def asks(plan: Plan) -> list[Ask]:
+
+def all_options(plan: Plan) -> list[TableOptions]:
     z = plan.widths["z"]
-    plain = Ask(tiles=TILES, n=3, B=130, M=6, D=z, statistics="later" if plan.has_norm() else "")
+    statistics = "later" if plan.has_norm() else ""
+    plain = TableOptions(tiles=TILES, n=3, B=130, M=6, D=z, statistics=statistics)
     inputs = tuple(name for name in plan.inputs if name != "z")
     extras = {Kind.D_SIGNAL(), Kind.D_NOISE(), Kind.D_W_EMBED(), *map(Kind.GRADIENT, inputs)}
     grads = {*map(Kind.PARAMETER_GRADIENT, plan.parameters())}
@@ -54,20 +62,20 @@ def asks(plan: Plan) -> list[Ask]:
 
 
 def tables(plan: Plan) -> list[Table]:
-    made = [train_table(plan, ask) for ask in asks(plan)]
+    made = [train_table(plan, options) for options in all_options(plan)]
     for training in (True, False):
-        ask = Ask(
+        options = TableOptions(
             tiles=TILES, n=3, B=130, M=6, D=5, training=training,
             statistics="now" if training else "", outside=frozenset({Kind.RESULT(plan.output)}),
         )  # fmt: skip
-        made += [forward_table(plan, ask, save) for save in (True, False)]
+        made += [forward_table(plan, options, save) for save in (True, False)]
         for update, wanted in ((True, frozenset()), (False, frozenset(plan.inputs))):
             outside = frozenset(map(Kind.GRADIENT, (plan.output, *wanted)))
-            ask = Ask(
+            options = TableOptions(
                 tiles=TILES, n=3, B=130, M=6, D=5, training=training, update=update, wanted=wanted,
                 outside=outside,
             )  # fmt: skip
-            made += [backward_table(plan, ask, parameters) for parameters in (True, False)]
+            made += [backward_table(plan, options, parameters) for parameters in (True, False)]
     return [table for table in made if table.stages]
 
 
@@ -80,17 +88,17 @@ def test_tables_are_sound(plan: str) -> None:
 def test_about_eleven_launches_whatever_T_is() -> None:
     plan = ALL["headline"]
     for n in (1, 10, 120):
-        table = train_table(plan, Ask(tiles=TILES, n=n, B=128, M=10, D=10, gathered=("x",)))
+        table = train_table(plan, dataclasses.replace(HEADLINE, n=n, gathered=("x",)))
         assert len(table.stages) == 12
-    assert len(train_table(plan, Ask(tiles=TILES, n=10, B=128, M=10, D=10)).stages) == 11
+    assert len(train_table(plan, HEADLINE).stages) == 11
 
 
 def test_memory_is_shared() -> None:
-    table = train_table(PLANS["paper_dt"](784, 10, 10), Ask(tiles=TILES, n=10, B=128, M=10, D=10))
+    table = train_table(PLANS["paper_dt"](784, 10, 10), HEADLINE)
     assert table.floats < 0.8 * sum(map(floats, table.shapes.values()))
 
 
-PLAIN = train_table(ALL["branches"], asks(ALL["branches"])[0])
+PLAIN = train_table(ALL["branches"], all_options(ALL["branches"])[0])
 
 
 def without_barrier(at: int) -> Table:

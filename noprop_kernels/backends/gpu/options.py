@@ -9,11 +9,11 @@ from torch import Tensor
 from ..calls import BackwardCall, Gather, Rule, Slices, TrainCall
 from .buffers import Buffer, Kind
 from .stages import Table
-from .tables import Ask, backward_table, forward_table
+from .tables import TableOptions, backward_table, forward_table
 from .tiles import Tiles
 
 
-def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
+def options_of(call: TrainCall, tiles: Tiles, check: bool) -> TableOptions:
     """The options of the table of a training call."""
     plan, out, objective = call.slices.plan, call.out, call.objective
     drawn, updates = call.z is None, out.grads is None
@@ -25,7 +25,7 @@ def ask_of(call: TrainCall, tiles: Tiles, check: bool) -> Ask:
     replicas = [
         value.indices.shape[1] for value in call.inputs.values() if isinstance(value, Gather)
     ]
-    return Ask(
+    return TableOptions(
         tiles=tiles,
         n=len(call.slices.index),
         B=call.B,
@@ -53,12 +53,12 @@ def layers_table(
 ) -> Table:
     """The table of the layers, with a workspace for n slices."""
     plan = slices.plan
-    ask = Ask(
+    options = TableOptions(
         tiles=tiles, n=n, B=B, M=plan.widths[plan.output], D=plan.widths["z"],
         precision=slices.precision, training=training, statistics="now" if training else "",
         outside=frozenset({Kind.RESULT(plan.output)}),
     )  # fmt: skip
-    return forward_table(plan, ask, save)
+    return forward_table(plan, options, save)
 
 
 def backward_tables(
@@ -70,19 +70,19 @@ def backward_tables(
     """
     slices, plan = call.slices, call.slices.plan
     _, B, M = call.d_logits.shape
-    ask = Ask(
+    options = TableOptions(
         tiles=tiles, n=n, B=B, M=M, D=plan.widths["z"], precision=slices.precision,
         training=training, wanted=frozenset(call.d_inputs), update=False,
         outside=frozenset(outside),
     )  # fmt: skip
-    asks: list[tuple[Ask, Rule | None]] = []
+    parts: list[tuple[TableOptions, Rule | None]] = []
     if call.rule is None or call.grads is not None:
-        asks.append((ask, None))
+        parts.append((options, None))
     if call.rule is not None:
-        wanted = frozenset() if asks else ask.wanted
-        asks.append((dataclasses.replace(ask, update=True, wanted=wanted), call.rule))
-    for ask, rule in asks:
-        table = backward_table(plan, ask, rule is not None or call.grads is not None)
+        wanted = frozenset() if parts else options.wanted
+        parts.append((dataclasses.replace(options, update=True, wanted=wanted), call.rule))
+    for options, rule in parts:
+        table = backward_table(plan, options, rule is not None or call.grads is not None)
         if table.stages:
             yield table, rule
 
