@@ -133,15 +133,15 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, K, n, B, M); bad.status) return bad;
-  const Visit visit = choose_visit(isa(), plan, inputs, n, B, K);
+  const Schedule schedule = choose_schedule(isa(), plan, inputs, n, B, K);
   const auto packs = [&](int32_t j) {
-    return j != plan.z && visit.packs && is_shared(inputs[j], n);
+    return j != plan.z && schedule.packs && is_shared(inputs[j], n);
   };
   for (int32_t j = 0; j < plan.num_inputs; ++j) {
     if (j == plan.z) continue;
     NopropResult bad = check_indices(inputs[j], K, B);
-    // a single visit's rows are checked as they are packed, before its first step
-    if (!bad.status && !(packs(j) && visit.steps == K))
+    // where a slice has one task, rows are checked as they are packed, before its first step
+    if (!bad.status && !(packs(j) && schedule.steps == K))
       bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, host);
     if (bad.status) return bad;
   }
@@ -157,8 +157,8 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     return poll->host->go_on(poll->worker);
   };
   bool ran = true;
-  for (int64_t first = 0; ran && first < K && !host.stopped(); first += visit.steps) {
-    const int64_t last = std::min(first + visit.steps, K);
+  for (int64_t first = 0; ran && first < K && !host.stopped(); first += schedule.steps) {
+    const int64_t last = std::min(first + schedule.steps, K);
     char* packed[kMaxResults] = {};
     for (int32_t j = 0; j < plan.num_inputs; ++j) {
       if (!packs(j)) continue;

@@ -38,7 +38,7 @@ struct TrainTask {
   const float* z;
   const NopropLabels* y;
   const NopropRule* rule;
-  int64_t B, k_first, k_last;  // steps of this visit
+  int64_t B, k_first, k_last;  // steps of this task
   char* const* packed;         // by input: its rows in these steps, packed for all slices, or null
   const NopropTrainOut* out;
   bool (*go_on)(void*);  // polled once per step

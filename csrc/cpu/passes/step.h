@@ -1,6 +1,6 @@
-// A visit: K steps of one slice, its weights and moments staying in this core's cache. Noise,
-// forward, head, backward and update in one pass; the loss is complete before the first write, so
-// that a step that is not finite leaves no trace.
+// A task: K steps of one slice in a row, whose weights and moments stay in this core's cache. A step
+// is noise, forward, head, backward and update in one pass. The loss is complete before the first
+// write, so that a step that is not finite leaves no trace.
 #pragma once
 
 #include "cpu/passes/layers.h"

@@ -58,22 +58,22 @@ int64_t packed_step_bytes(const Isa& isa, const NopropPlan& plan, const NopropIn
 
 }  // namespace
 
-Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs, int64_t n,
-                   int64_t B, int64_t K) {
+Schedule choose_schedule(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
+                         int64_t n, int64_t B, int64_t K) {
   const int64_t step_bytes = packed_step_bytes(isa, plan, inputs, n, B);
   if (step_bytes == 0) return {K, false};
   const int64_t fit = shared_bytes() / step_bytes;
   if (K <= fit) return {K, true};
-  // a visit of one step would fetch the state anew for each
-  return fit > 1 ? Visit{fit, true} : Visit{K, false};
+  // a task of one step would fetch the state anew for each
+  return fit > 1 ? Schedule{fit, true} : Schedule{K, false};
 }
 
 int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t B, int64_t K) {
   NopropInput same = {};
   same.replicas = 1;
   const std::vector<NopropInput> inputs(static_cast<size_t>(plan.num_inputs), same);
-  const Visit visit = choose_visit(isa, plan, inputs.data(), n, B, K);
-  return visit.packs ? visit.steps * packed_step_bytes(isa, plan, inputs.data(), n, B) : 0;
+  const Schedule schedule = choose_schedule(isa, plan, inputs.data(), n, B, K);
+  return schedule.packs ? schedule.steps * packed_step_bytes(isa, plan, inputs.data(), n, B) : 0;
 }
 
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads) {

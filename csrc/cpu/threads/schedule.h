@@ -1,5 +1,5 @@
-// How a training call is divided: the length of a visit, what is packed for all slices, and how
-// many threads share a slice.
+// How a training call is divided: the steps of a task, the rows that are packed for all slices, and
+// the threads of a slice.
 #pragma once
 
 #include <cstdint>
@@ -9,16 +9,16 @@
 
 namespace noprop {
 
-// How many steps a slice runs before the next one, and whether their rows are packed for all slices
-// first. A visit of as many steps as can be packed gathers rows once and loads a slice's state once
-// in these steps.
-struct Visit {
+// How many steps of a slice a task runs, and whether their rows are packed for all slices first. A
+// task of as many steps as can be packed gathers rows once and loads a slice's state once in these
+// steps.
+struct Schedule {
   int64_t steps;
   bool packs;
 };
 
-Visit choose_visit(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs, int64_t n,
-                   int64_t B, int64_t K);
+Schedule choose_schedule(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
+                         int64_t n, int64_t B, int64_t K);
 
 // What is packed at once, where all inputs are the same for n slices.
 int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t B, int64_t K);

@@ -93,7 +93,7 @@ def test_predict(kernels: ModuleType) -> None:
     assert error(call.logits, exact.logits) <= CLOSE < error(unrounded.logits, exact.logits)
 
 
-def test_slices_and_visits_do_not_change_a_bit(kernels: ModuleType) -> None:
+def test_slices_and_tasks_do_not_change_a_bit(kernels: ModuleType) -> None:
     """Rows packed for all slices are rounded as those that one slice gathers."""
     call = make_train_call(PLANS["branches"](33, 5, 6), 3, 3, 40, 2, optimizer=SGD(), gather=True)
     call.slices.precision = "bfloat16"

@@ -1,4 +1,4 @@
-"""The whole step on the CPU kernels: every plan with every kind of call, threads, long visits."""
+"""The whole step on the CPU kernels: every plan with every kind of call, threads, long tasks."""
 
 from types import ModuleType
 
@@ -76,14 +76,14 @@ def test_units_that_died_do_not_slow_a_step(kernels: ModuleType) -> None:
         assert ((m == 0) | (m >= torch.finfo(torch.float32).tiny)).all()
 
 
-def long_visit_call() -> TrainCall:
+def long_task_call() -> TrainCall:
     """Rows of 2.7 MB a step in both orders: those of seven steps are never packed at once."""
     plan = PLANS["mlp"](1201, 5, 6)
     return make_train_call(plan, 3, 3, 130, 7, optimizer=AdamW(), gather=True, seed=3)
 
 
-def test_the_length_of_a_visit_does_not_change_a_bit(kernels: ModuleType) -> None:
-    call = long_visit_call()
+def test_the_length_of_a_task_does_not_change_a_bit(kernels: ModuleType) -> None:
+    call = long_task_call()
     step_by_step, alone = clone_call(call), clone_call(call)
     kernels.train(call)
     for k in range(call.K):
@@ -97,8 +97,8 @@ def test_the_length_of_a_visit_does_not_change_a_bit(kernels: ModuleType) -> Non
             assert torch.equal(value, getattr(alone.slices, group)[name]), name
 
 
-def test_a_bad_row_of_a_later_visit_is_found_before_any_write(kernels: ModuleType) -> None:
-    call = long_visit_call()
+def test_a_bad_row_of_a_later_task_is_found_before_any_write(kernels: ModuleType) -> None:
+    call = long_task_call()
     x = call.inputs["x"]
     x.indices[:] = x.indices.clamp(min=1)
     x.indices[6, :, 129], x.data[0, 400] = 0, torch.nan
