@@ -89,11 +89,11 @@ typedef struct {
   int64_t n;
 } NopropSlices;
 
-/* A number per step, slice and row: data[k * step + i * slice + b * row]. */
+/* One value per step, slice and row: data[k * step + i * slice + b * row]. */
 typedef struct {
   const float* data;
   int64_t step, slice, row;
-} NopropNumber;
+} NopropPerRow;
 
 /* The labels' embeddings u_y: W[y], (M, D), or one-hot where W is null. */
 typedef struct {
@@ -103,14 +103,14 @@ typedef struct {
 
 /* z = signal * u_y + noise * eps + sigma * eps_1 */
 typedef struct {
-  NopropNumber signal, noise;
+  NopropPerRow signal, noise;
   float sigma;
 } NopropNoising;
 
 /* error = |u_hat - (u_y - flow * eps)|^2, or of NOPROP_CROSS_ENTROPY -log softmax(logits)[y];
  * loss = sum over rows of weight * error / rows */
 typedef struct {
-  NopropNumber weight;
+  NopropPerRow weight;
   float flow;
   int32_t head;
   int64_t rows; /* of the whole batch */

@@ -86,7 +86,7 @@ struct Reader {
     return taken;
   }
 
-  NopropNumber number(py::handle record, const char* name) {
+  NopropPerRow per_row(py::handle record, const char* name) {
     const Taken taken = tensors.read(get(record, name), {name}, Kind::kFloat32, {K, n, B}, 3);
     return {taken.as<float>(), taken.strides[0], taken.strides[1], taken.strides[2]};
   }
@@ -94,8 +94,8 @@ struct Reader {
   NopropNoising noising(py::handle call) {
     const py::object noising = get(call, "noising");
     return {
-        .signal = number(noising, "signal"),
-        .noise = number(noising, "noise"),
+        .signal = per_row(noising, "signal"),
+        .noise = per_row(noising, "noise"),
         .sigma = get(noising, "sigma").cast<float>(),
     };
   }
@@ -103,7 +103,7 @@ struct Reader {
   NopropObjective objective(py::handle call) {
     const py::object objective = get(call, "objective");
     return {
-        .weight = number(objective, "weight"),
+        .weight = per_row(objective, "weight"),
         .flow = get(objective, "flow").cast<float>(),
         .head = head(get(objective, "head")),
         .rows = integer(tensors, objective, "rows", 1),

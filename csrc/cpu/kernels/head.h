@@ -107,8 +107,7 @@ inline void cross_entropy(const HeadInput& in, const HeadOutput& out, const Pane
   for (int64_t g = 0; g < panels.vectors(); ++g) {
     Vec largest, sum;
     softmax(out.p, in.logits, M, g, panels, largest, sum);
-    const Vec scale =
-        row_numbers(in.weight, in.weight_row, g, panels) * (float)(1.0 / (double)in.rows);
+    const Vec scale = per_row(in.weight, in.weight_row, g, panels) * (float)(1.0 / (double)in.rows);
     IntVec y;
     __builtin_memcpy(&y, in.y + g * kLanes, sizeof y);
     Vec chosen = {};
@@ -128,8 +127,7 @@ inline void denoising(const HeadInput& in, const HeadOutput& out, const Panels& 
   const int64_t M = in.M, D = in.D;
   head_estimate(out.p, out.u_hat, in.head, in.logits, in.W_embed, M, D, panels);
   for (int64_t g = 0; g < panels.vectors(); ++g) {
-    const Vec scale =
-        row_numbers(in.weight, in.weight_row, g, panels) * (float)(2.0 / (double)in.rows);
+    const Vec scale = per_row(in.weight, in.weight_row, g, panels) * (float)(2.0 / (double)in.rows);
     Vec error = {};
     for (int64_t d = 0; d < D; ++d) {
       const int64_t at = panels.at(D, d, g);
@@ -168,7 +166,7 @@ inline float head_step(const HeadInput& in, const HeadOutput& out, const Panels&
   else
     denoising(in, out, panels);
   const float sum = sum_rows(panels, 1, 0, [&](int64_t at, int64_t g) {
-    const Vec weighted = load(out.error + at) * row_numbers(in.weight, in.weight_row, g, panels);
+    const Vec weighted = load(out.error + at) * per_row(in.weight, in.weight_row, g, panels);
     return keep_first(weighted, panels.B - g * kLanes);
   });
   return sum / (float)in.rows;
@@ -191,7 +189,7 @@ inline void embedding_grad(float* d_W, const HeadInput& in, const HeadOutput& ou
           sum = load(out.p + panels.at(in.M, m, g)) * d_u_hat - (is_y ? d_u_hat : Vec{});
         }
         if (d_z) {
-          const Vec through_z = load(d_z + at) * row_numbers(signal, signal_row, g, panels);
+          const Vec through_z = load(d_z + at) * per_row(signal, signal_row, g, panels);
           sum += is_y ? through_z : Vec{};
         }
         return keep_first(sum, panels.B - g * kLanes);

@@ -156,8 +156,8 @@ inline void mix_noise(float* z, float* second, const float* u_y, const float* ep
   const float* signal = noising.signal.data + k * noising.signal.step + i * noising.signal.slice;
   const float* level = noising.noise.data + k * noising.noise.step + i * noising.noise.slice;
   for (int64_t g = 0; g < panels.vectors(); ++g) {
-    const Vec signal_g = row_numbers(signal, noising.signal.row, g, panels);
-    const Vec level_g = row_numbers(level, noising.noise.row, g, panels);
+    const Vec signal_g = per_row(signal, noising.signal.row, g, panels);
+    const Vec level_g = per_row(level, noising.noise.row, g, panels);
     for (int64_t d = 0; d < D; ++d) {
       const int64_t at = panels.at(D, d, g);
       Vec v = signal_g * load(u_y + at) + level_g * load(eps + at);

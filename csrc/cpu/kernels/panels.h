@@ -198,8 +198,8 @@ inline void exact_rows_to_panels(float* values, const float* rows, int64_t width
   }
 }
 
-// a number of row b, in a vector for the rows of vector g
-inline Vec row_numbers(const float* data, int64_t row_stride, int64_t g, const Panels& panels) {
+// the levels of the rows of vector g
+inline Vec per_row(const float* data, int64_t row_stride, int64_t g, const Panels& panels) {
   Vec v = {};
   for (int i = 0; i < kLanes; ++i) {
     const int64_t b = g * kLanes + i;

@@ -1,6 +1,6 @@
-// A task: K steps of one slice in a row, whose weights and moments stay in this core's cache. A step
-// is noise, forward, head, backward and update in one pass. The loss is complete before the first
-// write, so that a step that is not finite leaves no trace.
+// A task: K steps of one slice in a row, whose weights and moments stay in this core's cache. A
+// step is noise, forward, head, backward and update in one pass. The loss is complete before the
+// first write, so that a step that is not finite leaves no trace.
 #pragma once
 
 #include "cpu/passes/layers.h"
@@ -68,8 +68,8 @@ inline bool is_finite(float x) { return x - x == 0; }
 
 // per row, sum over D of d_z times u_y or eps: gradients of signal and noise; 0 where z came from
 // the caller
-inline void number_grad(float* out, const float* d_z, const float* factor, int64_t D,
-                        const Panels& panels) {
+inline void level_grad(float* out, const float* d_z, const float* factor, int64_t D,
+                       const Panels& panels) {
   for (int64_t b = 0; b < panels.B; ++b) {
     const int64_t g = b / kLanes, lane = b % kLanes;
     float sum = 0;
@@ -86,15 +86,15 @@ inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuff
                                 const Panels& panels) {
   const NopropPlan& plan = *task.slices->plan;
   const NopropTrainOut& out = *task.out;
-  const NopropNumber& signal = task.noising->signal;
+  const NopropPerRow& signal = task.noising->signal;
   const int64_t B = task.B, D = head.D, M = head.M;
   for (int j = 0; j < plan.num_inputs; ++j)
     if (out.d_inputs && out.d_inputs[j])
       panels_to_exact_rows(out.d_inputs[j] + i * B * plan.input_widths[j], work.grads.value[j],
                            plan.input_widths[j], panels);
   const float* d_z = task.z ? nullptr : work.grads.value[plan.z];
-  if (out.d_signal) number_grad(out.d_signal + i * B, d_z, work.u_y, D, panels);
-  if (out.d_noise) number_grad(out.d_noise + i * B, d_z, work.eps, D, panels);
+  if (out.d_signal) level_grad(out.d_signal + i * B, d_z, work.u_y, D, panels);
+  if (out.d_noise) level_grad(out.d_noise + i * B, d_z, work.eps, D, panels);
   if (out.d_W_embed)
     embedding_grad(out.d_W_embed + i * M * D, head, result, d_z, signal.data + i * signal.slice,
                    signal.row, panels);
