@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 enum { NOPROP_SOFTMAX = 0, NOPROP_LINEAR = 1, NOPROP_CROSS_ENTROPY = 2 };    /* heads */
-enum { NOPROP_NONE = 0, NOPROP_SGD = 1, NOPROP_ADAM = 2, NOPROP_ADAMW = 3 }; /* rules */
+enum { NOPROP_NONE = 0, NOPROP_SGD = 1, NOPROP_ADAM = 2, NOPROP_ADAMW = 3 }; /* update rules */
 enum { NOPROP_IDENTITY = 0, NOPROP_RELU = 1, NOPROP_GELU = 2 };              /* activations */
 enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 }; /* inputs, precisions */
 
@@ -155,7 +155,7 @@ typedef struct {
   int64_t decay_slice;
   double momentum, beta1, beta2, eps;
   int32_t nesterov;
-} NopropRule;
+} NopropUpdateRule;
 
 /* poll runs on the calling thread, several times a second; a result other than 0 stops the call. */
 typedef struct {
@@ -178,7 +178,7 @@ typedef struct {
 NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
                               const NopropNoising* noising, const NopropObjective* objective,
                               const NopropEmbedding* embedding, const NopropInput* inputs,
-                              const float* z, const NopropLabels* y, const NopropRule* rule,
+                              const float* z, const NopropLabels* y, const NopropUpdateRule* rule,
                               int64_t B, int64_t K, const NopropTrainOut* out,
                               const NopropHost* host);
 
@@ -209,12 +209,12 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
  * d_logits is finite. */
 NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
                                  const float* d_logits, float* const* d_inputs,
-                                 const NopropRule* rule, uint8_t* applied, int64_t B,
+                                 const NopropUpdateRule* rule, uint8_t* applied, int64_t B,
                                  int32_t training, const NopropHost* host);
 
 /* One optimizer step of each parameter from its `grad`, where apply (n,) is not 0. */
 NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
-                               const NopropRule* rule, const NopropHost* host);
+                               const NopropUpdateRule* rule, const NopropHost* host);
 
 /* Chains of n / R blocks for R replicas and S samples. a, b, sqrt_c: (n / R,). logits (L, S, R, B,
  * M), u_hat and z (L, S, R, B, D) with L = n / R where keep_all, else 1. inputs[i]: (R, B, width),

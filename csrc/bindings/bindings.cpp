@@ -99,7 +99,7 @@ Result train(const Plan& plan, const py::object& call, const Optimizer* optimize
   if (!z && embedding.D != plan.D())
     tensors.refuse({"z"}, "be given where its width is not that of an embedding");
   const NopropLabels y = reader.labels(call);
-  const NopropRule rule = reader.rule(get(call, "rule"), optimizer);
+  const NopropUpdateRule rule = reader.rule(get(call, "rule"), optimizer);
   auto d_inputs = reader.d_inputs(plan, get(out, "d_inputs"));
   NopropTrainOut made = {};
   made.loss = reader.out(get(out, "loss"), {"loss"}, {K, n});
@@ -207,7 +207,7 @@ Result backward(const Plan& plan, const py::object& call, const py::object& save
   if (!grads.is_none()) state.take_grads(plan, grads, true);
   const char* saved = take_saved(tensors, plan, saved_given, n, B, false);
   const auto d_inputs = reader.d_inputs(plan, get(call, "d_inputs"));
-  const NopropRule rule = reader.rule(get(call, "rule"), optimizer);
+  const NopropUpdateRule rule = reader.rule(get(call, "rule"), optimizer);
   uint8_t* applied =
       optimizer ? tensors.write(get(call, "applied"), {"applied"}, Kind::kBool, {n}).as<uint8_t>()
                 : nullptr;
@@ -223,7 +223,7 @@ Result update(const Plan& plan, const py::object& call, const Optimizer& optimiz
   Slices state(reader.tensors, plan, call, {true, false, false}, &optimizer);
   reader.n = state.n;
   state.take_grads(plan, get(call, "grads"), false);
-  const NopropRule rule = reader.rule(get(call, "rule"), &optimizer);
+  const NopropUpdateRule rule = reader.rule(get(call, "rule"), &optimizer);
   const uint8_t* apply =
       reader.tensors.read(get(call, "apply"), {"apply"}, Kind::kBool, {state.n}).as<uint8_t>();
   return without_gil(reader.tensors, threads, [&](const NopropHost* host) {

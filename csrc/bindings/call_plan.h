@@ -124,7 +124,7 @@ struct Plan {
 
 // An optimizer as the kernels have it, made from its name, moments and hyperparameters in Python.
 struct Optimizer {
-  NopropRule rule = {};  // but for learning rate and weight decay
+  NopropUpdateRule rule = {};  // but for learning rate and weight decay
   bool has_m, has_v;
 
   Optimizer(const std::string& kind, bool has_m, bool has_v, const py::kwargs& hyper)

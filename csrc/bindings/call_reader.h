@@ -222,12 +222,12 @@ struct Reader {
   }
 
   // null without an optimizer
-  NopropRule rule(py::handle rule, const Optimizer* optimizer) {
+  NopropUpdateRule rule(py::handle rule, const Optimizer* optimizer) {
     if (!optimizer) return {};
     const Taken lr = tensors.read(get(rule, "lr"), {"lr"}, Kind::kFloat64, {K, n}, 2);
     const Taken decay =
         tensors.read(get(rule, "weight_decay"), {"weight_decay"}, Kind::kFloat64, {n}, 1);
-    NopropRule made = optimizer->rule;
+    NopropUpdateRule made = optimizer->rule;
     made.lr = lr.as<double>();
     made.lr_step = lr.strides[0];
     made.lr_slice = lr.strides[1];

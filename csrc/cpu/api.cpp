@@ -125,7 +125,7 @@ extern "C" {
 NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
                               const NopropNoising* noising, const NopropObjective* objective,
                               const NopropEmbedding* embedding, const NopropInput* inputs,
-                              const float* z, const NopropLabels* y, const NopropRule* rule,
+                              const float* z, const NopropLabels* y, const NopropUpdateRule* rule,
                               int64_t B, int64_t K, const NopropTrainOut* out,
                               const NopropHost* caller) {
   const NopropPlan& plan = *slices->plan;
@@ -288,7 +288,7 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
 
 NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
                                  const float* d_logits, float* const* d_inputs,
-                                 const NopropRule* rule, uint8_t* applied, int64_t B,
+                                 const NopropUpdateRule* rule, uint8_t* applied, int64_t B,
                                  int32_t training, const NopropHost* caller) {
   const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
@@ -311,7 +311,7 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
 }
 
 NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
-                               const NopropRule* rule, const NopropHost* caller) {
+                               const NopropUpdateRule* rule, const NopropHost* caller) {
   Host host(*caller, slices, true);
   if (host.status()) return host.result(false);
   const bool ran = run_tasks(slices->n, 0, host, [&](int64_t i, const Worker&) {

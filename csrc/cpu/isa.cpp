@@ -115,7 +115,7 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
                                                                                   workspace);
         },
     .update_slice = [](const NopropSlices& slices, int64_t i,
-                       const NopropRule& rule) { k_avx512.update_slice(slices, i, rule); },
+                       const NopropUpdateRule& rule) { k_avx512.update_slice(slices, i, rule); },
     .predict_bytes =
         [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
           return (is_own(*plan) ? predict_bytes : k_avx512.predict_bytes)(plan, B, D, crew_size);

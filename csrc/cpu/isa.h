@@ -37,7 +37,7 @@ struct TrainTask {
   const NopropInput* inputs;
   const float* z;
   const NopropLabels* y;
-  const NopropRule* rule;
+  const NopropUpdateRule* rule;
   int64_t B, k_first, k_last;  // steps of this task
   char* const* packed;         // by input: its rows in these steps, packed for all slices, or null
   const NopropTrainOut* out;
@@ -89,7 +89,7 @@ struct BackwardTask {
   const char* saved;  // of this slice
   const float* d_logits;
   float* const* d_inputs;
-  const NopropRule* rule;
+  const NopropUpdateRule* rule;
   uint8_t* applied;
   int64_t B;
   bool training;
@@ -124,7 +124,7 @@ struct Isa {
   void (*head_slice)(const HeadTask&, int64_t i, char* workspace);
   int64_t (*backward_bytes)(const NopropPlan*, int64_t B);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
-  void (*update_slice)(const NopropSlices&, int64_t i, const NopropRule&);
+  void (*update_slice)(const NopropSlices&, int64_t i, const NopropUpdateRule&);
   int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t crew_size);
   void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first,
                        int64_t rows, Crew&, char* workspace);

@@ -101,7 +101,7 @@ int check_sizes(const Program& p) {
       {"blocks", p.blocks, 1, INT32_MAX},
       {"cluster", p.cluster, 0, 1},
       {"precision", static_cast<int32_t>(p.precision), 0, kLast<Precision>},
-      {"rule", static_cast<int32_t>(p.hyper.rule), 0, kLast<Rule>},
+      {"rule", static_cast<int32_t>(p.hyper.rule), 0, kLast<UpdateRule>},
       {"resident_floats", p.resident_floats, 0, INT32_MAX},
       {"num_stages", p.num_stages, 1, kMaxStages},
   };

@@ -34,7 +34,8 @@ NOPROP_BOTH constexpr int product_tile(int64_t B, int64_t columns) {
 }
 
 enum class Precision : int32_t { kFloat32, kTf32, kBFloat16 };
-enum class Rule : int32_t { kNone, kSgd, kMomentum, kNesterov, kAdam, kAdamW };  // kNone: gradients
+// kNone: gradients alone
+enum class UpdateRule : int32_t { kNone, kSgd, kMomentum, kNesterov, kAdam, kAdamW };
 enum class Head : int32_t { kSoftmax, kLinear, kCrossEntropy };
 enum class Type : int32_t { kFloat32, kBFloat16, kUInt8 };
 enum class Activation : int32_t { kNone, kRelu, kGelu };
@@ -46,7 +47,7 @@ inline constexpr std::array<const char*, 0> kNames{};
 template <>
 inline constexpr auto kNames<Precision> = std::array{"float32", "tf32", "bfloat16"};
 template <>
-inline constexpr auto kNames<Rule> =
+inline constexpr auto kNames<UpdateRule> =
     std::array{"none", "sgd", "momentum", "nesterov", "adam", "adamw"};
 template <>
 inline constexpr auto kNames<Head> = std::array{"softmax", "linear", "cross_entropy"};
@@ -58,9 +59,9 @@ template <>
 inline constexpr auto kNames<Sum> = std::array{"rows", "done", "zero"};
 
 // moments that a rule keeps beside a parameter: m, or m and v
-NOPROP_BOTH constexpr int moments(Rule rule) {
-  if (rule == Rule::kAdam || rule == Rule::kAdamW) return 2;
-  return rule == Rule::kMomentum || rule == Rule::kNesterov ? 1 : 0;
+NOPROP_BOTH constexpr int moments(UpdateRule rule) {
+  if (rule == UpdateRule::kAdam || rule == UpdateRule::kAdamW) return 2;
+  return rule == UpdateRule::kMomentum || rule == UpdateRule::kNesterov ? 1 : 0;
 }
 
 // entry of step k, slice i of a call, group g:
@@ -125,7 +126,7 @@ struct Param {
 };
 
 struct Hyper {
-  Rule rule;
+  UpdateRule rule;
   float momentum;                                       // SGD
   float one_less_beta_1, beta_2, one_less_beta_2, eps;  // Adam, formed in float64
   double log_beta_1, log_beta_2;  // for the bias corrections, in float64 on the device

@@ -46,8 +46,8 @@ struct Rates {
 // the step applies is not known yet.
 NOPROP_DEV Rates rates_of(const Hyper& hyper, double lr, double weight_decay, int64_t updates) {
   Rates rates{static_cast<float>(lr), static_cast<float>(weight_decay), 1.0f, false};
-  if (hyper.rule == Rule::kAdamW) rates.decay = static_cast<float>(1.0 - lr * weight_decay);
-  if (hyper.rule == Rule::kAdam || hyper.rule == Rule::kAdamW) {
+  if (hyper.rule == UpdateRule::kAdamW) rates.decay = static_cast<float>(1.0 - lr * weight_decay);
+  if (hyper.rule == UpdateRule::kAdam || hyper.rule == UpdateRule::kAdamW) {
     const double count = static_cast<double>(updates);
     rates.lr = static_cast<float>(lr / -expm1(count * hyper.log_beta_1));
     rates.root = static_cast<float>(sqrt(-expm1(count * hyper.log_beta_2)));
@@ -56,7 +56,7 @@ NOPROP_DEV Rates rates_of(const Hyper& hyper, double lr, double weight_decay, in
 }
 
 NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
-  if (p.hyper.rule == Rule::kNone) return {0.0f, 0.0f, 1.0f, false};
+  if (p.hyper.rule == UpdateRule::kNone) return {0.0f, 0.0f, 1.0f, false};
   const float* from = at<const float>(buffer, place);
   return {from[0], from[1], from[2], from[3] != 0.0f};
 }
@@ -65,7 +65,7 @@ NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place&
 template <int N>
 NOPROP_DEV void step(const Hyper& h, const Rates& rates, float (&g)[N], float (&w)[N],
                      float (&m)[N], float (&v)[N]) {
-  if (h.rule == Rule::kAdamW) {
+  if (h.rule == UpdateRule::kAdamW) {
 #pragma unroll
     for (int e = 0; e < N; ++e) w[e] *= rates.decay;
   } else {
@@ -80,7 +80,7 @@ NOPROP_DEV void step(const Hyper& h, const Rates& rates, float (&g)[N], float (&
       w[e] -= quotient(rates.lr * m[e], quotient(root(v[e]), rates.root) + h.eps);
     }
   } else if (moments(h.rule) == 1) {
-    const bool nesterov = h.rule == Rule::kNesterov;
+    const bool nesterov = h.rule == UpdateRule::kNesterov;
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       m[e] = h.momentum * m[e] + g[e];

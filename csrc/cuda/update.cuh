@@ -1,7 +1,7 @@
 // The end of a step: every parameter's gradient and its step, and the running statistics.
 //
 // A weight gradient's tile goes from the product's registers through the optimizer into the weight;
-// gradients reach memory only where they are asked for (Rule::kNone).
+// gradients reach memory only where they are asked for (UpdateRule::kNone).
 #pragma once
 
 #include "cuda/optimizer.cuh"
@@ -12,7 +12,7 @@ namespace noprop::cuda {
 // one step of entry `at` of a slice's parameter, or its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
                              const Place& place, int64_t at, float g) {
-  if (p.hyper.rule == Rule::kNone) {
+  if (p.hyper.rule == UpdateRule::kNone) {
     param.grad[place.i * param.size + at] = g;
   } else if (rates.moves) {
     const int kept = moments(p.hyper.rule);
@@ -73,7 +73,7 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
                                    int tile, float* resident, unsigned char* scratch) {
   using Sums = WeightSums<P>;
   const Rates rates = load_rates(p, s.rates, place);
-  const bool writes = p.hyper.rule == Rule::kNone;
+  const bool writes = p.hyper.rule == UpdateRule::kNone;
   if (!writes && !rates.moves) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
   const int kept = moments(p.hyper.rule), outside = resident == nullptr ? kept : 0;

@@ -21,7 +21,7 @@ struct Step {
 struct Sgd {
   static constexpr int32_t kKind = NOPROP_SGD;
   static constexpr bool kHasV = false;
-  static void form(Step& s, const NopropRule& rule, double lr, double weight_decay, int64_t) {
+  static void form(Step& s, const NopropUpdateRule& rule, double lr, double weight_decay, int64_t) {
     s.nesterov = rule.nesterov != 0;
     s.lr = (float)lr;
     s.momentum = (float)rule.momentum;
@@ -42,7 +42,7 @@ template <bool DECOUPLED>
 struct Adam {
   static constexpr int32_t kKind = DECOUPLED ? NOPROP_ADAMW : NOPROP_ADAM;
   static constexpr bool kHasV = true;
-  static void form(Step& s, const NopropRule& rule, double lr, double weight_decay,
+  static void form(Step& s, const NopropUpdateRule& rule, double lr, double weight_decay,
                    int64_t updates) {
     s.l2 = (float)weight_decay;
     s.decay = (float)(1 - lr * weight_decay);
@@ -79,7 +79,8 @@ inline void with_formula(int32_t kind, const Visit& visit) {
   (void)(is(Adam<true>{}) || is(Adam<false>{}) || is(Sgd{}));
 }
 
-inline Step make_step(const NopropRule& rule, double lr, double weight_decay, int64_t updates) {
+inline Step make_step(const NopropUpdateRule& rule, double lr, double weight_decay,
+                      int64_t updates) {
   Step s = {};
   s.kind = rule.kind;
   with_formula(s.kind, [&](auto formula) { formula.form(s, rule, lr, weight_decay, updates); });

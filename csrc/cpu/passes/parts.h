@@ -156,7 +156,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   if (apply) slices.updates[slice] += 1;
 }
 
-inline void update_slice(const NopropSlices& slices, int64_t i, const NopropRule& rule) {
+inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule) {
   const int64_t slice = slices.index[i];
   const NopropPlan& plan = *slices.plan;
   const Step step = make_step(rule, rule.lr[i * rule.lr_slice],

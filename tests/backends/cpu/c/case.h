@@ -53,7 +53,7 @@ typedef struct {
   int64_t M;
   int has_embedding;
   float flow, sigma;
-  NopropRule rule;
+  NopropUpdateRule rule;
 } Goal;
 
 #define ADAM_RULE(which) {.kind = which, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8}

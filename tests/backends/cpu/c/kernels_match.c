@@ -129,7 +129,7 @@ static void compare_gradients(Case* c, const Exact* exact) {
   float *d_signal = allocate(RUN * B, sizeof(float)), *d_noise = allocate(RUN * B, sizeof(float));
   float* d_W = c->W_embed ? allocate(RUN * M * D, sizeof(float)) : NULL;
   const NopropTrainOut out = {loss, applied, error, d_inputs, d_signal, d_noise, d_W};
-  const NopropRule none = {.kind = NOPROP_NONE};
+  const NopropUpdateRule none = {.kind = NOPROP_NONE};
   check_status(c,
                noprop_train_cpu(&c->slices, &c->drawn, &c->noising, &c->objective, &c->embedding,
                                 c->inputs, NULL, &c->labels, &none, B, 1, &out, &c->host),
@@ -201,7 +201,7 @@ static void compare_update(Case* c, const Exact* exact) {
   float loss[RUN];
   uint8_t applied[RUN];
   const NopropTrainOut out = {.loss = loss, .applied = applied};
-  NopropRule rule = c->goal->rule;
+  NopropUpdateRule rule = c->goal->rule;
   rule.lr = c->lr;
   rule.weight_decay = c->decay;
   rule.lr_slice = rule.decay_slice = 1;

@@ -219,7 +219,7 @@ static void plain_backward(Walk* walk, const NopropPlan* plan, const NopropState
 }
 
 /* one element's update, torch.optim's formulas; `updates` were done before */
-static void plain_update(double* w, double* m, double* v, double g, const NopropRule* rule,
+static void plain_update(double* w, double* m, double* v, double g, const NopropUpdateRule* rule,
                          double lr, double decay, int64_t updates) {
   if (rule->kind == NOPROP_ADAMW)
     *w *= 1 - lr * decay;

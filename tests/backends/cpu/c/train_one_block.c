@@ -143,7 +143,7 @@ static int train(Blocks* blocks, const Data* data, int64_t steps, int32_t thread
                                   .scale = data->scale}};
   const NopropLabels y = {
       .data = data->labels, .indices = data->indices, .replicas = 1, .rows = ROWS};
-  const NopropRule rule = {.kind = NOPROP_ADAMW,
+  const NopropUpdateRule rule = {.kind = NOPROP_ADAMW,
                            .lr = &lr,
                            .weight_decay = &decay,
                            .beta1 = 0.9,

@@ -35,7 +35,7 @@ void test_refusals() {
     l.p.stages[0] = {};
     l.p.stages[0].kind = Kind::kUpdateWeight;
     l.p.stages[0].barrier = 1;
-    l.p.hyper.rule = Rule::kAdam;
+    l.p.hyper.rule = UpdateRule::kAdam;
     l.p.stages[0].update_weight.resident_tiles = 1;
     l.p.resident_floats = 2 * kTileH * kTileF - 1;
   });

@@ -14,22 +14,22 @@ struct Reference {
 };
 
 // the formulas of update.cuh in float64
-void reference_step(Rule rule, const float* rates, double g, Reference& e) {
+void reference_step(UpdateRule rule, const float* rates, double g, Reference& e) {
   const double momentum = 0.9, beta_1 = 0.9, beta_2 = 0.99, eps = 1e-8;
-  if (rule == Rule::kAdamW) {
+  if (rule == UpdateRule::kAdamW) {
     e.w *= rates[1];
   } else {
     g += rates[1] * e.w;
   }
-  if (rule == Rule::kAdam || rule == Rule::kAdamW) {
+  if (rule == UpdateRule::kAdam || rule == UpdateRule::kAdamW) {
     e.m += (1 - beta_1) * (g - e.m);
     e.v = beta_2 * e.v + (1 - beta_2) * g * g;
     e.w -= rates[0] * e.m / (std::sqrt(e.v) / rates[2] + eps);
-  } else if (rule == Rule::kSgd) {
+  } else if (rule == UpdateRule::kSgd) {
     e.w -= rates[0] * g;
   } else {
     e.m = momentum * e.m + g;
-    e.w -= rates[0] * (rule == Rule::kNesterov ? g + momentum * e.m : e.m);
+    e.w -= rates[0] * (rule == UpdateRule::kNesterov ? g + momentum * e.m : e.m);
   }
 }
 
@@ -38,7 +38,7 @@ struct State {
 };
 
 struct Update {
-  Rule rule = Rule::kAdamW;
+  UpdateRule rule = UpdateRule::kAdamW;
   Precision precision = Precision::kFloat32;
   int B = 9, H = 70, F = 75, in = 80, column = 3, shift = 1, groups = 1, blocks = 1;
   int resident_tiles = 0, K = 1;
@@ -75,7 +75,7 @@ struct Inputs {
         batch(size_t(kSlices) * u.H, u.shift, &random),
         gradient(size_t(kSlices) * kApply, u.shift, &random) {
     for (int i = 0; i < kSlices; ++i) {
-      const float here[4] = {0.01f * float(i + 1), u.rule == Rule::kAdamW ? 0.999f : 0.05f, 0.7f,
+      const float here[4] = {0.01f * float(i + 1), u.rule == UpdateRule::kAdamW ? 0.999f : 0.05f, 0.7f,
                              i == 1 ? 0.0f : 1.0f};  // the slice in the middle does not move
       for (int j = 0; j < 4; ++j) rates[size_t(4) * i + j] = here[j];
     }
@@ -96,7 +96,7 @@ void launch_update(const Update& u, State& state, Inputs& in, float* grad,
   s.d_y = d_y, s.x = buffer(in.x.data(), 0, int64_t(u.B) * u.F), s.rates = rates;
   s.H = u.H, s.F = u.F, s.in_width = u.in, s.column = u.column;
   s.resident = 0, s.resident_tiles = u.resident_tiles;
-  if (u.rule == Rule::kNone) return launch.run(what);
+  if (u.rule == UpdateRule::kNone) return launch.run(what);
 
   auto& vector = launch.add(Kind::kUpdateVector, cdiv(u.H, kColumns)).update_vector;
   vector.param = {state.vector.data(), state.vector_m.data(), state.vector_v.data(), nullptr, u.H};
@@ -204,7 +204,7 @@ bool same(State& a, State& b) {
 }
 
 void test_updates() {
-  for (Rule rule : {Rule::kSgd, Rule::kMomentum, Rule::kNesterov, Rule::kAdam, Rule::kAdamW}) {
+  for (UpdateRule rule : {UpdateRule::kSgd, UpdateRule::kMomentum, UpdateRule::kNesterov, UpdateRule::kAdam, UpdateRule::kAdamW}) {
     Update u;
     u.rule = rule, u.K = 2;
     State alone = test_update(u);
@@ -224,7 +224,7 @@ void test_updates() {
 
 void test_gradients() {
   Update u;
-  u.rule = Rule::kNone, u.blocks = 2;
+  u.rule = UpdateRule::kNone, u.blocks = 2;
   State state = new_state(u), before = new_state(u);
   Inputs in(u);
   Floats grad(size_t(kSlices) * u.H * u.in, 0, nullptr);
