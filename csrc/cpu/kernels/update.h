@@ -8,8 +8,8 @@
 namespace noprop {
 namespace {
 
-// one step's scalars, formed in float64 on the host
-struct Step {
+// the scalars of one update, formed in float64 on the host
+struct UpdateScalars {
   int32_t kind;
   bool nesterov;
   float lr, decay, l2, momentum;
@@ -21,13 +21,14 @@ struct Step {
 struct Sgd {
   static constexpr int32_t kKind = NOPROP_SGD;
   static constexpr bool kHasV = false;
-  static void form(Step& s, const NopropUpdateRule& rule, double lr, double weight_decay, int64_t) {
+  static void form(UpdateScalars& s, const NopropUpdateRule& rule, double lr, double weight_decay,
+                   int64_t) {
     s.nesterov = rule.nesterov != 0;
     s.lr = (float)lr;
     s.momentum = (float)rule.momentum;
     s.l2 = (float)weight_decay;
   }
-  NOPROP_INLINE static void move(Vec& w, Vec& m, Vec&, Vec g, const Step& s, bool has_m) {
+  NOPROP_INLINE static void move(Vec& w, Vec& m, Vec&, Vec g, const UpdateScalars& s, bool has_m) {
     g += w * s.l2;
     if (has_m) {
       m = m * s.momentum + g;
@@ -42,7 +43,7 @@ template <bool DECOUPLED>
 struct Adam {
   static constexpr int32_t kKind = DECOUPLED ? NOPROP_ADAMW : NOPROP_ADAM;
   static constexpr bool kHasV = true;
-  static void form(Step& s, const NopropUpdateRule& rule, double lr, double weight_decay,
+  static void form(UpdateScalars& s, const NopropUpdateRule& rule, double lr, double weight_decay,
                    int64_t updates) {
     s.l2 = (float)weight_decay;
     s.decay = (float)(1 - lr * weight_decay);
@@ -57,7 +58,7 @@ struct Adam {
     s.root_scale = (float)(1 / __builtin_sqrt(rest2));
     s.eps = (float)rule.eps;
   }
-  NOPROP_INLINE static void move(Vec& w, Vec& m, Vec& v, Vec g, const Step& s, bool) {
+  NOPROP_INLINE static void move(Vec& w, Vec& m, Vec& v, Vec g, const UpdateScalars& s, bool) {
     if (DECOUPLED)
       w *= s.decay;
     else
@@ -79,9 +80,9 @@ inline void with_formula(int32_t kind, const Visit& visit) {
   (void)(is(Adam<true>{}) || is(Adam<false>{}) || is(Sgd{}));
 }
 
-inline Step make_step(const NopropUpdateRule& rule, double lr, double weight_decay,
-                      int64_t updates) {
-  Step s = {};
+inline UpdateScalars make_scalars(const NopropUpdateRule& rule, double lr, double weight_decay,
+                                  int64_t updates) {
+  UpdateScalars s = {};
   s.kind = rule.kind;
   with_formula(s.kind, [&](auto formula) { formula.form(s, rule, lr, weight_decay, updates); });
   return s;
@@ -94,7 +95,8 @@ struct Run {
 
 template <class Formula>
 NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradient,
-                             int64_t gradient_stride, int64_t rows, int64_t count, const Step& s) {
+                             int64_t gradient_stride, int64_t rows, int64_t count,
+                             const UpdateScalars& s) {
   const bool has_m = at.m != nullptr;
   for (int64_t row = 0; row < rows; ++row) {
     float *w = at.w + row * stride, *m = at.m + row * stride, *v = at.v + row * stride;
@@ -121,7 +123,8 @@ NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradien
 
 // `rows` rows of `count` elements, each array's `stride` apart, from their gradient
 inline void update_rows(const Run& at, int64_t stride, const float* gradient,
-                        int64_t gradient_stride, int64_t rows, int64_t count, const Step& s) {
+                        int64_t gradient_stride, int64_t rows, int64_t count,
+                        const UpdateScalars& s) {
   with_formula(s.kind, [&](auto formula) {
     move_rows<decltype(formula)>(at, stride, gradient, gradient_stride, rows, count, s);
   });

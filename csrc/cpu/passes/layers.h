@@ -116,9 +116,9 @@ inline Run run_at(const NopropParam& param, int64_t at) {
 struct BackwardPlan {
   const NopropPlan& plan;
   const NopropState* states;
-  int64_t slice, i;          // position in the state, in the call
-  const bool* input_wanted;  // by input
-  const Step* step;          // null: gradients only
+  int64_t slice, i;              // position in the state, in the call
+  const bool* input_wanted;      // by input
+  const UpdateScalars* scalars;  // null: gradients only
   bool training;
 };
 
@@ -129,9 +129,9 @@ inline void finish_vector(const NopropParam& param, const float* gradient, const
   if (param.grad)
     __builtin_memcpy(param.grad + job.i * H + own.first, gradient + own.first,
                      sizeof(float) * count);
-  if (job.step)
+  if (job.scalars)
     update_rows(run_at(param, job.slice * H + own.first), 0, gradient + own.first, 0, 1, count,
-                *job.step);
+                *job.scalars);
 }
 
 template <bool PAIRS>
@@ -154,7 +154,7 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
     const float* strips = source < job.plan.num_inputs ? saved.strips[source] : own_strips;
     // always_inline: GCC takes a function that only prefetches for one that does nothing
     const auto fetch = [&](int64_t o, int64_t f, int64_t count) __attribute__((always_inline)) {
-      if (!job.step) return;
+      if (!job.scalars) return;
       const Run run = at(o * in + first + f);
       for (int64_t c = 0; c < count; c += kLineFloats) {
         __builtin_prefetch(run.w + c);
@@ -169,9 +169,9 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
                                for (int64_t row = 0; grad && row < rows; ++row)
                                  __builtin_memcpy(grad + from + row * in, gradient + row * stride,
                                                   sizeof(float) * count);
-                               if (job.step)
+                               if (job.scalars)
                                  update_rows(at(from), in, gradient, stride, rows, count,
-                                             *job.step);
+                                             *job.scalars);
                              });
     first += width;
     own_strips += panels.B * round_up(width);
@@ -225,7 +225,7 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
     int64_t first = 0;
     float* strips = grads.strips;
     const float* weight = state.weight.value + job.slice * H * in;
-    const bool wants_weight = job.step || state.weight.grad;
+    const bool wants_weight = job.scalars || state.weight.grad;
     with_pairs(plan, [&](auto pairs) {
       constexpr bool PAIRS = pairs.value;
       const float* d_out = PAIRS ? grads.pairs[l % 2] : d;

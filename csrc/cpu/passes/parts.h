@@ -135,9 +135,10 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
     for (int64_t at = 0; at < task.B * M; ++at) apply = apply && is_finite(d_logits[at]);
     task.applied[i] = apply;
   }
-  Step step = {};
+  UpdateScalars scalars = {};
   if (apply)
-    step = make_step(*task.rule, task.rule->lr[i * task.rule->lr_slice],
+    scalars =
+        make_scalars(*task.rule, task.rule->lr[i * task.rule->lr_slice],
                      task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
   const BackwardPlan job = {
       .plan = plan,
@@ -145,7 +146,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
       .slice = slice,
       .i = i,
       .input_wanted = input_wanted,
-      .step = apply ? &step : nullptr,
+      .scalars = apply ? &scalars : nullptr,
       .training = task.training,
   };
   walk_backward(job, saved, grads, panels, Share{});
@@ -159,10 +160,11 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
 inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule) {
   const int64_t slice = slices.index[i];
   const NopropPlan& plan = *slices.plan;
-  const Step step = make_step(rule, rule.lr[i * rule.lr_slice],
-                              rule.weight_decay[i * rule.decay_slice], slices.updates[slice]);
+  const UpdateScalars scalars =
+      make_scalars(rule, rule.lr[i * rule.lr_slice], rule.weight_decay[i * rule.decay_slice],
+                   slices.updates[slice]);
   const auto update = [&](const NopropParam& param, int64_t size) {
-    update_rows(run_at(param, slice * size), 0, param.grad + i * size, 0, 1, size, step);
+    update_rows(run_at(param, slice * size), 0, param.grad + i * size, 0, 1, size, scalars);
   };
   for (int l = 0; l < plan.num_layers; ++l) {
     const int64_t H = plan.layers[l].width;

@@ -200,9 +200,10 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   wait_for_team(share);
 
   const bool applied = *work.applied;
-  Step step = {};
+  UpdateScalars scalars = {};
   if (updates && applied)
-    step = make_step(*task.rule, task.rule->lr[k * task.rule->lr_step + i * task.rule->lr_slice],
+    scalars =
+        make_scalars(*task.rule, task.rule->lr[k * task.rule->lr_step + i * task.rule->lr_slice],
                      task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
   bool any_wanted = !updates;
   for (int j = 0; j < plan.num_inputs; ++j) any_wanted |= input_wanted[j];
@@ -213,7 +214,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
         .slice = slice,
         .i = i,
         .input_wanted = input_wanted,
-        .step = updates && applied ? &step : nullptr,
+        .scalars = updates && applied ? &scalars : nullptr,
         .training = true,
     };
     walk_backward(job, work.saved, work.grads, panels, share);
