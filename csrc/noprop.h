@@ -89,10 +89,10 @@ typedef struct {
   int64_t n;
 } NopropSlices;
 
-/* One value per step, slice and row: data[k * step + i * slice + b * row]. */
+/* One value per step, slice and row: data[k * stride_k + i * stride_slice + b * stride_row]. */
 typedef struct {
   const float* data;
-  int64_t step, slice, row;
+  int64_t stride_k, stride_slice, stride_row;
 } NopropPerRow;
 
 /* The labels' embeddings u_y: W[y], (M, D), or one-hot where W is null. */
@@ -116,21 +116,21 @@ typedef struct {
   int64_t rows; /* of the whole batch */
 } NopropObjective;
 
-/* Where eps is drawn. block and draw: data[k * step + i * slice]. */
+/* Where eps is drawn. block and draw: data[k * stride_k + i * stride_slice]. */
 typedef struct {
   const int64_t *draw, *block;
-  int64_t draw_step, draw_slice, block_step, block_slice;
+  int64_t draw_stride_k, draw_stride_slice, block_stride_k, block_stride_slice;
   uint32_t stream;
   int64_t first_row;
 } NopropNoise;
 
-/* Rows of features: data[k * step + i * slice + b * width + f], or, with indices (K, R, B), row
- * indices[k, replica[i], b] of data (rows, width). A feature is (data - mean) * scale where those
- * are given. */
+/* Rows of features: data[k * stride_k + i * stride_slice + b * width + f], or, with indices (K, R,
+ * B), row indices[k, replica[i], b] of data (rows, width). A feature is (data - mean) * scale where
+ * those are given. */
 typedef struct {
   const void* data;
   int32_t dtype;
-  int64_t step, slice;
+  int64_t stride_k, stride_slice;
   const int64_t* indices;
   const int64_t* replica;
   int64_t replicas;
@@ -140,7 +140,7 @@ typedef struct {
 
 typedef struct {
   const int64_t* data;
-  int64_t step, slice;
+  int64_t stride_k, stride_slice;
   const int64_t* indices;
   const int64_t* replica;
   int64_t replicas;
@@ -149,10 +149,10 @@ typedef struct {
 
 typedef struct {
   int32_t kind;
-  const double* lr; /* lr[k * lr_step + i * lr_slice] */
-  int64_t lr_step, lr_slice;
-  const double* weight_decay; /* weight_decay[i * decay_slice] */
-  int64_t decay_slice;
+  const double* lr; /* lr[k * lr_stride_k + i * lr_stride_slice] */
+  int64_t lr_stride_k, lr_stride_slice;
+  const double* weight_decay; /* weight_decay[i * decay_stride_slice] */
+  int64_t decay_stride_slice;
   double momentum, beta1, beta2, eps;
   int32_t nesterov;
 } NopropUpdateRule;

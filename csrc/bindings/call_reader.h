@@ -135,11 +135,11 @@ struct Reader {
     const Taken block = tensors.read(get(noise, "block"), {"block"}, Kind::kInt64, {K, n}, 2);
     NopropNoise made = {};
     made.draw = draw.as<int64_t>();
-    made.draw_step = draw.strides[0];
-    made.draw_slice = draw.strides[1];
+    made.draw_stride_k = draw.strides[0];
+    made.draw_stride_slice = draw.strides[1];
     made.block = block.as<int64_t>();
-    made.block_step = block.strides[0];
-    made.block_slice = block.strides[1];
+    made.block_stride_k = block.strides[0];
+    made.block_stride_slice = block.strides[1];
     made.stream = static_cast<uint32_t>(integer(tensors, noise, "stream", 0, 255));
     made.first_row = integer(tensors, noise, "first_row", 0);
     return made;
@@ -163,12 +163,12 @@ struct Reader {
       } else if (steps) {
         const Taken taken = tensors.read(value, name, Kind::kFloat32, {K, slices, B, F}, 2);
         input.data = taken.data;
-        input.step = taken.strides[0];
-        input.slice = taken.strides[1];
+        input.stride_k = taken.strides[0];
+        input.stride_slice = taken.strides[1];
       } else {
         const Taken taken = tensors.read(value, name, Kind::kFloat32, {slices, B, F}, 1);
         input.data = taken.data;
-        input.slice = taken.strides[0];
+        input.stride_slice = taken.strides[0];
       }
       made.push_back(input);
     }
@@ -207,8 +207,8 @@ struct Reader {
     if (!is_gather(y)) {
       const Taken taken = tensors.read(y, {"y"}, Kind::kInt64, {K, n, B}, 2);
       made.data = taken.as<int64_t>();
-      made.step = taken.strides[0];
-      made.slice = taken.strides[1];
+      made.stride_k = taken.strides[0];
+      made.stride_slice = taken.strides[1];
       return made;
     }
     const Taken taken = tensors.read(get(y, "data"), {"y"}, Kind::kInt64, {kAny});
@@ -229,10 +229,10 @@ struct Reader {
         tensors.read(get(rule, "weight_decay"), {"weight_decay"}, Kind::kFloat64, {n}, 1);
     NopropUpdateRule made = optimizer->rule;
     made.lr = lr.as<double>();
-    made.lr_step = lr.strides[0];
-    made.lr_slice = lr.strides[1];
+    made.lr_stride_k = lr.strides[0];
+    made.lr_stride_slice = lr.strides[1];
     made.weight_decay = decay.as<double>();
-    made.decay_slice = decay.strides[0];
+    made.decay_stride_slice = decay.strides[0];
     return made;
   }
 

@@ -83,10 +83,10 @@ NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B
     }
     return kFine;
   }
-  for (int64_t k = 0; k < (y.step ? K : std::min<int64_t>(K, 1)); ++k)
-    for (int64_t i = 0; i < (y.slice ? n : std::min<int64_t>(n, 1)); ++i)
+  for (int64_t k = 0; k < (y.stride_k ? K : std::min<int64_t>(K, 1)); ++k)
+    for (int64_t i = 0; i < (y.stride_slice ? n : std::min<int64_t>(n, 1)); ++i)
       for (int64_t b = 0; b < B; ++b) {
-        const int64_t label = y.data[k * y.step + i * y.slice + b];
+        const int64_t label = y.data[k * y.stride_k + i * y.stride_slice + b];
         if (label < 0 || label >= M) return {NOPROP_BAD_LABEL, b, label};
       }
   return kFine;
@@ -97,17 +97,17 @@ NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int
                          int64_t B, Host& host) {
   if (input.dtype == NOPROP_UINT8) return kFine;
   const int64_t runs = input.indices ? K * input.replicas
-                                     : (input.step ? K : std::min<int64_t>(K, 1)) *
-                                           (input.slice ? n : std::min<int64_t>(n, 1));
-  const int64_t slices = input.slice ? n : 1;
+                                     : (input.stride_k ? K : std::min<int64_t>(K, 1)) *
+                                           (input.stride_slice ? n : std::min<int64_t>(n, 1));
+  const int64_t slices = input.stride_slice ? n : 1;
   std::atomic<bool> finite{true};
   const char* data = static_cast<const char*>(input.data);
   const int64_t size = bytes_of(input.dtype);
   const bool ran = run_tasks(runs, 0, host, [&](int64_t run, const Worker&) {
     for (int64_t b = 0; b < B; ++b) {
-      const int64_t at = input.indices
-                             ? input.indices[run * B + b] * width
-                             : run / slices * input.step + run % slices * input.slice + b * width;
+      const int64_t at = input.indices ? input.indices[run * B + b] * width
+                                       : run / slices * input.stride_k +
+                                             run % slices * input.stride_slice + b * width;
       if (!isa().all_finite(data + at * size, input.dtype, width)) finite.store(false);
     }
   });

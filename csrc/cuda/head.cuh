@@ -235,7 +235,7 @@ NOPROP_DEV void head_tile(const Program& p, const HeadStage& s, const Place& pla
   HeadTerms t{0, 0.0f, at<float>(s.error, place), at<float>(s.d_logits, place)};
   if (r.real) {
     t.y = at<const int64_t>(s.labels, place)[r.row];
-    t.scale = at(s.weight, place)[r.row * s.weight.row] / s.rows;
+    t.scale = at(s.weight, place)[r.row * s.weight.stride_row] / s.rows;
   }
   if (s.head == Head::kCrossEntropy) return cross_entropy(s, r, t);
   const HeadScratch shared = head_scratch(scratch);

@@ -29,7 +29,7 @@ NOPROP_DEV void store_rates(const S& s, const Place& place, const Rates& rates, 
 // sum over rows of weight * error: a warp has a chunk, and all threads fold the chunks from the
 // left
 NOPROP_DEV float weighted_sum(const Program& p, const float* error, const float* weight,
-                              int64_t weight_row, unsigned char* scratch) {
+                              int64_t weight_stride, unsigned char* scratch) {
   static_assert(dev::Carve::cost(kWarps * 4) <= kScratchBytes);
   float* s_chunks = dev::Carve{scratch}.take<float>(kWarps);
   float total = 0.0f;
@@ -37,7 +37,7 @@ NOPROP_DEV float weighted_sum(const Program& p, const float* error, const float*
     const int begin = first + warp_index() * kChunkRows, end = min_of(p.B, begin + kChunkRows);
     float sum = 0.0f;
     for (int64_t row = begin + lane_index(); row < end; row += kLanes) {
-      sum += weight[row * weight_row] * error[row];
+      sum += weight[row * weight_stride] * error[row];
     }
     sum = warp_sum(sum);
     if (lane_index() == 0) s_chunks[warp_index()] = sum;
@@ -60,9 +60,9 @@ NOPROP_DEV void loss_tile(const Program& p, const LossStage& s, const Place& pla
     for (int tile = thread_index(); tile < tiles; tile += kThreads) bad |= flags[tile];
   }
   if (s.num_flags > 0) bad = block_or(bad, scratch);
-  const float loss =
-      weighted_sum(p, at<const float>(s.error, place), at(s.weight, place), s.weight.row, scratch) /
-      s.rows;
+  const float loss = weighted_sum(p, at<const float>(s.error, place), at(s.weight, place),
+                                  s.weight.stride_row, scratch) /
+                     s.rows;
   const bool applies = fabsf(loss) < INFINITY && bad == 0;
   store_rates(s, place, rates, applies);
   if (thread_index() != 0) return;

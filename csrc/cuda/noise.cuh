@@ -97,7 +97,7 @@ NOPROP_DEV Label read_label(const Program& p, const NoiseStage& s, const Place& 
     const bool found = index >= 0 && index < s.rows.rows;
     label = {found ? s.y.data[index] : 0, found ? 0 : 2};
   } else {
-    label.y = at(s.y, place)[row * s.y.row];
+    label.y = at(s.y, place)[row * s.y.stride_row];
   }
   if (label.y < 0 || label.y >= s.M) label = {0, label.bad | 1};
   return label;
@@ -126,7 +126,8 @@ NOPROP_DEV void noise_tile(const Program& p, const NoiseStage& s, const Place& p
   for_draws(rows, s.D, [&](const Draw& part) {
     const int64_t row = first + part.row;
     const int64_t y = read_label(p, s, place, static_cast<int>(row)).y;
-    const float signal_b = signal[row * s.signal.row], noise_b = noise[row * s.noise.row];
+    const float signal_b = signal[row * s.signal.stride_row],
+                noise_b = noise[row * s.noise.stride_row];
     const uint32_t group = static_cast<uint32_t>(part.group);
     const uint32_t counter_row = static_cast<uint32_t>(s.first_row + row);
     const Words words = philox({group, counter_row, block | s.stream << 16, draw}, seed);

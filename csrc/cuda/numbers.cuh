@@ -56,7 +56,7 @@ NOPROP_DEV void embedding_tile(const Program& p, const EmbeddingStage& s, const 
       const int m = m_0 + d_in, d = d_0 + d_in;
       const float u = d_u_hat != nullptr && d < s.D ? d_u_hat[row * s.D + d] : 0.0f;
       float u_y = -u;
-      if (d_z != nullptr && d < s.D) u_y += signal[row * s.signal.row] * d_z[row * s.D + d];
+      if (d_z != nullptr && d < s.D) u_y += signal[row * s.signal.stride_row] * d_z[row * s.D + d];
       s_p[r * kEmbedding + d_in] = probs != nullptr && m < s.M ? probs[row * s.M + m] : 0.0f;
       s_d_u_hat[r * kEmbedding + d_in] = u;
       s_d_u_y[r * kEmbedding + d_in] = u_y;

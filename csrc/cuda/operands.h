@@ -65,27 +65,27 @@ NOPROP_BOTH constexpr int moments(UpdateRule rule) {
 }
 
 // entry of step k, slice i of a call, group g:
-//   data + k * step + (by_group ? g : i) * slice;  data null: absent
+//   data + k * stride_k + (by_group ? g : i) * stride_slice;  data null: absent
 struct Buffer {
   void* data;
-  int64_t step, slice;
+  int64_t stride_k, stride_slice;
   int32_t by_group;
 
   template <class Visit>
   void fields(Visit& f) {
-    f("data", data)("step", step)("slice", slice)("by_group", by_group);
+    f("data", data)("stride_k", stride_k)("stride_slice", stride_slice)("by_group", by_group);
   }
 };
 
-// a number of step k, slice i and row b: data[k * step + i * slice + b * row]
+// a number of step k, slice i and row b: data[k * stride_k + i * stride_slice + b * stride_row]
 template <class T>
 struct PerRow {
   const T* data;
-  int64_t step, slice, row;
+  int64_t stride_k, stride_slice, stride_row;
 
   template <class Visit>
   void fields(Visit& f) {
-    f("data", data)("step", step)("slice", slice)("row", row);
+    f("data", data)("stride_k", stride_k)("stride_slice", stride_slice)("stride_row", stride_row);
   }
 };
 using Number = PerRow<float>;
@@ -93,11 +93,11 @@ using Integer = PerRow<int64_t>;
 
 struct Real {
   const double* data;
-  int64_t step, slice;
+  int64_t stride_k, stride_slice;
 
   template <class Visit>
   void fields(Visit& f) {
-    f("data", data)("step", step)("slice", slice);
+    f("data", data)("stride_k", stride_k)("stride_slice", stride_slice);
   }
 };
 

@@ -30,13 +30,13 @@ template <typename T>
 NOPROP_DEV T* at(const Buffer& buffer, const Place& place) {
   if (buffer.data == nullptr) return nullptr;
   const int64_t entry = buffer.by_group ? place.g : place.i;
-  return static_cast<T*>(buffer.data) + place.k * buffer.step + entry * buffer.slice;
+  return static_cast<T*>(buffer.data) + place.k * buffer.stride_k + entry * buffer.stride_slice;
 }
 
-// a number or integer of row 0; row b is b * row further
+// a number or integer of row 0; row b is b * stride_row further
 template <typename N>
 NOPROP_DEV auto at(const N& number, const Place& place) -> decltype(number.data) {
-  return number.data + place.k * number.step + place.i * number.slice;
+  return number.data + place.k * number.stride_k + place.i * number.stride_slice;
 }
 
 // indices (B,) of the place's batch; null: there are none

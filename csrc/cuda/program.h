@@ -84,8 +84,8 @@ void with_own_fields(Stage& stage, const Visit& visit) {
 
 // passed to the kernel by value: no copy to the device, and a graph may capture the launch
 struct Program {
-  const int64_t* index;  // index[k * index_step + i]: the slice of the object
-  int64_t index_step;
+  const int64_t* index;  // index[k * index_stride + i]: the slice of the object
+  int64_t index_stride;
   uint32_t* barriers;  // (groups,) arrivals of a launch, cleared on its stream before it
   int32_t n, K, B;
   int32_t groups, blocks;  // the grid has groups * blocks thread blocks
@@ -101,7 +101,7 @@ struct Program {
 
   template <class Visit>
   void fields(Visit& f) {
-    f("index", index)("index_step", index_step)("barriers", barriers)("n", n)("K", K)("B", B);
+    f("index", index)("index_stride", index_stride)("barriers", barriers)("n", n)("K", K)("B", B);
     f("groups", groups)("blocks", blocks)("cluster", cluster)("precision", precision);
     f("hyper", hyper)("resident_floats", resident_floats)("clocks", clocks);
   }

@@ -160,7 +160,7 @@ NOPROP_DEV void run(const Program& p, unsigned char* shared) {
   for (int64_t i = g; i < p.n; i += p.groups) {
     int64_t held = -1;  // slice whose moments are here
     for (int k = 0; k < p.K; ++k) {
-      const Place place{k, i, p.index[k * p.index_step + i], g};
+      const Place place{k, i, p.index[k * p.index_stride + i], g};
       if (place.slice != held) {
         if (held >= 0) move_resident<P, false>(p, held, rank, resident);
         held = place.slice;

@@ -59,15 +59,15 @@ def buffer(value: Tensor | None, *, steps: bool = False, group: bool = False) ->
     step = value.stride(0) if steps else 0
     return {
         "data": value,
-        "step": step,
-        "slice": value.stride(int(steps)),
+        "stride_k": step,
+        "stride_slice": value.stride(int(steps)),
         "by_group": int(group),
     }
 
 
 def number(value: Tensor) -> dict[str, Any]:
     """A Number or Integer of (K, n, B), a Real or an Integer of (K, n); any may be expanded."""
-    names = ("step", "slice", "row")[: value.ndim]
+    names = ("stride_k", "stride_slice", "stride_row")[: value.ndim]
     return {"data": value, **dict(zip(names, value.stride(), strict=True))}
 
 

@@ -21,8 +21,8 @@ struct HeadInput {
   const float* u_y;      // panels (D, P)
   const float* eps;      // panels (D, P), read where flow is not 0
   const int32_t* y;      // (padded,)
-  const float* weight;   // weight[b * weight_row]
-  int64_t weight_row;
+  const float* weight;   // weight[b * weight_stride]
+  int64_t weight_stride;
   float flow;
   int64_t rows;  // of the whole batch
 };
@@ -40,8 +40,9 @@ inline HeadInput head_input(const NopropObjective& objective, const NopropEmbedd
       .u_y = u_y,
       .eps = eps,
       .y = y,
-      .weight = objective.weight.data + k * objective.weight.step + i * objective.weight.slice,
-      .weight_row = objective.weight.row,
+      .weight =
+          objective.weight.data + k * objective.weight.stride_k + i * objective.weight.stride_slice,
+      .weight_stride = objective.weight.stride_row,
       .flow = objective.flow,
       .rows = objective.rows,
   };
@@ -107,7 +108,8 @@ inline void cross_entropy(const HeadInput& in, const HeadOutput& out, const Pane
   for (int64_t g = 0; g < panels.vectors(); ++g) {
     Vec largest, sum;
     softmax(out.p, in.logits, M, g, panels, largest, sum);
-    const Vec scale = per_row(in.weight, in.weight_row, g, panels) * (float)(1.0 / (double)in.rows);
+    const Vec scale =
+        per_row(in.weight, in.weight_stride, g, panels) * (float)(1.0 / (double)in.rows);
     IntVec y;
     __builtin_memcpy(&y, in.y + g * kLanes, sizeof y);
     Vec chosen = {};
@@ -127,7 +129,8 @@ inline void denoising(const HeadInput& in, const HeadOutput& out, const Panels& 
   const int64_t M = in.M, D = in.D;
   head_estimate(out.p, out.u_hat, in.head, in.logits, in.W_embed, M, D, panels);
   for (int64_t g = 0; g < panels.vectors(); ++g) {
-    const Vec scale = per_row(in.weight, in.weight_row, g, panels) * (float)(2.0 / (double)in.rows);
+    const Vec scale =
+        per_row(in.weight, in.weight_stride, g, panels) * (float)(2.0 / (double)in.rows);
     Vec error = {};
     for (int64_t d = 0; d < D; ++d) {
       const int64_t at = panels.at(D, d, g);
@@ -166,7 +169,7 @@ inline float head_step(const HeadInput& in, const HeadOutput& out, const Panels&
   else
     denoising(in, out, panels);
   const float sum = sum_rows(panels, 1, 0, [&](int64_t at, int64_t g) {
-    const Vec weighted = load(out.error + at) * per_row(in.weight, in.weight_row, g, panels);
+    const Vec weighted = load(out.error + at) * per_row(in.weight, in.weight_stride, g, panels);
     return keep_first(weighted, panels.B - g * kLanes);
   });
   return sum / (float)in.rows;
@@ -175,7 +178,7 @@ inline float head_step(const HeadInput& in, const HeadOutput& out, const Panels&
 // d_W_embed (M, D) by its three paths: u_hat, the target, and z (d_z may be null: features of the
 // caller's)
 inline void embedding_grad(float* d_W, const HeadInput& in, const HeadOutput& out, const float* d_z,
-                           const float* signal, int64_t signal_row, const Panels& panels) {
+                           const float* signal, int64_t signal_stride, const Panels& panels) {
   const bool denoises = in.head != NOPROP_CROSS_ENTROPY;
   for (int64_t m = 0; m < in.M; ++m)
     for (int64_t d = 0; d < in.D; ++d)
@@ -189,7 +192,7 @@ inline void embedding_grad(float* d_W, const HeadInput& in, const HeadOutput& ou
           sum = load(out.p + panels.at(in.M, m, g)) * d_u_hat - (is_y ? d_u_hat : Vec{});
         }
         if (d_z) {
-          const Vec through_z = load(d_z + at) * per_row(signal, signal_row, g, panels);
+          const Vec through_z = load(d_z + at) * per_row(signal, signal_stride, g, panels);
           sum += is_y ? through_z : Vec{};
         }
         return keep_first(sum, panels.B - g * kLanes);

@@ -73,7 +73,8 @@ inline bool load_rows(float* strips, float* values, const NopropInput& input,
     const int64_t left = panels.B - g * kLanes, rows = left < kLanes ? left : kLanes;
     for (int64_t b = 0; b < rows; ++b) {
       const int64_t row = first + g * kLanes + b;
-      at[b] = indices ? indices[row] * width : k * input.step + i * input.slice + row * width;
+      at[b] = indices ? indices[row] * width
+                      : k * input.stride_k + i * input.stride_slice + row * width;
     }
     for_strips(width, [&](int64_t start, int cols) {
       for (int column = 0; column < cols; ++column) {
@@ -120,7 +121,7 @@ inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64
       const int64_t replica = labels.replica ? labels.replica[i] : 0;
       y[b] = (int32_t)labels.data[labels.indices[(k * labels.replicas + replica) * B + b]];
     } else {
-      y[b] = (int32_t)labels.data[k * labels.step + i * labels.slice + b];
+      y[b] = (int32_t)labels.data[k * labels.stride_k + i * labels.stride_slice + b];
     }
   }
 }
@@ -141,8 +142,8 @@ inline void embed(float* u_y, const int32_t* y, const float* W_embed, int64_t D,
 
 inline NoiseKey noise_key(const NopropNoise& noise, uint64_t seed, uint32_t stream, int64_t k,
                           int64_t i) {
-  const int64_t draw = noise.draw[k * noise.draw_step + i * noise.draw_slice];
-  const int64_t block = noise.block[k * noise.block_step + i * noise.block_slice];
+  const int64_t draw = noise.draw[k * noise.draw_stride_k + i * noise.draw_stride_slice];
+  const int64_t block = noise.block[k * noise.block_stride_k + i * noise.block_stride_slice];
   return {seed, ((uint32_t)block & 0xffff) | stream << 16, (uint32_t)draw,
           (uint32_t)noise.first_row};
 }
@@ -153,11 +154,13 @@ inline void mix_noise(float* z, float* second, const float* u_y, const float* ep
                       const NopropNoise& noise, uint64_t seed, const NopropNoising& noising,
                       int64_t D, int64_t k, int64_t i, const Panels& panels) {
   if (noising.sigma != 0) draw_normal(second, noise_key(noise, seed, 1, k, i), D, panels);
-  const float* signal = noising.signal.data + k * noising.signal.step + i * noising.signal.slice;
-  const float* level = noising.noise.data + k * noising.noise.step + i * noising.noise.slice;
+  const float* signal =
+      noising.signal.data + k * noising.signal.stride_k + i * noising.signal.stride_slice;
+  const float* level =
+      noising.noise.data + k * noising.noise.stride_k + i * noising.noise.stride_slice;
   for (int64_t g = 0; g < panels.vectors(); ++g) {
-    const Vec signal_g = per_row(signal, noising.signal.row, g, panels);
-    const Vec level_g = per_row(level, noising.noise.row, g, panels);
+    const Vec signal_g = per_row(signal, noising.signal.stride_row, g, panels);
+    const Vec level_g = per_row(level, noising.noise.stride_row, g, panels);
     for (int64_t d = 0; d < D; ++d) {
       const int64_t at = panels.at(D, d, g);
       Vec v = signal_g * load(u_y + at) + level_g * load(eps + at);

@@ -137,9 +137,9 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   }
   UpdateScalars scalars = {};
   if (apply)
-    scalars =
-        make_scalars(*task.rule, task.rule->lr[i * task.rule->lr_slice],
-                     task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
+    scalars = make_scalars(*task.rule, task.rule->lr[i * task.rule->lr_stride_slice],
+                           task.rule->weight_decay[i * task.rule->decay_stride_slice],
+                           slices.updates[slice]);
   const BackwardPlan job = {
       .plan = plan,
       .states = slices.layers,
@@ -161,8 +161,8 @@ inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpda
   const int64_t slice = slices.index[i];
   const NopropPlan& plan = *slices.plan;
   const UpdateScalars scalars =
-      make_scalars(rule, rule.lr[i * rule.lr_slice], rule.weight_decay[i * rule.decay_slice],
-                   slices.updates[slice]);
+      make_scalars(rule, rule.lr[i * rule.lr_stride_slice],
+                   rule.weight_decay[i * rule.decay_stride_slice], slices.updates[slice]);
   const auto update = [&](const NopropParam& param, int64_t size) {
     update_rows(run_at(param, slice * size), 0, param.grad + i * size, 0, 1, size, scalars);
   };

@@ -96,8 +96,8 @@ inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuff
   if (out.d_signal) level_grad(out.d_signal + i * B, d_z, work.u_y, D, panels);
   if (out.d_noise) level_grad(out.d_noise + i * B, d_z, work.eps, D, panels);
   if (out.d_W_embed)
-    embedding_grad(out.d_W_embed + i * M * D, head, result, d_z, signal.data + i * signal.slice,
-                   signal.row, panels);
+    embedding_grad(out.d_W_embed + i * M * D, head, result, d_z,
+                   signal.data + i * signal.stride_slice, signal.stride_row, panels);
 }
 
 // labels, noise and z of a step: too little to be divided
@@ -202,9 +202,9 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   const bool applied = *work.applied;
   UpdateScalars scalars = {};
   if (updates && applied)
-    scalars =
-        make_scalars(*task.rule, task.rule->lr[k * task.rule->lr_step + i * task.rule->lr_slice],
-                     task.rule->weight_decay[i * task.rule->decay_slice], slices.updates[slice]);
+    scalars = make_scalars(
+        *task.rule, task.rule->lr[k * task.rule->lr_stride_k + i * task.rule->lr_stride_slice],
+        task.rule->weight_decay[i * task.rule->decay_stride_slice], slices.updates[slice]);
   bool any_wanted = !updates;
   for (int j = 0; j < plan.num_inputs; ++j) any_wanted |= input_wanted[j];
   if (applied || any_wanted) {

@@ -42,7 +42,7 @@ int32_t shared_by(int64_t n, int64_t flop, int64_t flop_a_member, int32_t thread
 }  // namespace
 
 bool is_shared(const NopropInput& input, int64_t n) {
-  return n > input.replicas && (input.indices || input.slice == 0);
+  return n > input.replicas && (input.indices || input.stride_slice == 0);
 }
 
 namespace {

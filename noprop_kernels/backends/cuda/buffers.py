@@ -12,8 +12,8 @@ from ..gpu.buffers import Buffer
 from ..gpu.stages import ALIGNMENT, Table
 from ..gpu.tiles import cdiv
 
-Address = tuple[int, int, int, int]  # data, step, slice, by_group; strides in entries
-Number = tuple[int, int, int, int]  # data, step, slice, row
+Address = tuple[int, int, int, int]  # data, stride_k, stride_slice, by_group; in entries
+Number = tuple[int, int, int, int]  # data, stride_k, stride_slice, stride_row
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "uint8"}
 

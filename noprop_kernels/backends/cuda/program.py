@@ -83,7 +83,7 @@ def launch(ctx: LaunchContext, stages: list[Fields], layout: Layout) -> None:
     barriers = ctx.hold(torch.empty(layout.groups, dtype=torch.int32, device=ctx.device))
     program = {
         "index": ctx.index.data_ptr(),
-        "index_step": ctx.index.stride(0) if ctx.index.ndim == 2 else 0,
+        "index_stride": ctx.index.stride(0) if ctx.index.ndim == 2 else 0,
         "barriers": barriers.data_ptr(),
         "n": ctx.n,
         "K": ctx.K,

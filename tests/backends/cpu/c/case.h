@@ -157,8 +157,8 @@ static Case* make_case(const char* isa, const Shape* shape, const Goal* goal, in
   c->objective = (NopropObjective){
       .weight = {c->weight, 0, B, 1}, .flow = goal->flow, .head = goal->head, .rows = B + 3};
   c->embedding = (NopropEmbedding){.W = c->W_embed, .D = D};
-  c->inputs[0] = (NopropInput){.data = c->x, .slice = B * F};
-  c->labels = (NopropLabels){.data = c->y, .slice = B};
+  c->inputs[0] = (NopropInput){.data = c->x, .stride_slice = B * F};
+  c->labels = (NopropLabels){.data = c->y, .stride_slice = B};
   c->host = (NopropHost){.threads = 2};
   return c;
 }

@@ -110,7 +110,7 @@ static void compare_forward(Case* c) {
   uint64_t random = 5;
   float* z = uniform_floats(RUN * B * D, -1, 1, &random);
   float* logits = allocate(RUN * B * M, sizeof *logits);
-  const NopropInput inputs[2] = {c->inputs[0], {.data = z, .slice = B * D}};
+  const NopropInput inputs[2] = {c->inputs[0], {.data = z, .stride_slice = B * D}};
   check_status(c, noprop_forward_cpu(logits, NULL, &c->slices, inputs, B, 0, &c->host), "forward");
   for (int i = 0; i < RUN; ++i) {
     Walk walk = {.value = {doubles(B * F), doubles(B * D)}};
@@ -204,7 +204,7 @@ static void compare_update(Case* c, const Exact* exact) {
   NopropUpdateRule rule = c->goal->rule;
   rule.lr = c->lr;
   rule.weight_decay = c->decay;
-  rule.lr_slice = rule.decay_slice = 1;
+  rule.lr_stride_slice = rule.decay_stride_slice = 1;
   const int64_t updates = c->updates[0];
   check_status(c,
                noprop_train_cpu(&c->slices, &c->drawn, &c->noising, &c->objective, &c->embedding,

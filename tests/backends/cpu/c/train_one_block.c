@@ -128,11 +128,12 @@ static int train(Blocks* blocks, const Data* data, int64_t steps, int32_t thread
                                .updates = blocks->updates,
                                .index = blocks->index,
                                .n = blocks->n};
-  const NopropNoise drawn = {.draw = data->draw, .draw_step = 1, .block = number, .block_slice = 1};
-  const NopropNoising noising = {.signal = {.data = signal, .slice = 1},
-                                 .noise = {.data = noise, .slice = 1}};
+  const NopropNoise drawn = {
+      .draw = data->draw, .draw_stride_k = 1, .block = number, .block_stride_slice = 1};
+  const NopropNoising noising = {.signal = {.data = signal, .stride_slice = 1},
+                                 .noise = {.data = noise, .stride_slice = 1}};
   const NopropObjective objective = {
-      .weight = {.data = weight, .slice = 1}, .head = NOPROP_SOFTMAX, .rows = BATCH};
+      .weight = {.data = weight, .stride_slice = 1}, .head = NOPROP_SOFTMAX, .rows = BATCH};
   const NopropEmbedding one_hot = {.D = CLASSES};
   const NopropInput inputs[2] = {{.data = data->pixels,
                                   .dtype = NOPROP_UINT8,
@@ -144,11 +145,11 @@ static int train(Blocks* blocks, const Data* data, int64_t steps, int32_t thread
   const NopropLabels y = {
       .data = data->labels, .indices = data->indices, .replicas = 1, .rows = ROWS};
   const NopropUpdateRule rule = {.kind = NOPROP_ADAMW,
-                           .lr = &lr,
-                           .weight_decay = &decay,
-                           .beta1 = 0.9,
-                           .beta2 = 0.999,
-                           .eps = 1e-8};
+                                 .lr = &lr,
+                                 .weight_decay = &decay,
+                                 .beta1 = 0.9,
+                                 .beta2 = 0.999,
+                                 .eps = 1e-8};
   const NopropTrainOut out = {.loss = blocks->loss, .applied = blocks->applied};
   const NopropHost host = {.threads = threads};
   const NopropResult result = noprop_train_cpu(&slices, &drawn, &noising, &objective, &one_hot,

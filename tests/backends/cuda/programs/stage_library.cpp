@@ -50,7 +50,7 @@ void stage_kernel(const Program* program) {
   uint32_t epoch = 0;
   for (int64_t i = group; i < p.n; i += p.groups) {
     for (int k = 0; k < p.K; ++k) {
-      const Place place{k, i, p.index[k * p.index_step + i], group};
+      const Place place{k, i, p.index[k * p.index_stride + i], group};
       for (int tile = rank; tile < s.tiles; tile += p.blocks) {
         run_tile(p, s, place, tile, shared);
       }
