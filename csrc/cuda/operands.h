@@ -77,7 +77,7 @@ struct Buffer {
   }
 };
 
-// a number of step k, slice i and row b: data[k * stride_k + i * stride_slice + b * stride_row]
+// a value of step k, slice i and row b: data[k * stride_k + i * stride_slice + b * stride_row]
 template <class T>
 struct PerRow {
   const T* data;
@@ -88,10 +88,9 @@ struct PerRow {
     f("data", data)("stride_k", stride_k)("stride_slice", stride_slice)("stride_row", stride_row);
   }
 };
-using Number = PerRow<float>;
-using Integer = PerRow<int64_t>;
 
-struct Real {
+// a value of step k and slice i: data[k * stride_k + i * stride_slice]
+struct PerSlice {
   const double* data;
   int64_t stride_k, stride_slice;
 

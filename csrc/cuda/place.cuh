@@ -33,10 +33,10 @@ NOPROP_DEV T* at(const Buffer& buffer, const Place& place) {
   return static_cast<T*>(buffer.data) + place.k * buffer.stride_k + entry * buffer.stride_slice;
 }
 
-// a number or integer of row 0; row b is b * stride_row further
-template <typename N>
-NOPROP_DEV auto at(const N& number, const Place& place) -> decltype(number.data) {
-  return number.data + place.k * number.stride_k + place.i * number.stride_slice;
+// the value of row 0; that of row b is b * stride_row further
+template <typename Values>
+NOPROP_DEV auto at(const Values& values, const Place& place) -> decltype(values.data) {
+  return values.data + place.k * values.stride_k + place.i * values.stride_slice;
 }
 
 // indices (B,) of the place's batch; null: there are none

@@ -50,15 +50,15 @@ struct GatherStage {
 struct NoiseStage {
   static constexpr Kind kKind = Kind::kNoise;
   static constexpr char kName[] = "noise";
-  Buffer z, eps;  // float (B, D)
-  Buffer labels;  // int64 (B,)
-  Buffer bad;     // int32 (tiles,)
-  Integer y;      // with rows.indices: data are the data set's labels
+  Buffer z, eps;      // float (B, D)
+  Buffer labels;      // int64 (B,)
+  Buffer bad;         // int32 (tiles,)
+  PerRow<int64_t> y;  // with rows.indices: data are the data set's labels
   Rows rows;
   const float* W_embed;  // (M, D), or null: one-hot
   const int64_t* seeds;  // (n,)
-  Integer draw, block;
-  Number signal, noise;
+  PerRow<int64_t> draw, block;
+  PerRow<float> signal, noise;
   int64_t first_row;
   float sigma;
   uint32_t stream;
@@ -120,7 +120,7 @@ struct HeadStage {
   static constexpr char kName[] = "head";
   Buffer error, d_logits, d_u_hat, p, logits, labels, eps;
   const float* W_embed;
-  Number weight;
+  PerRow<float> weight;
   float flow, rows;
   Head head;
   int32_t M, D;
@@ -142,8 +142,8 @@ struct LossStage {
   Buffer flags[kMaxFlags];   // int32 (tiles of rows,)
   int64_t *draws, *updates;  // (N,), or null
   int32_t* errors;           // (1,), or null
-  Number weight;
-  Real lr, weight_decay;
+  PerRow<float> weight;
+  PerSlice lr, weight_decay;
   float rows;
   int32_t num_flags;
 
@@ -161,7 +161,7 @@ struct RatesStage {
   static constexpr char kName[] = "rates";
   Buffer rates, applied, d_logits;
   int64_t* updates;
-  Real lr, weight_decay;
+  PerSlice lr, weight_decay;
   int64_t size;
 
   template <class Visit>
@@ -233,7 +233,7 @@ struct EmbeddingStage {
   static constexpr Kind kKind = Kind::kEmbedding;
   static constexpr char kName[] = "embedding";
   Buffer d_W, p, d_u_hat, d_z, labels;  // p, d_u_hat, d_z may be absent
-  Number signal;
+  PerRow<float> signal;
   int32_t M, D;
 
   template <class Visit>

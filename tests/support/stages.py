@@ -65,8 +65,8 @@ def buffer(value: Tensor | None, *, steps: bool = False, group: bool = False) ->
     }
 
 
-def number(value: Tensor) -> dict[str, Any]:
-    """A Number or Integer of (K, n, B), a Real or an Integer of (K, n); any may be expanded."""
+def per_row(value: Tensor) -> dict[str, Any]:
+    """A PerRow of (K, n, B) or (K, n), a PerSlice of (K, n); any may be expanded."""
     names = ("stride_k", "stride_slice", "stride_row")[: value.ndim]
     return {"data": value, **dict(zip(names, value.stride(), strict=True))}
 
@@ -132,7 +132,7 @@ def run_stage(
 
     Args:
         kind: its name in Python.
-        fields: of its struct; Buffers and the like by `buffer` and `number`, other tensors are
+        fields: of its struct; Buffers and the like by `buffer` and `per_row`, other tensors are
             pointers.
         tiles: of a slice.
         seed: of the emulator's schedule.

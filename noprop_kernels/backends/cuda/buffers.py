@@ -13,7 +13,7 @@ from ..gpu.stages import ALIGNMENT, Table
 from ..gpu.tiles import cdiv
 
 Address = tuple[int, int, int, int]  # data, stride_k, stride_slice, by_group; in entries
-Number = tuple[int, int, int, int]  # data, stride_k, stride_slice, stride_row
+PerRow = tuple[int, int, int, int]  # data, stride_k, stride_slice, stride_row
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "uint8"}
 
@@ -32,7 +32,7 @@ def of_steps(tensor: Tensor) -> Address:
     return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), 0
 
 
-def number(value: Tensor) -> Number:
+def per_row(value: Tensor) -> PerRow:
     """(K, n, B), (K, n) or (n,), expanded or not."""
     strides = value.stride()
     if value.ndim == 1:
@@ -40,9 +40,9 @@ def number(value: Tensor) -> Number:
     return value.data_ptr(), strides[0], strides[1], strides[2] if value.ndim == 3 else 0
 
 
-def real(value: Tensor | None) -> tuple[int | None, int, int]:
+def per_slice(value: Tensor | None) -> tuple[int | None, int, int]:
     """float64 (K, n) or (n,), expanded or not."""
-    return (None, 0, 0) if value is None else number(value)[:3]
+    return (None, 0, 0) if value is None else per_row(value)[:3]
 
 
 def rows_of(value: Gather) -> tuple[int, int, int, int]:

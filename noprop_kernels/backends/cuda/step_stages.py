@@ -8,7 +8,7 @@ from ..gpu.stages import Stage
 from ..gpu.tables import flags_of
 from ..gpu.tiles import cdiv
 from . import buffers, shapes
-from .buffers import TYPES, address, number, real
+from .buffers import TYPES, address, per_row, per_slice
 from .context import Fields, LaunchContext, stage
 
 
@@ -53,14 +53,14 @@ def noise_stage(
         "noise",
         shapes.row_tiles(ctx.B),
         **outputs,
-        y=(y.data.data_ptr(), 0, 0, 0) if gathered else number(y),
+        y=(y.data.data_ptr(), 0, 0, 0) if gathered else per_row(y),
         rows=buffers.rows_of(y) if gathered else None,
         W_embed=address(embedding.W_embed),
         seeds=address(ctx.hold(drawn.seeds.contiguous())),
-        draw=number(drawn.draw),
-        block=number(drawn.block),
-        signal=number(noising.signal),
-        noise=number(noising.noise),
+        draw=per_row(drawn.draw),
+        block=per_row(drawn.block),
+        signal=per_row(noising.signal),
+        noise=per_row(noising.noise),
         first_row=drawn.first_row,
         sigma=noising.sigma,
         stream=drawn.stream,
@@ -96,7 +96,7 @@ def head_stage(
         labels=labels,
         eps=eps if objective.flow != 0 else None,
         W_embed=address(embedding.W_embed),
-        weight=number(objective.weight),
+        weight=per_row(objective.weight),
         flow=objective.flow,
         rows=float(objective.rows),
         head=objective.head,
@@ -135,9 +135,9 @@ def loss_stage(
         draws=draws,
         updates=updates,
         errors=address(ctx.errors),
-        weight=number(objective.weight),
-        lr=real(rule.lr if rule else None),
-        weight_decay=real(rule.weight_decay if rule else None),
+        weight=per_row(objective.weight),
+        lr=per_slice(rule.lr if rule else None),
+        weight_decay=per_slice(rule.weight_decay if rule else None),
         rows=float(objective.rows),
     )
 
@@ -164,8 +164,8 @@ def rates_stage(
         applied=applied,
         d_logits=d_logits,
         updates=ctx.counters()[1],
-        lr=real(rule.lr),
-        weight_decay=real(rule.weight_decay),
+        lr=per_slice(rule.lr),
+        weight_decay=per_slice(rule.weight_decay),
         size=size,
     )
 
@@ -199,7 +199,7 @@ def embedding(ctx: LaunchContext, item: Stage) -> list[Fields]:
             d_u_hat=at[Kind.D_U_HAT()] if Kind.D_U_HAT() in item.reads else None,
             d_z=at[Kind.GRADIENT("z")] if Kind.GRADIENT("z") in item.reads else None,
             labels=at[Kind.LABELS()],
-            signal=number(call.noising.signal),
+            signal=per_row(call.noising.signal),
             M=M,
             D=D,
         )

@@ -33,7 +33,7 @@ from ..gpu.tables import train_table
 from ..gpu.tiles import cdiv
 from . import graph
 from .configs import ROWS, TILES
-from .context import Device, LaunchContext, logs_of, number, numbers_of, rates_of
+from .context import Device, LaunchContext, logs_of, numbers_of, per_row, rates_of
 from .kernels import head as head_kernels
 from .kernels import noise
 from .kernels import update as update_kernels
@@ -116,7 +116,7 @@ def head(call: HeadCall) -> None:
         applied = torch.empty(n, dtype=torch.uint8, device=y.device)
         device.launch(
             update_kernels.loss_kernel, (n,), call.loss, applied, None, None, None, None, error,
-            number(objective.weight), (), None, None, None, float(objective.rows), 0, B,
+            per_row(objective.weight), (), None, None, None, float(objective.rows), 0, B,
             rows_tiles(B), FLAGS=0, RULE="none", **logs_of(None),
         )  # fmt: skip
     if call.u_hat is not None:

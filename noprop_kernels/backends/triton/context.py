@@ -15,7 +15,7 @@ from ..gpu.optimizer import hyper_of
 from ..gpu.stages import Stage, Table
 from . import launch_options
 
-Address = tuple  # a tensor and its strides, for number() and slice_of() of the kernels
+Address = tuple  # a tensor and its strides, for per_row() and slice_of() of the kernels
 
 
 @dataclass
@@ -94,8 +94,8 @@ class LaunchContext(Context):
         )
 
 
-def number(value: Tensor) -> Address:
-    """(K, n, B), (K, n) or (n,), expanded, as number() of the kernels takes it."""
+def per_row(value: Tensor) -> Address:
+    """(K, n, B), (K, n) or (n,), expanded, as per_row() of the kernels takes it."""
     slices = int(value.stride(min(1, value.ndim - 1)) != 0)  # the same for one slice as for several
     steps = int(value.ndim > 1 and differs(value, 0))
     rows = int(value.ndim == 3 and differs(value, 2))
@@ -106,7 +106,7 @@ def rates_of(rule: Rule | None) -> tuple[Address | None, Address | None]:
     if rule is None:
         return None, None
     lr, decay = rule.lr, rule.weight_decay
-    return number(lr), number(decay)
+    return per_row(lr), per_row(decay)
 
 
 def logs_of(rule: Rule | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .configs import (
     update_tiles,
     vector_block,
 )
-from .context import Address, Device, LaunchContext, logs_of, number, numbers_of, rates_of
+from .context import Address, Device, LaunchContext, logs_of, numbers_of, per_row, rates_of
 from .kernels import dense, head, noise, norm, step_gradients, update
 
 
@@ -63,11 +63,11 @@ def launch_add_noise(
     if isinstance(y, Gather):
         read, indices, R, rows = (y.data,), (y.indices, y.replica), y.indices.shape[1], len(y.data)
     else:
-        read, indices, R, rows = number(y), None, 0, 0
+        read, indices, R, rows = per_row(y), None, 0, 0
     device.launch(
         noise.add_noise_kernel, grid, z, eps, labels, bad, read, indices, R, rows,
         embedding.W_embed, drawn.seeds,
-        number(drawn.draw), number(drawn.block), number(noising.signal), number(noising.noise),
+        per_row(drawn.draw), per_row(drawn.block), per_row(noising.signal), per_row(noising.noise),
         float(noising.sigma), k, noising.signal.shape[2], drawn.first_row,
         M=embedding.M, D=embedding.D, STREAM=drawn.stream, SECOND=noising.sigma != 0,
         **noise_blocks(embedding.D),
@@ -140,7 +140,7 @@ def launch_head(
     _, B, M = logits.shape
     device.launch(
         head.head_kernel, grid, error, d_logits, d_u_hat, p, logits, y,
-        eps if objective.flow != 0 else None, embedding.W_embed, number(objective.weight),
+        eps if objective.flow != 0 else None, embedding.W_embed, per_row(objective.weight),
         float(objective.flow), float(objective.rows), k, B, M=M, D=embedding.D, HEAD=objective.head,
         **head_blocks(M, embedding.D),
     )  # fmt: skip
@@ -153,7 +153,7 @@ def loss(ctx: LaunchContext, stage: Stage, k: int) -> None:
     lr, decay = rates_of(rule)
     ctx.launch(
         update.loss_kernel, stage, at[Kind.LOSS()][k], at[Kind.APPLIED()][k], at.get(Kind.RATES()),
-        slices.draws, slices.updates, ctx.errors, at[Kind.ERROR()], number(objective.weight), bad,
+        slices.draws, slices.updates, ctx.errors, at[Kind.ERROR()], per_row(objective.weight), bad,
         lr, decay, ctx.index, float(objective.rows), k, ctx.B, cdiv(ctx.B, ROWS), FLAGS=len(bad),
         RULE=formula_of(rule), **logs_of(rule),
     )  # fmt: skip
@@ -226,7 +226,7 @@ def embedding_gradient(ctx: LaunchContext, stage: Stage, k: int) -> None:
     )
     ctx.launch(
         step_gradients.embedding_gradient_kernel, stage, at[Kind.D_W_EMBED()], at.get(Kind.P()),
-        d_u_hat, d_z, at[Kind.LABELS()], number(call.noising.signal), k, ctx.B,
+        d_u_hat, d_z, at[Kind.LABELS()], per_row(call.noising.signal), k, ctx.B,
         M=at[Kind.D_W_EMBED()].shape[1], D=call.embedding.D, BLOCK_M=EMBEDDING,
         BLOCK_D=EMBEDDING, BLOCK_B=32,
     )  # fmt: skip

@@ -11,7 +11,7 @@ the embedding's columns in blocks.
 import triton
 import triton.language as tl
 
-from .products import CHUNK_ROWS, begin, multiply, number
+from .products import CHUNK_ROWS, begin, multiply, per_row
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def head_kernel(
     y_ptr,  # (n, B) int64
     eps_ptr,  # (n, B, D), or None: flow is 0
     W_ptr,  # (M, D), or None
-    weight,  # a number (K, n, B)
+    weight,  # (K, n, B)
     flow,
     rows,
     k,
@@ -120,7 +120,7 @@ def head_kernel(
     logits_ptr += at * M
     y = tl.load(y_ptr + at, mask=real, other=0)
     n = tl.num_programs(1)
-    scale = tl.load(number(weight, k, i, n, B) + row * weight[3], mask=real, other=0.0) / rows
+    scale = tl.load(per_row(weight, k, i, n, B) + row * weight[3], mask=real, other=0.0) / rows
     largest, total = softmax_sums(logits_ptr, real, M, BLOCK_M)
 
     if HEAD == "cross_entropy":
@@ -207,6 +207,6 @@ def slice_loss(error_ptr, weight, rows, k, i, n, B):
     for first in range(0, B, CHUNK_ROWS):
         row = first + tl.arange(0, CHUNK_ROWS)
         error = tl.load(error_ptr + i * B + row, mask=row < B, other=0.0)
-        share = tl.load(number(weight, k, i, n, B) + row * weight[3], mask=row < B, other=0.0)
+        share = tl.load(per_row(weight, k, i, n, B) + row * weight[3], mask=row < B, other=0.0)
         total += tl.sum(share * error, 0)
     return total / rows

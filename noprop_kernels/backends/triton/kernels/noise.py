@@ -7,7 +7,7 @@ columns; a lane draws the four columns of one counter, so that no number is draw
 import triton
 import triton.language as tl
 
-from .products import begin, number
+from .products import begin, per_row
 
 STREAM_EPS_1 = tl.constexpr(1)
 STREAM_INFERENCE = tl.constexpr(2)
@@ -90,15 +90,15 @@ def add_noise_kernel(
     eps_ptr,  # (n, B, D)
     labels_ptr,  # (n, B) int64, or None: the labels as the head reads them
     bad_ptr,  # (n, tiles) int32, or None: 1 where a label is out of range, 2 where an index is
-    y,  # a number (K, n, B), or with indices (pointer to the data set's labels,)
+    y,  # (K, n, B), or with indices (pointer to the data set's labels,)
     indices,  # (pointer (K, R, B), pointer to replica (n,)), or None
     R,
     rows,  # of the data set
     W_ptr,  # (M, D), or None: one-hot
     seeds_ptr,  # (n,)
-    draw,  # a number (K, n)
-    block,  # a number (K, n)
-    signal,  # a number (K, n, B)
+    draw,  # (K, n)
+    block,  # (K, n)
+    signal,  # (K, n, B)
     noise,
     sigma,
     k,
@@ -117,7 +117,7 @@ def add_noise_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < B
     if indices is None:
-        label = tl.load(number(y, k, i, n, B) + row * y[3], mask=real, other=0)
+        label = tl.load(per_row(y, k, i, n, B) + row * y[3], mask=real, other=0)
         bad = tl.zeros((ROWS,), tl.int32)
     else:
         batch = (k.to(tl.int64) * R + tl.load(indices[1] + i)) * B
@@ -134,9 +134,9 @@ def add_noise_kernel(
         tl.store(bad_ptr + i * tl.num_programs(0) + tl.program_id(0), bad)
 
     seed = tl.load(seeds_ptr + i)
-    count, place = tl.load(number(draw, k, i, n, B)), tl.load(number(block, k, i, n, B))
-    signals = tl.load(number(signal, k, i, n, B) + row * signal[3], mask=real, other=0.0)
-    noises = tl.load(number(noise, k, i, n, B) + row * noise[3], mask=real, other=0.0)
+    count, place = tl.load(per_row(draw, k, i, n, B)), tl.load(per_row(block, k, i, n, B))
+    signals = tl.load(per_row(signal, k, i, n, B) + row * signal[3], mask=real, other=0.0)
+    noises = tl.load(per_row(noise, k, i, n, B) + row * noise[3], mask=real, other=0.0)
     counter_row = row.to(tl.int64) + first_row
     for start in range(0, (D + 3) // 4, GROUPS):
         group = start + tl.arange(0, GROUPS)

@@ -47,10 +47,10 @@ def multiply(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def number(source, k, i, n, B):
-    """Address of row 0 of a number (K, n, B) of step k and slice i; of row b: b * source[3] more.
+def per_row(source, k, i, n, B):
+    """Address of the value (K, n, B) of step k, slice i and row 0; of row b: b * source[3] more.
 
-    A source is (pointer, and 1 or 0 for each of K, n and B: whether the number differs along it).
+    A source is (pointer, and 1 or 0 for each of K, n and B: whether the value differs along it).
     Strides would each compile a kernel of their own.
     """
     rows = 1 + (B - 1) * source[3]

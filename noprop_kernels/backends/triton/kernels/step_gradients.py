@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .products import CHUNK_ROWS, begin, multiply, number
+from .products import CHUNK_ROWS, begin, multiply, per_row
 
 
 @triton.jit(do_not_specialize=["B"])
@@ -50,7 +50,7 @@ def embedding_gradient_kernel(
     d_u_hat_ptr,  # (n, B, D), likewise
     d_z_ptr,  # (n, B, D), or None: z is the caller's
     y_ptr,  # (n, B) int64
-    signal,  # a number (K, n, B)
+    signal,  # (K, n, B)
     k,
     B,
     M: tl.constexpr,
@@ -86,7 +86,7 @@ def embedding_gradient_kernel(
                 d_u_y -= d_u_hat
             if d_z_ptr is not None:
                 share = tl.load(
-                    number(signal, k, i, tl.num_programs(2), B) + row * signal[3],
+                    per_row(signal, k, i, tl.num_programs(2), B) + row * signal[3],
                     mask=real,
                     other=0.0,
                 )

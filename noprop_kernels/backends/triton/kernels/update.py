@@ -15,7 +15,7 @@ from .dense import slice_of
 from .head import slice_loss
 from .norm import move_statistic
 from .optimizer import rates_of, step
-from .products import CHUNK_ROWS, begin, multiply, number
+from .products import CHUNK_ROWS, begin, multiply, per_row
 
 SUM_ROWS = tl.constexpr(configs.SUM_ROWS)
 SUM_DONE = tl.constexpr(configs.SUM_DONE)
@@ -30,7 +30,7 @@ def store_rates(
     """The rates of a slice, rounded once; counts the update."""
     updates = tl.load(updates_ptr + at) + 1
     rate, wd, root = rates_of(  # type: ignore  # pyright takes a kernel for a function
-        tl.load(number(lr, k, i, n, 1)), tl.load(number(decay, k, i, n, 1)), updates, RULE,
+        tl.load(per_row(lr, k, i, n, 1)), tl.load(per_row(decay, k, i, n, 1)), updates, RULE,
         LOG_BETA_1, LOG_BETA_2,
     )  # fmt: skip
     tl.store(rates_ptr + i * RATES, rate.to(tl.float32))
@@ -49,10 +49,10 @@ def loss_kernel(
     updates_ptr,  # (N,)
     errors_ptr,  # (1,) int32: flags of all that was bad, or None: contents were checked
     error_ptr,  # (n, B)
-    weight,  # a number (K, n, B)
+    weight,  # (K, n, B)
     bad,  # flags of labels and inputs, (pointer (slots, TILES), places of the slices or None) each
-    lr,  # a number (K, n), float64
-    decay,  # a number (n,), float64
+    lr,  # (K, n), float64
+    decay,  # (n,), float64
     index_ptr,  # (n,)
     rows,
     k,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from noprop_kernels.backends.reference import equations as ref
 from support.compare import assert_matches
-from support.stages import buffer, number, run_stage
+from support.stages import buffer, per_row, run_stage
 
 pytestmark = pytest.mark.cuda_host
 HEADS = ("softmax", "linear", "cross_entropy")
@@ -41,7 +41,7 @@ class Case:
             "labels": buffer(self.y),
             "eps": buffer(self.eps),
             "W_embed": self.W_embed,
-            "weight": number(self.weight),
+            "weight": per_row(self.weight),
             "flow": self.flow,
             "rows": 2.0 * self.B,
             "head": self.head,

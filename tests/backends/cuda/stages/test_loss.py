@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noprop_kernels.backends.reference import equations as ref
 from support.compare import assert_matches
-from support.stages import buffer, number, run_stage
+from support.stages import buffer, per_row, run_stage
 
 pytestmark = pytest.mark.cuda_host
 BETAS = (0.9, 0.999)
@@ -62,9 +62,9 @@ class Case:
             "draws": self.draws,
             "updates": self.updates,
             "errors": self.errors,
-            "weight": number(self.weight),
-            "lr": number(self.lr),
-            "weight_decay": number(self.decay),
+            "weight": per_row(self.weight),
+            "lr": per_row(self.lr),
+            "weight_decay": per_row(self.decay),
             "rows": 2.0 * self.B,
         }
         run_stage(
@@ -149,7 +149,7 @@ def test_a_beta_of_0_corrects_nothing(stages) -> None:
     lr, decay = torch.full((1, n), 0.25, dtype=torch.float64), torch.zeros(1, n).double()
     rates, updates = torch.full((n, 4), torch.nan), torch.zeros(n, dtype=torch.int64)
     fields = {"rates": buffer(rates), "applied": buffer(applied), "updates": updates}
-    fields |= {"lr": number(lr), "weight_decay": number(decay)}
+    fields |= {"lr": per_row(lr), "weight_decay": per_row(decay)}
     run_stage(stages, "rates", fields, n=n, B=4, tiles=1, hyper=hyper("adam", (0.0, 0.0)))
     assert rates.tolist() == [[0.25, 0, 1, 1]] * n
 
@@ -164,7 +164,7 @@ def test_rates_follow_d_logits_or_what_is_given(stages, given: bool) -> None:
         applied = torch.tensor([1, 0, 1] if given else [9, 9, 9], dtype=torch.uint8)
         rates, updates = torch.full((n, 4), torch.nan), torch.tensor([5, 6, 7, 8])
         fields = {"rates": buffer(rates), "applied": buffer(applied), "updates": updates}
-        fields |= {"lr": number(lr), "weight_decay": number(decay), "size": size}
+        fields |= {"lr": per_row(lr), "weight_decay": per_row(decay), "size": size}
         fields |= {} if given else {"d_logits": buffer(d_logits)}
         run_stage(
             stages, "rates", fields, n=n, B=9, tiles=1, index=[3, 1, 0], seed=seed,

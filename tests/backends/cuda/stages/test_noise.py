@@ -10,7 +10,7 @@ from torch import Tensor
 from noprop_kernels import philox
 from noprop_kernels.backends.reference import equations as ref
 from support.compare import assert_matches
-from support.stages import buffer, number, run_stage
+from support.stages import buffer, per_row, run_stage
 
 pytestmark = pytest.mark.cuda_host
 ROWS = 16
@@ -65,13 +65,13 @@ class Case:
             "eps": buffer(self.eps, steps=True),
             "labels": buffer(self.labels, steps=True),
             "bad": buffer(self.bad, steps=True),
-            "y": number(self.y),
+            "y": per_row(self.y),
             "W_embed": self.W_embed,
             "seeds": self.seeds,
-            "draw": number(self.draw),
-            "block": number(self.block),
-            "signal": number(self.signal),
-            "noise": number(self.noise),
+            "draw": per_row(self.draw),
+            "block": per_row(self.block),
+            "signal": per_row(self.signal),
+            "noise": per_row(self.noise),
             "first_row": 2**32 - 5,
             "sigma": self.sigma,
             "stream": 8,

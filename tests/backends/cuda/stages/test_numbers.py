@@ -7,7 +7,7 @@ import torch
 
 from noprop_kernels.backends.reference import equations as ref
 from support.compare import assert_matches
-from support.stages import buffer, number, run_stage
+from support.stages import buffer, per_row, run_stage
 
 pytestmark = pytest.mark.cuda_host
 
@@ -47,7 +47,7 @@ def test_embedding(stages, B: int, M: int, D: int, predicted: bool, drawn: bool)
     signal = torch.rand(1, n, B, generator=generator)
     y = torch.randint(M, (n, B), generator=generator)
     d_W = torch.full((n, M, D), torch.nan)
-    fields = {"d_W": buffer(d_W), "labels": buffer(y), "signal": number(signal), "M": M, "D": D}
+    fields = {"d_W": buffer(d_W), "labels": buffer(y), "signal": per_row(signal), "M": M, "D": D}
     fields |= {"p": buffer(p), "d_u_hat": buffer(d_u_hat)} if predicted else {}
     fields |= {"d_z": buffer(d_z)} if drawn else {}
     exact, plain = (
