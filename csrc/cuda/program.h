@@ -31,7 +31,7 @@ struct Stage {
     RatesStage rates;
     ResultGradientStage result_gradient;
     NormGradientStage norm_gradient;
-    NumbersStage numbers;
+    StepGradientsStage step_gradients;
     EmbeddingStage embedding;
     UpdateWeightStage update_weight;
     UpdateVectorStage update_vector;
@@ -52,7 +52,7 @@ inline constexpr std::tuple kStages{&Stage::gather,        &Stage::noise,
                                     &Stage::dense,         &Stage::norm,
                                     &Stage::head,          &Stage::loss,
                                     &Stage::rates,         &Stage::result_gradient,
-                                    &Stage::norm_gradient, &Stage::numbers,
+                                    &Stage::norm_gradient, &Stage::step_gradients,
                                     &Stage::embedding,     &Stage::update_weight,
                                     &Stage::update_vector, &Stage::update_statistic,
                                     &Stage::apply,         &Stage::u_hat,

@@ -14,7 +14,7 @@
 #include "cuda/loss.cuh"
 #include "cuda/noise.cuh"
 #include "cuda/norm.cuh"
-#include "cuda/numbers.cuh"
+#include "cuda/step_gradients.cuh"
 #include "cuda/update.cuh"
 
 namespace noprop::cuda {
@@ -90,9 +90,10 @@ NOPROP_DEV void run_stage(const Program& p, int number, const Place& place, int 
       return each([&](const Stage& stage, int t) {
         norm_gradient_tile(p, stage.norm_gradient, place, t, scratch);
       });
-    case Kind::kNumbers:
-      return each(
-          [&](const Stage& stage, int t) { numbers_tile(p, stage.numbers, place, t, scratch); });
+    case Kind::kStepGradients:
+      return each([&](const Stage& stage, int t) {
+        step_gradients_tile(p, stage.step_gradients, place, t, scratch);
+      });
     case Kind::kEmbedding:
       return each([&](const Stage& stage, int t) {
         embedding_tile(p, stage.embedding, place, t, scratch);

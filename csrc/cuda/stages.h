@@ -15,7 +15,7 @@ enum class Kind : int32_t {
   kRates,
   kResultGradient,
   kNormGradient,
-  kNumbers,
+  kStepGradients,
   kEmbedding,
   kUpdateWeight,
   kUpdateVector,
@@ -214,9 +214,9 @@ struct NormGradientStage {
   }
 };
 
-struct NumbersStage {
-  static constexpr Kind kKind = Kind::kNumbers;
-  static constexpr char kName[] = "numbers";
+struct StepGradientsStage {
+  static constexpr Kind kKind = Kind::kStepGradients;
+  static constexpr char kName[] = "step_gradients";
   Buffer d_signal, d_noise, d_z, eps, labels;
   const float* W_embed;
   int32_t D;

@@ -16,7 +16,7 @@ STAGES: dict[str, Callable[[LaunchContext, Stage], list[Fields]]] = {
     "rates": step_stages.rates,
     "result_gradient": layers.result_gradient,
     "norm_gradient": layers.norm_gradient,
-    "numbers": step_stages.numbers,
+    "step_gradients": step_stages.step_gradients,
     "d_W_embed": step_stages.embedding,
     "update": layers.update,
 }

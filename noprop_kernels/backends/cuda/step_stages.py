@@ -170,11 +170,11 @@ def rates_stage(
     )
 
 
-def numbers(ctx: LaunchContext, item: Stage) -> list[Fields]:
+def step_gradients(ctx: LaunchContext, item: Stage) -> list[Fields]:
     at, embedding = ctx.at, ctx.training_call.embedding
     return [
         stage(
-            "numbers",
+            "step_gradients",
             shapes.row_tiles(ctx.B),
             d_signal=at[Kind.D_SIGNAL()],
             d_noise=at[Kind.D_NOISE()],

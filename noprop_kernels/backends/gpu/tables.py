@@ -202,17 +202,17 @@ class TableBuilder:
             writes += [self.size(Kind.NORM_SUM(norm + part), n, F) for part in ("weight", "bias")]
             self.add("norm_gradient", name, reads, writes, (options.tiles.vector(F), n))
 
-    def numbers(self) -> None:
-        options = self.options
-        if options.numbers:
+    def step_gradients(self) -> None:
+        ask = self.ask
+        if ask.numbers:
             reads = [Kind.GRADIENT("z"), Kind.EPS(), Kind.LABELS()]
-            grid = (cdiv(options.B, options.tiles.rows), options.n)
-            self.add("numbers", "z", reads, [Kind.D_SIGNAL(), Kind.D_NOISE()], grid)
-        if options.d_W_embed:
-            reads = [Kind.LABELS()] + ([Kind.P(), Kind.D_U_HAT()] if options.embedded else [])
-            reads += [Kind.GRADIENT("z")] if options.drawn else []
-            side = options.tiles.embedding
-            grid = (cdiv(options.M, side), cdiv(options.D, side), options.n)
+            grid = (cdiv(ask.B, ask.tiles.rows), ask.n)
+            self.add("step_gradients", "z", reads, [Kind.D_SIGNAL(), Kind.D_NOISE()], grid)
+        if ask.d_W_embed:
+            reads = [Kind.LABELS()] + ([Kind.P(), Kind.D_U_HAT()] if ask.embedded else [])
+            reads += [Kind.GRADIENT("z")] if ask.drawn else []
+            side = ask.tiles.embedding
+            grid = (cdiv(ask.M, side), cdiv(ask.D, side), ask.n)
             self.add("d_W_embed", "W_embed", reads, [Kind.D_W_EMBED()], grid)
 
     def update(self) -> None:
@@ -285,16 +285,16 @@ def inputs(plan: Plan) -> set[Buffer]:
 @lru_cache(maxsize=256)
 def train_table(plan: Plan, options: TableOptions) -> Table:
     """A whole step: noise, forward, head, backward, update."""
-    builder = TableBuilder(plan, options)
-    builder.prepare()
-    builder.forward()
-    builder.head()
-    builder.backward()
-    builder.numbers()
-    builder.update()
-    given = state(plan) | {Kind.GIVEN_LABELS(), Kind.DRAW(), *map(Kind.DATA, options.gathered)}
-    made = {*map(Kind.RESULT, options.gathered)} | ({Kind.RESULT("z")} if options.drawn else set())
-    return finish(builder, given | inputs(plan) - made)
+    draft = Draft(plan, ask)
+    draft.prepare()
+    draft.forward()
+    draft.head()
+    draft.backward()
+    draft.step_gradients()
+    draft.update()
+    given = state(plan) | {Kind.GIVEN_LABELS(), Kind.DRAW(), *map(Kind.DATA, ask.gathered)}
+    made = {*map(Kind.RESULT, ask.gathered)} | ({Kind.RESULT("z")} if ask.drawn else set())
+    return finish(draft, given | inputs(plan) - made)
 
 
 @lru_cache(maxsize=256)

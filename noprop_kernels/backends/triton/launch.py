@@ -210,10 +210,10 @@ def norm_gradient(ctx: LaunchContext, stage: Stage, k: int) -> None:
     )  # fmt: skip
 
 
-def numbers_gradient(ctx: LaunchContext, stage: Stage, k: int) -> None:
+def levels_gradient(ctx: LaunchContext, stage: Stage, k: int) -> None:
     at, embedding = ctx.at, ctx.training_call.embedding
     ctx.launch(
-        step_gradients.numbers_gradient_kernel, stage, at[Kind.D_SIGNAL()], at[Kind.D_NOISE()],
+        step_gradients.levels_gradient_kernel, stage, at[Kind.D_SIGNAL()], at[Kind.D_NOISE()],
         at[Kind.GRADIENT("z")], at[Kind.EPS()], at[Kind.LABELS()], embedding.W_embed, ctx.B,
         D=embedding.D, ROWS=ROWS, BLOCK_D=power_of_2(embedding.D, 16, 64),
     )  # fmt: skip
@@ -269,7 +269,7 @@ LAUNCHES: dict[str, Callable[[LaunchContext, Stage, int], None]] = {
     "rates": rates,
     "result_gradient": result_gradient,
     "norm_gradient": norm_gradient,
-    "numbers": numbers_gradient,
+    "step_gradients": levels_gradient,
     "d_W_embed": embedding_gradient,
     "update": update_all,
 }

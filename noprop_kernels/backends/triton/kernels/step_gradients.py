@@ -1,4 +1,4 @@
-"""Gradients of the step's numbers and of W_embed in Triton: d_signal, d_noise and d_W_embed."""
+"""Gradients of the step's levels and of W_embed in Triton: d_signal, d_noise and d_W_embed."""
 
 import triton
 import triton.language as tl
@@ -7,7 +7,7 @@ from .products import CHUNK_ROWS, begin, multiply, per_row
 
 
 @triton.jit(do_not_specialize=["B"])
-def numbers_gradient_kernel(
+def levels_gradient_kernel(
     d_signal_ptr,  # (n, B)
     d_noise_ptr,  # (n, B)
     d_z_ptr,  # (n, B, D)

@@ -5,7 +5,7 @@
 #include "cuda/loss.cuh"
 #include "cuda/noise.cuh"
 #include "cuda/norm.cuh"
-#include "cuda/numbers.cuh"
+#include "cuda/step_gradients.cuh"
 #include "host_cuda.h"
 
 namespace noprop::cuda {
@@ -28,8 +28,8 @@ void run_tile(const Program& p, const Stage& s, const Place& place, int tile,
       return rates_tile(p, s.rates, place, tile, scratch);
     case Kind::kNormGradient:
       return norm_gradient_tile(p, s.norm_gradient, place, tile, scratch);
-    case Kind::kNumbers:
-      return numbers_tile(p, s.numbers, place, tile, scratch);
+    case Kind::kStepGradients:
+      return step_gradients_tile(p, s.step_gradients, place, tile, scratch);
     case Kind::kEmbedding:
       return embedding_tile(p, s.embedding, place, tile, scratch);
     case Kind::kUHat:

@@ -1,4 +1,4 @@
-// Gradients of the step's numbers and of W_embed: d_signal, d_noise and d_W_embed.
+// Gradients of the step's levels and of W_embed: d_signal, d_noise and d_W_embed.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -6,8 +6,8 @@
 namespace noprop::cuda {
 
 // d_signal = sum over D of d_z * u_y;  d_noise = sum over D of d_z * eps
-NOPROP_DEV void numbers_tile(const Program& p, const NumbersStage& s, const Place& place, int tile,
-                             unsigned char*) {
+NOPROP_DEV void step_gradients_tile(const Program& p, const StepGradientsStage& s,
+                                    const Place& place, int tile, unsigned char*) {
   const int64_t row = tile * kRows + tile_row();
   const int lane = row_lane();
   const bool real = row < p.B;

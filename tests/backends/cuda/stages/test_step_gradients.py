@@ -1,4 +1,4 @@
-"""Gradients of the numbers and of W_embed, as stages of the CUDA kernel on the host."""
+"""Gradients of the levels and of W_embed, as stages of the CUDA kernel on the host."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cuda_host
 
 
 @pytest.mark.parametrize("B, D, M", [(1, 1, 3), (7, 10, None), (129, 33, 10), (20, 10, 1000)])
-def test_numbers(stages, B: int, D: int, M: int | None) -> None:
+def test_levels(stages, B: int, D: int, M: int | None) -> None:
     generator = torch.Generator().manual_seed(B)
     n = 2
     d_z, eps = torch.randn(2, n, B, D, generator=generator)
@@ -31,7 +31,7 @@ def test_numbers(stages, B: int, D: int, M: int | None) -> None:
     for seed in range(4):
         for value in made.values():
             value.fill_(torch.nan)
-        run_stage(stages, "numbers", fields, n=n, B=B, tiles=-(-B // 16), seed=seed)
+        run_stage(stages, "step_gradients", fields, n=n, B=B, tiles=-(-B // 16), seed=seed)
         for (name, value), truth, torch_s in zip(made.items(), exact, plain, strict=True):
             assert_matches(value, truth, torch_s, terms=D, name=name)
 
