@@ -1,5 +1,5 @@
 // What a kernel needs beyond plain C++: shared memory, barriers, warp operations, asynchronous
-// copies, flags in global memory, and arithmetic (dev_numbers.h). This header and the two that it
+// copies, flags in global memory, and arithmetic (dev_convert.h). This header and the two that it
 // includes are the only ones that know the compiler: nvcc gets PTX, any other C++20 compiler the
 // twin that runs on the host.
 //
@@ -16,7 +16,7 @@
 
 #include <cstdint>
 
-#include "cuda/dev_numbers.h"
+#include "cuda/dev_convert.h"
 #include "cuda/dev_target.h"
 
 namespace noprop::dev {
