@@ -4,7 +4,7 @@
 // memory may begin at any float: packs of 16 bytes are read where all of them are aligned.
 #pragma once
 
-#include "cuda/place.cuh"
+#include "cuda/coord.cuh"
 
 namespace noprop::cuda {
 

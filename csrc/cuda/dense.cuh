@@ -11,20 +11,20 @@
 namespace noprop::cuda {
 
 template <Precision P, int TILE>
-NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& place, int tile,
+NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Coord& coord, int tile,
                            unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kSum>;
   const int H = s.H, across = (H + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
   const int rows = p.B - row, columns = H - column;
-  const float* weight = s.weight + (place.slice * H + column) * s.in_width;
+  const float* weight = s.weight + (coord.slice * H + column) * s.in_width;
   Sums y;
   float bias[Sums::kEntries] = {};  // on its way while the product is formed
-  y.read(View<const float>(s.bias, place.slice * H + column, 0, rows, columns), bias);
+  y.read(View<const float>(s.bias, coord.slice * H + column, 0, rows, columns), bias);
 
   for (int source = 0; source < s.num_sources; ++source) {
     const int width = s.widths[source];
-    const float* x = at<float>(s.sources[source], place) + static_cast<int64_t>(row) * width;
+    const float* x = at<float>(s.sources[source], coord) + static_cast<int64_t>(row) * width;
     y.add({x, width, rows}, {weight, s.in_width, columns}, width, scratch);
     weight += width;
   }
@@ -39,17 +39,17 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Place& p
     }
   });
   const int64_t first = static_cast<int64_t>(row) * H + column;
-  y.write({at<float>(s.kept, place), first, H, rows, columns}, kept);
+  y.write({at<float>(s.kept, coord), first, H, rows, columns}, kept);
   float add[Sums::kEntries] = {};
-  y.read(View<const float>(at<const float>(s.add, place), first, H, rows, columns), add);
+  y.read(View<const float>(at<const float>(s.add, coord), first, H, rows, columns), add);
 #pragma unroll
   for (int e = 0; e < Sums::kEntries; ++e) y.sum[e] += add[e];
-  y.write({at<float>(s.out, place), first, H, rows, columns}, y.sum);
+  y.write({at<float>(s.out, coord), first, H, rows, columns}, y.sum);
 }
 
 template <Precision P, int TILE>
 NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage& s,
-                                     const Place& place, int tile, unsigned char* scratch) {
+                                     const Coord& coord, int tile, unsigned char* scratch) {
   using Sums = Product<P, TILE, Along::kSum, Along::kTile>;
   const int F = s.F, across = (F + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
@@ -59,14 +59,14 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
   Sums total;
   for (int c = 0; c < s.num_consumers; ++c) {
     const Consumer& consumer = s.consumers[c];
-    const float* d_y = at<const float>(consumer.d_y, place);
+    const float* d_y = at<const float>(consumer.d_y, coord);
     Sums part;
     if (consumer.weight == nullptr) {  // the result is added there
       part.read(View<const float>(d_y, first, F, rows, columns), part.sum);
     } else {
       const int height = consumer.height;
       const float* weight =
-          consumer.weight + place.slice * height * consumer.in_width + consumer.column + column;
+          consumer.weight + coord.slice * height * consumer.in_width + consumer.column + column;
       part.add({d_y + static_cast<int64_t>(row) * height, height, rows},
                {weight, consumer.in_width, columns}, height, scratch);
     }
@@ -74,15 +74,15 @@ NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage
     for (int e = 0; e < Sums::kEntries; ++e) total.sum[e] += part.sum[e];
   }
 
-  total.write({at<float>(s.d_result, place), first, F, rows, columns}, total.sum);
+  total.write({at<float>(s.d_result, coord), first, F, rows, columns}, total.sum);
   float kept[Sums::kEntries] = {};
-  total.read(View<const float>(at<const float>(s.kept, place), first, F, rows, columns), kept);
+  total.read(View<const float>(at<const float>(s.kept, coord), first, F, rows, columns), kept);
   with_activation(s.activation, [&](auto activation) {
 #pragma unroll
     for (int e = 0; e < Sums::kEntries; ++e)
       total.sum[e] = activation.gradient(total.sum[e], kept[e]);
   });
-  total.write({at<float>(s.d_y, place), first, F, rows, columns}, total.sum);
+  total.write({at<float>(s.d_y, coord), first, F, rows, columns}, total.sum);
 }
 
 }  // namespace noprop::cuda

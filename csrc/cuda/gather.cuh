@@ -40,12 +40,12 @@ NOPROP_DEV bool is_multiple(const void* address, int bytes) {
 }
 
 template <typename T>
-NOPROP_DEV void gather_rows(const Program& p, const GatherStage& s, const Place& place, int tile,
+NOPROP_DEV void gather_rows(const Program& p, const GatherStage& s, const Coord& coord, int tile,
                             unsigned char* scratch) {
   const int first = tile * kRows, rows = tile_rows(p, tile);
-  float* out = at<float>(s.out, place);
-  const T* data = at<const T>(s.data, place);
-  const int64_t* indices = at(s.rows, place, p.B);
+  float* out = at<float>(s.out, coord);
+  const T* data = at<const T>(s.data, coord);
+  const int64_t* indices = at(s.rows, coord, p.B);
   const bool fours = s.F % 4 == 0 && is_multiple(data, 4 * sizeof(T)) && is_multiple(out, 16) &&
                      is_multiple(s.mean, 16) && is_multiple(s.scale, 16);
   const int lane = lane_index();
@@ -63,21 +63,21 @@ NOPROP_DEV void gather_rows(const Program& p, const GatherStage& s, const Place&
     const T* from = data + source * s.F;
     bad |= fours ? gather_row<T, 4>(to, from, s, lane) : gather_row<T, 1>(to, from, s, lane);
   }
-  if (int32_t* flags = at<int32_t>(s.bad, place)) {
+  if (int32_t* flags = at<int32_t>(s.bad, coord)) {
     bad = block_or(bad, scratch);
     if (thread_index() == 0) flags[tile] = bad;
   }
 }
 
-NOPROP_DEV void gather_tile(const Program& p, const GatherStage& s, const Place& place, int tile,
+NOPROP_DEV void gather_tile(const Program& p, const GatherStage& s, const Coord& coord, int tile,
                             unsigned char* scratch) {
   switch (s.type) {
     case Type::kFloat32:
-      return gather_rows<float>(p, s, place, tile, scratch);
+      return gather_rows<float>(p, s, coord, tile, scratch);
     case Type::kBFloat16:
-      return gather_rows<uint16_t>(p, s, place, tile, scratch);
+      return gather_rows<uint16_t>(p, s, coord, tile, scratch);
     case Type::kUInt8:
-      return gather_rows<uint8_t>(p, s, place, tile, scratch);
+      return gather_rows<uint8_t>(p, s, coord, tile, scratch);
   }
 }
 

@@ -143,10 +143,10 @@ NOPROP_DEV void for_u_hat(const HeadScratch& s, const HeadRow& r, const float* W
   }
 }
 
-NOPROP_DEV void u_hat_tile(const Program& p, const UHatStage& s, const Place& place, int tile,
+NOPROP_DEV void u_hat_tile(const Program& p, const UHatStage& s, const Coord& coord, int tile,
                            unsigned char* scratch) {
-  const HeadRow r = head_row(p, at<const float>(s.logits, place), s.M, tile, s.linear != 0);
-  float* u_hat = at<float>(s.u_hat, place) + r.row * s.D;
+  const HeadRow r = head_row(p, at<const float>(s.logits, coord), s.M, tile, s.linear != 0);
+  float* u_hat = at<float>(s.u_hat, coord) + r.row * s.D;
   for_u_hat(head_scratch(scratch), r, s.W_embed, s.M, s.D,
             [&](int d, float value) { u_hat[d] = value; });
   dev::sync_block();  // s_out is read to its end
@@ -173,9 +173,9 @@ NOPROP_DEV void cross_entropy(const HeadStage& s, const HeadRow& r, const HeadTe
 
 // error and d_u_hat; all threads must call
 NOPROP_DEV void squared_error(const HeadStage& s, const HeadRow& r, const HeadTerms& t,
-                              const Place& place, const HeadScratch& shared) {
-  const float* eps = at<const float>(s.eps, place);
-  float* d_u_hat = at<float>(s.d_u_hat, place);
+                              const Coord& coord, const HeadScratch& shared) {
+  const float* eps = at<const float>(s.eps, coord);
+  float* d_u_hat = at<float>(s.d_u_hat, coord);
   float error = 0.0f;
   for_u_hat(shared, r, s.W_embed, s.M, s.D, [&](int d, float u_hat) {
     const int64_t at_d = r.row * s.D + d;
@@ -191,9 +191,9 @@ NOPROP_DEV void squared_error(const HeadStage& s, const HeadRow& r, const HeadTe
 
 // d_logits and p from d_u_hat, which this thread wrote; all threads must call
 NOPROP_DEV void logits_gradient(const HeadStage& s, const HeadRow& r, const HeadTerms& t,
-                                const Place& place, const HeadScratch& shared) {
-  const float* d_u_hat = at<const float>(s.d_u_hat, place) + r.row * s.D;
-  float *d_logits = t.d_logits + r.row * s.M, *p = at<float>(s.p, place);
+                                const Coord& coord, const HeadScratch& shared) {
+  const float* d_u_hat = at<const float>(s.d_u_hat, coord) + r.row * s.D;
+  float *d_logits = t.d_logits + r.row * s.M, *p = at<float>(s.p, coord);
   const bool one = s.M <= kRowLanes;  // class of a lane: its numbers stay in registers
   float dot = 0.0f, p_m = 0.0f, d_p = 0.0f;
   const auto take = [&](int m, float value) {
@@ -228,19 +228,19 @@ NOPROP_DEV void logits_gradient(const HeadStage& s, const HeadRow& r, const Head
 }
 
 // d_u_hat must be there where d_logits is, but for cross entropy
-NOPROP_DEV void head_tile(const Program& p, const HeadStage& s, const Place& place, int tile,
+NOPROP_DEV void head_tile(const Program& p, const HeadStage& s, const Coord& coord, int tile,
                           unsigned char* scratch) {
   const HeadRow r =
-      head_row(p, at<const float>(s.logits, place), s.M, tile, s.head == Head::kLinear);
-  HeadTerms t{0, 0.0f, at<float>(s.error, place), at<float>(s.d_logits, place)};
+      head_row(p, at<const float>(s.logits, coord), s.M, tile, s.head == Head::kLinear);
+  HeadTerms t{0, 0.0f, at<float>(s.error, coord), at<float>(s.d_logits, coord)};
   if (r.real) {
-    t.y = at<const int64_t>(s.labels, place)[r.row];
-    t.scale = at(s.weight, place)[r.row * s.weight.stride_row] / s.rows;
+    t.y = at<const int64_t>(s.labels, coord)[r.row];
+    t.scale = at(s.weight, coord)[r.row * s.weight.stride_row] / s.rows;
   }
   if (s.head == Head::kCrossEntropy) return cross_entropy(s, r, t);
   const HeadScratch shared = head_scratch(scratch);
-  squared_error(s, r, t, place, shared);
-  if (t.d_logits != nullptr) logits_gradient(s, r, t, place, shared);
+  squared_error(s, r, t, coord, shared);
+  if (t.d_logits != nullptr) logits_gradient(s, r, t, coord, shared);
   dev::sync_block();  // s_out is read to its end
 }
 

@@ -9,21 +9,21 @@ namespace noprop::cuda {
 // The rates of the next update by the last thread, whose warp has the least to do for a small
 // batch; others get nothing of use. Written, and the update counted, by store_rates.
 template <typename S>
-NOPROP_DEV Rates next_rates(const Program& p, const S& s, const Place& place) {
-  if (thread_index() != kThreads - 1 || at<float>(s.rates, place) == nullptr) return {};
-  return rates_of(p.hyper, *at(s.lr, place), *at(s.weight_decay, place),
-                  s.updates[place.slice] + 1);
+NOPROP_DEV Rates next_rates(const Program& p, const S& s, const Coord& coord) {
+  if (thread_index() != kThreads - 1 || at<float>(s.rates, coord) == nullptr) return {};
+  return rates_of(p.hyper, *at(s.lr, coord), *at(s.weight_decay, coord),
+                  s.updates[coord.slice] + 1);
 }
 
 template <typename S>
-NOPROP_DEV void store_rates(const S& s, const Place& place, const Rates& rates, bool applies) {
-  float* to = at<float>(s.rates, place);
+NOPROP_DEV void store_rates(const S& s, const Coord& coord, const Rates& rates, bool applies) {
+  float* to = at<float>(s.rates, coord);
   if (thread_index() != kThreads - 1 || to == nullptr) return;
   to[0] = rates.lr;
   to[1] = rates.decay;
   to[2] = rates.root;
   to[3] = static_cast<float>(applies);
-  if (applies) ++s.updates[place.slice];
+  if (applies) ++s.updates[coord.slice];
 }
 
 // sum over rows of weight * error: a warp has a chunk, and all threads fold the chunks from the
@@ -50,41 +50,41 @@ NOPROP_DEV float weighted_sum(const Program& p, const float* error, const float*
   return total;
 }
 
-NOPROP_DEV void loss_tile(const Program& p, const LossStage& s, const Place& place, int,
+NOPROP_DEV void loss_tile(const Program& p, const LossStage& s, const Coord& coord, int,
                           unsigned char* scratch) {
-  const Rates rates = next_rates(p, s, place);
+  const Rates rates = next_rates(p, s, coord);
   int32_t bad = 0;
   const int tiles = (p.B + kRows - 1) / kRows;
   for (int j = 0; j < s.num_flags; ++j) {
-    const int32_t* flags = at<const int32_t>(s.flags[j], place);
+    const int32_t* flags = at<const int32_t>(s.flags[j], coord);
     for (int tile = thread_index(); tile < tiles; tile += kThreads) bad |= flags[tile];
   }
   if (s.num_flags > 0) bad = block_or(bad, scratch);
-  const float loss = weighted_sum(p, at<const float>(s.error, place), at(s.weight, place),
+  const float loss = weighted_sum(p, at<const float>(s.error, coord), at(s.weight, coord),
                                   s.weight.stride_row, scratch) /
                      s.rows;
   const bool applies = fabsf(loss) < INFINITY && bad == 0;
-  store_rates(s, place, rates, applies);
+  store_rates(s, coord, rates, applies);
   if (thread_index() != 0) return;
-  if (float* to = at<float>(s.loss, place)) *to = loss;
-  if (uint8_t* to = at<uint8_t>(s.applied, place)) *to = applies;
-  if (s.draws != nullptr) ++s.draws[place.slice];
+  if (float* to = at<float>(s.loss, coord)) *to = loss;
+  if (uint8_t* to = at<uint8_t>(s.applied, coord)) *to = applies;
+  if (s.draws != nullptr) ++s.draws[coord.slice];
   if (s.errors != nullptr && bad != 0) dev::atomic_or(s.errors, bad);
 }
 
-NOPROP_DEV void rates_tile(const Program& p, const RatesStage& s, const Place& place, int,
+NOPROP_DEV void rates_tile(const Program& p, const RatesStage& s, const Coord& coord, int,
                            unsigned char* scratch) {
-  const Rates rates = next_rates(p, s, place);
-  uint8_t* applied = at<uint8_t>(s.applied, place);
-  const float* d_logits = at<const float>(s.d_logits, place);
-  if (d_logits == nullptr) return store_rates(s, place, rates, *applied != 0);
+  const Rates rates = next_rates(p, s, coord);
+  uint8_t* applied = at<uint8_t>(s.applied, coord);
+  const float* d_logits = at<const float>(s.d_logits, coord);
+  if (d_logits == nullptr) return store_rates(s, coord, rates, *applied != 0);
   int32_t bad = 0;
 #pragma unroll 4
   for (int64_t j = thread_index(); j < s.size; j += kThreads) {
     if (!(fabsf(d_logits[j]) < INFINITY)) bad = 1;
   }
   bad = block_or(bad, scratch);
-  store_rates(s, place, rates, bad == 0);
+  store_rates(s, coord, rates, bad == 0);
   if (thread_index() == 0 && applied != nullptr) *applied = bad == 0;
 }
 

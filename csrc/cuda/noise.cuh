@@ -90,42 +90,42 @@ struct Label {
   int32_t bad;
 };
 
-NOPROP_DEV Label read_label(const Program& p, const NoiseStage& s, const Place& place, int row) {
+NOPROP_DEV Label read_label(const Program& p, const NoiseStage& s, const Coord& coord, int row) {
   Label label{0, 0};
-  if (const int64_t* indices = at(s.rows, place, p.B); indices != nullptr) {
+  if (const int64_t* indices = at(s.rows, coord, p.B); indices != nullptr) {
     const int64_t index = indices[row];
     const bool found = index >= 0 && index < s.rows.rows;
     label = {found ? s.y.data[index] : 0, found ? 0 : 2};
   } else {
-    label.y = at(s.y, place)[row * s.y.stride_row];
+    label.y = at(s.y, coord)[row * s.y.stride_row];
   }
   if (label.y < 0 || label.y >= s.M) label = {0, label.bad | 1};
   return label;
 }
 
-NOPROP_DEV void noise_tile(const Program& p, const NoiseStage& s, const Place& place, int tile,
+NOPROP_DEV void noise_tile(const Program& p, const NoiseStage& s, const Coord& coord, int tile,
                            unsigned char*) {
   const int first = tile * kRows, rows = tile_rows(p, tile);
   if (warp_index() == 0) {
     Label label{0, 0};
     if (lane_index() < rows) {
-      label = read_label(p, s, place, first + lane_index());
-      if (int64_t* labels = at<int64_t>(s.labels, place)) labels[first + lane_index()] = label.y;
+      label = read_label(p, s, coord, first + lane_index());
+      if (int64_t* labels = at<int64_t>(s.labels, coord)) labels[first + lane_index()] = label.y;
     }
     const int32_t bad = warp_or(label.bad);
-    if (int32_t* flags = at<int32_t>(s.bad, place); flags != nullptr && lane_index() == 0) {
+    if (int32_t* flags = at<int32_t>(s.bad, coord); flags != nullptr && lane_index() == 0) {
       flags[tile] = bad;
     }
   }
-  float *z = at<float>(s.z, place), *eps = at<float>(s.eps, place);
-  const float *signal = at(s.signal, place), *noise = at(s.noise, place);
-  const uint64_t seed = static_cast<uint64_t>(s.seeds[place.i]);
-  const uint32_t draw = static_cast<uint32_t>(*at(s.draw, place));
-  const uint32_t block = static_cast<uint32_t>(*at(s.block, place));
+  float *z = at<float>(s.z, coord), *eps = at<float>(s.eps, coord);
+  const float *signal = at(s.signal, coord), *noise = at(s.noise, coord);
+  const uint64_t seed = static_cast<uint64_t>(s.seeds[coord.i]);
+  const uint32_t draw = static_cast<uint32_t>(*at(s.draw, coord));
+  const uint32_t block = static_cast<uint32_t>(*at(s.block, coord));
   const bool second = s.sigma != 0.0f;
   for_draws(rows, s.D, [&](const Draw& part) {
     const int64_t row = first + part.row;
-    const int64_t y = read_label(p, s, place, static_cast<int>(row)).y;
+    const int64_t y = read_label(p, s, coord, static_cast<int>(row)).y;
     const float signal_b = signal[row * s.signal.stride_row],
                 noise_b = noise[row * s.noise.stride_row];
     const uint32_t group = static_cast<uint32_t>(part.group);
@@ -152,14 +152,14 @@ NOPROP_DEV void noise_tile(const Program& p, const NoiseStage& s, const Place& p
   });
 }
 
-NOPROP_DEV void chain_tile(const Program& p, const ChainStage& s, const Place& place, int tile,
+NOPROP_DEV void chain_tile(const Program& p, const ChainStage& s, const Coord& coord, int tile,
                            unsigned char*) {
   const int first = tile * kRows, rows = tile_rows(p, tile);
-  float* z = at<float>(s.z, place);
-  const float *before = at<const float>(s.before, place), *u_hat = at<const float>(s.u_hat, place);
-  const uint64_t seed = static_cast<uint64_t>(s.seeds[place.i]);
+  float* z = at<float>(s.z, coord);
+  const float *before = at<const float>(s.before, coord), *u_hat = at<const float>(s.u_hat, coord);
+  const uint64_t seed = static_cast<uint64_t>(s.seeds[coord.i]);
   const bool draws = before == nullptr || s.sqrt_c != nullptr;
-  const uint32_t block = before == nullptr ? kBlockZ0 : static_cast<uint32_t>(place.k);
+  const uint32_t block = before == nullptr ? kBlockZ0 : static_cast<uint32_t>(coord.k);
   for_draws(rows, s.D, [&](const Draw& part) {
     const int64_t row = first + part.row;
     Words words{};
@@ -177,8 +177,8 @@ NOPROP_DEV void chain_tile(const Program& p, const ChainStage& s, const Place& p
         float value = j == 0 ? e.first : e.second;
         if (before != nullptr) {
           const float noise = value;
-          value = s.a[place.k] * u_hat[d] + s.b[place.k] * before[d];
-          if (draws) value += s.sqrt_c[place.k] * noise;
+          value = s.a[coord.k] * u_hat[d] + s.b[coord.k] * before[d];
+          if (draws) value += s.sqrt_c[coord.k] * noise;
         }
         z[d] = value;
       }

@@ -60,19 +60,19 @@ NOPROP_DEV Moments batch_moments(const float* y, int column, bool real, int B, i
 }
 
 // mean and variance of the thread's column, of the batch or running; stores and moves what is asked
-NOPROP_DEV Moments norm_moments(const Program& p, const NormStage& s, const Place& place,
+NOPROP_DEV Moments norm_moments(const Program& p, const NormStage& s, const Coord& coord,
                                 int column, bool real, unsigned char* scratch) {
-  const int64_t param = place.slice * s.H + column;
+  const int64_t param = coord.slice * s.H + column;
   if (!s.training) {
     return real ? Moments{s.running_mean[param], s.running_var[param]} : Moments{0.0f, 1.0f};
   }
   const Moments moments =
-      batch_moments(at<const float>(s.y, place), column, real, p.B, s.H, scratch);
+      batch_moments(at<const float>(s.y, coord), column, real, p.B, s.H, scratch);
   const float bessel = dev::div_rn(static_cast<float>(p.B), static_cast<float>(p.B - 1));
   const float unbiased = moments.var * bessel;
   if (real && warp_index() == 0) {
-    if (float* to = at<float>(s.batch_mean, place)) to[column] = moments.mean;
-    if (float* to = at<float>(s.batch_var, place)) to[column] = unbiased;
+    if (float* to = at<float>(s.batch_mean, coord)) to[column] = moments.mean;
+    if (float* to = at<float>(s.batch_var, coord)) to[column] = unbiased;
     if (s.move) {
       move_statistic(s.running_mean[param], moments.mean, s.momentum);
       move_statistic(s.running_var[param], unbiased, s.momentum);
@@ -82,22 +82,22 @@ NOPROP_DEV Moments norm_moments(const Program& p, const NormStage& s, const Plac
   return {moments.mean, moments.var + (unbiased - unbiased)};
 }
 
-NOPROP_DEV void norm_tile(const Program& p, const NormStage& s, const Place& place, int tile,
+NOPROP_DEV void norm_tile(const Program& p, const NormStage& s, const Coord& coord, int tile,
                           unsigned char* scratch) {
   const int column = tile * kColumns + lane_index();
   const bool real = column < s.H;
-  const Moments moments = norm_moments(p, s, place, column, real, scratch);
+  const Moments moments = norm_moments(p, s, coord, column, real, scratch);
   if (!real) return;
   const float mean = moments.mean;
   const float rstd = dev::div_rn(1.0f, dev::sqrt_rn(moments.var + s.eps));
   if (warp_index() == 0) {
-    if (float* to = at<float>(s.mean, place)) to[column] = mean;
-    if (float* to = at<float>(s.rstd, place)) to[column] = rstd;
+    if (float* to = at<float>(s.mean, coord)) to[column] = mean;
+    if (float* to = at<float>(s.rstd, coord)) to[column] = rstd;
   }
-  const float *y = at<const float>(s.y, place), *add = at<const float>(s.add, place);
-  float *out = at<float>(s.out, place), *kept = at<float>(s.kept, place);
-  const float weight = s.weight[place.slice * s.H + column];
-  const float bias = s.bias[place.slice * s.H + column];
+  const float *y = at<const float>(s.y, coord), *add = at<const float>(s.add, coord);
+  float *out = at<float>(s.out, coord), *kept = at<float>(s.kept, coord);
+  const float weight = s.weight[coord.slice * s.H + column];
+  const float bias = s.bias[coord.slice * s.H + column];
 #pragma unroll 4
   for (int row = warp_index(); row < p.B; row += kWarps) {
     const int64_t here = int64_t{row} * s.H + column;
@@ -114,13 +114,13 @@ NOPROP_DEV void norm_tile(const Program& p, const NormStage& s, const Place& pla
 
 // d_y = weight * rstd * (d_out - d_bias / B - y_hat * d_weight / B), d_weight and d_bias. Out of
 // training the statistics are constants, and the two means fall away.
-NOPROP_DEV void norm_gradient_tile(const Program& p, const NormGradientStage& s, const Place& place,
+NOPROP_DEV void norm_gradient_tile(const Program& p, const NormGradientStage& s, const Coord& coord,
                                    int tile, unsigned char* scratch) {
   const int column = tile * kColumns + lane_index();
   const bool real = column < s.H;
-  const float *y = at<const float>(s.y, place), *d_out = at<const float>(s.d_out, place);
-  const float mean = real ? at<const float>(s.mean, place)[column] : 0.0f;
-  const float rstd = real ? at<const float>(s.rstd, place)[column] : 0.0f;
+  const float *y = at<const float>(s.y, coord), *d_out = at<const float>(s.d_out, coord);
+  const float mean = real ? at<const float>(s.mean, coord)[column] : 0.0f;
+  const float rstd = real ? at<const float>(s.rstd, coord)[column] : 0.0f;
   dev::Carve carve{scratch};
   float *s_weight = carve.take<float>(2 * kThreads), *s_bias = carve.take<float>(2 * kThreads);
   float d_weight = 0.0f, d_bias = 0.0f;
@@ -147,14 +147,14 @@ NOPROP_DEV void norm_gradient_tile(const Program& p, const NormGradientStage& s,
   dev::sync_block();
   if (!real) return;
   if (warp == 0) {
-    if (float* to = at<float>(s.d_weight, place)) to[column] = d_weight;
-    if (float* to = at<float>(s.d_bias, place)) to[column] = d_bias;
+    if (float* to = at<float>(s.d_weight, coord)) to[column] = d_weight;
+    if (float* to = at<float>(s.d_bias, coord)) to[column] = d_bias;
   }
-  const float scale = s.weight[place.slice * s.H + column] * rstd;
+  const float scale = s.weight[coord.slice * s.H + column] * rstd;
   const float B = static_cast<float>(p.B);
   const float mean_weight = s.training ? dev::div_rn(d_weight, B) : 0.0f;
   const float mean_bias = s.training ? dev::div_rn(d_bias, B) : 0.0f;
-  float* d_y = at<float>(s.d_y, place);
+  float* d_y = at<float>(s.d_y, coord);
 #pragma unroll 4
   for (int row = warp; row < p.B; row += kWarps) {
     const int64_t here = int64_t{row} * s.H + column;

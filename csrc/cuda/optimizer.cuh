@@ -10,7 +10,7 @@
 // operands, without their branches: so the entries of a thread go side by side, not one by one.
 #pragma once
 
-#include "cuda/place.cuh"
+#include "cuda/coord.cuh"
 
 namespace noprop::cuda {
 
@@ -55,9 +55,9 @@ NOPROP_DEV Rates rates_of(const Hyper& hyper, double lr, double weight_decay, in
   return rates;
 }
 
-NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Place& place) {
+NOPROP_DEV Rates load_rates(const Program& p, const Buffer& buffer, const Coord& coord) {
   if (p.hyper.rule == UpdateRule::kNone) return {0.0f, 0.0f, 1.0f, false};
-  const float* from = at<const float>(buffer, place);
+  const float* from = at<const float>(buffer, coord);
   return {from[0], from[1], from[2], from[3] != 0.0f};
 }
 

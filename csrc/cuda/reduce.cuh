@@ -2,7 +2,7 @@
 // of kRows rows gives each row to kRowLanes neighbouring lanes: 16 rows fill 256 threads.
 #pragma once
 
-#include "cuda/place.cuh"
+#include "cuda/coord.cuh"
 
 namespace noprop::cuda {
 

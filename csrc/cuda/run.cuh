@@ -55,72 +55,72 @@ NOPROP_DEV float* resident_of(const Program& p, const UpdateWeightStage& s, int 
 }
 
 template <Precision P>
-NOPROP_DEV void run_stage(const Program& p, int number, const Place& place, int rank,
+NOPROP_DEV void run_stage(const Program& p, int number, const Coord& coord, int rank,
                           float* resident, unsigned char* scratch) {
   const auto each = [&](auto do_tile) { own_tiles(p, number, rank, do_tile); };
   switch (p.stages[number].kind) {
     case Kind::kGather:
       return each(
-          [&](const Stage& stage, int t) { gather_tile(p, stage.gather, place, t, scratch); });
+          [&](const Stage& stage, int t) { gather_tile(p, stage.gather, coord, t, scratch); });
     case Kind::kNoise:
       return each(
-          [&](const Stage& stage, int t) { noise_tile(p, stage.noise, place, t, scratch); });
+          [&](const Stage& stage, int t) { noise_tile(p, stage.noise, coord, t, scratch); });
     case Kind::kDense:
       return with_tile(p.stages[number].dense.tile, [&](auto size) {
         each([&](const Stage& stage, int t) {
-          dense_tile<P, size.value>(p, stage.dense, place, t, scratch);
+          dense_tile<P, size.value>(p, stage.dense, coord, t, scratch);
         });
       });
     case Kind::kNorm:
-      return each([&](const Stage& stage, int t) { norm_tile(p, stage.norm, place, t, scratch); });
+      return each([&](const Stage& stage, int t) { norm_tile(p, stage.norm, coord, t, scratch); });
     case Kind::kHead:
-      return each([&](const Stage& stage, int t) { head_tile(p, stage.head, place, t, scratch); });
+      return each([&](const Stage& stage, int t) { head_tile(p, stage.head, coord, t, scratch); });
     case Kind::kLoss:
-      return each([&](const Stage& stage, int t) { loss_tile(p, stage.loss, place, t, scratch); });
+      return each([&](const Stage& stage, int t) { loss_tile(p, stage.loss, coord, t, scratch); });
     case Kind::kRates:
       return each(
-          [&](const Stage& stage, int t) { rates_tile(p, stage.rates, place, t, scratch); });
+          [&](const Stage& stage, int t) { rates_tile(p, stage.rates, coord, t, scratch); });
     case Kind::kResultGradient:
       return with_tile(p.stages[number].result_gradient.tile, [&](auto size) {
         each([&](const Stage& stage, int t) {
-          result_gradient_tile<P, size.value>(p, stage.result_gradient, place, t, scratch);
+          result_gradient_tile<P, size.value>(p, stage.result_gradient, coord, t, scratch);
         });
       });
     case Kind::kNormGradient:
       return each([&](const Stage& stage, int t) {
-        norm_gradient_tile(p, stage.norm_gradient, place, t, scratch);
+        norm_gradient_tile(p, stage.norm_gradient, coord, t, scratch);
       });
     case Kind::kStepGradients:
       return each([&](const Stage& stage, int t) {
-        step_gradients_tile(p, stage.step_gradients, place, t, scratch);
+        step_gradients_tile(p, stage.step_gradients, coord, t, scratch);
       });
     case Kind::kEmbedding:
       return each([&](const Stage& stage, int t) {
-        embedding_tile(p, stage.embedding, place, t, scratch);
+        embedding_tile(p, stage.embedding, coord, t, scratch);
       });
     case Kind::kUpdateWeight: {
       int own = 0;
       return each([&](const Stage& stage, int t) {
         const UpdateWeightStage& s = stage.update_weight;
-        update_weight_tile<P>(p, s, place, t, resident_of(p, s, own++, resident), scratch);
+        update_weight_tile<P>(p, s, coord, t, resident_of(p, s, own++, resident), scratch);
       });
     }
     case Kind::kUpdateVector:
       return each([&](const Stage& stage, int t) {
-        update_vector_tile(p, stage.update_vector, place, t, scratch);
+        update_vector_tile(p, stage.update_vector, coord, t, scratch);
       });
     case Kind::kUpdateStatistic:
       return each([&](const Stage& stage, int t) {
-        update_statistic_tile(p, stage.update_statistic, place, t);
+        update_statistic_tile(p, stage.update_statistic, coord, t);
       });
     case Kind::kApply:
-      return each([&](const Stage& stage, int t) { apply_tile(p, stage.apply, place, t); });
+      return each([&](const Stage& stage, int t) { apply_tile(p, stage.apply, coord, t); });
     case Kind::kUHat:
       return each(
-          [&](const Stage& stage, int t) { u_hat_tile(p, stage.u_hat, place, t, scratch); });
+          [&](const Stage& stage, int t) { u_hat_tile(p, stage.u_hat, coord, t, scratch); });
     case Kind::kChain:
       return each(
-          [&](const Stage& stage, int t) { chain_tile(p, stage.chain, place, t, scratch); });
+          [&](const Stage& stage, int t) { chain_tile(p, stage.chain, coord, t, scratch); });
   }
 }
 
@@ -161,16 +161,16 @@ NOPROP_DEV void run(const Program& p, unsigned char* shared) {
   for (int64_t i = g; i < p.n; i += p.groups) {
     int64_t held = -1;  // slice whose moments are here
     for (int k = 0; k < p.K; ++k) {
-      const Place place{k, i, p.index[k * p.index_stride + i], g};
-      if (place.slice != held) {
+      const Coord coord{k, i, p.index[k * p.index_stride + i], g};
+      if (coord.slice != held) {
         if (held >= 0) move_resident<P, false>(p, held, rank, resident);
-        held = place.slice;
+        held = coord.slice;
         move_resident<P, true>(p, held, rank, resident);
       }
       int64_t since = kClocks ? dev::clock_now() : 0;
       for (int stage = 0; stage < p.num_stages; ++stage) {
         const Stage& s = p.stages[stage];
-        if (s.once < 0 || s.once == k) run_stage<P>(p, stage, place, rank, resident, shared);
+        if (s.once < 0 || s.once == k) run_stage<P>(p, stage, coord, rank, resident, shared);
         lap(p, 2 * stage, since);
         if (s.barrier == 0) continue;
         if (dev::kClusters && p.cluster) {

@@ -7,12 +7,12 @@ namespace noprop::cuda {
 
 // d_signal = sum over D of d_z * u_y;  d_noise = sum over D of d_z * eps
 NOPROP_DEV void step_gradients_tile(const Program& p, const StepGradientsStage& s,
-                                    const Place& place, int tile, unsigned char*) {
+                                    const Coord& coord, int tile, unsigned char*) {
   const int64_t row = tile * kRows + tile_row();
   const int lane = row_lane();
   const bool real = row < p.B;
-  const float *d_z = at<const float>(s.d_z, place), *eps = at<const float>(s.eps, place);
-  const int64_t y = real ? at<const int64_t>(s.labels, place)[row] : 0;
+  const float *d_z = at<const float>(s.d_z, coord), *eps = at<const float>(s.eps, coord);
+  const int64_t y = real ? at<const int64_t>(s.labels, coord)[row] : 0;
   float d_signal = 0.0f, d_noise = 0.0f;
   for (int d = lane; real && d < s.D; d += kRowLanes) {
     const float u_y = s.W_embed == nullptr ? static_cast<float>(d == y) : s.W_embed[y * s.D + d];
@@ -22,8 +22,8 @@ NOPROP_DEV void step_gradients_tile(const Program& p, const StepGradientsStage& 
   d_signal = row_sum(d_signal);
   d_noise = row_sum(d_noise);
   if (!real || lane != 0) return;
-  at<float>(s.d_signal, place)[row] = d_signal;
-  at<float>(s.d_noise, place)[row] = d_noise;
+  at<float>(s.d_signal, coord)[row] = d_signal;
+  at<float>(s.d_noise, coord)[row] = d_noise;
 }
 
 constexpr int kStaged = 64;  // rows in shared memory at a time
@@ -33,7 +33,7 @@ static_assert(3 * dev::Carve::cost(kStaged * kEmbedding * 4) + dev::Carve::cost(
 
 // d_W_embed = p.T @ d_u_hat + one_hot(y).T @ (signal * d_z - d_u_hat), rows ascending within a
 // chunk, chunks from the left; a thread has an entry
-NOPROP_DEV void embedding_tile(const Program& p, const EmbeddingStage& s, const Place& place,
+NOPROP_DEV void embedding_tile(const Program& p, const EmbeddingStage& s, const Coord& coord,
                                int tile, unsigned char* scratch) {
   const int across = (s.D + kEmbedding - 1) / kEmbedding;
   const int m_0 = tile / across * kEmbedding, d_0 = tile % across * kEmbedding;
@@ -43,9 +43,9 @@ NOPROP_DEV void embedding_tile(const Program& p, const EmbeddingStage& s, const 
   float* s_d_u_hat = carve.take<float>(kStaged * kEmbedding);  // (row, d)
   float* s_d_u_y = carve.take<float>(kStaged * kEmbedding);    // (row, d)
   int32_t* s_y = carve.take<int32_t>(kStaged);
-  const float *probs = at<const float>(s.p, place), *d_u_hat = at<const float>(s.d_u_hat, place);
-  const float *d_z = at<const float>(s.d_z, place), *signal = at(s.signal, place);
-  const int64_t* labels = at<const int64_t>(s.labels, place);
+  const float *probs = at<const float>(s.p, coord), *d_u_hat = at<const float>(s.d_u_hat, coord);
+  const float *d_z = at<const float>(s.d_z, coord), *signal = at(s.signal, coord);
+  const int64_t* labels = at<const int64_t>(s.labels, coord);
 
   float total = 0.0f, by_prediction = 0.0f, by_label = 0.0f;
   for (int first = 0; first < p.B; first += kStaged) {
@@ -74,7 +74,7 @@ NOPROP_DEV void embedding_tile(const Program& p, const EmbeddingStage& s, const 
     }
   }
   const int m = m_0 + m_in, d = d_0 + d_in;
-  if (m < s.M && d < s.D) at<float>(s.d_W, place)[int64_t{m} * s.D + d] = total;
+  if (m < s.M && d < s.D) at<float>(s.d_W, coord)[int64_t{m} * s.D + d] = total;
 }
 
 }  // namespace noprop::cuda

@@ -11,12 +11,12 @@ namespace noprop::cuda {
 
 // one step of entry `at` of a slice's parameter, or its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
-                             const Place& place, int64_t at, float g) {
+                             const Coord& coord, int64_t at, float g) {
   if (p.hyper.rule == UpdateRule::kNone) {
-    param.grad[place.i * param.size + at] = g;
+    param.grad[coord.i * param.size + at] = g;
   } else if (rates.moves) {
     const int kept = moments(p.hyper.rule);
-    const int64_t entry = place.slice * param.size + at;
+    const int64_t entry = coord.slice * param.size + at;
     float d[1] = {g}, w[1] = {param.value[entry]}, m[1] = {}, v[1] = {};
     if (kept > 0) m[0] = param.m[entry];
     if (kept > 1) v[0] = param.v[entry];
@@ -69,36 +69,36 @@ NOPROP_DEV void store_moment(float* resident, const float (&moment)[N]) {
 
 // resident: the tile's moments in shared memory, v behind m; null: they are in global memory
 template <Precision P>
-NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s, const Place& place,
+NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s, const Coord& coord,
                                    int tile, float* resident, unsigned char* scratch) {
   using Sums = WeightSums<P>;
-  const Rates rates = load_rates(p, s.rates, place);
+  const Rates rates = load_rates(p, s.rates, coord);
   const bool writes = p.hyper.rule == UpdateRule::kNone;
   if (!writes && !rates.moves) return;  // the same for the whole thread block
   const WeightTile where(s, tile);
   const int kept = moments(p.hyper.rule), outside = resident == nullptr ? kept : 0;
-  const auto view = [&](float* data) { return where.of(data, place.slice, s.param.size); };
-  const View<float> w_place = view(writes ? nullptr : s.param.value);
-  const View<float> m_place = view(outside > 0 ? s.param.m : nullptr);
-  const View<float> v_place = view(outside > 1 ? s.param.v : nullptr);
+  const auto view = [&](float* data) { return where.of(data, coord.slice, s.param.size); };
+  const View<float> w_view = view(writes ? nullptr : s.param.value);
+  const View<float> m_view = view(outside > 0 ? s.param.m : nullptr);
+  const View<float> v_view = view(outside > 1 ? s.param.v : nullptr);
 
   Sums g;
   float w[Sums::kEntries] = {}, m[Sums::kEntries] = {}, v[Sums::kEntries] = {};
-  g.read(w_place, w);  // on their way while the product is formed
-  g.read(m_place, m);
-  g.read(v_place, v);
-  g.add({at<const float>(s.d_y, place) + where.h, s.H, where.rows},
-        {at<const float>(s.x, place) + where.f, s.F, where.columns}, p.B, scratch);
+  g.read(w_view, w);  // on their way while the product is formed
+  g.read(m_view, m);
+  g.read(v_view, v);
+  g.add({at<const float>(s.d_y, coord) + where.h, s.H, where.rows},
+        {at<const float>(s.x, coord) + where.f, s.F, where.columns}, p.B, scratch);
 
-  if (writes) return g.write(where.of(s.param.grad, place.i, s.param.size), g.sum);
+  if (writes) return g.write(where.of(s.param.grad, coord.i, s.param.size), g.sum);
   if (outside < kept) load_moment(resident, m);
   if (outside + 1 < kept) load_moment(resident + kTileEntries, v);
   step(p.hyper, rates, g.sum, w, m, v);
   if (outside < kept) store_moment(resident, m);
   if (outside + 1 < kept) store_moment(resident + kTileEntries, v);
-  g.write(w_place, w);
-  g.write(m_place, m);
-  g.write(v_place, v);
+  g.write(w_view, w);
+  g.write(m_view, m);
+  g.write(v_view, v);
 }
 
 // a tile's moments of a slice between global memory and their place in shared memory
@@ -123,11 +123,11 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
 
 // A bias: the sum of d_y over rows; a norm's parameter: its sum is there. Each chunk of rows is
 // summed by kWarps threads a column, which are then added in order.
-NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s, const Place& place,
+NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s, const Coord& coord,
                                    int tile, unsigned char* scratch) {
   static_assert(kColumns == kLanes && kChunkRows % kWarps == 0);
   const int column = tile * kColumns + lane_index();
-  const float* gradient = at<float>(s.gradient, place);
+  const float* gradient = at<float>(s.gradient, coord);
   float g = 0.0f;
   if (s.sum == Sum::kDone && column < s.H) g = gradient[column];
   if (s.sum == Sum::kRows) {
@@ -148,26 +148,26 @@ NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s,
     }
   }
   if (warp_index() == 0 && column < s.H) {
-    put_gradient(p, s.param, load_rates(p, s.rates, place), place, column, g);
+    put_gradient(p, s.param, load_rates(p, s.rates, coord), coord, column, g);
   }
 }
 
 // running = (1 - momentum) * running + momentum * batch
 NOPROP_DEV void update_statistic_tile(const Program& p, const UpdateStatisticStage& s,
-                                      const Place& place, int tile) {
+                                      const Coord& coord, int tile) {
   const int column = tile * kColumns + thread_index();
   if (thread_index() >= kColumns || column >= s.H) return;
-  if (!load_rates(p, s.rates, place).moves) return;
-  move_statistic(s.running[place.slice * s.H + column], at<float>(s.batch, place)[column],
+  if (!load_rates(p, s.rates, coord).moves) return;
+  move_statistic(s.running[coord.slice * s.H + column], at<float>(s.batch, coord)[column],
                  s.momentum);
 }
 
-NOPROP_DEV void apply_tile(const Program& p, const ApplyStage& s, const Place& place, int tile) {
-  const Rates rates = load_rates(p, s.rates, place);
-  const float* gradient = at<float>(s.gradient, place);
+NOPROP_DEV void apply_tile(const Program& p, const ApplyStage& s, const Coord& coord, int tile) {
+  const Rates rates = load_rates(p, s.rates, coord);
+  const float* gradient = at<float>(s.gradient, coord);
   const int64_t first = static_cast<int64_t>(tile) * kApplied;
   for (int e = thread_index(); e < kApplied && first + e < s.param.size; e += kThreads) {
-    put_gradient(p, s.param, rates, place, first + e, gradient[first + e]);
+    put_gradient(p, s.param, rates, coord, first + e, gradient[first + e]);
   }
 }
 

@@ -11,31 +11,31 @@
 namespace noprop::cuda {
 namespace {
 
-void run_tile(const Program& p, const Stage& s, const Place& place, int tile,
+void run_tile(const Program& p, const Stage& s, const Coord& coord, int tile,
               unsigned char* scratch) {
   switch (s.kind) {
     case Kind::kGather:
-      return gather_tile(p, s.gather, place, tile, scratch);
+      return gather_tile(p, s.gather, coord, tile, scratch);
     case Kind::kNoise:
-      return noise_tile(p, s.noise, place, tile, scratch);
+      return noise_tile(p, s.noise, coord, tile, scratch);
     case Kind::kNorm:
-      return norm_tile(p, s.norm, place, tile, scratch);
+      return norm_tile(p, s.norm, coord, tile, scratch);
     case Kind::kHead:
-      return head_tile(p, s.head, place, tile, scratch);
+      return head_tile(p, s.head, coord, tile, scratch);
     case Kind::kLoss:
-      return loss_tile(p, s.loss, place, tile, scratch);
+      return loss_tile(p, s.loss, coord, tile, scratch);
     case Kind::kRates:
-      return rates_tile(p, s.rates, place, tile, scratch);
+      return rates_tile(p, s.rates, coord, tile, scratch);
     case Kind::kNormGradient:
-      return norm_gradient_tile(p, s.norm_gradient, place, tile, scratch);
+      return norm_gradient_tile(p, s.norm_gradient, coord, tile, scratch);
     case Kind::kStepGradients:
-      return step_gradients_tile(p, s.step_gradients, place, tile, scratch);
+      return step_gradients_tile(p, s.step_gradients, coord, tile, scratch);
     case Kind::kEmbedding:
-      return embedding_tile(p, s.embedding, place, tile, scratch);
+      return embedding_tile(p, s.embedding, coord, tile, scratch);
     case Kind::kUHat:
-      return u_hat_tile(p, s.u_hat, place, tile, scratch);
+      return u_hat_tile(p, s.u_hat, coord, tile, scratch);
     case Kind::kChain:
-      return chain_tile(p, s.chain, place, tile, scratch);
+      return chain_tile(p, s.chain, coord, tile, scratch);
     default:
       hc::fail("stage_kernel: no stage of kind %d here", static_cast<int>(s.kind));
   }
@@ -50,9 +50,9 @@ void stage_kernel(const Program* program) {
   uint32_t epoch = 0;
   for (int64_t i = group; i < p.n; i += p.groups) {
     for (int k = 0; k < p.K; ++k) {
-      const Place place{k, i, p.index[k * p.index_stride + i], group};
+      const Coord coord{k, i, p.index[k * p.index_stride + i], group};
       for (int tile = rank; tile < s.tiles; tile += p.blocks) {
-        run_tile(p, s, place, tile, shared);
+        run_tile(p, s, coord, tile, shared);
       }
       dev::group_barrier(p.barriers + group, static_cast<uint32_t>(p.blocks), epoch);
     }

@@ -1,5 +1,5 @@
 // Where a tile's work is: the step, the slice and the group, and the addresses that follow from
-// them. Every stage is a function of (program, stage, place, tile, scratch), run by all kThreads
+// them. Every stage is a function of (program, stage, coord, tile, scratch), run by all kThreads
 // threads of a thread block; scratch is free again when it returns.
 #pragma once
 
@@ -12,7 +12,7 @@ constexpr int kThreads = 256;  // of a thread block
 constexpr int kLanes = 32, kWarps = kThreads / kLanes;
 constexpr int kScratchBytes = 20 * 1024;  // of dynamic shared memory, aligned to 16 bytes
 
-struct Place {
+struct Coord {
   int k;          // step of the launch
   int64_t i;      // slice of the call
   int64_t slice;  // of the object: index[k, i]
@@ -25,24 +25,24 @@ struct alignas(sizeof(T) * W) Neighbours {
   T value[W];
 };
 
-// entry of the place's step and slice; null where the buffer is absent
+// entry of the step and slice; null where the buffer is absent
 template <typename T>
-NOPROP_DEV T* at(const Buffer& buffer, const Place& place) {
+NOPROP_DEV T* at(const Buffer& buffer, const Coord& coord) {
   if (buffer.data == nullptr) return nullptr;
-  const int64_t entry = buffer.by_group ? place.g : place.i;
-  return static_cast<T*>(buffer.data) + place.k * buffer.stride_k + entry * buffer.stride_slice;
+  const int64_t entry = buffer.by_group ? coord.g : coord.i;
+  return static_cast<T*>(buffer.data) + coord.k * buffer.stride_k + entry * buffer.stride_slice;
 }
 
 // the value of row 0; that of row b is b * stride_row further
 template <typename Values>
-NOPROP_DEV auto at(const Values& values, const Place& place) -> decltype(values.data) {
-  return values.data + place.k * values.stride_k + place.i * values.stride_slice;
+NOPROP_DEV auto at(const Values& values, const Coord& coord) -> decltype(values.data) {
+  return values.data + coord.k * values.stride_k + coord.i * values.stride_slice;
 }
 
 // indices (B,) of the place's batch; null: there are none
-NOPROP_DEV const int64_t* at(const Rows& rows, const Place& place, int B) {
+NOPROP_DEV const int64_t* at(const Rows& rows, const Coord& coord, int B) {
   if (rows.indices == nullptr) return nullptr;
-  return rows.indices + (place.k * rows.replicas + rows.replica[place.i]) * B;
+  return rows.indices + (coord.k * rows.replicas + rows.replica[coord.i]) * B;
 }
 
 // running = (1 - momentum) * running + momentum * batch
