@@ -13,7 +13,7 @@ namespace noprop::cuda {
 template <Precision P, int TILE>
 NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Coord& coord, int tile,
                            unsigned char* scratch) {
-  using Sums = Product<P, TILE, Along::kSum, Along::kSum>;
+  using Sums = Product<P, TILE, Major::kSum, Major::kSum>;
   const int H = s.H, across = (H + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
   const int rows = p.B - row, columns = H - column;
@@ -50,7 +50,7 @@ NOPROP_DEV void dense_tile(const Program& p, const DenseStage& s, const Coord& c
 template <Precision P, int TILE>
 NOPROP_DEV void result_gradient_tile(const Program& p, const ResultGradientStage& s,
                                      const Coord& coord, int tile, unsigned char* scratch) {
-  using Sums = Product<P, TILE, Along::kSum, Along::kTile>;
+  using Sums = Product<P, TILE, Major::kSum, Major::kTile>;
   const int F = s.F, across = (F + TILE - 1) / TILE;
   const int row = tile / across * TILE, column = tile % across * TILE;
   const int rows = p.B - row, columns = F - column;

@@ -22,8 +22,8 @@ namespace noprop::cuda {
 // of shared memory, for one tile at a time; resident state lies behind it
 template <Precision P>
 struct Scratch {
-  static constexpr int kForward = Product<P, 64, Along::kSum, Along::kSum>::kScratch;
-  static constexpr int kBackward = Product<P, 64, Along::kSum, Along::kTile>::kScratch;
+  static constexpr int kForward = Product<P, 64, Major::kSum, Major::kSum>::kScratch;
+  static constexpr int kBackward = Product<P, 64, Major::kSum, Major::kTile>::kScratch;
   static constexpr int kUpdate = WeightSums<P>::kScratch;
   static constexpr int kMost = kForward > kBackward ? kForward : kBackward;
   static constexpr int kProducts = kMost > kUpdate ? kMost : kUpdate;

@@ -1,12 +1,13 @@
 // A tile of a product, TILE x TILE entries of a @ b, by a thread block: bf16 or tf32 on the tensor
 // cores, float32 by multiply-adds.
 //
-// The summed index goes by chunks of kChunkDepth; while one is multiplied from shared memory, the
-// next comes from global memory into registers. An entry has one accumulator, which ascends over
-// the summed index in steps of 16 (bf16), 8 (tf32) or 1, whatever the tile.
+// The summed index is divided into operand tiles of kTileDepth. While one of them is multiplied
+// from shared memory, the next one comes from global memory into registers. An entry has one
+// accumulator, which ascends over the summed index in steps of 16 (bf16), 8 (tf32) or 1, whatever
+// the tile.
 #pragma once
 
-#include "cuda/chunks.cuh"
+#include "cuda/operand_tile.cuh"
 
 namespace noprop::cuda {
 
@@ -28,29 +29,29 @@ struct View {
 
 // The entries of a tile that a thread has, and their sums. Warps of the tensor cores have 16 MM
 // rows and 8 NN columns each; of multiply-adds every thread has SIDE x SIDE entries.
-template <Precision P, int TILE, Along A, Along B>
+template <Precision P, int TILE, Major A, Major B>
 struct Product {
-  using ChunkA = Chunk<P, TILE, A>;
-  using ChunkB = Chunk<P, TILE, B>;
-  using Type = typename Kept<P>::Type;
+  using TileA = OperandTile<P, TILE, A>;
+  using TileB = OperandTile<P, TILE, B>;
+  using Type = typename OperandTraits<P>::Type;
   static constexpr bool kMatrix = P != Precision::kFloat32;
   static constexpr int MM = TILE / 32 > 0 ? TILE / 32 : 1, NN = MM;
   static constexpr int kAcross = TILE / (8 * NN), kUsed = TILE / (16 * MM) * kAcross;  // warps
   static constexpr int SIDE = TILE / 16;
   static constexpr int kEntries = kMatrix ? MM * NN * 4 : SIDE * SIDE;
   // entries 2 j and 2 j + 1 are neighbours, the first in an even column
-  static constexpr bool kPairs = kMatrix || (B == Along::kTile && SIDE > 1);
-  static constexpr int kBuffers = Kept<P>::kBuffers, kStep = Kept<P>::kStep,
-                       kSteps = Kept<P>::kSteps;
-  static constexpr int kScratch = dev::Carve::cost(kBuffers * ChunkA::kSize * sizeof(Type)) +
-                                  dev::Carve::cost(kBuffers * ChunkB::kSize * sizeof(Type));
+  static constexpr bool kPairs = kMatrix || (B == Major::kTile && SIDE > 1);
+  static constexpr int kBuffers = OperandTraits<P>::kBuffers, kStep = OperandTraits<P>::kStep,
+                       kSteps = OperandTraits<P>::kSteps;
+  static constexpr int kScratch = dev::Carve::cost(kBuffers * TileA::kSize * sizeof(Type)) +
+                                  dev::Carve::cost(kBuffers * TileB::kSize * sizeof(Type));
   static_assert(kUsed <= kWarps);
 
   const int thread = thread_index(), warp = thread / kLanes;
   // of the warp's or, with multiply-adds, the thread's first entry
   const int first_row = kMatrix ? warp / kAcross * 16 * MM : thread / 16 * SIDE;
   const int first_column =
-      kMatrix ? warp % kAcross * 8 * NN : thread % 16 * (B == Along::kSum ? 1 : SIDE);
+      kMatrix ? warp % kAcross * 8 * NN : thread % 16 * (B == Major::kSum ? 1 : SIDE);
   float sum[kEntries] = {};
 
   NOPROP_DEV bool has_entries() const { return !kMatrix || warp < kUsed; }
@@ -60,7 +61,7 @@ struct Product {
     return first_row + e / (4 * NN) * 16 + thread % kLanes / 4 + e / 2 % 2 * 8;
   }
   NOPROP_DEV int column(int e) const {
-    if (!kMatrix) return first_column + e % SIDE * (B == Along::kSum ? 16 : 1);
+    if (!kMatrix) return first_column + e % SIDE * (B == Major::kSum ? 16 : 1);
     return first_column + e / 4 % NN * 8 + thread % 4 * 2 + e % 2;
   }
 
@@ -109,30 +110,30 @@ struct Product {
   // sum += a @ b over K summed indices
   NOPROP_DEV void add(const Operand& a, const Operand& b, int K, unsigned char* scratch) {
     dev::Carve carve{scratch};
-    Type* const a_kept = carve.take<Type>(kBuffers * ChunkA::kSize);
-    Type* const b_kept = carve.take<Type>(kBuffers * ChunkB::kSize);
+    Type* const a_shared = carve.take<Type>(kBuffers * TileA::kSize);
+    Type* const b_shared = carve.take<Type>(kBuffers * TileB::kSize);
     const bool a_aligned = is_aligned(a), b_aligned = is_aligned(b);
-    ChunkA a_chunk;
-    ChunkB b_chunk;
-    // the first turn only loads: one copy of the code for all chunks
+    TileA a_tile;
+    TileB b_tile;
+    // the first turn only loads, so that there is one copy of the code for all turns
 #pragma unroll 1
-    for (int start = -kChunkDepth; start < K; start += kChunkDepth) {
-      const int buffer = kBuffers == 1 ? 0 : start / kChunkDepth % kBuffers;
-      Type* const a_now = a_kept + buffer * ChunkA::kSize;
-      Type* const b_now = b_kept + buffer * ChunkB::kSize;
+    for (int start = -kTileDepth; start < K; start += kTileDepth) {
+      const int buffer = kBuffers == 1 ? 0 : start / kTileDepth % kBuffers;
+      Type* const a_now = a_shared + buffer * TileA::kSize;
+      Type* const b_now = b_shared + buffer * TileB::kSize;
       if (start >= 0) {
-        // with two buffers the barrier of the chunk before was behind everybody's reads of this one
+        // with two buffers, all threads had read this one before the barrier of the previous turn
         if (kBuffers == 1 && start > 0) dev::sync_block();
-        a_chunk.store(a_now, thread);
-        b_chunk.store(b_now, thread);
+        a_tile.store(a_now, thread);
+        b_tile.store(b_now, thread);
         dev::sync_block();
       }
-      if (start + kChunkDepth < K) {
-        a_chunk.load(a, start + kChunkDepth, K, a_aligned, thread);
-        b_chunk.load(b, start + kChunkDepth, K, b_aligned, thread);
+      if (start + kTileDepth < K) {
+        a_tile.load(a, start + kTileDepth, K, a_aligned, thread);
+        b_tile.load(b, start + kTileDepth, K, b_aligned, thread);
       }
       if (start >= 0 && has_entries()) {
-        const int depth = min_of(kChunkDepth, K - start);
+        const int depth = min_of(kTileDepth, K - start);
 #pragma unroll 1
         for (int first = 0; first < depth; first += kStep * kSteps) {
 #pragma unroll
@@ -148,23 +149,23 @@ struct Product {
     float left[SIDE][4], right[4][SIDE];
 #pragma unroll
     for (int j = 0; j < SIDE; ++j) {
-      if constexpr (A == Along::kSum) {
-        const auto four = neighbours<4>(a + (first_row + j) * ChunkA::kApart + k);
+      if constexpr (A == Major::kSum) {
+        const auto four = neighbours<4>(a + (first_row + j) * TileA::kStride + k);
         for (int e = 0; e < 4; ++e) left[j][e] = four.value[e];
       }
-      if constexpr (B == Along::kSum) {
-        const auto four = neighbours<4>(b + (first_column + j * 16) * ChunkB::kApart + k);
+      if constexpr (B == Major::kSum) {
+        const auto four = neighbours<4>(b + (first_column + j * 16) * TileB::kStride + k);
         for (int e = 0; e < 4; ++e) right[e][j] = four.value[e];
       }
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if constexpr (A == Along::kTile) {
-        const auto side = neighbours<SIDE>(a + (k + e) * ChunkA::kApart + first_row);
+      if constexpr (A == Major::kTile) {
+        const auto side = neighbours<SIDE>(a + (k + e) * TileA::kStride + first_row);
         for (int j = 0; j < SIDE; ++j) left[j][e] = side.value[j];
       }
-      if constexpr (B == Along::kTile) {
-        const auto side = neighbours<SIDE>(b + (k + e) * ChunkB::kApart + first_column);
+      if constexpr (B == Major::kTile) {
+        const auto side = neighbours<SIDE>(b + (k + e) * TileB::kStride + first_column);
         for (int j = 0; j < SIDE; ++j) right[e][j] = side.value[j];
       }
 #pragma unroll
@@ -186,14 +187,14 @@ struct Product {
     for (int m = 0; m < MM; ++m) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        left[m][r] = word<ChunkA>(a, first_row + m * 16 + g + r % 2 * 8, k + t + r / 2 * 4);
+        left[m][r] = word<TileA>(a, first_row + m * 16 + g + r % 2 * 8, k + t + r / 2 * 4);
       }
     }
 #pragma unroll
     for (int n = 0; n < NN; ++n) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        right[n][r] = word<ChunkB>(b, first_column + n * 8 + g, k + t + r * 4);
+        right[n][r] = word<TileB>(b, first_column + n * 8 + g, k + t + r * 4);
       }
     }
 #pragma unroll
@@ -202,9 +203,9 @@ struct Product {
     }
   }
 
-  template <typename Kept>
+  template <typename Tile>
   NOPROP_DEV static uint32_t word(const uint32_t* from, int index, int k) {
-    return Kept::kSummed ? from[index * Kept::kApart + k] : from[k * Kept::kApart + index];
+    return Tile::kSummed ? from[index * Tile::kStride + k] : from[k * Tile::kStride + index];
   }
 
   NOPROP_DEV void multiply(const uint16_t* a, const uint16_t* b, int k) {
@@ -212,15 +213,15 @@ struct Product {
     uint32_t left[MM][4], right[NN][2];
 #pragma unroll
     for (int m = 0; m < MM; ++m) {
-      load<ChunkA>(left[m], a, first_row + m * 16, k, low, odd, high);
+      load<TileA>(left[m], a, first_row + m * 16, k, low, odd, high);
     }
     if constexpr (NN == 2) {  // (columns, k): 0 0, 0 8, 8 0, 8 8
       uint32_t both[4];
-      load<ChunkB>(both, b, first_column, k, low, high, odd);
+      load<TileB>(both, b, first_column, k, low, high, odd);
 #pragma unroll
       for (int r = 0; r < 4; ++r) right[r / 2][r % 2] = both[r];
     } else {
-      load<ChunkB>(right[0], b, first_column, k, low, 0, odd);
+      load<TileB>(right[0], b, first_column, k, low, 0, odd);
     }
 #pragma unroll
     for (int at = 0; at < MM * NN; ++at) {
@@ -229,13 +230,13 @@ struct Product {
   }
 
   // matrices at (first + down, k + along), of the lane's row `low`
-  template <typename Kept, int N>
+  template <typename Tile, int N>
   NOPROP_DEV static void load(uint32_t (&to)[N], const uint16_t* from, int first, int k, int low,
                               int down, int along) {
-    if constexpr (Kept::kSummed) {
-      dev::ldmatrix<N, false>(to, from + (first + down + low) * Kept::kApart + k + along);
+    if constexpr (Tile::kSummed) {
+      dev::ldmatrix<N, false>(to, from + (first + down + low) * Tile::kStride + k + along);
     } else {
-      dev::ldmatrix<N, true>(to, from + (k + along + low) * Kept::kApart + first + down);
+      dev::ldmatrix<N, true>(to, from + (k + along + low) * Tile::kStride + first + down);
     }
   }
 

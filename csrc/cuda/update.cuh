@@ -31,7 +31,7 @@ constexpr int kTileEntries = kTileH * kTileF;
 static_assert(kTileH == 64 && kTileF == 64);
 
 template <Precision P>
-using WeightSums = Product<P, kTileH, Along::kTile, Along::kTile>;
+using WeightSums = Product<P, kTileH, Major::kTile, Major::kTile>;
 
 // where a tile of a weight stands
 struct WeightTile {

@@ -28,7 +28,7 @@ OVERRUN = "AddressSanitizer: heap-buffer-overflow"
 BETWEEN_TILES = "AddressSanitizer: use-after-poison"
 DEADLOCK = r"DEADLOCK in kernel 'train' (.|\n)*"
 BARRIER = "dev::group_barrier(p.barriers + g, p.blocks, epoch);"
-AFTER_STORE = "b_chunk.store(b_now, thread);\n        dev::sync_block();"
+AFTER_STORE = "b_tile.store(b_now, thread);\n        dev::sync_block();"
 PUT_BACK = "if (held >= 0) move_resident<P, false>(p, held, rank, resident);"
 LAST = "    }\n    dev::sync_block();\n  }\n\n  // one step from k on"
 
@@ -62,11 +62,11 @@ FAULTS: dict[str, tuple[Fault, dict[str, str]]] = {
         ),
         {"thread": RACE},
     ),
-    "no barrier before a chunk is multiplied": (
-        Fault("tiles.cuh", AFTER_STORE, "b_chunk.store(b_now, thread);"),
+    "no barrier before an operand tile is multiplied": (
+        Fault("tiles.cuh", AFTER_STORE, "b_tile.store(b_now, thread);"),
         {"plain": WRONG, "thread": RACE},
     ),
-    "no barrier before a chunk is refilled": (
+    "no barrier before an operand tile is refilled": (
         Fault("tiles.cuh", "if (kBuffers == 1 && start > 0) dev::sync_block();", ""),
         {"plain": WRONG, "thread": RACE},
     ),
@@ -108,17 +108,17 @@ FAULTS: dict[str, tuple[Fault, dict[str, str]]] = {
     "a bfloat16 fragment with two quarters exchanged": (
         Fault(
             "tiles.cuh",
-            "load<ChunkA>(left[m], a, first_row + m * 16, k, low, odd, high);",
-            "load<ChunkA>(left[m], a, first_row + m * 16, k, low, high, odd);",
+            "load<TileA>(left[m], a, first_row + m * 16, k, low, odd, high);",
+            "load<TileA>(left[m], a, first_row + m * 16, k, low, high, odd);",
         ),
         {"plain": WRONG},
     ),
     "a tile's rows too far apart in shared memory": (
-        Fault("chunks.cuh", "place / kAcross * kApart", "place / kAcross * (kApart + 4)"),
+        Fault("operand_tile.cuh", "place / kAcross * kStride", "place / kAcross * (kStride + 4)"),
         {"plain": WRONG, "address": BETWEEN_TILES},
     ),
     "a read past a row's end": (
-        Fault("chunks.cuh", "e < count ? first[e] : 0.0f", "first[e]"),
+        Fault("operand_tile.cuh", "e < count ? first[e] : 0.0f", "first[e]"),
         {"address": OVERRUN},
     ),
     "a write past a matrix's rows": (
