@@ -121,7 +121,7 @@ Result train(const Plan& plan, const py::object& call, const Optimizer* optimize
 
 Result add_noise(const py::object& call, int32_t threads) {
   Reader reader("add_noise");
-  const Taken y_sizes = reader.sizes(get(call, "y"), {"y"}, 3);
+  const TensorView y_sizes = reader.sizes(get(call, "y"), {"y"}, 3);
   const int64_t n = reader.n = y_sizes.shape[1], B = reader.B = y_sizes.shape[2];
   const py::object given = get(call, "embedding"), W_embed = get(given, "W_embed");
   const int64_t M = W_embed.is_none() ? integer(reader.tensors, given, "D", 1)
@@ -146,10 +146,10 @@ Result add_noise(const py::object& call, int32_t threads) {
 char* take_saved(Tensors& tensors, const Plan& plan, py::handle saved, int64_t n, int64_t B,
                  bool written) {
   const int64_t floats = n * noprop_saved_bytes_cpu(&plan.plan, B) / 4;
-  const Taken taken = tensors.take(saved, {"saved"}, Kind::kFloat32, &floats, 1, 0, written);
-  if (reinterpret_cast<uintptr_t>(taken.data) % 64 != 0)
+  const TensorView view = tensors.take(saved, {"saved"}, Kind::kFloat32, &floats, 1, 0, written);
+  if (reinterpret_cast<uintptr_t>(view.data) % 64 != 0)
     tensors.refuse({"saved"}, "begin at a multiple of 64 bytes");
-  return taken.data;
+  return view.data;
 }
 
 Result forward(const Plan& plan, const py::object& call, const py::object& saved_given,
@@ -174,7 +174,7 @@ Result forward(const Plan& plan, const py::object& call, const py::object& saved
 Result head(const py::object& call, int32_t threads) {
   Reader reader("head");
   const py::object logits_given = get(call, "logits");
-  const Taken sizes = reader.sizes(logits_given, {"logits"}, 3);
+  const TensorView sizes = reader.sizes(logits_given, {"logits"}, 3);
   const int64_t n = reader.n = sizes.shape[0], B = reader.B = sizes.shape[1], M = sizes.shape[2];
   if (M > std::numeric_limits<int32_t>::max())
     reader.tensors.refuse({"logits"}, "have fewer than 2^31 classes, got " + std::to_string(M));
@@ -236,7 +236,7 @@ Result predict(const Plan& plan, const py::object& call, int32_t threads) {
   Tensors& tensors = reader.tensors;
   const Slices state(tensors, plan, call, {}, nullptr);
   const py::object logits_given = get(call, "logits");
-  const Taken sizes = reader.sizes(logits_given, {"logits"}, 5);
+  const TensorView sizes = reader.sizes(logits_given, {"logits"}, 5);
   const int64_t kept = sizes.shape[0], S = sizes.shape[1], R = sizes.shape[2], M = plan.M();
   const int64_t B = reader.B = plan.rows(sizes.shape[3]);
   if (R < 1 || state.n < 1 || state.n % R != 0)

@@ -26,16 +26,16 @@ class Rows {
     Copy& rows = copy(indices, "indices", {K, kAny, B});
     Copy& which = copy(replica, "replica", {n});
     for (const int64_t r : which.values)
-      if (r < 0 || r >= rows.taken.shape[1])
-        tensors_.refuse({"replica"}, "be in 0.." + std::to_string(rows.taken.shape[1] - 1) +
+      if (r < 0 || r >= rows.view.shape[1])
+        tensors_.refuse({"replica"}, "be in 0.." + std::to_string(rows.view.shape[1] - 1) +
                                          ", got " + std::to_string(r));
-    return {rows.values.data(), which.values.data(), rows.taken.shape[1]};
+    return {rows.values.data(), which.values.data(), rows.view.shape[1]};
   }
 
  private:
   struct Copy {
     py::object tensor;
-    Taken taken;
+    TensorView view;
     std::vector<int64_t> values;
   };
 
@@ -45,7 +45,7 @@ class Rows {
     copies_.push_back(std::make_unique<Copy>());
     Copy& made = *copies_.back();
     made.tensor = tensor;
-    made.taken = tensors_.copied(tensor, {name}, shape, made.values);
+    made.view = tensors_.copied(tensor, {name}, shape, made.values);
     return made;
   }
 
@@ -77,18 +77,18 @@ struct Reader {
   }
 
   // the shape of a tensor that defines the call's sizes; its address is taken later
-  Taken sizes(py::object tensor, const Name& name, int ndim) {
+  TensorView sizes(py::object tensor, const Name& name, int ndim) {
     py::handle looked_at = tensor;
-    const Taken taken = tensors.look(looked_at, name, false);
-    if (taken.ndim != ndim)
+    const TensorView view = tensors.look(looked_at, name, false);
+    if (view.ndim != ndim)
       tensors.refuse(name, "have " + std::to_string(ndim) + " dimensions, got shape " +
-                               tuple_text(taken.shape, taken.ndim));
-    return taken;
+                               tuple_text(view.shape, view.ndim));
+    return view;
   }
 
   NopropPerRow per_row(py::handle record, const char* name) {
-    const Taken taken = tensors.read(get(record, name), {name}, Kind::kFloat32, {K, n, B}, 3);
-    return {taken.as<float>(), taken.strides[0], taken.strides[1], taken.strides[2]};
+    const TensorView view = tensors.read(get(record, name), {name}, Kind::kFloat32, {K, n, B}, 3);
+    return {view.as<float>(), view.strides[0], view.strides[1], view.strides[2]};
   }
 
   NopropNoising noising(py::handle call) {
@@ -131,8 +131,8 @@ struct Reader {
 
   NopropNoise noise(py::handle call) {
     const py::object noise = get(call, "noise");
-    const Taken draw = tensors.read(get(noise, "draw"), {"draw"}, Kind::kInt64, {K, n}, 2);
-    const Taken block = tensors.read(get(noise, "block"), {"block"}, Kind::kInt64, {K, n}, 2);
+    const TensorView draw = tensors.read(get(noise, "draw"), {"draw"}, Kind::kInt64, {K, n}, 2);
+    const TensorView block = tensors.read(get(noise, "block"), {"block"}, Kind::kInt64, {K, n}, 2);
     NopropNoise made = {};
     made.draw = draw.as<int64_t>();
     made.draw_stride_k = draw.strides[0];
@@ -161,14 +161,14 @@ struct Reader {
       } else if (steps && is_gather(value)) {
         take_gathered(input, value, name, F);
       } else if (steps) {
-        const Taken taken = tensors.read(value, name, Kind::kFloat32, {K, slices, B, F}, 2);
-        input.data = taken.data;
-        input.stride_k = taken.strides[0];
-        input.stride_slice = taken.strides[1];
+        const TensorView view = tensors.read(value, name, Kind::kFloat32, {K, slices, B, F}, 2);
+        input.data = view.data;
+        input.stride_k = view.strides[0];
+        input.stride_slice = view.strides[1];
       } else {
-        const Taken taken = tensors.read(value, name, Kind::kFloat32, {slices, B, F}, 1);
-        input.data = taken.data;
-        input.stride_slice = taken.strides[0];
+        const TensorView view = tensors.read(value, name, Kind::kFloat32, {slices, B, F}, 1);
+        input.data = view.data;
+        input.stride_slice = view.strides[0];
       }
       made.push_back(input);
     }
@@ -182,15 +182,15 @@ struct Reader {
   void take_gathered(NopropInput& input, py::handle value, const Name& name, int64_t F) {
     py::object data = get(value, "data");
     py::handle looked_at = data;
-    const Taken found = tensors.look(looked_at, name, false);
+    const TensorView found = tensors.look(looked_at, name, false);
     const Kind kind =
         found.kind == Kind::kBFloat16 || found.kind == Kind::kUInt8 ? found.kind : Kind::kFloat32;
-    const Taken taken = tensors.read(data, name, kind, {kAny, F});
-    input.data = taken.data;
+    const TensorView view = tensors.read(data, name, kind, {kAny, F});
+    input.data = view.data;
     input.dtype = kind == Kind::kFloat32    ? NOPROP_FLOAT32
                   : kind == Kind::kBFloat16 ? NOPROP_BFLOAT16
                                             : NOPROP_UINT8;
-    input.rows = taken.shape[0];
+    input.rows = view.shape[0];
     const Rows::Named named = rows.of(value, K, n, B);
     input.indices = named.indices;
     input.replica = named.replica;
@@ -205,27 +205,27 @@ struct Reader {
     NopropLabels made = {};
     made.replicas = 1;
     if (!is_gather(y)) {
-      const Taken taken = tensors.read(y, {"y"}, Kind::kInt64, {K, n, B}, 2);
-      made.data = taken.as<int64_t>();
-      made.stride_k = taken.strides[0];
-      made.stride_slice = taken.strides[1];
+      const TensorView view = tensors.read(y, {"y"}, Kind::kInt64, {K, n, B}, 2);
+      made.data = view.as<int64_t>();
+      made.stride_k = view.strides[0];
+      made.stride_slice = view.strides[1];
       return made;
     }
-    const Taken taken = tensors.read(get(y, "data"), {"y"}, Kind::kInt64, {kAny});
+    const TensorView view = tensors.read(get(y, "data"), {"y"}, Kind::kInt64, {kAny});
     const Rows::Named named = rows.of(y, K, n, B);
-    made.data = taken.as<int64_t>();
+    made.data = view.as<int64_t>();
     made.indices = named.indices;
     made.replica = named.replica;
     made.replicas = named.replicas;
-    made.rows = taken.shape[0];
+    made.rows = view.shape[0];
     return made;
   }
 
   // null without an optimizer
   NopropUpdateRule rule(py::handle rule, const Optimizer* optimizer) {
     if (!optimizer) return {};
-    const Taken lr = tensors.read(get(rule, "lr"), {"lr"}, Kind::kFloat64, {K, n}, 2);
-    const Taken decay =
+    const TensorView lr = tensors.read(get(rule, "lr"), {"lr"}, Kind::kFloat64, {K, n}, 2);
+    const TensorView decay =
         tensors.read(get(rule, "weight_decay"), {"weight_decay"}, Kind::kFloat64, {n}, 1);
     NopropUpdateRule made = optimizer->rule;
     made.lr = lr.as<double>();

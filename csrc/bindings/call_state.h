@@ -130,8 +130,8 @@ struct Slices {
   int64_t first_dim(const py::object& params, const py::str& key) {
     py::object weight = item(params, key);
     py::handle looked_at = weight;
-    const Taken taken = tensors_.look(looked_at, {"", key.ptr()}, false);
-    return taken.ndim == 0 ? 0 : taken.shape[0];
+    const TensorView view = tensors_.look(looked_at, {"", key.ptr()}, false);
+    return view.ndim == 0 ? 0 : view.shape[0];
   }
 
   int64_t* counter(const char* name, bool written) {
@@ -141,8 +141,8 @@ struct Slices {
   }
 
   void take_index() {
-    const Taken taken = tensors_.copied(get(state_, "index"), {"index"}, {kAny}, index);
-    n = taken.shape[0];
+    const TensorView view = tensors_.copied(get(state_, "index"), {"index"}, {kAny}, index);
+    n = view.shape[0];
     std::vector<bool> seen(static_cast<size_t>(N));
     for (const int64_t at : index) {
       if (at < 0 || at >= N || seen[static_cast<size_t>(at)])

@@ -89,7 +89,7 @@ constexpr int kMostDims = 8;
 constexpr int64_t kAny = -1;  // of a shape: any size
 
 // the present state of a tensor
-struct Taken {
+struct TensorView {
   char* data = nullptr;
   Kind kind = Kind::kOther;
   bool on_cpu = false;
@@ -117,38 +117,38 @@ class Tensors {
 
   // Read: of this kind and shape, contiguous but for the first `loose` dimensions, whose strides
   // may be any.
-  Taken read(py::handle tensor, const Name& name, Kind kind, std::initializer_list<int64_t> shape,
-             int loose = 0) {
+  TensorView read(py::handle tensor, const Name& name, Kind kind,
+                  std::initializer_list<int64_t> shape, int loose = 0) {
     return take(tensor, name, kind, shape.begin(), static_cast<int>(shape.size()), loose, false);
   }
 
   // Written: nothing else of the call may share its memory.
-  Taken write(py::handle tensor, const Name& name, Kind kind,
-              std::initializer_list<int64_t> shape) {
+  TensorView write(py::handle tensor, const Name& name, Kind kind,
+                   std::initializer_list<int64_t> shape) {
     return take(tensor, name, kind, shape.begin(), static_cast<int>(shape.size()), 0, true);
   }
 
-  Taken take(py::handle tensor, const Name& name, Kind kind, const int64_t* shape, int ndim,
-             int loose, bool written) {
-    Taken taken = look(tensor, name, written);
-    check(tensor, name, taken, kind, shape, ndim, loose);
-    hold(tensor, name, taken, written);
-    return taken;
+  TensorView take(py::handle tensor, const Name& name, Kind kind, const int64_t* shape, int ndim,
+                  int loose, bool written) {
+    TensorView view = look(tensor, name, written);
+    check(tensor, name, view, kind, shape, ndim, loose);
+    hold(tensor, name, view, written);
+    return view;
   }
 
   // Copies integers that are checked before a call and read during it.
-  Taken copied(py::handle tensor, const Name& name, std::initializer_list<int64_t> shape,
-               std::vector<int64_t>& values) {
-    const Taken taken = read(tensor, name, Kind::kInt64, shape);
+  TensorView copied(py::handle tensor, const Name& name, std::initializer_list<int64_t> shape,
+                    std::vector<int64_t>& values) {
+    const TensorView view = read(tensor, name, Kind::kInt64, shape);
     int64_t count = 1;
-    for (int i = 0; i < taken.ndim; ++i) count *= taken.shape[i];
-    values.assign(taken.as<int64_t>(), taken.as<int64_t>() + count);
+    for (int i = 0; i < view.ndim; ++i) count *= view.shape[i];
+    values.assign(view.as<int64_t>(), view.as<int64_t>() + count);
     if (count > 0) ranges_.pop_back();  // the kernels do not read it
-    return taken;
+    return view;
   }
 
   // a tensor whose kind and shape the caller checks
-  Taken look(py::handle& tensor, const Name& name, bool written) {
+  TensorView look(py::handle& tensor, const Name& name, bool written) {
     PyTypeObject* type = Py_TYPE(tensor.ptr());
     if (type != torch().tensor && !PyType_IsSubtype(type, torch().tensor))
       refuse(name, std::string("be a tensor, got ") + type->tp_name);
@@ -162,39 +162,39 @@ class Tensors {
     return torch().exchange ? by_exchange(tensor, name) : by_attributes(tensor, name);
   }
 
-  void check(py::handle tensor, const Name& name, const Taken& taken, Kind kind,
+  void check(py::handle tensor, const Name& name, const TensorView& view, Kind kind,
              const int64_t* shape, int ndim, int loose) const {
-    bool fits = taken.ndim == ndim;
-    for (int i = 0; fits && i < ndim; ++i) fits = shape[i] == kAny || shape[i] == taken.shape[i];
+    bool fits = view.ndim == ndim;
+    for (int i = 0; fits && i < ndim; ++i) fits = shape[i] == kAny || shape[i] == view.shape[i];
     if (!fits)
       refuse(name, "have shape " + tuple_text(shape, ndim) + ", got " +
-                       tuple_text(taken.shape, taken.ndim));
-    if (taken.kind != kind)
+                       tuple_text(view.shape, view.ndim));
+    if (view.kind != kind)
       refuse(name, std::string("be ") + facts_of(kind).name + ", got " + told(tensor, "dtype"));
-    if (!taken.on_cpu) refuse(name, "be on cpu, got " + told(tensor, "device"));
+    if (!view.on_cpu) refuse(name, "be on cpu, got " + told(tensor, "device"));
     int64_t dense = 1;
     bool empty = false;
-    for (int i = 0; i < ndim; ++i) empty |= taken.shape[i] == 0;
+    for (int i = 0; i < ndim; ++i) empty |= view.shape[i] == 0;
     for (int i = ndim - 1; i >= loose && !empty; --i) {
-      if (taken.shape[i] != 1 && taken.strides[i] != dense)
-        refuse(name, "be contiguous, got strides " + tuple_text(taken.strides, ndim) +
-                         " of shape " + tuple_text(taken.shape, ndim));
-      dense *= taken.shape[i];
+      if (view.shape[i] != 1 && view.strides[i] != dense)
+        refuse(name, "be contiguous, got strides " + tuple_text(view.strides, ndim) + " of shape " +
+                         tuple_text(view.shape, ndim));
+      dense *= view.shape[i];
     }
   }
 
   // Holds the checked memory, and records its range.
-  void hold(py::handle tensor, const Name& name, const Taken& taken, bool written) {
+  void hold(py::handle tensor, const Name& name, const TensorView& view, bool written) {
     int64_t last = 0;  // the furthest element
-    for (int i = 0; i < taken.ndim; ++i) {
-      if (taken.shape[i] == 0) return;
-      last += (taken.shape[i] - 1) * taken.strides[i];
+    for (int i = 0; i < view.ndim; ++i) {
+      if (view.shape[i] == 0) return;
+      last += (view.shape[i] - 1) * view.strides[i];
     }
-    const auto begin = reinterpret_cast<uintptr_t>(taken.data);
-    const auto bytes = static_cast<uintptr_t>((last + 1) * taken.size());
+    const auto begin = reinterpret_cast<uintptr_t>(view.data);
+    const auto bytes = static_cast<uintptr_t>((last + 1) * view.size());
     const auto lacks = [&](const std::string& got) {
       refuse(name,
-             "have memory for its shape " + tuple_text(taken.shape, taken.ndim) + ", got " + got);
+             "have memory for its shape " + tuple_text(view.shape, view.ndim) + ", got " + got);
     };
     if (begin == 0) lacks("none");
     py::object storage = call(torch().untyped_storage, tensor);
@@ -204,7 +204,7 @@ class Tensors {
     if (PyErr_Occurred()) throw py::error_already_set();
     if (begin < base || begin + bytes > base + static_cast<uintptr_t>(length))
       lacks(std::to_string(length) + " bytes");
-    if (begin % static_cast<uintptr_t>(taken.size()) != 0)
+    if (begin % static_cast<uintptr_t>(view.size()) != 0)
       refuse(name, "be aligned to its dtype, got an odd address");
     held_.push_back(std::move(storage));
     ranges_.push_back({begin, begin + bytes, written, name});
@@ -261,43 +261,43 @@ class Tensors {
                      std::string(Py_TYPE(tensor.ptr())->tp_name) + ": " + reason);
   }
 
-  Taken by_exchange(py::handle tensor, const Name& name) const {
+  TensorView by_exchange(py::handle tensor, const Name& name) const {
     dlpack::Tensor told = {};
     if (torch().exchange->dltensor_from_py_object_no_sync(tensor.ptr(), &told) != 0)
       refuse_unreadable(tensor, name);
-    Taken taken;
-    taken.data = static_cast<char*>(told.data) + told.byte_offset;
-    taken.on_cpu = told.device.type == dlpack::kCpu;
+    TensorView view;
+    view.data = static_cast<char*>(told.data) + told.byte_offset;
+    view.on_cpu = told.device.type == dlpack::kCpu;
     for (const KindFacts& facts : kKinds)
       if (facts.type.code == told.dtype.code && facts.type.bits == told.dtype.bits &&
           told.dtype.lanes == 1)
-        taken.kind = facts.kind;
+        view.kind = facts.kind;
     check_dims(name, told.ndim);
-    taken.ndim = told.ndim;
-    std::copy_n(told.shape, told.ndim, taken.shape);
-    std::copy_n(told.strides, told.ndim, taken.strides);
-    return taken;
+    view.ndim = told.ndim;
+    std::copy_n(told.shape, told.ndim, view.shape);
+    std::copy_n(told.strides, told.ndim, view.strides);
+    return view;
   }
 
   // the same where tensors have no exchange interface
-  Taken by_attributes(py::handle tensor, const Name& name) const {
+  TensorView by_attributes(py::handle tensor, const Name& name) const {
     try {
-      Taken taken;
+      TensorView view;
       if (std::string(py::str(tensor.attr("layout"))) != "torch.strided")
         refuse(name, "be a strided tensor, got " + told(tensor, "layout"));
-      taken.on_cpu = told(tensor, "device") == "cpu";
+      view.on_cpu = told(tensor, "device") == "cpu";
       const std::string dtype = told(tensor, "dtype");
       for (const KindFacts& facts : kKinds)
-        if (dtype == facts.name) taken.kind = facts.kind;
+        if (dtype == facts.name) view.kind = facts.kind;
       const auto shape = tensor.attr("shape").cast<std::vector<int64_t>>();
       const auto strides = tensor.attr("stride")().cast<std::vector<int64_t>>();
       check_dims(name, static_cast<int>(shape.size()));
-      taken.ndim = static_cast<int>(shape.size());
-      std::copy(shape.begin(), shape.end(), taken.shape);
-      std::copy(strides.begin(), strides.end(), taken.strides);
-      if (taken.on_cpu)
-        taken.data = reinterpret_cast<char*>(tensor.attr("data_ptr")().cast<uintptr_t>());
-      return taken;
+      view.ndim = static_cast<int>(shape.size());
+      std::copy(shape.begin(), shape.end(), view.shape);
+      std::copy(strides.begin(), strides.end(), view.strides);
+      if (view.on_cpu)
+        view.data = reinterpret_cast<char*>(tensor.attr("data_ptr")().cast<uintptr_t>());
+      return view;
     } catch (py::error_already_set& error) {
       error.restore();
       refuse_unreadable(tensor, name);
