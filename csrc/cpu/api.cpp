@@ -6,7 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <memory>
+#include <numeric>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -68,10 +68,6 @@ NopropResult check_indices(const int64_t* indices, int64_t count, int64_t rows) 
   return kFine;
 }
 
-NopropResult check_indices(const NopropInput& input, int64_t K, int64_t B) {
-  return input.indices ? check_indices(input.indices, K * input.replicas * B, input.rows) : kFine;
-}
-
 // labels, after their indices; n slices whose stride may be 0
 NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B, int64_t M) {
   if (y.indices) {
@@ -83,8 +79,8 @@ NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B
     }
     return kFine;
   }
-  for (int64_t k = 0; k < (y.stride_k ? K : std::min<int64_t>(K, 1)); ++k)
-    for (int64_t i = 0; i < (y.stride_slice ? n : std::min<int64_t>(n, 1)); ++i)
+  for (int64_t k = 0; k < K && (k == 0 || y.stride_k); ++k)
+    for (int64_t i = 0; i < n && (i == 0 || y.stride_slice); ++i)
       for (int64_t b = 0; b < B; ++b) {
         const int64_t label = y.data[k * y.stride_k + i * y.stride_slice + b];
         if (label < 0 || label >= M) return {NOPROP_BAD_LABEL, b, label};
@@ -96,12 +92,11 @@ NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B
 NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int64_t K, int64_t n,
                          int64_t B, Host& host) {
   if (input.dtype == NOPROP_UINT8) return kFine;
-  const int64_t runs = input.indices ? K * input.replicas
-                                     : (input.stride_k ? K : std::min<int64_t>(K, 1)) *
-                                           (input.stride_slice ? n : std::min<int64_t>(n, 1));
-  const int64_t slices = input.stride_slice ? n : 1;
+  const int64_t steps = input.stride_k ? K : 1, slices = input.stride_slice ? n : 1;
+  const int64_t runs =
+      input.indices ? K * input.replicas : std::min(K, steps) * std::min(n, slices);
   std::atomic<bool> finite{true};
-  const char* data = static_cast<const char*>(input.data);
+  const auto* data = static_cast<const char*>(input.data);
   const int64_t size = bytes_of(input.dtype);
   const bool ran = run_tasks(runs, 0, host, [&](int64_t run, const Worker&) {
     for (int64_t b = 0; b < B; ++b) {
@@ -139,10 +134,12 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   };
   for (int32_t j = 0; j < plan.num_inputs; ++j) {
     if (j == plan.z) continue;
-    NopropResult bad = check_indices(inputs[j], K, B);
+    const NopropInput& input = inputs[j];
+    const int64_t gathered = input.indices ? K * input.replicas * B : 0;
+    NopropResult bad = check_indices(input.indices, gathered, input.rows);
     // where a slice has one task, rows are checked as they are packed, before its first step
     if (!bad.status && !(packs(j) && schedule.steps == K))
-      bad = check_input(inputs[j], j, plan.input_widths[j], K, n, B, host);
+      bad = check_input(input, j, plan.input_widths[j], K, n, B, host);
     if (bad.status) return bad;
   }
   const int32_t size = team_size(plan, n, B, host.threads());
@@ -162,8 +159,8 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     char* packed[kMaxResults] = {};
     for (int32_t j = 0; j < plan.num_inputs; ++j) {
       if (!packs(j)) continue;
-      const auto bad = pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, host);
-      if (bad) return {bad, 0, j};
+      if (const auto bad = pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, host))
+        return {bad, 0, j};
     }
     const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
       Poll poll = {&host, worker.id};
@@ -211,10 +208,9 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
       .B = B,
       .M = M,
   };
-  const bool ran = run_tasks(
+  return host.result(run_tasks(
       n, isa().noise_bytes(B, embedding->D), host,
-      [&](int64_t i, const Worker& worker) { isa().noise_slice(task, i, worker.workspace); });
-  return host.result(ran);
+      [&](int64_t i, const Worker& worker) { isa().noise_slice(task, i, worker.workspace); }));
 }
 
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
@@ -240,13 +236,12 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
   const int64_t bytes = saved ? 0 : isa().saved_bytes(&plan, std::min(piece, B));
   Host host(*caller, slices, training != 0);
   if (host.status()) return host.result(false);
-  const bool ran =
+  return host.result(
       run_tasks(slices->n * pieces, bytes, host, [&](int64_t task, const Worker& worker) {
         const int64_t i = task / pieces, first = task % pieces * piece;
-        char* kept = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr;
         const ForwardTask job = {
             .logits = logits,
-            .saved = kept,
+            .saved = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr,
             .slices = slices,
             .inputs = inputs,
             .first_row = first,
@@ -255,8 +250,7 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
             .training = training != 0,
         };
         isa().forward_slice(job, i, worker.workspace);
-      });
-  return host.result(ran);
+      }));
 }
 
 NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* u_hat,
@@ -280,10 +274,9 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
       .B = B,
       .M = M,
   };
-  const bool ran = run_tasks(
+  return host.result(run_tasks(
       n, isa().head_bytes(B, M, embedding->D), host,
-      [&](int64_t i, const Worker& worker) { isa().head_slice(task, i, worker.workspace); });
-  return host.result(ran);
+      [&](int64_t i, const Worker& worker) { isa().head_slice(task, i, worker.workspace); }));
 }
 
 NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
@@ -293,31 +286,29 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
   const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
   if (host.status()) return host.result(false);
-  const bool ran = run_tasks(slices->n, isa().backward_bytes(slices->plan, B), host,
-                             [&](int64_t i, const Worker& worker) {
-                               const BackwardTask task = {
-                                   .slices = slices,
-                                   .saved = static_cast<const char*>(saved) + i * slice_bytes,
-                                   .d_logits = d_logits,
-                                   .d_inputs = d_inputs,
-                                   .rule = rule,
-                                   .applied = applied,
-                                   .B = B,
-                                   .training = training != 0,
-                               };
-                               isa().backward_slice(task, i, worker.workspace);
-                             });
-  return host.result(ran);
+  return host.result(run_tasks(slices->n, isa().backward_bytes(slices->plan, B), host,
+                               [&](int64_t i, const Worker& worker) {
+                                 const BackwardTask task = {
+                                     .slices = slices,
+                                     .saved = static_cast<const char*>(saved) + i * slice_bytes,
+                                     .d_logits = d_logits,
+                                     .d_inputs = d_inputs,
+                                     .rule = rule,
+                                     .applied = applied,
+                                     .B = B,
+                                     .training = training != 0,
+                                 };
+                                 isa().backward_slice(task, i, worker.workspace);
+                               }));
 }
 
 NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
                                const NopropUpdateRule* rule, const NopropHost* caller) {
   Host host(*caller, slices, true);
   if (host.status()) return host.result(false);
-  const bool ran = run_tasks(slices->n, 0, host, [&](int64_t i, const Worker&) {
+  return host.result(run_tasks(slices->n, 0, host, [&](int64_t i, const Worker&) {
     if (apply[i]) isa().update_slice(*slices, i, *rule);
-  });
-  return host.result(ran);
+  }));
 }
 
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
@@ -352,7 +343,8 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
       .add_noise = add_noise != 0,
       .keep_all = keep_all != 0,
   };
-  const std::unique_ptr<Crew[]> crews(new Crew[static_cast<size_t>(size > 1 ? count : 0)]);
+  std::vector<Crew> crews(static_cast<size_t>(size > 1 ? count : 0),
+                          Crew{.size = size, .yield = [] { sched_yield(); }});
   const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
     // the members of a crew are there for each other
     if (!host.go_on(worker.id) && team.size == 1) return;
@@ -362,11 +354,8 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
     isa().predict_rows(task, at / pieces / R, at / pieces % R, first, std::min(kRows, B - first),
                        crew, worker.workspace);
   };
-  for (int64_t at = 0; size > 1 && at < count; ++at)
-    crews[static_cast<size_t>(at)] = {.size = size, .yield = [] { sched_yield(); }};
-  const bool ran =
-      run_teams(count, size, isa().predict_bytes(&plan, most_rows, embedding->D, size), host, run);
-  return host.result(ran);
+  const int64_t bytes = isa().predict_bytes(&plan, most_rows, embedding->D, size);
+  return host.result(run_teams(count, size, bytes, host, run));
 }
 
 int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32_t threads) {
@@ -383,12 +372,8 @@ int32_t noprop_isa_runs(int32_t i) { return runs_here(*kIsas[i]); }
 int32_t noprop_isa_used(void) { return isa_index(); }
 
 int32_t noprop_set_isa(const char* name) {
-  if (name == nullptr) {
-    used_isa.store(best_isa());
-    return 1;
-  }
   for (int32_t i = 0; i < kNumIsas; ++i)
-    if (std::strcmp(kIsas[i]->name, name) == 0 && runs_here(*kIsas[i])) {
+    if (runs_here(*kIsas[i]) && (name == nullptr || std::strcmp(kIsas[i]->name, name) == 0)) {
       used_isa.store(i);
       return 1;
     }
@@ -405,9 +390,7 @@ double noprop_fma_gflop(int32_t threads, int64_t rounds) {
   run_tasks(threads, 0, host, [&](int64_t i, const Worker&) {
     done[static_cast<size_t>(i)] = isa().fma_gflop(rounds);
   });
-  double total = 0;
-  for (double part : done) total += part;
-  return total;
+  return std::accumulate(done.begin(), done.end(), 0.0);
 }
 
 }  // extern "C"
