@@ -203,16 +203,16 @@ class TableBuilder:
             self.add("norm_gradient", name, reads, writes, (options.tiles.vector(F), n))
 
     def step_gradients(self) -> None:
-        ask = self.ask
-        if ask.numbers:
+        options = self.options
+        if options.numbers:
             reads = [Kind.GRADIENT("z"), Kind.EPS(), Kind.LABELS()]
-            grid = (cdiv(ask.B, ask.tiles.rows), ask.n)
+            grid = (cdiv(options.B, options.tiles.rows), options.n)
             self.add("step_gradients", "z", reads, [Kind.D_SIGNAL(), Kind.D_NOISE()], grid)
-        if ask.d_W_embed:
-            reads = [Kind.LABELS()] + ([Kind.P(), Kind.D_U_HAT()] if ask.embedded else [])
-            reads += [Kind.GRADIENT("z")] if ask.drawn else []
-            side = ask.tiles.embedding
-            grid = (cdiv(ask.M, side), cdiv(ask.D, side), ask.n)
+        if options.d_W_embed:
+            reads = [Kind.LABELS()] + ([Kind.P(), Kind.D_U_HAT()] if options.embedded else [])
+            reads += [Kind.GRADIENT("z")] if options.drawn else []
+            side = options.tiles.embedding
+            grid = (cdiv(options.M, side), cdiv(options.D, side), options.n)
             self.add("d_W_embed", "W_embed", reads, [Kind.D_W_EMBED()], grid)
 
     def update(self) -> None:
@@ -285,16 +285,16 @@ def inputs(plan: Plan) -> set[Buffer]:
 @lru_cache(maxsize=256)
 def train_table(plan: Plan, options: TableOptions) -> Table:
     """A whole step: noise, forward, head, backward, update."""
-    draft = Draft(plan, ask)
-    draft.prepare()
-    draft.forward()
-    draft.head()
-    draft.backward()
-    draft.step_gradients()
-    draft.update()
-    given = state(plan) | {Kind.GIVEN_LABELS(), Kind.DRAW(), *map(Kind.DATA, ask.gathered)}
-    made = {*map(Kind.RESULT, ask.gathered)} | ({Kind.RESULT("z")} if ask.drawn else set())
-    return finish(draft, given | inputs(plan) - made)
+    builder = TableBuilder(plan, options)
+    builder.prepare()
+    builder.forward()
+    builder.head()
+    builder.backward()
+    builder.step_gradients()
+    builder.update()
+    given = state(plan) | {Kind.GIVEN_LABELS(), Kind.DRAW(), *map(Kind.DATA, options.gathered)}
+    made = {*map(Kind.RESULT, options.gathered)} | ({Kind.RESULT("z")} if options.drawn else set())
+    return finish(builder, given | inputs(plan) - made)
 
 
 @lru_cache(maxsize=256)
