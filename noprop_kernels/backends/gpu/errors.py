@@ -29,13 +29,13 @@ LATE = (
 
 
 @dataclass
-class Mail:
+class PendingErrors:
     flags: Tensor  # (1,) int32 on the device
     copy: Tensor  # (1,) int32, pinned
     sent: torch.cuda.Event | None = None
 
 
-_mail = WeakTensorKeyDictionary()  # by an object's `updates`
+_pending = WeakTensorKeyDictionary()  # by an object's `updates`
 
 
 @lru_cache(maxsize=8)
@@ -46,11 +46,11 @@ def owner_of(device: torch.device) -> Tensor:
 
 def flags_of(owner: Tensor) -> Tensor:
     """An object's error bits, (1,) int32 on its device; kernels set them."""
-    if owner not in _mail:
+    if owner not in _pending:
         flags = torch.zeros(1, dtype=torch.int32, device=owner.device)
         copy = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=owner.is_cuda)
-        _mail[owner] = Mail(flags, copy)
-    return _mail[owner].flags
+        _pending[owner] = PendingErrors(flags, copy)
+    return _pending[owner].flags
 
 
 def shift_of(op: str) -> int:
@@ -66,13 +66,13 @@ def report(owner: Tensor, op: str, bits: Tensor) -> None:
 
 def send(owner: Tensor) -> None:
     """Starts the copy of the bits to the host, after the launches so far; not inside a capture."""
-    mail = _mail.get(owner)
-    if mail is None or (owner.is_cuda and torch.cuda.is_current_stream_capturing()):
+    pending = _pending.get(owner)
+    if pending is None or (owner.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    mail.copy.copy_(mail.flags, non_blocking=True)
+    pending.copy.copy_(pending.flags, non_blocking=True)
     if owner.is_cuda:
-        mail.sent = torch.cuda.Event()
-        mail.sent.record()
+        pending.sent = torch.cuda.Event()
+        pending.sent.record()
 
 
 def raise_found(owner: Tensor) -> None:
@@ -84,16 +84,16 @@ def raise_found(owner: Tensor) -> None:
     Raises:
         ValueError: contents of an earlier call did not fit.
     """
-    mail = _mail.get(owner)
-    if mail is None or (owner.is_cuda and torch.cuda.is_current_stream_capturing()):
+    pending = _pending.get(owner)
+    if pending is None or (owner.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    if mail.sent is None or mail.sent.query():
-        raise_bits(mail, int(mail.copy))
+    if pending.sent is None or pending.sent.query():
+        raise_bits(pending, int(pending.copy))
 
 
 def devices() -> set[torch.device]:
     """Devices with calls whose contents the host has not validated."""
-    return {owner.device for owner in _mail}
+    return {owner.device for owner in _pending}
 
 
 def check(device: torch.device, owner: Tensor | None = None) -> None:
@@ -103,18 +103,18 @@ def check(device: torch.device, owner: Tensor | None = None) -> None:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("check: cannot wait while a CUDA graph is captured")
         torch.cuda.synchronize(device)
-    owners = [key for key in _mail if key.device == device] if owner is None else [owner]
+    owners = [key for key in _pending if key.device == device] if owner is None else [owner]
     for key in owners:
-        if key in _mail:
+        if key in _pending:
             # reads the bits and not the copy, which steps inside a caller's graph do not send
-            raise_bits(_mail[key], int(_mail[key].flags))
+            raise_bits(_pending[key], int(_pending[key].flags))
 
 
-def raise_bits(mail: Mail, bits: int) -> None:
+def raise_bits(pending: PendingErrors, bits: int) -> None:
     if bits == 0:
         return
-    mail.copy.zero_()
-    mail.flags.zero_()
+    pending.copy.zero_()
+    pending.flags.zero_()
     lines = []
     for op in OPS:
         of_op = bits >> shift_of(op)

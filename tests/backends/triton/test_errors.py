@@ -33,7 +33,7 @@ def as_on_a_gpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checks, "contents_are_checked", lambda device: False)
     with nk.use_backend("triton"):
         yield
-    errors._mail.clear()
+    errors._pending.clear()
     errors.owner_of.cache_clear()
 
 
