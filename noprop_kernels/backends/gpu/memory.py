@@ -29,7 +29,7 @@ def compact(value: Tensor) -> Tensor:
 
 
 @dataclass
-class Room:
+class Workspace:
     """Memory for workspaces used one at a time; allocated again where it is too small."""
 
     whole: Tensor | None = None
@@ -40,9 +40,11 @@ class Room:
         return self.whole
 
 
-def allocate(table: Table, device: torch.device, room: Room | None = None) -> dict[Buffer, Tensor]:
+def allocate(
+    table: Table, device: torch.device, workspace: Workspace | None = None
+) -> dict[Buffer, Tensor]:
     """The buffers of a table's workspace, views of one tensor."""
-    whole = (Room() if room is None else room).take(table.floats, device)
+    whole = (Workspace() if workspace is None else workspace).take(table.floats, device)
     views = {}
     for buffer, shape in table.shapes.items():
         start = table.offsets[buffer]

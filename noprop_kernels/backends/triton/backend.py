@@ -26,7 +26,7 @@ from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
 from ..gpu.guard import entry, where
 from ..gpu.index import index_of
-from ..gpu.memory import Room, allocate, as_bytes
+from ..gpu.memory import Workspace, allocate, as_bytes
 from ..gpu.optimizer import formula_of
 from ..gpu.options import of_inputs, options_of, outputs_of
 from ..gpu.tables import train_table
@@ -166,7 +166,7 @@ def look_at(op: str, inputs: dict[str, Tensor], owner: Tensor) -> None:
     errors.send(owner)
 
 
-def context_of(call: TrainCall, room: Room) -> LaunchContext:
+def context_of(call: TrainCall, workspace: Workspace) -> LaunchContext:
     """All that the steps of a training call need, the workspace included."""
     slices, device = call.slices, where(call.slices)
     caught = checks.training_flags(slices)
@@ -177,7 +177,7 @@ def context_of(call: TrainCall, room: Room) -> LaunchContext:
         slices=slices,
         index=index_of(slices),
         B=call.B,
-        at={**allocate(table, device, room), **outputs_of(call)},
+        at={**allocate(table, device, workspace), **outputs_of(call)},
         places={
             name: value.replica for name, value in call.inputs.items() if isinstance(value, Gather)
         },

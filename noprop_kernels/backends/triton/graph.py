@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..calls import TrainCall
-from ..gpu.memory import Room, stored
+from ..gpu.memory import Workspace, stored
 from ..gpu.options import of_inputs
 from ..gpu.split import part_of
 from ..warn import tell
@@ -31,7 +31,7 @@ GRAPHS = 16  # kept of an object
 
 Path = tuple[str, ...]
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-ContextOf = Callable[[TrainCall, Room], LaunchContext]
+ContextOf = Callable[[TrainCall, Workspace], LaunchContext]
 
 
 @dataclass
@@ -51,25 +51,25 @@ class Graph:
 
 
 @dataclass
-class Object:
+class GraphCache:
     """The cache of one object: its lock, its graphs by key (None: called once, not captured yet),
     and the workspace that they share, by stream.
     """
 
     lock: Any = field(default_factory=threading.RLock)
     graphs: "OrderedDict[Any, Graph | None]" = field(default_factory=OrderedDict)
-    rooms: dict[int, Room] = field(default_factory=dict)
+    workspaces: dict[int, Workspace] = field(default_factory=dict)
 
 
-_objects = WeakTensorKeyDictionary()  # by `updates`
+_caches = WeakTensorKeyDictionary()  # by `updates`
 _registry = threading.RLock()  # reentrant: a signal handler may interrupt a call that holds it
 
 
-def object_of(owner: Tensor) -> Object:
+def cache_of(owner: Tensor) -> GraphCache:
     with _registry:
-        if owner not in _objects:
-            _objects[owner] = Object()
-        return _objects[owner]
+        if owner not in _caches:
+            _caches[owner] = GraphCache()
+        return _caches[owner]
 
 
 def train(call: TrainCall, context_of: ContextOf) -> None:
@@ -79,23 +79,23 @@ def train(call: TrainCall, context_of: ContextOf) -> None:
     nothing.
     """
     owner, n = call.slices.updates, len(call.slices.index)
-    known = object_of(owner)
+    cache = cache_of(owner)
     group = n if call.blocks_per_launch is None else call.blocks_per_launch
     groups = [slice(first, first + group) for first in range(0, n, group)]
-    with known.lock:
+    with cache.lock:
         captured = owner.is_cuda and torch.cuda.is_current_stream_capturing()
         stream = torch.cuda.current_stream(owner.device).cuda_stream if owner.is_cuda else 0
         # a caller's graph may outlive the workspace of a stream
-        room = Room() if captured else known.rooms.get(stream, Room())
+        workspace = Workspace() if captured else cache.workspaces.get(stream, Workspace())
         if captured or not owner.is_cuda or call.K == 1:
             parts = [part_of(call, slice(None), slices) for slices in groups]
-            contexts = [context_of(part, room) for part in parts]
+            contexts = [context_of(part, workspace) for part in parts]
             for part, ctx in zip(parts, contexts, strict=True):
                 launch_steps(part, ctx)
             return
         steps = [slice(start, start + STEPS) for start in range(0, call.K, STEPS)]
         parts = [part_of(call, rows, slices) for slices in groups for rows in steps]
-        train_by_graphs(parts, context_of, known, capture_cuda, stream, room)
+        train_by_graphs(parts, context_of, cache, capture_cuda, stream, workspace)
 
 
 def launch_steps(call: TrainCall, ctx: LaunchContext) -> None:
@@ -107,47 +107,47 @@ def launch_steps(call: TrainCall, ctx: LaunchContext) -> None:
 def train_by_graphs(
     parts: list[TrainCall],
     context_of: ContextOf,
-    known: Object,
+    cache: GraphCache,
     capture: Capture,
     stream: int,
-    room: Room,
+    workspace: Workspace,
 ) -> None:
     """Runs the parts of a call in order: new ones by plain launches, known ones by a graph."""
     keys = [(stream, launch_options.current().key(), *key_of(part)) for part in parts]
     without = {
         len(part.slices.index): part
         for part, key in zip(parts, keys, strict=True)
-        if known.graphs.get(key) is None
+        if cache.graphs.get(key) is None
     }
     for part in without.values():
-        context_of(part, room)  # allocates the workspace for all parts of this size
+        context_of(part, workspace)  # allocates the workspace for all parts of this size
     for part, key in zip(parts, keys, strict=True):
-        train_by_graph(part, key, context_of, known, capture, stream, room)
+        train_by_graph(part, key, context_of, cache, capture, stream, workspace)
 
 
 def train_by_graph(
     call: TrainCall,
     key: Any,
     context_of: ContextOf,
-    known: Object,
+    cache: GraphCache,
     capture: Capture,
     stream: int,
-    room: Room,
+    workspace: Workspace,
 ) -> None:
-    graphs = known.graphs
+    graphs = cache.graphs
     if key not in graphs:
-        launch_steps(call, context_of(call, room))
+        launch_steps(call, context_of(call, workspace))
         remember(graphs, key, None)
         return
     graph = graphs[key]
     if graph is None:
         try:
-            graph = graph_of(call, context_of, capture, room)
+            graph = graph_of(call, context_of, capture, workspace)
         except torch.OutOfMemoryError:  # after earlier steps of the same call
             tell("no memory for a CUDA graph; plain launches run instead, with the same results")
-            launch_steps(call, context_of(call, room))
+            launch_steps(call, context_of(call, workspace))
             return
-        known.rooms[stream] = room
+        cache.workspaces[stream] = workspace
     remember(graphs, key, graph)
     for path, given in fresh(call):
         if path[0] != "out":
@@ -158,9 +158,11 @@ def train_by_graph(
             given.copy_(graph.fresh[path])
 
 
-def graph_of(call: TrainCall, context_of: ContextOf, capture: Capture, room: Room) -> Graph:
+def graph_of(
+    call: TrainCall, context_of: ContextOf, capture: Capture, workspace: Workspace
+) -> Graph:
     own = with_own_tensors(call)
-    ctx = context_of(own, room)
+    ctx = context_of(own, workspace)
     replay = capture(lambda: launch_steps(own, ctx))
     held = [ctx.index, *(ctx.at[name] for name in ctx.table.shapes)]
     return Graph(dict(fresh(own)), held, replay)

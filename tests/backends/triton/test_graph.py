@@ -13,7 +13,7 @@ import torch
 from noprop_kernels.backends import calls as records
 from noprop_kernels.backends import warn
 from noprop_kernels.backends.calls import TrainCall
-from noprop_kernels.backends.gpu.memory import Room
+from noprop_kernels.backends.gpu.memory import Workspace
 from noprop_kernels.backends.triton import graph
 from noprop_kernels.optimizers import Adam, AdamW
 from support.calls import PLANS, clone_call, make_train_call
@@ -55,12 +55,14 @@ class Recorder:
         return replay
 
 
-def run(calls: list[TrainCall], kernels: ModuleType, known: graph.Object | None = None) -> Recorder:
+def run(
+    calls: list[TrainCall], kernels: ModuleType, cache: graph.GraphCache | None = None
+) -> Recorder:
     """The calls one after another, as on a GPU where a Recorder captures."""
-    recorder, known = Recorder(), known or graph.Object()
+    recorder, cache = Recorder(), cache or graph.GraphCache()
     for call in calls:
-        room = known.rooms.get(0, Room())
-        graph.train_by_graphs([call], kernels.context_of, known, recorder, 0, room)
+        workspace = cache.workspaces.get(0, Workspace())
+        graph.train_by_graphs([call], kernels.context_of, cache, recorder, 0, workspace)
     return recorder
 
 
@@ -126,12 +128,12 @@ def test_a_graph_lets_its_object_die(kernels: ModuleType) -> None:
     owner, weight = (
         weakref.ref(t) for t in (call.slices.updates, call.slices.params["logits.bias"])
     )
-    known = graph.object_of(call.slices.updates)
+    cache = graph.cache_of(call.slices.updates)
     for _ in range(2):
         graph.train_by_graphs(
-            [call], kernels.context_of, known, lambda launches: lambda: None, 0, Room()
+            [call], kernels.context_of, cache, lambda launches: lambda: None, 0, Workspace()
         )
-    assert [type(kept) for kept in known.graphs.values()] == [graph.Graph]
+    assert [type(kept) for kept in cache.graphs.values()] == [graph.Graph]
     del call
     gc.collect()
     assert owner() is None and weight() is None
@@ -140,13 +142,13 @@ def test_a_graph_lets_its_object_die(kernels: ModuleType) -> None:
 def test_few_graphs_are_kept(kernels: ModuleType, monkeypatch) -> None:
     monkeypatch.setattr(graph, "GRAPHS", 2)
     monkeypatch.setattr(graph, "launch_steps", lambda call, ctx: None)
-    known = graph.Object()
+    cache = graph.GraphCache()
     for B in (3, 4, 5, 3):
         call = make_train_call(
             PLANS["one_layer"](5, 5, 6), 3, 2, B, 1, optimizer=AdamW(), gather=True
         )
-        recorder = run([call], kernels, known)
-        assert recorder.captures == 0 and len(known.graphs) <= 2
+        recorder = run([call], kernels, cache)
+        assert recorder.captures == 0 and len(cache.graphs) <= 2
 
 
 def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
@@ -163,11 +165,11 @@ def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
     for other, call in zip(others, calls, strict=True):
         other.inputs["x"].data, other.y.data = call.inputs["x"].data, call.y.data
         kernels.train(other)
-    known = graph.Object()
+    cache = graph.GraphCache()
     monkeypatch.setattr(graph, "with_own_tensors", refuse)
-    assert run(calls, kernels, known).captures == 0
+    assert run(calls, kernels, cache).captures == 0
     assert capsys.readouterr().err.count("no memory for a CUDA graph") == 1
-    assert not known.rooms and [*known.graphs.values()] == [None]
+    assert not cache.workspaces and [*cache.graphs.values()] == [None]
     for done, expected in zip(calls, others, strict=True):
         assert torch.equal(done.out.loss, expected.out.loss)
     for (name, got), (_, expected) in zip(results(first), results(plain), strict=True):
@@ -176,13 +178,13 @@ def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
 
 
 def test_an_object_s_graphs_share_a_workspace(kernels: ModuleType) -> None:
-    first, known = make(), graph.Object()
+    first, cache = make(), graph.GraphCache()
     rows = {"per_row": True}
     others = [on_the_state_of(first, seed, **rows) for seed in (2, 3)]
-    assert run([first, on_the_state_of(first, 1), *others], kernels, known).captures == 2
-    held = [tensor for made in known.graphs.values() for tensor in made.held[1:]]
+    assert run([first, on_the_state_of(first, 1), *others], kernels, cache).captures == 2
+    held = [tensor for made in cache.graphs.values() for tensor in made.held[1:]]
     places = {tensor.untyped_storage().data_ptr() for tensor in held}
-    assert places == {known.rooms[0].whole.untyped_storage().data_ptr()}
+    assert places == {cache.workspaces[0].whole.untyped_storage().data_ptr()}
 
 
 def test_steps_and_slices_of_a_call_are_calls(kernels: ModuleType) -> None:

@@ -32,7 +32,7 @@ def test_nothing_has_changed(kernels: ModuleType, op: str, monkeypatch) -> None:
     blocks = make("norm", backend="triton")
     before = snapshot(blocks)
     versions = [value._version for value in blocks.state_dict().values()]
-    monkeypatch.setattr(memory.Room, "take", refuse)
+    monkeypatch.setattr(memory.Workspace, "take", refuse)
     with pytest.raises(MemoryError, match=f"{op}: no memory on cpu, nothing was changed") as error:
         CALLS[op](blocks)
     assert "Tried to allocate 2.00 GiB" in str(error.value)
@@ -46,7 +46,7 @@ def test_what_needs_less_is_named(
     kernels: ModuleType, blocks_per_launch, told, monkeypatch
 ) -> None:
     blocks = make(backend="triton", blocks_per_launch=blocks_per_launch)
-    monkeypatch.setattr(memory.Room, "take", refuse)
+    monkeypatch.setattr(memory.Workspace, "take", refuse)
     with pytest.raises(MemoryError, match="a smaller batch needs less") as error:
         blocks.train_step(*batch())
     assert (f"blocks_per_launch below {told}" in str(error.value)) == (told is not None)
@@ -56,7 +56,7 @@ def test_what_needs_less_is_named(
 def watched(monkeypatch) -> list[str]:
     """Launches, and growth of a workspace, as they come."""
     order: list[str] = []
-    launch, take = context.Device.launch, memory.Room.take
+    launch, take = context.Device.launch, memory.Workspace.take
 
     def launched(self, *args, **options):
         order.append("launch")
@@ -69,7 +69,7 @@ def watched(monkeypatch) -> list[str]:
         return found
 
     monkeypatch.setattr(context.Device, "launch", launched)
-    monkeypatch.setattr(memory.Room, "take", taken)
+    monkeypatch.setattr(memory.Workspace, "take", taken)
     return order
 
 
@@ -82,12 +82,14 @@ def test_memory_is_taken_before_the_first_launch(kernels: ModuleType, monkeypatc
 
 
 def test_so_it_is_where_graphs_are_made(kernels: ModuleType, monkeypatch) -> None:
-    """The parts of a call may be of two sizes; the larger one's room is there from the start."""
+    """The parts of a call may be of two sizes; the larger one's workspace comes first."""
     order = watched(monkeypatch)
     call = make_train_call(PLANS["one_layer"](5, 5, 6), 3, 3, 5, 2, optimizer=AdamW(), gather=True)
     parts = [graph.part_of(call, slice(0, 2), s) for s in (slice(0, 1), slice(1, 3))]
     capture = lambda launches: launches  # noqa: E731
-    graph.train_by_graphs(parts, kernels.context_of, graph.Object(), capture, 0, memory.Room())
+    graph.train_by_graphs(
+        parts, kernels.context_of, graph.GraphCache(), capture, 0, memory.Workspace()
+    )
     launches = order.index("launch")
     assert "grows" in order[:launches] and "grows" not in order[launches:]
 

@@ -207,7 +207,7 @@ def test_stages_touch_what_the_table_says(
     )
     if check:
         call.out.d_inputs.clear()
-    made = kernels.context_of(call, memory.Room())
+    made = kernels.context_of(call, memory.Workspace())
     for stage in made.table.stages:
         steps = {} if check else {Kind.RESULT(k): v[0] for k, v in call.inputs.items()}
         made.at = Watched(made.at | steps)

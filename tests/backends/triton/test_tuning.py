@@ -8,7 +8,7 @@ import torch
 import noprop_kernels as nk
 from noprop_kernels import tuning
 from noprop_kernels.backends import dispatch
-from noprop_kernels.backends.gpu.memory import Room
+from noprop_kernels.backends.gpu.memory import Workspace
 from noprop_kernels.backends.triton import graph, launch_options
 from noprop_kernels.backends.triton.context import Device
 
@@ -85,7 +85,7 @@ def test_what_could_change_a_sum_is_refused(choice: dict, text: str) -> None:
 def test_a_graph_of_other_launches_is_another_graph(monkeypatch) -> None:
     monkeypatch.setattr(graph, "key_of", lambda call: ("call",))
     monkeypatch.setattr(graph, "launch_steps", lambda call, ctx: None)
-    known, call = graph.Object(), SimpleNamespace(slices=SimpleNamespace(index=[0]))
+    cache, call = graph.GraphCache(), SimpleNamespace(slices=SimpleNamespace(index=[0]))
     choices = (
         tuning.Launches(),
         tuning.Launches(pdl=False),
@@ -95,8 +95,8 @@ def test_a_graph_of_other_launches_is_another_graph(monkeypatch) -> None:
     )
     for count, choice in enumerate(choices, 1):
         with tuning.use(choice):
-            graph.train_by_graphs([call], lambda call, room: None, known, None, 0, Room())  # type: ignore[arg-type,list-item]
-        assert len(known.graphs) == count
+            graph.train_by_graphs([call], lambda call, workspace: None, cache, None, 0, Workspace())  # type: ignore[arg-type,list-item]
+        assert len(cache.graphs) == count
 
 
 def test_tuning_leaves_the_object_as_it_was(blocks: nk.DenoisingBlocks, monkeypatch) -> None:
