@@ -44,9 +44,9 @@ class OurPart:
         assert blocks.optimizer is not None
         self.rule = calls.Rule(blocks.optimizer, lr, decay)
 
-    def noise(self) -> calls.Noise:
+    def noise(self) -> calls.NoiseAddress:
         draw, block = torch.zeros_like(self.index)[None], self.index[None]
-        return calls.Noise(self.blocks.seeds, draw, block, STREAM_EPS)
+        return calls.NoiseAddress(self.blocks.seeds, draw, block, STREAM_EPS)
 
     def forward(self, given: Part) -> calls.ForwardCall:
         """Done, with what backward needs of it."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..backends import dispatch
-from ..backends.calls import AddNoiseCall, Embedding, HeadCall, Noise, Noising, Objective
+from ..backends.calls import AddNoiseCall, Embedding, HeadCall, NoiseAddress, Noising, Objective
 from ..philox import STREAM_EPS
 from .custom_op import node, register
 from .layer import plan_of
@@ -118,7 +118,7 @@ def add_noise(
         address = (number(seed), number(draw)[None], number(block)[None], STREAM_EPS, first_row)
         labels = y.contiguous().view(1, 1, B)
         embedding = embedding_of(W_embed, D)
-        call = AddNoiseCall(Noise(*address), noising, embedding, labels, z[None], eps[None])
+        call = AddNoiseCall(NoiseAddress(*address), noising, embedding, labels, z[None], eps[None])
         backend_of(1, D, y.device, backend).add_noise(call)
     return z, eps
 

@@ -57,7 +57,7 @@ class Slices:
 
 
 @dataclass
-class Noise:
+class NoiseAddress:
     """The address of eps: counters (column // 4, first_row + row, block | stream << 16, draw).
 
     Args:
@@ -147,7 +147,7 @@ class AddNoiseCall:
     `updates`; None: the device) and raised by its next call.
     """
 
-    noise: Noise
+    noise: NoiseAddress
     noising: Noising
     embedding: Embedding
     y: Tensor  # (K, n, B) int64, expanded
@@ -284,7 +284,7 @@ class TrainCall:
     """
 
     slices: Slices
-    noise: Noise
+    noise: NoiseAddress
     noising: Noising
     objective: Objective
     embedding: Embedding

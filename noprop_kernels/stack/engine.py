@@ -12,7 +12,7 @@ from ..backends import dispatch
 from ..backends.calls import (
     Embedding,
     Gather,
-    Noise,
+    NoiseAddress,
     Noising,
     Objective,
     Rule,
@@ -82,14 +82,14 @@ def levels_of(
 
 def noise_of(
     stack: Stack, index: Tensor, block: Tensor, draw: Tensor | None = None, first_row: int = 0
-) -> Noise:
+) -> NoiseAddress:
     """The address of K steps' noise; draw (K, n) defaults to the slices' own."""
     K, part, buffers = len(block), part_of(stack, index), stack._buffers
     if draw is None:
         own: Tensor = buffers["draws"][None, part].clone()  # the call changes the original
         steps = torch.arange(K, dtype=torch.int64, device=stack.device)
         draw = own + steps[:, None]
-    return Noise(buffers["seeds"][part], draw, block, stack.layout.stream, first_row)
+    return NoiseAddress(buffers["seeds"][part], draw, block, stack.layout.stream, first_row)
 
 
 def blocks_of(stack: Stack, index: Tensor, K: int) -> Tensor:

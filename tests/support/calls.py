@@ -16,7 +16,7 @@ from noprop_kernels import plans
 from noprop_kernels.backends.calls import (
     Embedding,
     Gather,
-    Noise,
+    NoiseAddress,
     Noising,
     Objective,
     PredictCall,
@@ -201,7 +201,7 @@ def make_train_call(
         D = M if one_hot else plan.inputs["z"][0]
     slices = make_slices(plan, N, n, optimizer=optimizer, generator=generator, dtype=dtype)
     k = torch.arange(K)[:, None]
-    noise = Noise(
+    noise = NoiseAddress(
         seeds=slices.seeds[slices.index],
         draw=slices.draws[slices.index] + k,  # (K, n)
         block=torch.randperm(max(n, 10), generator=generator)[:n].expand(K, n),

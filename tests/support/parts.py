@@ -11,7 +11,7 @@ from noprop_kernels.backends.calls import (
     Embedding,
     ForwardCall,
     HeadCall,
-    Noise,
+    NoiseAddress,
     Noising,
     Objective,
     Rule,
@@ -90,7 +90,7 @@ def make_add_noise(
     generator, n = torch.Generator().manual_seed(B + D), 3
     M = D if one_hot else 5
     return AddNoiseCall(
-        Noise(
+        NoiseAddress(
             torch.randint(-(2**62), 2**62, (n,), generator=generator) * 2,
             torch.randint(2**40, (1, n), generator=generator),
             torch.tensor([[0xFFFE, 3, 0]]),

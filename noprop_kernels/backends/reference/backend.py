@@ -14,7 +14,7 @@ from ..calls import (
     Embedding,
     ForwardCall,
     HeadCall,
-    Noise,
+    NoiseAddress,
     Noising,
     Objective,
     PredictCall,
@@ -80,13 +80,17 @@ def move_statistics(slices: Slices, batch: Tensors, apply: Tensor) -> None:
         slices.stats[name][slices.index] = where_slice(apply, new, old)
 
 
-def draw_normal(noise: Noise, stream: int, step: int, B: int, D: int, dtype: torch.dtype) -> Tensor:
+def draw_normal(
+    noise: NoiseAddress, stream: int, step: int, B: int, D: int, dtype: torch.dtype
+) -> Tensor:
     """eps (n, B, D) of a step, on the seeds' device."""
     address = (noise.seeds, stream, 0, noise.draw[step], noise.block[step])
     return philox.normal(*address, B, D, first_row=noise.first_row, dtype=dtype)
 
 
-def noisy_embedding(noise: Noise, noising: Noising, u_y: Tensor, eps: Tensor, step: int) -> Tensor:
+def noisy_embedding(
+    noise: NoiseAddress, noising: Noising, u_y: Tensor, eps: Tensor, step: int
+) -> Tensor:
     eps_1 = None
     if noising.sigma != 0:
         _, B, D = u_y.shape

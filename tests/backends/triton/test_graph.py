@@ -227,4 +227,4 @@ def test_every_tensor_of_a_call_says_whether_a_graph_may_freeze_it() -> None:
             assert ("Tensor" in text) == ("fresh" in item.metadata), (record, item.name)
             found = (getattr(records, name, None) for name in re.findall(r"\w+", text))
             seen += [each for each in found if is_dataclass(each) and each not in seen]
-    assert {records.Slices, records.Noise, records.Gather, records.TrainOut} <= set(seen)
+    assert {records.Slices, records.NoiseAddress, records.Gather, records.TrainOut} <= set(seen)
