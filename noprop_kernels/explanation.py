@@ -54,7 +54,7 @@ def explain(
         could = "could run" + (f"; {BEHIND[name]}" if name in BEHIND else "")
         lines.append(f"  {name}: {reason or ('chosen' if name == chosen else could)}")
         if name == "cuda" and reason is None and what is not plan and what.optimizer is not None:
-            from .backends.cuda import placement  # asks the extension for the device's facts
+            from .backends.cuda import describe  # asks the extension for the device's facts
 
-            lines.append(f"    {placement.describe(what, batch)}")
+            lines.append(f"    {describe.describe(what, batch)}")
     return "\n".join(lines)

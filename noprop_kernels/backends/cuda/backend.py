@@ -32,7 +32,7 @@ from ..gpu.options import of_inputs, options_of, outputs_of
 from ..gpu.split import part_of
 from ..gpu.stages import Table
 from ..gpu.tables import train_table
-from . import buffers, residency, shapes
+from . import buffers, placement, tiles
 from .context import Fields, LaunchContext
 from .layers import apply_stage
 from .program import launch, layout_of, run_table
@@ -65,13 +65,13 @@ def no_slices(n: int, device: torch.device) -> Slices:
 def run_stages(ctx: LaunchContext, stages: list[Fields]) -> None:
     """A program of stages without a workspace; the group meets at least after the last one."""
     stages[-1]["barrier"] = 1
-    launch(ctx, stages, layout_of(ctx, residency.phases(stages)))
+    launch(ctx, stages, layout_of(ctx, placement.phases(stages)))
 
 
 @entry
 def add_noise(call: AddNoiseCall) -> None:
     _, n, B = call.y.shape
-    device, bad = call.y.device, checks.check_add_noise(call, shapes.row_tiles(B))
+    device, bad = call.y.device, checks.check_add_noise(call, tiles.row_tiles(B))
     if n * B == 0:
         return
     slices = no_slices(n, device)
@@ -132,7 +132,7 @@ def forward(call: ForwardCall) -> None:
         check_rows("forward", plan, B)
     device = call.logits.device
     table = options.layers_table(
-        slices, shapes.tiles(), 1, B, training=call.training, save=call.save
+        slices, tiles.of_stages(), 1, B, training=call.training, save=call.save
     )
     given = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
     # a view of the logits: saving them would make a reference cycle with their own graph
@@ -146,7 +146,7 @@ def forward(call: ForwardCall) -> None:
     views, whole = buffers.workspace(table, n, device, by_group=False)
     ctx.at |= views
     ctx.table = table
-    launch(ctx, of_table(ctx), layout_of(ctx, residency.phases_of(table)))
+    launch(ctx, of_table(ctx), layout_of(ctx, placement.phases_of(table)))
     call.saved = (ctx.at, [whole, logits, *call.inputs.values()], call.training)
 
 
@@ -155,7 +155,7 @@ def backward(call: BackwardCall) -> None:
     slices, B = call.slices, call.d_logits.shape[1]
     saved, _, training = call.saved
     given = {k: buffers.of_slices(value) for k, value in options.of_backward(call).items()}
-    for table, rule in options.backward_tables(call, shapes.tiles(), 1, training, given):
+    for table, rule in options.backward_tables(call, tiles.of_stages(), 1, training, given):
         ctx = LaunchContext(slices, index_of(slices), B, call.d_logits.device, at=saved | given)
         ctx.training, ctx.rule = training, rule
         ctx.out_grads = (call.grads or {}) if rule is None else {}
@@ -179,7 +179,7 @@ def context_of(call: TrainCall) -> tuple[LaunchContext, Table]:
     """All that the steps of a training call need, except the workspace."""
     slices, device = call.slices, where(call.slices)
     caught = checks.training_flags(slices)
-    chosen = dataclasses.replace(options_of(call, shapes.tiles(), caught is not None), n=1, R=1)
+    chosen = dataclasses.replace(options_of(call, tiles.of_stages(), caught is not None), n=1, R=1)
     outputs = outputs_of(call)
     steps = {k: outputs.pop(k) for k in (Kind.LOSS(), Kind.APPLIED())}
     steps |= of_inputs(call.inputs)
@@ -225,7 +225,7 @@ def predict(call: PredictCall) -> None:
         return
     device = call.z.device
     look_at("predict", call.inputs, owner_of(call.owner, device))
-    table = options.layers_table(slices, shapes.tiles(), 1, B)
+    table = options.layers_table(slices, tiles.of_stages(), 1, B)
     index = index_of(slices).view(R, L).T.contiguous()
     seeds = call.seeds.to(device)
     chain = call.z.new_empty(L + 1, R, B, call.embedding.D)  # z_0, and z after every block

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from ... import settings
-from . import shapes
+from . import tiles
 
 
 def held(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]:
@@ -27,7 +27,7 @@ def held(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]
 
 @lru_cache(maxsize=64)
 def held_by(module: Any, device: int, precision: str, room: int) -> tuple[int, ...]:
-    sizes = range(1, shapes.constant("kMostOfCluster") + 1)
+    sizes = range(1, tiles.constant("kMostOfCluster") + 1)
     try:
         return tuple(module.resident_clusters(device, precision, room, size) for size in sizes)
     except RuntimeError as error:

@@ -6,7 +6,7 @@ from ..gpu.buffers import Kind
 from ..gpu.stages import Stage
 from ..gpu.tables import behind_activation, consumers, kept, product_gradient
 from ..gpu.tiles import cdiv
-from . import buffers, shapes
+from . import buffers, tiles
 from .buffers import address
 from .context import Fields, LaunchContext, stage
 
@@ -17,7 +17,7 @@ def code(activation: str | None) -> str:
 
 
 def tiles_of_product(B: int, columns: int) -> int:
-    along_B, along_columns = shapes.product_tiles(B, columns)
+    along_B, along_columns = tiles.product_tiles(B, columns)
     return along_B * along_columns
 
 
@@ -40,7 +40,7 @@ def dense(ctx: LaunchContext, item: Stage) -> list[Fields]:
             H=layer.features,
             in_width=plan.in_widths[name],
             activation=code(layer.activation if plain else None),
-            tile=shapes.product_tile(ctx.B, layer.features),
+            tile=tiles.product_tile(ctx.B, layer.features),
         )
     ]
 
@@ -54,7 +54,7 @@ def norm(ctx: LaunchContext, item: Stage) -> list[Fields]:
     return [
         stage(
             "norm",
-            shapes.vector_tiles(layer.features),
+            tiles.vector_tiles(layer.features),
             out=at[Kind.RESULT(name)],
             kept=at.get(Kind.KEPT(name)),
             mean=at[Kind.MEAN(name)],
@@ -92,7 +92,7 @@ def result_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
     activation = None if layer is None else layer.activation
     d_result = at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in item.writes else None
     d_y = at[behind_activation(plan, name)] if activation else None
-    made, most = [], shapes.constant("kMaxSources")
+    made, most = [], tiles.constant("kMaxSources")
     while len(read) > most:  # the sum so far is passed on as an `add` would be
         partial = d_y if d_result is None else d_result
         made.append(gradient_stage(ctx.B, F, read[:most], d_result=partial))
@@ -123,7 +123,7 @@ def gradient_stage(
         num_consumers=len(consumers),
         F=F,
         activation=code(activation),
-        tile=shapes.product_tile(B, F),
+        tile=tiles.product_tile(B, F),
     )
 
 
@@ -133,7 +133,7 @@ def norm_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
     return [
         stage(
             "norm_gradient",
-            shapes.vector_tiles(H),
+            tiles.vector_tiles(H),
             d_y=at[Kind.PRODUCT_GRADIENT(name)],
             d_weight=at[Kind.NORM_SUM(key + "weight")],
             d_bias=at[Kind.NORM_SUM(key + "bias")],
@@ -169,7 +169,7 @@ def update(ctx: LaunchContext, item: Stage) -> list[Fields]:
             if Kind.STATE(part) in item.writes:
                 fields = {"running": address(slices.stats[part]), "batch": at[Kind.BATCH(part)]}
                 fields |= {"rates": at[Kind.RATES()], "momentum": layer.norm.momentum, "H": H}
-                statistics.append(stage("update_statistic", shapes.vector_tiles(H), **fields))
+                statistics.append(stage("update_statistic", tiles.vector_tiles(H), **fields))
     return [*weights, *vectors, *statistics]
 
 
@@ -178,7 +178,7 @@ def weight_stage(ctx: LaunchContext, name: str, source: str, column: int) -> Fie
     H, F = plan.widths[name], plan.widths[source]
     return stage(
         "update_weight",
-        shapes.weight_tiles(H, F),
+        tiles.weight_tiles(H, F),
         param=ctx.parameter(f"{name}.weight"),
         d_y=ctx.at[product_gradient(plan, name)],
         x=ctx.at[Kind.RESULT(source)],
@@ -197,7 +197,7 @@ def vector_stage(
 ) -> Fields:
     return stage(
         "update_vector",
-        shapes.vector_tiles(H),
+        tiles.vector_tiles(H),
         param=ctx.parameter(name),
         gradient=gradient,
         rates=ctx.at.get(Kind.RATES()),
@@ -209,7 +209,7 @@ def vector_stage(
 def apply_stage(ctx: LaunchContext, name: str, gradient: Tensor) -> Fields:
     return stage(
         "apply",
-        cdiv(gradient[0].numel(), shapes.constant("kApplied")),
+        cdiv(gradient[0].numel(), tiles.constant("kApplied")),
         param=ctx.parameter(name),
         gradient=buffers.of_slices(gradient),
         rates=ctx.at[Kind.RATES()],

@@ -6,7 +6,7 @@ from typing import Any
 from ...plan import Plan
 from ..gpu.tables import TableOptions, consumers, train_table
 from ..gpu.tiles import cdiv
-from . import extension, shapes
+from . import extension, tiles
 
 INSTEAD = 'backend="triton" runs it'
 
@@ -16,13 +16,13 @@ def stages_of(plan: Plan) -> int:
     inputs = tuple(name for name in plan.inputs if name != "z")
     M = plan.widths[plan.output]
     options = TableOptions(
-        tiles=shapes.tiles(), n=1, B=2, M=M, D=M, looked_at=inputs, check=True, eps=True,
+        tiles=tiles.of_stages(), n=1, B=2, M=M, D=M, looked_at=inputs, check=True, eps=True,
         wanted=frozenset(plan.inputs), numbers=True, d_W_embed=True,
         statistics="later" if plan.has_norm() else "",
     )  # fmt: skip
     # the update is a stage for each of its parts
     count = len(train_table(plan, options).stages) - 1
-    most = shapes.constant("kMaxSources")
+    most = tiles.constant("kMaxSources")
     for name in plan.widths:  # a gradient with many readers is summed in several stages
         count += cdiv(max(0, len(consumers(plan, name)) - most), most - 1)
     for layer in plan.dense.values():
@@ -38,7 +38,7 @@ def plan_gap(plan: Plan) -> str | None:
 
 @lru_cache(maxsize=256)
 def gap_of(module: Any, plan: Plan) -> str | None:
-    sources, flags = shapes.constant("kMaxSources"), shapes.constant("kMaxFlags")
+    sources, flags = tiles.constant("kMaxSources"), tiles.constant("kMaxFlags")
     inputs = len(plan.inputs) - 1
     if inputs > flags - 1:
         return f"a plan may have {flags - 1} inputs beside z, got {inputs}; {INSTEAD}"
@@ -46,7 +46,7 @@ def gap_of(module: Any, plan: Plan) -> str | None:
         if len(layer.sources) > sources:
             found = len(layer.sources)
             return f"a layer may have {sources} inputs, {name!r} has {found}; {INSTEAD}"
-    most, found = shapes.constant("kMaxStages"), stages_of(plan)
+    most, found = tiles.constant("kMaxStages"), stages_of(plan)
     if found > most:
         return f"a step may have {most} stages, this plan's has up to {found}; {INSTEAD}"
     return None

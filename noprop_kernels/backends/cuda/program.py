@@ -10,9 +10,9 @@ import torch
 
 from ..gpu.optimizer import formula_of, hyper_of
 from ..gpu.stages import Table
-from . import buffers, clocks, clusters, extension, residency, shapes
+from . import buffers, clocks, clusters, extension, placement, tiles
 from .context import Fields, LaunchContext
-from .residency import Layout
+from .placement import Layout
 from .stages import of_table
 
 
@@ -41,7 +41,7 @@ def device_index(device: torch.device) -> int:
 
 
 def layout_of(ctx: LaunchContext, phases: tuple[int, ...]) -> Layout:
-    return residency.layout(ctx.n, phases, *room_for_groups(ctx.device, ctx.slices.precision))
+    return placement.layout(ctx.n, phases, *room_for_groups(ctx.device, ctx.slices.precision))
 
 
 def room_for_groups(device: torch.device, precision: str) -> tuple[int, tuple[int, ...]]:
@@ -54,7 +54,7 @@ def run_table(
     ctx: LaunchContext, table: Table, before: Sequence[Fields] = (), behind: Sequence[Fields] = ()
 ) -> None:
     """Runs a table with a workspace for each group, between stages of the caller's own."""
-    phases = residency.phases(before) + residency.phases_of(table) + residency.phases(behind)
+    phases = placement.phases(before) + placement.phases_of(table) + placement.phases(behind)
     layout = layout_of(ctx, phases)
     views, whole = buffers.workspace(table, layout.groups, ctx.device, by_group=True)
     ctx.hold(whole)
@@ -77,9 +77,9 @@ def launch(ctx: LaunchContext, stages: list[Fields], layout: Layout) -> None:
     resident = 0
     if ctx.K > 1:
         moments = ctx.rule.optimizer.moments if ctx.rule else ()
-        tile = len(moments) * shapes.weight_tile_entries()
+        tile = len(moments) * tiles.weight_tile_entries()
         room = room_for_state(extension.module, device, precision)
-        resident = residency.keep_moments(stages, layout.blocks, tile, room)
+        resident = placement.keep_moments(stages, layout.blocks, tile, room)
     barriers = ctx.hold(torch.empty(layout.groups, dtype=torch.int32, device=ctx.device))
     program = {
         "index": ctx.index.data_ptr(),

@@ -7,7 +7,7 @@ from ..gpu.buffers import Kind
 from ..gpu.stages import Stage
 from ..gpu.tables import flags_of
 from ..gpu.tiles import cdiv
-from . import buffers, shapes
+from . import buffers, tiles
 from .buffers import TYPES, address, per_row, per_slice
 from .context import Fields, LaunchContext, stage
 
@@ -27,7 +27,7 @@ def gather(ctx: LaunchContext, item: Stage) -> list[Fields]:
     else:
         nothing = dict.fromkeys(("out", "rows", "mean", "scale"))
         fields |= {"data": ctx.at[Kind.RESULT(name)], "type": TYPES[value.dtype], **nothing}
-    return [stage("gather", shapes.row_tiles(ctx.B), **fields)]
+    return [stage("gather", tiles.row_tiles(ctx.B), **fields)]
 
 
 def add_noise(ctx: LaunchContext, item: Stage) -> list[Fields]:
@@ -51,7 +51,7 @@ def noise_stage(
     gathered = isinstance(y, Gather)
     return stage(
         "noise",
-        shapes.row_tiles(ctx.B),
+        tiles.row_tiles(ctx.B),
         **outputs,
         y=(y.data.data_ptr(), 0, 0, 0) if gathered else per_row(y),
         rows=buffers.rows_of(y) if gathered else None,
@@ -90,7 +90,7 @@ def head_stage(
     objective, embedding = call.objective, call.embedding
     return stage(
         "head",
-        shapes.row_tiles(ctx.B),
+        tiles.row_tiles(ctx.B),
         **outputs,
         logits=logits,
         labels=labels,
@@ -175,7 +175,7 @@ def step_gradients(ctx: LaunchContext, item: Stage) -> list[Fields]:
     return [
         stage(
             "step_gradients",
-            shapes.row_tiles(ctx.B),
+            tiles.row_tiles(ctx.B),
             d_signal=at[Kind.D_SIGNAL()],
             d_noise=at[Kind.D_NOISE()],
             d_z=at[Kind.GRADIENT("z")],
@@ -189,7 +189,7 @@ def step_gradients(ctx: LaunchContext, item: Stage) -> list[Fields]:
 
 def embedding(ctx: LaunchContext, item: Stage) -> list[Fields]:
     at, call = ctx.at, ctx.training_call
-    M, D, side = call.embedding.M, call.embedding.D, shapes.constant("kEmbedding")
+    M, D, side = call.embedding.M, call.embedding.D, tiles.constant("kEmbedding")
     return [
         stage(
             "embedding",
@@ -216,7 +216,7 @@ def u_hat_stage(
 ) -> Fields:
     return stage(
         "u_hat",
-        shapes.row_tiles(ctx.B),
+        tiles.row_tiles(ctx.B),
         u_hat=u_hat,
         logits=logits,
         W_embed=address(embedding.W_embed),
@@ -237,7 +237,7 @@ def chain_stage(
 ) -> Fields:
     return stage(
         "chain",
-        shapes.row_tiles(ctx.B),
+        tiles.row_tiles(ctx.B),
         z=z,
         before=before,
         u_hat=u_hat,

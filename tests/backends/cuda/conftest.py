@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 
 from noprop_kernels.backends import dispatch
-from noprop_kernels.backends.cuda import extension, residency
-from noprop_kernels.backends.cuda.residency import Layout
+from noprop_kernels.backends.cuda import extension, placement
+from noprop_kernels.backends.cuda.placement import Layout
 from support.host_programs import Builder, compiler_gap
 from support.recordings import Recorder, described, record_all
 from support.stages import build, gap
@@ -44,7 +44,7 @@ def recordings(cuda_module: ModuleType, tmp_path_factory: pytest.TempPathFactory
     recorder = Recorder(cuda_module)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extension, "module", recorder)
-        patch.setattr(residency, "layout", lambda *sizes: Layout(2, 2))
+        patch.setattr(placement, "layout", lambda *sizes: Layout(2, 2))
         record_all(dispatch.load("cuda"))
     kinds = frozenset().union(*(made.kinds for made in recorder.recordings))
     assert kinds == described(cuda_module)["fields"]["stages"]["kinds"].keys()

@@ -7,8 +7,8 @@ import torch
 
 from noprop_kernels import settings
 from noprop_kernels.backends.calls import TrainCall
-from noprop_kernels.backends.cuda import program, residency
-from noprop_kernels.backends.cuda.residency import Layout
+from noprop_kernels.backends.cuda import placement, program
+from noprop_kernels.backends.cuda.placement import Layout
 from noprop_kernels.optimizers import AdamW
 from support.calls import PLANS, clone_call, make_predict_call, make_train_call
 from support.compare import assert_same
@@ -50,7 +50,7 @@ def test_groups_and_thread_blocks(
             asked.append(layout)
             return Layout(*layout)
 
-        monkeypatch.setattr(residency, "layout", fixed)
+        monkeypatch.setattr(placement, "layout", fixed)
         results.append(run(kernels, call))
     assert asked == LAYOUTS
     assert results[0].out.applied.all()
@@ -80,15 +80,15 @@ def test_the_steps_of_a_launch(kernels: ModuleType, monkeypatch, steps: int) -> 
 def test_moments_in_shared_memory(kernels: ModuleType, monkeypatch) -> None:
     """Those of most tiles of a thread block, of some, of all, of none."""
     call, kept, results = make("mlp", "float32"), [], []
-    keep = residency.keep_moments
+    keep = placement.keep_moments
 
     def watched(*arguments) -> int:
         kept.append(keep(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr(residency, "keep_moments", watched)
+    monkeypatch.setattr(placement, "keep_moments", watched)
     for blocks, room in ((1, 5 * 8192), (1, 3 * 8192), (2, 5 * 8192), (1, 0)):
-        monkeypatch.setattr(residency, "layout", lambda *sizes, b=blocks: Layout(1, b))
+        monkeypatch.setattr(placement, "layout", lambda *sizes, b=blocks: Layout(1, b))
         monkeypatch.setattr(program, "room_for_state", lambda *which, room=room: room)
         results.append(run(kernels, call))
     assert kept == [5 * 8192, 3 * 8192, 5 * 8192, 0]
@@ -100,7 +100,7 @@ def test_a_chain_s_thread_blocks(kernels: ModuleType, monkeypatch) -> None:
     call = make_predict_call(PLANS["branches"](9, 5, 6), 2, 3, 40, 2, keep_all=True)
     results = []
     for layout in [(1, 1), (2, 1), (2, 7), (2, 7, True)]:
-        monkeypatch.setattr(residency, "layout", lambda *sizes, layout=layout: Layout(*layout))
+        monkeypatch.setattr(placement, "layout", lambda *sizes, layout=layout: Layout(*layout))
         made = clone_call(call)
         kernels.predict(made)
         results.append(made)

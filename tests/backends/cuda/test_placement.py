@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels.backends.cuda import backend, extension, placement, residency
-from noprop_kernels.backends.cuda.residency import Layout
+from noprop_kernels.backends.cuda import backend, describe, extension, placement
+from noprop_kernels.backends.cuda.placement import Layout
 
 from .test_programs import Recorder, recorder  # noqa: F401
 
@@ -47,14 +47,14 @@ OBJECTS = {
 def test_it_is_the_launch_s(recorder: Recorder, monkeypatch, name: str) -> None:  # noqa: F811
     make_object, B = OBJECTS[name]
     blocks, asked, table_of = make_object(), [], backend.train_table
-    place = placement.place_of(blocks, B)
+    place = describe.placement_of(blocks, B)
     monkeypatch.setattr(backend, "train_table", lambda *a: asked.append(a) or table_of(*a))
     made = launched(recorder, blocks, B)
-    assert asked[0] == (blocks.plan, placement.ask_of_steps(blocks, B))
+    assert asked[0] == (blocks.plan, describe.options_of_steps(blocks, B))
     assert place.layout == Layout(made["groups"], made["blocks"])
     updates = [stage for stage in made["stages"] if stage["kind"] == "update_weight"]
     assert place.tiles == sum(stage["tiles"] for stage in updates)
-    told = placement.weight_stages(blocks)
+    told = describe.weight_stages(blocks)
     assert [stage["tiles"] for stage in told] == [stage["tiles"] for stage in updates]
     held = 0
     for stage in updates:  # tile by tile, as they go round the thread blocks
@@ -70,7 +70,7 @@ def test_it_is_the_launch_s(recorder: Recorder, monkeypatch, name: str) -> None:
 def test_explain_prints_it_below_the_backend(kernels: ModuleType) -> None:
     lines = nk.explain(make(), batch=40).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("  cuda: could run"))
-    place = placement.place_of(make(), 40)
+    place = describe.placement_of(make(), 40)
     assert lines[at + 1] == (
         f"    train_steps at 40 rows a step: {place.layout.groups} groups of "
         f"{place.layout.blocks} thread blocks; moments of {place.kept} of a slice's {place.tiles} "
@@ -105,13 +105,13 @@ def test_nothing_is_made_up(kernels: ModuleType, cuda_module: ModuleType, monkey
 
 def test_a_working_set_is_of_the_groups_alone() -> None:
     def stages():
-        return [{"kind": "update_weight", "tiles": tiles} for tiles in (5, 9)]
+        return [{"kind": "update_weight", "tiles": count} for count in (5, 9)]
 
-    place = residency.place(300, (1,), 132, stages(), 10, 70, 1000, 100_000)
+    place = placement.place(300, (1,), 132, stages(), 10, 70, 1000, 100_000)
     assert (place.layout, place.tiles, place.working) == (Layout(100, 1), 14, 100_000)
     assert place.kept == 7 and place.fits_l2
-    assert not residency.place(300, (1,), 132, stages(), 10, 70, 1001, 100_000).fits_l2
-    assert residency.place(10, (8, 52), 132, stages(), 10, 30, 1, 1).kept == 14
+    assert not placement.place(300, (1,), 132, stages(), 10, 70, 1001, 100_000).fits_l2
+    assert placement.place(10, (8, 52), 132, stages(), 10, 30, 1, 1).kept == 14
 
 
 def test_clusters_are_asked_for(recorder: Recorder, monkeypatch) -> None:  # noqa: F811
@@ -126,8 +126,8 @@ def test_clusters_are_asked_for(recorder: Recorder, monkeypatch) -> None:  # noq
         make(T=1, H=300), batch=40
     )
     # 16 clusters of 1 or 2, 7 of 3: of equals the fewer groups; a group of one is no cluster
-    assert residency.layout(7, (40,), 32, (16, 16, 7)) == Layout(7, 3, True)
-    assert residency.layout(12, (1,), 32, (16, 16, 7)) == Layout(12, 1)
+    assert placement.layout(7, (40,), 32, (16, 16, 7)) == Layout(7, 3, True)
+    assert placement.layout(12, (1,), 32, (16, 16, 7)) == Layout(12, 1)
 
 
 def test_clusters_are_refused_with_the_reason(

@@ -10,8 +10,8 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels.backends import dispatch
-from noprop_kernels.backends.cuda import backend, extension, limits, residency, shapes
-from noprop_kernels.backends.cuda.residency import Layout, keep_moments, layout, phases
+from noprop_kernels.backends.cuda import backend, extension, limits, placement, tiles
+from noprop_kernels.backends.cuda.placement import Layout, keep_moments, layout, phases
 from noprop_kernels.backends.gpu.tables import consumers
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import Dense, Plan
@@ -70,7 +70,7 @@ def test_stages_are_the_table_s(recorder: Recorder, monkeypatch, name: str, mode
     check_table(table)
     stages = made["stages"]
     if all(len(consumers(plan, result)) <= 4 for result in plan.widths):
-        assert phases(stages) == residency.phases_of(table)
+        assert phases(stages) == placement.phases_of(table)
     assert stages[-1]["barrier"] == 1
     assert len(stages) <= limits.stages_of(plan)
     first = 0
@@ -133,7 +133,7 @@ def test_a_layout_s_cost() -> None:
 
 
 def test_moments_have_room_in_the_order_of_stages() -> None:
-    made = [{"kind": "update_weight", "tiles": tiles} for tiles in (5, 1, 9)]
+    made = [{"kind": "update_weight", "tiles": count} for count in (5, 1, 9)]
     made.insert(1, {"kind": "update_vector", "tiles": 3})
     assert keep_moments(made, 2, 10, 65) == 60
     kept = [(stage["resident"], stage["resident_tiles"]) for stage in made if len(stage) == 4]
@@ -143,11 +143,11 @@ def test_moments_have_room_in_the_order_of_stages() -> None:
 
 def test_tiles_cover_what_they_are_cut_from(kernels: ModuleType) -> None:
     for B, columns in ((1, 1), (16, 16), (17, 65), (128, 256), (300, 1000)):
-        side = shapes.product_tile(B, columns)
-        along_B, along_columns = shapes.product_tiles(B, columns)
+        side = tiles.product_tile(B, columns)
+        along_B, along_columns = tiles.product_tiles(B, columns)
         assert (along_B - 1) * side < B <= along_B * side
         assert (along_columns - 1) * side < columns <= along_columns * side
-    assert shapes.weight_tiles(64, 65) == 2 and shapes.row_tiles(17) == 2
+    assert tiles.weight_tiles(64, 65) == 2 and tiles.row_tiles(17) == 2
 
 
 def broken(made: dict, change: str) -> dict:

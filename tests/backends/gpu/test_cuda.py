@@ -5,8 +5,8 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels.backends import dispatch
-from noprop_kernels.backends.cuda import clocks, placement, residency
-from noprop_kernels.backends.cuda.residency import Layout
+from noprop_kernels.backends.cuda import clocks, describe, placement
+from noprop_kernels.backends.cuda.placement import Layout
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
@@ -61,7 +61,7 @@ def test_no_bit_depends_on_groups_blocks_or_launches(
     single = make(plan, precision=precision)
     losses = torch.stack([single.train_step(X[i], Y[i]).loss for i in rows])
     for layout in ((1, 1), (1, 7), (2, 40), (3, 44)):
-        monkeypatch.setattr(residency, "layout", lambda *sizes, layout=layout: Layout(*layout))
+        monkeypatch.setattr(placement, "layout", lambda *sizes, layout=layout: Layout(*layout))
         blocks = make(plan, precision=precision)
         assert torch.equal(blocks.train_steps(X, Y, rows), losses), layout
         assert same(blocks, single), layout
@@ -136,7 +136,7 @@ def test_cycles_of_every_stage() -> None:
 
 def test_explain_has_the_device_s_facts() -> None:
     blocks = make()
-    place = placement.place_of(blocks, B)
+    place = describe.placement_of(blocks, B)
     assert 1 <= place.layout.groups * place.layout.blocks
     assert place.l2 == torch.cuda.get_device_properties(DEVICE).L2_cache_size
-    assert placement.describe(blocks, B) in nk.explain(blocks, batch=B)
+    assert describe.describe(blocks, B) in nk.explain(blocks, batch=B)

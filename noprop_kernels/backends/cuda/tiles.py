@@ -57,7 +57,7 @@ def update_tiles(plan: Plan, training: bool, moving: bool) -> int:
     return total
 
 
-def tiles() -> Tiles:
+def of_stages() -> Tiles:
     return Tiles(
         rows=constant("kRows"),
         embedding=constant("kEmbedding"),
