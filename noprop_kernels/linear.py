@@ -84,7 +84,7 @@ class Linear(nn.Linear):
         self.optimizer = None if optimizer is None else LayerOptimizer(OP, optimizer)
         self.precision = precision
         self.backend = backend
-        self._facts: list[Any] = []  # the facts of tensors that passed the checks
+        self._properties: list[Any] = []  # those of tensors that passed the checks
         if self.optimizer is None:
             return
         for name, value in self.named_parameters():
@@ -166,15 +166,15 @@ class Linear(nn.Linear):
         """The current tensors, checked so that a kernel can address them, and the backend."""
         tensors = {"weight": weight, "bias": bias, **self._buffers}
         updates, device = tensors.pop("updates"), weight.device
-        facts = [
+        properties = [
             None
             if t is None
             else (t.shape, t.dtype, t.device, t.is_contiguous(), t.is_leaf, is_plain(t))
             for t in tensors.values()
         ]
-        if facts != self._facts:
+        if properties != self._properties:
             self._check(tensors, device)
-            self._facts = facts
+            self._properties = properties
         check_rows(OP, "input", input, self.in_features, device)
         plan = plan_of(self.in_features, self.out_features, None)
         return Layer(

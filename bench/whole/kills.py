@@ -91,11 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rng = random.Random(options.seed)
     place = Path(tempfile.mkdtemp(prefix="noprop-kills-"))
     try:
-        told = measure(place, options.kills, options.epochs, rng)
+        counts = measure(place, options.kills, options.epochs, rng)
     finally:
         shutil.rmtree(place)
-    print(json.dumps(told))
-    return 0 if told["other_bits"] == 0 else 1
+    print(json.dumps(counts))
+    return 0 if counts["other_bits"] == 0 else 1
 
 
 def measure(place: Path, kills: int, epochs: int, rng: random.Random) -> dict[str, int]:
@@ -109,18 +109,18 @@ def measure(place: Path, kills: int, epochs: int, rng: random.Random) -> dict[st
     np.savez(data, x=x.astype(np.float32), y=y)
     straight = place / "straight"
     finished(train(straight, data, epochs))
-    told = {"kills": 0, "before_the_first_record": 0, "runs": 0, "other_bits": 0}
-    while told["kills"] < kills:
-        run, early = place / f"run{told['runs']}", rng.random() < EARLY
-        for attempt in range(min(KILLS_OF_A_RUN, kills - told["kills"])):
+    counts = {"kills": 0, "before_the_first_record": 0, "runs": 0, "other_bits": 0}
+    while counts["kills"] < kills:
+        run, early = place / f"run{counts['runs']}", rng.random() < EARLY
+        for attempt in range(min(KILLS_OF_A_RUN, kills - counts["kills"])):
             hit = killed(train(run, data, epochs), run, rng, early=early and attempt == 0)
-            told["kills"] += hit
-            told["before_the_first_record"] += hit and not (run / checkpoint.RECORD).exists()
+            counts["kills"] += hit
+            counts["before_the_first_record"] += hit and not (run / checkpoint.RECORD).exists()
         finished(train(run, data, epochs))
-        told["runs"] += 1
-        told["other_bits"] += tensors_of(run) != tensors_of(straight)
+        counts["runs"] += 1
+        counts["other_bits"] += tensors_of(run) != tensors_of(straight)
         left = sorted(path.name for path in run.iterdir())
         if len(left) != 3 or any(name.startswith(".") for name in left):
             raise RuntimeError(f"{run} must have metrics, record and tensors, got {left}")
         shutil.rmtree(run)
-    return told
+    return counts

@@ -18,7 +18,7 @@ from ..plan import Dense, Plan
 from .cpu import backend as cpu
 from .cuda import extension
 from .gpu import errors
-from .warn import tell
+from .warn import warn_once
 
 # by device; on other devices only the reference runs, where it is forced
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
@@ -92,7 +92,7 @@ def choose(
         reason = gap(name, plan, device, precision)
         if reason is None:
             if name == "reference" and not forced:
-                tell(f"the reference backend runs, slowly: {'; '.join(reasons.values())}")
+                warn_once(f"the reference backend runs, slowly: {'; '.join(reasons.values())}")
             return load(name)
         reasons[name] = reason
     lines = [f"no backend can run this plan on {device} in {precision}"]

@@ -5,6 +5,6 @@ from functools import cache
 
 
 @cache
-def tell(line: str) -> None:
+def warn_once(line: str) -> None:
     """Prints a line once."""
     print(f"noprop_kernels: {line}", file=sys.stderr)

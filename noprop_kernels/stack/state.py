@@ -16,7 +16,7 @@ from .layout import dtype_of
 from .named_tensors import all_names, find
 from .strict import StrictModule
 
-FACTS = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
+PROPERTIES = (Tensor.is_contiguous, *map(attrgetter, ("dtype", "shape", "device")))
 
 
 def find_tensors(stack: StrictModule, names: tuple[str, ...]) -> list[Tensor]:
@@ -38,13 +38,13 @@ def checked_tensors(
     """The stack's current tensors, checked so that a kernel can address them."""
     tensors, layout = find_tensors(stack, names), stack.layout
     device = stack.device if device is None else device
-    facts = [[*map(fact, tensors)] for fact in FACTS]
-    if facts == layout.cache.get((names, device)):
+    properties = [[*map(read, tensors)] for read in PROPERTIES]
+    if properties == layout.cache.get((names, device)):
         return tensors
     for name, value in zip(names, tensors, strict=True):
         shape = layout.shapes[name]
         check_stored(type(stack).__name__, name, value, shape, dtype_of(name), device)
-    layout.cache.keep((names, device), facts)  # the facts of tensors that passed the checks
+    layout.cache.keep((names, device), properties)  # those of tensors that passed the checks
     return tensors
 
 

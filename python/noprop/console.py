@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TextIO
 
-from .errors import tell, train_extra
+from .errors import notice, train_extra
 
 with train_extra():
     from rich.console import Console
@@ -28,7 +28,7 @@ class Output:
             except OSError as error:
                 self.lost = True
                 forget(self.stream)
-                tell(f"the output is lost ({error.strerror}); the run goes on without it")
+                notice(f"the output is lost ({error.strerror}); the run goes on without it")
         return len(text)
 
     def flush(self) -> None:

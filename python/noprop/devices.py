@@ -32,7 +32,7 @@ class Device:
             return str(self.device)
         return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
 
-    def told(self, model: Model) -> str:
+    def describe(self, model: Model) -> str:
         """Device and backend of a model that was moved here, without the reason.
 
         Raises:
@@ -82,8 +82,8 @@ def pick_device(name: str, backend: str | None = None) -> Device:
         return Device(torch.device("cuda", index), why)
     if name == "auto":
         return Device(torch.device("cpu"), f"auto: {gap or next(iter(reasons.values()))}")
-    told = gap or "; ".join(f"{kernels}: {reason}" for kernels, reason in reasons.items())
+    gaps = gap or "; ".join(f"{kernels}: {reason}" for kernels, reason in reasons.items())
     raise ValueError(
-        f"{name} cannot be used: {told}{f', forced by {by}' if forced else ''}; "
+        f"{name} cannot be used: {gaps}{f', forced by {by}' if forced else ''}; "
         "use --device cpu, or auto, which takes a GPU where one can be used"
     )

@@ -50,7 +50,7 @@ def reading(path: Path, failed: str = "cannot be read") -> Iterator[None]:
         raise InputError(f"{path} {failed}: {text}") from error
 
 
-def tell(line: str) -> None:
+def notice(line: str) -> None:
     """Prints a line on stderr; a closed stderr is ignored."""
     try:
         print(f"noprop: {line}", file=sys.stderr, flush=True)
@@ -59,6 +59,6 @@ def tell(line: str) -> None:
 
 
 @cache
-def tell_once(line: str) -> None:
-    """Like `tell`, but only the first time that the process has this line."""
-    tell(line)
+def notice_once(line: str) -> None:
+    """Like `notice`, but only the first time that the process has this line."""
+    notice(line)

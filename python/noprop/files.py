@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import InputError, tell_once
+from .errors import InputError, notice_once
 
 try:
     import fcntl
@@ -57,7 +57,7 @@ def _try(what: str, call: Callable[..., object], *args: object) -> None:
     except OSError as error:
         if error.errno not in NOT_THERE:
             raise
-        tell_once(f"warning: this file system cannot {what} ({error.strerror})")
+        notice_once(f"warning: this file system cannot {what} ({error.strerror})")
 
 
 def sync_folder(folder: Path) -> None:
@@ -119,7 +119,7 @@ def _open_locked(path: Path, folder: Path) -> int:
 def _lock(descriptor: int, folder: Path) -> None:
     warning = "lock files: see to it that no other process writes the same run"
     if fcntl is None:
-        tell_once(f"warning: this system cannot {warning}")
+        notice_once(f"warning: this system cannot {warning}")
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,7 +129,7 @@ def _lock(descriptor: int, folder: Path) -> None:
             raise InputError(f"{folder} is in use: {holder} writes it") from error
         if error.errno not in NOT_THERE:
             raise
-        tell_once(f"warning: this file system cannot {warning} ({error.strerror})")
+        notice_once(f"warning: this file system cannot {warning} ({error.strerror})")
 
 
 def sweep(folder: Path, names: Iterable[str]) -> None:

@@ -125,7 +125,7 @@ class Model:
 
     def __repr__(self) -> str:
         blocks = self.blocks
-        told = {
+        parts = {
             "T": blocks.T,
             **{name: list(shape) for name, shape in blocks.plan.inputs.items()},
             "classes": blocks.M,
@@ -134,7 +134,7 @@ class Model:
             "encoder": None if self.encoder is None else type(self.encoder).__name__,
             "device": self.device,
         }
-        return f"Model({', '.join(f'{name}={value}' for name, value in told.items())})"
+        return f"Model({', '.join(f'{name}={value}' for name, value in parts.items())})"
 
     def __call__(self, x: Any) -> Tensor:
         """Probabilities (B, M) of x; arguments and errors as `predict`."""

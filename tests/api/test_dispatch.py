@@ -32,13 +32,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch):
     for name in ("NOPROP_BACKEND", "NOPROP_ISA", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
     dispatch.native_gap.cache_clear()
-    dispatch.tell.cache_clear()
+    dispatch.warn_once.cache_clear()
     monkeypatch.setattr(dispatch, "triton_version", lambda: None)
     monkeypatch.setattr(extension, "module", None)
     monkeypatch.setattr(extension, "_missing", NO_CUDA)
     yield
     dispatch.native_gap.cache_clear()
-    dispatch.tell.cache_clear()
+    dispatch.warn_once.cache_clear()
 
 
 @pytest.fixture

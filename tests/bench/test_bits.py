@@ -106,8 +106,8 @@ def test_a_digest_is_of_form_and_bits():
 
 def test_how_far_two_tensors_are_apart():
     one = torch.tensor([1.0, -2.0])
-    told = largest_difference(one, torch.tensor([1.0, -2.5]))
-    assert told == "largest difference 5.000e-01 of 2.000e+00, 1 of 2 entries"
+    outcome = largest_difference(one, torch.tensor([1.0, -2.5]))
+    assert outcome == "largest difference 5.000e-01 of 2.000e+00, 1 of 2 entries"
     assert "1 entries are NaN" in largest_difference(one, torch.tensor([1.0, torch.nan]))
     infinite = torch.tensor([torch.inf, 1.0])
     assert "difference inf of" in largest_difference(infinite, -infinite)

@@ -332,8 +332,8 @@ def test_sanitizer_runs_the_persistent_kernel(tmp_path, monkeypatch, cuda_module
     out = tmp_path / "lines.jsonl"
     arguments = ["--backend", "cuda", "--rehearse", "--plain", "--precision", "tf32"]
     assert sanitize.main([*arguments, "--out", str(out)]) == 0
-    (told,) = [json.loads(text) for text in out.read_text().splitlines()]
-    assert told["backend"] == "cuda" and told["same_bits"] and told["finite"]
+    (outcome,) = [json.loads(text) for text in out.read_text().splitlines()]
+    assert outcome["backend"] == "cuda" and outcome["same_bits"] and outcome["finite"]
     assert {(1, "tf32", False), (3, "tf32", True)} <= set(calls)
 
 

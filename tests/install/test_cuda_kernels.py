@@ -53,9 +53,9 @@ def test_a_broken_nvcc_ends_only_a_build_that_asked(
     patience = f"-DNOPROP_CUDA_PATIENCE={3 if what == 'hangs' else 100}"
     done = build.configure(patience)
     assert done.returncode == 0, done.stderr
-    told = build.left_out()
-    assert words in told, told
-    assert told.isascii() and len(told) < 5000
+    outcome = build.left_out()
+    assert words in outcome, outcome
+    assert outcome.isascii() and len(outcome) < 5000
     assert build.build("noprop_cuda_left_out").returncode == 0
 
     done = build.configure(patience, "-DNOPROP_CUDA=ON")

@@ -49,8 +49,8 @@ def test_no_word_of_theirs_reaches_a_command(build: Build, name: str) -> None:
     for command in commands(build):
         assert not set(HOSTILE.split()) - ours & set(command), command
     assert any(set(KEPT.split()) <= set(command) for command in commands(build))
-    told = re.search("Flags from outside that are left out: (.*)", done.stdout)
-    assert told is not None and set(told[1].split()) == set(HOSTILE.split())
+    outcome = re.search("Flags from outside that are left out: (.*)", done.stdout)
+    assert outcome is not None and set(outcome[1].split()) == set(HOSTILE.split())
 
 
 @pytest.mark.parametrize("flag", ["-ffast-math", "-mavx2"])

@@ -121,8 +121,8 @@ def facts(name: str, compiled: Any) -> dict[str, Any]:
         file.write(text)
         file.flush()
         command = [tool, "-v", f"-arch={arch}", file.name, "-o", "/dev/null"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers, spilled = (re.search(p, told) for p in (r"Used (\d+) reg", r"(\d+) bytes spill st"))
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    registers, spilled = (re.search(p, log) for p in (r"Used (\d+) reg", r"(\d+) bytes spill st"))
     return found | {
         "registers": int(registers[1]),
         "spilled": int(spilled[1]),

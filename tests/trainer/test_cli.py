@@ -52,12 +52,12 @@ def test_digits_are_learned_in_a_few_epochs():
         *("train", "--hidden", 64, "--batch-size", 32, "--epochs", 10, "--json"),
         *("--val-fraction", 0.1),
     )
-    told = json.loads(result.stdout)
-    assert told["test_accuracy"] > 0.9 and told["val_accuracy"] > 0.9
-    assert told["accuracy_per_block"][0] > 0.9
+    outcome = json.loads(result.stdout)
+    assert outcome["test_accuracy"] > 0.9 and outcome["val_accuracy"] > 0.9
+    assert outcome["accuracy_per_block"][0] > 0.9
     assert "after it in the chain" in result.stderr and "test accuracy:" in result.stderr
-    assert told["run"] == "runs/digits-dt-mlp-1"
-    assert Path(told["run"], checkpoint.RECORD).is_file()
+    assert outcome["run"] == "runs/digits-dt-mlp-1"
+    assert Path(outcome["run"], checkpoint.RECORD).is_file()
 
 
 SCHEMA = {
@@ -78,29 +78,29 @@ def test_the_json_line(toy_file, tmp_path):
     options = (*QUICK, "--epochs", 2, "--seed", 3, "--head", "paper", "--json")
     result = call("train", "--data", toy_file, *options)
     assert result.stdout.count("\n") == 1
-    told = json.loads(result.stdout)
-    assert {name: type(told[name]) for name in SCHEMA} == SCHEMA
+    outcome = json.loads(result.stdout)
+    assert {name: type(outcome[name]) for name in SCHEMA} == SCHEMA
     others = {"instruction_set", "compiler", "lr_schedule", "triton", "label", "labels"}
-    assert set(told) - set(SCHEMA) == others
-    assert all(0 <= value <= 1 for value in told["accuracy_per_block"] + told["accuracy_alone"])
-    assert len(told["accuracy_per_block"]) == len(told["accuracy_alone"]) == 3
+    assert set(outcome) - set(SCHEMA) == others
+    for name in ("accuracy_per_block", "accuracy_alone"):
+        assert len(outcome[name]) == 3 and all(0 <= value <= 1 for value in outcome[name])
     block = 8 * 6 + 8 + 8 * 3 + 8 + 8 * 16 + 8 + 3 * 8 + 3
-    assert told["parameters_per_block"] == block
-    assert told["parameters"] == 3 * block + 3 * 3 + 3
-    assert (told["block_updates"], told["head_updates"]) == (2 * 5, 3 * 2 * 5)
-    assert (told["train_rows"], told["rows"], told["seed"]) == (130, 60, 3)
-    speed = 2 * 130 / told["train_seconds"]
-    assert told["samples_per_second"] == pytest.approx(speed)
-    assert told["data"] == str(toy_file)
-    assert {line["epoch"] for line in metrics.read(Path(told["run"]))} == {1, 2}
+    assert outcome["parameters_per_block"] == block
+    assert outcome["parameters"] == 3 * block + 3 * 3 + 3
+    assert (outcome["block_updates"], outcome["head_updates"]) == (2 * 5, 3 * 2 * 5)
+    assert (outcome["train_rows"], outcome["rows"], outcome["seed"]) == (130, 60, 3)
+    speed = 2 * 130 / outcome["train_seconds"]
+    assert outcome["samples_per_second"] == pytest.approx(speed)
+    assert outcome["data"] == str(toy_file)
+    assert {line["epoch"] for line in metrics.read(Path(outcome["run"]))} == {1, 2}
 
 
 def test_a_run_keeps_its_precision(toy_file, tmp_path):
     names = ("float32", "bfloat16")
     for name in names:
         options = (*QUICK, "--epochs", 1, "--out", name, "--precision", name, "--json")
-        told = json.loads(call("train", "--data", toy_file, *options).stdout)
-        assert told["precision"] == name
+        outcome = json.loads(call("train", "--data", toy_file, *options).stdout)
+        assert outcome["precision"] == name
         assert noprop.load(name).blocks.precision == name
         resumed = call("train", "--resume", name, "--epochs", 1, "--json")
         assert json.loads(resumed.stdout)["precision"] == name
@@ -112,12 +112,12 @@ def test_dry_run_writes_nothing(toy_file, tmp_path):
     before = tree(tmp_path)
     result = call("train", "--data", toy_file, *QUICK, "--dry-run", "--out", "run", "--json")
     assert tree(tmp_path) == before
-    told = json.loads(result.stdout)
-    parameters = told["parameters"]
-    assert told["bytes"]["weights"] == 4 * parameters
-    assert told["bytes"]["moments"] == 8 * parameters
-    assert told["bytes"]["gradients"] == 0
-    assert told["bytes"]["activations"] == 4 * 32 * (8 + 8 + 8 + 3) * told["workers"]
+    outcome = json.loads(result.stdout)
+    parameters = outcome["parameters"]
+    assert outcome["bytes"]["weights"] == 4 * parameters
+    assert outcome["bytes"]["moments"] == 8 * parameters
+    assert outcome["bytes"]["gradients"] == 0
+    assert outcome["bytes"]["activations"] == 4 * 32 * (8 + 8 + 8 + 3) * outcome["workers"]
     for text in ("3 blocks of 251 parameters", "gradients", "DenoisingBlocks on cpu", "chosen"):
         assert text in result.stderr
 
@@ -125,9 +125,9 @@ def test_dry_run_writes_nothing(toy_file, tmp_path):
 def test_eval_and_info_change_nothing(run, tmp_path):
     before = tree(tmp_path)
     saved = checkpoint.load_content(run)["training"]["result"]
-    told = json.loads(call("eval", run, "--json").stdout)
+    outcome = json.loads(call("eval", run, "--json").stdout)
     for name in ("test_accuracy", "accuracy_per_block", "accuracy_alone"):
-        assert told[name] == saved[name]
+        assert outcome[name] == saved[name]
     assert json.loads(call("eval", run, "--samples", 2, "--json").stdout)["samples"] == 2
     text = call("info", run).stdout
     for part in ("mlp", "schedule", "epochs done", "test accuracy"):
@@ -260,8 +260,8 @@ def test_settings_that_may_change_are_few():
 
 def test_epochs_by_default_are_what_the_rows_need(toy_file):
     options = (*QUICK, "--val-fraction", 0.1, "--dry-run", "--json")
-    told = json.loads(call("train", "--data", toy_file, *options).stdout)
-    assert told["epochs"] == defaults.default_epochs(117, 32)
+    outcome = json.loads(call("train", "--data", toy_file, *options).stdout)
+    assert outcome["epochs"] == defaults.default_epochs(117, 32)
 
 
 def test_other_data_are_refused(run, toy_file, tmp_path):

@@ -162,13 +162,13 @@ def test_a_run_of_another_device_goes_on(toy_file):
     assert content["versions"]["device"] == "cpu"
     content["versions"] |= {"device": "Card", "backend": "triton", "compiler": None}
     checkpoint.save(runs.Path("run"), content, tensors)
-    told = call("train", "--resume", "run", "--epochs", 3, "--device", "cpu", "--json")
-    warnings = [line for line in told.stderr.splitlines() if "warning" in line]
+    outcome = call("train", "--resume", "run", "--epochs", 3, "--device", "cpu", "--json")
+    warnings = [line for line in outcome.stderr.splitlines() if "warning" in line]
     assert warnings == [
         "noprop: warning: device was Card (backend triton), is cpu (backend cpu): the algorithm "
         "is the same; from here on the bits may differ"
     ]
-    assert json.loads(told.stdout)["device"] == "cpu"
+    assert json.loads(outcome.stdout)["device"] == "cpu"
 
 
 def test_a_run_goes_where_it_is_asked_to(toy_file, tmp_path, monkeypatch):
@@ -202,9 +202,9 @@ def test_no_memory_in_the_middle_leaves_a_run_that_goes_on(toy_file, monkeypatch
         return train_steps(self, *args, **options)
 
     monkeypatch.setattr(noprop.model.nk.OutputHead, "train_steps", refuse)
-    told = call("train", "--data", toy_file, *QUICK, "--out", "run", code=1).stderr
-    assert "noprop: error: train: no memory on cuda:0, nothing was changed" in told
-    assert "--batch-size" in told and "--blocks-per-launch" in told and "--resume" in told
+    outcome = call("train", "--data", toy_file, *QUICK, "--out", "run", code=1).stderr
+    assert "noprop: error: train: no memory on cuda:0, nothing was changed" in outcome
+    assert "--batch-size" in outcome and "--blocks-per-launch" in outcome and "--resume" in outcome
     progress = checkpoint.load_content(runs.Path("run"))["training"]["progress"]
     assert (progress["block_steps"], progress["head_steps"]) == (5, 7)
     monkeypatch.setattr(noprop.model.nk.OutputHead, "train_steps", train_steps)
@@ -300,7 +300,7 @@ def test_training_leaves_the_device_once_a_call_for_its_losses(stub, toy, new_mo
         monkeypatch.setattr(part, "train_steps", losses_of(part.train_steps))
     calls = []
     progress = noprop.fit(
-        model, *toy, epochs=2, batch_size=32, on_call=lambda *told: calls.append(told)
+        model, *toy, epochs=2, batch_size=32, on_call=lambda *outcome: calls.append(outcome)
     )
     assert progress.epoch == 2 and len(reads) == len(calls)
 

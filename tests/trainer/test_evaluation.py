@@ -24,7 +24,7 @@ def test_figures_by_their_definitions(toy, new_model):
     x, y = toy
     trained = new_model()
     noprop.fit(trained, x, y, epochs=2, batch_size=32)  # unsure yet, so that every draw counts
-    told = noprop.evaluate(trained, x, y)
+    outcome = noprop.evaluate(trained, x, y)
     features, S, T = trained.features(x), 5, trained.blocks.T
     schedule = trained.blocks.goal.schedule
 
@@ -54,17 +54,17 @@ def test_figures_by_their_definitions(toy, new_model):
         paper.append(right(trained.read(z), y))
         last.append(right(logits, y))
     near = {"abs": 1.5 / len(x)}  # a row on the border between classes may fall on either side
-    assert told.test_accuracy == pytest.approx(answer, **near)
-    assert told.test_accuracy == right(trained.predict(x).scores, y)
-    assert told.accuracy_per_block == pytest.approx(quiet, **near)
-    assert told.accuracy_last_block == told.accuracy_per_block[-1]
-    assert told.accuracy_alone == pytest.approx(alone, **near)
-    assert told.paper_accuracy == pytest.approx(sum(paper) / S, **near)
-    assert told.paper_accuracy_std == pytest.approx(torch.tensor(paper).std().item(), abs=0.01)
-    assert told.paper_accuracy_last_block == pytest.approx(sum(last) / S, **near)
-    assert (told.samples, told.rows) == (5, len(x))
-    assert all(0.4 < value < 0.95 for value in told.accuracy_alone)
-    assert told.paper_accuracy != told.test_accuracy
+    assert outcome.test_accuracy == pytest.approx(answer, **near)
+    assert outcome.test_accuracy == right(trained.predict(x).scores, y)
+    assert outcome.accuracy_per_block == pytest.approx(quiet, **near)
+    assert outcome.accuracy_last_block == outcome.accuracy_per_block[-1]
+    assert outcome.accuracy_alone == pytest.approx(alone, **near)
+    assert outcome.paper_accuracy == pytest.approx(sum(paper) / S, **near)
+    assert outcome.paper_accuracy_std == pytest.approx(torch.tensor(paper).std().item(), abs=0.01)
+    assert outcome.paper_accuracy_last_block == pytest.approx(sum(last) / S, **near)
+    assert (outcome.samples, outcome.rows) == (5, len(x))
+    assert all(0.4 < value < 0.95 for value in outcome.accuracy_alone)
+    assert outcome.paper_accuracy != outcome.test_accuracy
 
 
 def test_without_a_head_only_the_papers_figures_are_missing(toy, new_model):
@@ -129,8 +129,8 @@ def test_batching_changes_no_figure(toy, new_model, monkeypatch):
 def test_one_block(toy, new_model):
     model = new_model(T=1)
     noprop.fit(model, *toy, epochs=3, batch_size=32)
-    told = noprop.evaluate(model, *toy)
-    assert len(told.accuracy_per_block) == len(told.accuracy_alone) == 1
+    outcome = noprop.evaluate(model, *toy)
+    assert len(outcome.accuracy_per_block) == len(outcome.accuracy_alone) == 1
 
 
 def test_running_statistics_stay(toy):

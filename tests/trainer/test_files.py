@@ -18,9 +18,9 @@ TENSORS = {"weight": torch.ones(3, 4)}
 
 @pytest.fixture(autouse=True)
 def nothing_was_told():
-    errors.tell_once.cache_clear()
+    errors.notice_once.cache_clear()
     yield
-    errors.tell_once.cache_clear()
+    errors.notice_once.cache_clear()
 
 
 def lacking(code: int):
@@ -39,9 +39,9 @@ def test_a_file_system_that_lacks_a_call_saves_and_tells_it_once(
     for value in ("old", "new"):
         checkpoint.save(tmp_path, {"name": value}, TENSORS)
     assert checkpoint.load(tmp_path)[0]["name"] == "new"
-    told = capsys.readouterr().err.splitlines()
-    assert all("warning: this file system cannot" in line for line in told)
-    assert len(told) == len(set(told)) == (2 if call == "fsync" else 1)
+    outcome = capsys.readouterr().err.splitlines()
+    assert all("warning: this file system cannot" in line for line in outcome)
+    assert len(outcome) == len(set(outcome)) == (2 if call == "fsync" else 1)
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EIO", "EDQUOT", "EROFS"])

@@ -142,8 +142,8 @@ def test_repr_tells_shapes_and_parts(trained):
 
 
 def test_an_evaluation_takes_what_predict_takes(trained, toy):
-    told = noprop.evaluate(trained, toy[0].tolist(), toy[1], samples=1)
-    assert told == noprop.evaluate(trained, *toy, samples=1)
+    outcome = noprop.evaluate(trained, toy[0].tolist(), toy[1], samples=1)
+    assert outcome == noprop.evaluate(trained, *toy, samples=1)
 
 
 def test_bytes_and_floats_of_one_image_get_one_answer(trained, toy):

@@ -78,8 +78,8 @@ def test_mistakes_of_predict(table, tmp_path):
 
 def test_a_torch_program(table):
     x, _ = table
-    told = call("export", "run", "--torch", "run.pt2").stderr
-    assert "x (B, 3) float32 -> labels (B,), probs (B, 3)" in told
+    outcome = call("export", "run", "--torch", "run.pt2").stderr
+    assert "x (B, 3) float32 -> labels (B,), probs (B, 3)" in outcome
     files = {"classes.json": ""}
     program = torch.export.load("run.pt2", extra_files=files)
     assert tuple(json.loads(files["classes.json"])) == NAMES

@@ -80,12 +80,12 @@ def test_a_signal_between_two_steps_of_an_epoch(toy_file, monkeypatch):
     advance = runs.fit
 
     def interrupted(*args, on_call, **options):
-        def tell(progress, samples):
+        def watch(progress, samples):
             on_call(progress, samples)
             if progress.epoch == 1 and progress.block_steps == 2:
                 signal.raise_signal(signal.SIGTERM)
 
-        return advance(*args, on_call=tell, **options)
+        return advance(*args, on_call=watch, **options)
 
     monkeypatch.setattr(runs, "fit", interrupted)
     arguments = ("train", "--data", toy_file, *QUICK, "--epochs", 3, "--head", "paper")

@@ -94,13 +94,13 @@ def test_a_call_takes_a_power_of_two_of_steps_that_its_time_affords(monkeypatch)
 
 
 def test_losses_told_do_not_depend_on_the_cut(toy, new_model, monkeypatch):
-    told = []
+    outcome = []
     for seconds in (0.0, 10.0):
         monkeypatch.setattr(training, "CALL_SECONDS", seconds)
         epochs = []
         noprop.fit(new_model(), *toy, epochs=2, batch_size=B, on_epoch=epochs.append)
-        told.append(epochs)
-    for one, other in zip(*told, strict=True):
+        outcome.append(epochs)
+    for one, other in zip(*outcome, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-12)
         assert one.error == pytest.approx(other.error, rel=1e-12)
         assert one.lr == other.lr and one.skipped == other.skipped == [0, 0, 0]
@@ -134,19 +134,19 @@ def test_the_loss_is_the_mean_over_the_samples(toy, new_model, monkeypatch):
 
 def test_a_head_is_trained_where_there_is_one(toy, new_model):
     """The blocks' bits do not know of it, and without it an epoch is shorter."""
-    told = {}
+    outcome = {}
     for head in (True, False):
-        model, calls, told[head] = new_model(head=head), [], []
+        model, calls, outcome[head] = new_model(head=head), [], []
         noprop.fit(
             model,
             *toy,
             epochs=2,
             batch_size=B,
-            on_epoch=told[head].append,
+            on_epoch=outcome[head].append,
             on_call=lambda progress, samples, calls=calls: calls.append(samples),
         )
-        told[head] += [model.blocks.updates.tolist(), calls.count(0), model.tensors()]
-    (*with_head, updates, head_calls, state), (*without, same, none, blocks) = told.values()
+        outcome[head] += [model.blocks.updates.tolist(), calls.count(0), model.tensors()]
+    (*with_head, updates, head_calls, state), (*without, same, none, blocks) = outcome.values()
     assert updates == same == [10] * 3 and head_calls > 0 and none == 0
     assert [epoch.loss for epoch in with_head] == [epoch.loss for epoch in without]
     assert all(epoch.head_loss > 0 for epoch in with_head)
@@ -202,12 +202,12 @@ def test_losses_that_are_not_finite_are_counted_and_left_out(toy, new_model):
     noprop.fit(model, *toy, epochs=2, batch_size=B, nonfinite="skip", on_epoch=epochs.append)
     plain = []
     noprop.fit(new_model(), *toy, epochs=2, batch_size=B, on_epoch=plain.append)
-    for told, want in zip(epochs, plain, strict=True):
-        assert told.skipped == [0, 130, 0] and want.skipped == [0, 0, 0]
-        assert told.loss == [want.loss[0], None, want.loss[2]]
-        assert told.error == [want.error[0], None, want.error[2]]
-        assert told.head_loss == want.head_loss
-        json.dumps(asdict(told), allow_nan=False)
+    for outcome, want in zip(epochs, plain, strict=True):
+        assert outcome.skipped == [0, 130, 0] and want.skipped == [0, 0, 0]
+        assert outcome.loss == [want.loss[0], None, want.loss[2]]
+        assert outcome.error == [want.error[0], None, want.error[2]]
+        assert outcome.head_loss == want.head_loss
+        json.dumps(asdict(outcome), allow_nan=False)
 
 
 def test_a_head_whose_loss_is_not_finite_stops(toy, new_model):

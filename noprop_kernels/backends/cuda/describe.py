@@ -9,7 +9,7 @@ from ..gpu.tables import TableOptions, train_table
 from . import extension, placement, tiles
 from .context import Fields
 from .placement import Placement
-from .program import device_index, facts, room_for_groups, room_for_state
+from .program import device_index, properties_of, room_for_groups, room_for_state
 
 if TYPE_CHECKING:
     from ...stack.module import Stack
@@ -67,7 +67,7 @@ def placement_of(what: "Stack", batch: int) -> Placement:
         len(what.optimizer.moments) * tiles.weight_tile_entries(),
         room_for_state(module, device, what.precision),
         slice_bytes(what) + 4 * table.floats,
-        facts(module, device)["l2_bytes"],
+        properties_of(module, device)["l2_bytes"],
         clusters,
     )
 

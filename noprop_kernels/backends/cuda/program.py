@@ -17,7 +17,7 @@ from .stages import of_table
 
 
 @lru_cache(maxsize=16)
-def facts(module: Any, device: int) -> MappingProxyType[str, Any]:
+def properties_of(module: Any, device: int) -> MappingProxyType[str, Any]:
     return MappingProxyType(module.device(device))
 
 
@@ -25,13 +25,13 @@ def facts(module: Any, device: int) -> MappingProxyType[str, Any]:
 def thread_blocks(module: Any, device: int, precision: str, floats: int) -> int:
     """Thread blocks that the device runs at the same time, one on each multiprocessor."""
     held = module.resident_blocks(device, precision, floats)
-    return min(held, facts(module, device)["multiprocessors"])
+    return min(held, properties_of(module, device)["multiprocessors"])
 
 
 @lru_cache(maxsize=64)
 def room_for_state(module: Any, device: int, precision: str) -> int:
     """Floats of a thread block's shared memory that the kernel leaves free."""
-    return (facts(module, device)["shared_bytes"] - module.scratch_bytes(precision)) // 4
+    return (properties_of(module, device)["shared_bytes"] - module.scratch_bytes(precision)) // 4
 
 
 def device_index(device: torch.device) -> int:

@@ -48,5 +48,5 @@ def no_memory(op: str, call: Any, device: torch.device, error: BaseException) ->
         instead = "a smaller batch needs less"
         if at_once > 1:
             instead += f", and so does blocks_per_launch below {at_once}, with the same result"
-    told = ". ".join(str(error).split(". ")[:2])
-    return f"{op}: no memory on {device}, nothing was changed; {instead} ({told})"
+    cause = ". ".join(str(error).split(". ")[:2])
+    return f"{op}: no memory on {device}, nothing was changed; {instead} ({cause})"

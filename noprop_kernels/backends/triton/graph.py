@@ -21,7 +21,7 @@ from ..calls import TrainCall
 from ..gpu.memory import Workspace, stored
 from ..gpu.options import of_inputs
 from ..gpu.split import part_of
-from ..warn import tell
+from ..warn import warn_once
 from . import launch_options
 from .context import LaunchContext
 from .launch import run
@@ -144,7 +144,9 @@ def train_by_graph(
         try:
             graph = graph_of(call, context_of, capture, workspace)
         except torch.OutOfMemoryError:  # after earlier steps of the same call
-            tell("no memory for a CUDA graph; plain launches run instead, with the same results")
+            warn_once(
+                "no memory for a CUDA graph; plain launches run instead, with the same results"
+            )
             launch_steps(call, context_of(call, workspace))
             return
         cache.workspaces[stream] = workspace

@@ -14,7 +14,7 @@ from noprop_kernels.backends import dispatch
 from .. import data, report, strict_json
 from ..datasets.dataset import Dataset
 from ..devices import Device, pick_device
-from ..errors import InputError, tell, train_extra
+from ..errors import InputError, notice, train_extra
 from ..runs import Run, Settings, Split
 
 with train_extra():
@@ -45,7 +45,7 @@ def load_data(settings: Settings | SimpleNamespace, data_dir: Path | None) -> Da
     return data.load(
         settings.data,
         data_dir,
-        tell,
+        notice,
         label=settings.label,
         labels=settings.labels,
     )

@@ -13,7 +13,7 @@ def run(options: SimpleNamespace) -> None:
     place = common.place_of(options)
     run, _ = Run.load(options.folder, options.backend, place.device)
     content, split = common.data_of(run, options, moved=options.data is not None)
-    where = place.told(run.model)
+    where = place.describe(run.model)
     report.say(screen, f"{content.name}: {len(content.x_test):,} test rows, {where}")
     result = run.test(content, split, options.samples)
     common.show_result(screen, result, options.as_json)

@@ -8,7 +8,7 @@ import torch
 import typer
 
 from .. import loading
-from ..errors import extra, tell
+from ..errors import extra, notice
 from ..files import atomic_file
 from ..model import Model
 
@@ -40,7 +40,7 @@ def run(options: SimpleNamespace) -> None:
         with atomic_file(options.onnx) as file:
             file.write(program.model_proto.SerializeToString())
     kind = "bytes" if x.dtype == torch.uint8 else "float32"
-    tell(
+    notice(
         f"{options.onnx or options.torch}: x (B, {x.shape[1]}) {kind} -> labels (B,), "
         f"probs (B, {trained.blocks.M}); its classes are kept in it as JSON"
     )

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from ..console import forget
-from ..errors import InputError, tell
+from ..errors import InputError, notice
 from ..signals import Interrupted, handled, raised, status
 
 LESS_MEMORY = (
@@ -35,17 +35,17 @@ def execute(name: str, options: dict[str, Any]) -> None:
         raise
     except BrokenPipeError:  # `noprop predict | head`: the reader has all it wants
         forget(sys.stdout)
-        tell("the output was closed before its end")
+        notice("the output was closed before its end")
         raise typer.Exit(status(signal.SIGPIPE)) from None
     except (InputError, ImportError, OSError) as error:
         fail(str(error))
     except MemoryError as error:
         fail(f"{str(error) or 'no memory'}\nnoprop: {LESS_MEMORY}")
     except Interrupted as error:
-        tell("interrupted")
+        notice("interrupted")
         raise typer.Exit(status(error.number)) from None
     except KeyboardInterrupt:
-        tell("interrupted")
+        notice("interrupted")
         raise typer.Exit(status(signal.SIGINT)) from None
     except Exception as error:
         if any(text in str(error).lower() for text in OF_MEMORY):
@@ -56,7 +56,7 @@ def execute(name: str, options: dict[str, Any]) -> None:
 
 
 def fail(line: str) -> NoReturn:
-    tell(f"error: {line}")
+    notice(f"error: {line}")
     raise typer.Exit(1) from None
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from .. import loading
 from ..datasets.own import read_rows
-from ..errors import InputError, tell
+from ..errors import InputError, notice
 from ..files import atomic_file
 from ..model import Answer
 from . import common
@@ -28,7 +28,7 @@ def run(options: SimpleNamespace) -> None:
             f"{options.folder} was trained by a version that did not record what a row is: train "
             "it again, or ask Model.predict"
         )
-    answer = trained.predict(read_rows(options.file, trained.inputs, tell))
+    answer = trained.predict(read_rows(options.file, trained.inputs, notice))
     text = as_jsonl(answer) if (options.format or by_name) == "jsonl" else as_csv(answer)
     if options.out is None:
         sys.stdout.write(text)

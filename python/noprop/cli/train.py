@@ -15,7 +15,7 @@ from ..datasets import own
 from ..datasets.dataset import Dataset
 from ..defaults import default_epochs, default_weight_decay
 from ..devices import Device
-from ..errors import InputError, tell, train_extra
+from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
 from ..progress import display
@@ -43,7 +43,7 @@ def run(options: SimpleNamespace) -> None:
     place = common.place_of(options)
     folder, anew = options.resume or options.out, options.resume is None
     if options.resume is not None and killed_before_its_first_save(options.resume):
-        tell(f"{options.resume} holds nothing saved: it begins again")
+        notice(f"{options.resume} holds nothing saved: it begins again")
         anew = True
     screen = console(stderr=options.as_json)
     with ExitStack() as held:
@@ -56,7 +56,8 @@ def run(options: SimpleNamespace) -> None:
                 held.enter_context(locked(folder))
             run, content, split = resumed(options, place)
         run.model.blocks.blocks_per_launch = options.blocks_per_launch
-        where = place.told(run.model)  # raises where no backend runs, before anything is written
+        # raises where no backend runs, before anything is written
+        where = place.describe(run.model)
         report.say(screen, content.describe())
         if options.dry_run:
             report.say(screen, where)
@@ -170,7 +171,7 @@ def resumed(options: SimpleNamespace, place: Device) -> tuple[Run, Dataset, Spli
         run.settings = replace(run.settings, epochs=epochs)
     content, split = common.data_of(run, options, moved=on_command_line(options, "data"))
     for line in changes:
-        tell(f"warning: {line}; from here on the bits may differ")
+        notice(f"warning: {line}; from here on the bits may differ")
     return run, content, split
 
 
@@ -198,7 +199,7 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
                 stop=lambda: signal_number() > 0,
                 on_call=display_.advance,
                 on_epoch=display_.epoch,
-                say=tell,
+                say=notice,
                 nonfinite=options.on_nonfinite,
                 checkpoint_seconds=options.checkpoint_seconds,
             )
@@ -207,7 +208,7 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
     except ValueError as error:  # the blocks cannot be trained on these data
         raise InputError(str(error)) from error
     if not finished:
-        tell(f"interrupted in epoch {run.progress.epoch + 1} and saved; {go_on(run)}")
+        notice(f"interrupted in epoch {run.progress.epoch + 1} and saved; {go_on(run)}")
         raise typer.Exit(status(signal_number()))
 
 
@@ -221,7 +222,7 @@ def test(run: Run, content: Dataset, split: Split) -> None:
         run.result = run.test(content, split, SAMPLES)
         run.save()
     except Interrupted as error:
-        tell(f"interrupted in the test, trained and saved; {go_on(run)}")
+        notice(f"interrupted in the test, trained and saved; {go_on(run)}")
         raise typer.Exit(status(error.number)) from None
 
 

@@ -103,7 +103,7 @@ def without_storage(value: Tensor) -> Tensor:
     return value
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
@@ -117,11 +117,11 @@ def bits(module: nn.Module) -> dict[str, bytes]:
 
 
 class Surface(RuleBasedStateMachine):
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
 
     def __init__(self) -> None:
         super().__init__()
-        self.tell("--- new objects")
+        self.log("--- new objects")
         self.objects: dict[str, Any] = {
             "mlp": nk.DenoisingBlocks(PLANS["mlp"], GOAL, seed=[0, 1]),
             "norm": nk.DenoisingBlocks(PLANS["norm"], GOAL, embedding=ones(M, D)),
@@ -138,17 +138,17 @@ class Surface(RuleBasedStateMachine):
     def step(
         self, text: str, on: nn.Module | None, run: Callable[[], Any], allowed: tuple = WORDS
     ) -> Any:
-        self.tell(text)
+        self.log(text)
         before = {} if on is None else bits(on)
         try:
             result = run()
         except allowed as error:
-            self.tell(f"    {type(error).__name__}: {str(error)[:150]}")
+            self.log(f"    {type(error).__name__}: {str(error)[:150]}")
             after = {} if on is None else bits(on)
             for name, value in before.items():
                 assert after.get(name, value) == value, f"{text}: an error, and {name} moved"
             return None
-        self.tell("    done")
+        self.log("    done")
         return result
 
     def hostile(self, data: st.DataObject, name: str, value: Tensor) -> tuple[str, Any]:
@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="other sequences than CI's")
     options = parser.parse_args()
     # unbuffered: what a crash leaves must have the step that made it
-    Surface.tell = staticmethod(tell)
+    Surface.log = staticmethod(log)
     if options.seed is not None:
         from hypothesis import seed
 

@@ -32,15 +32,15 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_block_trains_in_the_memory_of_its_parts(build: Path) -> None:
-    told = json.loads(run(build / "train_one_block"))
-    assert told["same_bits"] and told["last_loss"] * 10 < told["first_loss"]
-    assert told["moments"] == 2 * told["weights"]
-    parts = sum(told[part] for part in ("program", "weights", "moments", "data", "workspace"))
+    outcome = json.loads(run(build / "train_one_block"))
+    assert outcome["same_bits"] and outcome["last_loss"] * 10 < outcome["first_loss"]
+    assert outcome["moments"] == 2 * outcome["weights"]
+    parts = sum(outcome[part] for part in ("program", "weights", "moments", "data", "workspace"))
     # the code's own pages take half of this; the gradients do not fit
-    assert parts < told["peak"] < parts + told["weights"]
+    assert parts < outcome["peak"] < parts + outcome["weights"]
 
 
 def test_kernels_match_plain_loops(build: Path) -> None:
-    told = json.loads(run(build / "kernels_match"))
-    assert told["failures"] == 0 and told["cases"] == 56 * len(told["worst"])
-    assert all(0 < worst < 1e-5 for worst in told["worst"].values())
+    outcome = json.loads(run(build / "kernels_match"))
+    assert outcome["failures"] == 0 and outcome["cases"] == 56 * len(outcome["worst"])
+    assert all(0 < worst < 1e-5 for worst in outcome["worst"].values())

@@ -54,8 +54,8 @@ def test_it_is_the_launch_s(recorder: Recorder, monkeypatch, name: str) -> None:
     assert place.layout == Layout(made["groups"], made["blocks"])
     updates = [stage for stage in made["stages"] if stage["kind"] == "update_weight"]
     assert place.tiles == sum(stage["tiles"] for stage in updates)
-    told = describe.weight_stages(blocks)
-    assert [stage["tiles"] for stage in told] == [stage["tiles"] for stage in updates]
+    outcome = describe.weight_stages(blocks)
+    assert [stage["tiles"] for stage in outcome] == [stage["tiles"] for stage in updates]
     held = 0
     for stage in updates:  # tile by tile, as they go round the thread blocks
         turns = [0] * made["blocks"]
@@ -82,8 +82,8 @@ def test_explain_prints_it_below_the_backend(kernels: ModuleType) -> None:
         make(optimizer=nk.SGD(lr=0.1))
     )
     head = nk.OutputHead(5, 5, goal=nk.DT(nk.NoiseSchedule.cosine(3)))
-    told = r"a step: 1 group of \d+ thread blocks?; moments of 1 of a slice's 1 weight tile in"
-    assert re.search(told, nk.explain(head))
+    outcome = r"a step: 1 group of \d+ thread blocks?; moments of 1 of a slice's 1 weight tile in"
+    assert re.search(outcome, nk.explain(head))
     with pytest.raises(ValueError, match="batch must be an integer of at least 1, got 0"):
         nk.explain(make(), batch=0)
 

@@ -41,8 +41,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def call(*args: object, code: int = 0) -> dict:
     result = CliRunner().invoke(cli.app, [*map(str, args), "--json"])
     assert result.exit_code == code, result.output
-    told = json.loads(result.stdout) if code == 0 else {}
-    return told | {"told": result.stderr}
+    outcome = json.loads(result.stdout) if code == 0 else {}
+    return outcome | {"stderr": result.stderr}
 
 
 def tensors(run: str) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def test_auto_takes_the_gpu_and_answers_as_the_cpu(data: str) -> None:
     ours, theirs = call(*train, "gpu"), call(*train, "cpu", "--device", "cpu")
     name = torch.cuda.get_device_name()
     assert (ours["device"], ours["backend"]) == (name, "triton")
-    assert f"on cuda:{torch.cuda.current_device()} ({name}), backend triton" in ours["told"]
+    assert f"on cuda:{torch.cuda.current_device()} ({name}), backend triton" in ours["stderr"]
     for key in ("test_accuracy", "accuracy_no_noise", "accuracy_last_block"):
         assert abs(ours[key] - theirs[key]) <= deviation(theirs[key], 1000), key
     gpu, cpu = tensors("gpu"), tensors("cpu")
@@ -74,7 +74,7 @@ def test_a_run_goes_on_on_the_other_device(data: str, first: str, second: str) -
     train = ["train", "--data", data, *SMALL, "--device", first, "--out"]
     call(*train, "moved", "--epochs", 4)
     moved = call("train", "--resume", "moved", "--epochs", 8, "--device", second)
-    lines = [line for line in moved["told"].splitlines() if "warning" in line]
+    lines = [line for line in moved["stderr"].splitlines() if "warning" in line]
     assert len(lines) == 1 and lines[0].count(torch.cuda.get_device_name()) == 1
     assert "the algorithm is the same; from here on the bits may differ" in lines[0]
     straight = call(*train, "straight", "--epochs", 8)
@@ -103,8 +103,8 @@ def test_a_saved_model_predicts_on_either(data: str) -> None:
 
 def test_a_gpu_that_is_not_there(data: str) -> None:
     count = torch.cuda.device_count()
-    told = call("train", "--data", data, "--device", f"cuda:{count}", code=2)["told"]
-    assert f"no GPU cuda:{count}" in told
+    outcome = call("train", "--data", data, "--device", f"cuda:{count}", code=2)["stderr"]
+    assert f"no GPU cuda:{count}" in outcome
 
 
 def test_a_call_of_the_loop_synchronises_once(monkeypatch) -> None:

@@ -24,7 +24,7 @@ SPILLED = 32  # bytes a thread at most
 SHARED = {"gfx942": 64 << 10}  # bytes; NVIDIA's smallest since sm_80 have 99 KiB
 
 
-def told(*arguments: str) -> list[dict]:
+def outcome(*arguments: str) -> list[dict]:
     """What the program found out."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -39,7 +39,7 @@ def test_warps_of_tuning_keep_the_matrix_instruction(kernels, target: str, preci
     static = {"sm_80": ["mma.sync"], "sm_90": ["wgmma"]}[target]
     for kernel in ("dense_kernel", "result_gradient_kernel"):
         for warps in launch_options.WARPS[kernel]:
-            products = [f for f in told(target, precision, str(warps)) if f["kernel"] == kernel]
+            products = [f for f in outcome(target, precision, str(warps)) if f["kernel"] == kernel]
             assert products and all(fact["matrix"] == static for fact in products), products
 
 
@@ -55,7 +55,7 @@ def test_warps_of_tuning_keep_the_matrix_instruction(kernels, target: str, preci
     ],
 )
 def test_kernels_compile(kernels, target: str, precision: str, capsys) -> None:
-    found = told(target, precision)
+    found = outcome(target, precision)
     # other numbers of slices and rows need no other code, several steps that of reading draws and
     # of losses that are not aligned
     again = {fact["kernel"] for fact in found if "again" in fact}

@@ -121,8 +121,8 @@ def test_every_op_is_told_at_once() -> None:
         flags.bitwise_or_(torch.tensor([bit], dtype=torch.int32))
     with pytest.raises(ValueError) as error:
         blocks.check()
-    told = str(error.value).splitlines()
-    assert [line.split(":")[0] for line in told[:2]] == [errors.TRAINING, "predict"]
+    outcome = str(error.value).splitlines()
+    assert [line.split(":")[0] for line in outcome[:2]] == [errors.TRAINING, "predict"]
 
 
 FUNCTIONS = {

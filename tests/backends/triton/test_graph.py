@@ -157,7 +157,7 @@ def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
     def refuse(call: TrainCall) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    warn.tell.cache_clear()
+    warn.warn_once.cache_clear()
     first = make()
     calls = [first, on_the_state_of(first, 1), on_the_state_of(first, 2)]
     plain = clone_call(first)
@@ -174,7 +174,7 @@ def test_where_a_graph_has_no_memory_plain_launches_do_the_same(
         assert torch.equal(done.out.loss, expected.out.loss)
     for (name, got), (_, expected) in zip(results(first), results(plain), strict=True):
         assert torch.equal(got, expected), name
-    warn.tell.cache_clear()
+    warn.warn_once.cache_clear()
 
 
 def test_an_object_s_graphs_share_a_workspace(kernels: ModuleType) -> None:

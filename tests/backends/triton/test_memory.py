@@ -41,16 +41,16 @@ def test_nothing_has_changed(kernels: ModuleType, op: str, monkeypatch) -> None:
     assert [value._version for value in blocks.state_dict().values()] == versions
 
 
-@pytest.mark.parametrize("blocks_per_launch, told", [(None, 3), (2, 2), (1, None)])
+@pytest.mark.parametrize("blocks_per_launch, most", [(None, 3), (2, 2), (1, None)])
 def test_what_needs_less_is_named(
-    kernels: ModuleType, blocks_per_launch, told, monkeypatch
+    kernels: ModuleType, blocks_per_launch, most, monkeypatch
 ) -> None:
     blocks = make(backend="triton", blocks_per_launch=blocks_per_launch)
     monkeypatch.setattr(memory.Workspace, "take", refuse)
     with pytest.raises(MemoryError, match="a smaller batch needs less") as error:
         blocks.train_step(*batch())
-    assert (f"blocks_per_launch below {told}" in str(error.value)) == (told is not None)
-    assert ("blocks_per_launch" in str(error.value)) == (told is not None)
+    assert (f"blocks_per_launch below {most}" in str(error.value)) == (most is not None)
+    assert ("blocks_per_launch" in str(error.value)) == (most is not None)
 
 
 def watched(monkeypatch) -> list[str]:

@@ -55,7 +55,7 @@ def as_on_a_gpu(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 def call(*args: object) -> dict:
     result = CliRunner().invoke(cli.app, [*map(str, args), "--json"])
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout) | {"told": result.stderr}
+    return json.loads(result.stdout) | {"stderr": result.stderr}
 
 
 def tensors(run: str) -> dict[str, torch.Tensor]:
@@ -77,7 +77,7 @@ def test_a_run_is_the_cpu_s_up_to_rounding(data: str, looks: None) -> None:
     ours = call(*train, "--backend", "triton", "--out", "triton")
     theirs = call(*train, "--backend", "cpu", "--out", "cpu")
     assert ours["backend"] == "triton" and ours["triton"] and ours["instruction_set"] is None
-    assert "on cpu (backend triton), " in ours["told"]
+    assert "on cpu (backend triton), " in ours["stderr"]
     assert_near("triton", "cpu")
     assert ours["test_accuracy"] == pytest.approx(theirs["test_accuracy"], abs=0.13)
     assert (ours["block_updates"], ours["head_updates"]) == (4, 8)
@@ -88,8 +88,8 @@ def test_a_run_goes_on_on_the_other_backend(data: str, kernels: ModuleType, monk
     train = ["train", "--data", data, *SMALL, "--device", "cpu"]
     for first, second in (("triton", "cpu"), ("cpu", "triton")):
         call(*train, "--epochs", 1, "--backend", first, "--out", first)
-        told = call("train", "--resume", first, "--epochs", 2, "--backend", second)["told"]
-        assert f"backend was {first}, is {second}; from here on the bits may differ" in told
+        outcome = call("train", "--resume", first, "--epochs", 2, "--backend", second)["stderr"]
+        assert f"backend was {first}, is {second}; from here on the bits may differ" in outcome
     call(*train, "--epochs", 2, "--backend", "cpu", "--out", "straight")
     for name in ("triton", "cpu"):
         assert_near(name, "straight")
@@ -119,9 +119,9 @@ def test_a_saved_model_predicts_on_either(data: str, kernels: ModuleType) -> Non
 
 def test_dry_run_counts_the_blocks_that_are_trained_at_once(data: str, kernels) -> None:
     train = ["train", "--data", data, *SMALL, "--device", "cpu", "--backend", "triton", "--dry-run"]
-    told = [call(*train), call(*train, "--blocks-per-launch", 1)]
-    assert [one["workers"] for one in told] == [2, 1]
-    assert [one["bytes"]["activations"] for one in told] == [2 * 4 * 16 * 18, 4 * 16 * 18]
+    outcome = [call(*train), call(*train, "--blocks-per-launch", 1)]
+    assert [one["workers"] for one in outcome] == [2, 1]
+    assert [one["bytes"]["activations"] for one in outcome] == [2 * 4 * 16 * 18, 4 * 16 * 18]
 
 
 class Spoiler(torch.nn.Module):
