@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 import noprop_kernels as nk
 
-from . import checkpoint, description
-from .description import Json, field
+from . import checkpoint, json_records
 from .errors import InputError
 from .inputs import InputFormat
+from .json_records import Json, field
 from .model import SAMPLER, Model
 from .normalisation import Normalisation
 
@@ -44,8 +44,8 @@ def from_checkpoint(
     """The model of a loaded checkpoint. Arguments and errors as `load`."""
     record = field(content, "model", dict)
     try:
-        plan = description.plan_from_json(field(record, "plan", dict))
-        goal = description.goal_from_json(field(record, "goal", dict))
+        plan = json_records.plan_from_json(field(record, "plan", dict))
+        goal = json_records.goal_from_json(field(record, "goal", dict))
         optimizers = field(record, "optimizers", dict)
         precision = {"blocks": "float32", "head": "float32"} | record.get("precision", {})
         if field(record, "sampler", dict) != SAMPLER:
@@ -54,7 +54,7 @@ def from_checkpoint(
             raise InputError(f"a saved model must have the blocks 1..{goal.T}, in this order")
         if "normalisation" not in record:
             raise InputError("a saved model must carry its normalisation, got nothing")
-        description.check_sizes(record, plan, goal.T, tensors)
+        json_records.check_sizes(record, plan, goal.T, tensors)
         normal, inputs = record["normalisation"], record.get("inputs")
         names = record.get("class_names")  # early models did not carry them
         embedding = tensors.get("blocks.W_embed")
@@ -62,7 +62,7 @@ def from_checkpoint(
             plan,
             goal,
             embedding=embedding,
-            optimizer=description.optimizer_from_json(optimizers.get("blocks")),
+            optimizer=json_records.optimizer_from_json(optimizers.get("blocks")),
             seed=int(tensors["blocks.seeds"][0]),
             precision=precision["blocks"],
             backend=backend,
@@ -74,7 +74,7 @@ def from_checkpoint(
                 field(record, "classes", int),
                 goal=goal,
                 embedding=embedding,
-                optimizer=description.optimizer_from_json(optimizers.get("head")),
+                optimizer=json_records.optimizer_from_json(optimizers.get("head")),
                 seed=int(tensors["head.seeds"][0]),
                 precision=precision["head"],
                 backend=backend,

@@ -13,9 +13,9 @@ import noprop_kernels as nk
 from noprop_kernels import functional
 from noprop_kernels.check import check_positive
 
-from . import checkpoint, description, export
-from .description import Json
+from . import checkpoint, export, json_records
 from .inputs import InputFormat
+from .json_records import Json
 from .normalisation import Normalisation
 
 Normalize = tuple[Tensor, Tensor]
@@ -301,8 +301,8 @@ class Model:
         """
         content = {
             "model": {
-                "plan": description.plan_to_json(self.blocks.plan),
-                "goal": description.goal_to_json(self.goal),
+                "plan": json_records.plan_to_json(self.blocks.plan),
+                "goal": json_records.goal_to_json(self.goal),
                 "order": list(self.blocks.held),
                 "sampler": SAMPLER,
                 "normalisation": None
@@ -313,7 +313,7 @@ class Model:
                 "encoder": self.encoder is not None,
                 "head": self.head is not None,
                 "optimizers": {
-                    name: description.optimizer_to_json(part.optimizer)
+                    name: json_records.optimizer_to_json(part.optimizer)
                     for name, part in self.learners.items()
                 },
                 "precision": {name: part.precision for name, part in self.learners.items()},

@@ -16,10 +16,10 @@ from . import checkpoint, metrics
 from .data import Dataset
 from .datasets.split import hold_out_classes
 from .defaults import LR
-from .description import Json, field
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .files import sweep
+from .json_records import Json, field
 from .loading import from_checkpoint
 from .model import Model
 from .normalisation import statistics
