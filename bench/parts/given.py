@@ -16,7 +16,7 @@ from ..problem.problem import Problem, Weights
 UPDATES = 5  # done already, so that the moments count
 GRADIENT = 1e-3  # size of the gradients that are given to `update`
 
-Once = Callable[[], Weights]
+PartCall = Callable[[], Weights]
 
 
 class Part(Contender):
@@ -34,7 +34,7 @@ class Part(Contender):
         threads: int,
         *,
         part: str,
-        make: "Callable[[Part], Once]",
+        make: "Callable[[Part], PartCall]",
         backend: str = "inductor",
     ) -> None:
         super().__init__(problem, threads)

@@ -15,7 +15,7 @@ import noprop_kernels as nk
 
 from ..contenders.rivals.step_compiled import adamw, rates
 from ..problem.problem import Weights
-from .given import GRADIENT, UPDATES, Once, Part
+from .given import GRADIENT, UPDATES, Part, PartCall
 
 MOVING = ("linear", "dense_update")  # whose results are weights
 
@@ -71,7 +71,7 @@ def wanted(given: Part) -> Weights:
     return adamw((w, m, v), layer.grads(), *rates(layer.lr, layer.weight_decay, UPDATES + 1))[0]
 
 
-def linear(given: Part) -> Once:
+def linear(given: Part) -> PartCall:
     layer = Layer(given)
     module = layer.module(nk.Linear(given.shape.F, given.shape.H, optimizer=layer.rule()))
     twin = torch.nn.Linear(given.shape.F, given.shape.H)
@@ -84,7 +84,7 @@ def linear(given: Part) -> Once:
     return once
 
 
-def eager_linear(given: Part) -> Once:
+def eager_linear(given: Part) -> PartCall:
     layer = Layer(given)
     module = layer.module(torch.nn.Linear(given.shape.F, given.shape.H))
     optimizer = layer.optimizer(module)
@@ -98,7 +98,7 @@ def eager_linear(given: Part) -> Once:
     return once
 
 
-def update(given: Part) -> Once:
+def update(given: Part) -> PartCall:
     layer = Layer(given)
     state = {f"{name}_m": value for name, value in layer.m.items()}
     state |= {f"{name}_v": value for name, value in layer.v.items()}
@@ -115,7 +115,7 @@ def update(given: Part) -> Once:
     return once
 
 
-def eager_update(given: Part) -> Once:
+def eager_update(given: Part) -> PartCall:
     layer = Layer(given)
     module = layer.module(torch.nn.Linear(given.shape.F, given.shape.H))
     optimizer, params = layer.optimizer(module), dict(module.named_parameters())
@@ -129,7 +129,7 @@ def eager_update(given: Part) -> Once:
     return once
 
 
-def compiled_update(given: Part, forward: bool = False) -> Once:
+def compiled_update(given: Part, forward: bool = False) -> PartCall:
     """The step written out in one compiled function, with the layer's forward for `linear`."""
     layer, done = Layer(given), UPDATES
 
@@ -152,7 +152,7 @@ def compiled_update(given: Part, forward: bool = False) -> Once:
     return once
 
 
-def dense(given: Part, how: str) -> Once:
+def dense(given: Part, how: str) -> PartCall:
     layer = Layer(given)
     run = {"ours": nk.functional.dense, "eager": F.linear, "compiled": given.compile(F.linear)}[how]
 
@@ -163,7 +163,7 @@ def dense(given: Part, how: str) -> Once:
     return once
 
 
-def loss(given: Part, how: str) -> Once:
+def loss(given: Part, how: str) -> PartCall:
     """Losses of the first block's rows, and their gradient."""
     module, u_y = nk.DenoisingLoss(), given.u_y
 
@@ -185,7 +185,7 @@ def loss(given: Part, how: str) -> Once:
     return once
 
 
-LAYERS: dict[str, dict[str, Callable[[Part], Once]]] = {
+LAYERS: dict[str, dict[str, Callable[[Part], PartCall]]] = {
     "linear": {
         "ours": linear,
         "eager": eager_linear,

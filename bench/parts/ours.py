@@ -9,7 +9,7 @@ from noprop_kernels.results import Gradients
 
 from ..contenders.ours import Ours
 from ..problem.problem import Weights
-from .given import UPDATES, Once, Part
+from .given import UPDATES, Part, PartCall
 
 
 class OurPart:
@@ -58,7 +58,7 @@ class OurPart:
         return call
 
 
-def draw(given: Part) -> Once:
+def draw(given: Part) -> PartCall:
     our, eps = OurPart(given), torch.empty_like(given.z)
     call = calls.AddNoiseCall(our.noise(), our.noising, our.embedding, our.y, None, eps)
 
@@ -69,12 +69,12 @@ def draw(given: Part) -> Once:
     return once
 
 
-def noise(given: Part) -> Once:
+def noise(given: Part) -> PartCall:
     blocks = OurPart(given).blocks
     return lambda: {"z": blocks.add_noise(given.y)}
 
 
-def forward(given: Part) -> Once:
+def forward(given: Part) -> PartCall:
     blocks = OurPart(given).blocks
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ def forward(given: Part) -> Once:
     return once
 
 
-def head(given: Part) -> Once:
+def head(given: Part) -> PartCall:
     our, loss, d_logits = OurPart(given), torch.empty(given.shape.T), torch.empty_like(given.logits)
     call = calls.HeadCall(
         our.objective, our.embedding, our.y, given.logits, None, loss, None, d_logits
@@ -97,7 +97,7 @@ def head(given: Part) -> Once:
     return once
 
 
-def backward(given: Part) -> Once:
+def backward(given: Part) -> PartCall:
     blocks = OurPart(given).blocks
     logits, params = blocks.forward(given.x, given.z), dict(blocks.named_parameters())
     leaves = list(params.values())
@@ -109,7 +109,7 @@ def backward(given: Part) -> Once:
     return once
 
 
-def update(given: Part) -> Once:
+def update(given: Part) -> PartCall:
     our = OurPart(given)
     T, B = given.shape.T, given.shape.B
     losses, applied = torch.ones(T), torch.ones(T, dtype=torch.bool)
@@ -122,7 +122,7 @@ def update(given: Part) -> Once:
     return once
 
 
-def backend_update(given: Part) -> Once:
+def backend_update(given: Part) -> PartCall:
     our = OurPart(given)
     apply = torch.ones(given.shape.T, dtype=torch.bool)
     call = calls.UpdateCall(our.slices, given.grads, apply, our.rule)
@@ -134,7 +134,7 @@ def backend_update(given: Part) -> Once:
     return once
 
 
-def backward_update(given: Part) -> Once:
+def backward_update(given: Part) -> PartCall:
     """The backward of one forward again and again, which stays valid: only weights move."""
     our = OurPart(given)
     saved, applied = our.forward(given).saved, torch.empty(given.shape.T, dtype=torch.bool)

@@ -10,15 +10,15 @@ from torch import Tensor
 from ..contenders.rivals import stacked
 from ..contenders.rivals.step_compiled import activations, adamw, backward, copy_state, head, rates
 from ..problem.problem import Weights
-from .given import UPDATES, Once, Part
+from .given import UPDATES, Part, PartCall
 
 
-def torch_draw(given: Part) -> Once:
+def torch_draw(given: Part) -> PartCall:
     generator, eps = torch.Generator().manual_seed(0), torch.empty_like(given.z)
     return lambda: {"eps": eps.normal_(generator=generator)}
 
 
-def torch_noise(given: Part, compiled: bool = False) -> Once:
+def torch_noise(given: Part, compiled: bool = False) -> PartCall:
     shape, embedding = given.z.shape, given.embedding
 
     def mix(y: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def torch_noise(given: Part, compiled: bool = False) -> Once:
     return lambda: {"z": work(given.y)}
 
 
-def torch_forward(given: Part, compiled: bool = False) -> Once:
+def torch_forward(given: Part, compiled: bool = False) -> PartCall:
     work: Any = partial(stacked.forward, shared=True)
     work = given.compile(work) if compiled else work
 
@@ -39,7 +39,7 @@ def torch_forward(given: Part, compiled: bool = False) -> Once:
     return once
 
 
-def eager_head(given: Part) -> Once:
+def eager_head(given: Part) -> PartCall:
     def once() -> Weights:
         logits = given.logits.detach().requires_grad_()
         losses = stacked.losses_of(logits, given.u_y, given.problem.weight)
@@ -49,7 +49,7 @@ def eager_head(given: Part) -> Once:
     return once
 
 
-def compiled_head(given: Part) -> Once:
+def compiled_head(given: Part) -> PartCall:
     work = given.compile(head)
 
     def once() -> Weights:
@@ -65,7 +65,7 @@ def eager_graph(given: Part, params: Weights) -> Tensor:
     return stacked.forward(leaves, given.x, given.z, shared=True)
 
 
-def eager_backward(given: Part) -> Once:
+def eager_backward(given: Part) -> PartCall:
     logits, params = eager_graph(given, given.params), given.params
     leaves = list(params.values())
 
@@ -76,13 +76,13 @@ def eager_backward(given: Part) -> Once:
     return once
 
 
-def compiled_backward(given: Part) -> Once:
+def compiled_backward(given: Part) -> PartCall:
     saved, _ = activations(given.params, given.x, given.z, shared=True)
     work = given.compile(backward)
     return lambda: work(given.params, saved, given.d_logits)
 
 
-def torch_update(given: Part, **how: bool) -> Once:
+def torch_update(given: Part, **how: bool) -> PartCall:
     params, grads = stacked.split(given.problem.weights), stacked.split(given.grads)
     optimizer = given.optimizer(params, **how)
     for owner, grad in zip(optimizer.param_groups[0]["params"], grads.values(), strict=True):
@@ -95,7 +95,7 @@ def torch_update(given: Part, **how: bool) -> Once:
     return once
 
 
-def compiled_update(given: Part) -> Once:
+def compiled_update(given: Part) -> PartCall:
     grads = stacked.split(given.grads)
 
     def update(state, rate, keep, correction):
@@ -104,7 +104,7 @@ def compiled_update(given: Part) -> Once:
     return stateful(given, given.compile(update))
 
 
-def stateful(given: Part, work: Callable[..., None]) -> Once:
+def stateful(given: Part, work: Callable[..., None]) -> PartCall:
     """Calls work(state, *rates) with the rates of each next update."""
     state, done = given.state(), UPDATES
 
@@ -118,7 +118,7 @@ def stateful(given: Part, work: Callable[..., None]) -> Once:
     return once
 
 
-def eager_backward_update(given: Part) -> Once:
+def eager_backward_update(given: Part) -> PartCall:
     params = stacked.split(given.problem.weights)
     logits = eager_graph(given, params)
     # autograd does not notice what moves `.data`, so that its graph stays valid as ours does
@@ -136,7 +136,7 @@ def eager_backward_update(given: Part) -> Once:
     return once
 
 
-def compiled_backward_update(given: Part) -> Once:
+def compiled_backward_update(given: Part) -> PartCall:
     saved, _ = activations(given.params, given.x, given.z, shared=True)
 
     def update(state, *now):

@@ -32,10 +32,10 @@ from ..suites.run import run
 from ..suites.suite import Suite
 from . import ours, rivals
 from .check import check_part
-from .given import Once, Part
+from .given import Part, PartCall
 from .layers import LAYERS
 
-PARTS: dict[str, dict[str, Callable[[Part], Once]]] = {
+PARTS: dict[str, dict[str, Callable[[Part], PartCall]]] = {
     "draw": {"ours_backend": ours.draw, "torch_generator": rivals.torch_draw},
     "noise": {
         "ours": ours.noise,

@@ -22,7 +22,7 @@ from ..report.tables import aligned, neighbour_rows
 from .check import check_steps
 from .rounds import MIN_ROUNDS, quantiles, sample
 from .run import TRAINING, run
-from .suite import Field, Suite
+from .suite import Lineup, Suite
 
 NAMES = ("ours", "step_compiled", "stacked_shared", "sequential")
 SPIN = "while True:\n    pass"
@@ -59,7 +59,7 @@ def ideal_slowdown(threads: int, cores: int) -> float:
     return max(1.0, threads / (cores - 0.5))
 
 
-def measure(field: Field, suite: Suite, rounds: int, end: float) -> list[Line]:
+def measure(lineup: Lineup, suite: Suite, rounds: int, end: float) -> list[Line]:
     """Pairs of samples, and a line for each contender and K."""
     core = max(os.sched_getaffinity(0))
     pairs: dict[tuple[str, int], list[tuple[float, float]]] = {}
@@ -70,15 +70,15 @@ def measure(field: Field, suite: Suite, rounds: int, end: float) -> list[Line]:
             found: dict[tuple[str, int], dict[bool, float]] = {}
             for busy in (False, True) if number % 2 else (True, False):
                 beside.spin(busy)
-                for i in range(len(field.running)):
-                    turn = field.running[(i + number) % len(field.running)]
+                for i in range(len(lineup.checked)):
+                    turn = lineup.checked[(i + number) % len(lineup.checked)]
                     for K in turn.samples:
-                        indices = field.problem.indices(K, seed=100 + number)
+                        indices = lineup.problem.indices(K, seed=100 + number)
                         times = found.setdefault((turn.name, K), {})
                         times[busy] = sample(turn.contender, indices)
             for key, times in found.items():
                 pairs.setdefault(key, []).append((times[False], times[True]))
-    return [line_of(field.base, *key, found) for key, found in pairs.items()]
+    return [line_of(lineup.base, *key, found) for key, found in pairs.items()]
 
 
 def line_of(base: Line, name: str, K: int, pairs: Sequence[tuple[float, float]]) -> Line:

@@ -10,7 +10,7 @@ from ..contenders.contender import Contender
 from ..machine import gpu, host
 from ..problem.problem import Problem
 from ..report.lines import Line
-from .suite import Field, Running, Suite
+from .suite import Checked, Lineup, Suite
 
 SINGLE_CALLS = 10  # calls of K = 1 in one sample
 MIN_ROUNDS = 3
@@ -29,24 +29,24 @@ def sample(contender: Contender, indices: Tensor) -> float:
     return (time.perf_counter() - begin) / (calls * K) * 1e3
 
 
-def time_rounds(running: Sequence[Running], problem: Problem, rounds: int, end: float) -> None:
+def time_rounds(checked: Sequence[Checked], problem: Problem, rounds: int, end: float) -> None:
     """Fills `samples`: every contender once a round, each round starting with another one."""
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.perf_counter() > end:
             break
-        for i in range(len(running)):
-            turn = running[(i + number) % len(running)]
+        for i in range(len(checked)):
+            turn = checked[(i + number) % len(checked)]
             for K, samples in turn.samples.items():
                 samples.append(sample(turn.contender, problem.indices(K, seed=100 + number)))
 
 
-def measure_rounds(field: Field, suite: Suite, rounds: int, end: float) -> list[Line]:
+def measure_rounds(lineup: Lineup, suite: Suite, rounds: int, end: float) -> list[Line]:
     """The rounds, and a result line for each contender and K."""
-    time_rounds(field.running, field.problem, rounds, end)
+    time_rounds(lineup.checked, lineup.problem, rounds, end)
     # a shared machine can be slow for a moment, and a share of that peak would be too high
-    again = measured_rates(field.problem, field.base["threads"])
-    base = field.base | {name: max(rate, field.base[name]) for name, rate in again.items()}
-    return [line for turn in field.running for line in lines_of(turn, field.problem, base)]
+    again = measured_rates(lineup.problem, lineup.base["threads"])
+    base = lineup.base | {name: max(rate, lineup.base[name]) for name, rate in again.items()}
+    return [line for turn in lineup.checked for line in lines_of(turn, lineup.problem, base)]
 
 
 def measured_rates(problem: Problem, threads: int) -> dict[str, float]:
@@ -56,7 +56,7 @@ def measured_rates(problem: Problem, threads: int) -> dict[str, float]:
     return host.rates(threads, problem.shape.state_bytes)
 
 
-def lines_of(turn: Running, problem: Problem, base: Line) -> list[Line]:
+def lines_of(turn: Checked, problem: Problem, base: Line) -> list[Line]:
     """One result line for each K."""
     contender = turn.contender
     step_bytes = contender.step_bytes(problem.indices(1, seed=3))

@@ -41,13 +41,13 @@ from ..report.lines import Line
 from . import command
 from .check import check_steps
 from .rounds import MIN_ROUNDS, measure_rounds, measured_rates
-from .suite import Field, Running, Suite
+from .suite import Checked, Lineup, Suite
 
 WARM_CALLS = 3  # on a GPU: plain launches, a capture, a replay
 QUICK_SECONDS = 45.0  # for a shape, checks included, after which rounds end
 
 
-def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Running:
+def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Checked:
     """Makes and checks a contender; raises what stops it."""
     contender = entry.make(problem, threads)
     try:
@@ -62,18 +62,18 @@ def start(entry: Entry, problem: Problem, threads: int, suite: Suite) -> Running
             for call in range(WARM_CALLS):
                 contender.steps(problem.indices(K, seed=50 + call))
         gpu.synchronize(problem.device)
-    return Running(entry.name, contender, compile_seconds, samples)
+    return Checked(entry.name, contender, compile_seconds, samples)
 
 
 @contextmanager
-def field_of(
+def lineup_of(
     name: str,
     threads: int,
     suite: Suite,
     entries: Sequence[Entry],
     precision: str,
     end: float = float("inf"),
-) -> Iterator[Field]:
+) -> Iterator[Lineup]:
     """Checked contenders of one shape, closed at the end; on a GPU none starts late."""
     torch.set_num_threads(threads)
     torch.compiler.reset()  # the number of threads is built into compiled code
@@ -89,7 +89,7 @@ def field_of(
         f"copy {base['copy_gb_s']:.0f} GB/s, of a state's size {base['state_gb_s']:.0f} GB/s",
         flush=True,
     )
-    field = Field(problem, base, [], [])
+    lineup = Lineup(problem, base, [], [])
     try:
         if suite.device != "cpu":
             gpu.set_precision(precision)
@@ -99,19 +99,19 @@ def field_of(
             try:
                 if suite.device != "cpu" and time.perf_counter() > end:
                     raise Late("the shape's time was over before its turn")
-                field.running.append(start(entry, problem, threads, suite))
-                maths = field.running[-1].contender.maths
+                lineup.checked.append(start(entry, problem, threads, suite))
+                maths = lineup.checked[-1].contender.maths
                 print(f"  {entry.name} ({maths}): correct", flush=True)
             except Exception as error:
-                field.passed = field.passed and not mistaken(error, entry)
+                lineup.passed = lineup.passed and not mistaken(error, entry)
                 text = traceback.format_exception_only(error)[-1].strip()
                 print(f"  {entry.name}: not timed: {text}", flush=True)
-                field.failed.append(base | {"contender": entry.name, "error": text})
-        yield field
+                lineup.failed.append(base | {"contender": entry.name, "error": text})
+        yield lineup
     finally:
-        for turn in field.running:
+        for turn in lineup.checked:
             turn.contender.close()
-        field.running.clear()
+        lineup.checked.clear()
         torch.set_float32_matmul_precision(before)
         gc.collect()
         if suite.device == "cuda":
@@ -158,9 +158,9 @@ def run(suite: Suite, arguments: Sequence[str] | None) -> int:
         for threads in options.threads:
             for name in options.shape:
                 end = time.perf_counter() + seconds
-                with field_of(name, threads, suite, entries, precision, end) as field:
-                    lines = field.failed + suite.measure(field, suite, options.rounds, end)
-                passed = passed and field.passed
+                with lineup_of(name, threads, suite, entries, precision, end) as lineup:
+                    lines = lineup.failed + suite.measure(lineup, suite, options.rounds, end)
+                passed = passed and lineup.passed
                 print(suite.table(lines), flush=True)
                 command.append(options.out, lines)
     return 0 if passed else 1

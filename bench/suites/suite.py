@@ -1,4 +1,4 @@
-"""The records of a suite, its field, and contenders that passed their check."""
+"""The records of a suite, its line-up, and contenders that passed their check."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..report.tables import plain_table
 
 
 @dataclass
-class Running:
+class Checked:
     """A contender that passed its check, and its samples: milliseconds a step, by K."""
 
     name: str
@@ -21,20 +21,20 @@ class Running:
 
 
 @dataclass
-class Field:
+class Lineup:
     """The contenders of one shape at one number of threads, ready to be timed.
 
     Args:
         problem: their problem.
         base: the common part of their result lines.
-        running: those that passed their check.
+        checked: those that passed their check.
         failed: a line for each of the others.
         passed: whether none of those was wrong.
     """
 
     problem: Problem
     base: Line
-    running: list[Running]
+    checked: list[Checked]
     failed: list[Line]
     passed: bool = True
 
@@ -50,7 +50,7 @@ class Suite:
         quick_shapes: the names of a quick run.
         Ks: steps a call.
         check: raises unless a new contender is right; returns its calls' seconds, the first first.
-        measure: (field, suite, rounds, deadline) to result lines.
+        measure: (lineup, suite, rounds, deadline) to result lines.
         table: of those lines, to print.
         kind: of the result lines, where they are not to be compared with those of `bench run`.
         precisions: those that --precision offers.
@@ -67,7 +67,7 @@ class Suite:
     quick_shapes: Sequence[str]
     Ks: Sequence[int]
     check: Callable[[Contender], list[float]]
-    measure: "Callable[[Field, Suite, int, float], list[Line]]"
+    measure: "Callable[[Lineup, Suite, int, float], list[Line]]"
     table: Callable[[Sequence[Line]], str] = plain_table
     kind: str | None = None
     precisions: Sequence[str] = ("float32",)
