@@ -25,7 +25,7 @@ enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 }; /* inputs, p
 
 typedef enum {
   NOPROP_OK = 0,
-  NOPROP_STOPPED = 1,   /* poll asked for it; each slice stands at its own `draws` */
+  NOPROP_STOPPED = 1,   /* poll asked for it; each slice is at its own `draws` */
   NOPROP_NO_MEMORY = 2, /* nothing was written */
   NOPROP_BAD_LABEL =
       3, /* where: position among the labels, value: the label; nothing was written */
@@ -116,7 +116,7 @@ typedef struct {
   int64_t rows; /* of the whole batch */
 } NopropObjective;
 
-/* Where eps is drawn. block and draw: data[k * stride_k + i * stride_slice]. */
+/* The address of eps. block and draw are data[k * stride_k + i * stride_slice]. */
 typedef struct {
   const int64_t *draw, *block;
   int64_t draw_stride_k, draw_stride_slice, block_stride_k, block_stride_slice;
@@ -173,8 +173,8 @@ typedef struct {
   float* d_W_embed;          /* (n, M, D) or null */
 } NopropTrainOut;
 
-/* K steps of every slice. rule.kind NOPROP_NONE writes gradients and changes no state. z null:
- * drawn; else (n, B, width). */
+/* K steps of every slice. rule.kind NOPROP_NONE writes gradients and changes no state. z is (n, B,
+ * width), or null to be drawn. */
 NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
                               const NopropNoising* noising, const NopropObjective* objective,
                               const NopropEmbedding* embedding, const NopropInput* inputs,
@@ -251,10 +251,10 @@ int32_t noprop_isa_used(void);
 int32_t noprop_set_isa(const char* name);
 /* Processors that this process may use: affinity and cgroup quota. */
 int32_t noprop_processors(void);
-/* Of `wanted` threads for a call, those that the system grants; a call does with them. */
+/* The threads that the system grants of `wanted` ones; a call makes do with them. */
 int32_t noprop_threads(int32_t wanted);
 /* Multiply-adds in registers on each of `threads` threads; returns the billions of operations done:
- * what the machine's peak is measured with. */
+ * they measure the machine's peak. */
 double noprop_fma_gflop(int32_t threads, int64_t rounds);
 
 #ifdef __cplusplus

@@ -41,7 +41,7 @@ bool runs_here([[maybe_unused]] const Isa& isa) {
   if (std::strcmp(isa.name, "avx2") == 0)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  return true;  // what every processor of this architecture has
+  return true;  // every processor of this architecture has the others
 }
 
 int32_t best_isa() {
@@ -68,7 +68,7 @@ NopropResult check_indices(const int64_t* indices, int64_t count, int64_t rows) 
   return kFine;
 }
 
-// labels, after their indices; n slices whose stride may be 0
+// checks the indices, then the labels; the slices' stride may be 0
 NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B, int64_t M) {
   if (y.indices) {
     const int64_t count = K * y.replicas * B;
@@ -88,7 +88,7 @@ NopropResult check_labels(const NopropLabels& y, int64_t K, int64_t n, int64_t B
   return kFine;
 }
 
-// features that the call will read, all finite? Rows are checked in parallel.
+// Checks that all features that the call will read are finite, rows in parallel.
 NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int64_t K, int64_t n,
                          int64_t B, Host& host) {
   if (input.dtype == NOPROP_UINT8) return kFine;
@@ -229,7 +229,8 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
                                 const NopropInput* inputs, int64_t B, int32_t training,
                                 const NopropHost* caller) {
   const NopropPlan& plan = *slices->plan;
-  // rows are independent unless batch statistics bind them; what is saved is saved whole
+  // rows are independent without batch statistics; saved results have one layout for the whole
+  // batch
   const int64_t piece = training || saved ? B : 256;
   const int64_t pieces = (B + piece - 1) / piece;
   const int64_t slice_bytes = isa().saved_bytes(&plan, B);
@@ -346,7 +347,7 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   std::vector<Crew> crews(static_cast<size_t>(size > 1 ? count : 0),
                           Crew{.size = size, .yield = [] { sched_yield(); }});
   const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
-    // the members of a crew are there for each other
+    // a member of a crew does not stop early, since the others wait for it
     if (!host.go_on(worker.id) && team.size == 1) return;
     Crew alone;
     Crew& crew = team.size > 1 ? crews[static_cast<size_t>(at)] : alone;

@@ -1,10 +1,10 @@
-// Compiled once per instruction set, NOPROP_ISA being its name: everything above in one unit,
-// behind one table.
+// This unit is compiled once for each instruction set, whose name is NOPROP_ISA. It has all passes
+// and kernels, behind one table.
 #include "cpu/isa.h"
 
 #include "cpu/passes/predict.h"
 
-// flags that outside_flags.cmake did not see, as those of a compiler's own files
+// These catch flags that outside_flags.cmake did not see, such as those of a compiler's own files.
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
     defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
 #error "this compiler is set to inexact floating point: -ffast-math or a part of it"
@@ -65,8 +65,8 @@ inline double fma_gflop(int64_t rounds) {
 extern const Isa NOPROP_NAME(NOPROP_ISA);
 
 #if defined(__AVX512BF16__)
-// Products of pairs are this unit's. Everything else, plans in float32 among it, is the other
-// unit's, compiled there once, of the same instructions.
+// This unit has the products of pairs. The avx512 unit has all else, float32 plans included: it is
+// compiled once, for the same instructions.
 extern const Isa k_avx512;
 
 namespace {

@@ -1,5 +1,5 @@
-// What a unit compiled for one instruction set offers, and what its functions share with the code
-// around them.
+// The functions that a unit compiled for one instruction set offers, and the structs that they
+// share with the code around them.
 #pragma once
 
 #include "noprop.h"
@@ -12,14 +12,15 @@ constexpr int64_t bytes_of(int32_t dtype) {
   return dtype == NOPROP_FLOAT32 ? 4 : dtype == NOPROP_BFLOAT16 ? 2 : 1;
 }
 
-// Threads that do a slice's work together, each its part of every stage, a barrier between stages.
+// Threads that do a slice's work together. Each does its part of every stage, and they meet at a
+// barrier between stages.
 struct Team {
   int32_t rank = 0, size = 1;
-  void (*wait)(void*) = nullptr;  // until all have called it
+  void (*wait)(void*) = nullptr;  // waits until all members have called it
   void* barrier = nullptr;
 };
 
-// What threads share that do a chain together (crew.h), at first as it stands here.
+// The state that the threads of a crew share (crew.h), with its initial values.
 struct Crew {
   int32_t size = 1;
   void (*yield)() = nullptr;
@@ -46,8 +47,8 @@ struct TrainTask {
   Team team;
 };
 
-// Rows first_row .. last_row of an input's step and replica, to be packed at place `slot` for all
-// slices that read them; first_row is a multiple of 64.
+// Packs rows first_row .. last_row of an input's step and replica at position `slot`, for all
+// slices that read them. first_row is a multiple of 64.
 struct PackTask {
   char* data;
   const NopropPlan* plan;
@@ -107,8 +108,8 @@ struct PredictTask {
   bool add_noise, keep_all;
 };
 
-// Each function does one slice i (or rows of one chain) in a workspace of the size that its
-// neighbour tells.
+// Each function does one slice i (or rows of one chain), in a workspace whose size the function
+// before it returns.
 struct Isa {
   const char* name;
   int32_t lanes;
@@ -129,7 +130,7 @@ struct Isa {
   void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first,
                        int64_t rows, Crew&, char* workspace);
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
-  double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: what this core can do
+  double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: this core's peak
 };
 
 }  // namespace noprop

@@ -1,6 +1,7 @@
-// Activations, each a pair: itself, and its gradient from its result or from what stood before it.
-// ReLU acts while sums are in registers (dense.h, norm.h). What takes more arithmetic would be
-// compiled into each tile there; it acts afterwards, on the member's features in memory.
+// Each activation is a pair of functions: itself, and its gradient, which reads the result or the
+// pre-activation. ReLU acts while sums are in registers (dense.h, norm.h). An activation with more
+// arithmetic would be compiled into each tile there, so it acts afterwards, on the member's
+// features in memory.
 #pragma once
 
 #include "cpu/kernels/panels.h"
@@ -71,8 +72,8 @@ inline bool needs_preactivation(int32_t activation) {
   return with_activation(activation, [](auto pair) { return pair.kNeedsPreactivation; });
 }
 
-// value = activation + add of own features, panels (H, P); `kept` holds pre-activations on entry,
-// then what the gradient needs. It may be `value` where nothing is added.
+// value = activation + add for own features, panels (H, P). `kept` holds pre-activations on entry,
+// and the gradient's operand afterwards. It may be `value` if nothing is added.
 inline void activate(float* value, float* kept, const float* add, int32_t activation, int64_t H,
                      const Panels& panels, const Share& share) {
   with_activation(activation, [&](auto pair) {

@@ -14,7 +14,7 @@ struct Source {
   const float* few = nullptr;  // (width, few_rows(B)), for a batch of few rows, or null
 };
 
-// what becomes of a sum in a layer, and where it goes
+// finishes a layer's sums and stores them
 struct DenseOut {
   float *value, *activated;
   const float *bias, *add;
@@ -29,7 +29,8 @@ struct DenseOut {
   }
 };
 
-// own features of a layer whose sources are there for few rows; rounds: the weight, to bfloat16
+// Own features of a layer whose sources have the form for few rows. rounds: the weight is rounded
+// to bfloat16.
 inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_sources,
                            const float* weight, int64_t in, int64_t H, bool rounds,
                            const Panels& panels, const Share& share) {
@@ -63,14 +64,14 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
 }
 
 // out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
-// keeps what stood before `add`. rounded: null, or room for kTileRows rows of the weight, whose
-// products then have bfloat16 operands, as the sources must be. PAIRS: the sources are panels of
-// pairs of features.
+// keeps the value before `add`. `rounded` is null, or has room for kTileRows rows of the weight:
+// products then have bfloat16 operands, and the sources must be rounded. PAIRS: the sources are
+// panels of pairs of features.
 template <bool PAIRS>
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
                           int64_t H, float* rounded, const Panels& panels, const Share& share) {
-  int64_t in = 0, in_terms = 0, bursts = 0;  // bursts: of a tile's products
+  int64_t in = 0, in_terms = 0, bursts = 0;  // bursts of a tile's products
   for (int s = 0; s < num_sources; ++s) {
     in += sources[s].width;
     in_terms += terms<PAIRS>(sources[s].width);
@@ -120,10 +121,10 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
 }
 
 // d_source (B, width) in strips = d_out (H, P) times columns first .. first + width of weight
-// (H, in). Lanes are columns. A tile goes down all rows of the weight, which in a wide one lie so
-// far apart that they push each other out of the caches: strips of columns are copied to `packed`
-// (2, H, kStrip), the next one row by row while this one's product runs. rounds: the weight, to
-// bfloat16. PAIRS: of rows of the weight, and d_out of its features.
+// (H, in). Lanes are columns. A tile runs down all rows of the weight. The rows of a wide weight
+// are so far apart that they push each other out of the caches, so strips of columns are copied to
+// `packed` (2, H, kStrip), the next one row by row while this one's product runs. rounds: the
+// weight is rounded to bfloat16. PAIRS: the weight has pairs of rows, d_out pairs of features.
 template <bool PAIRS>
 inline void dense_input_grad(float* d_source, const float* d_out, const float* weight, int64_t in,
                              int64_t first, int64_t width, int64_t H, float* packed, bool rounds,

@@ -1,5 +1,5 @@
-// The head: u_hat from logits, the row's error, its weighted sum, and d_logits, for rows side by
-// side in lanes.
+// The head computes u_hat from logits, the rows' errors, their weighted sum, and d_logits. Rows are
+// side by side in lanes.
 //
 //   softmax        u_hat = softmax(logits) @ W_embed      d_logits = p (d_p - sum p d_p)
 //   linear         u_hat = logits @ W_embed               d_logits = d_p
@@ -56,8 +56,8 @@ struct HeadOutput {
   float* d_logits;  // panels (M, P)
 };
 
-// out (rows, P) = a (rows, K) times b (K, P), element (r, k) of a at a[r * a_row + k * a_k]: small,
-// so that tiles of one width will do.
+// out (rows, P) = a (rows, K) times b (K, P), element (r, k) of a at a[r * a_row + k * a_k]. The
+// matrices are small, so tiles of one width suffice.
 inline void multiply_panels(float* out, const float* a, int64_t a_row, int64_t a_k, const float* b,
                             int64_t rows, int64_t K, const Panels& panels) {
   for_row_tiles<1>(0, rows, [&](auto tile_rows, int64_t r) {
@@ -70,7 +70,7 @@ inline void multiply_panels(float* out, const float* a, int64_t a_row, int64_t a
   });
 }
 
-// p = softmax(logits); returns what log sum exp(logits) - max is made of
+// p = softmax(logits); largest = max(logits), and log(sum) = log sum exp(logits) - largest
 NOPROP_INLINE void softmax(float* p, const float* logits, int64_t M, int64_t g,
                            const Panels& panels, Vec& largest, Vec& sum) {
   largest = load(logits + panels.at(M, 0, g));
@@ -87,7 +87,7 @@ NOPROP_INLINE void softmax(float* p, const float* logits, int64_t M, int64_t g,
   }
 }
 
-// p and u_hat alone
+// computes p and u_hat alone
 inline void head_estimate(float* p, float* u_hat, int32_t head, const float* logits,
                           const float* W_embed, int64_t M, int64_t D, const Panels& panels) {
   if (head == NOPROP_LINEAR) {
@@ -175,8 +175,8 @@ inline float head_step(const HeadInput& in, const HeadOutput& out, const Panels&
   return sum / (float)in.rows;
 }
 
-// d_W_embed (M, D) by its three paths: u_hat, the target, and z (d_z may be null: features of the
-// caller's)
+// d_W_embed (M, D) by its three paths: u_hat, the target, and z. d_z is null if z has features of
+// the caller's.
 inline void embedding_grad(float* d_W, const HeadInput& in, const HeadOutput& out, const float* d_z,
                            const float* signal, int64_t signal_stride, const Panels& panels) {
   const bool denoises = in.head != NOPROP_CROSS_ENTROPY;

@@ -1,5 +1,5 @@
-// What a step begins with: rows of the inputs, labels, embeddings, noise and z, in panels and
-// strips.
+// The beginning of a step: rows of the inputs, labels, embeddings, noise and z are brought into
+// panels and strips.
 #pragma once
 
 #include "cpu/kernels/noise.h"
@@ -8,7 +8,7 @@
 namespace noprop {
 namespace {
 
-// where a gathered input's rows of step k, slice i are named; null: it is not gathered
+// the row indices of a gathered input for step k, slice i; null if it is not gathered
 inline const int64_t* row_indices(const NopropInput& input, int64_t k, int64_t i, int64_t B) {
   if (!input.indices) return nullptr;
   const int64_t replica = input.replica ? input.replica[i] : 0;
@@ -36,15 +36,15 @@ NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f,
   return (x - load_partial(input.mean + f, count)) * load_partial(input.scale + f, count);
 }
 
-// Gathered rows lie anywhere in memory, and a square reads too little of each of them for the
-// hardware to see a stream.
+// Gathered rows are anywhere in memory, and a square reads too little of each of them for the
+// hardware to detect a stream.
 NOPROP_INLINE void fetch_features(const NopropInput& input, int64_t at, int64_t f, int64_t width) {
   const int64_t size = bytes_of(input.dtype), ahead = f + 4 * 64 / size;
   if (ahead < width && f * size % 64 < kLanes * size)
     __builtin_prefetch(static_cast<const char*>(input.data) + (at + ahead) * size);
 }
 
-// the panels' side of a square of inputs: `count` features from f of the rows of vector g
+// stores a square of inputs to panels: `count` features from f, of the rows of vector g
 template <bool PAIRS>
 NOPROP_INLINE void store_features(float* values, const Vec (&square)[kLanes], int64_t width,
                                   int64_t f, int count, int64_t g, const Panels& panels) {
@@ -57,9 +57,9 @@ NOPROP_INLINE void store_features(float* values, const Vec (&square)[kLanes], in
   }
 }
 
-// Rows of vectors g_first .. g_last of an input of step k, slice i to strips and panels, a square
-// at a time; `first` is the batch's row that comes first. Panels are what products read, or values
-// as they are where those are needed. False: something is not finite.
+// Loads the rows of vectors g_first .. g_last of an input, for step k and slice i, into strips and
+// panels, a square at a time. `first` is the first row of the batch. Panels are the products'
+// operands, or unrounded values if those are needed. Returns false if a feature is not finite.
 template <bool PAIRS>
 inline bool load_rows(float* strips, float* values, const NopropInput& input,
                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,

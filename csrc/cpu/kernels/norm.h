@@ -53,7 +53,8 @@ inline void norm_forward(float* value, float* activated, float* x_hat, float* ba
     if (training) {
       const Moments moments = batch_moments(x_hat, H, o, panels);
       mean = moments.mean;
-      // NaN where the running statistics could not take it in, so that the loss tells
+      // NaN if the batch's variance would make the running one not finite, so that the loss is NaN
+      // too
       var = moments.var + (moments.unbiased_var - moments.unbiased_var);
       batch_mean[o] = mean;
       batch_var[o] = moments.unbiased_var;

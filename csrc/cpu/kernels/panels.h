@@ -10,18 +10,19 @@
 namespace noprop {
 namespace {
 
-// vectors side by side in a panel's row and in a strip's, and the tile's rows for each such number
+// the most vectors side by side in a panel's row and in a strip's row, and a tile's rows for each
+// number of them
 #if NOPROP_REGISTERS == 32
 constexpr int kMaxCols = 4, kMaxStripCols = 3;
-constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};  // 24 sums, the operands beside them
+constexpr int kTileRows[kMaxCols + 1] = {0, 12, 12, 8, 6};  // 24 sums; the operands need the rest
 #else
 constexpr int kMaxCols = 2, kMaxStripCols = 2;
 constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
 constexpr int kMostTileRows = 12;
-// A batch of so few rows has products whose lanes are output features: small_batch.h. So many
-// vectors of them at once hide the latency of a multiply-add behind each other, or behind the
-// shuffles.
+// The products of a batch with at most kMostFewRows rows have lanes of output features
+// (small_batch.h). kFewVectors vectors of them at once hide the latency of a multiply-add behind
+// each other, or behind the shuffles.
 constexpr int kMostFewRows = kLanes / 2;
 constexpr int kFewVectors = kLanes == 16 ? 1 : 2;
 constexpr int kFewOutputs = kFewVectors * kLanes;
@@ -35,13 +36,13 @@ struct Panels {
 
   int64_t padded() const { return count * P; }
   int64_t vectors() const { return count * cols; }
-  // of vector g (rows g * kLanes ...) of a feature, in an array of this many features
+  // the position of vector g (rows g * kLanes ...) of a feature, in an array of `width` features
   int64_t at(int64_t width, int64_t feature, int64_t g) const {
     return (g / cols) * width * P + feature * P + (g % cols) * kLanes;
   }
 };
 
-// panels as wide as the registers allow, evened out so that little is padded
+// Panels are as wide as the registers allow, evened out so that little is padded.
 inline Panels make_panels(int64_t B) {
   const int64_t vectors = (B + kLanes - 1) / kLanes;
   const int64_t count = (vectors + kMaxCols - 1) / kMaxCols;
@@ -49,13 +50,14 @@ inline Panels make_panels(int64_t B) {
   return {B, count, (int64_t)cols * kLanes, cols};
 }
 
-// of a layer's features, the same in all that is done to one after the other without a barrier
+// This thread's features of a layer. They are the same in all functions that run one after the
+// other without a barrier.
 inline Range own_features(const Panels& panels, const Share& share, int64_t H) {
   if (share.tile.last > 0) return share.tile;
   return own_part(share, H, kTileRows[panels.cols]);
 }
 
-// body(position, floats) for the runs of own features in panels (H, P)
+// calls body(position, floats) for the runs of own features in panels (H, P)
 template <class Body>
 NOPROP_INLINE void for_own_runs(const Panels& panels, const Share& share, int64_t H, Body body) {
   const Range own = own_features(panels, share, H);
@@ -65,13 +67,13 @@ NOPROP_INLINE void for_own_runs(const Panels& panels, const Share& share, int64_
 
 inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// how many floats the terms of a sum take: pairs of bfloat16 are one each
+// the floats that `count` terms of a sum take: a pair of bfloat16 takes one
 template <bool PAIRS>
 constexpr int64_t terms(int64_t count) {
   return PAIRS ? (count + 1) / 2 : count;
 }
 
-// own features of panels (width, P) to panels of pairs of features
+// copies own features of panels (width, P) to panels of pairs of features
 inline void pair_panels(float* pairs, const float* values, int64_t width, const Panels& panels,
                         const Share& share) {
   const Range own = own_features(panels, share, width);
@@ -84,11 +86,11 @@ inline void pair_panels(float* pairs, const float* values, int64_t width, const 
     }
 }
 
-// The other side of an activation, for weight gradients, whose lanes are features: strips of as
-// many features as fill a tile, each (B, strip) and contiguous, so that a product reads one stream
-// and the rows of the weights keep the prefetcher. Features are padded with zeros to whole vectors.
-// body(first feature, vectors) for each strip; it begins at first * B, and where it has pairs of
-// rows it takes half of that.
+// Strips are the other form of an activation, for weight gradients, whose lanes are features. A
+// strip has as many features as fill a tile, and is contiguous, (B, strip), so that a product reads
+// one stream and leaves the prefetcher to the rows of the weights. Features are padded with zeros
+// to whole vectors. This calls body(first feature, vectors) for each strip. A strip begins at float
+// first * B; with pairs of rows it fills half of its space.
 template <class Body>
 NOPROP_INLINE void for_strips(int64_t width, Body body) {
   const int64_t vectors = round_up(width) / kLanes;
@@ -102,7 +104,7 @@ NOPROP_INLINE void for_strips(int64_t width, Body body) {
   }
 }
 
-// this member's columns: whole strips
+// this member's columns, which are whole strips
 inline Range own_columns(const Share& share, int64_t width) {
   int64_t count = 0, number = 0;
   for_strips(width, [&](int64_t, int) { ++count; });
@@ -116,7 +118,7 @@ inline Range own_columns(const Share& share, int64_t width) {
   return columns;
 }
 
-// body(first feature, vectors) for each of this member's strips
+// calls body(first feature, vectors) for each of this member's strips
 template <class Body>
 NOPROP_INLINE void for_own_strips(const Share& share, int64_t width, Body body) {
   const Range own = own_columns(share, width);
@@ -125,7 +127,7 @@ NOPROP_INLINE void for_own_strips(const Share& share, int64_t width, Body body) 
   });
 }
 
-// accumulate: added to what the panels hold
+// accumulate: adds to the values in the panels
 inline void strips_to_panels(float* values, bool accumulate, const float* strips, int64_t width,
                              const Panels& panels, const Share& share) {
   for_own_strips(share, width, [&](int64_t first, int cols) {
@@ -148,7 +150,7 @@ inline void strips_to_panels(float* values, bool accumulate, const float* strips
   });
 }
 
-// a square of rows of vector g to its column of a strip
+// stores a square of rows of vector g to its column of a strip
 template <bool PAIRS>
 NOPROP_INLINE void store_square(float* column, const Vec (&square)[kLanes], int64_t g, int cols,
                                 int64_t B) {
@@ -162,7 +164,7 @@ NOPROP_INLINE void store_square(float* column, const Vec (&square)[kLanes], int6
   }
 }
 
-// PAIRS: of rows, rounded to bfloat16
+// PAIRS: the strips have pairs of rows, rounded to bfloat16
 template <bool PAIRS>
 inline void panels_to_strips(float* strips, const float* values, int64_t width,
                              const Panels& panels, const Share& share) {
@@ -180,7 +182,7 @@ inline void panels_to_strips(float* strips, const float* values, int64_t width,
   });
 }
 
-// panels (width, P) to a caller's rows (B, width), where nothing may be written past a row
+// copies panels (width, P) to a caller's rows (B, width), where nothing may be written past a row
 inline void panels_to_exact_rows(float* rows, const float* values, int64_t width,
                                  const Panels& panels) {
   for (int64_t b = 0; b < panels.B; ++b) {
@@ -208,11 +210,11 @@ inline Vec per_row(const float* data, int64_t row_stride, int64_t g, const Panel
   return v;
 }
 
-// sums over rows go in chunks of this many, folded from the left
+// Sums over rows are formed in chunks of kChunk rows, which are added from the left.
 constexpr int64_t kChunk = 128;
 constexpr int64_t kChunkVectors = kChunk / kLanes;
 
-// body(position, g) for the vectors of one feature, in the order of their rows
+// calls body(position, g) for the vectors of one feature, in the order of their rows
 template <class Body>
 NOPROP_INLINE void for_vectors(const Panels& panels, int64_t width, int64_t feature, Body body) {
   int64_t g = 0;
@@ -222,8 +224,8 @@ NOPROP_INLINE void for_vectors(const Panels& panels, int64_t width, int64_t feat
   }
 }
 
-// sum over the batch of one feature: f(position, g) is the vector of rows g * kLanes ..., zero in
-// missing rows
+// The sum of one feature over the batch. f(position, g) is the vector of rows g * kLanes ..., zero
+// in missing rows.
 template <class F>
 NOPROP_INLINE float sum_rows(const Panels& panels, int64_t width, int64_t feature, F f) {
   float total = 0;

@@ -1,6 +1,6 @@
 // The one matrix product: a tile of ROWS x COLS vectors stays in registers while the summed index
-// ascends, one accumulator an element, never split. So an element's value depends on nothing but
-// its operands' order.
+// ascends, one accumulator an element, never split. So an element's value depends on the order of
+// its operands alone.
 #pragma once
 
 #include "cpu/kernels/panels.h"
@@ -39,10 +39,10 @@ NOPROP_INLINE void multiply_step(Vec (&c)[ROWS][COLS], const float* a, int64_t a
 }
 
 // c[i][j] += sum over k of a[i * a_row + k * a_k] * b[k * b_k + j * kLanes ...]; between() is
-// called every kBurst steps, for work that hides behind the product. PAIRS: an operand's every
-// float is a pair of bfloat16, and k counts pairs.
+// called every kBurst steps, for work that hides behind the product. PAIRS: each float of an
+// operand is a pair of bfloat16, and k counts pairs.
 constexpr int64_t kBurst = 8;
-constexpr int64_t kLineFloats = 16;  // of a line of the caches
+constexpr int64_t kLineFloats = 16;  // in a cache line
 
 template <bool PAIRS = false, int ROWS, int COLS, class Between>
 NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row, int64_t a_k,
@@ -62,8 +62,8 @@ NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a
   multiply_tile<PAIRS>(c, a, a_row, a_k, b, b_k, K, [] {});
 }
 
-// `count` floats from `at` to be fetched from memory between so many bursts of a product.
-// Always inlined: GCC takes a function that only prefetches for one that does nothing.
+// Fetches `count` floats from memory, from `at` on, between the bursts of a product. It is always
+// inlined: GCC takes a function that only prefetches for one that does nothing.
 struct Fetching {
   const float* at;
   int64_t lines, a_burst;
@@ -78,8 +78,8 @@ struct Fetching {
   }
 };
 
-// body(Constant<ROWS>, first row) over row .. rows in tiles of the best height for COLS, then
-// smaller ones
+// calls body(Constant<ROWS>, first row) over row .. rows, in tiles of the best height for COLS,
+// then in smaller ones
 template <int COLS, class Body>
 NOPROP_INLINE void for_row_tiles(int64_t row, int64_t rows, Body body) {
   constexpr int kRows = kTileRows[COLS];

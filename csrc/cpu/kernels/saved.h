@@ -1,4 +1,4 @@
-// Where each result of a plan lies in a workspace, and what of it products read.
+// The buffers of a plan's results in a workspace: values, and the operands of products.
 #pragma once
 
 #include "cpu/kernels/activation.h"
@@ -7,7 +7,7 @@
 namespace noprop {
 namespace {
 
-// hands out pieces of a workspace; with no base it only counts
+// Hands out pieces of a workspace; without a base it only counts bytes.
 struct Pieces {
   char* base;
   int64_t used = 0;
@@ -20,12 +20,12 @@ struct Pieces {
   }
 };
 
-// what forward leaves for backward
+// the buffers that forward leaves for backward
 struct Saved {
   float* value[kMaxResults];    // panels of every result
-  float* operand[kMaxResults];  // what products read: the value, a rounded copy of it, or its pairs
+  float* operand[kMaxResults];  // of products: the value, a rounded copy of it, or its pairs
   float* strips[kMaxResults];   // of inputs
-  float* kept[kMaxResults];     // of layers, what the activation's gradient needs
+  float* kept[kMaxResults];     // of layers, the operand of the activation's gradient
   float* x_hat[kMaxResults];    // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
   float* rounded;           // rows of a weight, this member's, or null
@@ -59,20 +59,20 @@ inline int64_t widest(const NopropPlan& plan) {
   return width;
 }
 
-// With bfloat16 operands most results are rounded where they are. These are not: what is added or
-// returned, and z, from which the chain goes on.
+// With bfloat16 operands most results are rounded in place. A result that is added or returned is
+// not, nor is z, from which the chain continues.
 inline bool keeps_value(const NopropPlan& plan, int r) {
   bool keeps = r == plan.z || r == plan.num_inputs + plan.num_layers - 1;
   for (int l = 0; l < plan.num_layers; ++l) keeps |= plan.layers[l].add == r;
   return keeps;
 }
 
-// a unit that multiplies pairs is given no other plans: isa.cpp
+// a unit that multiplies pairs gets no other plans (isa.cpp)
 inline bool rounds(const NopropPlan& plan) {
   return kHasPairs || plan.precision == NOPROP_BFLOAT16;
 }
 
-// Operands are pairs of bfloat16, where the processor multiplies such. Values then stay unrounded.
+// Operands are pairs of bfloat16 if the processor multiplies pairs. Values then stay unrounded.
 inline bool has_pairs(const NopropPlan& plan) { return kHasPairs && rounds(plan); }
 
 template <class Body>
@@ -108,7 +108,7 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
     if (in_width(plan, plan.layers[l]) > in) in = in_width(plan, plan.layers[l]);
   const int64_t size = kMostTileRows * in;
   saved.rounded = rounds(plan) ? pieces.take<float>(size * team.size) + team.rank * size : nullptr;
-  // last, so that the rest lies where it does without them
+  // these come last, so that all else has the same position without them
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
     saved.few[r] = has_few ? pieces.take<float>(width_of(plan, r) * few_rows(panels.B)) : nullptr;
 }

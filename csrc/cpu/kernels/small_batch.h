@@ -1,5 +1,5 @@
-// The product of a batch that does not fill a vector with its rows: lanes are output features.
-// Weights lie input by input, so squares of them are transposed in registers. An element has one
+// The product of a batch with too few rows to fill a vector. Lanes are output features. Weights are
+// contiguous along the inputs, so squares of them are transposed in registers. An element has one
 // accumulator that ascends over its inputs, as everywhere, and so the same bits.
 #pragma once
 
@@ -11,7 +11,7 @@ namespace {
 // whether a forward pass without batch statistics has such products; training has none
 inline bool has_few_rows(const Panels& panels) { return panels.B <= kMostFewRows; }
 
-// Rows of the batch that a product then takes, a power of two.
+// The rows that such a product has: a power of two.
 inline int64_t few_rows(int64_t B) {
   int64_t rows = 1;
   while (rows < B) rows *= 2;
@@ -25,8 +25,9 @@ NOPROP_INLINE Quarter load_quarter(const float* p) {
   return *reinterpret_cast<const UnalignedQuarter*>(p);
 }
 
-// Within each 128 bits of two vectors: their first (last) halves' elements in turn, and their first
-// (last) halves. Joined: a vector of 128-bit parts, part(i) being the i-th.
+// PAIR_LOW (PAIR_HIGH) interleaves the elements of the first (last) halves of each 128 bits of two
+// vectors; HALF_LOW (HALF_HIGH) joins these halves. join_quarters makes a vector of 128-bit parts,
+// of which part(i) is the i-th.
 #if NOPROP_LANES == 16
 #define NOPROP_PAIR_LOW(a, b) \
   __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
@@ -62,7 +63,7 @@ NOPROP_INLINE Vec join_quarters(Part part) {
 }
 #endif
 
-// kFewOutputs rows of a weight (out, in); where there are fewer, the last one again
+// kFewOutputs rows of a weight (out, in); if there are fewer, the last one is repeated
 template <bool FULL>
 struct OutputRows {
   const float* weight;
@@ -73,7 +74,7 @@ struct OutputRows {
   }
 };
 
-// w[i] = what the outputs have for input k + i; four inputs at once make the cheapest square
+// w[i] = the outputs' weights of input k + i; four inputs at once make the cheapest square
 template <bool FULL>
 NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int g, int64_t k) {
   Vec mixed[4];  // 128-bit part q of the j-th: output 4 q + j
@@ -92,8 +93,8 @@ NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int
 }
 
 // c[g][r] += sum over k of the weights of the outputs from g * kLanes times x[k * ROWS + r].
-// rounds: weights, to bfloat16, in which x is; where the processor multiplies pairs, x has pairs of
-// k, and all weights are rounded.
+// rounds: weights are rounded to bfloat16, as x is. If the processor multiplies pairs, x has pairs
+// of k, and all weights are rounded.
 template <bool FULL, int ROWS>
 NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FULL>& outputs,
                                 const float* x, int64_t K, bool rounds) {

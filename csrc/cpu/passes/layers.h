@@ -10,7 +10,7 @@
 namespace noprop {
 namespace {
 
-// what products read of a result, once its value is there
+// makes the operand of products from a result, once its value is complete
 inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& panels,
                           const Share& share) {
   if (!rounds(plan) || r == plan.num_inputs + plan.num_layers - 1) return;
@@ -21,7 +21,7 @@ inline void round_operand(const Saved& saved, const NopropPlan& plan, int r, con
   });
 }
 
-// the same for a batch of few rows, once it is rounded
+// copies a rounded operand to its form for few rows
 inline void narrow_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& panels,
                            const Share& share) {
   if (!saved.few[r] || r == plan.num_inputs + plan.num_layers - 1) return;
@@ -53,7 +53,7 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
   const float* bias = state.bias.value + slice * H;
   const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
   const bool is_relu = layer.activation == NOPROP_RELU, acts_after = layer.activation && !is_relu;
-  // of sums with bias and norm: where they go, where they are kept too, what is added to them
+  // `out` gets the sums with bias and norm, `kept` a copy of them, and `added` is added to them
   float* out = acts_after ? saved.kept[r] : saved.value[r];
   float* kept = saved.kept[r] == out ? nullptr : saved.kept[r];
   const float* added = acts_after ? nullptr : add;
@@ -85,7 +85,7 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
   }
 }
 
-// the running statistics take in the batch's
+// moves the running statistics towards the batch's
 inline void commit_statistics(const Saved& saved, const NopropPlan& plan, const NopropState* states,
                               int64_t slice) {
   for (int l = 0; l < plan.num_layers; ++l) {
@@ -122,7 +122,7 @@ struct BackwardPlan {
   bool training;
 };
 
-// own features of a small parameter's gradient to its optimizer, or to the caller's array
+// passes own features of a small parameter's gradient to its optimizer, or to the caller's array
 inline void finish_vector(const NopropParam& param, const float* gradient, const BackwardPlan& job,
                           int64_t H, const Range& own) {
   const int64_t count = own.last - own.first;
@@ -178,8 +178,9 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
   }
 }
 
-// grads.value of the last result holds d_logits. In reverse: a layer's own gradients, its sources',
-// then its update, since the sources' gradients need the old weights.
+// On entry grads.value of the last result holds d_logits. Layers run in reverse. Each computes its
+// own gradients, then those of its sources, and is then updated, since the sources' gradients need
+// the old weights.
 inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& grads,
                           const Panels& panels, const Share& share) {
   const NopropPlan& plan = job.plan;
@@ -200,8 +201,8 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
     if (layer.norm)
       norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],
                     state.norm_weight.value + job.slice * H, job.training, H, panels, share);
-    if (layer.norm &&
-        job.training)  // the batch's mean takes the bias away: its gradient is exactly zero
+    // the batch's mean removes the bias, whose gradient is then exactly zero
+    if (layer.norm && job.training)
       for (int64_t o = own.first; o < own.last; ++o) grads.vector[o] = 0;
     else
       dense_bias_grad(grads.vector, d, H, panels, share);

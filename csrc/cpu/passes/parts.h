@@ -1,5 +1,5 @@
-// The parts of a step as calls of their own, for autograd and for losses of the caller's: noise,
-// forward, head, backward, update, each for one slice.
+// The parts of a step as separate calls, for autograd and for a caller's own loss: noise, forward,
+// head, backward and update, each for one slice.
 #pragma once
 
 #include "cpu/passes/step.h"
@@ -7,7 +7,7 @@
 namespace noprop {
 namespace {
 
-// z and eps alone
+// a call that makes z and eps alone
 inline int64_t noise_bytes(int64_t B, int64_t D) {
   const Panels panels = make_panels(B);
   Pieces counted = {nullptr};
@@ -118,7 +118,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   const NopropPlan& plan = *slices.plan;
   const Panels panels = make_panels(task.B);
   Saved saved;
-  Pieces pieces = {const_cast<char*>(task.saved)};  // backward reads what lies there
+  Pieces pieces = {const_cast<char*>(task.saved)};  // backward only reads it
   take_saved(saved, pieces, plan, panels, {}, false);
   Grads grads;
   Pieces scratch = {workspace};

@@ -1,7 +1,7 @@
 // The chain over a replica's blocks for some rows of the batch: z_t = a u_hat + b z_{t-1} + sqrt(c)
-// eps from z_0 ~ N(0, I), or, where no noise is added, from its mean 0. A row's result depends on
-// no other row, so that rows can be split over threads and calls at will; where there are too few
-// for all threads, a crew does them.
+// eps from z_0 ~ N(0, I), or, without noise, from its mean 0. A row's result depends on no other
+// row, so rows can be divided among threads and calls at will. If there are too few for all
+// threads, a crew does them.
 #pragma once
 
 #include "cpu/passes/parts.h"
@@ -34,19 +34,20 @@ int64_t predict_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t crew
   return counted.used;
 }
 
-// A member of a crew at a replica's blocks.
+// A member of a crew that runs a replica's blocks.
 struct Walker {
   const PredictTask& task;
   const Saved& saved;
   const Panels& panels;
   int64_t replica;
 
-  // tiles that a layer is divided into; none: it takes less than handing them out
+  // the tiles of a layer; 0 if it takes less time than handing them out
   int64_t tiles(int l) const {
     constexpr int64_t kLeastFlop = 100'000;
     const NopropPlan& plan = *task.slices->plan;
     const NopropLayer& layer = plan.layers[l];
-    const int64_t rows = panels.B < 4 ? 4 : panels.B;  // one costs as much, that of the weights
+    // one row costs as much as 4, which is the cost of reading the weights
+    const int64_t rows = panels.B < 4 ? 4 : panels.B;
     if (2 * rows * layer.width * in_width(plan, layer) < kLeastFlop) return 0;
     return (layer.width + unit() - 1) / unit();
   }
@@ -89,7 +90,7 @@ struct Walker {
   }
 };
 
-// The chain is the leader's; its helpers know blocks alone.
+// The leader runs the chain; its helpers only know blocks.
 void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Walker& walker,
                 Crew& crew, ChainBuffers& work) {
   const NopropSlices& slices = *task.slices;

@@ -38,7 +38,7 @@ struct StepBuffers {
   Grads grads;
   float *u_y, *eps, *p, *u_hat, *d_u_hat, *error;
   int32_t* y;
-  int32_t *goes_on, *applied;  // told to the whole team by its first member
+  int32_t *goes_on, *applied;  // the first member writes them for the whole team
 };
 
 inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
@@ -66,8 +66,8 @@ int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t team_s
 
 inline bool is_finite(float x) { return x - x == 0; }
 
-// per row, sum over D of d_z times u_y or eps: gradients of signal and noise; 0 where z came from
-// the caller
+// The gradients of signal and noise: per row, the sum over D of d_z times u_y or eps. They are 0 if
+// the caller gave z.
 inline void level_grad(float* out, const float* d_z, const float* factor, int64_t D,
                        const Panels& panels) {
   for (int64_t b = 0; b < panels.B; ++b) {
@@ -100,7 +100,7 @@ inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuff
                    signal.data + i * signal.stride_slice, signal.stride_row, panels);
 }
 
-// labels, noise and z of a step: too little to be divided
+// makes labels, noise and z of a step, which is too little work to divide
 inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
                       const Panels& panels) {
   const NopropSlices& slices = *task.slices;
@@ -125,7 +125,7 @@ inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& 
   });
 }
 
-// this member's part of the inputs' rows
+// loads this member's part of the inputs' rows
 inline void load_inputs(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
                         const Panels& panels, const Share& share) {
   const NopropPlan& plan = *task.slices->plan;
@@ -147,7 +147,7 @@ inline void load_inputs(const TrainTask& task, int64_t k, int64_t i, StepBuffers
   }
 }
 
-// batch statistics to the caller instead of the running ones
+// writes batch statistics to the caller, in place of moving the running ones
 inline void write_statistics(const Saved& saved, const NopropPlan& plan, const NopropState* states,
                              int64_t i) {
   for (int l = 0; l < plan.num_layers; ++l) {
@@ -160,7 +160,7 @@ inline void write_statistics(const Saved& saved, const NopropPlan& plan, const N
   }
 }
 
-// false: asked to stop before the step began
+// returns false if the call was asked to stop before the step began
 inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
                        const bool* input_wanted, const Panels& panels, const Share& share) {
   const NopropSlices& slices = *task.slices;
