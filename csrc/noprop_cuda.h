@@ -1,9 +1,9 @@
-/* The C interface of the CUDA kernels: what devices there are, and the launch of a program.
+/* The C interface of the CUDA kernels: facts of the devices, and the launch of a program.
  *
  * A program (cuda/program.h) is a call's stages with their addresses on the device; one launch runs
  * it. Sizes and addresses are trusted, as in noprop.h; a launch is asynchronous, allocates nothing
- * and may be captured into a graph. Functions give 0, or 1: then noprop_cuda_error() has the
- * reason.
+ * and may be captured into a graph. Functions return 0, or 1 on failure; noprop_cuda_error() then
+ * has the reason.
  */
 #ifndef NOPROP_CUDA_H
 #define NOPROP_CUDA_H
@@ -39,8 +39,8 @@ int noprop_cuda_resident_clusters(int32_t device, int32_t precision, int32_t res
                                   int32_t blocks, int32_t* clusters);
 
 /* Launches a program of `bytes` bytes, copied before it returns, on a stream of the device.
- * Refuses, before anything is written, what does not fit: a grid that cannot be resident as a
- * whole, unless its groups are clusters, ... */
+ * Before anything is written, it refuses a program that does not fit: a grid that cannot be
+ * resident as a whole, unless its groups are clusters, ... */
 int noprop_cuda_launch(const void* program, int64_t bytes, int32_t device, void* stream);
 
 /* Why this thread's last call failed; it lives until the thread's next call. */

@@ -1,5 +1,5 @@
-// Converts Python's calls (calls.py) to the C interface of noprop.h: every field is read by name,
-// every tensor checked against the plan and the call's sizes where its address is taken.
+// Converts Python's calls (calls.py) to the C interface of noprop.h. Every field is read by name,
+// and every tensor is checked against the plan and the call's sizes where its address is taken.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <unistd.h>
@@ -53,8 +53,8 @@ int poll_signals(void*) {
 
 using Result = std::tuple<int, int64_t, int64_t>;
 
-// run() without the GIL, after the check for shared memory; a stop raises the signal handler's
-// exception
+// Calls run() without the GIL, after the check for shared memory. A stop raises the signal
+// handler's exception.
 template <class Run>
 Result without_gil(Tensors& tensors, int32_t threads, Run run) {
   tensors.check_apart();
@@ -142,7 +142,7 @@ Result add_noise(const py::object& call, int32_t threads) {
   });
 }
 
-// memory that a forward saves for backward: of exactly this plan and batch
+// the memory that forward saves for backward, whose size must be that of this plan and batch
 char* take_saved(Tensors& tensors, const Plan& plan, py::handle saved, int64_t n, int64_t B,
                  bool written) {
   const int64_t floats = n * noprop_saved_bytes_cpu(&plan.plan, B) / 4;

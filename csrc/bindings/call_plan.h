@@ -122,9 +122,9 @@ struct Plan {
   }
 };
 
-// An optimizer as the kernels have it, made from its name, moments and hyperparameters in Python.
+// An optimizer in the kernels' form, made from its name, moments and hyperparameters in Python.
 struct Optimizer {
-  NopropUpdateRule rule = {};  // but for learning rate and weight decay
+  NopropUpdateRule rule = {};  // without learning rate and weight decay
   bool has_m, has_v;
 
   Optimizer(const std::string& kind, bool has_m, bool has_v, const py::kwargs& hyper)

@@ -1,4 +1,4 @@
-// The rest of a call: its sizes, and the tensors that must have them.
+// Reads the rest of a call: its sizes, and the tensors that must have them.
 #pragma once
 
 #include <cstdint>
@@ -110,7 +110,7 @@ struct Reader {
     };
   }
 
-  // D, and the embeddings (M, D), one-hot where they are not given
+  // D and the embeddings (M, D), which are one-hot if they are not given
   NopropEmbedding embedding(py::handle call, int64_t M) {
     const py::object embedding = get(call, "embedding");
     const int64_t D = integer(tensors, embedding, "D", 1);
@@ -221,7 +221,7 @@ struct Reader {
     return made;
   }
 
-  // null without an optimizer
+  // all zero without an optimizer
   NopropUpdateRule rule(py::handle rule, const Optimizer* optimizer) {
     if (!optimizer) return {};
     const TensorView lr = tensors.read(get(rule, "lr"), {"lr"}, Kind::kFloat64, {K, n}, 2);

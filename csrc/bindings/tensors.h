@@ -17,12 +17,12 @@ namespace noprop {
 
 namespace py = pybind11;
 
-// PyTorch's functions that are called; the extension does not link it
+// The functions of PyTorch that the extension calls; it does not link PyTorch.
 struct Torch {
   PyTypeObject* tensor = nullptr;
   PyObject *untyped_storage = nullptr, *is_neg = nullptr, *resolve_neg = nullptr;
   PyObject* storage_data_ptr = nullptr;
-  const dlpack::ExchangeApi* exchange = nullptr;  // null: tensors are asked by their attributes
+  const dlpack::ExchangeApi* exchange = nullptr;  // null: tensors are read by their attributes
 };
 
 inline Torch& torch() {
@@ -115,14 +115,14 @@ class Tensors {
     throw py::value_error(std::string(op_) + ": " + name.str() + " must " + must);
   }
 
-  // Read: of this kind and shape, contiguous but for the first `loose` dimensions, whose strides
-  // may be any.
+  // A tensor that the call reads: of this kind and shape, and contiguous except for the first
+  // `loose` dimensions, whose strides may be any.
   TensorView read(py::handle tensor, const Name& name, Kind kind,
                   std::initializer_list<int64_t> shape, int loose = 0) {
     return take(tensor, name, kind, shape.begin(), static_cast<int>(shape.size()), loose, false);
   }
 
-  // Written: nothing else of the call may share its memory.
+  // A tensor that the call writes: nothing else of the call may share its memory.
   TensorView write(py::handle tensor, const Name& name, Kind kind,
                    std::initializer_list<int64_t> shape) {
     return take(tensor, name, kind, shape.begin(), static_cast<int>(shape.size()), 0, true);
@@ -211,7 +211,7 @@ class Tensors {
     has_written_ = has_written_ || written;
   }
 
-  // The last check before a call: memory that is written is shared with nothing else.
+  // The last check before a call: written memory must be shared with nothing else.
   void check_apart() {
     if (!has_written_) return;
     std::sort(ranges_.begin(), ranges_.end(),

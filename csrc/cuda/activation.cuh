@@ -1,4 +1,5 @@
-// Activations, each a pair: itself, with what its gradient reads, and the gradient.
+// Each activation is a pair of functions: itself, which also returns the gradient's operand, and
+// the gradient.
 #pragma once
 
 #include "cuda/dev.h"
@@ -7,7 +8,7 @@
 namespace noprop::cuda {
 
 struct Activated {
-  float result, kept;  // kept: what the gradient reads
+  float result, kept;  // kept: the gradient's operand
 };
 
 struct Identity {
@@ -15,7 +16,7 @@ struct Identity {
   NOPROP_DEV static float gradient(float d_result, float) { return d_result; }
 };
 
-// max(y, 0), and NaN where y is NaN
+// max(y, 0), and NaN if y is NaN
 struct Relu {
   NOPROP_DEV static Activated activate(float y) {
     const float result = y <= 0.0f ? 0.0f : y;

@@ -1,6 +1,6 @@
-// Where a tile's work is: the step, the slice and the group, and the addresses that follow from
-// them. Every stage is a function of (program, stage, coord, tile, scratch), run by all kThreads
-// threads of a thread block; scratch is free again when it returns.
+// A tile's coordinates: the step, the slice and the group, and the addresses that follow from them.
+// Every stage is a function of (program, stage, coord, tile, scratch), run by all kThreads threads
+// of a thread block; scratch is free again when it returns.
 #pragma once
 
 #include "cuda/dev.h"
@@ -39,7 +39,7 @@ NOPROP_DEV auto at(const Values& values, const Coord& coord) -> decltype(values.
   return values.data + coord.k * values.stride_k + coord.i * values.stride_slice;
 }
 
-// indices (B,) of the place's batch; null: there are none
+// the indices (B,) of the batch, or null
 NOPROP_DEV const int64_t* at(const Rows& rows, const Coord& coord, int B) {
   if (rows.indices == nullptr) return nullptr;
   return rows.indices + (coord.k * rows.replicas + rows.replica[coord.i]) * B;

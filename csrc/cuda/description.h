@@ -1,8 +1,8 @@
-// A Program as JSON, for those who fill one without this compiler: the tests.
+// Describes a Program as JSON for the tests, which fill one without this compiler.
 //
-// A struct is its size and its fields by name. A field is its offset `at` in its struct, `count`
-// where it is an array, and what it or an entry is: a struct, the names of an enum, or a type. The
-// union of a Stage is `kinds`, a struct for each.
+// A struct has its size and its fields by name. A field has its offset `at` in its struct, `count`
+// if it is an array, and its own or its entries' form: a struct, the names of an enum, or a type.
+// The union of a Stage is `kinds`, a struct for each.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,4 @@
-// What a kernel needs beyond plain C++: shared memory, barriers, warp operations, asynchronous
+// All that a kernel needs beyond plain C++: shared memory, barriers, warp operations, asynchronous
 // copies, flags in global memory, and arithmetic (dev_convert.h). This header and the two that it
 // includes are the only ones that know the compiler: nvcc gets PTX, any other C++20 compiler the
 // twin that runs on the host.
@@ -23,8 +23,8 @@ namespace noprop::dev {
 
 constexpr int kWarp = 32;
 
-// Cuts tiles from shared memory, each aligned to 16 bytes. What a launch has to ask for is the sum
-// of cost(bytes) over the tiles. Under AddressSanitizer what lies between two tiles is poisoned.
+// Cuts tiles from shared memory, each aligned to 16 bytes. A launch has to ask for the sum of
+// cost(bytes) over the tiles. Under AddressSanitizer the gaps between tiles are poisoned.
 struct Carve {
   unsigned char* next;
 
@@ -48,8 +48,8 @@ struct Carve {
   }
 };
 
-// threadIdx.x, which the compiler must read where it is asked for. Else it forms every stage's
-// indices in front of the loop over stages and keeps more of them than there are registers.
+// threadIdx.x, which the compiler must read where the code asks for it. Otherwise it forms every
+// stage's indices before the loop over stages, and keeps more of them than there are registers.
 NOPROP_DEV int thread_x() {
 #ifdef __CUDACC__
   int x;
@@ -60,8 +60,8 @@ NOPROP_DEV int thread_x() {
 #endif
 }
 
-// The same number, of which the compiler knows nothing: what is formed from it twice is not kept in
-// registers from the first time to the second.
+// The same value, opaque to the compiler, so that a value that is formed from it twice is not kept
+// in registers in between.
 NOPROP_DEV int fresh(int value) {
 #ifdef __CUDACC__
   asm volatile("" : "+r"(value));
@@ -222,7 +222,7 @@ NOPROP_DEV void cp_commit() {
 #endif
 }
 
-// until all of this thread's groups but the latest N have arrived
+// waits until all of this thread's groups but the latest N have arrived
 template <int N>
 NOPROP_DEV void cp_wait() {
 #ifdef __CUDACC__
@@ -257,8 +257,9 @@ NOPROP_DEV uint32_t ld_acquire(const uint32_t* p) {
 #endif
 }
 
-// Until the counter *p has come to `want`; counters wrap, so the two may be 2^31 apart at most. The
-// only way to wait for another block: on the host a loop of one's own would never end.
+// Waits until the counter *p has reached `want`. Counters wrap, so the two may be 2^31 apart at
+// most. This is the only way to wait for another block: on the host, any other loop would never
+// end.
 NOPROP_DEV void wait_ge(const uint32_t* p, uint32_t want, [[maybe_unused]] const char* name,
                         NOPROP_SITE) {
   while (static_cast<int32_t>(ld_acquire(p) - want) < 0) {
@@ -268,9 +269,9 @@ NOPROP_DEV void wait_ge(const uint32_t* p, uint32_t want, [[maybe_unused]] const
   }
 }
 
-// All threads of `blocks` blocks, which must be co-resident. *counter is never reset: it counts
-// arrivals, and epoch, one and the same number in all threads, the barriers so far, so that before
-// the first one *counter = epoch * blocks (both modulo 2^32).
+// Waits for all threads of `blocks` blocks, which must be co-resident. *counter is never reset: it
+// counts arrivals, and epoch, one and the same number in all threads, the barriers so far, so that
+// before the first one *counter = epoch * blocks (both modulo 2^32).
 NOPROP_DEV void group_barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoch, NOPROP_SITE) {
   ++epoch;
   sync_block(file, line);
@@ -281,8 +282,8 @@ NOPROP_DEV void group_barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoc
   sync_block(file, line);
 }
 
-// All threads of the blocks of a cluster, together with what they wrote; in machine code for
-// devices without clusters there is none, and nothing is done.
+// Waits for all threads of the blocks of a cluster, and makes what they wrote visible. In machine
+// code for devices without clusters it does nothing.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 constexpr bool kClusters = true;
 #else

@@ -106,7 +106,7 @@ NOPROP_DEV float div_rn(float a, float b) {
 #endif
 }
 
-// 1 / x and 1 / sqrt(x) but for the last bits, of which the host's twins get one wrong too
+// 1 / x and 1 / sqrt(x), except for the last bits; the host's twins get one of them wrong too
 NOPROP_DEV float rcp_approx(float x) {
 #ifdef __CUDACC__
   float r;

@@ -11,6 +11,6 @@
 #define DYN_SMEM(name) unsigned char* const name = hc::cur->shared
 #endif
 
-// where a call stands, for the messages of the host; these must be direct default arguments
+// the source line of a call, for the messages of the host; these must be direct default arguments
 #define NOPROP_SITE \
   [[maybe_unused]] const char *file = __builtin_FILE(), [[maybe_unused]] int line = __builtin_LINE()

@@ -1,4 +1,4 @@
-// How Python's values become fields of the structs of program.h. Of bindings.cpp alone.
+// Reads Python's values into the fields of the structs of program.h. Only bindings.cpp includes it.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -87,8 +87,8 @@ void read(const py::handle& item, T (&out)[N]) {
   for (size_t i = 0; i < all.size(); ++i) read(py::object(all[i]), out[i]);
 }
 
-// The dict that a struct is read from, field by field. An error names the struct and the field;
-// a key that no field took is one too.
+// The dict that a struct is read from, field by field. An error names the struct and the field. A
+// key that no field took is an error too.
 class Fields {
  public:
   Fields(py::dict dict, std::string name) : dict_(std::move(dict)), name_(std::move(name)) {}

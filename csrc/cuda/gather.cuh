@@ -1,5 +1,5 @@
-// The rows of a batch, x = (data[indices] - mean) * scale in float, and a look at what is in them.
-// A warp has a row; it reads four neighbours at once where the addresses allow it.
+// The rows of a batch, x = (data[indices] - mean) * scale in float, and checks of their contents. A
+// warp has a row; it reads four neighbours at once where the addresses allow it.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -10,7 +10,7 @@ NOPROP_DEV float to_float(float value) { return value; }
 NOPROP_DEV float to_float(uint16_t value) { return dev::from_bf16(value); }
 NOPROP_DEV float to_float(uint8_t value) { return static_cast<float>(value); }
 
-// one row by a warp; gives 4 where an entry is not finite
+// a warp gathers one row; returns 4 if an entry is not finite
 template <typename T, int W>
 NOPROP_DEV int32_t gather_row(float* out, const T* data, const GatherStage& s, int lane) {
   using Floats = Neighbours<float, W>;

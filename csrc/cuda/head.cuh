@@ -6,8 +6,8 @@
 //   rows cross entropy: error = -log p[y],  d_logits = scale * (p - one_hot(y))
 //
 // All in float32 on unrounded values. A row belongs to the same kRowLanes lanes throughout, which
-// own every kRowLanes-th class and column of it, so that what a thread wrote it may read again
-// without a barrier; only the products with W_embed, through shared memory, cross rows.
+// own every kRowLanes-th class and column of it, so that a thread may read what it wrote without a
+// barrier. Only the products with W_embed cross rows, through shared memory.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -124,7 +124,7 @@ NOPROP_DEV void multiply_rows(const HeadScratch& s, const HeadRow& r, Left a, co
   dev::sync_block();
 }
 
-// visit(d, u_hat[d]) for the columns of the thread's row
+// calls visit(d, u_hat[d]) for the columns of the thread's row
 template <typename Visit>
 NOPROP_DEV void for_u_hat(const HeadScratch& s, const HeadRow& r, const float* W, int M, int D,
                           Visit visit) {
@@ -152,7 +152,7 @@ NOPROP_DEV void u_hat_tile(const Program& p, const UHatStage& s, const Coord& co
   dev::sync_block();  // s_out is read to its end
 }
 
-// what a thread of the head needs beside its row
+// the values that a thread of the head needs beside its row
 struct HeadTerms {
   int64_t y;
   float scale;
@@ -162,7 +162,7 @@ struct HeadTerms {
 NOPROP_DEV void cross_entropy(const HeadStage& s, const HeadRow& r, const HeadTerms& t) {
   if (!r.real) return;
   if (r.lane == 0 && t.error != nullptr) {
-    // of a logit that is not finite the sum knows, whichever class it is
+    // a logit that is not finite is in the sum, whichever class it has
     t.error[r.row] = logf(r.total) - (r.logits[t.y] - r.largest);
   }
   if (t.d_logits == nullptr) return;
@@ -227,7 +227,7 @@ NOPROP_DEV void logits_gradient(const HeadStage& s, const HeadRow& r, const Head
   }
 }
 
-// d_u_hat must be there where d_logits is, but for cross entropy
+// if d_logits is there, so must d_u_hat be, except for cross entropy
 NOPROP_DEV void head_tile(const Program& p, const HeadStage& s, const Coord& coord, int tile,
                           unsigned char* scratch) {
   const HeadRow r =

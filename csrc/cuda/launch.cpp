@@ -1,4 +1,4 @@
-// The C interface: checks of what a launch needs, and the text of what failed.
+// The C interface: it checks a launch, and keeps the text of an error.
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -72,7 +72,7 @@ int resident_clusters(int32_t device, Precision precision, int32_t resident_floa
                                clusters));
 }
 
-// whether the thread blocks that wait for each other are sure to run at the same time
+// fails unless the thread blocks that wait for each other are sure to run at the same time
 int check_residency(const Program& p, int32_t device) {
   int32_t most = 0;
   if (p.cluster) {

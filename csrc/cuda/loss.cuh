@@ -6,8 +6,8 @@
 
 namespace noprop::cuda {
 
-// The rates of the next update by the last thread, whose warp has the least to do for a small
-// batch; others get nothing of use. Written, and the update counted, by store_rates.
+// The last thread forms the rates of the next update, since its warp has the least to do for a
+// small batch; the other threads get nothing of use. store_rates writes them and counts the update.
 template <typename S>
 NOPROP_DEV Rates next_rates(const Program& p, const S& s, const Coord& coord) {
   if (thread_index() != kThreads - 1 || at<float>(s.rates, coord) == nullptr) return {};

@@ -62,13 +62,13 @@ NOPROP_DEV Normals box_muller(uint32_t r0, uint32_t r1) {
   return {radius * turn.first, radius * turn.second};
 }
 
-// Where a thread's normals are: `row` of the tile, columns 4 group + 2 half + {0, 1} for each half
-// from first_half on, by half_step.
+// The position of a thread's normals: `row` of the tile, columns 4 group + 2 half + {0, 1}, for
+// each half from first_half on, in steps of half_step.
 struct Draw {
   int row, group, first_half, half_step;
 };
 
-// visit(Draw) for all that a tile of `rows` rows and D columns draws
+// calls visit(Draw) for all that a tile of `rows` rows and D columns draws
 template <typename Visit>
 NOPROP_DEV void for_draws(int rows, int D, Visit visit) {
   const int groups = (D + 3) / 4;
@@ -84,7 +84,7 @@ NOPROP_DEV Normals half_of(const Words& words, int half) {
   return half == 0 ? box_muller(words.r0, words.r1) : box_muller(words.r2, words.r3);
 }
 
-// a row's label, and what is wrong with it: 1 out of range, 2 its index is; such a label is 0
+// A row's label. `bad` is 1 if it is out of range, 2 if its index is; such a label becomes 0.
 struct Label {
   int64_t y;
   int32_t bad;

@@ -24,7 +24,7 @@ struct Moments {
   float mean, var;  // var biased
 };
 
-// of the thread's column of y (B, H), which is there where `real`; all threads must call
+// the moments of the thread's column of y (B, H), which exists if `real`; all threads must call
 NOPROP_DEV Moments batch_moments(const float* y, int column, bool real, int B, int H,
                                  unsigned char* scratch) {
   dev::Carve carve{scratch};
@@ -59,7 +59,8 @@ NOPROP_DEV Moments batch_moments(const float* y, int column, bool real, int B, i
   return {mean, dev::div_rn(m2, static_cast<float>(B))};
 }
 
-// mean and variance of the thread's column, of the batch or running; stores and moves what is asked
+// the batch's or the running moments of the thread's column; stores and moves what the stage asks
+// for
 NOPROP_DEV Moments norm_moments(const Program& p, const NormStage& s, const Coord& coord,
                                 int column, bool real, unsigned char* scratch) {
   const int64_t param = coord.slice * s.H + column;
@@ -78,7 +79,7 @@ NOPROP_DEV Moments norm_moments(const Program& p, const NormStage& s, const Coor
       move_statistic(s.running_var[param], unbiased, s.momentum);
     }
   }
-  // NaN where the running statistics could not take it in, so that the loss tells
+  // NaN if the batch's variance would make the running one not finite, so that the loss is NaN too
   return {moments.mean, moments.var + (unbiased - unbiased)};
 }
 

@@ -1,7 +1,7 @@
-// What the stages of a program are made of: sizes of tiles, enums, addresses with their strides.
+// The parts of a program's stages: sizes of tiles, enums, addresses with their strides.
 //
-// A struct names its fields once more in `fields`, in their order: what reads Python's values
-// (fields.h) and what describes a program to the tests (description.h) follow from it.
+// Each struct lists its fields once more in `fields`, in their order. The reader of Python's values
+// (fields.h) and the description of a program for the tests (description.h) follow from that list.
 #pragma once
 
 #include <array>
@@ -15,19 +15,20 @@
 
 namespace noprop::cuda {
 
-constexpr int kMaxStages = 80;   // the paper's network with everything asked for takes 72
+constexpr int kMaxStages = 80;   // the paper's network with all outputs takes 72
 constexpr int kMaxSources = 4;   // of a layer; consumers of a result
 constexpr int kMaxFlags = 4;     // inputs whose contents are looked at, and labels
 constexpr int kRows = 16;        // of a tile of the head, the noise and a gather
-constexpr int kChunkRows = 128;  // sums over rows go by such chunks, folded from the left
+constexpr int kChunkRows = 128;  // of a sum over rows; chunks are added from the left
 constexpr int kColumns = 32;  // of a tile of norm, norm gradient, a vector's or statistic's update
 constexpr int kEmbedding = 16;           // rows and columns of a tile of d_W_embed
 constexpr int kTileH = 64, kTileF = 64;  // of a weight's update
 constexpr int kApplied = 1024;           // entries of a tile of kApply
 constexpr int kMostOfCluster = 8;        // thread blocks, on every device that has clusters
 
-// Rows and columns of a tile of a product with B rows: fewer where 64 would keep too few thread
-// blocks busy. No bit depends on it, for an entry's sum ascends in steps of the precision's own.
+// The rows, and the columns, of a tile of a product with B rows. They are fewer if 64 would keep
+// too few thread blocks busy. No bit depends on them, since an entry's sum ascends in steps that
+// the precision alone decides.
 NOPROP_BOTH constexpr int product_tile(int64_t B, int64_t columns) {
   if (columns <= 16) return 16;
   return (B + 63) / 64 * ((columns + 63) / 64) < 8 ? 32 : 64;
@@ -39,7 +40,8 @@ enum class UpdateRule : int32_t { kNone, kSgd, kMomentum, kNesterov, kAdam, kAda
 enum class Head : int32_t { kSoftmax, kLinear, kCrossEntropy };
 enum class Type : int32_t { kFloat32, kBFloat16, kUInt8 };
 enum class Activation : int32_t { kNone, kRelu, kGelu };
-enum class Sum : int32_t { kRows, kDone, kZero };  // a vector's gradient: summed here, before, or 0
+// a vector's gradient: it is summed here, was summed before, or is 0
+enum class Sum : int32_t { kRows, kDone, kZero };
 
 // Python's names of an enum's values, in their order
 template <class Enum>
@@ -58,7 +60,7 @@ inline constexpr auto kNames<Activation> = std::array{"none", "relu", "gelu"};
 template <>
 inline constexpr auto kNames<Sum> = std::array{"rows", "done", "zero"};
 
-// moments that a rule keeps beside a parameter: m, or m and v
+// the number of moments that a rule keeps beside a parameter: m, or m and v
 NOPROP_BOTH constexpr int moments(UpdateRule rule) {
   if (rule == UpdateRule::kAdam || rule == UpdateRule::kAdamW) return 2;
   return rule == UpdateRule::kMomentum || rule == UpdateRule::kNesterov ? 1 : 0;

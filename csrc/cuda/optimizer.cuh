@@ -1,5 +1,5 @@
-// The optimizers: what a slice's step takes from the host and the count of updates, and the step on
-// some entries of a parameter at once.
+// The optimizers: the rates of a slice's update, from the host's values and the count of updates,
+// and the update of several entries of a parameter at once.
 //
 //     SGD:   g += wd * param;  m = momentum * m + g;  param -= lr * (m, or g + momentum * m)
 //     Adam:  g += wd * param;  AdamW: param *= 1 - lr * wd;  then both
@@ -7,7 +7,8 @@
 //            param -= lr / c_1 * m / (sqrt(v) / sqrt(c_2) + eps),  c_i = 1 - beta_i^updates
 //
 // Quotients and roots are rounded to nearest by the steps that div_rn and sqrt_rn take for ordinary
-// operands, without their branches: so the entries of a thread go side by side, not one by one.
+// operands, without their branches. So a thread's entries are computed side by side, not one by
+// one.
 #pragma once
 
 #include "cuda/coord.cuh"
@@ -36,14 +37,14 @@ NOPROP_DEV float root(float v) {
   return small ? exact * 0x1p-32f : exact;
 }
 
-// what a slice's loss stage leaves for its update
+// the values that a slice's loss stage leaves for its update
 struct Rates {
   float lr, decay, root;  // lr / c_1; weight decay, of AdamW 1 - lr * weight decay; sqrt(c_2)
   bool moves;
 };
 
-// What follows from lr, weight decay or the count of updates, in float64 and rounded once. Whether
-// the step applies is not known yet.
+// The rates follow from lr, weight decay and the count of updates; they are formed in float64 and
+// rounded once. Whether the step applies is not known yet.
 NOPROP_DEV Rates rates_of(const Hyper& hyper, double lr, double weight_decay, int64_t updates) {
   Rates rates{static_cast<float>(lr), static_cast<float>(weight_decay), 1.0f, false};
   if (hyper.rule == UpdateRule::kAdamW) rates.decay = static_cast<float>(1.0 - lr * weight_decay);

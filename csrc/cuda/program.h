@@ -1,5 +1,6 @@
-// What one launch of the persistent kernel does, as data: the stages of a step, in order, with the
-// addresses that each reads and writes. The kernel runs them for K steps of every slice.
+// The work of one launch of the persistent kernel, as data: the stages of a step, in order, with
+// the addresses that each of them reads and writes. The kernel runs them for K steps of every
+// slice.
 //
 // Letters: N slices that an object holds, n slices of the call, K steps, B rows, F and H features,
 // D width of an embedding, M classes. Strides count elements of what is pointed at. A group of
@@ -16,8 +17,8 @@
 
 namespace noprop::cuda {
 
-// tile t is the work of thread block (first + t) % blocks of the group; where `barrier`, the group
-// meets behind the stage. `once`: -1 in every step, else its tiles only in step `once` of a launch.
+// Thread block (first + t) % blocks of the group does tile t. If `barrier` is set, the group meets
+// after the stage. If `once` is not -1, only step `once` of a launch has the stage.
 struct Stage {
   Kind kind;
   int32_t tiles, first, barrier, once;

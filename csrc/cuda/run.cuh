@@ -1,8 +1,8 @@
-// The persistent kernel's loop: each group of thread blocks takes its slices one after another, and
-// of each runs all K steps; of each step it walks the program's stages.
+// The persistent kernel's loop. Each group of thread blocks takes its slices one after another and
+// runs all K steps of each. A step is a walk over the program's stages.
 //
-// A thread block does its own tiles of a stage in order. What one block writes and another reads
-// has a group barrier in between. Moments that have a place in shared memory are fetched when a
+// A thread block does its own tiles of a stage in order. A group barrier separates one block's
+// writes from another block's reads. Moments that have a place in shared memory are fetched when a
 // slice begins and put back when it ends.
 #pragma once
 
@@ -19,7 +19,7 @@
 
 namespace noprop::cuda {
 
-// of shared memory, for one tile at a time; resident state lies behind it
+// shared memory for one tile at a time; resident state comes after it
 template <Precision P>
 struct Scratch {
   static constexpr int kForward = Product<P, 64, Major::kSum, Major::kSum>::kScratch;
@@ -30,8 +30,8 @@ struct Scratch {
   static constexpr int kBytes = kProducts > kScratchBytes ? kProducts : kScratchBytes;
 };
 
-// visit(stage, tile) for a thread block's own tiles of a stage. The stage is looked up for each, or
-// the compiler would keep all of its fields in registers from tile to tile.
+// Calls visit(stage, tile) for a thread block's own tiles of a stage. The stage is looked up for
+// each tile, or the compiler would keep all of its fields in registers from tile to tile.
 template <typename Visit>
 NOPROP_DEV void own_tiles(const Program& p, int number, int rank, Visit visit) {
   const int first = rank - p.stages[number].first % p.blocks, tiles = p.stages[number].tiles;
@@ -124,7 +124,7 @@ NOPROP_DEV void run_stage(const Program& p, int number, const Coord& coord, int 
   }
 }
 
-// the moments that stay in shared memory, of a slice
+// copies a slice's moments that stay in shared memory, to it or back
 template <Precision P, bool FETCH>
 NOPROP_DEV void move_resident(const Program& p, int64_t slice, int rank, float* resident) {
   for (int stage = 0; stage < p.num_stages; ++stage) {
@@ -159,7 +159,7 @@ NOPROP_DEV void run(const Program& p, unsigned char* shared) {
   const int rank = static_cast<int>(blockIdx.x) % p.blocks;
   uint32_t epoch = 0;
   for (int64_t i = g; i < p.n; i += p.groups) {
-    int64_t held = -1;  // slice whose moments are here
+    int64_t held = -1;  // the slice whose moments are here
     for (int k = 0; k < p.K; ++k) {
       const Coord coord{k, i, p.index[k * p.index_stride + i], g};
       if (coord.slice != held) {

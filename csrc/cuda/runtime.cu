@@ -11,7 +11,7 @@ namespace {
 
 thread_local char text[512];
 
-// null where it went well; clears what the runtime remembers of the error, unless it is sticky
+// returns null on success; clears the runtime's last error, unless it is sticky
 const char* check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();
@@ -26,7 +26,7 @@ const char* check(cudaError_t error, const char* what) {
   return text;
 }
 
-// makes a device the current one, and the one before again
+// makes a device current, and restores the previous one
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -138,8 +138,8 @@ const char* launch(int device, const Program& program, int64_t shared_bytes, voi
     return failed;
   }
   void* arguments[] = {const_cast<Program*>(&program)};
-  // the device starts a cluster as a whole, and no group waits for another one: the grid need not
-  // be resident
+  // the device starts a cluster as a whole, and no group waits for another one, so the grid need
+  // not be resident
   cudaLaunchAttribute attribute = program.cluster ? of_cluster(program.blocks) : cooperative();
   const cudaLaunchConfig_t config =
       configure(program.groups * program.blocks, shared_bytes, on_stream, &attribute);

@@ -1,6 +1,7 @@
-// What launches a program: the device's runtime (runtime.cu), or its twin on the host in the tests.
+// Launches a program, by the device's runtime (runtime.cu) or, in the tests, by its twin on the
+// host.
 //
-// Functions give null, or a text that says what failed; it lives until the thread's next call.
+// Functions return null, or a text that says what failed. It lives until the thread's next call.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +15,14 @@ constexpr int kThreadsPerBlock = 256;
 
 struct Kernel {
   const void* entry;
-  int scratch_bytes;  // of shared memory, in front of what is resident
+  int scratch_bytes;  // of shared memory, before the resident state
 };
 Kernel kernel_of(Precision precision);
 
 const char* count_devices(int* count);
 const char* describe_device(int device, NopropCudaDevice* facts);
 
-// thread blocks that a multiprocessor holds at the same time
+// the thread blocks that a multiprocessor holds at the same time
 const char* blocks_per_multiprocessor(int device, Precision precision, int64_t shared_bytes,
                                       int* blocks);
 

@@ -1,4 +1,4 @@
-// One struct for each kind of stage: what it reads and writes, and its kind's name in Python.
+// Each kind of stage has a struct, with its operands and results, and with its name in Python.
 #pragma once
 
 #include "cuda/operands.h"
@@ -25,9 +25,9 @@ enum class Kind : int32_t {
   kChain,
 };
 
-// out (B, F) = (data[row] - mean) * scale, and what is wrong with it: 2 index, 4 not finite. A tile
-// has kRows rows. Without indices `data` is a Buffer's own rows, only looked at where out is
-// absent.
+// out (B, F) = (data[row] - mean) * scale. `bad` is 2 if an index is out of range, 4 if a value is
+// not finite. A tile has kRows rows. Without indices `data` has the batch's own rows, which are
+// only checked if out is absent.
 struct GatherStage {
   static constexpr Kind kKind = Kind::kGather;
   static constexpr char kName[] = "gather";
@@ -46,7 +46,8 @@ struct GatherStage {
   }
 };
 
-// z = signal * u_y + noise * eps + sigma * eps_1; labels checked (1: out of range) and written
+// z = signal * u_y + noise * eps + sigma * eps_1; labels are checked (`bad` is 1 if one is out of
+// range) and written
 struct NoiseStage {
   static constexpr Kind kKind = Kind::kNoise;
   static constexpr char kName[] = "noise";
@@ -76,7 +77,7 @@ struct NoiseStage {
 struct DenseStage {
   static constexpr Kind kKind = Kind::kDense;
   static constexpr char kName[] = "dense";
-  Buffer out, kept;  // (B, H); kept: what the activation's gradient reads, or absent
+  Buffer out, kept;  // (B, H); kept: the operand of the activation's gradient, or absent
   Buffer sources[kMaxSources];
   Buffer add;
   const float *weight, *bias;  // (N, H, in_width), (N, H)
@@ -103,7 +104,7 @@ struct NormStage {
   float eps, momentum;
   int32_t H;
   Activation activation;
-  int32_t training, move;  // move: the running statistics, at once
+  int32_t training, move;  // move: moves the running statistics at once
 
   template <class Visit>
   void fields(Visit& f) {
@@ -133,7 +134,8 @@ struct HeadStage {
   }
 };
 
-// loss of a slice, whether its step applies, its counters, and rates (4 floats); one tile
+// computes the loss of a slice, whether its step applies, its counters, and its rates (4 floats);
+// one tile
 struct LossStage {
   static constexpr Kind kKind = Kind::kLoss;
   static constexpr char kName[] = "loss";
@@ -155,7 +157,8 @@ struct LossStage {
   }
 };
 
-// the same from d_logits (size floats, absent: a given `applied`) of a backward or an update
+// computes the same for a backward, from d_logits (size floats), or for an update, from a given
+// `applied`
 struct RatesStage {
   static constexpr Kind kKind = Kind::kRates;
   static constexpr char kName[] = "rates";
@@ -243,7 +246,7 @@ struct EmbeddingStage {
   }
 };
 
-// A weight's gradient d_y.T @ x and its step, columns column .. column + F of the weight. The
+// A weight's gradient d_y.T @ x and its update, for columns column .. column + F of the weight. The
 // moments of a thread block's first `resident_tiles` tiles of this stage stay in its shared memory
 // for all K steps, moments(rule) * kTileH * kTileF floats each, from float `resident` of that
 // memory on.
@@ -290,7 +293,7 @@ struct UpdateStatisticStage {
   }
 };
 
-// a step from a gradient in memory; a tile has kApplied entries
+// updates a parameter from a gradient in memory; a tile has kApplied entries
 struct ApplyStage {
   static constexpr Kind kKind = Kind::kApply;
   static constexpr char kName[] = "apply";

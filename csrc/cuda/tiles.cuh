@@ -11,8 +11,9 @@
 
 namespace noprop::cuda {
 
-// A tile's place in a matrix in memory, from its first entry on; rows and columns: how many there
-// are. Two neighbours, the first in an even column, are one access where all of them may be.
+// A tile of a matrix in memory, from its first entry on, with the numbers of rows and columns that
+// exist. Two neighbours, the first in an even column, are one access if the addresses allow it for
+// all of them.
 template <typename T>
 struct View {
   T* first;  // null: there is no such matrix
@@ -65,7 +66,7 @@ struct Product {
     return first_column + e / 4 % NN * 8 + thread % 4 * 2 + e % 2;
   }
 
-  // The thread's entries of a matrix. What is outside of it gets the value of an entry inside.
+  // Reads the thread's entries of a matrix. Entries outside of it get the value of an entry inside.
   template <typename T>
   NOPROP_DEV void read(const View<T>& from, float (&to)[kEntries]) const {
     if (!has_entries() || from.first == nullptr) return;
@@ -86,8 +87,8 @@ struct Product {
     }
   }
 
-  // A null matrix takes nothing. Addresses are formed anew: kept from a read before the product,
-  // they would take two registers each.
+  // Writes nothing to a null matrix. Addresses are formed anew: if they were kept from a read
+  // before the product, each would take two registers.
   NOPROP_DEV void write(const View<float>& to, const float (&value)[kEntries]) const {
     if (!has_entries() || to.first == nullptr) return;
     const int stride = dev::fresh(to.stride);

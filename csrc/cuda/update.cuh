@@ -1,4 +1,4 @@
-// The end of a step: every parameter's gradient and its step, and the running statistics.
+// The end of a step: every parameter's gradient and its update, and the running statistics.
 //
 // A weight gradient's tile goes from the product's registers through the optimizer into the weight;
 // gradients reach memory only where they are asked for (UpdateRule::kNone).
@@ -9,7 +9,7 @@
 
 namespace noprop::cuda {
 
-// one step of entry `at` of a slice's parameter, or its gradient to memory
+// updates entry `at` of a slice's parameter, or writes its gradient to memory
 NOPROP_DEV void put_gradient(const Program& p, const Param& param, const Rates& rates,
                              const Coord& coord, int64_t at, float g) {
   if (p.hyper.rule == UpdateRule::kNone) {
@@ -33,7 +33,7 @@ static_assert(kTileH == 64 && kTileF == 64);
 template <Precision P>
 using WeightSums = Product<P, kTileH, Major::kTile, Major::kTile>;
 
-// where a tile of a weight stands
+// the position of a weight's tile
 struct WeightTile {
   int h, f, rows, columns, stride;  // first row and column, and how many there are from there on
   int64_t first;                    // its first entry within a slice
@@ -101,7 +101,7 @@ NOPROP_DEV void update_weight_tile(const Program& p, const UpdateWeightStage& s,
   g.write(v_view, v);
 }
 
-// a tile's moments of a slice between global memory and their place in shared memory
+// copies a tile's moments of a slice between global memory and their place in shared memory
 template <Precision P, bool FETCH>
 NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64_t slice, int tile,
                              float* resident) {
@@ -121,8 +121,8 @@ NOPROP_DEV void move_moments(const Program& p, const UpdateWeightStage& s, int64
   }
 }
 
-// A bias: the sum of d_y over rows; a norm's parameter: its sum is there. Each chunk of rows is
-// summed by kWarps threads a column, which are then added in order.
+// A bias needs the sum of d_y over rows; the sum of a norm's parameter is there already. Each chunk
+// of rows is summed by kWarps threads a column, which are then added in order.
 NOPROP_DEV void update_vector_tile(const Program& p, const UpdateVectorStage& s, const Coord& coord,
                                    int tile, unsigned char* scratch) {
   static_assert(kColumns == kLanes && kChunkRows % kWarps == 0);

@@ -1,4 +1,4 @@
-// No two threads of a call on one processor.
+// Keeps the threads of a call on different processors.
 #pragma once
 
 #include <sched.h>

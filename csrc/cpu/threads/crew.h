@@ -1,5 +1,5 @@
-// A chain that one thread leads while others help it with the larger layers, tile by tile. Whoever
-// is there takes the next tile, and nobody waits for a thread that has not come, or that another
+// One thread leads a chain, and others help it with the larger layers, tile by tile. Any thread
+// that is there takes the next tile. Nobody waits for a thread that has not come, or that another
 // process keeps from running, except for the tile that it holds.
 #pragma once
 
@@ -11,7 +11,7 @@ namespace {
 
 constexpr uint32_t kLastStage = 0xffffffff;
 
-// until done() is true
+// waits until done() is true
 template <class Done>
 NOPROP_INLINE void wait_until(const Crew& crew, Done done) {
   constexpr int kSpins = 2000;  // a tile takes microseconds

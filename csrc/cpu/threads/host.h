@@ -1,4 +1,5 @@
-// One call of the C interface: its turn at the pool, its memory between tasks, its caller's poll.
+// A call of the C interface has its turn at the pool, its memory between tasks, and its caller's
+// poll.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +22,7 @@ class Host {
   Host(const Host&) = delete;
   ~Host();
 
-  // NOPROP_OK, or why nothing may run, or why what ran did not end
+  // NOPROP_OK, or the reason why nothing may run, or why the tasks did not end
   NopropStatus status() const { return status_; }
   NopropResult result(bool ran) const;
   int32_t threads() const { return threads_; }

@@ -15,12 +15,12 @@ struct Worker {
 };
 
 // Runs task(0) .. task(count - 1), each once, on the host's threads, the calling one among them.
-// Each thread has a workspace of `bytes`. False: no memory, and nothing ran, or the process was
-// forked; host.result tells.
+// Each thread has a workspace of `bytes`. Returns false if there was no memory and nothing ran, or
+// if the process was forked; host.result has the reason.
 bool run_tasks(int64_t count, int64_t bytes, Host& host,
                const std::function<void(int64_t task, const Worker&)>& run);
 
-// Of `wanted` threads for a call, the calling one among them, those that the system grants.
+// The threads that the system grants of `wanted` ones for a call, the calling one among them.
 int32_t granted_threads(int32_t wanted);
 
 // Where a team's members wait for each other between stages; all of them have to be running.

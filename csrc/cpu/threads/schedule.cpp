@@ -11,15 +11,16 @@
 namespace noprop {
 namespace {
 
-// Of packed rows: few steps', so that they are still in the last cache when the last slice reads
-// them, beside the state of the slices at work.
+// The bytes of packed rows. They are few steps' rows, so that they are still in the last cache when
+// the last slice reads them, beside the state of the slices at work.
 int64_t shared_bytes() {
   constexpr int64_t kLeast = int64_t{4} << 20, kMost = int64_t{16} << 20;
   static const int64_t cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
   return std::clamp(cache / 4, kLeast, kMost);
 }
 
-// Of a row forward, all layers together. It is the layers' work; a dense one has as many weights.
+// The multiply-adds of one row in forward, over all layers. A dense layer has as many as it has
+// weights.
 int64_t multiply_adds(const NopropPlan& plan) {
   int64_t count = 0;
   for (int32_t l = 0; l < plan.num_layers; ++l) {
@@ -32,7 +33,7 @@ int64_t multiply_adds(const NopropPlan& plan) {
   return count;
 }
 
-// threads for each of n tasks, so that each of them has that much of a task's work
+// the threads of each of n tasks, such that each thread has at least flop_a_member of a task's work
 int32_t shared_by(int64_t n, int64_t flop, int64_t flop_a_member, int32_t threads) {
   constexpr int64_t kMost = 64;
   return static_cast<int32_t>(std::max<int64_t>(
@@ -81,7 +82,7 @@ int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads)
 }
 
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
-  // one row of a product takes as long as four do, that of reading the weights
+  // one row of a product takes as long as four do, since the weights must be read
   return shared_by(chains, 2 * std::max<int64_t>(B, 4) * multiply_adds(plan), 1'000'000, threads);
 }
 

@@ -20,23 +20,23 @@ struct Schedule {
 Schedule choose_schedule(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
                          int64_t n, int64_t B, int64_t K);
 
-// What is packed at once, where all inputs are the same for n slices.
+// The bytes that are packed at once if all inputs are the same for n slices.
 int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t B, int64_t K);
 
-// whether slices read the same rows of an input, and so can share their packed form
+// whether slices read the same rows of an input, so that they can share its packed form
 bool is_shared(const NopropInput& input, int64_t n);
 
 // Packs input j's rows of steps k_first .. k_last for all slices into the host's memory.
-// NOPROP_BAD_INPUT: something is not finite.
+// NOPROP_BAD_INPUT: a feature is not finite.
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
                         const NopropInput& input, int32_t j, int64_t B, int64_t k_first,
                         int64_t k_last, Host& host);
 
-// How many threads share a slice's work: all there are, where they outnumber the slices, as long as
-// each has enough to do between two barriers.
+// The number of threads that share a slice's work. All threads do if they outnumber the slices,
+// as long as each has enough to do between two barriers.
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads);
 
-// How many threads share a chain of blocks on B rows, of so many chains.
+// The number of threads that share each of `chains` chains of blocks on B rows.
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads);
 
 }  // namespace noprop
