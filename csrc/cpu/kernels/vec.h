@@ -110,7 +110,7 @@ NOPROP_INLINE Vec zip_pairs(Vec even, Vec odd) {
   return (Vec)_mm512_permutexvar_epi16((__m512i)place, (__m512i)both);
 }
 
-// `count` floats to half as many pairs of neighbours; a last one alone stands beside 0
+// converts `count` floats to half as many pairs of neighbours; a last one alone is paired with 0
 inline void pair_run(float* out, const float* in, int64_t count) {
   int64_t i = 0;
   for (; i + 2 * kLanes <= count; i += 2 * kLanes)

@@ -23,7 +23,7 @@ bool run_tasks(int64_t count, int64_t bytes, Host& host,
 // The threads that the system grants of `wanted` ones for a call, the calling one among them.
 int32_t granted_threads(int32_t wanted);
 
-// Where a team's members wait for each other between stages; all of them have to be running.
+// A team's members wait here for each other between stages. All of them have to be running.
 class Barrier {
  public:
   explicit Barrier(int32_t size) : size_(size) {}
