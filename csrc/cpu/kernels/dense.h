@@ -182,38 +182,64 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
   });
 }
 
-// The weight gradient d_out^T @ source, tile by tile: finish(gradient, stride, o, rows, f, count)
-// gets `count` columns from f of `rows` rows from o. Before that, while the tile's product runs,
-// fetch(o, f, count) is called for each of its rows, whose weights and moments may be far away.
-// strips: the source's. Rows of the weights are the outer loop: the optimizer then reads its arrays
-// along their rows. PAIRS: of rows, in d_out and the strips.
-template <bool PAIRS, class Fetch, class Finish>
-inline void dense_weight_grad(const float* d_out, const float* strips, int64_t width, int64_t H,
-                              const Panels& panels, const Share& share, Fetch fetch,
+// a source of a layer as its weight gradient reads it
+struct StripSource {
+  const float* strips;
+  int64_t width;
+};
+
+// Whole rows of a weight gradient wait for the optimizer in the nearest cache. It then goes along
+// the rows of its arrays, and no product stands between two of its accesses.
+constexpr int64_t kGradientRows = kTileRows[kMaxStripCols];
+constexpr int64_t kGradientColumns = 6 * 1024 / kGradientRows / kStrip * kStrip;
+
+// what dense_weight_grad needs of memory: the rows' gradient, then their d_out
+inline int64_t weight_grad_floats(const Panels& panels) {
+  return kGradientRows * (kGradientColumns + panels.padded());
+}
+
+// The weight gradient d_out^T @ concat(sources), some rows at a time: finish(gradient, o, rows, f,
+// count) gets columns f .. f + count of rows from o, kGradientColumns apart. PAIRS: of rows, in
+// products and in the strips.
+template <bool PAIRS, class Finish>
+inline void dense_weight_grad(const float* d_out, const StripSource* sources, int num_sources,
+                              int64_t H, float* scratch, const Panels& panels, const Share& share,
                               Finish finish) {
-  const int64_t P = terms<PAIRS>(panels.P), K = terms<PAIRS>(panels.B);
-  const Range own = own_part(share, H, kTileRows[kMaxStripCols]);
+  const int64_t P = terms<PAIRS>(panels.P), K = terms<PAIRS>(panels.B), padded = panels.count * P;
+  float *gradient = scratch, *d_rows = scratch + kGradientRows * kGradientColumns;
+  const Range own = own_part(share, H, kGradientRows);
   for_row_tiles<kMaxStripCols>(own.first, own.last, [&](auto tile_rows, int64_t o) {
     constexpr int ROWS = decltype(tile_rows)::value;
-    for_strips(width, [&](int64_t f, int strip_cols) {
-      with_cols(strip_cols, [&](auto cols) {
-        constexpr int COLS = decltype(cols)::value;
-        const float* strip = strips + f * panels.B;
-        const int64_t count = width - f < COLS * kLanes ? width - f : COLS * kLanes;
-        const int64_t rows_a_burst = (ROWS * kBurst + K - 1) / K;
-        int64_t fetched = 0;
-        Vec c[ROWS][COLS] = {};
-        for (int64_t p = 0; p < panels.count; ++p)
-          multiply_tile<PAIRS>(c, d_out + (p * H + o) * P, P, 1, strip + p * P * COLS * kLanes,
-                               COLS * kLanes, K - p * P < P ? K - p * P : P, [&] {
-                                 for (int64_t r = 0; r < rows_a_burst && fetched < ROWS; ++r)
-                                   fetch(o + fetched++, f, count);
-                               });
-        alignas(64) float gradient[ROWS][COLS * kLanes];
-        for_tile<ROWS, COLS>([&](int i, int j) { store(&gradient[i][j * kLanes], c[i][j]); });
-        finish(&gradient[0][0], COLS * kLanes, o, ROWS, f, count);
+    for (int64_t p = 0; p < panels.count; ++p)  // the product then has one run of terms
+      for (int i = 0; i < ROWS; ++i) {
+        const float* from = d_out + (p * H + o + i) * panels.P;
+        float* to = d_rows + i * padded + p * P;
+        if constexpr (PAIRS)
+          pair_run(to, from, panels.P);
+        else
+          copy_run(to, from, panels.P);
+      }
+    int64_t first = 0, done = 0;  // columns before this source, before those in `gradient`
+    for (int s = 0; s < num_sources; ++s) {
+      for_strips(sources[s].width, [&](int64_t f, int strip_cols) {
+        if (first + f + strip_cols * kLanes > done + kGradientColumns) {
+          finish(gradient, o, ROWS, done, first + f - done);
+          done = first + f;
+        }
+        with_cols(strip_cols, [&](auto cols) {
+          constexpr int COLS = decltype(cols)::value;
+          Vec c[ROWS][COLS] = {};
+          multiply_tile<PAIRS>(c, d_rows, padded, 1, sources[s].strips + f * panels.B,
+                               COLS * kLanes, K);
+          // a source's missing columns are the next one's first, which come later
+          float* to = gradient + first + f - done;
+          for_tile<ROWS, COLS>(
+              [&](int i, int j) { store(to + i * kGradientColumns + j * kLanes, c[i][j]); });
+        });
       });
-    });
+      first += sources[s].width;
+    }
+    finish(gradient, o, ROWS, done, first - done);
   });
 }
 

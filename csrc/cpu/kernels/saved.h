@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/activation.h"
-#include "cpu/kernels/small_batch.h"
+#include "cpu/kernels/dense.h"
 
 namespace noprop {
 namespace {
@@ -37,7 +37,8 @@ struct Grads {
   bool written[kMaxResults];
   float* strips;                            // of a layer's sources
   float* packed;                            // columns of a weight, twice; this member's
-  float *pairs[2], *row_pairs[2];           // a layer's gradient as pairs of features and of rows
+  float* weight_rows;                       // of a weight's gradient; this member's
+  float* pairs[2];                          // a layer's gradient as pairs of features
   float *vector, *norm_weight, *norm_bias;  // (widest,)
 };
 
@@ -128,11 +129,10 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
   grads.strips = pieces.take<float>(panels.B * in);
   const int64_t packed = 2 * width * kStrip;
   grads.packed = pieces.take<float>(packed * team.size) + team.rank * packed;
-  for (int turn = 0; turn < 2; ++turn) {
-    const int64_t pairs = has_pairs(plan) ? width * panels.padded() : 0;
-    grads.pairs[turn] = pieces.take<float>(pairs);
-    grads.row_pairs[turn] = pieces.take<float>(pairs);
-  }
+  const int64_t rows = weight_grad_floats(panels);
+  grads.weight_rows = pieces.take<float>(rows * team.size) + team.rank * rows;
+  for (int turn = 0; turn < 2; ++turn)
+    grads.pairs[turn] = pieces.take<float>(has_pairs(plan) ? width * panels.padded() : 0);
   grads.vector = pieces.take<float>(width);
   grads.norm_weight = pieces.take<float>(width);
   grads.norm_bias = pieces.take<float>(width);

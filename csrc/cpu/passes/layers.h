@@ -140,42 +140,25 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
   const NopropLayer& layer = job.plan.layers[l];
   const NopropParam& param = job.states[l].weight;
   const int64_t H = layer.width, in = in_width(job.plan, layer);
-  const float* d_out = PAIRS ? grads.row_pairs[l % 2] : grads.value[job.plan.num_inputs + l];
-  const Run all = run_at(param, job.slice * H * in);
-  const auto at = [&](int64_t i) {
-    return Run{all.w + i, all.m ? all.m + i : nullptr, all.v ? all.v + i : nullptr};
-  };
-  float* grad = param.grad ? param.grad + job.i * H * in : nullptr;
-  int64_t first = 0;
+  StripSource sources[kMaxResults];
   const float* own_strips = grads.strips;
   for (int s = 0; s < layer.num_sources; ++s) {
     const int source = layer.sources[s];
     const int64_t width = width_of(job.plan, source);
-    const float* strips = source < job.plan.num_inputs ? saved.strips[source] : own_strips;
-    // always_inline: GCC takes a function that only prefetches for one that does nothing
-    const auto fetch = [&](int64_t o, int64_t f, int64_t count) __attribute__((always_inline)) {
-      if (!job.scalars) return;
-      const Run run = at(o * in + first + f);
-      for (int64_t c = 0; c < count; c += kLineFloats) {
-        __builtin_prefetch(run.w + c);
-        if (run.m) __builtin_prefetch(run.m + c);
-        if (run.v) __builtin_prefetch(run.v + c);
-      }
-    };
-    dense_weight_grad<PAIRS>(d_out, strips, width, H, panels, share, fetch,
-                             [&](const float* gradient, int64_t stride, int64_t o, int64_t rows,
-                                 int64_t f, int64_t count) {
-                               const int64_t from = o * in + first + f;
-                               for (int64_t row = 0; grad && row < rows; ++row)
-                                 __builtin_memcpy(grad + from + row * in, gradient + row * stride,
-                                                  sizeof(float) * count);
-                               if (job.scalars)
-                                 update_rows(at(from), in, gradient, stride, rows, count,
-                                             *job.scalars);
-                             });
-    first += width;
+    sources[s] = {source < job.plan.num_inputs ? saved.strips[source] : own_strips, width};
     own_strips += panels.B * round_up(width);
   }
+  const auto finish = [&](const float* gradient, int64_t o, int64_t rows, int64_t f,
+                          int64_t count) {
+    for (int64_t row = 0; param.grad && row < rows; ++row)
+      __builtin_memcpy(param.grad + (job.i * H + o + row) * in + f,
+                       gradient + row * kGradientColumns, sizeof(float) * count);
+    if (job.scalars)
+      update_rows(run_at(param, (job.slice * H + o) * in + f), in, gradient, kGradientColumns, rows,
+                  count, *job.scalars);
+  };
+  dense_weight_grad<PAIRS>(grads.value[job.plan.num_inputs + l], sources, layer.num_sources, H,
+                           grads.weight_rows, panels, share, finish);
 }
 
 // On entry grads.value of the last result holds d_logits. Layers run in reverse. Each computes its
@@ -212,12 +195,7 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
       finish_vector(state.norm_bias, grads.norm_bias, job, H, own);
     }
     if constexpr (kHasPairs) {
-      if (rounds(plan)) {
-        pair_panels(grads.pairs[l % 2], d, H, panels, share);
-        for_own_runs(panels, share, H, [&](int64_t at, int64_t count) {
-          pair_run(grads.row_pairs[l % 2] + at / 2, d + at, count);
-        });
-      }
+      if (rounds(plan)) pair_panels(grads.pairs[l % 2], d, H, panels, share);
     } else if (rounds(plan)) {
       for_own_runs(panels, share, H,
                    [&](int64_t at, int64_t count) { round_run(d + at, d + at, count); });

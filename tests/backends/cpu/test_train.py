@@ -8,6 +8,7 @@ import torch
 from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
+from noprop_kernels.plan import Dense, Plan
 from support.calls import PLANS, clone_call, make_train_call, one_slice, one_step
 from support.compare import assert_calls_match, results, run_three
 
@@ -49,6 +50,21 @@ def test_step(kernels: ModuleType, plan: str, variant: str, B: int) -> None:
 def test_odd_batches(kernels: ModuleType, plan: str, B: int) -> None:
     call = make_train_call(PLANS[plan](17, 5, 6), 3, 2, B, 1, optimizer=AdamW(), extras=True)
     assert_calls_match(*run_three(kernels, "train", call), terms=B + 64)
+
+
+@pytest.mark.parametrize("grads", [True, False])
+@pytest.mark.parametrize("F", [1021, 1600])
+def test_rows_of_a_weight_longer_than_their_buffer(
+    kernels: ModuleType, F: int, grads: bool
+) -> None:
+    """Two sources, the second from a column that begins no vector, and fewer rows than a tile."""
+    plan = Plan(
+        {"x": (F,), "z": (5,)},
+        {"h": Dense(("x", "z"), 15, activation="relu"), "logits": Dense("h", 6)},
+    )
+    optimizer = None if grads else AdamW(weight_decay=0.1)
+    call = make_train_call(plan, 2, 2, 9, 1, optimizer=optimizer, grads=grads)
+    assert_calls_match(*run_three(kernels, "train", call), terms=F)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
