@@ -1,4 +1,6 @@
-"""The Triton backend on a GPU: the reference's answers, no waiting, graphs, streams, flags."""
+"""The Triton backend on a GPU: no waiting, graphs, launches, memory, deferred errors."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -6,47 +8,14 @@ import torch
 import noprop_kernels as nk
 from noprop_kernels import tuning
 from noprop_kernels.backends import dispatch
+from support import on_gpu
+from support.on_gpu import PLANS, B, F, M, T, data, indices, same
 
 pytestmark = pytest.mark.gpu
 if reason := dispatch.triton_gap(torch.device("cuda")):
     pytest.skip(reason, allow_module_level=True)
 
-T, B, F, M = 3, 96, 50, 10
-GOAL = nk.DT(nk.NoiseSchedule.cosine(T))
-PLANS = {"mlp": nk.plans.mlp(F, M, M, hidden=64), "paper_dt": nk.plans.paper_dt(F, M, M)}
-
-
-def make(plan: str = "mlp", **options) -> nk.DenoisingBlocks:
-    return nk.DenoisingBlocks(PLANS[plan], GOAL, **options).to("cuda")
-
-
-def data(rows: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    X = torch.randn(rows, F, generator=generator)
-    return X.cuda(), torch.randint(M, (rows,), generator=generator).cuda()
-
-
-def indices(K: int, seed: int = 1) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(500, (K, B), generator=generator).cuda()
-
-
-def same(a: nk.DenoisingBlocks, b: nk.DenoisingBlocks) -> bool:
-    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs)
-
-
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-@pytest.mark.parametrize("plan", PLANS)
-def test_gradients_are_the_reference_s(plan: str, precision: str) -> None:
-    X, Y = data()
-    ours, theirs = (make(plan, precision=precision, backend=b) for b in ("triton", "reference"))
-    got, want = (blocks.gradients(X[:B], Y[:B]) for blocks in (ours, theirs))
-    unit = {"float32": 2**-18, "tf32": 2**-9, "bfloat16": 2**-6}[precision]
-    torch.testing.assert_close(got.loss, want.loss, rtol=unit, atol=0)
-    for name, value in got.by_name.items():
-        error = (value - want.by_name[name]).abs().max()
-        assert error <= unit * want.by_name[name].abs().max().clamp_min(1e-6), name
+make = partial(on_gpu.make, "triton")
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -99,43 +68,6 @@ def test_a_step_waits_for_nothing() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_inside_the_caller_s_stream_and_capture() -> None:
-    X, Y = data()
-    eager, captured = make(), make()
-    x, y = X[:B].clone(), Y[:B].clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        captured.train_step(x, y)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step = captured.train_step(x, y)
-    graph.replay()
-    for _ in range(2):
-        loss = eager.train_step(x, y).loss
-    assert torch.equal(step.loss, loss)
-    assert torch.equal(eager.hx.weight, captured.hx.weight)
-
-
-@pytest.mark.parametrize("what", ["label", "index", "input"])
-def test_bad_contents_skip_the_step_and_are_told_later(what: str) -> None:
-    X, Y = data()
-    blocks, rows = make(), indices(1)
-    if what == "label":
-        Y[rows[0, 3]] = M
-    elif what == "input":
-        X[rows[0, 3], 2] = torch.inf
-    else:
-        rows[0, 3] = 500
-    before = blocks.hx.weight.clone()
-    blocks.train_steps(X, Y, rows)
-    assert torch.equal(blocks.hx.weight, before)
-    assert blocks.updates.tolist() == [0] * T and blocks.draws.tolist() == [1] * T
-    with pytest.raises(ValueError, match="train_steps or gradients: in an earlier call"):
-        blocks.train_step(*(value[:B] for value in data()))
-
-
 @pytest.mark.parametrize("op", ["train", "forward", "predict", "add_noise"])
 def test_check_waits_and_tells(op: str) -> None:
     X, Y = data()
@@ -184,7 +116,8 @@ def test_check_sees_what_the_caller_s_graph_met() -> None:
 
 def test_no_memory_changes_nothing() -> None:
     X, Y = data()
-    blocks, small = make(), make(blocks_per_launch=1)
+    plan = nk.plans.mlp(F, M, M, hidden=64)
+    blocks, small = make(plan), make(plan, blocks_per_launch=1)
     rows = torch.randint(500, (2, 200_000), device="cuda")
     before = {name: value.clone() for name, value in blocks.state_dict().items()}
     torch.cuda.empty_cache()
@@ -216,13 +149,3 @@ def test_tensors_on_another_device_are_named() -> None:
     ]:
         with pytest.raises(ValueError, match=f"{name} must be on cuda:0, got cpu"):
             call()
-
-
-def test_predict_and_autograd() -> None:
-    X, Y = data()
-    ours, theirs = (make(backend=b) for b in ("triton", "reference"))
-    got, want = (blocks.predict(X[:7], samples=2) for blocks in (ours, theirs))
-    torch.testing.assert_close(got.logits, want.logits, rtol=1e-4, atol=1e-4)
-    for blocks in (ours, theirs):
-        blocks.loss(X[:B], Y[:B]).sum().backward()
-    torch.testing.assert_close(ours.hx.weight.grad, theirs.hx.weight.grad, rtol=1e-3, atol=1e-6)
