@@ -16,7 +16,7 @@ from ..arguments.batches import (
     gather_inputs,
     packed,
 )
-from ..backends.calls import AddNoiseCall, UpdateCall
+from ..backends.calls import AddNoiseCall, TrainOut, UpdateCall
 from ..check import MOST_COUNT, check_count, check_integer, check_positive, check_tensor
 from ..plan import Plan
 from ..results import Gradients, Step
@@ -61,18 +61,7 @@ def train_step(
         out.d_W_embed = empty(n, stack.M, stack.D)
         if z is None:
             out.d_signal, out.d_noise = empty(n, B), empty(n, B)
-    engine.train(
-        stack,
-        op,
-        index=index,
-        block=engine.blocks_of(stack, index, 1),
-        inputs={name: packed(value)[None] for name, value in inputs.items()},
-        y=y.contiguous().expand(1, n, B),
-        z=z,
-        B=B,
-        rule=rule,
-        out=out,
-    )
+    one_step(stack, op, index, inputs, y, B, out, z=z, rule=rule)
     d_z = out.d_inputs.pop("z", None)
     return Step(
         out.loss[0],
@@ -84,6 +73,22 @@ def train_step(
         out.d_noise,
         out.d_W_embed,
     )
+
+
+def one_step(
+    stack: Stack,
+    op: str,
+    index: Tensor,
+    inputs: Mapping[str, Tensor],
+    y: Tensor,
+    B: int,
+    out: TrainOut,
+    **options: Any,
+) -> None:
+    """A step of `index`'s slices on checked rows; `options` are those of engine.train."""
+    inputs = {name: packed(value)[None] for name, value in inputs.items()}
+    y, block = y.contiguous().expand(1, len(index), B), engine.blocks_of(stack, index, 1)
+    engine.train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, out=out, **options)
 
 
 def train_steps(
@@ -134,19 +139,8 @@ def gradients(
     out.error = engine.empty(stack, n, B)
     out.grads = {name: engine.empty(stack, n, *s) for name, s in stack.plan.parameters().items()}
     out.stats = {name: engine.empty(stack, n, *s) for name, s in stack.plan.statistics().items()}
-    engine.train(
-        stack,
-        op,
-        index=index,
-        block=engine.blocks_of(stack, index, 1),
-        inputs={name: packed(value)[None] for name, value in inputs.items()},
-        y=y.contiguous().expand(1, n, B),
-        B=B,
-        rule=None,
-        out=out,
-        draw=draw,
-        first_row=first_row,
-        rows=rows,
+    one_step(
+        stack, op, index, inputs, y, B, out, rule=None, draw=draw, first_row=first_row, rows=rows
     )
     return Gradients(
         out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats

@@ -122,35 +122,26 @@ def train_by_graphs(
     for part in without.values():
         context_of(part, workspace)  # allocates the workspace for all parts of this size
     for part, key in zip(parts, keys, strict=True):
-        train_by_graph(part, key, context_of, cache, capture, stream, workspace)
+        if key not in cache.graphs:
+            launch_steps(part, context_of(part, workspace))
+            remember(cache.graphs, key, None)
+            continue
+        graph = cache.graphs[key]
+        if graph is None:
+            try:
+                graph = graph_of(part, context_of, capture, workspace)
+            except torch.OutOfMemoryError:  # after earlier steps of the same call
+                warn_once(
+                    "no memory for a CUDA graph; plain launches run instead, with the same results"
+                )
+                launch_steps(part, context_of(part, workspace))
+                continue
+            cache.workspaces[stream] = workspace
+        remember(cache.graphs, key, graph)
+        replay(graph, part)
 
 
-def train_by_graph(
-    call: TrainCall,
-    key: Any,
-    context_of: ContextOf,
-    cache: GraphCache,
-    capture: Capture,
-    stream: int,
-    workspace: Workspace,
-) -> None:
-    graphs = cache.graphs
-    if key not in graphs:
-        launch_steps(call, context_of(call, workspace))
-        remember(graphs, key, None)
-        return
-    graph = graphs[key]
-    if graph is None:
-        try:
-            graph = graph_of(call, context_of, capture, workspace)
-        except torch.OutOfMemoryError:  # after earlier steps of the same call
-            warn_once(
-                "no memory for a CUDA graph; plain launches run instead, with the same results"
-            )
-            launch_steps(call, context_of(call, workspace))
-            return
-        cache.workspaces[stream] = workspace
-    remember(graphs, key, graph)
+def replay(graph: Graph, call: TrainCall) -> None:
     for path, given in fresh(call):
         if path[0] != "out":
             stored(graph.fresh[path]).copy_(stored(given), non_blocking=True)
