@@ -217,8 +217,7 @@ class DenoisingBlocks(Stack):
 
     @eager_only
     def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
-        """The second half of `train_step`: updates the slices of `grads`, and advances `draws` by
-        one.
+        """The second half of `train_step`: updates the slices of `grads`; `draws` advance by one.
 
         A slice whose loss or gradient is not finite keeps its state, except `draws`.
 
@@ -278,9 +277,8 @@ class DenoisingBlocks(Stack):
             engine.check_rows(self, op, "y", B)
         if B == 0:
             return engine.empty(self, len(index), 0, self.M)
-        ordered = {name: inputs[name] for name in self.plan.inputs}
         run = block_ops.forward if torch.compiler.is_compiling() else block_nodes.forward
-        return run(self, ordered, index)
+        return run(self, {name: inputs[name] for name in self.plan.inputs}, index)
 
     @eager_only
     def loss(self, x: Inputs, y: Tensor, *, blocks: Blocks = None) -> Tensor:
@@ -330,11 +328,9 @@ class DenoisingBlocks(Stack):
     # one block, and plain modules
 
     def block(self, t: int, *, replica: int = 0) -> fx.GraphModule:
-        """Block t as torch.nn modules that share this object's storage: training one trains the
-        other.
+        """Block t as torch.nn modules on this object's storage: training one trains the other.
 
-        Call it again after .to() has moved the parameters, or load_state_dict(assign=True) replaced
-        them.
+        Call it again where .to() or load_state_dict(assign=True) has replaced the parameters.
 
         Args:
             t: the paper's, in 1..T.
