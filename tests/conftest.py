@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from types import ModuleType
 
-# torch.mm's sums may depend on where its operands lie, so MKL's on AMD's processors; tests compare
+# torch.mm's sums may depend on its operands' addresses, so MKL's on AMD's processors; tests compare
 # bits of the reference. MKL reads this when it first runs.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU has to show, in one call of under ten minutes: bash bench/gpu_check.sh OUT [PART ...]
+# Runs every check of a GPU, in under ten minutes: bash bench/gpu_check.sh OUT [PART ...]
 # PYTHON names the interpreter, whose torch and Triton are used; see check.py for the rest.
 set -euo pipefail
 [ $# -gt 0 ] && case $1 in -*) ;; *) set -- "$(realpath -m -- "$1")" "${@:2}" ;; esac

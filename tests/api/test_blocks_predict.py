@@ -108,7 +108,7 @@ def test_samples_and_seeds(backend):
     assert torch.equal(blocks.predict(x, samples=3, seed=[3, 4]).z, p.z)
     assert not torch.equal(blocks.predict(x, samples=3, seed=5).z, p.z)
     alone = trained(seed=4).predict(x, samples=3)
-    if backend == "reference":  # sums of torch.mm may depend on where its operands lie
+    if backend == "reference":  # sums of torch.mm may depend on its operands' addresses
         torch.testing.assert_close(alone.z[:, 0], p.z[:, 1])
     else:
         assert torch.equal(alone.z[:, 0], p.z[:, 1])

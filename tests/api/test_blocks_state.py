@@ -238,7 +238,7 @@ def test_a_step_takes_what_stands_there_now(backend, replace):
     value = torch.randn(T, 6, F)
     with torch.no_grad():
         fresh.hx.weight.copy_(value)
-    old = blocks.hx.weight.detach()  # kept, so that nothing new stands at its address
+    old = blocks.hx.weight.detach()  # kept, so that no other tensor gets its address
     replace(blocks, value.clone())
     left = old.clone()
     for _ in range(2):

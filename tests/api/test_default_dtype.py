@@ -17,7 +17,7 @@ from noprop_kernels import functional, philox
 from support import ROOT
 from support.blocks import GOAL, B, D, F, M, T, batch, data, indices, make
 
-# what PyTorch makes in the default dtype, or on the default device, where a call names none
+# functions of PyTorch that use the default dtype or the default device if a call names none
 FACTORIES = {
     *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace"),
     *("logspace", "normal", "ones", "rand", "randint", "randn", "randperm", "range"),
@@ -28,7 +28,7 @@ OTHERS = ("bfloat16", "float16", "float64", "meta", "cuda")
 
 
 def factory_calls() -> Iterator[tuple[str, set[str | None]]]:
-    """Where each is called, and the keywords it names."""
+    """The place of each call, and the keywords that it names."""
     for path in (path for root in ROOTS for path in (ROOT / root).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):

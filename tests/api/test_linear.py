@@ -124,7 +124,7 @@ def test_no_gradient_array_and_no_unasked_input_gradient(backend, grad, monkeypa
     assert [*call.d_inputs] == (["z"] if grad else [])
 
 
-# goes on where it was
+# a copy or a loaded layer continues the run
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -210,7 +210,7 @@ def test_reset_parameters_starts_afresh():
     assert all(not value.any() for value in layer.buffers())
 
 
-# what does not update
+# calls that do not update
 
 
 def test_nothing_moves_without_gradients_or_in_eval_mode(backend):

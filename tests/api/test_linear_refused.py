@@ -1,4 +1,4 @@
-"""What nk.Linear refuses before anything is written."""
+"""nk.Linear refuses these uses before anything is written."""
 
 import gc
 import json
@@ -117,11 +117,11 @@ def test_an_optimizer_is_asked_for():
         nk.Linear(7, 5)
 
 
-# what takes parameters or gradients out of its hands
+# wrappers that take over parameters or gradients
 
 
 def fits_again(layer):
-    """What was refused has left nothing behind."""
+    """A refused call leaves nothing behind."""
     layer(rows(4, 7)).sum().backward()
     assert layer.updates.tolist() == [1]
 

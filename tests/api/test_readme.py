@@ -33,7 +33,7 @@ PAGES = (
 )
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
-# what a bash block does, by a line of it: why no test runs it
+# bash blocks that no test runs: a line of each, and the reason
 NOT_RUN = {
     'pip install -c constraints.txt -e ".[test]" && python -m pytest -q': "it runs the tests",
     "python -m bench run --quick": "it measures for two minutes",

@@ -245,7 +245,7 @@ def test_update_looks_at_the_kinds(field: str) -> None:
         blocks.update(replace(blocks.gradients(X, Y), **{field: [1]}))
 
 
-# what is frozen, and what belongs to a graph
+# frozen parameters, and tensors of a graph
 
 UPDATES: dict[str, Callable[[nk.DenoisingBlocks], Any]] = {
     "train_step": CALLS["train_step"],

@@ -1,4 +1,4 @@
-"""gpu_check runs its parts one by one, within their time, and tells what became of each."""
+"""gpu_check runs its parts one by one, within their time, and reports the outcome of each."""
 
 import importlib.util
 import json

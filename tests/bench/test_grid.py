@@ -1,4 +1,4 @@
-"""The grid: its classes lie as told, both contenders learn, and what is missed is told."""
+"""The grid: its classes lie as described, both contenders learn, and misses are reported."""
 
 import importlib.util
 import json

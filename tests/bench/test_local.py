@@ -1,4 +1,4 @@
-"""What the denoising adds: three losses on one network, each of them learning, told apart."""
+"""The effect of the denoising: three losses on one network; each learns, and they differ."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""The neighbour keeps its core busy only when told to, and slowdowns are those of pairs."""
+"""The neighbour keeps its core busy only on request, and slowdowns are those of pairs."""
 
 import importlib.util
 import json

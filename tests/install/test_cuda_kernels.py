@@ -1,4 +1,4 @@
-"""Where the CUDA kernels are built, and that nothing of theirs ends a build that did not ask."""
+"""The CUDA kernels are built where they can be; they end no build that did not ask for them."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Where foreign things are touched, and what modules of ours may know of each other."""
+"""Only named files touch foreign things, and no module uses another's private names."""
 
 import ast
 import re

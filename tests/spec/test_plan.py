@@ -39,7 +39,7 @@ def test_parameters_of_an_mlp():
     ],
 )
 def test_paper_dt_has_the_paper_s_parameters(features, D, M, convolutions, total):
-    """Table 5 of arXiv:2503.24322v2; the convolutions stand before the plan."""
+    """Table 5 of arXiv:2503.24322v2; the convolutions come before the plan."""
     assert plans.paper_dt(features, D, M).num_parameters() + convolutions == total
 
 

@@ -190,7 +190,7 @@ def test_gelu_is_torch_s(approximate):
 
 
 def test_gelu_far_from_0_and_nan():
-    """Where torch's has NaN at -infinity, the limit."""
+    """At -infinity it is the limit, where torch's is NaN."""
     y = torch.tensor([-torch.inf, -1e20, 1e20, torch.inf, torch.nan])
     assert_close(ref.gelu(y), torch.tensor([0, 0, 1e20, torch.inf, torch.nan]), equal_nan=True)
     slope = ref.gelu_gradient(torch.ones(5), y)

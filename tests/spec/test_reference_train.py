@@ -1,4 +1,4 @@
-"""What a training call promises: isolation, the gate, checks, gathering."""
+"""A training call keeps its promises: isolation, the gate, checks, gathering."""
 
 import pytest
 import torch

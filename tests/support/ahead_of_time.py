@@ -1,7 +1,7 @@
 """Compiles every launch of some calls for a GPU that is not here; prints a line of JSON for each.
 
 Run as a program, without TRITON_INTERPRET: python -m support.ahead_of_time TARGET
-PRECISION [WARPS]. With WARPS the products of a training step get so many, and they alone are told.
+PRECISION [WARPS]. With WARPS a training step's products get so many; only they are printed.
 Calls on the CPU reach Triton's own launcher, which takes the arguments apart as on a GPU and
 compiles for the target; only the launch itself is left out.
 """
@@ -100,7 +100,7 @@ def run_calls(precision: str) -> None:
 
 
 def facts(name: str, compiled: Any) -> dict[str, Any]:
-    """What a kernel costs, and the matrix instructions in it."""
+    """A kernel's costs, and the matrix instructions in it."""
     found = {"kernel": name, "shared": compiled.metadata.shared}
     if "amdgcn" in compiled.asm:
         text = compiled.asm["amdgcn"]

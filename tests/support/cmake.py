@@ -36,7 +36,7 @@ class Build:
         return self.run("cmake", "--build", self.folder, "--target", target, "-j2")
 
     def left_out(self) -> str:
-        """What the build compiles in of the CUDA kernels."""
+        """The reason that the build gives for leaving the CUDA kernels out."""
         text = (self.folder / "cuda_left_out.cpp").read_text("ascii")
         found = re.search(r'R"noprop\((.*)\)noprop"', text, re.DOTALL)
         assert found is not None, text

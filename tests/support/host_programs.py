@@ -22,7 +22,7 @@ VARIANTS = {
     ],
     "thread": ["-O1", "-fsanitize=thread"],
 }
-# ThreadSanitizer must not see the scheduler, which tells it of fibers instead
+# ThreadSanitizer must not see the scheduler, which reports its fibers to it instead
 EMULATOR = VARIANTS | {
     "plain": ["-O2"],
     "thread": ["-O1", "-DHC_TSAN"],
@@ -45,7 +45,7 @@ def fixed_addresses() -> list[str]:
 
 
 def run(*command: str | Path, status: int | None = 0, timeout: float = 300) -> str:
-    """What the command wrote; it must end with `status`, or with any but 0 where that is None."""
+    """The command's output; it must end with `status`, or with any but 0 where that is None."""
     done = subprocess.run(
         [*fixed_addresses(), *(str(part) for part in command)],
         capture_output=True,

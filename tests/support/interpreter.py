@@ -43,7 +43,7 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
     from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterOptions
 
-    # it computes whether integers overflow, and tells no one where `debug` is off
+    # it computes whether integers overflow, and reports it only with `debug`
     options = InterpreterOptions(sanitize_overflow=False)
     assert not options.debug
     patch.setattr(interpreter.interpreter_builder, "options", options)
@@ -58,7 +58,7 @@ def quicken(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(interpreter, "_get_np_dtype", numpy_type)
 
-    # what a type's name and shape say, and what its tensors have of it, is found out once
+    # attributes that a type and its tensors derive from its name and shape are computed once
     types: dict[tuple, dict] = {}
     make_type, make_tensor = tl.core.block_type.__init__, tl.core.tensor.__init__
 

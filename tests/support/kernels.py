@@ -44,7 +44,7 @@ def name_of(kernels: ModuleType) -> str:
 
 
 def load(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """What the fixture `kernels` is."""
+    """The value of the fixture `kernels`."""
     name = request.param
     if name == "cpu":
         reason = dispatch.native_gap()

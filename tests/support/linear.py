@@ -1,4 +1,4 @@
-"""What the tests of nk.Linear share."""
+"""Helpers that the tests of nk.Linear share."""
 
 import torch
 

@@ -88,7 +88,7 @@ def memory(start: int, size: int) -> bytes:
 
 
 def storages_of(addresses: set[int]) -> list[tuple[int, int]]:
-    """Start and bytes of the storages of living tensors that the addresses lie in."""
+    """Start and bytes of the storages of living tensors that contain the addresses."""
     tensors = [item for item in gc.get_objects() if type(item) in (Tensor, torch.nn.Parameter)]
     whole = (
         item.untyped_storage()
@@ -107,7 +107,7 @@ def described(module: ModuleType) -> dict[str, Any]:
 
 
 def to_struct(struct_of: dict[str, Any], program: dict) -> tuple[bytes, list[Relocation]]:
-    """What bindings.cpp makes of the program, its addresses null, and the addresses."""
+    """The struct that bindings.cpp makes of the program, its addresses null, and the addresses."""
     memory, relocations = bytearray(struct_of["size"]), []
     values = {**program, "num_stages": len(program["stages"])}
     fill(memory, struct_of, values, addresses=relocations)

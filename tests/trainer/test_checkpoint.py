@@ -254,7 +254,7 @@ def test_metrics_survive_a_cut_line_and_rewind(tmp_path):
     assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
-# records that lie, with sums that fit
+# false records, with sums that fit
 
 
 def rewritten(folder, change):

@@ -244,7 +244,7 @@ OTHERWISE = {  # for every setting, what a run was not begun with
 @pytest.mark.parametrize("item", [item.name for item in fields(runs.Settings)])
 def test_a_run_does_not_change_its_settings(run, tmp_path, item, monkeypatch):
     if item in (*runs.MOVABLE, *runs.CHANGEABLE):
-        return  # checked by content, or told by tests of their own
+        return  # checked by content, or by tests of their own
     assert item in runs.FIXED
     if item in ("variant", "preset"):  # there is only one so far
         monkeypatch.setattr(train, f"{item.upper()}S", ("dt", "mlp", "other"))

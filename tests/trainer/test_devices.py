@@ -1,4 +1,4 @@
-"""Where a run goes: the choice with its reason, a change of device, memory, and a device that the
+"""A run's device: the choice with its reason, a change of device, memory, and a device that the
 host cannot read.
 """
 
@@ -172,7 +172,7 @@ def test_a_run_of_another_device_goes_on(toy_file):
 
 
 def test_a_run_goes_where_it_is_asked_to(toy_file, tmp_path, monkeypatch):
-    """Nothing runs on "meta", which is told before anything is written."""
+    """Nothing runs on "meta", which is an error before anything is written."""
     call("train", "--data", toy_file, *QUICK, "--out", "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     meta = devices.Device(torch.device("meta"), "asked for")
@@ -192,7 +192,7 @@ def test_a_run_goes_where_it_is_asked_to(toy_file, tmp_path, monkeypatch):
 
 
 def test_no_memory_in_the_middle_leaves_a_run_that_goes_on(toy_file, monkeypatch):
-    """The call that failed changed nothing, and so the run goes on to an unbroken one's bits."""
+    """The call that failed changed nothing, so that the run ends with an unbroken one's bits."""
     monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
     train_steps, left = noprop.model.nk.OutputHead.train_steps, iter(range(7))
 

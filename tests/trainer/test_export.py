@@ -57,7 +57,7 @@ def test_it_answers_as_predict_does(trained, toy):
 
 
 def test_embeddings_of_unlike_lengths(toy, new_model):
-    """Where a score without |u_y|^2 would take the longest for the likeliest."""
+    """A score without |u_y|^2 would take the longest for the likeliest."""
     model = new_model(embedding=torch.tensor([[4.0, 0.0], [0.3, 0.4], [0.0, -0.2]]), head=False)
     noprop.fit(model, *toy, epochs=20, batch_size=32)
     assert_answers(model.to_module(), model, toy[0])
@@ -140,7 +140,7 @@ def test_torch_export_says_that_one_row_is_too_few(trained, toy):
         torch.export.export(trained.to_module(), (toy[0][:1].float(),), dynamic_shapes=shapes)
 
 
-# what torch's exporter and its dependencies say to each other
+# warnings among torch's exporter and its dependencies
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
     "model, kind",

@@ -1,4 +1,4 @@
-"""What people have as rows and labels: one meaning each, or an error that names the place."""
+"""Rows and labels as people have them: one meaning each, or an error that names the place."""
 
 import numpy as np
 import pandas

@@ -1,4 +1,4 @@
-"""What goes wrong in a run is one line: losses, memory, records that lie, faults of our own."""
+"""A mistake in a run is one line: losses, memory, false records, faults of our own."""
 
 import copy
 from pathlib import Path

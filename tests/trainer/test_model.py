@@ -1,4 +1,4 @@
-"""Prediction: no label, no dependence on other rows; what a Model tells and refuses."""
+"""Prediction: no label, no dependence on other rows; a Model's summary, and its refusals."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a person reads of a result: the answer, and the paper's protocol where there is a head."""
+"""A result as text for people: the answer, and the paper's protocol if there is a head."""
 
 from rich.console import Console
 

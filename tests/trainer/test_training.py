@@ -19,7 +19,7 @@ B = 32
 
 
 def one_by_one(model, x, y, epochs, seed=0):
-    """Alg. 1 as it stands: per epoch t outside, batches inside; every update a call of its own."""
+    """Alg. 1 to the letter: per epoch t outside, batches inside; every update a call of its own."""
     model.normalize = statistics(x)
     for epoch in range(epochs):
         batches = philox.permutation(seed, epoch, len(x)).split(B)
@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_stops(toy, new_model, monkeypatch, tmp_path, 
     assert model.blocks.updates.tolist() == [progress.block_steps, 0, progress.block_steps]
     assert progress.skipped == [0, B * progress.block_steps, 0]
     json.dumps(progress.to_json(), allow_nan=False)
-    # saved and told to go on, it ends where a run ends that never stopped
+    # saved and continued, it ends where a run ends that never stopped
     model.save(tmp_path, {"progress": progress.to_json()})
     content, tensors = checkpoint.load(tmp_path)
     model = from_checkpoint(content, tensors)

@@ -1,7 +1,7 @@
-"""Sequences of public calls and assignments with hostile values; each step is told before it runs.
+"""Sequences of public calls and assignments with hostile values; each step is logged first.
 
-Run as a program, since a step that ends the process must not take the tests with it. What may come
-out of a step is an error in words; then no bit of the object has moved.
+It is run as a program, since a step that ends the process must not take the tests with it. A step
+may raise an error in words; then no bit of the object has changed.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def log(text: str) -> None:
 
 
 def bits(module: nn.Module) -> dict[str, bytes]:
-    """What stands in the object, where it can be read."""
+    """The object's contents, if they can be read."""
     found = {}
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         if value.layout == torch.strided and value.device.type == "cpu" and value.untyped_storage():
@@ -160,7 +160,7 @@ class Surface(RuleBasedStateMachine):
             raise
 
     def tensors(self, data: st.DataObject, **values: Tensor) -> tuple[str, dict[str, Any]]:
-        """At most two of the arguments hostile, so that calls reach what lies behind the first."""
+        """At most two of the arguments hostile, so that calls get past the first."""
         names = [*values]
         wrong = data.draw(st.sets(st.sampled_from(names), max_size=2))
         texts, given = [], dict(values)
@@ -390,7 +390,7 @@ def main() -> None:
             deadline=None,
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate],  # what is told is the sequence; to shrink it takes minutes
+            phases=[Phase.generate],  # the log has the sequence; to shrink it takes minutes
         ),
     )
     sys.stdout.flush()

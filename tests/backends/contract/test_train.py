@@ -189,7 +189,7 @@ def test_a_bad_row_that_no_step_reads_does_no_harm(kernels: ModuleType) -> None:
     assert call.out.applied.all()
 
 
-FLAGS = {  # what the kernels tell where nothing waits
+FLAGS = {  # the errors that kernels flag where nothing waits
     "labels must be in 0..M-1": spoil_label(6),
     "indices must name rows": spoil_index(-1),
     "inputs must be finite": spoil_input(torch.inf),

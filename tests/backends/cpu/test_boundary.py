@@ -1,5 +1,5 @@
-"""What the CPU kernels are given is looked at where its address is taken: a call that does not fit
-is an error before anything is written, whatever Python made of its tensors.
+"""The extension checks each tensor where it takes its address: a call that does not fit is an error
+before anything is written, whatever Python made of its tensors.
 """
 
 import dataclasses

@@ -68,8 +68,8 @@ def test_a_handler_in_the_middle_of_a_call(name: str) -> None:
     assert done.returncode == 0 and done.stdout == "done\n", done.stderr
 
 
-# What a handler does in the middle of a call that then goes on. The calls are repeated until two of
-# them were interrupted, however fast the machine is.
+# Handlers that run in the middle of a call, which then continues. The calls are repeated until two
+# of them were interrupted, however fast the machine is.
 GOING_ON = {
     "another object trains": """
 other = make(64, T=2)

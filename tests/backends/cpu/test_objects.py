@@ -24,7 +24,7 @@ class Subclass(torch.Tensor):
     pass
 
 
-# what is written lies apart
+# written tensors share no memory
 
 
 def blocks(**options: Any) -> nk.DenoisingBlocks:

@@ -1,6 +1,6 @@
 """Products of bfloat16 operands on the CPU kernels against the reference's.
 
-Where a float32 sum ends on the other side of a tie, an operand is rounded to the other neighbour,
+If a float32 sum ends on the other side of a tie, an operand is rounded to the other neighbour,
 and deep plans with batch norm amplify that. So results are compared as a whole, at a bound that an
 operand left unrounded breaks.
 """

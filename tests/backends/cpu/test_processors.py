@@ -12,7 +12,7 @@ from support.scripts import BEGIN
 
 HERE = len(os.sched_getaffinity(0))
 
-# what stands in /proc/self/cgroup, quotas by folder, and the processors that they leave
+# the text of /proc/self/cgroup, quotas by folder, and the processors that they leave
 GROUPS = {
     "no groups": ("", {}, 99),
     "v2, no quota": ("0::/", {"": "max 100000"}, 99),

@@ -1,4 +1,4 @@
-"""What may not change a bit: groups, thread blocks, shared memory, launches, order of threads."""
+"""No bit depends on groups, thread blocks, shared memory, launches or the order of threads."""
 
 from types import ModuleType
 

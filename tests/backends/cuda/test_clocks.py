@@ -43,7 +43,7 @@ def test_every_stage_has_an_entry_and_no_bit_changes(kernels: ModuleType) -> Non
 
 
 def test_entries_stand_where_the_barriers_are(recorder: Recorder, cuda_module) -> None:  # noqa: F811
-    """A stage without a barrier has no wait; what lies behind the last entry stays."""
+    """A stage without a barrier has no wait; memory after the last entry is not written."""
     trained(1)
     (program,) = recorder.programs
     stages = program["stages"]

@@ -4,10 +4,10 @@ Programs in C++ are built plainly, with AddressSanitizer and UndefinedBehaviorSa
 ThreadSanitizer. A kernel runs in four schedules: first come first served (seed 0), last come first,
 random, and fixed random priorities.
 
-What no test here can show: the device's memory model beyond the declared orders of atomics (the
-host is sequentially consistent, so that only ThreadSanitizer sees a missing release or acquire),
-stale caches and ld.global.nc, bank conflicts, whether blocks are co-resident, any time, a jump of
-over 128 bytes from a tile into another one, and whether a PTX string does what its twin does: for
+No test here can show the device's memory model beyond the declared orders of atomics (the host is
+sequentially consistent, so that only ThreadSanitizer sees a missing release or acquire), stale
+caches and ld.global.nc, bank conflicts, whether blocks are co-resident, any time, a jump of over
+128 bytes from a tile into another one, and whether a PTX string does the same as its twin: for
 that, run layout_kernels.h on a GPU first.
 """
 
@@ -82,7 +82,7 @@ NEEDED["ucontext"] = NEEDED["plain"]  # how fibers switch on processors but x86-
 
 WRONG = r"seed \d: [1-9]\d* wrong"
 RACE = "WARNING: ThreadSanitizer: data race"
-# what each variant says of a fault: plainly in one of four schedules, a sanitizer in the first
+# each variant's message for a fault: plainly in one of four schedules, a sanitizer in the first
 FAULTS = {
     "MISSING_BARRIER_AFTER_COPY": {"plain": WRONG, "thread": RACE},
     "MISSING_BARRIER_BEFORE_REFILL": {"plain": WRONG, "thread": RACE},
@@ -136,7 +136,7 @@ def test_emulator_says_what_a_kernel_did(builder: Builder, variant: str) -> None
 
 
 def test_library_gives_errors_to_python(builder: Builder) -> None:
-    """A kernel's fault is an error in the process of Python and PyTorch, which goes on."""
+    """A kernel's fault is an error in the process of Python and PyTorch, which continues."""
     path = builder.build("behaviour", [PROGRAMS / "behaviour.cpp"], "plain", shared=True)
     library = ctypes.CDLL(str(path))
     library.run_case.restype = ctypes.c_char_p
@@ -256,7 +256,7 @@ def test_header_compiles_for_devices(tmp_path: Path) -> None:
         assert re.search(rf"\b{re.escape(instruction)}[\s;]", made), instruction
 
 
-# what kernels must leave to dev.h: its twin on the host, or the emulator's watch, would be missed
+# kernels leave these to dev.h; else its twin on the host, or the emulator's watch, would be missed
 RAW = r"\b(asm|volatile|__CUDACC__|__CUDA_ARCH__|__shared__|__ldg|(__sync|__shfl|atomic[A-Z])\w*)\b"
 
 

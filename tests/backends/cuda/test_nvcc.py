@@ -1,7 +1,7 @@
 """The kernels compiled by nvcc for every target: nothing spills, and no CUDA library is needed.
 
-What they compute is tested on the host; that the instructions of dev.h do on a device what their
-twins do on the host, no test here can show.
+Their results are tested on the host. No test here can show that the instructions of dev.h do the
+same on a device as their twins on the host.
 """
 
 import re

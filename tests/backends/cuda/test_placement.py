@@ -1,4 +1,4 @@
-"""What explain tells of the CUDA kernels' state is what a launch does, and nothing is made up."""
+"""explain describes the state's placement as a launch of the CUDA kernels has it."""
 
 import re
 from types import ModuleType

@@ -4,8 +4,8 @@ Recorded launches (test_replay.py) run on a copy of the kernel that has all of t
 one of them. A fault is noticed by wrong bytes in one of the four schedules, by what the emulator
 says, or by a sanitizer.
 
-What this cannot show: a missing release or acquire changes no byte on the host, whose processor
-orders stores, so that ThreadSanitizer alone tells of it, by the orders that C++ gives; the device's
+These tests have limits. A missing release or acquire changes no byte on the host, whose processor
+orders stores, so that ThreadSanitizer alone reports it, by the orders that C++ gives; the device's
 are PTX that no test here runs. Nor a barrier too few where the tiles of a stage are too few to use
 its scratch twice. Copies that are waited for too early (cp_wait) are planted in faults.cpp, for
 products load by way of registers and have none.
@@ -32,7 +32,7 @@ AFTER_STORE = "b_tile.store(b_now, thread);\n        dev::sync_block();"
 PUT_BACK = "if (held >= 0) move_resident<P, false>(p, held, rank, resident);"
 LAST = "    }\n    dev::sync_block();\n  }\n\n  // one step from k on"
 
-# what each build says of a fault
+# each build's message for a fault
 FAULTS: dict[str, tuple[Fault, dict[str, str]]] = {
     "no group barrier": (
         Fault("run.cuh", BARRIER, "dev::sync_block();"),
@@ -165,8 +165,8 @@ def say(builder: Builder, copy: Path, variant: str, number: int, *rest: str | Pa
 def test_without_a_fault(builder, copy, recordings, variant: str) -> None:
     """Whole launches, every stage in them, also under sanitizers.
 
-    Of an overrun from one buffer of the workspace into the next, or from a slice into its
-    neighbour, which lie in one allocation, only wrong bytes tell.
+    Only wrong bytes show an overrun from one buffer of the workspace into the next, or from a slice
+    into its neighbour, since both are parts of one allocation.
     """
     seeds = "0123" if variant == "plain" else "0"
     said = say(builder, copy, variant, 0, seeds, *recordings)

@@ -1,7 +1,7 @@
 """Whole launches of the persistent kernel, every stage in them, run again from recordings.
 
-What the backend launches is recorded, with the memory that it works in, and run again by a program
-that must leave the bytes that the module left. test_planted.py does so under sanitizers.
+The backend's launches are recorded with the memory that they work in, and run again by a program
+that must leave the same bytes as the module. test_planted.py does so under sanitizers.
 """
 
 import pytest

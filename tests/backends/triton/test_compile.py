@@ -25,7 +25,7 @@ SHARED = {"gfx942": 64 << 10}  # bytes; NVIDIA's smallest since sm_80 have 99 Ki
 
 
 def outcome(*arguments: str) -> list[dict]:
-    """What the program found out."""
+    """The lines that the program printed."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-m", "support.ahead_of_time", *arguments]

@@ -1,6 +1,6 @@
-"""Contents that only a GPU sees: flagged by the kernels, told by the next call or by `check`.
+"""Contents that only a GPU sees: flagged by the kernels, raised by the next call or by `check`.
 
-The interpreter runs what a GPU would; the host is made to look at nothing.
+The interpreter runs the GPU's kernels; the host is made to check no contents.
 """
 
 import dataclasses
@@ -54,11 +54,11 @@ def z() -> torch.Tensor:
 
 
 def loss_alone(blocks: nk.DenoisingBlocks) -> torch.Tensor:
-    """The head's call of `loss`, without the drawing of noise that would tell first."""
+    """The head's call of `loss`, without the drawing of noise, which would flag them first."""
     return block_nodes.Loss.apply(blocks, torch.arange(T), spoiled_y(), torch.zeros(T, B, M))
 
 
-# by op, a call of an object's with bad contents, and what is told
+# by op: a call of an object's with bad contents, and its error
 OBJECT: dict[str, tuple[Callable[[nk.DenoisingBlocks], object], str]] = {
     "forward": (lambda blocks: blocks(spoiled_x(), z()), INPUTS),
     "predict": (lambda blocks: blocks.predict(spoiled_x()), INPUTS),
@@ -79,7 +79,7 @@ def test_the_object_s_check_tells_the_op_and_what_it_met(op: str) -> None:
         blocks.check()
     assert "check_device()" in str(error.value)
     assert ("were skipped" in str(error.value)) == (op == "train")
-    blocks.check()  # it is told once
+    blocks.check()  # an error is raised once
     after = snapshot(blocks)
     if op == "train":
         assert after.pop("draws").tolist() == [1] * T and before.pop("draws").tolist() == [0] * T

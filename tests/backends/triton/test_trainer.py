@@ -134,7 +134,7 @@ class Spoiler(torch.nn.Module):
 
 
 def test_what_only_the_kernels_see_ends_the_epoch(kernels: ModuleType, monkeypatch) -> None:
-    """Of the last call of all no later one would tell."""
+    """No later call would raise the error of the very last one."""
     import noprop_kernels as nk
 
     as_on_a_gpu(kernels, monkeypatch)
