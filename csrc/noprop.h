@@ -157,11 +157,22 @@ typedef struct {
   int32_t nesterov;
 } NopropUpdateRule;
 
+/* The OpenMP runtime whose threads do the caller's other work, by OpenMP's own functions. After
+ * that work its threads spin for a while, and would take processors from threads of this library:
+ * so they run the tasks themselves. */
+typedef struct {
+  void (*parallel)(void (*run)(void*), void* data, unsigned threads,
+                   unsigned flags); /* GOMP_parallel */
+  int (*num_threads)(void);         /* omp_get_num_threads */
+  int (*pause)(int kind);           /* omp_pause_resource_all */
+} NopropOpenMP;
+
 /* poll runs on the calling thread, several times a second; a result other than 0 stops the call. */
 typedef struct {
   int32_t threads;
   int (*poll)(void*);
   void* poll_data;
+  const NopropOpenMP* openmp; /* or null: threads of the library's own */
 } NopropHost;
 
 typedef struct {

@@ -53,12 +53,22 @@ int poll_signals(void*) {
 
 using Result = std::tuple<int, int64_t, int64_t>;
 
+NopropOpenMP openmp = {};  // PyTorch's, or none
+
+void use_openmp(uintptr_t parallel, uintptr_t num_threads, uintptr_t pause) {
+  openmp = {
+      .parallel = reinterpret_cast<decltype(openmp.parallel)>(parallel),
+      .num_threads = reinterpret_cast<decltype(openmp.num_threads)>(num_threads),
+      .pause = reinterpret_cast<decltype(openmp.pause)>(pause),
+  };
+}
+
 // Calls run() without the GIL, after the check for shared memory. A stop raises the signal
 // handler's exception.
 template <class Run>
 Result without_gil(Tensors& tensors, int32_t threads, Run run) {
   tensors.check_apart();
-  const NopropHost host = {threads, poll_signals, nullptr};
+  const NopropHost host = {threads, poll_signals, nullptr, openmp.parallel ? &openmp : nullptr};
   NopropResult result;
   PyThreadState* const state = PyEval_SaveThread();
   try {
@@ -275,6 +285,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("cuda_left_out") = noprop_cuda_left_out;
   m.attr("most_results") = kMostResults;
   m.attr("most_sources") = kMostSources;
+  m.def("use_openmp", &use_openmp, py::arg("parallel"), py::arg("num_threads"), py::arg("pause"));
   m.def("use_torch", &use_torch, py::arg("tensor"), py::arg("storage"), py::arg("exchange"));
 
   py::class_<Plan>(m, "Plan")

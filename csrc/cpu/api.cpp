@@ -385,7 +385,7 @@ int32_t noprop_processors(void) { return available_processors(); }
 int32_t noprop_threads(int32_t wanted) { return granted_threads(wanted); }
 
 double noprop_fma_gflop(int32_t threads, int64_t rounds) {
-  const NopropHost quiet = {threads, nullptr, nullptr};
+  const NopropHost quiet = {threads, nullptr, nullptr, nullptr};
   Host host(quiet, nullptr, false);
   std::vector<double> done(static_cast<size_t>(threads));
   run_tasks(threads, 0, host, [&](int64_t i, const Worker&) {

@@ -25,6 +25,9 @@ namespace noprop {
 namespace {
 
 constexpr double kSpinSeconds = 50e-6;
+// of OpenMP's threads: an idle one takes less to come; later ones wait for a processor
+constexpr double kLateSeconds = 0.5e-3, kCrowdedSeconds = 0.25;
+constexpr int kPauseSoft = 1;  // of omp_pause_resource_t
 constexpr int32_t kNoLimit = std::numeric_limits<int32_t>::max();
 
 }  // namespace
@@ -131,14 +134,22 @@ class Pool {
       count_ = count;
       task_ = &task;
       current_ = &workspaces;
+    }
+    if (helpers == 0) {
+      drain(0);
+      return true;
+    }
+    if (host.caller_.openmp != nullptr && run_on_openmp(*host.caller_.openmp, host)) return true;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
       helpers_ = helpers;
       generation_.fetch_add(1, std::memory_order_release);
     }
     apart_.call(helpers);
     host.apart_ = &apart_;
-    if (helpers > 0) wake_.notify_all();
-    drain(Worker{0, workspaces[0]});
-    if (helpers > 0) {
+    wake_.notify_all();
+    drain(0);
+    {
       // those that have not come, since another process keeps them from running, are not needed
       std::lock_guard<std::mutex> lock(mutex_);
       helpers_ = 0;
@@ -147,12 +158,61 @@ class Pool {
     return true;
   }
 
-  void drain(const Worker& worker) {
+  // On the threads of the caller's OpenMP runtime. Those have all to come before it returns: where
+  // another process keeps one from running, the next calls are on our own. False: nothing ran.
+  bool run_on_openmp(const NopropOpenMP& openmp, Host& host) {
+    struct Region {
+      Pool& pool;
+      Host& host;
+      const NopropOpenMP& openmp;
+      const std::thread::id caller = std::this_thread::get_id();
+      std::atomic<int32_t> helpers{0};
+      double end = 0;
+    } region{*this, host, openmp};
+    host.apart_ = nullptr;  // it knows our own threads
+    if (now() >= crowded_until_)
+      openmp.parallel(
+          [](void* data) {
+            Region& here = *static_cast<Region*>(data);
+            if (here.openmp.num_threads() < here.host.threads_) return;  // as by OMP_THREAD_LIMIT
+            if (std::this_thread::get_id() != here.caller)
+              return here.pool.help(1 + here.helpers.fetch_add(1));
+            here.pool.drain(0);
+            here.pool.wait_for_helpers(here.host);
+            here.end = now();
+          },
+          &region, static_cast<unsigned>(host.threads_), 0);
+    if (region.end == 0) {
+      openmp.pause(kPauseSoft);
+      return false;
+    }
+    if (const double end = now(); end > region.end + kLateSeconds)
+      crowded_until_ = end + kCrowdedSeconds;
+    return true;
+  }
+
+  void drain(int32_t id) {
+    const Worker worker = {id, (*current_)[static_cast<size_t>(id)]};
     const FloatMode flush(float_mode() | kFlush);
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
       if (task >= count_) return apart_.leave(worker.id);
       (*task_)(task, worker);
+    }
+  }
+
+  // by a helper that has joined
+  void help(int32_t id) {
+    if (static_cast<size_t>(id) >= current_->size()) return;
+    running_.fetch_add(1, std::memory_order_relaxed);
+    drain(id);
+    leave();
+  }
+
+  void leave() {
+    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      std::lock_guard<std::mutex> done(mutex_);
+      done_.notify_one();
     }
   }
 
@@ -173,11 +233,8 @@ class Pool {
       if (takes_part) running_.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
       if (!takes_part) continue;
-      drain(Worker{static_cast<int32_t>(id) + 1, (*current_)[id + 1]});
-      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        std::lock_guard<std::mutex> done(mutex_);
-        done_.notify_one();
-      }
+      drain(static_cast<int32_t>(id) + 1);
+      leave();
     }
   }
 
@@ -200,6 +257,7 @@ class Pool {
   bool busy_ = false;                                   // a call has its turn
   int32_t waiting_ = 0;                                 // threads, for theirs
   std::thread::id last_;                                // that had one
+  double crowded_until_ = 0;                            // with OpenMP's threads
   int32_t limit_ = kNoLimit;                            // of the system, met by the last call
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // the calling thread's first
   std::atomic<uint64_t> generation_{0};

@@ -1,4 +1,5 @@
-// A queue of tasks over a pool of threads of our own, parked between calls, re-created after fork.
+// A queue of tasks over the threads of the caller's OpenMP runtime, or over a pool of our own,
+// parked between calls and re-created after fork.
 #pragma once
 
 #include <atomic>

@@ -6,6 +6,7 @@ anything is written.
 """
 
 import functools
+import os
 import time
 from importlib import import_module
 from typing import Any
@@ -38,6 +39,9 @@ else:
     # PyTorch describes a tensor to C directly; without that, it is read attribute by attribute
     _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
     _C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=_exchange)
+    _C.use_openmp(*openmp.functions())
+    # a forked child has none of the threads that its copy of the runtime would wait for
+    os.register_at_fork(after_in_child=functools.partial(_C.use_openmp, 0, 0, 0))
 
 _STOPPED, _NO_MEMORY, _BAD_LABEL, _BAD_INDEX, _BAD_INPUT, _BUSY, _FORKED = range(1, 8)
 
@@ -79,19 +83,11 @@ def threads() -> int:
     return min(_processors(int(time.monotonic())), torch.get_num_threads())
 
 
-def _call_threads() -> int:
-    """The threads of a call; if more than one, PyTorch's OpenMP threads are paused first."""
-    count = threads()
-    if count > 1:
-        openmp.let_go()
-    return count
-
-
 def _call(function: Any, *arguments: Any) -> tuple[int, int, int]:
     """Calls the extension with torch function modes and subclasses disabled: it reads the
     tensors."""
     with torch._C.DisableTorchFunction():
-        return function(*arguments, _call_threads())
+        return function(*arguments, threads())
 
 
 @functools.lru_cache(maxsize=1)
