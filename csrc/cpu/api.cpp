@@ -234,24 +234,27 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
   const int64_t piece = training || saved ? B : 256;
   const int64_t pieces = (B + piece - 1) / piece;
   const int64_t slice_bytes = isa().saved_bytes(&plan, B);
-  const int64_t bytes = saved ? 0 : isa().saved_bytes(&plan, std::min(piece, B));
   Host host(*caller, slices, training != 0);
   if (host.status()) return host.result(false);
-  return host.result(
-      run_tasks(slices->n * pieces, bytes, host, [&](int64_t task, const Worker& worker) {
-        const int64_t i = task / pieces, first = task % pieces * piece;
-        const ForwardTask job = {
-            .logits = logits,
-            .saved = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr,
-            .slices = slices,
-            .inputs = inputs,
-            .first_row = first,
-            .rows = std::min(piece, B - first),
-            .B = B,
-            .training = training != 0,
-        };
-        isa().forward_slice(job, i, worker.workspace);
-      }));
+  const int64_t count = slices->n * pieces, most_rows = std::min(piece, B);
+  const int32_t size = parts_team_size(plan, count, most_rows, host.threads());
+  const int64_t bytes = isa().forward_bytes(&plan, most_rows, saved != nullptr, size);
+  const auto run = [&](int64_t task, const Team& team, const Worker& worker) {
+    const int64_t i = task / pieces, first = task % pieces * piece;
+    const ForwardTask job = {
+        .logits = logits,
+        .saved = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr,
+        .slices = slices,
+        .inputs = inputs,
+        .first_row = first,
+        .rows = std::min(piece, B - first),
+        .B = B,
+        .training = training != 0,
+        .team = team,
+    };
+    isa().forward_slice(job, i, worker.workspace);
+  };
+  return host.result(run_teams(count, size, bytes, host, run));
 }
 
 NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* u_hat,
@@ -287,29 +290,37 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
   const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
   if (host.status()) return host.result(false);
-  return host.result(run_tasks(slices->n, isa().backward_bytes(slices->plan, B), host,
-                               [&](int64_t i, const Worker& worker) {
-                                 const BackwardTask task = {
-                                     .slices = slices,
-                                     .saved = static_cast<const char*>(saved) + i * slice_bytes,
-                                     .d_logits = d_logits,
-                                     .d_inputs = d_inputs,
-                                     .rule = rule,
-                                     .applied = applied,
-                                     .B = B,
-                                     .training = training != 0,
-                                 };
-                                 isa().backward_slice(task, i, worker.workspace);
-                               }));
+  const int32_t size = parts_team_size(*slices->plan, slices->n, B, host.threads());
+  const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
+    const BackwardTask task = {
+        .slices = slices,
+        .saved = static_cast<const char*>(saved) + i * slice_bytes,
+        .d_logits = d_logits,
+        .d_inputs = d_inputs,
+        .rule = rule,
+        .applied = applied,
+        .B = B,
+        .training = training != 0,
+        .team = team,
+    };
+    isa().backward_slice(task, i, worker.workspace);
+  };
+  const int64_t bytes = isa().backward_bytes(slices->plan, B, size);
+  return host.result(run_teams(slices->n, size, bytes, host, run));
 }
 
 NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
                                const NopropUpdateRule* rule, const NopropHost* caller) {
   Host host(*caller, slices, true);
   if (host.status()) return host.result(false);
-  return host.result(run_tasks(slices->n, 0, host, [&](int64_t i, const Worker&) {
-    if (apply[i]) isa().update_slice(*slices, i, *rule);
-  }));
+  const int32_t size = update_team_size(*slices->plan, slices->n, host.threads());
+  const bool ran =
+      run_teams(slices->n, size, 0, host, [&](int64_t i, const Team& team, const Worker&) {
+        if (apply[i]) isa().update_slice(*slices, i, *rule, team);
+      });
+  for (int64_t i = 0; ran && i < slices->n; ++i)
+    if (apply[i]) slices->updates[slices->index[i]] += 1;
+  return host.result(ran);
 }
 
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,

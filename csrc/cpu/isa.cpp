@@ -98,6 +98,11 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
         [](const NopropPlan* plan, int64_t B) {
           return (is_own(*plan) ? saved_bytes : k_avx512.saved_bytes)(plan, B);
         },
+    .forward_bytes =
+        [](const NopropPlan* plan, int64_t rows, bool saves, int32_t team_size) {
+          return (is_own(*plan) ? forward_bytes : k_avx512.forward_bytes)(plan, rows, saves,
+                                                                          team_size);
+        },
     .forward_slice =
         [](const ForwardTask& task, int64_t i, char* workspace) {
           (is_own(*task.slices->plan) ? forward_slice : k_avx512.forward_slice)(task, i, workspace);
@@ -106,16 +111,16 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .head_slice = [](const HeadTask& task, int64_t i,
                      char* workspace) { k_avx512.head_slice(task, i, workspace); },
     .backward_bytes =
-        [](const NopropPlan* plan, int64_t B) {
-          return (is_own(*plan) ? backward_bytes : k_avx512.backward_bytes)(plan, B);
+        [](const NopropPlan* plan, int64_t B, int32_t team_size) {
+          return (is_own(*plan) ? backward_bytes : k_avx512.backward_bytes)(plan, B, team_size);
         },
     .backward_slice =
         [](const BackwardTask& task, int64_t i, char* workspace) {
           (is_own(*task.slices->plan) ? backward_slice : k_avx512.backward_slice)(task, i,
                                                                                   workspace);
         },
-    .update_slice = [](const NopropSlices& slices, int64_t i,
-                       const NopropUpdateRule& rule) { k_avx512.update_slice(slices, i, rule); },
+    .update_slice = [](const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule,
+                       const Team& team) { k_avx512.update_slice(slices, i, rule, team); },
     .predict_bytes =
         [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
           return (is_own(*plan) ? predict_bytes : k_avx512.predict_bytes)(plan, B, D, crew_size);
@@ -141,6 +146,7 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .noise_bytes = noise_bytes,
     .noise_slice = noise_slice,
     .saved_bytes = saved_bytes,
+    .forward_bytes = forward_bytes,
     .forward_slice = forward_slice,
     .head_bytes = head_bytes,
     .head_slice = head_slice,

@@ -74,6 +74,7 @@ struct ForwardTask {
   const NopropInput* inputs;
   int64_t first_row, rows, B;  // rows of the batch that this task does
   bool training;
+  Team team;
 };
 
 struct HeadTask {
@@ -94,6 +95,7 @@ struct BackwardTask {
   uint8_t* applied;
   int64_t B;
   bool training;
+  Team team;
 };
 
 struct PredictTask {
@@ -120,12 +122,13 @@ struct Isa {
   int64_t (*noise_bytes)(int64_t B, int64_t D);
   void (*noise_slice)(const NoiseTask&, int64_t i, char* workspace);
   int64_t (*saved_bytes)(const NopropPlan*, int64_t B);
+  int64_t (*forward_bytes)(const NopropPlan*, int64_t rows, bool saves, int32_t team_size);
   void (*forward_slice)(const ForwardTask&, int64_t i, char* workspace);
   int64_t (*head_bytes)(int64_t B, int64_t M, int64_t D);
   void (*head_slice)(const HeadTask&, int64_t i, char* workspace);
-  int64_t (*backward_bytes)(const NopropPlan*, int64_t B);
+  int64_t (*backward_bytes)(const NopropPlan*, int64_t B, int32_t team_size);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
-  void (*update_slice)(const NopropSlices&, int64_t i, const NopropUpdateRule&);
+  void (*update_slice)(const NopropSlices&, int64_t i, const NopropUpdateRule&, const Team&);
   int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t crew_size);
   void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first,
                        int64_t rows, Crew&, char* workspace);

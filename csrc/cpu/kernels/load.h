@@ -59,7 +59,8 @@ NOPROP_INLINE void store_features(float* values, const Vec (&square)[kLanes], in
 
 // Loads the rows of vectors g_first .. g_last of an input, for step k and slice i, into strips and
 // panels, a square at a time. `first` is the first row of the batch. Panels are the products'
-// operands, or unrounded values if those are needed. Returns false if a feature is not finite.
+// operands, or unrounded values if those are needed; `strips` is null if no weight gradient
+// follows. Returns false if a feature is not finite.
 template <bool PAIRS>
 inline bool load_rows(float* strips, float* values, const NopropInput& input,
                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
@@ -87,8 +88,9 @@ inline bool load_rows(float* strips, float* values, const NopropInput& input,
           rounded[b] = rounds_strips ? round_bfloat16(square[b]) : square[b];
           zero += square[b] * 0.0f;
         }
-        float* strip = strips + start * panels.B + column * kLanes;
-        store_square<PAIRS>(strip, rounded, g, cols, panels.B);
+        if (strips)
+          store_square<PAIRS>(strips + start * panels.B + column * kLanes, rounded, g, cols,
+                              panels.B);
         transpose(keeps ? square : rounded);
         if (keeps)
           store_features<false>(values, square, width, f, count, g, panels);

@@ -150,6 +150,25 @@ inline void strips_to_panels(float* values, bool accumulate, const float* strips
   });
 }
 
+// copies strips to a caller's rows (B, width)
+inline void strips_to_rows(float* rows, bool accumulate, const float* strips, int64_t width,
+                           const Panels& panels, const Share& share) {
+  for_own_strips(share, width, [&](int64_t first, int cols) {
+    const float* from = strips + first * panels.B;
+    const int64_t columns = width - first < cols * kLanes ? width - first : cols * kLanes;
+    float* to = rows + first;
+    for (int64_t b = 0; b < panels.B; ++b, from += cols * kLanes, to += width) {
+      int64_t c = 0;
+      for (; c + kLanes <= columns; c += kLanes)
+        store(to + c, accumulate ? load(to + c) + load(from + c) : load(from + c));
+      if (const int rest = (int)(columns - c)) {
+        const Vec d = load_partial(from + c, rest);
+        store_partial(to + c, accumulate ? load_partial(to + c, rest) + d : d, rest);
+      }
+    }
+  });
+}
+
 // stores a square of rows of vector g to its column of a strip
 template <bool PAIRS>
 NOPROP_INLINE void store_square(float* column, const Vec (&square)[kLanes], int64_t g, int cols,
@@ -182,22 +201,50 @@ inline void panels_to_strips(float* strips, const float* values, int64_t width,
   });
 }
 
-// copies panels (width, P) to a caller's rows (B, width), where nothing may be written past a row
-inline void panels_to_exact_rows(float* rows, const float* values, int64_t width,
-                                 const Panels& panels) {
-  for (int64_t b = 0; b < panels.B; ++b) {
-    const float* column = values + panels.at(width, 0, b / kLanes) + b % kLanes;
-    for (int64_t f = 0; f < width; ++f) rows[b * width + f] = column[f * panels.P];
-  }
+// copies this member's rows of panels (width, P) to a caller's rows (B, width), where nothing may
+// be written past a row
+[[gnu::noinline]] inline void panels_to_rows(float* rows, const float* values, int64_t width,
+                                             const Panels& panels, const Share& share = {}) {
+  const Range own = own_part(share, panels.vectors(), 1);
+  for (int64_t g = own.first; g < own.last; ++g)
+    for (int64_t f = 0; f < width; f += kLanes) {
+      const int features = width - f < kLanes ? (int)(width - f) : kLanes;
+      Vec square[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = i < features ? load(values + panels.at(width, f + i, g)) : Vec{};
+      transpose(square);
+      const int64_t left = panels.B - g * kLanes;
+      float* to = rows + g * kLanes * width + f;
+      for (int64_t b = 0; b < left && b < kLanes; ++b, to += width)
+        if (features == kLanes)
+          store(to, square[b]);
+        else
+          store_partial(to, square[b], features);
+    }
 }
 
-inline void exact_rows_to_panels(float* values, const float* rows, int64_t width,
-                                 const Panels& panels) {
-  for (int64_t b = 0; b < panels.padded(); ++b) {
-    float* column = values + panels.at(width, 0, b / kLanes) + b % kLanes;
-    for (int64_t f = 0; f < width; ++f)
-      column[f * panels.P] = b < panels.B ? rows[b * width + f] : 0.0f;
-  }
+// Copies this member's rows of a caller's (B, width) to panels. Returns false if one of them is not
+// finite.
+[[gnu::noinline]] inline bool rows_to_panels(float* values, const float* rows, int64_t width,
+                                             const Panels& panels, const Share& share = {}) {
+  const Range own = own_part(share, panels.vectors(), 1);
+  Vec zero = {};  // a sum of x * 0 stays 0 unless some x is infinite or NaN
+  for (int64_t g = own.first; g < own.last; ++g)
+    for (int64_t f = 0; f < width; f += kLanes) {
+      const int features = width - f < kLanes ? (int)(width - f) : kLanes;
+      Vec square[kLanes];
+      const int64_t left = panels.B - g * kLanes;
+      const float* from = rows + g * kLanes * width + f;
+      for (int64_t b = 0; b < kLanes; ++b, from += width) {
+        square[b] = b >= left            ? Vec{}
+                    : features == kLanes ? load(from)
+                                         : load_partial(from, features);
+        zero += square[b] * 0.0f;
+      }
+      transpose(square);
+      for (int i = 0; i < features; ++i) store(values + panels.at(width, f + i, g), square[i]);
+    }
+  return sum_lanes(zero) == 0;
 }
 
 // the levels of the rows of vector g

@@ -20,7 +20,7 @@ struct Pieces {
   }
 };
 
-// the buffers that forward leaves for backward
+// the buffers that forward leaves for backward, and its own
 struct Saved {
   float* value[kMaxResults];    // panels of every result
   float* operand[kMaxResults];  // of products: the value, a rounded copy of it, or its pairs
@@ -81,9 +81,7 @@ NOPROP_INLINE void with_pairs(const NopropPlan&, Body body) {
   body(Constant<kHasPairs>{});
 }
 
-// has_few: the forward pass has products of few rows
-inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
-                       const Team& team, bool has_few) {
+inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), size = width * panels.padded();
     saved.value[r] = pieces.take<float>(size);
@@ -104,12 +102,16 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
       saved.rstd[r] = pieces.take<float>(width);
     }
   }
+}
+
+// the buffers that a forward pass needs for itself; has_few: it has products of few rows
+inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
+                         const Team& team, bool has_few) {
   int64_t in = 0;
   for (int l = 0; l < plan.num_layers; ++l)
     if (in_width(plan, plan.layers[l]) > in) in = in_width(plan, plan.layers[l]);
   const int64_t size = kMostTileRows * in;
   saved.rounded = rounds(plan) ? pieces.take<float>(size * team.size) + team.rank * size : nullptr;
-  // these come last, so that all else has the same position without them
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
     saved.few[r] = has_few ? pieces.take<float>(width_of(plan, r) * few_rows(panels.B)) : nullptr;
 }

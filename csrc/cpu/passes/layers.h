@@ -116,11 +116,23 @@ inline Run run_at(const NopropParam& param, int64_t at) {
 struct BackwardPlan {
   const NopropPlan& plan;
   const NopropState* states;
-  int64_t slice, i;              // position in the state, in the call
-  const bool* input_wanted;      // by input
+  int64_t slice, i;          // position in the state, in the call
+  const bool* input_wanted;  // by input
+  float* const* input_rows;  // by input: the caller's rows for its gradient; null: panels take it
   const UpdateScalars* scalars;  // null: gradients only
   bool training;
 };
+
+// For each input whose gradient comes from products alone, its rows in the caller's memory, to
+// which it is then written directly; null for the others.
+inline void rows_of_inputs(float** rows, const NopropPlan& plan, float* const* d_inputs, int64_t i,
+                           int64_t B) {
+  for (int j = 0; j < plan.num_inputs; ++j)
+    rows[j] = d_inputs && d_inputs[j] ? d_inputs[j] + i * B * plan.input_widths[j] : nullptr;
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (const int added = plan.layers[l].add; added >= 0 && added < plan.num_inputs)
+      rows[added] = nullptr;
+}
 
 // passes own features of a small parameter's gradient to its optimizer, or to the caller's array
 inline void finish_vector(const NopropParam& param, const float* gradient, const BackwardPlan& job,
@@ -214,8 +226,12 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
         if (wanted(source)) {
           dense_input_grad<PAIRS>(strips, d_out, weight, in, first, width, H, grads.packed,
                                   rounds(plan), panels, share);
-          strips_to_panels(grads.value[source], grads.written[source], strips, width, panels,
+          if (source < plan.num_inputs && job.input_rows[source])
+            strips_to_rows(job.input_rows[source], grads.written[source], strips, width, panels,
                            share);
+          else
+            strips_to_panels(grads.value[source], grads.written[source], strips, width, panels,
+                             share);
           grads.written[source] = true;
         }
         if (wants_weight && source >= plan.num_inputs)

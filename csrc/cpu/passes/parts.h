@@ -1,5 +1,5 @@
 // The parts of a step as separate calls, for autograd and for a caller's own loss: noise, forward,
-// head, backward and update, each for one slice.
+// head, backward and update, each for one slice, which a team may share.
 #pragma once
 
 #include "cpu/passes/step.h"
@@ -28,15 +28,23 @@ inline void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
   const uint64_t seed = task.seeds[i];
   draw_normal(eps, noise_key(*task.noise, seed, task.noise->stream, 0, i), D, panels);
   mix_noise(z, second, u_y, eps, *task.noise, seed, *task.noising, D, 0, i, panels);
-  if (task.z) panels_to_exact_rows(task.z + i * task.B * D, z, D, panels);
-  if (task.eps) panels_to_exact_rows(task.eps + i * task.B * D, eps, D, panels);
+  if (task.z) panels_to_rows(task.z + i * task.B * D, z, D, panels);
+  if (task.eps) panels_to_rows(task.eps + i * task.B * D, eps, D, panels);
 }
 
 int64_t saved_bytes(const NopropPlan* plan, int64_t B) {
   Saved saved;
   Pieces counted = {nullptr};
-  const Panels panels = make_panels(B);
-  take_saved(saved, counted, *plan, panels, {}, has_few_rows(panels));
+  take_saved(saved, counted, *plan, make_panels(B));
+  return counted.used;
+}
+
+int64_t forward_bytes(const NopropPlan* plan, int64_t rows, bool saves, int32_t team_size) {
+  Saved saved;
+  Pieces counted = {nullptr};
+  const Panels panels = make_panels(rows);
+  if (!saves) take_saved(saved, counted, *plan, panels);
+  take_forward(saved, counted, *plan, panels, {.size = team_size}, has_few_rows(panels));
   return counted.used;
 }
 
@@ -44,22 +52,28 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
   const Panels panels = make_panels(task.rows);
-  const Share whole;
+  const Share share = {task.team};
   Saved saved;
-  Pieces pieces = {task.saved ? task.saved : workspace};
-  take_saved(saved, pieces, plan, panels, {}, has_few_rows(panels));
+  Pieces scratch = {workspace}, kept = {task.saved};
+  take_saved(saved, task.saved ? kept : scratch, plan, panels);
+  take_forward(saved, scratch, plan, panels, task.team, has_few_rows(panels));
+  const Range own = own_part(share, panels.vectors(), 1);
+  for (int j = 0; j < plan.num_inputs; ++j)
+    load_input(task.saved ? saved.strips[j] : nullptr, saved.value[j], task.inputs[j], plan, j, 0,
+               i, task.first_row, own.first, own.last, task.B, panels);
+  wait_for_team(share);
   for (int j = 0; j < plan.num_inputs; ++j) {
-    load_input(saved.strips[j], saved.value[j], task.inputs[j], plan, j, 0, i, task.first_row, 0,
-               panels.vectors(), task.B, panels);
-    if (keeps_value(plan, j)) round_operand(saved, plan, j, panels, whole);
-    narrow_operand(saved, plan, j, panels, whole);
+    if (keeps_value(plan, j)) round_operand(saved, plan, j, panels, share);
+    narrow_operand(saved, plan, j, panels, share);
   }
-  walk_forward(saved, plan, slices.layers, slices.index[i], task.training, panels, whole);
-  if (task.training) commit_statistics(saved, plan, slices.layers, slices.index[i]);
+  wait_for_team(share);
+  walk_forward(saved, plan, slices.layers, slices.index[i], task.training, panels, share);
+  if (task.training && task.team.rank == 0)
+    commit_statistics(saved, plan, slices.layers, slices.index[i]);
   const int last = plan.num_inputs + plan.num_layers - 1;
   const int64_t M = width_of(plan, last);
-  panels_to_exact_rows(task.logits + (i * task.B + task.first_row) * M, saved.value[last], M,
-                       panels);
+  panels_to_rows(task.logits + (i * task.B + task.first_row) * M, saved.value[last], M, panels,
+                 share);
 }
 
 inline int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
@@ -86,8 +100,8 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   int32_t* y = pieces.take<int32_t>(panels.padded());
   load_labels(y, *task.y, 0, i, panels);
   embed(u_y, y, embedding.W, D, panels);
-  exact_rows_to_panels(logits, task.logits + i * B * M, M, panels);
-  if (task.eps) exact_rows_to_panels(eps, task.eps + i * B * D, D, panels);
+  rows_to_panels(logits, task.logits + i * B * M, M, panels);
+  if (task.eps) rows_to_panels(eps, task.eps + i * B * D, D, panels);
   const HeadInput in = head_input(*task.objective, embedding, M, 0, i, logits, u_y, eps, y);
   const HeadOutput out = {
       .p = p,
@@ -99,17 +113,18 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   const float loss = head_step(in, out, panels);
   if (task.loss) task.loss[i] = loss;
   if (task.error) __builtin_memcpy(task.error + i * B, error, sizeof(float) * B);
-  if (task.d_logits) panels_to_exact_rows(task.d_logits + i * B * M, d_logits, M, panels);
+  if (task.d_logits) panels_to_rows(task.d_logits + i * B * M, d_logits, M, panels);
   if (!task.u_hat) return;
   if (in.head == NOPROP_CROSS_ENTROPY)
     head_estimate(p, out.u_hat, in.head, logits, embedding.W, M, D, panels);
-  panels_to_exact_rows(task.u_hat + i * B * D, out.u_hat, D, panels);
+  panels_to_rows(task.u_hat + i * B * D, out.u_hat, D, panels);
 }
 
-int64_t backward_bytes(const NopropPlan* plan, int64_t B) {
+int64_t backward_bytes(const NopropPlan* plan, int64_t B, int32_t team_size) {
   Grads grads;
   Pieces counted = {nullptr};
-  take_grads(grads, counted, *plan, make_panels(B), {});
+  take_grads(grads, counted, *plan, make_panels(B), {.size = team_size});
+  counted.take<int32_t>(team_size);
   return counted.used;
 }
 
@@ -117,54 +132,64 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
   const Panels panels = make_panels(task.B);
+  const Share share = {task.team};
   Saved saved;
-  Pieces pieces = {const_cast<char*>(task.saved)};  // backward only reads it
-  take_saved(saved, pieces, plan, panels, {}, false);
+  Pieces kept = {const_cast<char*>(task.saved)};  // backward only reads it
+  take_saved(saved, kept, plan, panels);
   Grads grads;
   Pieces scratch = {workspace};
-  take_grads(grads, scratch, plan, panels, {});
+  take_grads(grads, scratch, plan, panels, task.team);
+  int32_t* finite = scratch.take<int32_t>(task.team.size);  // by member: its rows are
   const int last = plan.num_inputs + plan.num_layers - 1;
   const int64_t M = width_of(plan, last), slice = slices.index[i];
   const float* d_logits = task.d_logits + i * task.B * M;
-  exact_rows_to_panels(grads.value[last], d_logits, M, panels);
+  finite[task.team.rank] = rows_to_panels(grads.value[last], d_logits, M, panels, share);
+  wait_for_team(share);
 
-  bool input_wanted[kMaxResults];
-  for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = task.d_inputs[j] != nullptr;
-  bool apply = task.rule->kind != NOPROP_NONE;
-  if (apply) {
-    for (int64_t at = 0; at < task.B * M; ++at) apply = apply && is_finite(d_logits[at]);
-    task.applied[i] = apply;
-  }
+  const bool updates = task.rule->kind != NOPROP_NONE, is_first = task.team.rank == 0;
+  bool apply = updates;
+  for (int member = 0; member < task.team.size; ++member) apply = apply && finite[member];
+  if (updates && is_first) task.applied[i] = apply;
   UpdateScalars scalars = {};
   if (apply)
     scalars = make_scalars(*task.rule, task.rule->lr[i * task.rule->lr_stride_slice],
                            task.rule->weight_decay[i * task.rule->decay_stride_slice],
                            slices.updates[slice]);
+  bool input_wanted[kMaxResults];
+  for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = task.d_inputs[j] != nullptr;
+  float* input_rows[kMaxResults];
+  rows_of_inputs(input_rows, plan, task.d_inputs, i, task.B);
   const BackwardPlan job = {
       .plan = plan,
       .states = slices.layers,
       .slice = slice,
       .i = i,
       .input_wanted = input_wanted,
+      .input_rows = input_rows,
       .scalars = apply ? &scalars : nullptr,
       .training = task.training,
   };
-  walk_backward(job, saved, grads, panels, Share{});
+  walk_backward(job, saved, grads, panels, share);
+  wait_for_team(share);
   for (int j = 0; j < plan.num_inputs; ++j)
-    if (task.d_inputs[j])
-      panels_to_exact_rows(task.d_inputs[j] + i * task.B * plan.input_widths[j], grads.value[j],
-                           plan.input_widths[j], panels);
-  if (apply) slices.updates[slice] += 1;
+    if (task.d_inputs[j] && !input_rows[j])
+      panels_to_rows(task.d_inputs[j] + i * task.B * plan.input_widths[j], grads.value[j],
+                     plan.input_widths[j], panels, share);
+  if (apply && is_first) slices.updates[slice] += 1;
 }
 
-inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule) {
+// this member's part of each parameter; the caller counts the update
+inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule,
+                         const Team& team) {
   const int64_t slice = slices.index[i];
   const NopropPlan& plan = *slices.plan;
   const UpdateScalars scalars =
       make_scalars(rule, rule.lr[i * rule.lr_stride_slice],
                    rule.weight_decay[i * rule.decay_stride_slice], slices.updates[slice]);
   const auto update = [&](const NopropParam& param, int64_t size) {
-    update_rows(run_at(param, slice * size), 0, param.grad + i * size, 0, 1, size, scalars);
+    const Range own = own_part({team}, size, kLineFloats);
+    update_rows(run_at(param, slice * size + own.first), 0, param.grad + i * size + own.first, 0, 1,
+                own.last - own.first, scalars);
   };
   for (int l = 0; l < plan.num_layers; ++l) {
     const int64_t H = plan.layers[l].width;
@@ -175,7 +200,6 @@ inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpda
     update(state.norm_weight, H);
     update(state.norm_bias, H);
   }
-  slices.updates[slice] += 1;
 }
 
 }  // namespace

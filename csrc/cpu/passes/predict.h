@@ -21,7 +21,8 @@ struct ChainBuffers {
 inline void take_chain(ChainBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
                        const Panels& panels, const Team& team) {
   const int64_t M = plan.layers[plan.num_layers - 1].width;
-  take_saved(work.saved, pieces, plan, panels, team, has_few_rows(panels));
+  take_saved(work.saved, pieces, plan, panels);
+  take_forward(work.saved, pieces, plan, panels, team, has_few_rows(panels));
   work.p = pieces.take<float>(M * panels.padded());
   work.u_hat = pieces.take<float>(D * panels.padded());
   work.eps = pieces.take<float>(D * panels.padded());
@@ -131,9 +132,9 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
     if (!task.keep_all && l + 1 < L) continue;
     const int64_t kept = task.keep_all ? l : 0;
     const int64_t row = ((kept * task.S + sample) * task.R + replica) * task.B + first;
-    panels_to_exact_rows(task.logits + row * M, work.saved.value[last], M, panels);
-    panels_to_exact_rows(task.u_hat + row * D, u_hat, D, panels);
-    panels_to_exact_rows(task.z + row * D, z, D, panels);
+    panels_to_rows(task.logits + row * M, work.saved.value[last], M, panels);
+    panels_to_rows(task.u_hat + row * D, u_hat, D, panels);
+    panels_to_rows(task.z + row * D, z, D, panels);
   }
   if (crew.size > 1) open_stage(crew, kLastStage);
 }

@@ -44,7 +44,8 @@ struct StepBuffers {
 inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
                       const Panels& panels, const Team& team) {
   const int64_t M = plan.layers[plan.num_layers - 1].width;
-  take_saved(work.saved, pieces, plan, panels, team, false);
+  take_saved(work.saved, pieces, plan, panels);
+  take_forward(work.saved, pieces, plan, panels, team, false);
   take_grads(work.grads, pieces, plan, panels, team);
   work.u_y = pieces.take<float>(D * panels.padded());
   work.eps = pieces.take<float>(D * panels.padded());
@@ -83,15 +84,15 @@ inline void level_grad(float* out, const float* d_z, const float* factor, int64_
 
 inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuffers& work,
                                 const HeadInput& head, const HeadOutput& result,
-                                const Panels& panels) {
+                                float* const* input_rows, const Panels& panels) {
   const NopropPlan& plan = *task.slices->plan;
   const NopropTrainOut& out = *task.out;
   const NopropPerRow& signal = task.noising->signal;
   const int64_t B = task.B, D = head.D, M = head.M;
   for (int j = 0; j < plan.num_inputs; ++j)
-    if (out.d_inputs && out.d_inputs[j])
-      panels_to_exact_rows(out.d_inputs[j] + i * B * plan.input_widths[j], work.grads.value[j],
-                           plan.input_widths[j], panels);
+    if (out.d_inputs && out.d_inputs[j] && !input_rows[j])
+      panels_to_rows(out.d_inputs[j] + i * B * plan.input_widths[j], work.grads.value[j],
+                     plan.input_widths[j], panels);
   const float* d_z = task.z ? nullptr : work.grads.value[plan.z];
   if (out.d_signal) level_grad(out.d_signal + i * B, d_z, work.u_y, D, panels);
   if (out.d_noise) level_grad(out.d_noise + i * B, d_z, work.eps, D, panels);
@@ -112,7 +113,7 @@ inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& 
   float* z = work.saved.value[plan.z];
   draw_normal(work.eps, noise_key(*task.noise, seed, task.noise->stream, k, i), D, panels);
   if (task.z)
-    exact_rows_to_panels(z, task.z + i * task.B * z_width, z_width, panels);
+    rows_to_panels(z, task.z + i * task.B * z_width, z_width, panels);
   else
     mix_noise(z, work.d_u_hat, work.u_y, work.eps, *task.noise, seed, *task.noising, D, k, i,
               panels);
@@ -162,7 +163,8 @@ inline void write_statistics(const Saved& saved, const NopropPlan& plan, const N
 
 // returns false if the call was asked to stop before the step began
 inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& work,
-                       const bool* input_wanted, const Panels& panels, const Share& share) {
+                       const bool* input_wanted, float* const* input_rows, const Panels& panels,
+                       const Share& share) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
   const NopropTrainOut& out = *task.out;
@@ -214,6 +216,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
         .slice = slice,
         .i = i,
         .input_wanted = input_wanted,
+        .input_rows = input_rows,
         .scalars = updates && applied ? &scalars : nullptr,
         .training = true,
     };
@@ -221,7 +224,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
   }
   wait_for_team(share);
   if (!is_first) return true;
-  write_train_outputs(task, i, work, head, result, panels);
+  write_train_outputs(task, i, work, head, result, input_rows, panels);
   if (!updates) {
     write_statistics(work.saved, plan, slices.layers, i);
     return true;
@@ -245,9 +248,14 @@ void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   bool input_wanted[kMaxResults];
   for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = out.d_inputs && out.d_inputs[j];
   const bool through_z = out.d_signal || out.d_noise || out.d_W_embed;
-  if (through_z && !task.z) input_wanted[plan.z] = true;
+  float* input_rows[kMaxResults];
+  rows_of_inputs(input_rows, plan, out.d_inputs, i, task.B);
+  if (through_z && !task.z) {
+    input_wanted[plan.z] = true;
+    input_rows[plan.z] = nullptr;  // what z is made of needs its panels
+  }
   for (int64_t k = task.k_first; k < task.k_last; ++k)
-    if (!train_step(task, k, i, work, input_wanted, panels, share)) return;
+    if (!train_step(task, k, i, work, input_wanted, input_rows, panels, share)) return;
 }
 
 }  // namespace

@@ -81,6 +81,15 @@ int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads)
   return shared_by(n, 6 * B * multiply_adds(plan), 4'000'000, threads);
 }
 
+int32_t parts_team_size(const NopropPlan& plan, int64_t tasks, int64_t rows, int32_t threads) {
+  return shared_by(tasks, 2 * rows * multiply_adds(plan), 1'500'000, threads);
+}
+
+int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads) {
+  // an element takes as long as some fifty operations of a product
+  return shared_by(n, 50 * multiply_adds(plan), 1'500'000, threads);
+}
+
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
   // one row of a product takes as long as four do, since the weights must be read
   return shared_by(chains, 2 * std::max<int64_t>(B, 4) * multiply_adds(plan), 1'000'000, threads);

@@ -36,6 +36,10 @@ NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
 // as long as each has enough to do between two barriers.
 int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads);
 
+// The same number for a forward or a backward pass alone, and for an update from gradients.
+int32_t parts_team_size(const NopropPlan& plan, int64_t tasks, int64_t rows, int32_t threads);
+int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads);
+
 // The number of threads that share each of `chains` chains of blocks on B rows.
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads);
 
