@@ -63,6 +63,13 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
   });
 }
 
+// Operands of a product that every tile of a weight's rows reads again. If they are larger than a
+// core's second cache, a few tiles take turns on each part of them while it is there.
+constexpr int64_t kReadAgainFloats = 256 * 1024;
+constexpr int64_t kTilesAtOnce = 4;
+
+inline bool take_turns(int64_t floats) { return floats > kReadAgainFloats; }
+
 // out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
 // keeps the value before `add`. `rounded` is null, or has room for kTileRows rows of the weight:
 // products then have bfloat16 operands, and the sources must be rounded. PAIRS: the sources are
@@ -71,11 +78,11 @@ template <bool PAIRS>
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
                           int64_t H, float* rounded, const Panels& panels, const Share& share) {
-  int64_t in = 0, in_terms = 0, bursts = 0;  // bursts of a tile's products
+  int64_t in = 0, in_terms = 0, bursts = 0;  // bursts of a tile's products with a panel
   for (int s = 0; s < num_sources; ++s) {
     in += sources[s].width;
     in_terms += terms<PAIRS>(sources[s].width);
-    bursts += panels.count * (terms<PAIRS>(sources[s].width) / kBurst);
+    bursts += terms<PAIRS>(sources[s].width) / kBurst;
   }
   const DenseOut result = {out, activated, bias, add, is_relu};
   if (sources[0].few)
@@ -83,13 +90,16 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
                           share);
   const int64_t P = panels.P;
   const Range own = own_features(panels, share, H);
-  with_cols(panels.cols, [&](auto cols) {
+  const bool turns = take_turns(in * panels.padded());
+  const int64_t panels_at_once = turns ? 1 : panels.count;
+  const int64_t rows_at_once = turns ? kTilesAtOnce * kTileRows[panels.cols] : own.last - own.first;
+  const auto multiply = [&](auto cols, int64_t first_row, int64_t last_row, int64_t first_panel) {
     constexpr int COLS = decltype(cols)::value;
-    for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
+    for_row_tiles<COLS>(first_row, last_row, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
       const float* tile_weight = weight + o * in;
       const int64_t next_rows = own.last - o - ROWS < ROWS ? own.last - o - ROWS : ROWS;
-      Fetching next = {tile_weight + ROWS * in, next_rows * in, bursts};
+      Fetching next = {tile_weight + ROWS * in, next_rows * in, bursts * panels_at_once};
       if constexpr (PAIRS) {
         float* to = rounded;
         for (int i = 0; i < ROWS; ++i)
@@ -104,7 +114,7 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
         round_run(rounded, tile_weight, ROWS * in);
         tile_weight = rounded;
       }
-      for (int64_t p = 0; p < panels.count; ++p) {
+      for (int64_t p = first_panel; p < first_panel + panels_at_once; ++p) {
         Vec c[ROWS][COLS] = {};
         const float* w = tile_weight;
         for (int s = 0; s < num_sources; ++s) {
@@ -117,6 +127,12 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
             [&](int i, int j) { result.finish(c[i][j], o + i, (p * H + o + i) * P + j * kLanes); });
       }
     });
+  };
+  with_cols(panels.cols, [&](auto cols) {
+    for (int64_t o = own.first; o < own.last; o += rows_at_once) {
+      const int64_t last = own.last - o < rows_at_once ? own.last : o + rows_at_once;
+      for (int64_t p = 0; p < panels.count; p += panels_at_once) multiply(cols, o, last, p);
+    }
   });
 }
 
@@ -193,9 +209,14 @@ struct StripSource {
 constexpr int64_t kGradientRows = kTileRows[kMaxStripCols];
 constexpr int64_t kGradientColumns = 6 * 1024 / kGradientRows / kStrip * kStrip;
 
+// the rows of a weight whose gradient has so many floats of strips that are formed together
+inline int64_t gradient_rows(int64_t strips) {
+  return take_turns(strips) ? kTilesAtOnce * kGradientRows : kGradientRows;
+}
+
 // what dense_weight_grad needs of memory: the rows' gradient, then their d_out
-inline int64_t weight_grad_floats(const Panels& panels) {
-  return kGradientRows * (kGradientColumns + panels.padded());
+inline int64_t weight_grad_floats(const Panels& panels, int64_t in) {
+  return gradient_rows(panels.B * in) * (kGradientColumns + panels.padded());
 }
 
 // The weight gradient d_out^T @ concat(sources), some rows at a time: finish(gradient, o, rows, f,
@@ -206,12 +227,15 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
                               int64_t H, float* scratch, const Panels& panels, const Share& share,
                               Finish finish) {
   const int64_t P = terms<PAIRS>(panels.P), K = terms<PAIRS>(panels.B), padded = panels.count * P;
-  float *gradient = scratch, *d_rows = scratch + kGradientRows * kGradientColumns;
-  const Range own = own_part(share, H, kGradientRows);
-  for_row_tiles<kMaxStripCols>(own.first, own.last, [&](auto tile_rows, int64_t o) {
-    constexpr int ROWS = decltype(tile_rows)::value;
+  int64_t in = 0;
+  for (int s = 0; s < num_sources; ++s) in += sources[s].width;
+  const int64_t rows_at_once = gradient_rows(panels.B * in);
+  float *gradient = scratch, *d_rows = scratch + rows_at_once * kGradientColumns;
+  const Range own = own_part(share, H, rows_at_once);
+  for (int64_t o = own.first; o < own.last; o += rows_at_once) {
+    const int64_t rows = own.last - o < rows_at_once ? own.last - o : rows_at_once;
     for (int64_t p = 0; p < panels.count; ++p)  // the product then has one run of terms
-      for (int i = 0; i < ROWS; ++i) {
+      for (int64_t i = 0; i < rows; ++i) {
         const float* from = d_out + (p * H + o + i) * panels.P;
         float* to = d_rows + i * padded + p * P;
         if constexpr (PAIRS)
@@ -223,24 +247,28 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
     for (int s = 0; s < num_sources; ++s) {
       for_strips(sources[s].width, [&](int64_t f, int strip_cols) {
         if (first + f + strip_cols * kLanes > done + kGradientColumns) {
-          finish(gradient, o, ROWS, done, first + f - done);
+          finish(gradient, o, rows, done, first + f - done);
           done = first + f;
         }
+        // a source's missing columns are the next one's first, which come later
+        float* to = gradient + first + f - done;
         with_cols(strip_cols, [&](auto cols) {
           constexpr int COLS = decltype(cols)::value;
-          Vec c[ROWS][COLS] = {};
-          multiply_tile<PAIRS>(c, d_rows, padded, 1, sources[s].strips + f * panels.B,
-                               COLS * kLanes, K);
-          // a source's missing columns are the next one's first, which come later
-          float* to = gradient + first + f - done;
-          for_tile<ROWS, COLS>(
-              [&](int i, int j) { store(to + i * kGradientColumns + j * kLanes, c[i][j]); });
+          for_row_tiles<kMaxStripCols>(0, rows, [&](auto tile_rows, int64_t r) {
+            constexpr int ROWS = decltype(tile_rows)::value;
+            Vec c[ROWS][COLS] = {};
+            multiply_tile<PAIRS>(c, d_rows + r * padded, padded, 1,
+                                 sources[s].strips + f * panels.B, COLS * kLanes, K);
+            for_tile<ROWS, COLS>([&](int i, int j) {
+              store(to + (r + i) * kGradientColumns + j * kLanes, c[i][j]);
+            });
+          });
         });
       });
       first += sources[s].width;
     }
-    finish(gradient, o, ROWS, done, first - done);
-  });
+    finish(gradient, o, rows, done, first - done);
+  }
 }
 
 // d_bias[o] = sum over rows of d_out

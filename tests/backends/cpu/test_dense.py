@@ -30,6 +30,15 @@ def test_long_sums(kernels: ModuleType) -> None:
     check_layers(kernels, plan, 2, 257, True)
 
 
+def test_operands_larger_than_a_second_cache(kernels: ModuleType) -> None:
+    """Several tiles of a weight's rows take turns on them; the last ones are fewer."""
+    plan = Plan(
+        {"x": (1030,), "z": (3,)},
+        {"h": Dense(("x", "z"), 107, activation="relu"), "logits": Dense(("h", "x"), 37)},
+    )
+    check_layers(kernels, plan, 1, 519, True)
+
+
 @pytest.mark.parametrize("B", [1, 100, 128, 300])
 def test_sums_over_rows_fold_chunks_of_128_from_the_left(kernels: ModuleType, B: int) -> None:
     """Bit for bit: inside a chunk lane by lane, the lanes then in halves."""
