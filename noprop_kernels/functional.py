@@ -190,7 +190,8 @@ def dense_update_(
     """Updates weight and bias of y = x @ weight.T + bias by one step of the optimizer, in place.
 
     The kernel that forms the gradients d_y.T @ x and the sum of d_y also applies the optimizer.
-    Where d_y is not finite, or there are no rows, nothing changes.
+    Where d_y is not finite nothing changes. No rows are a gradient of 0, as in torch: a step with
+    decay and moments.
 
     Args:
         x: (*, in) float32.

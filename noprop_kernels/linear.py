@@ -2,35 +2,41 @@
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import functional
-from .autograd.layer import PARTS, Layer, check_rows, plan_of
+from .autograd.layer import PARTS, Layer, check_rows, plan_of, properties_of
 from .autograd.layer_optimizer import LayerOptimizer
 from .autograd.wrapped import is_plain, refuse_wrapped
 from .backends import dispatch
+from .backends.calls import Slices
 from .check import check_tensor
 from .compiler.eager import eager_only
 from .optimizers import NAMES, Optimizer
+from .plan import ACTIVATION_NAMES
 
 OP = "Linear"
 _ASKED: Any = object()  # default: no optimizer was given
 
 _nodes = WeakTensorKeyDictionary()  # see nodes_of
+# by layer: the properties of tensors that passed the checks, and the views that kernels get
+_checked: WeakKeyDictionary[Any, tuple[list, Slices]] = WeakKeyDictionary()
 
 
 class Linear(nn.Linear):
-    """y = x @ weight.T + bias, as torch.nn.Linear; backward updates weight and bias.
+    """y = activation(x @ weight.T + bias), as torch.nn.Linear; backward updates weight and bias.
 
     The optimizer runs in the kernel of the weight gradient, which is never written to memory: no
     `.grad`, no `zero_grad`, no `step`. Every backward that reaches the parameters is one update, at
-    the weights of the forward; a gradient of y that is not finite, or of no rows, updates nothing.
-    In eval mode, and with requires_grad=False, parameters are constants. torch.autograd.grad with
-    respect to inputs alone updates nothing.
+    the weights of the forward. A gradient of y that is not finite updates nothing; that of no rows
+    is 0, as in torch, and so decay and moments make a step. In eval mode, and with
+    requires_grad=False, parameters are constants. torch.autograd.grad with respect to inputs alone
+    updates nothing. Inside torch.autocast the input and y have its dtype, as torch.nn.Linear's;
+    with bfloat16 so do the products' operands, and parameters stay float32.
 
     Uses that an update inside backward cannot honour raise a RuntimeError before anything is
     written: the layer (or its weight, in two layers) twice in one graph, backward twice,
@@ -47,6 +53,7 @@ class Linear(nn.Linear):
         in_features, out_features, bias: as torch.nn.Linear, with its initialisation.
         optimizer: required: one of noprop_kernels.optimizers, which backward applies; None:
             backward leaves `.grad` for an outside optimizer.
+        activation: None, "relu" or "gelu", in the kernel of the product.
         precision: "float32" | "tf32" | "bfloat16", of the products' operands.
         backend: a backend to force; None: the best that runs here.
         device: of the parameters, as torch.nn.Linear.
@@ -69,6 +76,7 @@ class Linear(nn.Linear):
         bias: bool = True,
         *,
         optimizer: Optimizer | None = _ASKED,
+        activation: str | None = None,
         precision: str = "float32",
         backend: str | None = None,
         device: torch.device | str | None = None,
@@ -78,13 +86,17 @@ class Linear(nn.Linear):
                 f"{OP}: optimizer must be given: {NAMES} of noprop_kernels, which "
                 "backward applies to the weights, or None, which leaves .grad to torch.optim"
             )
-        plan_of(in_features, out_features, None)  # checks the sizes
+        if activation not in ACTIVATION_NAMES:
+            raise ValueError(
+                f"{OP}: activation must be one of {ACTIVATION_NAMES}, got {activation!r}"
+            )
+        plan_of(in_features, out_features, activation)  # checks the sizes
         dispatch.check_options(OP, precision, backend)
         super().__init__(in_features, out_features, bias, device=device, dtype=torch.float32)
         self.optimizer = None if optimizer is None else LayerOptimizer(OP, optimizer)
+        self.activation = activation
         self.precision = precision
         self.backend = backend
-        self._properties: list[Any] = []  # those of tensors that passed the checks
         if self.optimizer is None:
             return
         for name, value in self.named_parameters():
@@ -101,27 +113,40 @@ class Linear(nn.Linear):
             buffer.zero_()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch.nn.Linear's name
-        """y = input @ weight.T + bias.
+        """y = activation(input @ weight.T + bias).
 
         Args:
-            input: (*, in) float32.
+            input: (*, in) float32; of any float dtype inside torch.autocast.
 
         Returns:
-            (*, out) float32.
+            (*, out) float32, or of autocast's dtype.
 
         Raises:
             ValueError: the input, or a parameter as it is now, does not fit.
             RuntimeError: another layer or a wrapper also updates its parameters.
             BackendError: no backend can run it.
         """
+        if isinstance(input, Tensor) and torch.is_autocast_enabled(input.device.type):
+            return self._autocast(input, torch.get_autocast_dtype(input.device.type))
+        return self._run(input, self.precision)
+
+    def _autocast(self, input: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: A002
+        if not input.is_floating_point() or input.dtype == torch.float64:  # autocast leaves them
+            return self._run(input, self.precision)
+        precision = "bfloat16" if dtype == torch.bfloat16 else self.precision
+        with torch.autocast(input.device.type, enabled=False):
+            return self._run(input.to(dtype).float(), precision).to(dtype)
+
+    def _run(self, input: Tensor, precision: str) -> Tensor:  # noqa: A002
         weight, bias = self.weight, self.bias
         if self.optimizer is not None:
             learns = weight.requires_grad or (bias is not None and bias.requires_grad)
             if self.training and torch.is_grad_enabled() and learns:
-                return updating(self, input, weight, bias)
+                return updating(self, precision, input, weight, bias)
             if not self.training:
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
-        return functional.dense(input, weight, bias, precision=self.precision, backend=self.backend)
+        options = {"precision": precision, "backend": self.backend}
+        return functional.dense(input, weight, bias, activation=self.activation, **options)
 
     def updates_itself(self, parameter: Tensor) -> bool:
         """Whether `parameter` is this layer's, and is updated in its backward."""
@@ -129,7 +154,8 @@ class Linear(nn.Linear):
         return self.optimizer is not None and any(value is parameter for value in own)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, optimizer={self.optimizer}"
+        activation = f", activation={self.activation!r}" if self.activation else ""
+        return f"{super().extra_repr()}{activation}, optimizer={self.optimizer}"
 
     # the optimizer's state, beside state_dict
 
@@ -162,30 +188,30 @@ class Linear(nn.Linear):
 
     # every forward
 
-    def _layer(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:
+    def _layer(self, precision: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:  # noqa: A002
         """The current tensors, checked so that a kernel can address them, and the backend."""
-        tensors = {"weight": weight, "bias": bias, **self._buffers}
-        updates, device = tensors.pop("updates"), weight.device
-        properties = [
-            None
-            if t is None
-            else (t.shape, t.dtype, t.device, t.is_contiguous(), t.is_leaf, is_plain(t))
-            for t in tensors.values()
-        ]
-        if properties != self._properties:
+        tensors, device = {"weight": weight, "bias": bias, **self._buffers}, weight.device
+        properties = [precision, self.activation, *map(properties_of, tensors.values())]
+        updates = tensors.pop("updates")
+        seen, slices = _checked.get(self, (None, None))
+        if properties != seen:
             self._check(tensors, device)
-            self._properties = properties
+            slices = None
         check_rows(OP, "input", input, self.in_features, device)
-        plan = plan_of(self.in_features, self.out_features, None)
-        return Layer(
+        plan = plan_of(self.in_features, self.out_features, self.activation)
+        layer = Layer(
             weight=weight,
             bias=bias,
-            activation=None,
-            precision=self.precision,
-            backend=dispatch.choose(plan, device, self.precision, self.backend),
+            activation=self.activation,
+            precision=precision,
+            backend=dispatch.choose(plan, device, precision, self.backend),
             moments={name: value for name, value in tensors.items() if name not in PARTS},
             updates=updates,
+            made=slices,
         )
+        if slices is None:
+            _checked[self] = properties, layer.slices()
+        return layer
 
     def _check(self, tensors: Mapping[str, Tensor | None], device: torch.device) -> None:
         shapes = {"weight": (self.out_features, self.in_features), "bias": (self.out_features,)}
@@ -208,16 +234,21 @@ class Linear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         if (dtype := fn(self.weight.new_empty(0)).dtype) != torch.float32:
-            raise ValueError(f"{OP}: parameters must stay torch.float32, got {dtype}")
+            raise ValueError(
+                f"{OP}: parameters must stay torch.float32, got {dtype}; precision='bfloat16' or "
+                "torch.autocast have the products in bfloat16"
+            )
         return super()._apply(fn, recurse)
 
 
 class Updating(torch.autograd.Function):
-    """y = x @ weight.T + bias, whose backward updates weight and bias."""
+    """y = activation(x @ weight.T + bias), whose backward updates weight and bias."""
 
     @staticmethod
-    def forward(ctx: Any, module: Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.layer, ctx.optimizer = module._layer(x, weight, bias), module.optimizer
+    def forward(
+        ctx: Any, module: Linear, precision: str, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.layer, ctx.optimizer = module._layer(precision, x, weight, bias), module.optimizer
         y = ctx.layer.forward(x, save=True)
         ctx.save_for_backward(x, weight, bias)  # so that torch detects a change of what was read
         ctx.used = False
@@ -228,16 +259,16 @@ class Updating(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         layer, wanted = ctx.layer, trained(ctx)
         refuse(ctx)
-        input_grad = ctx.needs_input_grad[1]
+        input_grad = ctx.needs_input_grad[2]
         if not wanted:
             d_x, _ = layer.backward(d_y, input_grad=input_grad)
-            return None, d_x, None, None
+            return None, None, d_x, None, None
         ctx.used = True
         rule = ctx.optimizer.rule(d_y.device)
         frozen = tuple(part for part in PARTS if part not in wanted)
         d_x, _ = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen)
         layer.saved = None
-        return None, d_x, None, None
+        return None, None, d_x, None, None
 
 
 def nodes_of(weight: Tensor) -> WeakSet:
@@ -250,8 +281,8 @@ def nodes_of(weight: Tensor) -> WeakSet:
 
 def trained(node: Any) -> list[str]:
     """The parameters whose gradients this pass of autograd's engine requests."""
-    _, *edges = node.next_functions
-    parts = [part for part, need in zip(PARTS, node.needs_input_grad[2:], strict=True) if need]
+    _, *edges = node.next_functions  # of x first
+    parts = [part for part, need in zip(PARTS, node.needs_input_grad[3:], strict=True) if need]
     found = [edge for edge, _ in edges if edge is not None]
     try:  # as torch.autograd.graph.register_multi_grad_hook does
         asked = [torch._C._will_engine_execute_node(edge) for edge in found]
@@ -286,6 +317,6 @@ def refuse(node: Any) -> None:
 
 
 @eager_only
-def updating(layer: Linear, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+def updating(layer: Linear, *arguments: Any) -> Tensor:
     refuse_wrapped(OP, layer)
-    return Updating.apply(layer, input, weight, bias)
+    return Updating.apply(layer, *arguments)

@@ -3,7 +3,7 @@
 It is a plan with the only input "z", over one slice. Leading dimensions of x are rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import ModuleType
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ..backends.calls import BackwardCall, ForwardCall, Rule, Slices, Tensors
+from ..backends.calls import BackwardCall, ForwardCall, Rule, Slices, Tensors, UpdateCall
 from ..check import check_tensor, shape_text
 from ..plan import Dense, Plan
+from .wrapped import is_plain
 
 PARTS = ("weight", "bias")
 
@@ -47,6 +48,14 @@ def check_rows(op: str, name: str, x: object, width: int, device: torch.device) 
     return check_tensor(op, name, x, shape=(*rows, width), device=device)
 
 
+def properties_of(tensor: Tensor | None) -> tuple | None:
+    """What the checks and the views of a parameter depend on."""
+    if tensor is None:
+        return None
+    memory = (tensor.data_ptr(), tensor.shape, tensor.is_contiguous(), tensor.device)
+    return *memory, tensor.dtype, tensor.is_leaf, is_plain(tensor)
+
+
 @dataclass
 class Layer:
     """A layer's tensors and its backend; a forward stores `saved` for backward calls.
@@ -64,8 +73,8 @@ class Layer:
     backend: ModuleType
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     updates: Tensor | None = None
+    made: Slices | None = None  # of an earlier call on the same tensors
     saved: Any = field(default=None, init=False)
-    made: Slices | None = field(default=None, init=False)
 
     def slices(self, frozen: tuple[str, ...] = ()) -> Slices:
         """The layer as a stack of one slice; frozen parameters are passed as clones."""
@@ -133,7 +142,7 @@ class Layer:
         """d_x (*, in) if requested, and `applied` (1,) bool.
 
         Gradients are written into `grads`, by part; with a rule the layer is updated instead,
-        except frozen parts, where d_y is finite. An empty batch updates nothing.
+        except frozen parts, where d_y is finite. No rows are a gradient of 0, and so an update.
         """
         self._check_memory()
         in_features = self.weight.shape[1]
@@ -142,6 +151,8 @@ class Layer:
         if d_y.numel() == 0:
             for value in (grads or {}).values():
                 value.zero_()
+            if rule is not None:
+                self._update_from_zero(rule, frozen, applied.fill_(True))
             return d_x, applied
         call = BackwardCall(
             slices=self.slices(frozen),
@@ -154,16 +165,27 @@ class Layer:
             rule=rule,
             applied=applied if rule is not None else None,
         )
-        written = [] if rule is None else self._moving(frozen)
-        with torch.no_grad():
-            try:
-                self.backend.backward(call)
-            except (ValueError, MemoryError):  # raised before anything is written
-                written = []
-                raise
-            finally:
-                increment_version(written)
+        self._write(
+            lambda: self.backend.backward(call), () if rule is None else self._moving(frozen)
+        )
         return d_x, applied
+
+    def _update_from_zero(self, rule: Rule, frozen: tuple[str, ...], apply: Tensor) -> None:
+        slices = self.slices(frozen)
+        grads = {name: torch.zeros_like(value) for name, value in slices.params.items()}
+        call = UpdateCall(slices=slices, grads=grads, apply=apply, rule=rule)
+        self._write(lambda: self.backend.update(call), self._moving(frozen))
+
+    @torch.no_grad()
+    def _write(self, run: Callable[[], None], written: Iterable[Tensor]) -> None:
+        """Runs a call, and tells torch which tensors it wrote."""
+        try:
+            run()
+        except (ValueError, MemoryError):  # raised before anything is written
+            written = ()
+            raise
+        finally:
+            increment_version(written)
 
     def _check_memory(self) -> None:
         """Checks that the tensors still have the addresses that a forward used."""

@@ -256,7 +256,7 @@ def test_frozen_parameters_stay(backend, parts):
             assert torch.equal(value, before[name] if still else everything(free)[name]), name
 
 
-def test_what_is_not_finite_and_no_rows_update_nothing(backend):
+def test_what_is_not_finite_updates_nothing(backend):
     layer, x = linear(7, 5), rows(4, 7, grad=True)
     step(layer)
     before = everything(layer)
@@ -264,14 +264,69 @@ def test_what_is_not_finite_and_no_rows_update_nothing(backend):
     d_y[2, 3] = torch.nan
     layer(x).backward(d_y)
     assert x.grad[2].isnan().all() and x.grad[[0, 1, 3]].isfinite().all()
-    empty = rows(2, 0, 7, grad=True)
-    y = layer(empty)
-    assert y.shape == (2, 0, 5)
-    y.sum().backward()
-    assert empty.grad.shape == (2, 0, 7)
     assert_same(everything(layer), before)
     step(layer)
     assert layer.updates.tolist() == [2]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_rows_are_a_gradient_of_zero_as_in_torch(backend, name):
+    ours, theirs, options = OPTIMIZERS[name]
+    layer, twin = nk.Linear(7, 5, optimizer=ours), nn.Linear(7, 5)
+    twin.load_state_dict(layer.state_dict())
+    optimizer = theirs(twin.parameters(), lr=ours.lr, **options)
+    for k, count in enumerate((4, 0, 0, 3)):
+        x, x_twin = rows(2, count, 7, seed=k, grad=True), rows(2, count, 7, seed=k, grad=True)
+        y = layer(x)
+        y.square().sum().backward()
+        optimizer.zero_grad()
+        twin(x_twin).square().sum().backward()
+        optimizer.step()
+        assert y.shape == (2, count, 5) and x.grad.shape == (2, count, 7)
+    assert layer.updates.tolist() == [4]
+    assert_state_close(layer, twin)
+
+
+@pytest.mark.parametrize("optimizer", [None, nk.SGD(lr=0.1)], ids=["gradients", "updates"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_activation(backend, activation, optimizer):
+    layer = nk.Linear(7, 5, activation=activation, optimizer=optimizer)
+    assert f"activation={activation!r}" in repr(layer)
+    twin = nn.Sequential(nn.Linear(7, 5), nn.ReLU() if activation == "relu" else nn.GELU())
+    twin[0].load_state_dict(layer.state_dict())
+    x, x_twin = rows(9, 7, grad=True), rows(9, 7, grad=True)
+    before = [value.detach().clone() for value in layer.parameters()]
+    y, y_twin = layer(x), twin(x_twin)
+    close(y, y_twin)
+    y.square().sum().backward()
+    y_twin.square().sum().backward()
+    close(x.grad, x_twin.grad)
+    for value, old, other in zip(layer.parameters(), before, twin.parameters(), strict=True):
+        if optimizer is None:
+            close(value.grad, other.grad)
+        else:
+            close(value.detach(), old - 0.1 * other.grad)
+
+
+@pytest.mark.parametrize("optimizer", [None, nk.SGD(lr=0.1)], ids=["gradients", "updates"])
+def test_inside_autocast_dtypes_and_values_are_torch_s(optimizer):
+    layer, twin = nk.Linear(64, 32, optimizer=optimizer), nn.Linear(64, 32)
+    twin.load_state_dict(layer.state_dict())
+    before = layer.weight.detach().clone()
+    x, x_twin = rows(9, 64, grad=True), rows(9, 64, grad=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            y, y_twin = layer(x.to(dtype)), twin(x_twin.to(dtype))
+        assert y.dtype == y_twin.dtype == torch.bfloat16
+        torch.testing.assert_close(y, y_twin, rtol=2e-2, atol=2e-2)
+    y.float().square().sum().backward()
+    y_twin.float().square().sum().backward()
+    assert x.grad.dtype == layer.weight.dtype == torch.float32
+    torch.testing.assert_close(x.grad, x_twin.grad, rtol=2e-2, atol=5e-2)
+    moved = layer.weight.grad if optimizer is None else (before - layer.weight.detach()) / 0.1
+    torch.testing.assert_close(moved, twin.weight.grad, rtol=2e-2, atol=5e-2)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="torch.float32"):
+        layer(rows(9, 64).double())
 
 
 def test_without_an_optimizer_gradients_are_torch_s(backend):
