@@ -75,8 +75,8 @@ struct Inputs {
         batch(size_t(kSlices) * u.H, u.shift, &random),
         gradient(size_t(kSlices) * kApply, u.shift, &random) {
     for (int i = 0; i < kSlices; ++i) {
-      const float here[4] = {0.01f * float(i + 1), u.rule == UpdateRule::kAdamW ? 0.999f : 0.05f, 0.7f,
-                             i == 1 ? 0.0f : 1.0f};  // the slice in the middle does not move
+      const float here[4] = {0.01f * float(i + 1), u.rule == UpdateRule::kAdamW ? 0.999f : 0.05f,
+                             0.7f, i == 1 ? 0.0f : 1.0f};  // the slice in the middle does not move
       for (int j = 0; j < 4; ++j) rates[size_t(4) * i + j] = here[j];
     }
   }
@@ -204,7 +204,8 @@ bool same(State& a, State& b) {
 }
 
 void test_updates() {
-  for (UpdateRule rule : {UpdateRule::kSgd, UpdateRule::kMomentum, UpdateRule::kNesterov, UpdateRule::kAdam, UpdateRule::kAdamW}) {
+  for (UpdateRule rule : {UpdateRule::kSgd, UpdateRule::kMomentum, UpdateRule::kNesterov,
+                          UpdateRule::kAdam, UpdateRule::kAdamW}) {
     Update u;
     u.rule = rule, u.K = 2;
     State alone = test_update(u);
