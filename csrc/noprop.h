@@ -202,7 +202,7 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
 /* Bytes of one slice's saved activations. */
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B);
 
-/* logits (n, B, M) in; inputs[i]: (n, B, width), the slice stride may be 0. saved: n * saved_bytes,
+/* logits (n, B, M), or null: only the inputs are saved; inputs[i]: (n, B, width), the slice stride may be 0. saved: n * saved_bytes,
  * 64-byte aligned, or null. */
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
                                 const NopropInput* inputs, int64_t B, int32_t training,

@@ -169,11 +169,11 @@ Result forward(const Plan& plan, const py::object& call, const py::object& saved
   const Slices state(reader.tensors, plan, call, {false, training, false}, nullptr);
   const py::object logits_given = get(call, "logits");
   const int64_t n = reader.n = state.n;
-  const int64_t B = reader.B = plan.rows(reader.sizes(logits_given, {"logits"}, 3).shape[1]);
+  const py::object z = item(get(call, "inputs"), plan.names[static_cast<size_t>(plan.plan.z)]);
+  if (z.is_none()) reader.tensors.refuse({"z"}, "be among the inputs");
+  const int64_t B = reader.B = plan.rows(reader.sizes(z, {"z"}, 3).shape[1]);
   const auto inputs = reader.inputs(plan, call, n, false);
-  if (!inputs[static_cast<size_t>(plan.plan.z)].data && n * B > 0)
-    reader.tensors.refuse({"z"}, "be among the inputs");
-  float* logits = reader.out(logits_given, {"logits"}, {n, B, plan.M()});
+  float* logits = reader.out_or_null(logits_given, {"logits"}, {n, B, plan.M()});
   char* saved =
       saved_given.is_none() ? nullptr : take_saved(reader.tensors, plan, saved_given, n, B, true);
   return without_gil(reader.tensors, threads, [&](const NopropHost* host) {

@@ -68,8 +68,8 @@ struct NoiseTask {
 };
 
 struct ForwardTask {
-  float* logits;
-  char* saved;  // of this slice, or null
+  float* logits;  // or null: only the inputs are saved
+  char* saved;    // of this slice, or null
   const NopropSlices* slices;
   const NopropInput* inputs;
   int64_t first_row, rows, B;  // rows of the batch that this task does

@@ -84,7 +84,10 @@ def dense_gradients(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     layer = layer_of(weight, bias, activation, precision, backend)
-    layer.forward(x, save=True)
+    if activation is None:
+        layer.save(x)
+    else:
+        layer.forward(x, save=True)
     d_x, grads = dense_gradients_of(layer, d_y, wanted[0], wanted[1:])
     return tuple(d_y.new_empty(0) if g is None else g for g in (d_x, *grads))  # type: ignore
 
@@ -154,7 +157,7 @@ def dense_update_(
     layer = layer_of(weight, bias, None, precision, backend)
     layer.moments = dict(zip(moment_names(optimizer, bias is not None), moments, strict=True))
     layer.updates = updates
-    layer.forward(x, save=True)
+    layer.save(x)
     rule = rule_of(optimizer, lr, weight_decay, weight.device)
     d_x, applied = layer.backward(d_y, input_grad=input_grad, rule=rule)
     return applied, d_y.new_empty(0) if d_x is None else d_x

@@ -116,19 +116,26 @@ class Layer:
     def forward(self, x: Tensor, *, save: bool) -> Tensor:
         """y (*, out) of x (*, in)."""
         y = x.new_empty(*x.shape[:-1], self.weight.shape[0])
-        if y.numel() == 0:
-            return y
+        if y.numel() > 0:
+            self._forward(x, y.detach().view(1, -1, y.shape[-1]), save)  # a backend may keep it
+        return y
+
+    def save(self, x: Tensor) -> None:
+        """What a backward of a layer without activation needs of x, without y."""
+        if x.numel() > 0:
+            self._forward(x, None, save=True)
+
+    def _forward(self, x: Tensor, y: Tensor | None, save: bool) -> None:
         call = ForwardCall(
             slices=self.slices(),
             inputs={"z": x.detach().contiguous().view(1, -1, x.shape[-1])},
-            logits=y.detach().view(1, -1, y.shape[-1]),  # a backend may keep it: no cycle
+            logits=y,
             training=False,
             save=save,
         )
         with torch.no_grad():
             self.backend.forward(call)
         self.saved = call.saved
-        return y
 
     def backward(
         self,

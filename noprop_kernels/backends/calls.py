@@ -159,7 +159,8 @@ class AddNoiseCall:
 
 @dataclass
 class ForwardCall:
-    """logits of the selected slices.
+    """logits of the selected slices, or None: no product is computed, and `save` keeps what
+    `backward` needs of the inputs, which is all where the plan is a product without an activation.
 
     `training` uses batch statistics, and updates the running ones at once. With `save`, `saved` is
     set to what the backend needs for `backward`; it stays valid for any number of backward calls.
@@ -169,7 +170,7 @@ class ForwardCall:
 
     slices: Slices
     inputs: Tensors  # (n, B, F) float32 by input name, "z" among them, n expanded
-    logits: Tensor  # out: (n, B, M)
+    logits: Tensor | None  # out: (n, B, M)
     training: bool
     save: bool
     saved: Any = None

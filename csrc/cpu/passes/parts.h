@@ -67,6 +67,7 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
     narrow_operand(saved, plan, j, panels, share);
   }
   wait_for_team(share);
+  if (!task.logits) return;
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, panels, share);
   if (task.training && task.team.rank == 0)
     commit_statistics(saved, plan, slices.layers, slices.index[i]);

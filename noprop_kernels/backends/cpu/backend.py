@@ -193,7 +193,7 @@ def add_noise(call: AddNoiseCall) -> None:
 
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
-    n, B, _ = call.logits.shape
+    n, B, _ = call.inputs["z"].shape
     if call.check:
         check_finite("forward", call.inputs)
     if call.training:

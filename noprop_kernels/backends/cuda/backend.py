@@ -125,19 +125,19 @@ def head(call: HeadCall) -> None:
 @entry
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
-    n, B, _ = call.logits.shape
+    (n, B, _), device = call.inputs["z"].shape, call.inputs["z"].device
     if call.check:
-        look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
+        look_at("forward", call.inputs, owner_of(call.owner, device))
     if call.training:
         check_rows("forward", plan, B)
-    device = call.logits.device
     table = options.layers_table(
         slices, tiles.of_stages(), 1, B, training=call.training, save=call.save
     )
     given = {k: buffers.of_slices(value) for k, value in of_inputs(call.inputs).items()}
     # a view of the logits: saving them would make a reference cycle with their own graph
-    logits = call.logits.detach()
-    given[Kind.RESULT(plan.output)] = buffers.of_slices(logits)
+    logits = None if call.logits is None else call.logits.detach()
+    if logits is not None:
+        given[Kind.RESULT(plan.output)] = buffers.of_slices(logits)
     ctx = LaunchContext(slices, index_of(slices), B, device, at=given, training=call.training)
     call.saved = None
     if not call.save:
@@ -146,7 +146,8 @@ def forward(call: ForwardCall) -> None:
     views, whole = buffers.workspace(table, n, device, by_group=False)
     ctx.at |= views
     ctx.table = table
-    launch(ctx, of_table(ctx), layout_of(ctx, placement.phases_of(table)))
+    if logits is not None:
+        launch(ctx, of_table(ctx), layout_of(ctx, placement.phases_of(table)))
     call.saved = (ctx.at, [whole, logits, *call.inputs.values()], call.training)
 
 

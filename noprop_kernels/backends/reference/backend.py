@@ -146,15 +146,16 @@ def forward(call: ForwardCall) -> None:
     if call.check:
         check_finite("forward", call.inputs)
     if call.training:
-        check_rows("forward", plan, call.logits.shape[1])
+        check_rows("forward", plan, call.inputs["z"].shape[1])
     params, stats = select(slices.params, index), select(slices.stats, index)
     inputs = {name: value.to(compute_dtype(slices)) for name, value in call.inputs.items()}
     saved = forward_layers(
         plan, params, stats, inputs, training=call.training, precision=slices.precision
     )
-    everyone = torch.ones(len(index), dtype=torch.bool, device=call.logits.device)
+    everyone = torch.ones(len(index), dtype=torch.bool, device=call.inputs["z"].device)
     move_statistics(slices, saved.batch, everyone)
-    call.logits.copy_(saved.results[plan.output])
+    if call.logits is not None:
+        call.logits.copy_(saved.results[plan.output])
     call.saved = saved if call.save else None
 
 

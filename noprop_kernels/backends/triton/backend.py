@@ -67,20 +67,20 @@ def add_noise(call: AddNoiseCall) -> None:
 @entry
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
-    n, B, _ = call.logits.shape
+    (n, B, _), device = call.inputs["z"].shape, call.inputs["z"].device
     if call.check:
-        look_at("forward", call.inputs, owner_of(call.owner, call.logits.device))
+        look_at("forward", call.inputs, owner_of(call.owner, device))
     if call.training:
         check_rows("forward", plan, B)
     table = options.layers_table(slices, TILES, n, B, training=call.training, save=call.save)
-    # a view of the logits: saving them would make a reference cycle with their own graph
-    logits = call.logits.detach()
-    at = allocate(table, call.logits.device) | of_inputs(call.inputs)
-    at[Kind.RESULT(plan.output)] = logits
-    ctx = LaunchContext(slices, index_of(slices), B, device_of(call.logits.device), table, at)
-    ctx.training, ctx.inputs = call.training, dict(call.inputs)
-    run(ctx)
-    call.saved = (at, ctx.inputs, call.training) if call.save else None
+    at, inputs = allocate(table, device) | of_inputs(call.inputs), dict(call.inputs)
+    if call.logits is not None:
+        # a view of the logits: saving them would make a reference cycle with their own graph
+        at[Kind.RESULT(plan.output)] = call.logits.detach()
+        ctx = LaunchContext(slices, index_of(slices), B, device_of(device), table, at)
+        ctx.training, ctx.inputs = call.training, inputs
+        run(ctx)
+    call.saved = (at, inputs, call.training) if call.save else None
 
 
 @entry
