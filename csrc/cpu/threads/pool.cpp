@@ -25,7 +25,7 @@ namespace noprop {
 namespace {
 
 constexpr double kSpinSeconds = 50e-6;
-// of OpenMP's threads: an idle one takes less to come; later ones wait for a processor
+// of OpenMP's threads: an idle one comes sooner; a later one had to wait for a processor
 constexpr double kLateSeconds = 0.5e-3, kCrowdedSeconds = 0.25;
 constexpr int kPauseSoft = 1;  // of omp_pause_resource_t
 constexpr int32_t kNoLimit = std::numeric_limits<int32_t>::max();
@@ -136,7 +136,7 @@ class Pool {
       current_ = &workspaces;
     }
     if (helpers == 0) {
-      drain(0);
+      drain(0, apart_);
       return true;
     }
     if (host.caller_.openmp != nullptr && run_on_openmp(*host.caller_.openmp, host)) return true;
@@ -148,7 +148,7 @@ class Pool {
     apart_.call(helpers);
     host.apart_ = &apart_;
     wake_.notify_all();
-    drain(0);
+    drain(0, apart_);
     {
       // those that have not come, since another process keeps them from running, are not needed
       std::lock_guard<std::mutex> lock(mutex_);
@@ -166,46 +166,47 @@ class Pool {
       Host& host;
       const NopropOpenMP& openmp;
       const std::thread::id caller = std::this_thread::get_id();
+      const double begin = now();
       std::atomic<int32_t> helpers{0};
-      double end = 0;
+      std::atomic<bool> late{false};
+      bool ran = false;
     } region{*this, host, openmp};
-    host.apart_ = nullptr;  // it knows our own threads
-    if (now() >= crowded_until_)
+    host.apart_ = &theirs_apart_;
+    if (region.begin >= crowded_until_)
       openmp.parallel(
           [](void* data) {
             Region& here = *static_cast<Region*>(data);
             if (here.openmp.num_threads() < here.host.threads_) return;  // as by OMP_THREAD_LIMIT
-            if (std::this_thread::get_id() != here.caller)
+            if (std::this_thread::get_id() != here.caller) {
+              if (now() > here.begin + kLateSeconds) here.late.store(true);
               return here.pool.help(1 + here.helpers.fetch_add(1));
-            here.pool.drain(0);
+            }
+            here.pool.drain(0, here.pool.theirs_apart_);
             here.pool.wait_for_helpers(here.host);
-            here.end = now();
+            here.ran = true;
           },
           &region, static_cast<unsigned>(host.threads_), 0);
-    if (region.end == 0) {
-      openmp.pause(kPauseSoft);
-      return false;
-    }
-    if (const double end = now(); end > region.end + kLateSeconds)
-      crowded_until_ = end + kCrowdedSeconds;
-    return true;
+    if (region.late.load()) crowded_until_ = now() + kCrowdedSeconds;
+    if (!region.ran) openmp.pause(kPauseSoft);
+    return region.ran;
   }
 
-  void drain(int32_t id) {
+  void drain(int32_t id, Apart& apart) {
     const Worker worker = {id, (*current_)[static_cast<size_t>(id)]};
     const FloatMode flush(float_mode() | kFlush);
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= count_) return apart_.leave(worker.id);
+      if (task >= count_) return apart.leave(worker.id);
       (*task_)(task, worker);
     }
   }
 
-  // by a helper that has joined
+  // by a thread of OpenMP
   void help(int32_t id) {
     if (static_cast<size_t>(id) >= current_->size()) return;
+    theirs_apart_.begin(id);
     running_.fetch_add(1, std::memory_order_relaxed);
-    drain(id);
+    drain(id, theirs_apart_);
     leave();
   }
 
@@ -233,7 +234,7 @@ class Pool {
       if (takes_part) running_.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
       if (!takes_part) continue;
-      drain(static_cast<int32_t>(id) + 1);
+      drain(static_cast<int32_t>(id) + 1, apart_);
       leave();
     }
   }
@@ -251,7 +252,7 @@ class Pool {
   }
 
   const pid_t process_;
-  Apart apart_;
+  Apart apart_, theirs_apart_;  // of our own threads, and of OpenMP's
   std::mutex mutex_;
   std::condition_variable wake_, done_, turn_;
   bool busy_ = false;                                   // a call has its turn

@@ -58,16 +58,15 @@ NUM_THREADS, PAUSE = ctypes.CFUNCTYPE(ctypes.c_int), ctypes.CFUNCTYPE(ctypes.c_i
 
 
 class Runtime:
-    """An OpenMP runtime of Python's threads, which counts its regions and pauses; the calling
-    thread comes last.
+    """An OpenMP runtime that counts its regions and pauses; the calling thread does all the work.
 
     Attributes:
         granted: the threads of a region, whatever is asked for.
-        late: seconds for which a region makes its caller wait.
+        late: whether the other thread of a region comes, after 10 ms.
     """
 
     def __init__(self) -> None:
-        self.granted, self.late, self.regions, self.pauses = 2, 0.0, 0, 0
+        self.granted, self.late, self.regions, self.pauses = 2, False, 0, 0
         self.functions = (
             PARALLEL(self.parallel), NUM_THREADS(lambda: self.granted), PAUSE(self.pause)
         )  # fmt: skip
@@ -75,13 +74,12 @@ class Runtime:
     def parallel(self, run: int, data: int, threads: int, flags: int) -> None:
         assert threads == 2 and flags == 0
         self.regions += 1
-        others = [threading.Thread(target=RUN(run), args=(data,)) for _ in range(self.granted - 1)]
-        for other in others:
-            other.start()
-        for other in others:
-            other.join()
         RUN(run)(data)
-        time.sleep(self.late)
+        if self.late:
+            time.sleep(0.01)
+            other = threading.Thread(target=RUN(run), args=(data,))
+            other.start()
+            other.join()
 
     def pause(self, kind: int) -> int:
         self.pauses += 1
@@ -106,20 +104,9 @@ def losses(steps: int = 3) -> list[list[float]]:
     return [blocks.train_step(x, y).loss.tolist() for _ in range(steps)]
 
 
-def losses_in_regions(runtime: Runtime) -> list[list[float]]:
-    """With no thread late, which on a busy machine may take several attempts."""
-    for _ in range(30):
-        time.sleep(0.3)
-        runtime.regions = runtime.pauses = 0
-        found = losses()
-        if runtime.pauses == 0:
-            break
-    assert runtime.regions > 0 and runtime.pauses == 0
-    return found
-
-
 def test_tasks_run_on_openmps_threads(runtime: Runtime) -> None:
-    in_regions = losses_in_regions(runtime)
+    in_regions = losses()
+    assert runtime.regions > 0 and runtime.pauses == 0
     cpu._C.use_openmp(0, 0, 0)
     assert losses() == in_regions
 
@@ -129,12 +116,14 @@ def test_fewer_threads_than_asked_for_run_nothing(runtime: Runtime) -> None:
     on_ours = losses()
     assert runtime.regions == runtime.pauses > 0
     runtime.granted = 2
-    assert losses_in_regions(runtime) == on_ours
+    assert losses() == on_ours
 
 
 def test_after_a_late_thread_our_own_run_for_a_while(runtime: Runtime) -> None:
-    runtime.late = 0.01
+    runtime.late = True
     on_ours = losses()
-    assert 0 < runtime.regions < runtime.pauses
-    runtime.late = 0.0
-    assert losses_in_regions(runtime) == on_ours
+    assert runtime.regions > 0 and runtime.pauses > 0
+    time.sleep(0.3)
+    runtime.late, runtime.pauses = False, 0
+    assert losses() == on_ours
+    assert runtime.pauses == 0
