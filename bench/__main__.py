@@ -12,6 +12,7 @@ COMMANDS = {
     "infer": ("suites.infer", "times inference"),
     "scaling": ("suites.scaling", "times steps over T, B and H"),
     "neighbour": ("suites.neighbour", "times steps beside a busy process"),
+    "interleaved": ("suites.interleaved", "times steps between a user's torch operations"),
     "boundary": ("suites.boundary", "compares the cost of a call with another build's"),
     "memory": ("memory.cpu", "memory in parts, and its measured peak"),
     "gpu_memory": ("memory.gpu", "the same on a GPU"),

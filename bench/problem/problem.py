@@ -7,11 +7,12 @@ The step of block t, with embeddings u_y = W[y], one-hot unless the shape says o
     f      = relu(Linear([hx, hz]));  logits = Linear(f)
     loss_t = weight_t * mean over rows of |softmax(logits) @ W - u_y|^2
 
-then AdamW. Nothing here comes from the measured library.
+then AdamW. In the maths "encoded" x is relu(Linear(X)), F wide, whose weights the sum of the losses
+trains. Nothing here comes from the measured library.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Problem:
         precision: of the operands of products, "float32" | "tf32" | "bfloat16"; all else is
             float32.
         embedding: (M, D) float32, or None for one-hot.
+        encoder: (F, F) and (F,) float32, "encoder.weight" and "encoder.bias".
     """
 
     shape: Shape
@@ -52,6 +54,7 @@ class Problem:
     weight_decay: float = 1e-3
     precision: str = "float32"
     embedding: Tensor | None = None
+    encoder: Weights = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -89,8 +92,13 @@ def make_problem(
     Y = torch.randint(shape.M, (shape.rows,), **draw)
     if not shape.one_hot:
         settings["embedding"] = torch.randn(shape.M, shape.D, **draw) / math.sqrt(shape.D)
+    sizes = {"encoder.weight": (shape.F, shape.F), "encoder.bias": (shape.F,)}
+    encoder = {
+        name: (torch.rand(size, **draw) * 2 - 1) / math.sqrt(shape.F)
+        for name, size in sizes.items()
+    }
     numbers = (number.to(device) for number in schedule(shape.T))
-    return Problem(shape, *numbers, weights=weights, X=X, Y=Y, **settings)
+    return Problem(shape, *numbers, weights=weights, X=X, Y=Y, encoder=encoder, **settings)
 
 
 def schedule(T: int, eta: float = 0.1) -> tuple[Tensor, ...]:

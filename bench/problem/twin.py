@@ -76,7 +76,7 @@ def run(
 
     Args:
         problem: what to train.
-        maths: "adamw", "sgd" or "end_to_end".
+        maths: "adamw", "sgd", "end_to_end" or "encoded".
         indices: (K, B) int64.
         eps: (K, T, B, D); end to end reads z_0 from its first block's.
         rounded: operands of the layers' products are rounded to the problem's precision.
@@ -85,7 +85,7 @@ def run(
         losses (K, T), or (K, 1) end to end; weights by name.
     """
     p, T = problem, problem.shape.T
-    w = {name: value.double().requires_grad_() for name, value in p.weights.items()}
+    w = {name: value.double().requires_grad_() for name, value in first_weights(p, maths).items()}
     make = torch.optim.SGD if maths == "sgd" else torch.optim.AdamW
     optimizer = make(w.values(), lr=p.lr, weight_decay=p.weight_decay)
     signal, noise, weight = (value.double() for value in (p.signal, p.noise, p.weight))
@@ -94,6 +94,10 @@ def run(
     history = []
     for rows, e in zip(indices, eps.double(), strict=True):
         x, u_y = p.X[rows].double(), W[p.Y[rows]]
+        encoded = x
+        if maths == "encoded":
+            encoded = linear(x, w["encoder.weight"], w["encoder.bias"]).relu()
+            x = encoded.detach().requires_grad_()
         losses = []
         for t in range(1 if maths == "end_to_end" else T):
             if maths == "end_to_end":
@@ -104,10 +108,16 @@ def run(
             loss = error if maths == "end_to_end" else weight[t] * error
             loss.backward()  # at once, so that nothing else of a large block is kept
             losses.append(loss.detach())
+        if maths == "encoded":
+            encoded.backward(x.grad)
         optimizer.step()
         optimizer.zero_grad()
         history.append(torch.stack(losses))
     return torch.stack(history), {name: value.detach() for name, value in w.items()}
+
+
+def first_weights(problem: Problem, maths: str) -> Weights:
+    return problem.weights | (problem.encoder if maths == "encoded" else {})
 
 
 def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:
@@ -160,6 +170,7 @@ def check(
         Mismatch: they differ; the text says where and by how much.
     """
     want_losses, want_weights = run(problem, maths, indices, eps)
+    first = first_weights(problem, maths)
     unit = UNITS.get(problem.precision, 0.0)
 
     def loss_error(losses: Tensor) -> float:
@@ -174,7 +185,7 @@ def check(
             f"allowed {allowed:.1e}"
         )
     for name, want in want_weights.items():
-        start = problem.weights[name].double()
+        start = first[name].double()
         moved = root_mean_square(want - start)
         error = root_mean_square(weights[name].double() - want)
         allowed = 1e-2 * moved
