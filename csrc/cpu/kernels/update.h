@@ -97,12 +97,18 @@ template <class Formula>
 NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradient,
                              int64_t gradient_stride, int64_t rows, int64_t count,
                              const UpdateScalars& s) {
-  const bool has_m = at.m != nullptr;
+  constexpr int64_t kLine = 16, kAhead = 256;  // floats; the processor's prefetch ends at a page
+  const bool has_m = Formula::kHasV || at.m != nullptr;
   for (int64_t row = 0; row < rows; ++row) {
     float *w = at.w + row * stride, *m = at.m + row * stride, *v = at.v + row * stride;
     const float* g = gradient + row * gradient_stride;
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
+      if (kLanes >= kLine || i % kLine == 0) {
+        __builtin_prefetch(w + i + kAhead);
+        if (has_m) __builtin_prefetch(m + i + kAhead);
+        if (Formula::kHasV) __builtin_prefetch(v + i + kAhead);
+      }
       Vec w_i = load(w + i), m_i = has_m ? load(m + i) : Vec{};
       Vec v_i = Formula::kHasV ? load(v + i) : Vec{};
       Formula::move(w_i, m_i, v_i, load(g + i), s, has_m);
