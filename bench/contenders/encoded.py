@@ -1,4 +1,4 @@
-"""Steps in a loop that trains an encoder in torch too: relu(Linear(x)) before the blocks."""
+"""Steps in a loop that trains an encoder in torch too: tanh(Linear(x)) before the blocks."""
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Encoded(Contender):
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         history = []
         for k, rows in enumerate(indices):
-            x = self.encoder(self.X[rows]).relu()
+            x = self.encoder(self.X[rows]).tanh()
             losses, d_x = self.step(x.detach(), rows, None if eps is None else eps[k])
             x.backward(d_x)
             self.encoder_optimizer.step()

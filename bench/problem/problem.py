@@ -7,7 +7,7 @@ The step of block t, with embeddings u_y = W[y], one-hot unless the shape says o
     f      = relu(Linear([hx, hz]));  logits = Linear(f)
     loss_t = weight_t * mean over rows of |softmax(logits) @ W - u_y|^2
 
-then AdamW. In the maths "encoded" x is relu(Linear(X)), F wide, whose weights the sum of the losses
+then AdamW. In the maths "encoded" x is tanh(Linear(X)), F wide, whose weights the sum of the losses
 trains. Nothing here comes from the measured library.
 """
 

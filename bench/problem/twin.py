@@ -96,7 +96,7 @@ def run(
         x, u_y = p.X[rows].double(), W[p.Y[rows]]
         encoded = x
         if maths == "encoded":
-            encoded = linear(x, w["encoder.weight"], w["encoder.bias"]).relu()
+            encoded = linear(x, w["encoder.weight"], w["encoder.bias"]).tanh()
             x = encoded.detach().requires_grad_()
         losses = []
         for t in range(1 if maths == "end_to_end" else T):

@@ -1,7 +1,7 @@
 """Times steps between a user's torch operations: `python -m bench interleaved [--quick]`.
 
 One step a call, in loops whose other operations are PyTorch's, on its threads: rows gathered by
-indexing (`indexed`), and an encoder, relu(Linear(x)), with its backward and AdamW (`encoded`).
+indexing (`indexed`), and an encoder, tanh(Linear(x)), with its backward and AdamW (`encoded`).
 `ours` is train_steps with K = 1, which gathers by itself: what the same step costs without torch in
 between. As in `bench run`, a contender's steps must be a float64 twin's before it is timed, and
 contenders take turns. A ratio compares contenders of the same maths.
