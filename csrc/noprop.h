@@ -202,8 +202,8 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
 /* Bytes of one slice's saved activations. */
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B);
 
-/* logits (n, B, M), or null: only the inputs are saved; inputs[i]: (n, B, width), the slice stride may be 0. saved: n * saved_bytes,
- * 64-byte aligned, or null. */
+/* logits (n, B, M), or null: only the inputs are saved; inputs[i]: (n, B, width), the slice stride
+ * may be 0. saved: n * saved_bytes, 64-byte aligned, or null. */
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
                                 const NopropInput* inputs, int64_t B, int32_t training,
                                 const NopropHost* host);
