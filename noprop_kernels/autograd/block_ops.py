@@ -110,6 +110,7 @@ def blocks_forward(
 ) -> list[Tensor]:
     """Logits (n, B, M), and in training the new running statistics."""
     call, _ = run_forward(inputs, params, stats, index, plan, training, precision, backend, False)
+    assert call.logits is not None
     return [call.logits, *(call.slices.stats.values() if training else ())]
 
 

@@ -78,7 +78,7 @@ def forward(call: ForwardCall) -> None:
         # a view of the logits: saving them would make a reference cycle with their own graph
         at[Kind.RESULT(plan.output)] = call.logits.detach()
         ctx = LaunchContext(slices, index_of(slices), B, device_of(device), table, at)
-        ctx.training, ctx.inputs = call.training, inputs
+        ctx.training, ctx.inputs = call.training, {**inputs}
         run(ctx)
     call.saved = (at, inputs, call.training) if call.save else None
 
