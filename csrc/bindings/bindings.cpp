@@ -173,6 +173,9 @@ Result forward(const Plan& plan, const py::object& call, const py::object& saved
   if (z.is_none()) reader.tensors.refuse({"z"}, "be among the inputs");
   const int64_t B = reader.B = plan.rows(reader.sizes(z, {"z"}, 3).shape[1]);
   const auto inputs = reader.inputs(plan, call, n, false);
+  const NopropLayer& first = plan.plan.layers[0];
+  if (logits_given.is_none() && (plan.plan.num_layers > 1 || first.activation || first.norm))
+    reader.tensors.refuse({"logits"}, "be a tensor, as the plan is more than a product");
   float* logits = reader.out_or_null(logits_given, {"logits"}, {n, B, plan.M()});
   char* saved =
       saved_given.is_none() ? nullptr : take_saved(reader.tensors, plan, saved_given, n, B, true);
