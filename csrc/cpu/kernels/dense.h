@@ -63,12 +63,18 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
   });
 }
 
-// Operands of a product that every tile of a weight's rows reads again. If they are larger than a
-// core's second cache, a few tiles take turns on each part of them while it is there.
-constexpr int64_t kReadAgainFloats = 256 * 1024;
-constexpr int64_t kTilesAtOnce = 4;
+// An operand that every tile of a product reads again stays in a core's second cache: a longer sum
+// is formed in blocks of terms, for all tiles one after the other, and between the blocks waits
+// where its result will be.
+constexpr int64_t kReadAgainFloats = 256 * 1024, kFewest = 16;
 
-inline bool take_turns(int64_t floats) { return floats > kReadAgainFloats; }
+// calls body(first, count) for the blocks of K terms, each of which has `width` floats of it
+template <class Body>
+NOPROP_INLINE void for_blocks(int64_t K, int64_t width, Body body) {
+  const int64_t most = kReadAgainFloats / width < kFewest ? kFewest : kReadAgainFloats / width;
+  const int64_t blocks = (K + most - 1) / most, each = (K + blocks - 1) / blocks;
+  for (int64_t k = 0; k < K; k += each) body(k, K - k < each ? K - k : each);
+}
 
 // out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
 // keeps the value before `add`. `rounded` is null, or has room for kTileRows rows of the weight:
@@ -78,11 +84,10 @@ template <bool PAIRS>
 inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
                           const float* weight, const float* bias, const float* add, bool is_relu,
                           int64_t H, float* rounded, const Panels& panels, const Share& share) {
-  int64_t in = 0, in_terms = 0, bursts = 0;  // bursts of a tile's products with a panel
+  int64_t in = 0, in_terms = 0;
   for (int s = 0; s < num_sources; ++s) {
     in += sources[s].width;
     in_terms += terms<PAIRS>(sources[s].width);
-    bursts += terms<PAIRS>(sources[s].width) / kBurst;
   }
   const DenseOut result = {out, activated, bias, add, is_relu};
   if (sources[0].few)
@@ -90,54 +95,75 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
                           share);
   const int64_t P = panels.P;
   const Range own = own_features(panels, share, H);
-  const bool turns = take_turns(in * panels.padded());
-  const int64_t panels_at_once = turns ? 1 : panels.count;
-  const int64_t rows_at_once = turns ? kTilesAtOnce * kTileRows[panels.cols] : own.last - own.first;
-  const auto multiply = [&](auto cols, int64_t first_row, int64_t last_row, int64_t first_panel) {
+  // each source's terms in a block, and the weight's columns that belong to them
+  struct Run {
+    const float* value;  // of the first panel
+    int64_t count, panel, column, width;
+  } runs[kMaxResults];
+  const auto multiply = [&](auto cols, int num_runs, int64_t count, bool is_first, bool is_last) {
     constexpr int COLS = decltype(cols)::value;
-    for_row_tiles<COLS>(first_row, last_row, [&](auto rows, int64_t o) {
+    const int64_t first_column = runs[0].column;
+    const int64_t columns = runs[num_runs - 1].column + runs[num_runs - 1].width - first_column;
+    for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
-      const float* tile_weight = weight + o * in;
-      const int64_t next_rows = own.last - o - ROWS < ROWS ? own.last - o - ROWS : ROWS;
-      Fetching next = {tile_weight + ROWS * in, next_rows * in, bursts * panels_at_once};
-      if constexpr (PAIRS) {
-        float* to = rounded;
-        for (int i = 0; i < ROWS; ++i)
-          for (int s = 0; s < num_sources; ++s) {
-            const int64_t width = sources[s].width;
-            pair_run(to, tile_weight, width);
-            tile_weight += width;
-            to += terms<PAIRS>(width);
+      const float* tile_weight = weight + o * in + first_column;
+      const int64_t left = own.last - o - ROWS;
+      Fetching next = {tile_weight + ROWS * in, left < ROWS ? left : ROWS, in, columns,
+                       panels.count * (count / kBurst)};
+      if (rounded) {
+        for (int i = 0; i < ROWS; ++i) {
+          float* to = rounded + i * count;
+          const float* from = tile_weight + i * in;
+          for (int s = 0; s < num_runs; to += runs[s].count, from += runs[s++].width) {
+            if constexpr (PAIRS)
+              pair_run(to, from, runs[s].width);
+            else
+              round_run(to, from, runs[s].width);
           }
-        tile_weight = rounded;
-      } else if (rounded) {
-        round_run(rounded, tile_weight, ROWS * in);
+        }
         tile_weight = rounded;
       }
-      for (int64_t p = first_panel; p < first_panel + panels_at_once; ++p) {
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const auto place = [&](int i, int j) { return (p * H + o + i) * P + j * kLanes; };
         Vec c[ROWS][COLS] = {};
+        if (!is_first)
+          for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(out + place(i, j)); });
         const float* w = tile_weight;
-        for (int s = 0; s < num_sources; ++s) {
-          const int64_t K = terms<PAIRS>(sources[s].width);
-          multiply_tile<PAIRS>(c, w, in_terms, 1, sources[s].value + p * K * P, P, K,
-                               [&] { next.go_on(); });
-          w += K;
-        }
-        for_tile<ROWS, COLS>(
-            [&](int i, int j) { result.finish(c[i][j], o + i, (p * H + o + i) * P + j * kLanes); });
+        for (int s = 0; s < num_runs; w += runs[s++].count)
+          multiply_tile<PAIRS>(c, w, rounded ? count : in, 1, runs[s].value + p * runs[s].panel, P,
+                               runs[s].count, [&] { next.go_on(); });
+        if (is_last)
+          for_tile<ROWS, COLS>([&](int i, int j) { result.finish(c[i][j], o + i, place(i, j)); });
+        else
+          for_tile<ROWS, COLS>([&](int i, int j) { store(out + place(i, j), c[i][j]); });
       }
     });
   };
-  with_cols(panels.cols, [&](auto cols) {
-    for (int64_t o = own.first; o < own.last; o += rows_at_once) {
-      const int64_t last = own.last - o < rows_at_once ? own.last : o + rows_at_once;
-      for (int64_t p = 0; p < panels.count; p += panels_at_once) multiply(cols, o, last, p);
+  for_blocks(in_terms, panels.padded(), [&](int64_t first, int64_t count) {
+    int num_runs = 0;
+    int64_t before = 0, column = 0;  // terms and columns before this source
+    for (int s = 0; s < num_sources; ++s) {
+      const int64_t width = sources[s].width, K = terms<PAIRS>(width);
+      const int64_t from = first < before ? 0 : first - before;
+      const int64_t to = first + count - before < K ? first + count - before : K;
+      if (from < to) {
+        const int64_t skipped = PAIRS ? 2 * from : from;
+        const int64_t columns = to == K ? width - skipped : PAIRS ? 2 * (to - from) : to - from;
+        runs[num_runs++] = {sources[s].value + from * P, to - from, K * P, column + skipped,
+                            columns};
+      }
+      before += K;
+      column += width;
     }
+    with_cols(panels.cols, [&](auto cols) {
+      multiply(cols, num_runs, count, first == 0, first + count == in_terms);
+    });
   });
 }
 
 // d_source (B, width) in strips = d_out (H, P) times columns first .. first + width of weight
-// (H, in). Lanes are columns. A tile runs down all rows of the weight. The rows of a wide weight
+// (H, in). Lanes are columns. A tile runs down the rows of a block of the
+// weight. The rows of a wide weight
 // are so far apart that they push each other out of the caches, so strips of columns are copied to
 // `packed` (2, H, kStrip), the next one row by row while this one's product runs. rounds: the
 // weight is rounded to bfloat16. PAIRS: the weight has pairs of rows, d_out pairs of features.
@@ -148,10 +174,13 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
   const int64_t P = panels.P;
   constexpr int64_t kAhead = 8;  // rows: long enough for memory, few enough for the nearest cache
   const int64_t K = terms<PAIRS>(H);
-  const auto pack_row = [&](float* to, int64_t f, int64_t k) __attribute__((always_inline)) {
-    const int64_t columns = width - f < kStrip ? width - f : kStrip, o = PAIRS ? 2 * k : k;
+  // row i of the strip from column f of the block from term k
+  const auto pack_row = [&](float* to, int64_t f, int64_t k,
+                            int64_t i) __attribute__((always_inline)) {
+    const int64_t columns = width - f < kStrip ? width - f : kStrip;
+    const int64_t o = PAIRS ? 2 * (k + i) : k + i;
     const float* from = weight + o * in + first + f;
-    float* row = to + k * kStrip;
+    float* row = to + i * kStrip;
     int64_t c = 0;
     const auto put = [&](auto get) {
       const Vec w = get(from + c);
@@ -167,34 +196,46 @@ inline void dense_input_grad(float* d_source, const float* d_out, const float* w
   };
   const Range own = own_columns(share, width);
   if (own.first == own.last) return;
-  for (int64_t k = 0; k < K; ++k) pack_row(packed, own.first, k);
   float* next_packed = packed + K * kStrip;
-  for_own_strips(share, width, [&](int64_t f, int strip_cols) {
-    const int64_t next = f + strip_cols * kLanes;
-    int64_t done = next < own.last ? 0 : K;  // rows of the next strip
-    with_cols(strip_cols, [&](auto cols) {
-      constexpr int COLS = decltype(cols)::value;
-      const int64_t calls = (panels.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (K / kBurst + 1);
-      const int64_t rows_a_call = (K + calls - 1) / calls;
-      for (int64_t p = 0; p < panels.count; ++p) {
-        const int64_t B = panels.B - p * P < P ? panels.B - p * P : P;
-        for_row_tiles<COLS>(0, B, [&](auto rows, int64_t b) {
-          constexpr int ROWS = decltype(rows)::value;
-          Vec c[ROWS][COLS] = {};
-          multiply_tile<PAIRS>(c, d_out + p * K * P + b, 1, P, packed, kStrip, K, [&] {
-            for (int64_t r = 0; r < rows_a_call && done < K; ++r)
-              pack_row(next_packed, next, done++);
+  bool is_packed = false;
+  for_blocks(K, panels.padded(), [&](int64_t k, int64_t count) {
+    for_own_strips(share, width, [&](int64_t f, int strip_cols) {
+      for (int64_t i = 0; !is_packed && i < count; ++i) pack_row(packed, f, k, i);
+      is_packed = true;
+      // the next strip, which may be the first of the next block
+      const bool goes_on = f + strip_cols * kLanes < own.last;
+      const int64_t next_f = goes_on ? f + strip_cols * kLanes : own.first;
+      const int64_t next_k = goes_on ? k : k + count;
+      const int64_t rows = next_k + count < K ? count : K - next_k;
+      int64_t done = 0;
+      with_cols(strip_cols, [&](auto cols) {
+        constexpr int COLS = decltype(cols)::value;
+        const int64_t calls =
+            (panels.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (count / kBurst + 1);
+        const int64_t rows_a_call = (rows + calls - 1) / calls;
+        for (int64_t p = 0; p < panels.count; ++p) {
+          const int64_t B = panels.B - p * P < P ? panels.B - p * P : P;
+          for_row_tiles<COLS>(0, B, [&](auto tile_rows, int64_t b) {
+            constexpr int ROWS = decltype(tile_rows)::value;
+            float* out = d_source + f * panels.B + (p * P + b) * COLS * kLanes;
+            Vec c[ROWS][COLS] = {};
+            if (k > 0)
+              for_tile<ROWS, COLS>(
+                  [&](int i, int j) { c[i][j] = load(out + (i * COLS + j) * kLanes); });
+            multiply_tile<PAIRS>(c, d_out + (p * K + k) * P + b, 1, P, packed, kStrip, count, [&] {
+              for (int64_t r = 0; r < rows_a_call && done < rows; ++r)
+                pack_row(next_packed, next_f, next_k, done++);
+            });
+            for_tile<ROWS, COLS>(
+                [&](int i, int j) { store(out + (i * COLS + j) * kLanes, c[i][j]); });
           });
-          float* out = d_source + f * panels.B + (p * P + b) * COLS * kLanes;
-          for_tile<ROWS, COLS>(
-              [&](int i, int j) { store(out + (i * COLS + j) * kLanes, c[i][j]); });
-        });
-      }
+        }
+      });
+      for (; done < rows; ++done) pack_row(next_packed, next_f, next_k, done);
+      float* full = packed;
+      packed = next_packed;
+      next_packed = full;
     });
-    for (; done < K; ++done) pack_row(next_packed, next, done);
-    float* full = packed;
-    packed = next_packed;
-    next_packed = full;
   });
 }
 
@@ -209,14 +250,9 @@ struct StripSource {
 constexpr int64_t kGradientRows = kTileRows[kMaxStripCols];
 constexpr int64_t kGradientColumns = 6 * 1024 / kGradientRows / kStrip * kStrip;
 
-// the rows of a weight whose gradient has so many floats of strips that are formed together
-inline int64_t gradient_rows(int64_t strips) {
-  return take_turns(strips) ? kTilesAtOnce * kGradientRows : kGradientRows;
-}
-
 // what dense_weight_grad needs of memory: the rows' gradient, then their d_out
-inline int64_t weight_grad_floats(const Panels& panels, int64_t in) {
-  return gradient_rows(panels.B * in) * (kGradientColumns + panels.padded());
+inline int64_t weight_grad_floats(const Panels& panels) {
+  return kGradientRows * (kGradientColumns + panels.padded());
 }
 
 // The weight gradient d_out^T @ concat(sources), some rows at a time: finish(gradient, o, rows, f,
@@ -227,31 +263,25 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
                               int64_t H, float* scratch, const Panels& panels, const Share& share,
                               Finish finish) {
   const int64_t P = terms<PAIRS>(panels.P), K = terms<PAIRS>(panels.B), padded = panels.count * P;
-  int64_t in = 0;
-  for (int s = 0; s < num_sources; ++s) in += sources[s].width;
-  const int64_t rows_at_once = gradient_rows(panels.B * in);
-  float *gradient = scratch, *d_rows = scratch + rows_at_once * kGradientColumns;
-  const Range own = own_part(share, H, rows_at_once);
-  for (int64_t o = own.first; o < own.last; o += rows_at_once) {
-    const int64_t rows = own.last - o < rows_at_once ? own.last - o : rows_at_once;
-    for (int64_t p = 0; p < panels.count; ++p)  // the product then has one run of terms
-      for (int64_t i = 0; i < rows; ++i) {
-        const float* from = d_out + (p * H + o + i) * panels.P;
-        float* to = d_rows + i * padded + p * P;
-        if constexpr (PAIRS)
-          pair_run(to, from, panels.P);
-        else
-          copy_run(to, from, panels.P);
-      }
-    int64_t first = 0, done = 0;  // columns before this source, before those in `gradient`
+  float *gradient = scratch, *d_rows = scratch + kGradientRows * kGradientColumns;
+  const Range own = own_part(share, H, kGradientRows);
+  int64_t num_strips = 0;  // of all sources
+  for (int s = 0; s < num_sources; ++s)
+    for_strips(sources[s].width, [&](int64_t, int) { ++num_strips; });
+  // strips first_strip .. last_strip of rows o .. o + rows
+  const auto multiply = [&](int64_t first_strip, int64_t last_strip, int64_t o, int64_t rows) {
+    int64_t strip = 0, first = 0;  // strips so far, and columns before this source
+    int64_t begun = -1, end = 0;   // the columns in `gradient`
     for (int s = 0; s < num_sources; ++s) {
       for_strips(sources[s].width, [&](int64_t f, int strip_cols) {
-        if (first + f + strip_cols * kLanes > done + kGradientColumns) {
-          finish(gradient, o, rows, done, first + f - done);
-          done = first + f;
+        if (strip++ < first_strip || strip > last_strip) return;
+        if (begun < 0) begun = first + f;
+        if (first + f + strip_cols * kLanes > begun + kGradientColumns) {
+          finish(gradient, o, rows, begun, end - begun);
+          begun = end;
         }
         // a source's missing columns are the next one's first, which come later
-        float* to = gradient + first + f - done;
+        float* to = gradient + first + f - begun;
         with_cols(strip_cols, [&](auto cols) {
           constexpr int COLS = decltype(cols)::value;
           for_row_tiles<kMaxStripCols>(0, rows, [&](auto tile_rows, int64_t r) {
@@ -264,11 +294,28 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
             });
           });
         });
+        const int64_t after = f + strip_cols * kLanes, width = sources[s].width;
+        end = first + (after < width ? after : width);
       });
       first += sources[s].width;
     }
-    finish(gradient, o, rows, done, first - done);
-  }
+    finish(gradient, o, rows, begun, end - begun);
+  };
+  for_blocks(num_strips, panels.B * kStrip, [&](int64_t first, int64_t count) {
+    for (int64_t o = own.first; o < own.last; o += kGradientRows) {
+      const int64_t rows = own.last - o < kGradientRows ? own.last - o : kGradientRows;
+      for (int64_t p = 0; p < panels.count; ++p)  // the product then has one run of terms
+        for (int64_t i = 0; i < rows; ++i) {
+          const float* from = d_out + (p * H + o + i) * panels.P;
+          float* to = d_rows + i * padded + p * P;
+          if constexpr (PAIRS)
+            pair_run(to, from, panels.P);
+          else
+            copy_run(to, from, panels.P);
+        }
+      multiply(first, first + count, o, rows);
+    }
+  });
 }
 
 // d_bias[o] = sum over rows of d_out

@@ -62,19 +62,30 @@ NOPROP_INLINE void multiply_tile(Vec (&c)[ROWS][COLS], const float* a, int64_t a
   multiply_tile<PAIRS>(c, a, a_row, a_k, b, b_k, K, [] {});
 }
 
-// Fetches `count` floats from memory, from `at` on, between the bursts of a product. It is always
-// inlined: GCC takes a function that only prefetches for one that does nothing.
+// Fetches rows of a matrix from memory, `count` floats of each, between the bursts of a product. It
+// is always inlined: GCC takes a function that only prefetches for one that does nothing.
 struct Fetching {
   const float* at;
-  int64_t lines, a_burst;
+  int64_t rows, stride, row_lines, line = 0, a_burst;
 
-  NOPROP_INLINE Fetching(const float* first, int64_t count, int64_t bursts)
-      : at(first),
-        lines((count + kLineFloats - 1) / kLineFloats),
-        a_burst(bursts ? (lines + bursts - 1) / bursts : 0) {}
+  NOPROP_INLINE Fetching(const float* first, int64_t num_rows, int64_t stride, int64_t count,
+                         int64_t bursts)
+      : at(first), rows(num_rows), stride(stride) {
+    if (count == stride) {  // the rows are one
+      rows = rows > 0;
+      count *= num_rows;
+    }
+    row_lines = (count + kLineFloats - 1) / kLineFloats;
+    a_burst = bursts ? (rows * row_lines + bursts - 1) / bursts : 0;
+  }
   NOPROP_INLINE void go_on() {
-    for (int64_t i = 0; i < a_burst && lines > 0; ++i, --lines, at += kLineFloats)
-      __builtin_prefetch(at);
+    for (int64_t i = 0; i < a_burst && rows > 0; ++i) {
+      __builtin_prefetch(at + line * kLineFloats);
+      if (++line < row_lines) continue;
+      line = 0;
+      at += stride;
+      --rows;
+    }
   }
 };
 

@@ -131,7 +131,7 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
   grads.strips = pieces.take<float>(panels.B * in);
   const int64_t packed = 2 * width * kStrip;
   grads.packed = pieces.take<float>(packed * team.size) + team.rank * packed;
-  const int64_t rows = weight_grad_floats(panels, in);
+  const int64_t rows = weight_grad_floats(panels);
   grads.weight_rows = pieces.take<float>(rows * team.size) + team.rank * rows;
   for (int turn = 0; turn < 2; ++turn)
     grads.pairs[turn] = pieces.take<float>(has_pairs(plan) ? width * panels.padded() : 0);
