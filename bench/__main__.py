@@ -8,7 +8,7 @@ from importlib import import_module
 # each command: the module with its `main`, imported when it is called, and its description
 COMMANDS = {
     "run": ("suites.run", "times a training step of every contender"),
-    "parts": ("parts.suite", "times the parts of a step, and the drop-in layers"),
+    "parts": ("ops.suite", "times the drop-in layers and the other parts of a step, one by one"),
     "infer": ("suites.infer", "times inference"),
     "scaling": ("suites.scaling", "times steps over T, B and H"),
     "neighbour": ("suites.neighbour", "times steps beside a busy process"),

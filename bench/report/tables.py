@@ -46,6 +46,13 @@ def spread(line: Line) -> str:
     )
 
 
+def ranged(line: Line, name: str) -> str:
+    """A number of the line, with its range where the line has one; "" without the number."""
+    ends = [f"{line[end]:.2f}" for end in (f"{name}_q20", f"{name}_q80") if end in line]
+    text = f"{line[name]:.2f}" if name in line else ""
+    return f"{text} ({' to '.join(ends)})" if ends else text
+
+
 def share(line: Line, name: str) -> str:
     return "" if line.get(name) is None else f"{line[name]:.0%}"
 
@@ -184,11 +191,15 @@ def gpu_memory_rows(lines: Iterable[Line], kind: str = "gpu_memory") -> Rows:
 
 
 def parts_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of `bench parts`' lines: ours in each way of calling it, the best rival."""
+    """Header and rows of `bench parts`' lines: ours in each way of calling it, the best rival.
+
+    A ratio with its range is the median of the rounds' own; older lines have that of the medians.
+    The control is the ratio of ours to itself.
+    """
     rows: Rows = [
         (
             *("shape", "threads", "part", "called", "ours, ms (20 to 80 %)", "best rival, ms"),
-            *("ratio", "share of peak", "share of copy"),
+            *("ratio", "control", "share of peak", "share of copy", "instructions"),
         )
     ]
     for (shape, threads, _), group in groups(lines, "parts").items():
@@ -196,12 +207,14 @@ def parts_rows(lines: Iterable[Line]) -> Rows:
             if not (best := best_rival(group, part)):
                 continue
             for ours in our_lines(group, part):
+                ratio = {"ratio": best["ms_per_step"] / ours["ms_per_step"]}
                 rows.append(
                     (
                         *(shape, str(threads), part, ours["contender"], spread(ours)),
                         f"{milliseconds(best['ms_per_step'])} {best['contender']}",
-                        f"{best['ms_per_step'] / ours['ms_per_step']:.2f}",
+                        *(ranged(ratio | ours, "ratio"), ranged(ours, "control")),
                         *(share(ours, "share_of_peak"), share(ours, "share_of_copy")),
+                        ours["versions"].get("isa", ""),
                     )
                 )
     return rows
@@ -231,12 +244,11 @@ def neighbour_rows(lines: Iterable[Line]) -> Rows:
     ]
     for (shape, _, K), group in groups(lines, "neighbour").items():
         for line in group:
-            low, middle, high = (line[f"slowdown{end}"] for end in ("_q20", "", "_q80"))
             rows.append(
                 (
                     *(shape, line["contender"], str(K), milliseconds(line["ms_per_step"])),
                     milliseconds(line["busy_ms_per_step"]),
-                    f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                    ranged(line, "slowdown"),
                     f"{line['ideal_slowdown']:.2f}",
                 )
             )

@@ -1,8 +1,10 @@
 """Rounds in which every contender takes its turn, and their result lines."""
 
+import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from .suite import Checked, Lineup, Suite
 
 SINGLE_CALLS = 10  # calls of K = 1 in one sample
 MIN_ROUNDS = 3
+
+Turn = TypeVar("Turn")
 
 
 def sample(contender: Contender, indices: Tensor) -> float:
@@ -29,15 +33,20 @@ def sample(contender: Contender, indices: Tensor) -> float:
     return (time.perf_counter() - begin) / (calls * K) * 1e3
 
 
-def time_rounds(checked: Sequence[Checked], problem: Problem, rounds: int, end: float) -> None:
-    """Fills `samples`: every contender once a round, each round starting with another one."""
+def in_turns(turns: Sequence[Turn], rounds: int, end: float) -> Iterator[tuple[int, Turn]]:
+    """Each once a round, with the round's number, in another order every round."""
     for number in range(rounds):
         if number >= MIN_ROUNDS and time.perf_counter() > end:
             break
-        for i in range(len(checked)):
-            turn = checked[(i + number) % len(checked)]
-            for K, samples in turn.samples.items():
-                samples.append(sample(turn.contender, problem.indices(K, seed=100 + number)))
+        for turn in random.Random(number).sample(turns, len(turns)):
+            yield number, turn
+
+
+def time_rounds(checked: Sequence[Checked], problem: Problem, rounds: int, end: float) -> None:
+    """Fills `samples`: every contender once a round."""
+    for number, turn in in_turns(checked, rounds, end):
+        for K, samples in turn.samples.items():
+            samples.append(sample(turn.contender, problem.indices(K, seed=100 + number)))
 
 
 def measure_rounds(lineup: Lineup, suite: Suite, rounds: int, end: float) -> list[Line]:
@@ -88,3 +97,8 @@ def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
     """The 20 % quantile, the median and the 80 % quantile."""
     low, _, _, high = statistics.quantiles(samples, n=5, method="inclusive")
     return low, statistics.median(samples), high
+
+
+def ratios(of: Sequence[float], to: Sequence[float]) -> tuple[float, float, float]:
+    """The quantiles of the ratio in each round: what slows a round slows both."""
+    return quantiles([a / b for a, b in zip(of, to, strict=True)])

@@ -17,7 +17,7 @@ from bench.contenders.rivals import RIVALS
 from bench.contenders.rivals.on_gpu import GPU_RIVALS
 from bench.contenders.rivals.sequential import Sequential
 from bench.machine import host
-from bench.parts import suite as parts
+from bench.ops.cases import CONTENDERS
 from bench.problem.sizes import SHAPES, Shape
 from bench.report import lines as result_lines
 from bench.report import page, tables
@@ -64,8 +64,8 @@ def test_a_name_tells_whose_a_contender_is():
     names = {entry.name for entry in (*OURS, *OURS_ON_GPU)}
     assert all(map(result_lines.is_ours, names))
     assert not any(result_lines.is_ours(entry.name) for entry in (*RIVALS, *GPU_RIVALS))
-    of_parts = {entry.name for entry in parts.SUITE.entries}
-    assert set(filter(result_lines.is_ours, of_parts)) == {"ours", "ours_backend"}
+    of_ops = {name for _, name in CONTENDERS}
+    assert set(filter(result_lines.is_ours, of_ops)) == {"ours", "ours_module"}
 
 
 def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):

@@ -1,0 +1,1 @@
+"""The operations that users call one by one, each against the torch operations it replaces."""
