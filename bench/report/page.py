@@ -36,7 +36,11 @@ SECTIONS = (
     ),
     ("Memory in MiB:", memory_rows),
     ("Memory on the GPU in MiB:", gpu_memory_rows),
-    ("The parts of a step, each against the torch operations that it replaces:", parts_rows),
+    (
+        "The parts of a step, each against the torch operations that it replaces (`bench parts`). "
+        "Control: ours against itself, the noise under a ratio:",
+        parts_rows,
+    ),
     ("How a step grows with T, B and H, the rest as in `small`:", scaling_rows),
     ("Beside a process that keeps one core busy:", neighbour_rows),
     ("The whole job:", job_rows),
