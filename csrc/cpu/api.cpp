@@ -197,20 +197,27 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
   Host host(*caller, nullptr, false);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
-  const NoiseTask task = {
-      .z = z,
-      .eps = eps,
-      .seeds = seeds,
-      .noise = noise,
-      .noising = noising,
-      .embedding = embedding,
-      .y = y,
-      .B = B,
-      .M = M,
+  const int64_t rows = y->indices ? B : rows_a_task(n, B, embedding->D, host.threads());
+  const int64_t pieces = (B + rows - 1) / rows;
+  const auto run = [&](int64_t at, const Worker& worker) {
+    const int64_t first = at % pieces * rows;
+    const NoiseTask task = {
+        .z = z,
+        .eps = eps,
+        .seeds = seeds,
+        .noise = noise,
+        .noising = noising,
+        .embedding = embedding,
+        .y = y,
+        .first_row = first,
+        .rows = std::min(rows, B - first),
+        .B = B,
+        .M = M,
+    };
+    isa().noise_slice(task, at / pieces, worker.workspace);
   };
-  return host.result(run_tasks(
-      n, isa().noise_bytes(B, embedding->D), host,
-      [&](int64_t i, const Worker& worker) { isa().noise_slice(task, i, worker.workspace); }));
+  return host.result(
+      run_tasks(n * pieces, isa().noise_bytes(std::min(rows, B), embedding->D), host, run));
 }
 
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
@@ -265,22 +272,31 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
   Host host(*caller, nullptr, false);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
-  const HeadTask task = {
-      .loss = loss,
-      .error = error,
-      .d_logits = d_logits,
-      .u_hat = u_hat,
-      .logits = logits,
-      .eps = eps,
-      .objective = objective,
-      .embedding = embedding,
-      .y = y,
-      .B = B,
-      .M = M,
+  // the loss is a sum over all rows, in their order
+  const bool whole = loss || y->indices;
+  const int64_t rows = whole ? B : rows_a_task(n, B, M + embedding->D, host.threads());
+  const int64_t pieces = (B + rows - 1) / rows;
+  const auto run = [&](int64_t at, const Worker& worker) {
+    const int64_t first = at % pieces * rows;
+    const HeadTask task = {
+        .loss = loss,
+        .error = error,
+        .d_logits = d_logits,
+        .u_hat = u_hat,
+        .logits = logits,
+        .eps = eps,
+        .objective = objective,
+        .embedding = embedding,
+        .y = y,
+        .first_row = first,
+        .rows = std::min(rows, B - first),
+        .B = B,
+        .M = M,
+    };
+    isa().head_slice(task, at / pieces, worker.workspace);
   };
-  return host.result(run_tasks(
-      n, isa().head_bytes(B, M, embedding->D), host,
-      [&](int64_t i, const Worker& worker) { isa().head_slice(task, i, worker.workspace); }));
+  const int64_t bytes = isa().head_bytes(std::min(rows, B), M, embedding->D);
+  return host.result(run_tasks(n * pieces, bytes, host, run));
 }
 
 NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,

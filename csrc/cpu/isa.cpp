@@ -91,7 +91,7 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
         [](const PackTask& task) {
           return (is_own(*task.plan) ? pack_rows : k_avx512.pack_rows)(task);
         },
-    .noise_bytes = [](int64_t B, int64_t D) { return k_avx512.noise_bytes(B, D); },
+    .noise_bytes = [](int64_t rows, int64_t D) { return k_avx512.noise_bytes(rows, D); },
     .noise_slice = [](const NoiseTask& task, int64_t i,
                       char* workspace) { k_avx512.noise_slice(task, i, workspace); },
     .saved_bytes =
@@ -107,7 +107,8 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
         [](const ForwardTask& task, int64_t i, char* workspace) {
           (is_own(*task.slices->plan) ? forward_slice : k_avx512.forward_slice)(task, i, workspace);
         },
-    .head_bytes = [](int64_t B, int64_t M, int64_t D) { return k_avx512.head_bytes(B, M, D); },
+    .head_bytes = [](int64_t rows, int64_t M,
+                     int64_t D) { return k_avx512.head_bytes(rows, M, D); },
     .head_slice = [](const HeadTask& task, int64_t i,
                      char* workspace) { k_avx512.head_slice(task, i, workspace); },
     .backward_bytes =

@@ -64,6 +64,7 @@ struct NoiseTask {
   const NopropNoising* noising;
   const NopropEmbedding* embedding;
   const NopropLabels* y;
+  int64_t first_row, rows;  // these of B
   int64_t B, M;
 };
 
@@ -83,6 +84,7 @@ struct HeadTask {
   const NopropObjective* objective;
   const NopropEmbedding* embedding;
   const NopropLabels* y;
+  int64_t first_row, rows;  // these of B; loss is that of all, or null
   int64_t B, M;
 };
 
@@ -119,12 +121,12 @@ struct Isa {
   void (*train_slice)(const TrainTask&, int64_t i, char* workspace);
   int64_t (*packed_bytes)(int64_t width, int64_t B);  // of one step and replica
   bool (*pack_rows)(const PackTask&);                 // false: something is not finite
-  int64_t (*noise_bytes)(int64_t B, int64_t D);
+  int64_t (*noise_bytes)(int64_t rows, int64_t D);
   void (*noise_slice)(const NoiseTask&, int64_t i, char* workspace);
   int64_t (*saved_bytes)(const NopropPlan*, int64_t B);
   int64_t (*forward_bytes)(const NopropPlan*, int64_t rows, bool saves, int32_t team_size);
   void (*forward_slice)(const ForwardTask&, int64_t i, char* workspace);
-  int64_t (*head_bytes)(int64_t B, int64_t M, int64_t D);
+  int64_t (*head_bytes)(int64_t rows, int64_t M, int64_t D);
   void (*head_slice)(const HeadTask&, int64_t i, char* workspace);
   int64_t (*backward_bytes)(const NopropPlan*, int64_t B, int32_t team_size);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);

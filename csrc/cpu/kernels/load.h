@@ -113,6 +113,17 @@ inline bool load_input(float* strips, float* values, const NopropInput& input,
   return finite;
 }
 
+// from a row on; the labels are not gathered
+inline NopropLabels rows_from(NopropLabels y, int64_t row) {
+  y.data += row;
+  return y;
+}
+
+inline NopropPerRow rows_from(NopropPerRow values, int64_t row) {
+  values.data += row * values.stride_row;
+  return values;
+}
+
 inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64_t i,
                         const Panels& panels) {
   const int64_t B = panels.B;
@@ -131,15 +142,18 @@ inline void load_labels(int32_t* y, const NopropLabels& labels, int64_t k, int64
 // u_y = W_embed[y], panels (D, P)
 inline void embed(float* u_y, const int32_t* y, const float* W_embed, int64_t D,
                   const Panels& panels) {
-  for (int64_t g = 0; g < panels.vectors(); ++g)
+  for (int64_t g = 0; g < panels.vectors(); ++g) {
+    IntVec labels;
+    __builtin_memcpy(&labels, y + g * kLanes, sizeof labels);
     for (int64_t d = 0; d < D; ++d) {
       Vec v = {};
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int32_t label = y[g * kLanes + lane];
-        v[lane] = W_embed ? W_embed[label * D + d] : (label == d ? 1.0f : 0.0f);
-      }
+      if (!W_embed)
+        v = labels == (int32_t)d ? v + 1.0f : v;
+      else
+        for (int lane = 0; lane < kLanes; ++lane) v[lane] = W_embed[y[g * kLanes + lane] * D + d];
       store(u_y + panels.at(D, d, g), keep_first(v, panels.B - g * kLanes));
     }
+  }
 }
 
 inline NoiseKey noise_key(const NopropNoise& noise, uint64_t seed, uint32_t stream, int64_t k,

@@ -8,8 +8,8 @@ namespace noprop {
 namespace {
 
 // a call that makes z and eps alone
-inline int64_t noise_bytes(int64_t B, int64_t D) {
-  const Panels panels = make_panels(B);
+inline int64_t noise_bytes(int64_t rows, int64_t D) {
+  const Panels panels = make_panels(rows);
   Pieces counted = {nullptr};
   for (int j = 0; j < 4; ++j) counted.take<float>(D * panels.padded());
   counted.take<int32_t>(panels.padded());
@@ -17,19 +17,27 @@ inline int64_t noise_bytes(int64_t B, int64_t D) {
 }
 
 inline void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
-  const Panels panels = make_panels(task.B);
+  const Panels panels = make_panels(task.rows);
   const int64_t D = task.embedding->D, size = D * panels.padded();
+  NopropNoise noise = *task.noise;
+  noise.first_row += task.first_row;
+  const NopropNoising noising = {
+      .signal = rows_from(task.noising->signal, task.first_row),
+      .noise = rows_from(task.noising->noise, task.first_row),
+      .sigma = task.noising->sigma,
+  };
   Pieces pieces = {workspace};
   float *z = pieces.take<float>(size), *second = pieces.take<float>(size);
   float *u_y = pieces.take<float>(size), *eps = pieces.take<float>(size);
   int32_t* y = pieces.take<int32_t>(panels.padded());
-  load_labels(y, *task.y, 0, i, panels);
+  load_labels(y, rows_from(*task.y, task.first_row), 0, i, panels);
   embed(u_y, y, task.embedding->W, D, panels);
   const uint64_t seed = task.seeds[i];
-  draw_normal(eps, noise_key(*task.noise, seed, task.noise->stream, 0, i), D, panels);
-  mix_noise(z, second, u_y, eps, *task.noise, seed, *task.noising, D, 0, i, panels);
-  if (task.z) panels_to_rows(task.z + i * task.B * D, z, D, panels);
-  if (task.eps) panels_to_rows(task.eps + i * task.B * D, eps, D, panels);
+  draw_normal(eps, noise_key(noise, seed, noise.stream, 0, i), D, panels);
+  mix_noise(z, second, u_y, eps, noise, seed, noising, D, 0, i, panels);
+  const int64_t first = i * task.B + task.first_row;
+  if (task.z) panels_to_rows(task.z + first * D, z, D, panels);
+  if (task.eps) panels_to_rows(task.eps + first * D, eps, D, panels);
 }
 
 int64_t saved_bytes(const NopropPlan* plan, int64_t B) {
@@ -77,8 +85,8 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
                  share);
 }
 
-inline int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
-  const Panels panels = make_panels(B);
+inline int64_t head_bytes(int64_t rows, int64_t M, int64_t D) {
+  const Panels panels = make_panels(rows);
   Pieces counted = {nullptr};
   for (int j = 0; j < 3; ++j) counted.take<float>(M * panels.padded());
   for (int j = 0; j < 4; ++j) counted.take<float>(D * panels.padded());
@@ -89,8 +97,11 @@ inline int64_t head_bytes(int64_t B, int64_t M, int64_t D) {
 
 inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   const NopropEmbedding& embedding = *task.embedding;
-  const Panels panels = make_panels(task.B);
-  const int64_t B = task.B, M = task.M, D = embedding.D, size = D * panels.padded();
+  const Panels panels = make_panels(task.rows);
+  const int64_t M = task.M, D = embedding.D, size = D * panels.padded();
+  const int64_t first = i * task.B + task.first_row;
+  NopropObjective objective = *task.objective;
+  objective.weight = rows_from(objective.weight, task.first_row);
   Pieces pieces = {workspace};
   float* logits = pieces.take<float>(M * panels.padded());
   float* p = pieces.take<float>(M * panels.padded());
@@ -99,11 +110,11 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   float *u_hat = pieces.take<float>(size), *d_u_hat = pieces.take<float>(size);
   float* error = pieces.take<float>(panels.padded());
   int32_t* y = pieces.take<int32_t>(panels.padded());
-  load_labels(y, *task.y, 0, i, panels);
+  load_labels(y, rows_from(*task.y, task.first_row), 0, i, panels);
   embed(u_y, y, embedding.W, D, panels);
-  rows_to_panels(logits, task.logits + i * B * M, M, panels);
-  if (task.eps) rows_to_panels(eps, task.eps + i * B * D, D, panels);
-  const HeadInput in = head_input(*task.objective, embedding, M, 0, i, logits, u_y, eps, y);
+  rows_to_panels(logits, task.logits + first * M, M, panels);
+  if (task.eps) rows_to_panels(eps, task.eps + first * D, D, panels);
+  const HeadInput in = head_input(objective, embedding, M, 0, i, logits, u_y, eps, y);
   const HeadOutput out = {
       .p = p,
       .u_hat = embedding.W ? u_hat : p,
@@ -113,12 +124,12 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   };
   const float loss = head_step(in, out, panels);
   if (task.loss) task.loss[i] = loss;
-  if (task.error) __builtin_memcpy(task.error + i * B, error, sizeof(float) * B);
-  if (task.d_logits) panels_to_rows(task.d_logits + i * B * M, d_logits, M, panels);
+  if (task.error) __builtin_memcpy(task.error + first, error, sizeof(float) * task.rows);
+  if (task.d_logits) panels_to_rows(task.d_logits + first * M, d_logits, M, panels);
   if (!task.u_hat) return;
   if (in.head == NOPROP_CROSS_ENTROPY)
     head_estimate(p, out.u_hat, in.head, logits, embedding.W, M, D, panels);
-  panels_to_rows(task.u_hat + i * B * D, out.u_hat, D, panels);
+  panels_to_rows(task.u_hat + first * D, out.u_hat, D, panels);
 }
 
 int64_t backward_bytes(const NopropPlan* plan, int64_t B, int32_t team_size) {

@@ -90,6 +90,12 @@ int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads) {
   return shared_by(n, 50 * multiply_adds(plan), 1'500'000, threads);
 }
 
+int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads) {
+  constexpr int64_t kUnit = 16, kElements = 16'000;  // whole vectors; some ten microseconds' work
+  const int64_t tasks = shared_by(n, B * width, kElements, threads);
+  return std::max(kUnit, (B + tasks * kUnit - 1) / (tasks * kUnit) * kUnit);
+}
+
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
   // one row of a product takes as long as four do, since the weights must be read
   return shared_by(chains, 2 * std::max<int64_t>(B, 4) * multiply_adds(plan), 1'000'000, threads);

@@ -40,6 +40,10 @@ int32_t team_size(const NopropPlan& plan, int64_t n, int64_t B, int32_t threads)
 int32_t parts_team_size(const NopropPlan& plan, int64_t tasks, int64_t rows, int32_t threads);
 int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads);
 
+// The rows of each task of a call on n slices whose B rows are independent, each of `width`
+// elements: all, where they are few.
+int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads);
+
 // The number of threads that share each of `chains` chains of blocks on B rows.
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads);
 

@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from noprop_kernels import plans
+from noprop_kernels import functional, plans
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 from support.calls import clone_call, make_train_call
@@ -61,3 +61,34 @@ def test_a_team_stops_at_a_loss_that_is_not_finite(kernels: ModuleType, monkeypa
     assert torch.equal(call.slices.draws, before.slices.draws + 2)
     for name, value in call.slices.params.items():
         assert torch.equal(value.nan_to_num(7), before.slices.params[name].nan_to_num(7)), name
+
+
+@pytest.mark.parametrize("head", functional.HEADS)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_threads_share_the_rows_of_noise_and_loss(
+    kernels: ModuleType, head: str, embedded: bool, monkeypatch
+) -> None:
+    """With the bits of one thread, and every row's own level, weight and noise."""
+    B, M = 131, 501
+    rng = torch.Generator().manual_seed(1)
+    y = torch.randint(M, (B,), generator=rng)
+    logits, signal, noise, weight = (
+        torch.randn(shape, generator=rng) for shape in ((B, M), (B,), (B,), (B,))
+    )
+    W_embed = torch.randn(M, 300, generator=rng) if embedded else None
+    flow = 0.0 if head == "cross_entropy" else 1.0
+
+    def run(threads: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(kernels, "threads", lambda: threads)
+        options = {"num_classes": M, "sigma": 0.5, "seed": 3, "first_row": 7}
+        z, eps = functional.add_noise(y, signal, noise, W_embed=W_embed, **options)
+        given = logits.clone().requires_grad_()
+        W = None if head == "cross_entropy" else W_embed
+        error = functional.denoising_loss(
+            given, y, weight, W_embed=W, head=head, flow=flow, eps=eps if flow else None
+        )
+        error.sum().backward()
+        return [z, eps, error.detach(), given.grad]
+
+    for got, expected in zip(run(5), run(1), strict=True):
+        assert torch.equal(got, expected)
