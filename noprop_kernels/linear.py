@@ -145,8 +145,18 @@ class Linear(nn.Linear):
                 return updating(self, precision, input, weight, bias)
             if not self.training:
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
+            if self._has_views() and not (torch.is_grad_enabled() and input.requires_grad):
+                layer = self._layer(precision, input, self.weight, self.bias)
+                return layer.forward(input, save=False)
         options = {"precision": precision, "backend": self.backend}
         return functional.dense(input, weight, bias, activation=self.activation, **options)
+
+    def _has_views(self) -> bool:
+        """Whether the views that updates use serve a forward of constants too."""
+        params = [value for value in (self.weight, self.bias) if value is not None]
+        return not torch.compiler.is_compiling() and all(
+            value.is_leaf and is_plain(value) for value in params
+        )
 
     def updates_itself(self, parameter: Tensor) -> bool:
         """Whether `parameter` is this layer's, and is updated in its backward."""

@@ -52,8 +52,8 @@ def properties_of(tensor: Tensor | None) -> tuple | None:
     """What the checks and the views of a parameter depend on."""
     if tensor is None:
         return None
-    memory = (tensor.data_ptr(), tensor.shape, tensor.is_contiguous(), tensor.device)
-    return *memory, tensor.dtype, tensor.is_leaf, is_plain(tensor)
+    memory = tensor.data_ptr(), tensor.shape, tensor.is_contiguous(), tensor.device
+    return memory, tensor.dtype, tensor.is_leaf, type(tensor)
 
 
 @dataclass
