@@ -13,6 +13,7 @@ if TYPE_CHECKING or not hand_over():
     from .explanation import explain
     from .goal import DT
     from .linear import Linear
+    from .optimizer_in_backward import OptimizerInBackward
     from .optimizers import SGD, Adam, AdamW
     from .output_head import OutputHead
     from .plan import BatchNorm, Dense, Plan
@@ -41,6 +42,7 @@ __all__ = [
     "Gradients",
     "Linear",
     "NoiseSchedule",
+    "OptimizerInBackward",
     "OutputHead",
     "Plan",
     "Prediction",

@@ -23,17 +23,7 @@ def refuse_wrapped(op: str, layer: nn.Module) -> None:
         RuntimeError: it runs inside DistributedDataParallel, fully_shard holds its parameters, or
             another layer updates one of them.
     """
-    if DistributedDataParallel._get_active_ddp_module() is not None:
-        raise RuntimeError(
-            f"{op}: must not run inside DistributedDataParallel, which averages .grad over the "
-            "ranks: each rank would train weights of its own; optimizer=None makes a layer with "
-            ".grad"
-        )
-    if is_sharded(layer):
-        raise RuntimeError(
-            f"{op}: must not run inside fully_shard, which keeps no update of the whole weights; "
-            "optimizer=None makes a layer with .grad"
-        )
+    refuse_data_parallel(op, layer, "optimizer=None makes a layer with .grad")
     for name, value in layer._parameters.items():
         known = None if value is None else _owners.get(value)
         owner = None if known is None else known()
@@ -45,6 +35,24 @@ def refuse_wrapped(op: str, layer: nn.Module) -> None:
                 f"own, and is that of {owner} too; optimizer=None makes a layer with .grad"
             )
         _owners[value] = weakref.ref(layer)
+
+
+def refuse_data_parallel(op: str, layer: nn.Module, instead: str) -> None:
+    """Raises, before anything is written, inside what averages or shards parameters.
+
+    Raises:
+        RuntimeError: it runs inside DistributedDataParallel, or FSDP holds its parameters.
+    """
+    if DistributedDataParallel._get_active_ddp_module() is not None:
+        raise RuntimeError(
+            f"{op}: must not run inside DistributedDataParallel, which averages .grad over the "
+            f"ranks: each rank would train weights of its own; {instead}"
+        )
+    if is_sharded(layer):
+        raise RuntimeError(
+            f"{op}: must not run inside fully_shard, which keeps no update of the whole "
+            f"weights; {instead}"
+        )
 
 
 def is_sharded(layer: nn.Module) -> bool:
