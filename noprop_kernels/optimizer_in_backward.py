@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NoReturn
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ from .linear import Linear
 OP = "OptimizerInBackward"
 
 _taken = WeakTensorKeyDictionary()  # the parameters that one steps inside backward
-_models: WeakSet[nn.Module] = WeakSet()  # those whose forward checks for wrappers
+# the updates of each model, which the hooks of its parameters reach by a weak reference: torch keeps
+# hooks where Python's collector sees no circle
+_models: WeakKeyDictionary[nn.Module, Updates] = WeakKeyDictionary()
 
 
 class OptimizerInBackward(torch.optim.Optimizer):
@@ -75,7 +78,7 @@ class OptimizerInBackward(torch.optim.Optimizer):
         super().__init__(optimizer.param_groups, optimizer.defaults)  # the same groups
         self._share()
         self._hooks.append(model.register_forward_pre_hook(refuse_wrapper))
-        _models.add(model)
+        _models[model] = self._updates
         for name, layer in taken:
             update = LayerUpdate(self._updates, name, layer)
             self._updates.layers.append(update)
@@ -89,7 +92,8 @@ class OptimizerInBackward(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient scaler calls it.
         """
-        if hasattr(self, "found_inf"):
+        if self.__dict__.pop("found_inf", None) is not None:  # a scaler's mark
+            self.__dict__.pop("grad_scale", None)
             raise RuntimeError(
                 f"{OP}: must not run under a gradient scaler, whose factor the backward could not "
                 "see: one update by scaled gradients has happened, so load the weights again; "
@@ -133,7 +137,7 @@ class OptimizerInBackward(torch.optim.Optimizer):
             for value in group["params"]:
                 _taken.pop(value, None)
         self._hooks, self.layers, self._updates.layers = [], [], []
-        _models.discard(self._model)
+        _models.pop(self._model, None)
 
     # the rest of torch.optim.Optimizer
 
@@ -144,8 +148,8 @@ class OptimizerInBackward(torch.optim.Optimizer):
         for value in added:
             _taken[value] = True
             if value.requires_grad:
-                hook = value.register_post_accumulate_grad_hook(self._updates.step_alone)
-                self._hooks.append(hook)
+                step = partial(step_alone, WeakMethod(self._updates.step_alone))
+                self._hooks.append(value.register_post_accumulate_grad_hook(step))
 
     def _share(self) -> None:
         optimizer = self._steps.optimizer
@@ -214,6 +218,11 @@ def linears(model: nn.Module, steps: TorchOptimizer) -> Iterator[tuple[str, nn.L
             )
         else:
             yield name, module
+
+
+def step_alone(weak: WeakMethod, parameter: Tensor) -> None:
+    if (step := weak()) is not None:
+        step(parameter)
 
 
 def refuse_wrapper(module: nn.Module, _: Any) -> None:

@@ -238,6 +238,8 @@ def used_outside(parameter: Tensor) -> bool:
 
     The layer's node has no edge to its parameters, so that only other uses reach them.
     """
+    if not parameter.requires_grad:
+        return False
     with torch.enable_grad():
         alias: Any = parameter.view_as(parameter).grad_fn
     return will_run(alias.next_functions[0][0])
@@ -257,7 +259,7 @@ class UpdatedLinear(nn.Linear):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         state = {name: value for name, value in self.__dict__.items() if name != "_update"}
-        return copyreg.__newobj__, (nn.Linear,), state  # type: ignore[attr-defined]
+        return copyreg._reconstructor, (nn.Linear, object, None), state  # type: ignore
 
 
 @eager_only
