@@ -9,6 +9,7 @@ from importlib import import_module
 COMMANDS = {
     "run": ("suites.run", "times a training step of every contender"),
     "parts": ("ops.suite", "times the drop-in layers and the other parts of a step, one by one"),
+    "in_backward": ("in_backward.suite", "times an optimizer inside backward on three models"),
     "infer": ("suites.infer", "times inference"),
     "scaling": ("suites.scaling", "times steps over T, B and H"),
     "neighbour": ("suites.neighbour", "times steps beside a busy process"),
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench",
         usage="%(prog)s NAME [options]",
         description="Benchmarks. `python -m bench NAME --help` tells a command's options.",
-        epilog="\n".join(f"  {name:<10}  {about}" for name, (_, about) in COMMANDS.items()),
+        epilog="\n".join(f"  {name:<11}  {about}" for name, (_, about) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=COMMANDS, metavar="NAME", help="one of those below")

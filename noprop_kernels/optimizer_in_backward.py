@@ -21,8 +21,8 @@ from .linear import Linear
 OP = "OptimizerInBackward"
 
 _taken = WeakTensorKeyDictionary()  # the parameters that one steps inside backward
-# the updates of each model, which the hooks of its parameters reach by a weak reference: torch keeps
-# hooks where Python's collector sees no circle
+# the updates of each model, which hooks of its parameters reach by a weak reference, since torch
+# keeps hooks where Python's collector sees no circle
 _models: WeakKeyDictionary[nn.Module, Updates] = WeakKeyDictionary()
 
 

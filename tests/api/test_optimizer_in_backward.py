@@ -41,9 +41,9 @@ def calls(monkeypatch):
 def test_steps_and_state_are_those_of_torch(backend, name, groups):
     model, optimizer, twin, theirs = pair(OPTIMIZERS[name], groups=groups)
     for k in range(10):
-        for network, each in ((model, optimizer), (twin, theirs)):
+        for trained, each in ((model, optimizer), (twin, theirs)):
             each.param_groups[0]["lr"] = 0.03 * 0.9**k
-            train(network, each, steps=1, seed=k)
+            train(trained, each, steps=1, seed=k)
     assert_close(model, twin)
     assert_state_close(optimizer.state_dict(), theirs.state_dict())
 
@@ -64,8 +64,8 @@ def test_linears_are_updated_in_the_kernel_and_no_gradient_is_written(calls):
 def test_it_is_a_torch_optimizer_whose_step_and_zero_grad_do_nothing():
     model, optimizer, twin, theirs = pair()
     assert isinstance(optimizer, torch.optim.Optimizer)
-    for network, each in ((model, optimizer), (twin, theirs)):
-        network(rows(9, 7)).square().mean().backward()
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        trained(rows(9, 7)).square().mean().backward()
         each.step()
         each.zero_grad()
     assert_close(model, twin)
@@ -87,18 +87,18 @@ def test_every_number_of_every_group_is_read_at_each_backward():
         (1, {"betas": (0.7, 0.95)}),
     ]
     for k, (index, change) in enumerate(changes):
-        for network, each in ((model, optimizer), (twin, theirs)):
+        for trained, each in ((model, optimizer), (twin, theirs)):
             each.param_groups[index].update(change)
-            train(network, each, steps=2, seed=k)
+            train(trained, each, steps=2, seed=k)
         assert_close(model, twin)
 
 
 def test_momentum_that_begins_later():
     model, optimizer, twin, theirs = pair(OPTIMIZERS["sgd"])
     for momentum in (0.0, 0.9, 0.5):
-        for network, each in ((model, optimizer), (twin, theirs)):
+        for trained, each in ((model, optimizer), (twin, theirs)):
             each.param_groups[0]["momentum"] = momentum
-            train(network, each)
+            train(trained, each)
     assert_close(model, twin)
 
 
@@ -113,19 +113,19 @@ def test_momentum_that_begins_later():
 )
 def test_schedulers(name, schedule):
     model, optimizer, twin, theirs = pair(OPTIMIZERS[name])
-    for network, each in ((model, optimizer), (twin, theirs)):
-        train(network, each, steps=10, schedulers=[schedule(each)])
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        train(trained, each, steps=10, schedulers=[schedule(each)])
     assert optimizer.param_groups[0] | {"params": []} == theirs.param_groups[0] | {"params": []}
     assert_close(model, twin)
 
 
 def test_a_group_that_is_added():
     model, optimizer, twin, theirs = pair(groups=lambda model: model[0].parameters())
-    for network, each in ((model, optimizer), (twin, theirs)):
-        train(network, each)
-        network.zero_grad()  # parameters that no optimizer has keep .grad
-        each.add_param_group({"params": [*network[1].parameters(), network[3].weight], "lr": 0.1})
-        train(network, each)
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        train(trained, each)
+        trained.zero_grad()  # parameters that no optimizer has keep .grad
+        each.add_param_group({"params": [*trained[1].parameters(), trained[3].weight], "lr": 0.1})
+        train(trained, each)
     assert_close(model, twin)
 
 
@@ -145,8 +145,8 @@ def test_state_goes_to_torch_and_back(name):
         torch.save(theirs.state_dict(), file)
         optimizer.load_state_dict(torch.load(io.BytesIO(file.getvalue())))
         assert_state_close(optimizer.state_dict(), theirs.state_dict())
-    for network, each in ((model, optimizer), (twin, theirs)):
-        train(network, each, seed=11)
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        train(trained, each, seed=11)
     assert_close(model, twin)
 
 
@@ -156,11 +156,11 @@ def test_steps_are_counted_by_parameter():
     train(twin, theirs)
     state = theirs.state_dict()
     state["state"][0]["step"] += 5  # the first weight's, not its bias'
-    for network, each in ((model, optimizer), (twin, theirs)):
-        network.load_state_dict(twin.state_dict())
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        trained.load_state_dict(twin.state_dict())
         each.load_state_dict(copy.deepcopy(state))
-    for network, each in ((model, optimizer), (twin, theirs)):
-        train(network, each)
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        train(trained, each)
     assert_close(model, twin)
     assert_state_close(optimizer.state_dict(), theirs.state_dict())
 
@@ -170,11 +170,11 @@ def test_steps_are_counted_by_parameter():
 
 def test_a_closure_runs_with_gradients_and_its_loss_is_returned():
     model, optimizer, twin, theirs = pair()
-    for network, each in ((model, optimizer), (twin, theirs)):
+    for trained, each in ((model, optimizer), (twin, theirs)):
 
-        def closure(network=network, each=each):
+        def closure(trained=trained, each=each):
             each.zero_grad()
-            loss = network(rows(9, 7)).square().mean()
+            loss = trained(rows(9, 7)).square().mean()
             loss.backward()
             return loss
 
@@ -207,8 +207,8 @@ def test_step_takes_what_the_last_backward_did_not_reach():
     with optimizer.accumulate():
         model(rows(9, 7)).square().mean().backward()
     twin(rows(9, 7)).square().mean().backward()
-    for network in (model, twin):
-        network[0](rows(4, 7)).sum().backward()
+    for trained in (model, twin):
+        trained[0](rows(4, 7)).sum().backward()
     assert model[0].weight.grad is None and model[3].weight.grad is not None
     for each in (optimizer, theirs):
         each.step()
@@ -221,8 +221,8 @@ def test_accumulate_and_step_clip_norms_and_allow_a_second_use():
     with optimizer.accumulate():
         (layer(layer(rows(9, 7))).square().sum() + layer.weight.norm()).backward()
     (other(other(rows(9, 7))).square().sum() + other.weight.norm()).backward()
-    for network, each in ((model, optimizer), (twin, theirs)):
-        nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        nn.utils.clip_grad_norm_(trained.parameters(), 0.1)
         each.step()
     assert_close(model, twin)
 
@@ -250,9 +250,9 @@ def test_restore_gives_the_model_back():
     assert not model._forward_pre_hooks and not optimizer.layers
     model(rows(9, 7)).sum().backward()
     assert model[0].weight.grad is not None
-    for network, each in ((model, inner), (twin, theirs)):  # torch's goes on
-        train(network, each)
-        network.zero_grad()
+    for trained, each in ((model, inner), (twin, theirs)):  # torch's goes on
+        train(trained, each)
+        trained.zero_grad()
     assert_close(model, twin)
     nk.OptimizerInBackward(model, inner).restore()
 
@@ -309,10 +309,10 @@ def test_a_tied_weight_is_stepped_whole_with_one_notice(capfd):
     nk.OptimizerInBackward(other := Tied(), torch.optim.SGD(other.parameters()))
     assert capfd.readouterr().err.count("head.weight belongs to several modules") == 1
     x = torch.arange(11)
-    for network, each in ((model, optimizer), (twin, theirs)):
+    for trained, each in ((model, optimizer), (twin, theirs)):
         for _ in range(3):
             each.zero_grad()
-            network(x).square().mean().backward()
+            trained(x).square().mean().backward()
             each.step()
     assert_close(model, twin)
 
@@ -347,8 +347,8 @@ def test_what_no_kernel_takes_is_stepped_all_the_same():
 def test_parameters_that_the_optimizer_does_not_have_keep_their_gradient():
     model, optimizer, twin, theirs = pair(groups=lambda m: [m[0].weight, m[1].weight])
     assert optimizer.layers == []
-    for network, each in ((model, optimizer), (twin, theirs)):
-        network(rows(9, 7)).square().mean().backward()
+    for trained, each in ((model, optimizer), (twin, theirs)):
+        trained(rows(9, 7)).square().mean().backward()
         each.step()
     assert model[0].weight.grad is None
     torch.testing.assert_close(model[3].weight.grad, twin[3].weight.grad)
@@ -377,9 +377,9 @@ def test_eval_mode_trains_as_torch_does_and_no_grad_does_not():
 def test_inside_autocast(dtype):
     model, optimizer, twin, theirs = pair(model=nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8)))
     inputs = rows(9, 64, grad=True), rows(9, 64, grad=True)
-    for network, each, x in zip((model, twin), (optimizer, theirs), inputs, strict=True):
+    for trained, each, x in zip((model, twin), (optimizer, theirs), inputs, strict=True):
         with torch.autocast("cpu", dtype):
-            y = network(x)
+            y = trained(x)
         assert y.dtype == dtype
         y.float().square().sum().backward()
         each.step()
@@ -395,9 +395,9 @@ def test_inside_autocast(dtype):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointing(reentrant):
     model, optimizer, twin, theirs = pair()
-    for network, each in ((model, optimizer), (twin, theirs)):
+    for trained, each in ((model, optimizer), (twin, theirs)):
         x = rows(9, 7, grad=True)
-        y = checkpoint(network, x, use_reentrant=reentrant)
+        y = checkpoint(trained, x, use_reentrant=reentrant)
         y.square().mean().backward()
         each.step()
         each.zero_grad()
@@ -407,8 +407,8 @@ def test_checkpointing(reentrant):
 def test_no_rows_and_leading_dimensions():
     model, optimizer, twin, theirs = pair()
     for shape in ((2, 3, 7), (0, 7), (7,), (1, 5, 1, 7)):
-        for network, each in ((model, optimizer), (twin, theirs)):
+        for trained, each in ((model, optimizer), (twin, theirs)):
             each.zero_grad()
-            network(rows(*shape)).square().sum().backward()
+            trained(rows(*shape)).square().sum().backward()
             each.step()
     assert_close(model, twin)

@@ -1,0 +1,1 @@
+"""The optimizer inside backward: three models beside the usual ways to train them."""
