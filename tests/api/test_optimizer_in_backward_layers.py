@@ -58,14 +58,17 @@ def test_copies_are_plain_and_names_stay(copied):
         copied(optimizer)
 
 
-def test_the_model_alone_keeps_its_updates_and_dies_with_them():
-    model = network()
+@pytest.mark.parametrize("make", [network, lambda: nn.Sequential(nn.LayerNorm(7))])
+def test_the_model_alone_keeps_its_updates_and_dies_with_them(make):
+    model = make()
     optimizer = nk.OptimizerInBackward(model, torch.optim.AdamW(model.parameters()))
     train(model, optimizer, steps=1)
     del optimizer  # the model goes on without it
     gc.collect()
-    model(rows(9, 7)).sum().backward()
+    before = copy.deepcopy(model.state_dict())
+    model(rows(9, 7)).square().sum().backward()
     assert all(value.grad is None for value in model.parameters())
+    assert not any(torch.equal(before[name], value) for name, value in model.state_dict().items())
     dead = [weakref.ref(value) for value in (model, *model.parameters())]
     del model
     gc.collect()
