@@ -123,6 +123,8 @@ def test_a_group_that_is_added():
         each.add_param_group({"params": [*trained[1].parameters(), trained[3].weight], "lr": 0.1})
         train(trained, each)
     assert_close(model, twin)
+    model(rows(9, 7)).sum().backward()  # without a step
+    assert model[1].weight.grad is None and model[0].bias.grad is None
 
 
 # state
