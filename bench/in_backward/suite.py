@@ -35,11 +35,11 @@ QUICK_STEPS = 20
 
 def start(name: str, given: Task) -> Checked:
     """A trainer that passed its check, warm."""
-    check_first_step(given, TRAINERS[name])
     begin = time.perf_counter()
     trainer: Any = TRAINERS[name](given)
     trainer.steps(given.indices(1, seed=1))
     seconds = time.perf_counter() - begin
+    check_first_step(given, TRAINERS[name])
     trainer.steps(given.indices(WARM_STEPS, seed=2))
     return Checked(name, trainer, seconds if trainer.compiles else None, {1: []})
 
