@@ -36,12 +36,27 @@ NOPROP_INLINE Vec load_features(const NopropInput& input, int64_t at, int64_t f,
   return (x - load_partial(input.mean + f, count)) * load_partial(input.scale + f, count);
 }
 
+// Loads `count` features from f on of `rows` rows; the rest of the square is 0. Whole squares of
+// plain float32, which most are, need no decision for each row.
+NOPROP_INLINE void load_inputs(Vec (&square)[kLanes], const NopropInput& input,
+                               const int64_t (&at)[kLanes], int64_t f, int count, int64_t rows) {
+  if (input.dtype == NOPROP_FLOAT32 && !input.scale && count == kLanes && rows == kLanes) {
+    const float* data = static_cast<const float*>(input.data) + f;
+    for (int64_t b = 0; b < kLanes; ++b) square[b] = load(data + at[b]);
+    return;
+  }
+  for (int64_t b = 0; b < kLanes; ++b)
+    square[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
+}
+
 // Gathered rows are anywhere in memory, and a square reads too little of each of them for the
 // hardware to detect a stream.
-NOPROP_INLINE void fetch_features(const NopropInput& input, int64_t at, int64_t f, int64_t width) {
+NOPROP_INLINE void fetch_inputs(const NopropInput& input, const int64_t (&at)[kLanes], int64_t f,
+                                int64_t width, int64_t rows) {
   const int64_t size = bytes_of(input.dtype), ahead = f + 4 * 64 / size;
-  if (ahead < width && f * size % 64 < kLanes * size)
-    __builtin_prefetch(static_cast<const char*>(input.data) + (at + ahead) * size);
+  if (ahead >= width || f * size % 64 >= kLanes * size) return;
+  const char* data = static_cast<const char*>(input.data) + ahead * size;
+  for (int64_t b = 0; b < rows; ++b) __builtin_prefetch(data + at[b] * size);
 }
 
 // stores a square of inputs to panels: `count` features from f, of the rows of vector g
@@ -59,8 +74,8 @@ NOPROP_INLINE void store_features(float* values, const Vec (&square)[kLanes], in
 
 // Loads the rows of vectors g_first .. g_last of an input, for step k and slice i, into strips and
 // panels, a square at a time. `first` is the first row of the batch. Panels are the products'
-// operands, or unrounded values if those are needed; `strips` is null if no weight gradient
-// follows. Returns false if a feature is not finite.
+// operands, or unrounded values if those are needed. `strips` is null if no weight gradient
+// follows, `values` if no product does. Returns false if a feature is not finite.
 template <bool PAIRS>
 inline bool load_rows(float* strips, float* values, const NopropInput& input,
                       const NopropPlan& plan, int j, int64_t k, int64_t i, int64_t first,
@@ -81,21 +96,21 @@ inline bool load_rows(float* strips, float* values, const NopropInput& input,
       for (int column = 0; column < cols; ++column) {
         const int64_t f = start + column * kLanes;
         const int count = width - f < kLanes ? (int)(width - f) : kLanes;
-        Vec square[kLanes], rounded[kLanes];
-        for (int64_t b = 0; b < rows; ++b) fetch_features(input, at[b], f, width);
-        for (int64_t b = 0; b < kLanes; ++b) {
-          square[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
-          rounded[b] = rounds_strips ? round_bfloat16(square[b]) : square[b];
-          zero += square[b] * 0.0f;
-        }
+        Vec square[kLanes];
+        fetch_inputs(input, at, f, width, rows);
+        load_inputs(square, input, at, f, count, rows);
+        for (int64_t b = 0; b < kLanes; ++b) zero += square[b] * 0.0f;
         if (strips)
-          store_square<PAIRS>(strips + start * panels.B + column * kLanes, rounded, g, cols,
-                              panels.B);
-        transpose(keeps ? square : rounded);
+          store_square<PAIRS>(strips + start * panels.B + column * kLanes, square, g, cols,
+                              panels.B, rounds_strips);
+        if (!values) continue;
+        if (rounds_strips && !keeps)
+          for (int64_t b = 0; b < kLanes; ++b) square[b] = round_bfloat16(square[b]);
+        transpose(square);
         if (keeps)
           store_features<false>(values, square, width, f, count, g, panels);
         else
-          store_features<PAIRS>(values, rounded, width, f, count, g, panels);
+          store_features<PAIRS>(values, square, width, f, count, g, panels);
       }
     });
   }

@@ -169,17 +169,17 @@ inline void strips_to_rows(float* rows, bool accumulate, const float* strips, in
   });
 }
 
-// stores a square of rows of vector g to its column of a strip
+// stores a square of rows of vector g to its column of a strip; rounds: to bfloat16, as pairs are
 template <bool PAIRS>
 NOPROP_INLINE void store_square(float* column, const Vec (&square)[kLanes], int64_t g, int cols,
-                                int64_t B) {
+                                int64_t B, bool rounds = false) {
   const int64_t left = B - g * kLanes, rows = left < kLanes ? left : kLanes;
   for (int64_t i = 0; i < rows; i += PAIRS ? 2 : 1) {
     float* at = column + (PAIRS ? (g * kLanes + i) / 2 : g * kLanes + i) * cols * kLanes;
     if constexpr (PAIRS)
       store(at, zip_pairs(square[i], i + 1 < rows ? square[i + 1] : Vec{}));
     else
-      store(at, square[i]);
+      store(at, rounds ? round_bfloat16(square[i]) : square[i]);
   }
 }
 

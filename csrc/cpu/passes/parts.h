@@ -67,15 +67,15 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   take_forward(saved, scratch, plan, panels, task.team, has_few_rows(panels));
   const Range own = own_part(share, panels.vectors(), 1);
   for (int j = 0; j < plan.num_inputs; ++j)
-    load_input(task.saved ? saved.strips[j] : nullptr, saved.value[j], task.inputs[j], plan, j, 0,
-               i, task.first_row, own.first, own.last, task.B, panels);
+    load_input(task.saved ? saved.strips[j] : nullptr, task.logits ? saved.value[j] : nullptr,
+               task.inputs[j], plan, j, 0, i, task.first_row, own.first, own.last, task.B, panels);
+  if (!task.logits) return;
   wait_for_team(share);
   for (int j = 0; j < plan.num_inputs; ++j) {
     if (keeps_value(plan, j)) round_operand(saved, plan, j, panels, share);
     narrow_operand(saved, plan, j, panels, share);
   }
   wait_for_team(share);
-  if (!task.logits) return;
   walk_forward(saved, plan, slices.layers, slices.index[i], task.training, panels, share);
   if (task.training && task.team.rank == 0)
     commit_statistics(saved, plan, slices.layers, slices.index[i]);
