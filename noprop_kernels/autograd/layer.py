@@ -16,7 +16,6 @@ from torch.autograd.graph import increment_version
 from ..backends.calls import BackwardCall, ForwardCall, Rule, Slices, Tensors, UpdateCall
 from ..check import check_tensor, shape_text
 from ..plan import Dense, Plan
-from .wrapped import is_plain
 
 PARTS = ("weight", "bias")
 
