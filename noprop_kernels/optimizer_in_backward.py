@@ -142,6 +142,14 @@ class OptimizerInBackward(torch.optim.Optimizer):
     # the rest of torch.optim.Optimizer
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group as torch.optim does; torch steps its parameters, each by its own gradient.
+
+        Args:
+            param_group: "params" and the numbers that are not the optimizer's defaults.
+
+        Raises:
+            ValueError: the kernels lack an option, or a parameter has a group already.
+        """
         super().add_param_group(param_group)
         added = self.param_groups[-1]["params"]
         self._steps.add(added, len(self.param_groups) - 1)
