@@ -26,9 +26,9 @@ def read(paths: Iterable[Path]) -> list[Line]:
     return list(latest.values())
 
 
-def machine_of(line: Line) -> tuple[str, str | None]:
-    """The processor, and the GPU that the line is about, or None."""
-    return line["machine"]["cpu"], line["machine"].get("gpu")
+def machine_of(line: Line) -> tuple[str, str | None, str | None]:
+    """The processor, the GPU that the line is about, or None, and the kernels' instruction set."""
+    return line["machine"]["cpu"], line["machine"].get("gpu"), line["versions"].get("isa")
 
 
 def timed(lines: Iterable[Line], kind: str | None = None) -> list[Line]:

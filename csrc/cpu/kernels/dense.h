@@ -66,13 +66,14 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
 // An operand that every tile of a product reads again stays in a core's second cache: a longer sum
 // is formed in blocks of terms, for all tiles one after the other, and between the blocks waits
 // where its result will be.
-constexpr int64_t kReadAgainFloats = 256 * 1024, kFewest = 16;
+constexpr int64_t kReadAgainFloats = 256 * 1024, kFewestTerms = 16;
 
 // calls body(first, count) for the blocks of K terms, each of which has `width` floats of it
 template <class Body>
 NOPROP_INLINE void for_blocks(int64_t K, int64_t width, Body body) {
-  const int64_t most = kReadAgainFloats / width < kFewest ? kFewest : kReadAgainFloats / width;
-  const int64_t blocks = (K + most - 1) / most, each = (K + blocks - 1) / blocks;
+  const int64_t blocks = (K * width + kReadAgainFloats / 2) / kReadAgainFloats;
+  int64_t each = blocks > 1 ? (K + blocks - 1) / blocks : K;
+  if (each < kFewestTerms) each = kFewestTerms;
   for (int64_t k = 0; k < K; k += each) body(k, K - k < each ? K - k : each);
 }
 

@@ -34,7 +34,7 @@ def test_operands_larger_than_a_second_cache(kernels: ModuleType) -> None:
     """Sums are formed in blocks of terms, gradients of weights in blocks of columns."""
     plan = Plan(
         {"x": (1030,), "z": (3,)},
-        {"h": Dense(("x", "z"), 491, activation="relu"), "logits": Dense(("h", "x"), 37)},
+        {"h": Dense(("x", "z"), 800, activation="relu"), "logits": Dense(("h", "x"), 37)},
     )
     check_layers(kernels, plan, 1, 519, True)
 
