@@ -27,8 +27,9 @@ def read(paths: Iterable[Path]) -> list[Line]:
 
 
 def machine_of(line: Line) -> tuple[str, str | None, str | None]:
-    """The processor, the GPU that the line is about, or None, and the kernels' instruction set."""
-    return line["machine"]["cpu"], line["machine"].get("gpu"), line["versions"].get("isa")
+    """The processor, the GPU that the line is about, and the kernels' instruction set; or None."""
+    machine, versions = line["machine"], line.get("versions", {})
+    return machine["cpu"], machine.get("gpu"), versions.get("isa")
 
 
 def timed(lines: Iterable[Line], kind: str | None = None) -> list[Line]:

@@ -78,8 +78,9 @@ def machine_section(lines: Sequence[Line]) -> list[str]:
     else:
         peak = ", ".join(f"{rate:.0f} GF/s on {count}" for (count, _), rate in rates)
         cpu, cores = last["machine"]["cpu"], last["machine"]["cores"]
-        isa = last["versions"].get("isa", "unknown")
-        what = f"{cpu}, {cores} cores, {isa} kernels; measured FMA peak {peak}"
+        isa = last["versions"].get("isa")
+        kernels = f", {isa} kernels" if isa else ""
+        what = f"{cpu}, {cores} cores{kernels}; measured FMA peak {peak}"
     parts = [
         f"{what}; torch {last['versions']['torch']}, {last['date'][:10]}, "
         f"commit `{last['commit'][:12]}`. Ratio: the best rival's time over ours."
