@@ -145,7 +145,8 @@ class Linear(nn.Linear):
                 return updating(self, precision, input, weight, bias)
             if not self.training:
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
-            if self._has_views() and not (torch.is_grad_enabled() and input.requires_grad):
+            learns = isinstance(input, Tensor) and input.requires_grad  # constants otherwise
+            if self._has_views() and not (torch.is_grad_enabled() and learns):
                 layer = self._layer(precision, input, self.weight, self.bias)
                 return layer.forward(input, save=False)
         options = {"precision": precision, "backend": self.backend}

@@ -362,3 +362,17 @@ def test_the_graph_dies_with_its_result(backend):
         assert node() is None
     finally:
         gc.enable()
+
+
+def test_a_forward_of_constants_is_the_layer_s_and_refuses_what_does_not_fit():
+    layer = nk.Linear(5, 4, optimizer=nk.AdamW(), activation="relu").eval()
+    x = torch.randn(3, 5)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias).relu()
+    torch.testing.assert_close(layer(x), expected.detach())
+    assert not layer(x).requires_grad
+    for wrong in ([1.0], None, torch.randn(3, 6), torch.randn(3, 5).double()):
+        with pytest.raises(ValueError, match="Linear: input must"):
+            layer(wrong)
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert torch.equal(layer(x), layer.bias.detach().relu().expand(3, 4))
