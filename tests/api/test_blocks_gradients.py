@@ -126,6 +126,16 @@ def test_update_skips_a_slice_whose_loss_or_gradient_is_not_finite(backend):
     assert not torch.equal(after["hx.weight"][1], before["hx.weight"][1])
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["hx.weight", "logits.bias"])
+def test_update_finds_one_number_that_is_not_finite(name, bad, backend):
+    x, y = batch()
+    blocks = make()
+    grads = blocks.gradients(x, y)
+    grads.by_name[name].view(3, -1)[1, -1] = bad
+    assert blocks.update(grads).tolist() == [True, False, True]
+
+
 def test_bad_gradients(backend):
     x, y = batch()
     blocks = make()
