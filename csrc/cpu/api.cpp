@@ -110,6 +110,17 @@ NopropResult check_input(const NopropInput& input, int64_t j, int64_t width, int
   return finite ? kFine : NopropResult{NOPROP_BAD_INPUT, 0, j};
 }
 
+// Runs run(slice, first row, number of rows, workspace) for pieces of `rows` of each slice's B
+// rows, which are independent.
+template <class Run>
+NopropResult run_rows(int64_t n, int64_t B, int64_t rows, int64_t bytes, Host& host, Run run) {
+  const int64_t pieces = (B + rows - 1) / rows;
+  return host.result(run_tasks(n * pieces, bytes, host, [&](int64_t at, const Worker& worker) {
+    const int64_t first = at % pieces * rows;
+    run(at / pieces, first, std::min(rows, B - first), worker.workspace);
+  }));
+}
+
 }  // namespace
 }  // namespace noprop
 
@@ -197,27 +208,25 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
   Host host(*caller, nullptr, false);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
-  const int64_t rows = y->indices ? B : rows_a_task(n, B, embedding->D, host.threads());
-  const int64_t pieces = (B + rows - 1) / rows;
-  const auto run = [&](int64_t at, const Worker& worker) {
-    const int64_t first = at % pieces * rows;
-    const NoiseTask task = {
-        .z = z,
-        .eps = eps,
-        .seeds = seeds,
-        .noise = noise,
-        .noising = noising,
-        .embedding = embedding,
-        .y = y,
-        .first_row = first,
-        .rows = std::min(rows, B - first),
-        .B = B,
-        .M = M,
-    };
-    isa().noise_slice(task, at / pieces, worker.workspace);
-  };
-  return host.result(
-      run_tasks(n * pieces, isa().noise_bytes(std::min(rows, B), embedding->D), host, run));
+  const int64_t most = y->indices ? B : rows_a_task(n, B, embedding->D, host.threads());
+  const int64_t bytes = isa().noise_bytes(std::min(most, B), embedding->D);
+  return run_rows(n, B, most, bytes, host,
+                  [&](int64_t i, int64_t first, int64_t rows, char* workspace) {
+                    const NoiseTask task = {
+                        .z = z,
+                        .eps = eps,
+                        .seeds = seeds,
+                        .noise = noise,
+                        .noising = noising,
+                        .embedding = embedding,
+                        .y = y,
+                        .first_row = first,
+                        .rows = rows,
+                        .B = B,
+                        .M = M,
+                    };
+                    isa().noise_slice(task, i, workspace);
+                  });
 }
 
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
@@ -274,29 +283,27 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
   // the loss is a sum over all rows, in their order
   const bool whole = loss || y->indices;
-  const int64_t rows = whole ? B : rows_a_task(n, B, M + embedding->D, host.threads());
-  const int64_t pieces = (B + rows - 1) / rows;
-  const auto run = [&](int64_t at, const Worker& worker) {
-    const int64_t first = at % pieces * rows;
-    const HeadTask task = {
-        .loss = loss,
-        .error = error,
-        .d_logits = d_logits,
-        .u_hat = u_hat,
-        .logits = logits,
-        .eps = eps,
-        .objective = objective,
-        .embedding = embedding,
-        .y = y,
-        .first_row = first,
-        .rows = std::min(rows, B - first),
-        .B = B,
-        .M = M,
-    };
-    isa().head_slice(task, at / pieces, worker.workspace);
-  };
-  const int64_t bytes = isa().head_bytes(std::min(rows, B), M, embedding->D);
-  return host.result(run_tasks(n * pieces, bytes, host, run));
+  const int64_t most = whole ? B : rows_a_task(n, B, M + embedding->D, host.threads());
+  const int64_t bytes = isa().head_bytes(std::min(most, B), M, embedding->D);
+  return run_rows(n, B, most, bytes, host,
+                  [&](int64_t i, int64_t first, int64_t rows, char* workspace) {
+                    const HeadTask task = {
+                        .loss = loss,
+                        .error = error,
+                        .d_logits = d_logits,
+                        .u_hat = u_hat,
+                        .logits = logits,
+                        .eps = eps,
+                        .objective = objective,
+                        .embedding = embedding,
+                        .y = y,
+                        .first_row = first,
+                        .rows = rows,
+                        .B = B,
+                        .M = M,
+                    };
+                    isa().head_slice(task, i, workspace);
+                  });
 }
 
 NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
