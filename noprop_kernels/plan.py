@@ -1,197 +1,47 @@
 """A block as data: named layers over named inputs, which every backend walks in order.
 
-The order inside a layer is product, bias, norm, activation, then `add` (an earlier result of the
-same width). Several inputs of one layer are concatenated in the given order, without a copy.
+Several inputs of one layer are concatenated in the given order, without a copy. A dense layer reads
+an image channel by channel, row by row, as torch.flatten orders it. layers.py has the kinds.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal, Protocol
 
-from .check import LARGEST, SMALLEST, check_number, check_positive
+from .check import check_positive, shape_text
+from .layers import (
+    ACTIVATION_NAMES,
+    ACTIVATIONS,
+    KINDS,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Layer,
+    MaxPool2d,
+    Shape,
+)
 
-MOST_SOURCES = 128  # that a kernel reads side by side
-
-Shape = tuple[int, ...]  # of one row
-
-
-class Layer(Protocol):
-    """What a plan and the library ask of every kind of layer. `ins`: its sources' shapes, in order.
-
-    What a kind has beside that is known to the plan's own backends alone, in a table by kind.
-    """
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The inputs and earlier layers that it computes with."""
-        ...
-
-    @property
-    def add(self) -> str | None:
-        """An earlier result of its own shape, which is added last."""
-        ...
-
-    def out_shape(self, ins: Sequence[Shape]) -> Shape: ...
-
-    def parameters(self, ins: Sequence[Shape]) -> dict[str, Shape]:
-        """Shapes of one slice's parameters, by their names inside the layer."""
-        ...
-
-    def statistics(self, ins: Sequence[Shape]) -> dict[str, Shape]:
-        """Shapes of one slice's running statistics, by their names inside the layer."""
-        ...
-
-    def fan_in(self, ins: Sequence[Shape]) -> int:
-        """Terms in the sum of one element of the product."""
-        ...
-
-    def multiply_adds(self, ins: Sequence[Shape]) -> int:
-        """Of the product, for one row: the work of a forward pass, and of either gradient."""
-        ...
-
-    @property
-    def momentum(self) -> float:
-        """Of the running statistics, where there are any."""
-        ...
-
-
-@dataclass(frozen=True)
-class Activation:
-    """A function of one number, of which every backend has a pair: itself and its gradient.
-
-    Args:
-        needs: what its gradient reads and a backend keeps: its result (before `add`), or what it
-            is a function of.
-    """
-
-    needs: Literal["result", "preactivation"]
-
-
-ACTIVATIONS = {
-    "relu": Activation(needs="result"),
-    "gelu": Activation(needs="preactivation"),
-}
-ACTIVATION_NAMES = (None, *ACTIVATIONS)
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """Normalisation over the batch, as torch.nn.BatchNorm1d: the variance is biased in the step,
-    unbiased in the running statistics, which are updated by `momentum`.
-
-    Raises:
-        ValueError: eps is not above 0, or momentum not in [0, 1].
-    """
-
-    eps: float = 1e-5
-    momentum: float = 0.1
-
-    def __post_init__(self) -> None:
-        rules = {
-            "eps": ("be above 0", lambda value: SMALLEST <= value <= LARGEST),
-            "momentum": ("be in [0, 1]", lambda value: 0 <= value <= 1),
-        }
-        for name, rule in rules.items():
-            value = check_number("BatchNorm", name, getattr(self, name), *rule)
-            object.__setattr__(self, name, value)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense layer: add + activation(norm(concat(inputs) @ weight.T + bias)).
-
-    Args:
-        inputs: name, or names, of inputs of the plan or of earlier layers.
-        features: width of the result.
-        activation: None, "relu" or "gelu" (y Phi(y), Phi the normal distribution function).
-        norm: None or a BatchNorm.
-        add: name of an earlier result of the same width, added last.
-
-    Raises:
-        ValueError: an argument does not fit.
-    """
-
-    inputs: str | tuple[str, ...]
-    features: int
-    activation: str | None = None
-    norm: BatchNorm | None = None
-    add: str | None = None
-
-    def __post_init__(self) -> None:
-        features = check_positive("Dense", "features", self.features)
-        object.__setattr__(self, "features", features)
-        if not (self.norm is None or isinstance(self.norm, BatchNorm)):
-            raise ValueError(f"Dense: norm must be None or a BatchNorm, got {self.norm!r}")
-        if not (self.add is None or isinstance(self.add, str)):
-            raise ValueError(f"Dense: add must be None or a name, got {self.add!r}")
-        if not isinstance(self.inputs, str):
-            if not isinstance(self.inputs, Sequence):
-                raise ValueError(f"Dense: inputs must be a name or names, got {self.inputs!r}")
-            object.__setattr__(self, "inputs", tuple(self.inputs))
-        if not all(isinstance(source, str) for source in self.sources):
-            raise ValueError(f"Dense: inputs must be names, got {self.inputs!r}")
-        if len(self.sources) > MOST_SOURCES:
-            raise ValueError(
-                f"Dense: inputs must be at most {MOST_SOURCES} names, got {len(self.sources)}"
-            )
-        if self.activation not in ACTIVATION_NAMES:
-            raise ValueError(
-                f"Dense: activation must be one of {ACTIVATION_NAMES}, got {self.activation!r}"
-            )
-        if not self.sources:
-            raise ValueError("Dense: inputs must name at least one result, got none")
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs)
-
-    @property
-    def needs_preactivation(self) -> bool:
-        """Whether the activation's gradient reads what stood before it."""
-        if self.activation is None:
-            return False
-        return ACTIVATIONS[self.activation].needs == "preactivation"
-
-    def out_shape(self, ins: Sequence[Shape]) -> Shape:
-        return (self.features,)
-
-    def parameters(self, ins: Sequence[Shape]) -> dict[str, Shape]:
-        shapes: dict[str, Shape] = {
-            "weight": (self.features, self.fan_in(ins)),
-            "bias": (self.features,),
-        }
-        if self.norm is not None:
-            shapes |= {"norm.weight": (self.features,), "norm.bias": (self.features,)}
-        return shapes
-
-    def statistics(self, ins: Sequence[Shape]) -> dict[str, Shape]:
-        if self.norm is None:
-            return {}
-        return {"norm.running_mean": (self.features,), "norm.running_var": (self.features,)}
-
-    def fan_in(self, ins: Sequence[Shape]) -> int:
-        return sum(math.prod(shape) for shape in ins)
-
-    def multiply_adds(self, ins: Sequence[Shape]) -> int:
-        return self.features * self.fan_in(ins)
-
-    @property
-    def momentum(self) -> float:
-        return 0.0 if self.norm is None else self.norm.momentum
-
-
-KINDS = (Dense,)  # of layers that a plan may have
+__all__ = [
+    "ACTIVATIONS",
+    "ACTIVATION_NAMES",
+    "KINDS",
+    "BatchNorm",
+    "Conv2d",
+    "Dense",
+    "Layer",
+    "MaxPool2d",
+    "Plan",
+    "Shape",
+]
 
 
 class Plan:
     """The layers of a block, checked: every name is known, every shape fits, every result is used.
 
     Args:
-        inputs: shape of each input by name; only one-dimensional shapes so far. "z" is the noisy
-            label embedding and must be among them; every other input comes from the caller.
+        inputs: shape of each input by name, (F,) or an image (C, H, W). "z" is the noisy label
+            embedding and must be among them; every other input comes from the caller.
         layers: the layers by name, each after its inputs; the last one's result are the logits.
 
     Raises:
@@ -208,15 +58,23 @@ class Plan:
             raise ValueError("Plan: layers must name at least one layer, got none")
         shapes: dict[str, Shape] = {}
         for name, shape in inputs.items():
-            if not (isinstance(name, str) and isinstance(shape, Sequence) and len(shape) == 1):
-                raise ValueError(f"Plan: input {name!r} must have a shape (F,), got {shape}")
-            width = check_positive("Plan", f"the width of input {name!r}", shape[0])
-            shapes[name] = (width,)
+            if not (isinstance(name, str) and isinstance(shape, Sequence)) or len(shape) not in (
+                1,
+                3,
+            ):
+                raise ValueError(
+                    f"Plan: input {name!r} must have a shape (F,) or (C, H, W), got {shape}"
+                )
+            sizes = [check_positive("Plan", f"the shape of input {name!r}", n) for n in shape]
+            check_positive("Plan", f"the width of input {name!r}", math.prod(sizes))
+            shapes[name] = tuple(sizes)
         in_shapes: dict[str, tuple[Shape, ...]] = {}
         unused = set(inputs)
         for name, layer in layers.items():
             if not (isinstance(name, str) and isinstance(layer, KINDS)):
-                raise ValueError(f"Plan: layers must be Dense by name, got {name!r}: {layer!r}")
+                raise ValueError(
+                    f"Plan: layers must be Dense or Conv2d by name, got {name!r}: {layer!r}"
+                )
             if name in shapes:
                 raise ValueError(f"Plan: {name!r} names two results")
             if not name.isidentifier():
@@ -233,8 +91,8 @@ class Plan:
             shapes[name] = layer.out_shape(ins)
             if layer.add and shapes[layer.add] != shapes[name]:
                 raise ValueError(
-                    f"Plan: layer {name!r} has width {math.prod(shapes[name])} and cannot add "
-                    f"{layer.add!r} of width {math.prod(shapes[layer.add])}"
+                    f"Plan: layer {name!r} has shape {shape_text(shapes[name])} and cannot add "
+                    f"{layer.add!r} of shape {shape_text(shapes[layer.add])}"
                 )
             unused.add(name)
         output = list(layers)[-1]
@@ -289,6 +147,36 @@ class Plan:
     def has_norm(self) -> bool:
         """Whether rows of a batch know each other in training, by its statistics."""
         return bool(self.statistics())
+
+    def live(self) -> dict[str, tuple[int, int]]:
+        """The pixels of each convolution's map, before its pool, that anything depends on.
+
+        A pool drops an odd last row and column, and so do the windows before it. Rows and columns
+        beyond these need not be computed: no result reads them, and their gradient is 0.
+        """
+        needed = dict.fromkeys(self.shapes, (0, 0))  # height and width of each image
+        found: dict[str, tuple[int, int]] = {}
+
+        def need(name: str, height: int, width: int) -> None:
+            if len(self.shapes[name]) == 3:
+                needed[name] = max(needed[name][0], height), max(needed[name][1], width)
+
+        def need_all(name: str) -> None:
+            need(name, *self.shapes[name][1:] or (0, 0))
+
+        need_all(self.output)
+        for name, layer in reversed(self.layers.items()):
+            if layer.add:
+                need_all(layer.add)
+            if not isinstance(layer, Conv2d):
+                for source in layer.sources:
+                    need_all(source)
+                continue
+            scale = 1 if layer.pool is None else layer.pool.kernel_size
+            height, width = found[name] = needed[name][0] * scale, needed[name][1] * scale
+            border = layer.kernel_size - 1
+            need(layer.inputs, height + border, width + border)
+        return {name: found[name] for name in self.layers if name in found}
 
     def needs_gradient(self, wanted: frozenset[str] = frozenset()) -> frozenset[str]:
         """Names whose results need a gradient: all layers, and the `wanted` inputs.

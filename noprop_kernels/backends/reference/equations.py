@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import fold, one_hot, unfold
 
 from ...optimizers import SGD, Adam, AdamW, Optimizer
 
@@ -88,6 +88,74 @@ def dense_weight_gradient(
 def dense_input_gradient(d_y: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
     """d_concat = d_y @ weight: (n, B, F)."""
     return product(*(round_operand(v, precision) for v in (up(d_y), up(weight))))
+
+
+def windows(x: Tensor, kernel_size: int) -> Tensor:
+    """The windows of images (n, B, C, H, W), by row and pixel of the map: (n, B P, C k k)."""
+    n, B = x.shape[:2]
+    columns = unfold(x.flatten(0, 1), kernel_size)  # (n B, C k k, P)
+    return columns.unflatten(0, (n, B)).mT.flatten(1, 2)
+
+
+def by_pixel(y: Tensor) -> Tensor:
+    """A map (n, B, O, h, w) as the rows of a product: (n, B P, O)."""
+    return y.flatten(3).mT.flatten(1, 2)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor, precision: str = "float32") -> Tensor:
+    """y = windows(x) @ weight.T + bias: (n, B, C, H, W), (n, O, C, k, k), (n, O) ->
+    (n, B, O, H - k + 1, W - k + 1)."""
+    k, (B, height, width) = weight.shape[-1], (x.shape[1], *x.shape[3:])
+    operands = windows(up(x), k), up(weight).flatten(2).mT
+    y = product(*(round_operand(v, precision) for v in operands)) + up(bias)[:, None]
+    size = (height - k + 1, width - k + 1)
+    return y.unflatten(1, (B, -1)).mT.unflatten(-1, size)
+
+
+def conv2d_weight_gradient(
+    d_y: Tensor, x: Tensor, kernel_size: int, precision: str = "float32"
+) -> Tensor:
+    """d_weight = d_y.T @ windows(x): (n, O, C, k, k)."""
+    operands = by_pixel(up(d_y)).mT, windows(up(x), kernel_size)
+    d_weight = product(*(round_operand(v, precision) for v in operands))
+    return d_weight.unflatten(-1, (x.shape[2], kernel_size, kernel_size))
+
+
+def conv2d_input_gradient(d_y: Tensor, weight: Tensor, precision: str = "float32") -> Tensor:
+    """d_x, to each pixel the sum of d_y @ weight over its windows: (n, B, C, H, W)."""
+    n, B, k, size = *d_y.shape[:2], weight.shape[-1], d_y.shape[3:]
+    operands = by_pixel(up(d_y)), up(weight).flatten(2)
+    d_windows = product(*(round_operand(v, precision) for v in operands))  # (n, B P, C k k)
+    d_windows = d_windows.unflatten(1, (B, -1)).mT.flatten(0, 1)
+    d_x = fold(d_windows, (size[0] + k - 1, size[1] + k - 1), k)
+    return d_x.unflatten(0, (n, B))
+
+
+def max_pool(y: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of each window of 2 x 2 pixels, and its place in the window, 0..3 by rows.
+
+    Of equal pixels the first counts, and NaN above all: (n, B, C, h, w) -> (n, B, C, h/2, w/2).
+    """
+    height, width = y.shape[3] // 2, y.shape[4] // 2
+    parts = y[..., : 2 * height, : 2 * width].unflatten(4, (width, 2)).unflatten(3, (height, 2))
+    found, place = parts.transpose(4, 5).flatten(5).max(-1)
+    return found, place
+
+
+def max_pool_gradient(d_y: Tensor, place: Tensor, size: tuple[int, int]) -> Tensor:
+    """d_y where the maximum was, else 0: (n, B, C, *size)."""
+    height, width = d_y.shape[3:]
+    parts = up(d_y).new_zeros(*d_y.shape, 4).scatter_(-1, place[..., None], up(d_y)[..., None])
+    d_map = up(d_y).new_zeros(*d_y.shape[:3], *size)
+    pooled = parts.unflatten(-1, (2, 2)).transpose(4, 5).flatten(5).flatten(3, 4)
+    d_map[..., : 2 * height, : 2 * width] = pooled
+    return d_map
+
+
+def dropout(y: Tensor, uniform: Tensor, rate: float) -> Tensor:
+    """y / (1 - rate) where uniform >= rate, else 0; rate counts in units of 2^-24."""
+    kept = uniform >= round(rate * 2**24) / 2**24
+    return torch.where(kept, up(y) * (1 / (1 - rate)), 0)
 
 
 def relu(y: Tensor) -> Tensor:

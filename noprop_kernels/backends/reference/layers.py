@@ -1,6 +1,6 @@
 """A plan's forward and backward pass in equations.py's operations, over stacked slices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -8,9 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...plan import Dense, Plan
+from ...plan import Conv2d, Dense, Plan, Shape
 from ..calls import Tensors
 from . import equations as ref
+
+# uniform numbers (n, B, columns) for a layer's dropout, by its name and the columns of its result
+Uniform = Callable[[str, int], Tensor]
 
 
 @dataclass
@@ -24,6 +27,9 @@ class Saved:
     y_hat: Tensors  # normalised, before scale and shift
     rstd: Tensors
     batch: Tensors  # mean and unbiased variance of the batch, by the running statistic's name
+    places: Tensors  # of each pooled maximum in its window
+    shapes: Mapping[str, Shape]
+    uniform: Uniform | None  # None: no dropout
 
 
 def forward_layers(
@@ -34,9 +40,11 @@ def forward_layers(
     *,
     training: bool,
     precision: str = "float32",
+    uniform: Uniform | None = None,
 ) -> Saved:
     """Every result of the plan; the logits are results[plan.output]."""
-    saved = Saved(training, precision, dict(inputs), {}, {}, {}, {})
+    uniform = uniform if training else None
+    saved = Saved(training, precision, dict(inputs), {}, {}, {}, {}, {}, plan.shapes, uniform)
     results = saved.results
     for name, layer in plan.layers.items():
         y = KINDS[type(layer)].forward(layer, name, params, stats, saved)
@@ -122,6 +130,56 @@ def backward_dense(
     return d_concat.split([source.shape[-1] for source in sources], -1)
 
 
+def image(value: Tensor, shape: Shape) -> Tensor:
+    """Rows (n, B, C H W) as images (n, B, C, H, W)."""
+    return value.unflatten(-1, shape)
+
+
+def forward_conv2d(
+    layer: Conv2d, name: str, params: Tensors, stats: Tensors, saved: Saved
+) -> Tensor:
+    x = image(saved.results[layer.inputs], saved.shapes[layer.inputs])
+    y = ref.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], saved.precision)
+    if layer.activation is not None:
+        y = ref.ACTIVATIONS[layer.activation][0](y)
+    if layer.pool is not None:
+        y, saved.places[name] = ref.max_pool(y)
+    if layer.dropout > 0 and saved.uniform is not None:
+        # the numbers go pixel by pixel: a pixel's channels are neighbours
+        numbers = saved.uniform(name, y[0, 0].numel()).unflatten(-1, (-1, layer.channels))
+        y = ref.dropout(y.flatten(3), numbers.mT, layer.dropout)
+    y = y.flatten(2)
+    saved.kept[name] = y
+    return y
+
+
+def backward_conv2d(
+    layer: Conv2d,
+    name: str,
+    params: Tensors,
+    saved: Saved,
+    d_y: Tensor,
+    grads: Tensors,
+    asked: bool,
+) -> Sequence[Tensor]:
+    """As backward_dense. A result above 0 was active and kept, whatever came behind the product."""
+    if layer.activation is not None:
+        d_y = ref.ACTIVATIONS[layer.activation][1](d_y, saved.kept[name])
+    if layer.dropout > 0 and saved.uniform is not None:
+        d_y = d_y * (1 / (1 - layer.dropout))
+    x = image(saved.results[layer.inputs], saved.shapes[layer.inputs])
+    d_y = image(d_y, saved.shapes[name])
+    if layer.pool is not None:
+        size = layer.map_shape([saved.shapes[layer.inputs]])
+        d_y = ref.max_pool_gradient(d_y, saved.places[name], size)
+    grads[f"{name}.weight"] = ref.conv2d_weight_gradient(d_y, x, layer.kernel_size, saved.precision)
+    grads[f"{name}.bias"] = ref.sum_rows(d_y.flatten(3).sum(-1))
+    if not asked:
+        return ()
+    d_x = ref.conv2d_input_gradient(d_y, params[f"{name}.weight"], saved.precision)
+    return (d_x.flatten(2),)
+
+
 class Kind(NamedTuple):
     """How a kind of layer computes its result before `add`, and the gradients behind that."""
 
@@ -129,4 +187,7 @@ class Kind(NamedTuple):
     backward: Callable[..., Sequence[Tensor]]
 
 
-KINDS: dict[type, Kind] = {Dense: Kind(forward_dense, backward_dense)}
+KINDS: dict[type, Kind] = {
+    Dense: Kind(forward_dense, backward_dense),
+    Conv2d: Kind(forward_conv2d, backward_conv2d),
+}
