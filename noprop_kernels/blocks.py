@@ -9,6 +9,7 @@ from .arguments.batches import (
     Inputs,
     Normalize,
     check_inputs,
+    flat,
     rows_of,
     same_rows,
 )
@@ -271,7 +272,10 @@ class DenoisingBlocks(Stack):
         op = "forward"
         index = index_of(self, op, blocks)
         inputs = check_inputs(op, x, self.plan, len(index), self.device)
-        inputs["z"] = rows_of(op, "z", z, self.plan.widths["z"], len(index), self.device)
+        inputs["z"] = rows_of(
+            *(op, "z", flat(op, "z", z, self.plan.shapes["z"]), self.plan.widths["z"]),
+            *(len(index), self.device),
+        )
         B = same_rows(op, inputs, 1, "x and z")
         if self.training and self.plan.has_norm():
             engine.check_rows(self, op, "y", B)

@@ -52,6 +52,11 @@ class Layer(Protocol):
         ...
 
     @property
+    def dropout(self) -> float:
+        """The part of the result that is 0 in training."""
+        ...
+
+    @property
     def momentum(self) -> float:
         """Of the running statistics, where there are any."""
         ...
@@ -146,6 +151,10 @@ class Dense:
     @property
     def sources(self) -> tuple[str, ...]:
         return (self.inputs,) if isinstance(self.inputs, str) else tuple(self.inputs)
+
+    @property
+    def dropout(self) -> float:
+        return 0.0
 
     @property
     def needs_preactivation(self) -> bool:

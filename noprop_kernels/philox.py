@@ -201,10 +201,11 @@ def permutation(seed: int, epoch: int, rows: int) -> Tensor:
 
 
 def initial_parameters(plan: Plan, seeds: Tensor, blocks: Tensor) -> dict[str, Tensor]:
-    """Initial parameters, distributed as torch.nn.Linear's and torch.nn.BatchNorm1d's.
+    """Initial parameters, distributed as torch.nn.Linear's, Conv2d's and BatchNorm1d's.
 
-    weight and bias = (2 * uniform - 1) / sqrt(width of the layer's inputs), from stream 4, draw 0,
-    with the parameter's ordinal in the plan as site; a bias is one row. norm.weight starts at
+    weight and bias = (2 * uniform - 1) / sqrt(fan_in of the layer), from stream 4, draw 0, with the
+    parameter's ordinal in the plan as site. A row of a weight is what forms one output; a bias is
+    one row. norm.weight starts at
     1 and norm.bias at 0.
 
     Args:
@@ -225,7 +226,8 @@ def initial_parameters(plan: Plan, seeds: Tensor, blocks: Tensor) -> dict[str, T
             start = seeds.new_empty(len(seeds), *shape, dtype=torch.float32)
             params[name] = start.fill_(part == "norm.weight")
             continue
-        rows, columns = shape if len(shape) == 2 else (1, *shape)
+        rows = shape[0] if len(shape) > 1 else 1
+        columns = math.prod(shape) // rows
         value = uniform(seeds, STREAM_INITIALISATION, site, 0, blocks, rows, columns)
         value.mul_(2).sub_(1).mul_(plan.fan_in(layer) ** -0.5)
         params[name] = value.reshape(len(seeds), *shape)

@@ -154,7 +154,9 @@ class Plan:
         A pool drops an odd last row and column, and so do the windows before it. Rows and columns
         beyond these need not be computed: no result reads them, and their gradient is 0.
         """
-        needed = dict.fromkeys(self.shapes, (0, 0))  # height and width of each image
+        needed: dict[str, tuple[int, int]] = dict.fromkeys(
+            self.shapes, (0, 0)
+        )  # height and width of each image
         found: dict[str, tuple[int, int]] = {}
 
         def need(name: str, height: int, width: int) -> None:
@@ -165,7 +167,7 @@ class Plan:
             need(name, *self.shapes[name][1:] or (0, 0))
 
         need_all(self.output)
-        for name, layer in reversed(self.layers.items()):
+        for name, layer in reversed(list(self.layers.items())):
             if layer.add:
                 need_all(layer.add)
             if not isinstance(layer, Conv2d):
@@ -177,6 +179,11 @@ class Plan:
             border = layer.kernel_size - 1
             need(layer.inputs, height + border, width + border)
         return {name: found[name] for name in self.layers if name in found}
+
+    def dropout_sites(self) -> dict[str, int]:
+        """The ordinal of each layer with dropout, by which its numbers are addressed."""
+        names = [name for name, layer in self.layers.items() if layer.dropout > 0]
+        return {name: site for site, name in enumerate(names)}
 
     def needs_gradient(self, wanted: frozenset[str] = frozenset()) -> frozenset[str]:
         """Names whose results need a gradient: all layers, and the `wanted` inputs.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..backends.calls import Gather
 from ..check import check_tensor, shape_text
-from ..plan import Plan
+from ..plan import Plan, Shape
 
 DATA = (torch.float32, torch.bfloat16, torch.uint8)
 INT64 = (torch.int64,)
@@ -35,6 +35,27 @@ def by_name(op: str, argument: str, value: object, plan: Plan) -> dict[str, Tens
 def label(argument: str, name: str) -> str:
     """The name of one of several inputs in errors."""
     return argument if name == argument.lower() else f"{argument}[{name!r}]"
+
+
+def flat(op: str, argument: str, value: object, shape: Shape) -> object:
+    """Images (..., C, H, W), or (..., H, W) of one channel, as rows (..., C H W), by channel.
+
+    Raises:
+        ValueError: the channels are last.
+    """
+    if len(shape) == 1 or not isinstance(value, Tensor):
+        return value
+    channels, *size = shape
+    if value.ndim > 3 and value.shape[-3:] == shape:
+        return value.flatten(-3)
+    if value.ndim > 2 and channels == 1 and value.shape[-2:] == (*size,):
+        return value.flatten(-2)
+    if value.ndim > 3 and value.shape[-3:] == (*size, channels):
+        raise ValueError(
+            f"{op}: {argument} must have its channels first, (..., {shape_text(shape)[1:]}, got "
+            f"{shape_text(value.shape)}; .movedim(-1, -3) puts them there"
+        )
+    return value
 
 
 def rows_of(
@@ -65,7 +86,10 @@ def check_inputs(
 ) -> dict[str, Tensor]:
     """Every input but "z" as (slices, B, F) float32; a shared one is expanded."""
     inputs = {
-        name: rows_of(op, label("x", name), value, plan.widths[name], slices, device)
+        name: rows_of(
+            *(op, label("x", name), flat(op, label("x", name), value, plan.shapes[name])),
+            *(plan.widths[name], slices, device),
+        )
         for name, value in by_name(op, "x", x, plan).items()
     }
     same_rows(op, inputs, 1, "x")
@@ -113,7 +137,7 @@ def gather_inputs(
         name: check_tensor(
             op,
             label("X", name),
-            value,
+            flat(op, label("X", name), value, plan.shapes[name]),
             shape=(*lead, plan.widths[name]),
             dtype=DATA,
             device=device,

@@ -46,6 +46,9 @@ class Forward(torch.autograd.Function):
             save=save,
             check=True,
             owner=stack.updates,
+            noise=engine.noise_of(stack, index, engine.blocks_of(stack, index, 1))
+            if stack.training and stack.plan.dropout_sites()
+            else None,
         )
         written = [*call.slices.stats.values()] if stack.training else ()
         engine.run(stack, "forward", call, written)

@@ -165,7 +165,8 @@ class ForwardCall:
     `training` uses batch statistics, and updates the running ones at once. With `save`, `saved` is
     set to what the backend needs for `backward`; it stays valid for any number of backward calls.
     With `check` all inputs but "z" must be finite; without it they may be anything. `owner` as in
-    AddNoiseCall.
+    AddNoiseCall. `noise` is the address of dropout's numbers, needed in training where the plan has
+    dropout.
     """
 
     slices: Slices
@@ -176,6 +177,7 @@ class ForwardCall:
     saved: Any = None
     check: bool = False
     owner: Tensor | None = None
+    noise: NoiseAddress | None = None
 
 
 @dataclass

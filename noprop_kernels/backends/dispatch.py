@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from .. import settings
-from ..plan import Dense, Plan
+from ..plan import Conv2d, Dense, Plan
 from .cpu import backend as cpu
 from .cuda import extension
 from .gpu import errors
@@ -28,7 +28,7 @@ BACKENDS = {  # modules by name, each imported on first use
     "cuda": "cuda.backend",
     "reference": "reference.backend",
 }
-KINDS = dict.fromkeys(BACKENDS, (Dense,))  # kinds of layers that each backend runs
+KINDS = dict.fromkeys(BACKENDS, (Dense,)) | {"reference": (Dense, Conv2d)}  # of layers, by backend
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
 PRECISIONS = {
     "cpu": ("float32", "bfloat16"),
@@ -138,6 +138,10 @@ def forced_backend(backend: str | None) -> tuple[str | None, str]:
 
 def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> str | None:
     """Why backend `name` cannot run `plan` (None: any) on `device`, or None if it can."""
+    for layer in plan.layers.values() if plan else ():
+        if type(layer) not in KINDS[name]:
+            able = ", ".join(name for name, kinds in KINDS.items() if type(layer) in kinds)
+            return f"has no kernels for {type(layer).__name__} layers, which run on {able}"
     if name == "cpu":
         if reason := native_gap():
             return reason
@@ -153,9 +157,6 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
         return reason
     if precision not in PRECISIONS[name]:
         return f"precision must be one of {PRECISIONS[name]}, got {precision!r}"
-    for layer in plan.layers.values() if plan else ():
-        if type(layer) not in KINDS[name]:
-            return f"does not walk layers of kind {type(layer).__name__}"
     return None
 
 

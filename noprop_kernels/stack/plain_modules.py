@@ -1,4 +1,4 @@
-"""Slices as graphs of torch.nn modules: Linear, BatchNorm1d, cat, an activation, add."""
+"""Slices as graphs of torch.nn modules: Linear, Conv2d, BatchNorm1d, MaxPool2d, Dropout."""
 
 from collections.abc import Callable, Iterator, Sequence
 from operator import add
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..check import check_tensor
-from ..plan import Dense, Plan
+from ..plan import Conv2d, Dense, Plan
 from .module import Stack
 from .state import checked_tensors
 
@@ -39,18 +39,41 @@ def dense(layer: Dense, name: str, fan_in: int, parameter: Find, statistic: Find
         yield ACTIVATIONS[layer.activation]
 
 
-KINDS: dict[type, Callable[..., Steps]] = {Dense: dense}  # of layers
+def conv2d(layer: Conv2d, name: str, fan_in: int, parameter: Find, statistic: Find) -> Steps:
+    """The pool and the dropout are children of their layer's Conv2d; in train mode torch draws."""
+    channels = fan_in // layer.kernel_size**2
+    conv = nn.Conv2d(channels, layer.channels, layer.kernel_size, device="meta")
+    conv.weight = nn.Parameter(parameter(f"{name}.weight"))
+    conv.bias = nn.Parameter(parameter(f"{name}.bias"))
+    yield name, conv
+    if layer.activation is not None:
+        yield ACTIVATIONS[layer.activation]
+    if layer.pool is not None:
+        yield f"{name}.pool", nn.MaxPool2d(layer.pool.kernel_size)
+    if layer.dropout > 0:
+        yield f"{name}.dropout", nn.Dropout(layer.dropout)
+
+
+KINDS: dict[type, Callable[..., Steps]] = {Dense: dense, Conv2d: conv2d}  # of layers
 
 
 def graph_module(plan: Plan, parameter: Find, statistic: Find) -> fx.GraphModule:
     """The plan as modules whose tensors are those given by state_dict name."""
     graph = fx.Graph()
     results = {name: graph.placeholder(name) for name in plan.inputs}
+    for name, shape in plan.inputs.items():
+        if len(shape) > 1:  # rows come flat, or as images
+            results[name] = graph.call_method("reshape", (results[name], (-1, *shape)))
     root: dict[str, nn.Module] = {}
+
+    def flat(name: str) -> fx.Node:
+        y = results[name]
+        return y if len(plan.shapes[name]) == 1 else graph.call_function(torch.flatten, (y, 1))
+
     for name, layer in plan.layers.items():
-        y = results[layer.sources[0]]
+        y = results[layer.sources[0]] if isinstance(layer, Conv2d) else flat(layer.sources[0])
         if len(layer.sources) > 1:
-            y = graph.call_function(torch.cat, ([results[source] for source in layer.sources], -1))
+            y = graph.call_function(torch.cat, ([flat(source) for source in layer.sources], -1))
         for step in KINDS[type(layer)](layer, name, plan.fan_in(name), parameter, statistic):
             if isinstance(step, tuple):
                 key, root[step[0]] = step

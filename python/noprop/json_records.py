@@ -8,7 +8,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 from noprop_kernels.optimizers import OPTIMIZERS, Optimizer
-from noprop_kernels.plan import BatchNorm, Dense, Layer, Plan
+from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Layer, MaxPool2d, Plan
 
 from .errors import InputError
 
@@ -65,20 +65,26 @@ def plan_to_json(plan: Plan) -> Json:
     return {"inputs": inputs, "layers": layers}  # lists of pairs, since the order matters
 
 
+KINDS: dict[str, Any] = {kind.__name__: kind for kind in (Dense, Conv2d)}
+PARTS: dict[str, Any] = {"norm": BatchNorm, "pool": MaxPool2d}  # of a layer
+
+
 def plan_from_json(record: Json) -> Plan:
     layers = {}
     for name, values in field(record, "layers", list):
         values = dict(values)
         kind = values.pop("kind", None)
-        if kind != "Dense":
-            raise InputError(f"a saved plan has a layer of kind {kind!r}, this version knows Dense")
-        norm = values.pop("norm")
+        if kind not in KINDS:
+            known = ", ".join(KINDS)
+            raise InputError(
+                f"a saved plan has a layer of kind {kind!r}, this version knows {known}"
+            )
         sources = values.pop("inputs")
-        layers[name] = Dense(
-            sources if isinstance(sources, str) else tuple(sources),
-            norm=None if norm is None else BatchNorm(**norm),
-            **values,
-        )
+        for part, made in PARTS.items():
+            if values.get(part) is not None:
+                values[part] = made(**values[part])
+        sources = sources if isinstance(sources, str) else tuple(sources)
+        layers[name] = KINDS[kind](sources, **values)
     inputs = {name: tuple(shape) for name, shape in field(record, "inputs", list)}
     return Plan(inputs, layers)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import philox
+from ...plan import Plan
 from ..calls import (
     AddNoiseCall,
     BackwardCall,
@@ -26,7 +27,7 @@ from ..calls import (
 )
 from ..contents import check_finite, check_labels, check_rows, check_train, fetch
 from . import equations as ref
-from .layers import backward_layers, forward_layers
+from .layers import Uniform, backward_layers, forward_layers
 
 
 def select(tensors: Tensors, index: Tensor) -> Tensors:
@@ -86,6 +87,24 @@ def draw_normal(
     """eps (n, B, D) of a step, on the seeds' device."""
     address = (noise.seeds, stream, 0, noise.draw[step], noise.block[step])
     return philox.normal(*address, B, D, first_row=noise.first_row, dtype=dtype)
+
+
+def dropout_numbers(
+    plan: Plan, noise: NoiseAddress | None, step: int, B: int, dtype: torch.dtype
+) -> Uniform | None:
+    """The numbers of the plan's dropout in a step, by layer."""
+    sites = plan.dropout_sites()
+    if not sites:
+        return None
+    if noise is None:
+        raise ValueError("forward: noise must be given in training where the plan has dropout")
+
+    def uniform(name: str, columns: int) -> Tensor:
+        address = (noise.seeds, philox.STREAM_DROPOUT, sites[name])
+        address = (*address, noise.draw[step], noise.block[step], B, columns)
+        return philox.uniform(*address, first_row=noise.first_row, dtype=dtype)
+
+    return uniform
 
 
 def noisy_embedding(
@@ -149,8 +168,15 @@ def forward(call: ForwardCall) -> None:
         check_rows("forward", plan, call.inputs["z"].shape[1])
     params, stats = select(slices.params, index), select(slices.stats, index)
     inputs = {name: value.to(compute_dtype(slices)) for name, value in call.inputs.items()}
+    uniform = None
+    if call.training:
+        B, dtype = call.inputs["z"].shape[1], compute_dtype(slices)
+        uniform = dropout_numbers(plan, call.noise, 0, B, dtype)
     saved = forward_layers(
-        plan, params, stats, inputs, training=call.training, precision=slices.precision
+        *(plan, params, stats, inputs),
+        training=call.training,
+        precision=slices.precision,
+        uniform=uniform,
     )
     everyone = torch.ones(len(index), dtype=torch.bool, device=call.inputs["z"].device)
     move_statistics(slices, saved.batch, everyone)
@@ -212,7 +238,12 @@ def train_step(call: TrainCall, step: int) -> None:
     else:
         inputs["z"] = call.z.to(dtype)
 
-    saved = forward_layers(plan, params, stats, inputs, training=True, precision=slices.precision)
+    saved = forward_layers(
+        *(plan, params, stats, inputs),
+        training=True,
+        precision=slices.precision,
+        uniform=dropout_numbers(plan, call.noise, step, call.B, dtype),
+    )
     logits = saved.results[plan.output]
     error, d_logits, p, d_u_hat = head_gradient(objective, embedding, y, logits, eps, step)
     loss = ref.total_loss(error, objective.weight[step], objective.rows)
