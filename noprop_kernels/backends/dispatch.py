@@ -140,8 +140,9 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
     """Why backend `name` cannot run `plan` (None: any) on `device`, or None if it can."""
     for layer in plan.layers.values() if plan else ():
         if type(layer) not in KINDS[name]:
-            able = ", ".join(name for name, kinds in KINDS.items() if type(layer) in kinds)
-            return f"has no kernels for {type(layer).__name__} layers, which run on {able}"
+            able = [known for known, kinds in KINDS.items() if type(layer) in kinds]
+            which = f", which {' and '.join(able)} can run" if able else ""
+            return f"has no kernels for {type(layer).__name__} layers{which}"
     if name == "cpu":
         if reason := native_gap():
             return reason

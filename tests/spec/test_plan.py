@@ -77,8 +77,16 @@ def test_gradients_that_a_plan_needs():
 def wrong_plans():
     yield 'must have "z"', {"x": (5,)}, {"out": Dense("x", 2)}
     yield "at least one layer", INPUTS, {}
-    yield r"must have a shape \(F,\), got \(3, 8\)", {"z": (3, 8)}, {"out": Dense("z", 2)}
-    yield "width of input 'z' must be an integer of at least 1", {"z": (0,)}, {"o": Dense("z", 2)}
+    yield (
+        r"must have a shape \(F,\) or \(C, H, W\), got \(3, 8\)",
+        {"z": (3, 8)},
+        {"out": Dense("z", 2)},
+    )
+    yield (
+        "the shape of input 'z' must be an integer of at least 1",
+        {"z": (0,)},
+        {"o": Dense("z", 2)},
+    )
     yield "'x' names two results", INPUTS, {"x": Dense(("x", "z"), 2)}
     yield "must be an identifier, got 'a.b'", INPUTS, {"a.b": Dense(("x", "z"), 2)}
     yield "reads 'y', which is no earlier result", INPUTS, {"out": Dense(("x", "z", "y"), 2)}
@@ -88,7 +96,7 @@ def wrong_plans():
         {"h": Dense("g", 2), "g": Dense(("x", "z"), 2)},
     )
     yield (
-        "layer 'out' has width 2 and cannot add 'x' of width 5",
+        r"layer 'out' has shape \(2,\) and cannot add 'x' of shape \(5,\)",
         INPUTS,
         {"out": Dense(("x", "z"), 2, add="x")},
     )
