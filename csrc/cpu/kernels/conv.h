@@ -1,0 +1,189 @@
+// The products of a convolution on one panel of rows. Lanes are rows of the batch and pixels are
+// features, so that a window is a few runs of features that follow one another, and each of them
+// is a dense product as it is: no window is ever copied. Only a weight gradient has lanes of input
+// channels, as a dense layer's strips have.
+#pragma once
+
+#include "cpu/kernels/product.h"
+
+namespace noprop {
+namespace {
+
+// Where the pixels of an image are in a panel: channel c of pixel (y, x) is feature
+// (y * W + x) * pixel + c * channel.
+struct Map {
+  int64_t C, H, W, pixel, channel;
+
+  int64_t at(int64_t c, int64_t y, int64_t x) const { return (y * W + x) * pixel + c * channel; }
+};
+
+// a pixel's channels beside each other, as convolutions read and write them
+inline Map channels_last(int64_t C, int64_t H, int64_t W) { return {C, H, W, C, 1}; }
+// torch's order, of a plan's inputs and of what dense layers read
+inline Map channels_first(int64_t C, int64_t H, int64_t W) { return {C, H, W, 1, H * W}; }
+
+// The terms of a window's sum, in the order of its runs: by (row, column, channel) where channels
+// are last, else by (channel, row, column). Calls body(first feature, first term, terms) for each
+// run of the window of size x size pixels whose corner is (y, x), as far as it lies in the image.
+template <bool CHANNELS_LAST, class Body>
+NOPROP_INLINE void for_runs(const Map& map, int64_t size, int64_t y, int64_t x, Body body) {
+  const int64_t above = y < 0 ? -y : 0, left = x < 0 ? -x : 0;
+  const int64_t below = y + size > map.H ? map.H - y : size;
+  const int64_t right = x + size > map.W ? map.W - x : size;
+  const int64_t scale = CHANNELS_LAST ? map.C : 1, images = CHANNELS_LAST ? 1 : map.C;
+  for (int64_t c = 0; c < images; ++c)
+    for (int64_t i = above; i < below; ++i)
+      body(map.at(c, y + i, x + left), ((c * size + i) * size + left) * scale,
+           (right - left) * scale);
+}
+
+constexpr int kConvCols = 2;  // vectors in a panel's row, and in a strip's of input channels
+constexpr int kConvRows = kTileRows[kConvCols];
+constexpr int64_t kConvStrip = kConvCols * kLanes;
+
+inline int64_t conv_tiles(int64_t channels) { return (channels + kConvRows - 1) / kConvRows; }
+
+// floats of a weight (O, C, size, size) that is packed for products over its input channels
+inline int64_t packed_weight_floats(int64_t O, int64_t C, int64_t size) {
+  return conv_tiles(O) * kConvRows * C * size * size;
+}
+
+// packed (tile, term, kConvRows) <- get(output channel, c, row, column), in the order of `map`
+template <class Get>
+inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map& map, Get get) {
+  for (int64_t tile = 0; tile < conv_tiles(outputs); ++tile) {
+    const auto put = [&](int64_t c, int64_t i, int64_t j) {
+      for (int64_t r = 0; r < kConvRows; ++r) {
+        const int64_t o = tile * kConvRows + r;
+        *packed++ = o < outputs ? get(o, c, i, j) : 0.0f;
+      }
+    };
+    if (map.channel == 1) {
+      for (int64_t i = 0; i < size; ++i)
+        for (int64_t j = 0; j < size; ++j)
+          for (int64_t c = 0; c < map.C; ++c) put(c, i, j);
+    } else {
+      for (int64_t c = 0; c < map.C; ++c)
+        for (int64_t i = 0; i < size; ++i)
+          for (int64_t j = 0; j < size; ++j) put(c, i, j);
+    }
+  }
+}
+
+// for the product that makes a layer's result from its input
+inline void pack_forward(float* packed, const float* weight, int64_t O, int64_t size,
+                         const Map& in) {
+  pack_weight(packed, O, size, in, [&](int64_t o, int64_t c, int64_t i, int64_t j) {
+    return weight[((o * in.C + c) * size + i) * size + j];
+  });
+}
+
+// for the product that makes an input's gradient from the map's: its windows are turned round
+inline void pack_backward(float* packed, const float* weight, int64_t C, int64_t size,
+                          const Map& d_map) {
+  pack_weight(packed, C, size, d_map, [&](int64_t c, int64_t o, int64_t i, int64_t j) {
+    return weight[((o * C + c) * size + size - 1 - i) * size + size - 1 - j];
+  });
+}
+
+// Tiles of output channels whose weights stay near while all pixels pass.
+constexpr int64_t kConvTilesAtOnce = 4;
+
+// The sums of the windows of `in` whose corners are (y + offset, x + offset), for y < height and x
+// < width: done(sums, first output channel, y, x) gets each tile, of a number of channels that the
+// type of its sums says.
+template <bool CHANNELS_LAST, class Done>
+[[gnu::noinline]] inline void conv_product(const float* in, const Map& map, const float* packed,
+                                           int64_t outputs, int64_t size, int64_t offset,
+                                           int64_t height, int64_t width, Done done) {
+  constexpr int64_t P = kConvCols * kLanes;
+  const int64_t K = map.C * size * size, block = kConvTilesAtOnce * kConvRows;
+  for (int64_t first = 0; first < outputs; first += block) {
+    const int64_t last = outputs - first < block ? outputs : first + block;
+    for (int64_t y = 0; y < height; ++y)
+      for (int64_t x = 0; x < width; ++x)
+        for_row_tiles<kConvCols>(
+            first, last, [&](auto rows, int64_t o) __attribute__((always_inline)) {
+              constexpr int ROWS = decltype(rows)::value;
+              Vec c[ROWS][kConvCols] = {};
+              const float* w = packed + (o / kConvRows * K * kConvRows) + o % kConvRows;
+              for_runs<CHANNELS_LAST>(map, size, y + offset, x + offset,
+                                      [&](int64_t feature, int64_t term, int64_t count)
+                                          __attribute__((always_inline)) {
+                                            multiply_tile(c, w + term * kConvRows, 1, kConvRows,
+                                                          in + feature * P, P, count);
+                                          });
+              done(c, o, y, x);
+            });
+  }
+}
+
+// floats of a panel's image in strips of input channels
+inline int64_t channel_strip_floats(const Map& map) {
+  return (map.C + kConvStrip - 1) / kConvStrip * kConvStrip * map.H * map.W * kConvStrip;
+}
+
+// strips (strip, y, x, row, kConvStrip) of an image in a panel, by transposed squares
+[[gnu::noinline]] inline void panel_to_channel_strips(float* strips, const float* in,
+                                                      const Map& map) {
+  constexpr int64_t P = kConvCols * kLanes;
+  for (int64_t first = 0; first < map.C; first += kConvStrip)
+    for (int64_t y = 0; y < map.H; ++y)
+      for (int64_t x = 0; x < map.W; ++x, strips += P * kConvStrip)
+        for (int64_t column = 0; column < kConvCols; ++column)
+          for (int64_t g = 0; g < kConvCols; ++g) {
+            Vec square[kLanes];
+            for (int64_t i = 0; i < kLanes; ++i) {
+              const int64_t c = first + column * kLanes + i;
+              square[i] = c < map.C ? load(in + map.at(c, y, x) * P + g * kLanes) : Vec{};
+            }
+            transpose(square);
+            for (int64_t i = 0; i < kLanes; ++i)
+              store(strips + (g * kLanes + i) * kConvStrip + column * kLanes, square[i]);
+          }
+}
+
+// floats of a weight's gradient as panels add to it
+inline int64_t conv_gradient_floats(int64_t O, int64_t C, int64_t size) {
+  const int64_t strips = (C + kConvStrip - 1) / kConvStrip;
+  return conv_tiles(O) * strips * size * size * kConvRows * kConvStrip;
+}
+
+// Adds a panel's weight gradient to sums (tile, strip, window's pixel, kConvRows, kConvStrip), one
+// accumulator an element over (y, x, row) from its earlier value on. d_map has the gradient of
+// height x width pixels of the map; `copied` has room for kConvRows of its channels.
+[[gnu::noinline]] inline void conv_weight_grad(float* sums, const float* d, const Map& d_map,
+                                               const float* strips, const Map& map, int64_t size,
+                                               int64_t height, int64_t width, float* copied) {
+  constexpr int64_t P = kConvCols * kLanes;
+  const int64_t num_strips = (map.C + kConvStrip - 1) / kConvStrip;
+  for (int64_t tile = 0; tile < conv_tiles(d_map.C); ++tile) {
+    const int64_t o = tile * kConvRows, left = d_map.C - o;
+    float* to = copied;
+    for (int64_t y = 0; y < height; ++y)
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t r = 0; r < kConvRows; ++r, to += P)
+          for (int64_t i = 0; i < P; i += kLanes)
+            store(to + i, r < left ? load(d + d_map.at(o + r, y, x) * P + i) : Vec{});
+    for (int64_t strip = 0; strip < num_strips; ++strip)
+      for (int64_t tap = 0; tap < size * size; ++tap) {
+        float* sum =
+            sums + ((tile * num_strips + strip) * size * size + tap) * kConvRows * kConvStrip;
+        Vec c[kConvRows][kConvCols];
+        for_tile<kConvRows, kConvCols>(
+            [&](int i, int j) { c[i][j] = load(sum + i * kConvStrip + j * kLanes); });
+        const float* a = copied;
+        for (int64_t y = 0; y < height; ++y) {
+          const float* b =
+              strips + ((strip * map.H + y + tap / size) * map.W + tap % size) * P * kConvStrip;
+          for (int64_t x = 0; x < width; ++x, a += kConvRows * P, b += P * kConvStrip)
+            multiply_tile(c, a, P, 1, b, kConvStrip, P);
+        }
+        for_tile<kConvRows, kConvCols>(
+            [&](int i, int j) { store(sum + i * kConvStrip + j * kLanes, c[i][j]); });
+      }
+  }
+}
+
+}  // namespace
+}  // namespace noprop
