@@ -89,18 +89,19 @@ inline void pack_backward(float* packed, const float* weight, int64_t C, int64_t
 // Tiles of output channels whose weights stay near while all pixels pass.
 constexpr int64_t kConvTilesAtOnce = 4;
 
-// The sums of the windows of `in` whose corners are (y + offset, x + offset), for y < height and x
-// < width: done(sums, first output channel, y, x) gets each tile, of a number of channels that the
-// type of its sums says.
+// The sums of the windows of `in` whose corners are (y + offset, x + offset), for y in first_y ..
+// last_y and x < width: done(sums, first output channel, y, x) gets each tile, of as many channels
+// as its sums have rows.
 template <bool CHANNELS_LAST, class Done>
 [[gnu::noinline]] inline void conv_product(const float* in, const Map& map, const float* packed,
                                            int64_t outputs, int64_t size, int64_t offset,
-                                           int64_t height, int64_t width, Done done) {
+                                           int64_t first_y, int64_t last_y, int64_t width,
+                                           Done done) {
   constexpr int64_t P = kConvCols * kLanes;
   const int64_t K = map.C * size * size, block = kConvTilesAtOnce * kConvRows;
   for (int64_t first = 0; first < outputs; first += block) {
     const int64_t last = outputs - first < block ? outputs : first + block;
-    for (int64_t y = 0; y < height; ++y)
+    for (int64_t y = first_y; y < last_y; ++y)
       for (int64_t x = 0; x < width; ++x)
         for_row_tiles<kConvCols>(
             first, last, [&](auto rows, int64_t o) __attribute__((always_inline)) {

@@ -1,0 +1,132 @@
+// What follows a convolution's product: bias, ReLU, the maximum of 2 x 2 pixels, dropout. On one
+// panel of rows, a row of pixels at a time.
+#pragma once
+
+#include "cpu/kernels/conv.h"
+#include "cpu/kernels/noise.h"
+
+namespace noprop {
+namespace {
+
+struct ConvEnds {
+  const float* bias;
+  bool is_relu, pools;
+  uint32_t dropped;  // of 2^24; 0: no dropout
+  float scale;       // of what dropout keeps
+  NoiseKey key;      // of dropout's numbers; row 0 is the panel's first
+};
+
+// The numbers of dropout of one vector of rows: a word for each column, pixel * C + c.
+class DropoutWords {
+ public:
+  DropoutWords(const NoiseKey& key, int64_t first_row)
+      : key_(key), row_((UintVec)lane_numbers() + (key.first_row + (uint32_t)first_row)) {}
+
+  NOPROP_INLINE UintVec at(int64_t column) {
+    if (column / 4 != drawn_) {
+      drawn_ = column / 4;
+      words_[0] = UintVec{} + (uint32_t)drawn_;
+      words_[1] = row_;
+      words_[2] = UintVec{} + key_.place;
+      words_[3] = UintVec{} + key_.draw;
+      philox(words_, key_.seed);
+    }
+    return words_[column % 4];
+  }
+
+ private:
+  NoiseKey key_;
+  UintVec row_, words_[4];
+  int64_t drawn_ = -1;
+};
+
+// One row of a result, from one row of pixels, or two where it pools: `pixels` (row, x, C, P) has
+// the sums with bias, `width` of them beside each other. places (y, x, C, P) gets each maximum's
+// place in its window, 0..3 by rows; of equal ones the first, as torch has it.
+[[gnu::noinline]] inline void finish_pixels(float* out, const Map& map, uint8_t* places,
+                                            const float* pixels, int64_t width,
+                                            const ConvEnds& ends, int64_t y) {
+  constexpr int64_t P = kConvCols * kLanes;
+  for (int64_t g = 0; g < kConvCols; ++g) {
+    DropoutWords words(ends.key, g * kLanes);
+    for (int64_t x = 0; x < map.W; ++x)
+      for (int64_t c = 0; c < map.C; ++c) {
+        const auto pixel = [&](int64_t i, int64_t j) {
+          return load(pixels + ((i * width + j) * map.C + c) * P + g * kLanes);
+        };
+        Vec v = ends.pools ? pixel(0, 2 * x) : pixel(0, x);
+        if (ends.pools) {
+          IntVec place = {};
+          for (int q = 1; q < 4; ++q) {
+            const Vec other = pixel(q / 2, 2 * x + q % 2);
+            const IntVec takes = (other > v) | (other != other);
+            v = takes ? other : v;
+            place = takes ? IntVec{} + q : place;
+          }
+          const ByteVec bytes = __builtin_convertvector(place, ByteVec);
+          const int64_t at = ((y * map.W + x) * map.C + c) * P + g * kLanes;
+          __builtin_memcpy(places + at, &bytes, sizeof bytes);
+        }
+        if (ends.is_relu) v = relu(v);
+        if (ends.dropped) {
+          const UintVec word = words.at((y * map.W + x) * map.C + c);
+          v = (word >> 8) >= ends.dropped ? v * ends.scale : Vec{};
+        }
+        store(out + map.at(c, y, x) * P + g * kLanes, v);
+      }
+  }
+}
+
+// A convolution's result in a panel, from its input: rows of the map wait in `pixels` (2, width, C,
+// P) until the next is finished. width: the live columns of the map.
+template <bool CHANNELS_LAST>
+inline void conv_forward(float* out, const Map& map, uint8_t* places, const float* in,
+                         const Map& in_map, const float* packed, int64_t size, int64_t width,
+                         float* pixels, const ConvEnds& ends) {
+  constexpr int64_t P = kConvCols * kLanes;
+  const int64_t rows = ends.pools ? 2 : 1;
+  for (int64_t y = 0; y < map.H; ++y) {
+    const int64_t first = y * rows;
+    conv_product<CHANNELS_LAST>(
+        in, in_map, packed, map.C, size, 0, first, first + rows, width,
+        [&](auto& sums, int64_t o, int64_t map_y, int64_t x) __attribute__((always_inline)) {
+          constexpr int ROWS = sizeof(sums) / sizeof(sums[0]);
+          float* to = pixels + (((map_y - first) * width + x) * map.C + o) * P;
+          for_tile<ROWS, kConvCols>(
+              [&](int i, int j) { store(to + i * P + j * kLanes, sums[i][j] + ends.bias[o + i]); });
+        });
+    finish_pixels(out, map, places, pixels, width, ends, y);
+  }
+}
+
+// The gradient of the sums from that of the result, one row of it: to `pixels` (row, x, C, P) as in
+// finish_pixels, and its sum over the row's pixels to d_bias (C, P). A result above 0 was active
+// and kept, whatever came behind the product.
+[[gnu::noinline]] inline void pixels_gradient(float* pixels, float* d_bias, const float* d_out,
+                                              const float* out, const Map& map,
+                                              const uint8_t* places, int64_t width,
+                                              const ConvEnds& ends, int64_t y) {
+  constexpr int64_t P = kConvCols * kLanes;
+  for (int64_t x = 0; x < map.W; ++x)
+    for (int64_t c = 0; c < map.C; ++c)
+      for (int64_t i = 0; i < P; i += kLanes) {
+        const int64_t at = map.at(c, y, x) * P + i;
+        Vec d = load(d_out + at);
+        if (ends.is_relu) d = load(out + at) <= 0.0f ? Vec{} : d;
+        if (ends.dropped) d *= ends.scale;
+        store(d_bias + c * P + i, load(d_bias + c * P + i) + d);
+        if (!ends.pools) {
+          store(pixels + (x * map.C + c) * P + i, d);
+          continue;
+        }
+        ByteVec bytes;
+        __builtin_memcpy(&bytes, places + ((y * map.W + x) * map.C + c) * P + i, sizeof bytes);
+        const IntVec place = __builtin_convertvector(bytes, IntVec);
+        for (int q = 0; q < 4; ++q)
+          store(pixels + (((q / 2) * width + 2 * x + q % 2) * map.C + c) * P + i,
+                place == q ? d : Vec{});
+      }
+}
+
+}  // namespace
+}  // namespace noprop
