@@ -144,15 +144,15 @@ inline int64_t channel_strip_floats(const Map& map) {
           }
 }
 
-// floats of a weight's gradient as panels add to it
+// floats of a panel's weight gradient
 inline int64_t conv_gradient_floats(int64_t O, int64_t C, int64_t size) {
   const int64_t strips = (C + kConvStrip - 1) / kConvStrip;
   return conv_tiles(O) * strips * size * size * kConvRows * kConvStrip;
 }
 
-// Adds a panel's weight gradient to sums (tile, strip, window's pixel, kConvRows, kConvStrip), one
-// accumulator an element over (y, x, row) from its earlier value on. d_map has the gradient of
-// height x width pixels of the map; `copied` has room for kConvRows of its channels.
+// A panel's weight gradient, sums (tile, strip, window's pixel, kConvRows, kConvStrip), one
+// accumulator an element over (y, x, row). d has height x width pixels of the map's gradient;
+// `copied` has room for kConvRows of its channels.
 [[gnu::noinline]] inline void conv_weight_grad(float* sums, const float* d, const Map& d_map,
                                                const float* strips, const Map& map, int64_t size,
                                                int64_t height, int64_t width, float* copied) {
@@ -170,9 +170,7 @@ inline int64_t conv_gradient_floats(int64_t O, int64_t C, int64_t size) {
       for (int64_t tap = 0; tap < size * size; ++tap) {
         float* sum =
             sums + ((tile * num_strips + strip) * size * size + tap) * kConvRows * kConvStrip;
-        Vec c[kConvRows][kConvCols];
-        for_tile<kConvRows, kConvCols>(
-            [&](int i, int j) { c[i][j] = load(sum + i * kConvStrip + j * kLanes); });
+        Vec c[kConvRows][kConvCols] = {};
         const float* a = copied;
         for (int64_t y = 0; y < height; ++y) {
           const float* b =
@@ -184,6 +182,77 @@ inline int64_t conv_gradient_floats(int64_t O, int64_t C, int64_t size) {
             [&](int i, int j) { store(sum + i * kConvStrip + j * kLanes, c[i][j]); });
       }
   }
+}
+
+// An input of few channels would leave most lanes of its strips empty: lanes are then rows, which
+// are added up when all pixels of a panel are done.
+inline bool has_few_channels(const Map& map) { return map.C * 2 <= kConvStrip; }
+
+inline int64_t few_channels_gradient_floats(int64_t O, int64_t C, int64_t size) {
+  return O * C * size * size * kLanes;
+}
+
+// Adds to sums (output channel, c, window's row, window's column, kLanes), over (y, x, vector). d
+// has height x width pixels of the map's gradient, from row first_y on; a few rows at once stay
+// near.
+[[gnu::noinline]] inline void few_channels_weight_grad(float* sums, const float* d,
+                                                       const Map& d_map, const float* in,
+                                                       const Map& map, int64_t size,
+                                                       int64_t first_y, int64_t height,
+                                                       int64_t width) {
+  constexpr int64_t P = kConvCols * kLanes;
+  constexpr int kOutputs = 4, kColumns = 3;  // of a tile, which fits the registers
+  const auto tile = [&](auto outputs, auto columns, int64_t o, int64_t c, int64_t i, int64_t j) {
+    constexpr int OUTPUTS = decltype(outputs)::value, COLUMNS = decltype(columns)::value;
+    const auto place = [&](int r, int q) __attribute__((always_inline)) {
+      return sums + ((((o + r) * map.C + c) * size + i) * size + j + q) * kLanes;
+    };
+    Vec sum[OUTPUTS][COLUMNS];
+    for_tile<OUTPUTS, COLUMNS>([&](int r, int q) { sum[r][q] = load(place(r, q)); });
+    for (int64_t y = 0; y < height; ++y)
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t g = 0; g < P; g += kLanes) {
+          Vec pixel[COLUMNS];
+#pragma GCC unroll 4
+          for (int q = 0; q < COLUMNS; ++q)
+            pixel[q] = load(in + map.at(c, first_y + y + i, x + j + q) * P + g);
+#pragma GCC unroll 4
+          for (int r = 0; r < OUTPUTS; ++r) {
+            const Vec gradient = load(d + d_map.at(o + r, y, x) * P + g);
+#pragma GCC unroll 4
+            for (int q = 0; q < COLUMNS; ++q) sum[r][q] += gradient * pixel[q];
+          }
+        }
+    for_tile<OUTPUTS, COLUMNS>([&](int r, int q) { store(place(r, q), sum[r][q]); });
+  };
+  const auto columns = [&](auto outputs, int64_t o, int64_t c, int64_t i) {
+    int64_t j = 0;
+    for (; j + kColumns <= size; j += kColumns) tile(outputs, Constant<kColumns>{}, o, c, i, j);
+    for (; j < size; ++j) tile(outputs, Constant<1>{}, o, c, i, j);
+  };
+  for (int64_t c = 0; c < map.C; ++c)
+    for (int64_t i = 0; i < size; ++i) {
+      int64_t o = 0;
+      for (; o + kOutputs <= d_map.C; o += kOutputs) columns(Constant<kOutputs>{}, o, c, i);
+      for (; o < d_map.C; ++o) columns(Constant<1>{}, o, c, i);
+    }
+}
+
+// gradient (O, C, size, size) += a panel's; panels come in their order.
+inline void add_panel_gradient(float* gradient, const float* sums, int64_t O, const Map& map,
+                               int64_t size) {
+  const int64_t taps = size * size, num_strips = (map.C + kConvStrip - 1) / kConvStrip;
+  for (int64_t o = 0; o < O; ++o)
+    for (int64_t c = 0; c < map.C; ++c)
+      for (int64_t tap = 0; tap < taps; ++tap, ++gradient) {
+        if (has_few_channels(map)) {
+          *gradient += sum_lanes(load(sums + ((o * map.C + c) * taps + tap) * kLanes));
+          continue;
+        }
+        const int64_t strip = o / kConvRows * num_strips + c / kConvStrip;
+        *gradient += sums[(strip * taps + tap) * kConvRows * kConvStrip +
+                          o % kConvRows * kConvStrip + c % kConvStrip];
+      }
 }
 
 }  // namespace
