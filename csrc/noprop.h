@@ -50,15 +50,30 @@ typedef struct {
   float *value, *m, *v, *grad;
 } NopropParam;
 
-/* add + activation(norm(concat(sources) @ weight.T + bias)) */
+enum { NOPROP_DENSE = 0, NOPROP_CONV2D = 1 };
+
+/* An image of a row: feature (channel * height + y) * width + x. */
+typedef struct {
+  int32_t channels, height, width;
+} NopropShape;
+
+/* NOPROP_DENSE: add + activation(norm(concat(sources) @ weight.T + bias)).
+ * NOPROP_CONV2D: add + dropout(pool(activation(conv2d(source, weight) + bias))), its windows inside
+ * the image and one pixel apart. What is not of a kind is 0. */
 typedef struct {
   int32_t num_sources;
   const int32_t* sources;
-  int32_t width;
+  int32_t width; /* of the result, an image's channels * height * width */
   int32_t activation;
   int32_t add; /* a result, or -1 */
   int32_t norm;
   float norm_eps, norm_momentum;
+  int32_t kind;
+  NopropShape in, shape;           /* of a convolution's source and result */
+  int32_t kernel_size, pool;       /* pool: 2, or 0 */
+  int32_t live_height, live_width; /* the pixels before the pool that anything depends on */
+  float dropout;
+  int32_t site; /* of dropout's numbers */
 } NopropLayer;
 
 typedef struct {

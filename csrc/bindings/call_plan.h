@@ -47,20 +47,22 @@ struct Plan {
       return found->second;
     };
     for (const auto& [name, shape] : py::dict(described.attr("inputs"))) {
-      input_widths.push_back(width(py::sequence(py::reinterpret_borrow<py::object>(shape))[0]));
+      input_widths.push_back(width(described.attr("widths")[name]));
       add(name);
     }
     const int32_t z = find(py::str("z"));
+    const py::dict live = described.attr("live")(), sites = described.attr("dropout_sites")();
     for (const auto& [name, layer] : py::dict(described.attr("layers"))) {
-      const py::object norm = layer.attr("norm"), to_add = layer.attr("add");
+      const py::object norm = py::getattr(layer, "norm", py::none()), to_add = layer.attr("add");
       sources.emplace_back();
       for (const py::handle source : py::tuple(layer.attr("sources")))
         sources.back().push_back(find(source));
       layers.push_back({static_cast<int32_t>(sources.back().size()), nullptr,
-                        width(layer.attr("features")), activation(layer.attr("activation")),
+                        width(described.attr("widths")[name]), activation(layer.attr("activation")),
                         to_add.is_none() ? -1 : find(to_add), !norm.is_none(),
                         norm.is_none() ? 0.0f : norm.attr("eps").cast<float>(),
                         norm.is_none() ? 0.0f : norm.attr("momentum").cast<float>()});
+      if (live.contains(name)) take_image(described, name, layer, live, sites);
       const auto key = [&](const char* part) { return py::str(std::string(py::str(name)) + part); };
       keys.push_back({key(".weight"), key(".bias"), key(".norm.weight"), key(".norm.bias"),
                       key(".norm.running_mean"), key(".norm.running_var")});
@@ -93,6 +95,25 @@ struct Plan {
   }
   Plan(const Plan&) = delete;
 
+  // what a convolution has beside a dense layer
+  void take_image(const py::object& described, py::handle name, py::handle layer,
+                  const py::dict& live, const py::dict& sites) {
+    const auto shape = [&](const py::object& of) {
+      const auto [channels, height, rest] =
+          described.attr("shapes")[of].cast<std::tuple<int32_t, int32_t, int32_t>>();
+      return NopropShape{channels, height, rest};
+    };
+    NopropLayer& made = layers.back();
+    made.kind = NOPROP_CONV2D;
+    made.in = shape(layer.attr("inputs"));
+    made.shape = shape(py::reinterpret_borrow<py::object>(name));
+    made.kernel_size = layer.attr("kernel_size").cast<int32_t>();
+    const py::object pool = layer.attr("pool");
+    made.pool = pool.is_none() ? 0 : pool.attr("kernel_size").cast<int32_t>();
+    std::tie(made.live_height, made.live_width) = live[name].cast<std::pair<int32_t, int32_t>>();
+    made.dropout = layer.attr("dropout").cast<float>();
+    if (sites.contains(name)) made.site = sites[name].cast<int32_t>();
+  }
   static int32_t width(const py::object& value) {
     const auto width = value.cast<int64_t>();
     if (width < 1 || width > std::numeric_limits<int32_t>::max())

@@ -42,12 +42,27 @@ struct Panels {
   }
 };
 
+// A plan with convolutions has panels of this many vectors, whatever the batch.
+constexpr int kImageCols = 2;
+
+inline bool has_images(const NopropPlan& plan) {
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (plan.layers[l].kind == NOPROP_CONV2D) return true;
+  return false;
+}
+
 // Panels are as wide as the registers allow, evened out so that little is padded.
 inline Panels make_panels(int64_t B) {
   const int64_t vectors = (B + kLanes - 1) / kLanes;
   const int64_t count = (vectors + kMaxCols - 1) / kMaxCols;
   const int cols = (int)((vectors + count - 1) / count);
   return {B, count, (int64_t)cols * kLanes, cols};
+}
+
+inline Panels make_panels(const NopropPlan& plan, int64_t B) {
+  if (!has_images(plan)) return make_panels(B);
+  constexpr int64_t P = kImageCols * kLanes;
+  return {B, (B + P - 1) / P, P, kImageCols};
 }
 
 // This thread's features of a layer. They are the same in all functions that run one after the
