@@ -87,7 +87,9 @@ typedef struct {
   int32_t precision;
 } NopropPlan;
 
-/* One layer's state; the norm's members are null without norm. */
+/* One layer's state; the norm's members are null without norm. The weight is (N, width, sources'
+ * widths), of a convolution (N, channels, the source's, kernel_size, kernel_size), the bias (N,
+ * width) or (N, channels). */
 typedef struct {
   NopropParam weight, bias, norm_weight, norm_bias;
   float *running_mean, *running_var; /* (N, width) */
@@ -220,7 +222,8 @@ int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B);
 /* logits (n, B, M), or null: only the inputs are saved; inputs[i]: (n, B, width), the slice stride
  * may be 0. saved: n * saved_bytes, 64-byte aligned, or null. */
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
-                                const NopropInput* inputs, int64_t B, int32_t training,
+                                const NopropInput* inputs, const int64_t* seeds,
+                                const NopropNoise* noise, int64_t B, int32_t training,
                                 const NopropHost* host);
 
 /* loss (n,), error (n, B), d_logits (n, B, M), u_hat (n, B, D), each or null, from logits (n, B, M)

@@ -174,13 +174,23 @@ Result forward(const Plan& plan, const py::object& call, const py::object& saved
   const int64_t B = reader.B = plan.rows(reader.sizes(z, {"z"}, 3).shape[1]);
   const auto inputs = reader.inputs(plan, call, n, false);
   const NopropLayer& first = plan.plan.layers[0];
-  if (logits_given.is_none() && (plan.plan.num_layers > 1 || first.activation || first.norm))
+  if (logits_given.is_none() &&
+      (plan.plan.num_layers > 1 || first.activation || first.norm || first.kind != NOPROP_DENSE))
     reader.tensors.refuse({"logits"}, "be a tensor, as the plan is more than a product");
   float* logits = reader.out_or_null(logits_given, {"logits"}, {n, B, plan.M()});
   char* saved =
       saved_given.is_none() ? nullptr : take_saved(reader.tensors, plan, saved_given, n, B, true);
+  NopropNoise noise = {};
+  const int64_t* seeds = nullptr;
+  if (const py::object given = get(call, "noise"); !given.is_none()) {
+    noise = reader.noise(call);
+    seeds = reader.tensors.read(get(given, "seeds"), {"seeds"}, Kind::kInt64, {n}).as<int64_t>();
+  } else if (training && plan.has_dropout()) {
+    reader.tensors.refuse({"noise"}, "be given in training where the plan has dropout");
+  }
   return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
-    return noprop_forward_cpu(logits, saved, &state.slices, inputs.data(), B, training, host);
+    return noprop_forward_cpu(logits, saved, &state.slices, inputs.data(), seeds,
+                              seeds ? &noise : nullptr, B, training, host);
   });
 }
 

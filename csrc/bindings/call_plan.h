@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -131,6 +132,10 @@ struct Plan {
   int64_t width_of(int32_t result) const {
     const auto r = static_cast<size_t>(result);
     return r < input_widths.size() ? input_widths[r] : layers[r - input_widths.size()].width;
+  }
+  bool has_dropout() const {
+    return std::any_of(layers.begin(), layers.end(),
+                       [](const NopropLayer& layer) { return layer.dropout > 0; });
   }
   int64_t M() const { return layers.back().width; }
   int64_t D() const { return input_widths[static_cast<size_t>(plan.z)]; }

@@ -70,8 +70,12 @@ struct Slices {
       NopropState state = {};
       const Plan::Keys& keys = plan.keys[l];
       if (l == 0) N = first_dim(params, keys.weight);
-      state.weight = param(keys.weight, {N, H, plan.in_widths[l]});
-      state.bias = param(keys.bias, {N, H});
+      const NopropLayer& layer = plan.layers[l];
+      const int64_t C = layer.in.channels, O = layer.shape.channels, k = layer.kernel_size;
+      const bool is_conv = layer.kind == NOPROP_CONV2D;
+      state.weight = is_conv ? param(keys.weight, {N, O, C, k, k})
+                             : param(keys.weight, {N, H, plan.in_widths[l]});
+      state.bias = param(keys.bias, {N, is_conv ? O : H});
       if (plan.layers[l].norm) {
         state.norm_weight = param(keys.norm_weight, {N, H});
         state.norm_bias = param(keys.norm_bias, {N, H});
@@ -100,6 +104,13 @@ struct Slices {
     for (size_t l = 0; l < plan.layers.size(); ++l) {
       const int64_t H = plan.layers[l].width;
       const Plan::Keys& keys = plan.keys[l];
+      const NopropLayer& layer = plan.layers[l];
+      const int64_t C = layer.in.channels, O = layer.shape.channels, k = layer.kernel_size;
+      if (layer.kind == NOPROP_CONV2D) {
+        grad(states[l].weight, keys.weight, {n, O, C, k, k});
+        grad(states[l].bias, keys.bias, {n, O});
+        continue;
+      }
       grad(states[l].weight, keys.weight, {n, H, plan.in_widths[l]});
       grad(states[l].bias, keys.bias, {n, H});
       if (!plan.layers[l].norm) continue;

@@ -193,7 +193,8 @@ int64_t noprop_packed_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, in
 }
 
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
-                                const NopropInput* inputs, int64_t B, int32_t training,
+                                const NopropInput* inputs, const int64_t* seeds,
+                                const NopropNoise* noise, int64_t B, int32_t training,
                                 const NopropHost* caller) {
   const NopropPlan& plan = *slices->plan;
   // rows are independent without batch statistics; saved results have one layout for the whole
@@ -209,6 +210,8 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
   const auto run = [&](int64_t task, const Team& team, const Worker& worker) {
     const int64_t i = task / pieces, first = task % pieces * piece;
     const ForwardTask job = {
+        .seeds = seeds,
+        .noise = noise,
         .logits = logits,
         .saved = saved ? static_cast<char*>(saved) + i * slice_bytes : nullptr,
         .slices = slices,

@@ -47,6 +47,21 @@ struct TrainTask {
   Team team;
 };
 
+// the weights of a layer whose sources have `in` features together, and its outputs: a
+// convolution's channels, else features
+inline int64_t outputs_of(const NopropLayer& layer) {
+  return layer.kind == NOPROP_CONV2D ? layer.shape.channels : layer.width;
+}
+inline int64_t weights_of(const NopropLayer& layer, int64_t in) {
+  const int64_t window = int64_t{layer.in.channels} * layer.kernel_size * layer.kernel_size;
+  return outputs_of(layer) * (layer.kind == NOPROP_CONV2D ? window : in);
+}
+// its product's multiply-adds, for one row
+inline int64_t multiply_adds_of(const NopropLayer& layer, int64_t in) {
+  const int64_t pixels = int64_t{layer.live_height} * layer.live_width;
+  return weights_of(layer, in) * (layer.kind == NOPROP_CONV2D ? pixels : 1);
+}
+
 // Packs rows first_row .. last_row of an input's step and replica at position `slot`, for all
 // slices that read them. first_row is a multiple of 64.
 struct PackTask {
@@ -69,8 +84,10 @@ struct NoiseTask {
 };
 
 struct ForwardTask {
-  float* logits;  // or null: only the inputs are saved
-  char* saved;    // of this slice, or null
+  const int64_t* seeds;      // (n,), of dropout, and
+  const NopropNoise* noise;  // its address; null where there is none
+  float* logits;             // or null: only the inputs are saved
+  char* saved;               // of this slice, or null
   const NopropSlices* slices;
   const NopropInput* inputs;
   int64_t first_row, rows, B;  // rows of the batch that this task does
@@ -119,8 +136,8 @@ struct Isa {
   int32_t lanes;
   int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t team_size);
   void (*train_slice)(const TrainTask&, int64_t i, char* workspace);
-  int64_t (*packed_bytes)(int64_t width, int64_t B);  // of one step and replica
-  bool (*pack_rows)(const PackTask&);                 // false: something is not finite
+  int64_t (*packed_bytes)(const NopropPlan*, int64_t width, int64_t B);  // of a step and replica
+  bool (*pack_rows)(const PackTask&);  // false: something is not finite
   int64_t (*noise_bytes)(int64_t rows, int64_t D);
   void (*noise_slice)(const NoiseTask&, int64_t i, char* workspace);
   int64_t (*saved_bytes)(const NopropPlan*, int64_t B);

@@ -28,7 +28,9 @@ BACKENDS = {  # modules by name, each imported on first use
     "cuda": "cuda.backend",
     "reference": "reference.backend",
 }
-KINDS = dict.fromkeys(BACKENDS, (Dense,)) | {"reference": (Dense, Conv2d)}  # of layers, by backend
+KINDS = dict.fromkeys(BACKENDS, (Dense,)) | {  # of layers, by backend
+    name: (Dense, Conv2d) for name in ("cpu", "reference")
+}
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
 PRECISIONS = {
     "cpu": ("float32", "bfloat16"),
@@ -148,7 +150,7 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
             return reason
         if device.type != "cpu":
             return f"runs on the CPU only, the parameters are on {device}"
-        if plan is not None and (reason := cpu.plan_gap(plan)):
+        if plan is not None and (reason := cpu.plan_gap(plan, precision)):
             return reason
     if name == "triton" and (reason := triton_gap(device)):
         return reason

@@ -37,7 +37,7 @@ NOPROP_INLINE void for_runs(const Map& map, int64_t size, int64_t y, int64_t x, 
            (right - left) * scale);
 }
 
-constexpr int kConvCols = 2;  // vectors in a panel's row, and in a strip's of input channels
+constexpr int kConvCols = kImageCols;  // also of a strip of input channels
 constexpr int kConvRows = kTileRows[kConvCols];
 constexpr int64_t kConvStrip = kConvCols * kLanes;
 
@@ -238,11 +238,12 @@ inline int64_t few_channels_gradient_floats(int64_t O, int64_t C, int64_t size) 
     }
 }
 
-// gradient (O, C, size, size) += a panel's; panels come in their order.
-inline void add_panel_gradient(float* gradient, const float* sums, int64_t O, const Map& map,
-                               int64_t size) {
+// gradient (O, C, size, size) += a panel's, of output channels first .. last; panels come in order.
+inline void add_panel_gradient(float* gradient, const float* sums, int64_t first, int64_t last,
+                               const Map& map, int64_t size) {
   const int64_t taps = size * size, num_strips = (map.C + kConvStrip - 1) / kConvStrip;
-  for (int64_t o = 0; o < O; ++o)
+  gradient += first * map.C * taps;
+  for (int64_t o = first; o < last; ++o)
     for (int64_t c = 0; c < map.C; ++c)
       for (int64_t tap = 0; tap < taps; ++tap, ++gradient) {
         if (has_few_channels(map)) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/activation.h"
+#include "cpu/kernels/conv_geometry.h"
 #include "cpu/kernels/dense.h"
 
 namespace noprop {
@@ -28,8 +29,10 @@ struct Saved {
   float* kept[kMaxResults];     // of layers, the operand of the activation's gradient
   float* x_hat[kMaxResults];    // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
-  float* rounded;           // rows of a weight, this member's, or null
-  float* few[kMaxResults];  // of a batch of few rows, operands (width, few_rows(B))
+  float* rounded;                // rows of a weight, this member's, or null
+  float* few[kMaxResults];       // of a batch of few rows, operands (width, few_rows(B))
+  uint8_t* places[kMaxResults];  // of convolutions with a pool, each maximum's in its window
+  float *weights, *pixels;       // of a convolution: packed, and rows of its map; this member's
 };
 
 struct Grads {
@@ -40,12 +43,19 @@ struct Grads {
   float* weight_rows;                       // of a weight's gradient; this member's
   float* pairs[2];                          // a layer's gradient as pairs of features
   float *vector, *norm_weight, *norm_bias;  // (widest,)
+  // of a convolution, this member's: packed weights, the map's gradient of a panel, its input in
+  // strips of channels, and some channels of the gradient
+  float *weights, *d_map, *channel_strips, *copied;
+  float *panel_sums, *gradient;  // weight gradients of all panels, and their sum
+  int64_t sums_a_panel;
 };
 
 inline int64_t width_of(const NopropPlan& plan, int32_t result) {
   return result < plan.num_inputs ? plan.input_widths[result]
                                   : plan.layers[result - plan.num_inputs].width;
 }
+
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline int64_t in_width(const NopropPlan& plan, const NopropLayer& layer) {
   int64_t in = 0;
@@ -92,6 +102,7 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
       continue;
     }
     const NopropLayer& layer = plan.layers[r - plan.num_inputs];
+    saved.places[r] = layer.pool ? pieces.take<uint8_t>(size) : nullptr;
     const bool keeps =
         layer.activation && (layer.add >= 0 || needs_preactivation(layer.activation));
     saved.kept[r] = keeps ? pieces.take<float>(size) : saved.value[r];
@@ -109,11 +120,46 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
                          const Team& team, bool has_few) {
   int64_t in = 0;
   for (int l = 0; l < plan.num_layers; ++l)
-    if (in_width(plan, plan.layers[l]) > in) in = in_width(plan, plan.layers[l]);
+    if (plan.layers[l].kind == NOPROP_DENSE) in = larger(in, in_width(plan, plan.layers[l]));
   const int64_t size = kMostTileRows * in;
   saved.rounded = rounds(plan) ? pieces.take<float>(size * team.size) + team.rank * size : nullptr;
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
     saved.few[r] = has_few ? pieces.take<float>(width_of(plan, r) * few_rows(panels.B)) : nullptr;
+  int64_t weights = 0, pixels = 0;
+  for (int l = 0; l < plan.num_layers; ++l) {
+    if (plan.layers[l].kind != NOPROP_CONV2D) continue;
+    const ConvLayer conv(plan, l);
+    weights = larger(weights, packed_weight_floats(conv.out.C, conv.in.C, conv.size));
+    pixels = larger(pixels, conv.rows() * conv.map.W * conv.out.C * panels.P);
+  }
+  saved.weights = pieces.take<float>(weights * team.size) + team.rank * weights;
+  saved.pixels = pieces.take<float>(pixels * team.size) + team.rank * pixels;
+}
+
+inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan,
+                            const Panels& panels, const Team& team) {
+  int64_t weights = 0, d_map = 0, strips = 0, copied = 0, sums = 0, gradient = 0;
+  for (int l = 0; l < plan.num_layers; ++l) {
+    if (plan.layers[l].kind != NOPROP_CONV2D) continue;
+    const ConvLayer conv(plan, l);
+    const int64_t pixels = conv.map.H * conv.map.W * panels.P, O = conv.out.C;
+    weights = larger(weights, packed_weight_floats(conv.in.C, O, conv.size));
+    d_map = larger(d_map, pixels * O);
+    copied = larger(copied, pixels * kConvRows);
+    if (!has_few_channels(conv.in)) strips = larger(strips, channel_strip_floats(conv.in));
+    sums = larger(sums, conv.sums() + O * panels.P);
+    gradient = larger(gradient, conv.weights());
+  }
+  const auto own = [&](int64_t count) {
+    return pieces.take<float>(count * team.size) + team.rank * count;
+  };
+  grads.weights = own(weights);
+  grads.d_map = own(d_map);
+  grads.channel_strips = own(strips);
+  grads.copied = own(copied);
+  grads.sums_a_panel = (sums + 15) / 16 * 16;
+  grads.panel_sums = pieces.take<float>(grads.sums_a_panel * panels.count);
+  grads.gradient = pieces.take<float>(gradient);
 }
 
 inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
@@ -121,23 +167,26 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
     grads.value[r] = pieces.take<float>(width_of(plan, r) * panels.padded());
   const int64_t width = widest(plan);
-  int64_t in = 0;
+  int64_t in = 0, rows = 0;  // of the largest dense layer's weights
   for (int l = 0; l < plan.num_layers; ++l) {
+    if (plan.layers[l].kind != NOPROP_DENSE) continue;
+    rows = larger(rows, plan.layers[l].width);
     int64_t padded = 0;
     for (int s = 0; s < plan.layers[l].num_sources; ++s)
       padded += round_up(width_of(plan, plan.layers[l].sources[s]));
     if (padded > in) in = padded;
   }
   grads.strips = pieces.take<float>(panels.B * in);
-  const int64_t packed = 2 * width * kStrip;
+  const int64_t packed = 2 * rows * kStrip;
   grads.packed = pieces.take<float>(packed * team.size) + team.rank * packed;
-  const int64_t rows = weight_grad_floats(panels);
-  grads.weight_rows = pieces.take<float>(rows * team.size) + team.rank * rows;
+  const int64_t gradient = weight_grad_floats(panels);
+  grads.weight_rows = pieces.take<float>(gradient * team.size) + team.rank * gradient;
   for (int turn = 0; turn < 2; ++turn)
     grads.pairs[turn] = pieces.take<float>(has_pairs(plan) ? width * panels.padded() : 0);
   grads.vector = pieces.take<float>(width);
   grads.norm_weight = pieces.take<float>(width);
   grads.norm_bias = pieces.take<float>(width);
+  take_conv_grads(grads, pieces, plan, panels, team);
 }
 
 }  // namespace

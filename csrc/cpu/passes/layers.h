@@ -6,6 +6,7 @@
 #include "cpu/kernels/load.h"
 #include "cpu/kernels/norm.h"
 #include "cpu/kernels/update.h"
+#include "cpu/passes/conv_layers.h"
 
 namespace noprop {
 namespace {
@@ -40,10 +41,15 @@ inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, cons
 }
 
 inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
-                          int l, int64_t slice, bool training, const Panels& panels,
-                          const Share& share) {
+                          int l, int64_t slice, bool training, const NoiseKey* noise,
+                          const Panels& panels, const Share& share) {
   const NopropLayer& layer = plan.layers[l];
   const int r = plan.num_inputs + l;
+  if (layer.kind == NOPROP_CONV2D) {
+    forward_conv(saved, plan, state, l, slice, noise, panels, share);
+    wait_for_team(share);
+    return make_operand(saved, plan, r, panels, share);
+  }
   const int64_t H = layer.width;
   Source sources[kMaxResults];
   for (int s = 0; s < layer.num_sources; ++s)
@@ -78,9 +84,10 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
 }
 
 inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
-                         int64_t slice, bool training, const Panels& panels, const Share& share) {
+                         int64_t slice, bool training, const NoiseKey* noise, const Panels& panels,
+                         const Share& share) {
   for (int l = 0; l < plan.num_layers; ++l) {
-    forward_layer(saved, plan, states[l], l, slice, training, panels, share);
+    forward_layer(saved, plan, states[l], l, slice, training, noise, panels, share);
     wait_for_team(share);
   }
 }
@@ -121,6 +128,7 @@ struct BackwardPlan {
   float* const* input_rows;  // by input: the caller's rows for its gradient; null: panels take it
   const UpdateScalars* scalars;  // null: gradients only
   bool training;
+  const NoiseKey* noise;  // as the forward had it
 };
 
 // For each input whose gradient comes from products alone, its rows in the caller's memory, to
@@ -132,6 +140,10 @@ inline void rows_of_inputs(float** rows, const NopropPlan& plan, float* const* d
   for (int l = 0; l < plan.num_layers; ++l)
     if (const int added = plan.layers[l].add; added >= 0 && added < plan.num_inputs)
       rows[added] = nullptr;
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (const NopropLayer& layer = plan.layers[l];
+        layer.kind == NOPROP_CONV2D && layer.sources[0] < plan.num_inputs)
+      rows[layer.sources[0]] = nullptr;
 }
 
 // passes own features of a small parameter's gradient to its optimizer, or to the caller's array
@@ -173,6 +185,34 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
                            grads.weight_rows, panels, share, finish);
 }
 
+inline void backward_conv(const BackwardPlan& job, const Saved& saved, Grads& grads, int l,
+                          bool source_wanted, const Panels& panels, const Share& share) {
+  const NopropPlan& plan = job.plan;
+  const NopropState& state = job.states[l];
+  const ConvLayer conv(plan, l);
+  const int source = conv.layer.sources[0];
+  const bool wants_weight = job.scalars || state.weight.grad;
+  wait_for_team(share);
+  conv_panel_gradients(saved, grads, plan, l, state.weight.value + job.slice * conv.weights(),
+                       source_wanted ? grads.value[source] : nullptr, grads.written[source],
+                       wants_weight, job.noise, panels, share);
+  if (source_wanted) grads.written[source] = true;
+  wait_for_team(share);
+  if (wants_weight) {
+    const Range own = fold_panels(grads, conv, panels, share);
+    const int64_t a_channel = conv.weights() / conv.out.C, first = own.first * a_channel;
+    const int64_t count = (own.last - own.first) * a_channel;
+    finish_vector(state.bias, grads.vector, job, conv.out.C, own);
+    if (state.weight.grad)
+      __builtin_memcpy(state.weight.grad + job.i * conv.weights() + first, grads.gradient + first,
+                       sizeof(float) * count);
+    if (job.scalars)
+      update_rows(run_at(state.weight, job.slice * conv.weights() + first), 0,
+                  grads.gradient + first, 0, 1, count, *job.scalars);
+  }
+  wait_for_team(share);
+}
+
 // On entry grads.value of the last result holds d_logits. Layers run in reverse. Each computes its
 // own gradients, then those of its sources, and is then updated, since the sources' gradients need
 // the old weights.
@@ -192,6 +232,10 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
       return source >= plan.num_inputs || job.input_wanted[source];
     };
     if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H, panels, share);
+    if (layer.kind == NOPROP_CONV2D) {
+      backward_conv(job, saved, grads, l, wanted(layer.sources[0]), panels, share);
+      continue;
+    }
     if (layer.activation) activation_grad(d, saved.kept[r], layer.activation, H, panels, share);
     if (layer.norm)
       norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],

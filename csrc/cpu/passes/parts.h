@@ -43,14 +43,14 @@ inline void noise_slice(const NoiseTask& task, int64_t i, char* workspace) {
 int64_t saved_bytes(const NopropPlan* plan, int64_t B) {
   Saved saved;
   Pieces counted = {nullptr};
-  take_saved(saved, counted, *plan, make_panels(B));
+  take_saved(saved, counted, *plan, make_panels(*plan, B));
   return counted.used;
 }
 
 int64_t forward_bytes(const NopropPlan* plan, int64_t rows, bool saves, int32_t team_size) {
   Saved saved;
   Pieces counted = {nullptr};
-  const Panels panels = make_panels(rows);
+  const Panels panels = make_panels(*plan, rows);
   if (!saves) take_saved(saved, counted, *plan, panels);
   take_forward(saved, counted, *plan, panels, {.size = team_size}, has_few_rows(panels));
   return counted.used;
@@ -59,7 +59,7 @@ int64_t forward_bytes(const NopropPlan* plan, int64_t rows, bool saves, int32_t 
 void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
-  const Panels panels = make_panels(task.rows);
+  const Panels panels = make_panels(plan, task.rows);
   const Share share = {task.team};
   Saved saved;
   Pieces scratch = {workspace}, kept = {task.saved};
@@ -76,7 +76,10 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
     narrow_operand(saved, plan, j, panels, share);
   }
   wait_for_team(share);
-  walk_forward(saved, plan, slices.layers, slices.index[i], task.training, panels, share);
+  NoiseKey dropout = {};
+  if (task.noise) dropout = noise_key(*task.noise, (uint64_t)task.seeds[i], 0, 0, i);
+  walk_forward(saved, plan, slices.layers, slices.index[i], task.training,
+               task.training ? &dropout : nullptr, panels, share);
   if (task.training && task.team.rank == 0)
     commit_statistics(saved, plan, slices.layers, slices.index[i]);
   const int last = plan.num_inputs + plan.num_layers - 1;
@@ -135,7 +138,7 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
 int64_t backward_bytes(const NopropPlan* plan, int64_t B, int32_t team_size) {
   Grads grads;
   Pieces counted = {nullptr};
-  take_grads(grads, counted, *plan, make_panels(B), {.size = team_size});
+  take_grads(grads, counted, *plan, make_panels(*plan, B), {.size = team_size});
   counted.take<int32_t>(team_size);
   return counted.used;
 }
@@ -143,7 +146,7 @@ int64_t backward_bytes(const NopropPlan* plan, int64_t B, int32_t team_size) {
 void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
-  const Panels panels = make_panels(task.B);
+  const Panels panels = make_panels(plan, task.B);
   const Share share = {task.team};
   Saved saved;
   Pieces kept = {const_cast<char*>(task.saved)};  // backward only reads it
@@ -171,6 +174,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = task.d_inputs[j] != nullptr;
   float* input_rows[kMaxResults];
   rows_of_inputs(input_rows, plan, task.d_inputs, i, task.B);
+  const NoiseKey any_noise = {};  // what was kept is known from the results
   const BackwardPlan job = {
       .plan = plan,
       .states = slices.layers,
@@ -180,6 +184,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
       .input_rows = input_rows,
       .scalars = apply ? &scalars : nullptr,
       .training = task.training,
+      .noise = task.training ? &any_noise : nullptr,
   };
   walk_backward(job, saved, grads, panels, share);
   wait_for_team(share);
@@ -204,9 +209,9 @@ inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpda
                 own.last - own.first, scalars);
   };
   for (int l = 0; l < plan.num_layers; ++l) {
-    const int64_t H = plan.layers[l].width;
+    const int64_t H = outputs_of(plan.layers[l]);
     const NopropState& state = slices.layers[l];
-    update(state.weight, H * in_width(plan, plan.layers[l]));
+    update(state.weight, weights_of(plan.layers[l], in_width(plan, plan.layers[l])));
     update(state.bias, H);
     if (!plan.layers[l].norm) continue;
     update(state.norm_weight, H);

@@ -31,7 +31,7 @@ inline void take_chain(ChainBuffers& work, Pieces& pieces, const NopropPlan& pla
 int64_t predict_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
   ChainBuffers work;
   Pieces counted = {nullptr};
-  take_chain(work, counted, *plan, D, make_panels(B), {.size = crew_size});
+  take_chain(work, counted, *plan, D, make_panels(*plan, B), {.size = crew_size});
   return counted.used;
 }
 
@@ -47,6 +47,7 @@ struct Walker {
     constexpr int64_t kLeastFlop = 100'000;
     const NopropPlan& plan = *task.slices->plan;
     const NopropLayer& layer = plan.layers[l];
+    if (layer.kind == NOPROP_CONV2D) return 0;
     // one row costs as much as 4, which is the cost of reading the weights
     const int64_t rows = panels.B < 4 ? 4 : panels.B;
     if (2 * rows * layer.width * in_width(plan, layer) < kLeastFlop) return 0;
@@ -60,7 +61,7 @@ struct Walker {
     const NopropSlices& slices = *task.slices;
     const int64_t L = slices.n / task.R;
     forward_layer(saved, *slices.plan, slices.layers[l], l, slices.index[replica * L + block],
-                  false, panels, share);
+                  false, nullptr, panels, share);
   }
 
   void forward_tile(int64_t block, int l, int64_t tile) const {
@@ -142,7 +143,7 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
 void predict_rows(const PredictTask& task, int64_t sample, int64_t replica, int64_t first,
                   int64_t rows, Crew& crew, char* workspace) {
   const int32_t number = __atomic_fetch_add(&crew.arrived, 1, __ATOMIC_RELAXED);
-  const Panels panels = make_panels(rows);
+  const Panels panels = make_panels(*task.slices->plan, rows);
   ChainBuffers work;
   Pieces pieces = {workspace};
   take_chain(work, pieces, *task.slices->plan, task.embedding->D, panels,

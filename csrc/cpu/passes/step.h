@@ -17,12 +17,12 @@ inline float* packed_panels(char* data, int64_t slot, int64_t width, const Panel
   return reinterpret_cast<float*>(data) + slot * packed_floats(width, panels);
 }
 
-int64_t packed_bytes(int64_t width, int64_t B) {
-  return (int64_t)sizeof(float) * packed_floats(width, make_panels(B));
+int64_t packed_bytes(const NopropPlan* plan, int64_t width, int64_t B) {
+  return (int64_t)sizeof(float) * packed_floats(width, make_panels(*plan, B));
 }
 
 bool pack_rows(const PackTask& task) {
-  const Panels panels = make_panels(task.B);
+  const Panels panels = make_panels(*task.plan, task.B);
   float* values = packed_panels(task.data, task.slot, task.width, panels);
   NopropInput input = *task.input;
   input.replica = &task.replica;  // of "slice 0"
@@ -61,7 +61,7 @@ inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan,
 int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
   StepBuffers work;
   Pieces counted = {nullptr};
-  take_step(work, counted, *plan, D, make_panels(B), {.size = team_size});
+  take_step(work, counted, *plan, D, make_panels(*plan, B), {.size = team_size});
   return counted.used;
 }
 
@@ -181,7 +181,8 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
     if (j != plan.z && keeps_value(plan, j)) round_operand(work.saved, plan, j, panels, share);
   if (rounds(plan)) wait_for_team(share);
 
-  walk_forward(work.saved, plan, slices.layers, slice, true, panels, share);
+  const NoiseKey dropout = noise_key(*task.noise, slices.seeds[slice], 0, k, i);
+  walk_forward(work.saved, plan, slices.layers, slice, true, &dropout, panels, share);
   const int last = plan.num_inputs + plan.num_layers - 1;
   const HeadInput head = head_input(*task.objective, *task.embedding, width_of(plan, last), k, i,
                                     work.saved.value[last], work.u_y, work.eps, work.y);
@@ -219,6 +220,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
         .input_rows = input_rows,
         .scalars = updates && applied ? &scalars : nullptr,
         .training = true,
+        .noise = &dropout,
     };
     walk_backward(job, work.saved, work.grads, panels, share);
   }
@@ -239,7 +241,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
 
 void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   const NopropPlan& plan = *task.slices->plan;
-  const Panels panels = make_panels(task.B);
+  const Panels panels = make_panels(plan, task.B);
   const Share share = {.team = task.team};
   StepBuffers work;
   Pieces pieces = {workspace};

@@ -36,10 +36,10 @@ std::vector<Range> parameters(const NopropSlices& slices) {
     const auto add = [&](const float* data, int64_t size) {
       if (data != nullptr) found.push_back({data, data + N * size});
     };
-    add(state.weight.value, inputs * layer.width);
+    add(state.weight.value, weights_of(layer, inputs));
     for (const float* data :
          {state.bias.value, state.norm_weight.value, state.norm_bias.value, state.running_mean})
-      add(data, layer.width);
+      add(data, outputs_of(layer));
   }
   return found;
 }

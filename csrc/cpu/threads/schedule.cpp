@@ -19,19 +19,27 @@ int64_t shared_bytes() {
   return std::clamp(cache / 4, kLeast, kMost);
 }
 
-// The multiply-adds of one row in forward, over all layers. A dense layer has as many as it has
-// weights.
-int64_t multiply_adds(const NopropPlan& plan) {
-  int64_t count = 0;
+// The multiply-adds of one row in forward, over all layers, and the weights.
+struct Work {
+  int64_t multiply_adds = 0, weights = 0;
+};
+
+Work work_of(const NopropPlan& plan) {
+  Work work;
   for (int32_t l = 0; l < plan.num_layers; ++l) {
     const NopropLayer& layer = plan.layers[l];
+    int64_t in = 0;
     for (int32_t s = 0; s < layer.num_sources; ++s) {
       const int32_t source = layer.sources[s], j = source - plan.num_inputs;
-      count += int64_t{layer.width} * (j < 0 ? plan.input_widths[source] : plan.layers[j].width);
+      in += j < 0 ? plan.input_widths[source] : plan.layers[j].width;
     }
+    work.multiply_adds += multiply_adds_of(layer, in);
+    work.weights += weights_of(layer, in);
   }
-  return count;
+  return work;
 }
+
+int64_t multiply_adds(const NopropPlan& plan) { return work_of(plan).multiply_adds; }
 
 // the threads of each of n tasks, such that each thread has at least flop_a_member of a task's work
 int32_t shared_by(int64_t n, int64_t flop, int64_t flop_a_member, int32_t threads) {
@@ -53,7 +61,7 @@ int64_t packed_step_bytes(const Isa& isa, const NopropPlan& plan, const NopropIn
   int64_t bytes = 0;
   for (int32_t j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z && is_shared(inputs[j], n))
-      bytes += inputs[j].replicas * isa.packed_bytes(plan.input_widths[j], B);
+      bytes += inputs[j].replicas * isa.packed_bytes(&plan, plan.input_widths[j], B);
   return bytes;
 }
 
@@ -87,7 +95,7 @@ int32_t parts_team_size(const NopropPlan& plan, int64_t tasks, int64_t rows, int
 
 int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads) {
   // an element takes as long as some fifty operations of a product
-  return shared_by(n, 50 * multiply_adds(plan), 1'500'000, threads);
+  return shared_by(n, 50 * work_of(plan).weights, 1'500'000, threads);
 }
 
 int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads) {
@@ -105,7 +113,7 @@ NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
                         const NopropInput& input, int32_t j, int64_t B, int64_t k_first,
                         int64_t k_last, Host& host) {
   const int64_t width = plan.input_widths[j], runs = (k_last - k_first) * input.replicas;
-  data = host.packed(j).get(runs * isa.packed_bytes(width, B));
+  data = host.packed(j).get(runs * isa.packed_bytes(&plan, width, B));
   if (data == nullptr) return NOPROP_NO_MEMORY;
   constexpr int64_t kRows = 64;
   const int64_t pieces = (B + kRows - 1) / kRows;

@@ -111,7 +111,8 @@ static void compare_forward(Case* c) {
   float* z = uniform_floats(RUN * B * D, -1, 1, &random);
   float* logits = allocate(RUN * B * M, sizeof *logits);
   const NopropInput inputs[2] = {c->inputs[0], {.data = z, .stride_slice = B * D}};
-  check_status(c, noprop_forward_cpu(logits, NULL, &c->slices, inputs, B, 0, &c->host), "forward");
+  check_status(c, noprop_forward_cpu(logits, NULL, &c->slices, inputs, NULL, NULL, B, 0, &c->host),
+               "forward");
   for (int i = 0; i < RUN; ++i) {
     Walk walk = {.value = {doubles(B * F), doubles(B * D)}};
     for (int64_t at = 0; at < B * F; ++at) walk.value[0][at] = c->x[i * B * F + at];
