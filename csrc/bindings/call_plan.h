@@ -58,11 +58,15 @@ struct Plan {
       sources.emplace_back();
       for (const py::handle source : py::tuple(layer.attr("sources")))
         sources.back().push_back(find(source));
-      layers.push_back({static_cast<int32_t>(sources.back().size()), nullptr,
-                        width(described.attr("widths")[name]), activation(layer.attr("activation")),
-                        to_add.is_none() ? -1 : find(to_add), !norm.is_none(),
-                        norm.is_none() ? 0.0f : norm.attr("eps").cast<float>(),
-                        norm.is_none() ? 0.0f : norm.attr("momentum").cast<float>()});
+      NopropLayer made = {};
+      made.num_sources = static_cast<int32_t>(sources.back().size());
+      made.width = width(described.attr("widths")[name]);
+      made.activation = activation(layer.attr("activation"));
+      made.add = to_add.is_none() ? -1 : find(to_add);
+      made.norm = !norm.is_none();
+      made.norm_eps = norm.is_none() ? 0.0f : norm.attr("eps").cast<float>();
+      made.norm_momentum = norm.is_none() ? 0.0f : norm.attr("momentum").cast<float>();
+      layers.push_back(made);
       if (live.contains(name)) take_image(described, name, layer, live, sites);
       const auto key = [&](const char* part) { return py::str(std::string(py::str(name)) + part); };
       keys.push_back({key(".weight"), key(".bias"), key(".norm.weight"), key(".norm.bias"),

@@ -41,15 +41,16 @@ class DropoutWords {
 };
 
 // One row of a result, from one row of pixels, or two where it pools: `pixels` (row, x, C, P) has
-// the sums with bias, `width` of them beside each other. places (y, x, C, P) gets each maximum's
-// place in its window, 0..3 by rows; of equal ones the first, as torch has it.
+// the sums with bias, `width` of them beside each other, all that anything depends on. places (y,
+// x, C, P) gets each maximum's place in its window, 0..3 by rows; of equal ones the first, as torch
+// has it.
 [[gnu::noinline]] inline void finish_pixels(float* out, const Map& map, uint8_t* places,
                                             const float* pixels, int64_t width,
                                             const ConvEnds& ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
   for (int64_t g = 0; g < kConvCols; ++g) {
     DropoutWords words(ends.key, g * kLanes);
-    for (int64_t x = 0; x < map.W; ++x)
+    for (int64_t x = 0; x < (ends.pools ? width / 2 : width); ++x)
       for (int64_t c = 0; c < map.C; ++c) {
         const auto pixel = [&](int64_t i, int64_t j) {
           return load(pixels + ((i * width + j) * map.C + c) * P + g * kLanes);
@@ -78,15 +79,14 @@ class DropoutWords {
 }
 
 // A convolution's result in a panel, from its input: rows of the map wait in `pixels` (2, width, C,
-// P) until the next is finished. width: the live columns of the map.
+// P) until the next is finished. height, width: the live pixels of the map.
 template <bool CHANNELS_LAST>
 inline void conv_forward(float* out, const Map& map, uint8_t* places, const float* in,
-                         const Map& in_map, const float* packed, int64_t size, int64_t width,
-                         float* pixels, const ConvEnds& ends) {
+                         const Map& in_map, const float* packed, int64_t size, int64_t height,
+                         int64_t width, float* pixels, const ConvEnds& ends) {
   constexpr int64_t P = kConvCols * kLanes;
   const int64_t rows = ends.pools ? 2 : 1;
-  for (int64_t y = 0; y < map.H; ++y) {
-    const int64_t first = y * rows;
+  for (int64_t first = 0; first < height; first += rows) {
     conv_product<CHANNELS_LAST>(
         in, in_map, packed, map.C, size, 0, first, first + rows, width,
         [&](auto& sums, int64_t o, int64_t map_y, int64_t x) __attribute__((always_inline)) {
@@ -95,7 +95,7 @@ inline void conv_forward(float* out, const Map& map, uint8_t* places, const floa
           for_tile<ROWS, kConvCols>(
               [&](int i, int j) { store(to + i * P + j * kLanes, sums[i][j] + ends.bias[o + i]); });
         });
-    finish_pixels(out, map, places, pixels, width, ends, y);
+    finish_pixels(out, map, places, pixels, width, ends, first / rows);
   }
 }
 
@@ -107,7 +107,7 @@ inline void conv_forward(float* out, const Map& map, uint8_t* places, const floa
                                               const uint8_t* places, int64_t width,
                                               const ConvEnds& ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
-  for (int64_t x = 0; x < map.W; ++x)
+  for (int64_t x = 0; x < (ends.pools ? width / 2 : width); ++x)
     for (int64_t c = 0; c < map.C; ++c)
       for (int64_t i = 0; i < P; i += kLanes) {
         const int64_t at = map.at(c, y, x) * P + i;

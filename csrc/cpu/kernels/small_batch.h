@@ -9,7 +9,9 @@ namespace noprop {
 namespace {
 
 // whether a forward pass without batch statistics has such products; training has none
-inline bool has_few_rows(const Panels& panels) { return panels.B <= kMostFewRows; }
+inline bool has_few_rows(const Panels& panels) {
+  return panels.B <= kMostFewRows && panels.cols == 1;
+}
 
 // The rows that such a product has: a power of two.
 inline int64_t few_rows(int64_t B) {

@@ -41,7 +41,7 @@ inline void forward_conv(const Saved& saved, const NopropPlan& plan, const Nopro
       conv_forward<last.value>(saved.kept[conv.result] + at, conv.out,
                                saved.places[conv.result] + at,
                                saved.operand[source] + p * in * panels.P, conv.in, saved.weights,
-                               conv.size, conv.map.W, saved.pixels, ends);
+                               conv.size, conv.map.H, conv.map.W, saved.pixels, ends);
     };
     if (conv.in.channel == 1)
       run(Constant<1>{});
@@ -70,7 +70,7 @@ inline void conv_panel_gradients(const Saved& saved, const Grads& grads, const N
     float *sums = grads.panel_sums + p * grads.sums_a_panel, *d_bias = sums + conv.sums();
     if (has_few_channels(conv.in)) __builtin_memset(sums, 0, sizeof(float) * conv.sums());
     __builtin_memset(d_bias, 0, sizeof(float) * O * P);
-    for (int64_t y = 0; y < conv.out.H; ++y) {
+    for (int64_t y = 0; y < conv.map.H / conv.rows(); ++y) {
       float* d = grads.d_map + y * row;
       pixels_gradient(d, d_bias, grads.value[conv.result] + p * width * P,
                       saved.kept[conv.result] + p * width * P, conv.out,
