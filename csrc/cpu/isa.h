@@ -69,7 +69,7 @@ struct PackTask {
   const NopropPlan* plan;
   int32_t j;  // the input's number
   const NopropInput* input;
-  int64_t width, B, slot, k, replica, first_row, last_row;
+  int64_t B, slot, k, replica, first_row, last_row;
 };
 
 struct NoiseTask {
@@ -136,7 +136,7 @@ struct Isa {
   int32_t lanes;
   int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t team_size);
   void (*train_slice)(const TrainTask&, int64_t i, char* workspace);
-  int64_t (*packed_bytes)(const NopropPlan*, int64_t width, int64_t B);  // of a step and replica
+  int64_t (*packed_bytes)(const NopropPlan*, int32_t j, int64_t B);  // of a step and replica
   bool (*pack_rows)(const PackTask&);  // false: something is not finite
   int64_t (*noise_bytes)(int64_t rows, int64_t D);
   void (*noise_slice)(const NoiseTask&, int64_t i, char* workspace);

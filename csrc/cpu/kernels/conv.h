@@ -188,6 +188,11 @@ inline int64_t conv_gradient_floats(int64_t O, int64_t C, int64_t size) {
 // are added up when all pixels of a panel are done.
 inline bool has_few_channels(const Map& map) { return map.C * 2 <= kConvStrip; }
 
+// floats of an output channel's terms in fold_panels
+inline int64_t summed_floats(int64_t C, int64_t size) {
+  return (C + kConvStrip - 1) / kConvStrip * kConvStrip * size * size;
+}
+
 inline int64_t few_channels_gradient_floats(int64_t O, int64_t C, int64_t size) {
   return O * C * size * size * kLanes;
 }
@@ -238,22 +243,32 @@ inline int64_t few_channels_gradient_floats(int64_t O, int64_t C, int64_t size) 
     }
 }
 
-// gradient (O, C, size, size) += a panel's, of output channels first .. last; panels come in order.
-inline void add_panel_gradient(float* gradient, const float* sums, int64_t first, int64_t last,
-                               const Map& map, int64_t size) {
-  const int64_t taps = size * size, num_strips = (map.C + kConvStrip - 1) / kConvStrip;
-  gradient += first * map.C * taps;
-  for (int64_t o = first; o < last; ++o)
-    for (int64_t c = 0; c < map.C; ++c)
-      for (int64_t tap = 0; tap < taps; ++tap, ++gradient) {
-        if (has_few_channels(map)) {
-          *gradient += sum_lanes(load(sums + ((o * map.C + c) * taps + tap) * kLanes));
-          continue;
-        }
-        const int64_t strip = o / kConvRows * num_strips + c / kConvStrip;
-        *gradient += sums[(strip * taps + tap) * kConvRows * kConvStrip +
-                          o % kConvRows * kConvStrip + c % kConvStrip];
-      }
+// gradient (C, size, size) <- output channel o's, the sum of those of all panels, which are
+// `a_panel` floats apart, from 0 on in their order; `summed` has room for the channel's terms in
+// all lanes.
+inline void fold_panels(float* gradient, const float* sums, int64_t panels, int64_t a_panel,
+                        int64_t o, const Map& map, int64_t size, float* summed) {
+  const int64_t taps = size * size;
+  if (has_few_channels(map)) {
+    for (int64_t term = 0; term < map.C * taps; ++term) {
+      gradient[term] = 0;
+      for (int64_t p = 0; p < panels; ++p)
+        gradient[term] += sum_lanes(load(sums + p * a_panel + (o * map.C * taps + term) * kLanes));
+    }
+    return;
+  }
+  const int64_t num_strips = (map.C + kConvStrip - 1) / kConvStrip;
+  sums += o / kConvRows * num_strips * taps * kConvRows * kConvStrip + o % kConvRows * kConvStrip;
+  for (int64_t i = 0; i < num_strips * taps; ++i)
+    for (int64_t j = 0; j < kConvStrip; j += kLanes) {
+      Vec sum = {};
+      for (int64_t p = 0; p < panels; ++p)
+        sum += load(sums + p * a_panel + i * kConvRows * kConvStrip + j);
+      store(summed + i * kConvStrip + j, sum);
+    }
+  for (int64_t c = 0; c < map.C; ++c)
+    for (int64_t tap = 0; tap < taps; ++tap)
+      *gradient++ = summed[(c / kConvStrip * taps + tap) * kConvStrip + c % kConvStrip];
 }
 
 }  // namespace

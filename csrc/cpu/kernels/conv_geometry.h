@@ -45,13 +45,41 @@ struct ConvLayer {
         map(channels_last(layer.shape.channels, layer.live_height, layer.live_width)),
         size(layer.kernel_size) {}
 
-  int64_t rows() const { return layer.pool ? 2 : 1; }  // of the map, for one of the result
-  int64_t weights() const { return out.C * in.C * size * size; }
+  int64_t rows() const { return layer.pool ? 2 : 1; }       // of the map, for one of the result
+  int64_t a_channel() const { return in.C * size * size; }  // weights
+  int64_t weights() const { return out.C * a_channel(); }
   int64_t sums() const {
     return has_few_channels(in) ? few_channels_gradient_floats(out.C, in.C, size)
                                 : conv_gradient_floats(out.C, in.C, size);
   }
+  // of a panel's gradients: the weight's, then the bias's
+  int64_t panel_floats() const { return (sums() + out.C * kConvCols * kLanes + 15) / 16 * 16; }
+  int64_t forward_floats() const { return packed_weight_floats(out.C, in.C, size); }
+  int64_t backward_floats() const { return packed_weight_floats(in.C, out.C, size); }
 };
+
+// Convolutions that follow one another in the plan, layers first .. last. A panel of rows passes
+// all of them before the next one does, while its pixels are near.
+struct ConvRun {
+  int first, last;
+};
+
+inline ConvRun conv_run(const NopropPlan& plan, int l) {
+  const auto is = [&](int other) { return is_conv(plan, plan.num_inputs + other); };
+  ConvRun run = {l, l + 1};
+  while (run.first > 0 && is(run.first - 1)) --run.first;
+  while (run.last < plan.num_layers && is(run.last)) ++run.last;
+  return run;
+}
+
+// Whether nothing outside its run of convolutions reads a result. Its gradient then waits for no
+// other panel.
+inline bool stays_in_run(const NopropPlan& plan, int32_t result) {
+  if (!has_channels_last(plan, result)) return false;
+  for (int l = conv_run(plan, result - plan.num_inputs).last; l < plan.num_layers; ++l)
+    if (plan.layers[l].sources[0] == result) return false;  // a convolution has one source
+  return true;
+}
 
 }  // namespace
 }  // namespace noprop

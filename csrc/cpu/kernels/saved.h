@@ -25,7 +25,7 @@ struct Pieces {
 struct Saved {
   float* value[kMaxResults];    // panels of every result
   float* operand[kMaxResults];  // of products: the value, a rounded copy of it, or its pairs
-  float* strips[kMaxResults];   // of inputs
+  float* strips[kMaxResults];   // of inputs that dense layers read, else null
   float* kept[kMaxResults];     // of layers, the operand of the activation's gradient
   float* x_hat[kMaxResults];    // of layers with norm
   float *batch_mean[kMaxResults], *batch_var[kMaxResults], *rstd[kMaxResults];
@@ -43,10 +43,11 @@ struct Grads {
   float* weight_rows;                       // of a weight's gradient; this member's
   float* pairs[2];                          // a layer's gradient as pairs of features
   float *vector, *norm_weight, *norm_bias;  // (widest,)
-  // of a convolution, this member's: packed weights, the map's gradient of a panel, its input in
-  // strips of channels, and some channels of the gradient
-  float *weights, *d_map, *channel_strips, *copied;
-  float *panel_sums, *gradient;  // weight gradients of all panels, and their sum
+  bool in_run[kMaxResults];                 // whether value is of this member's panel alone
+  // of convolutions, this member's: a run's packed weights, the gradient of a panel's map, its
+  // input in strips of channels, some channels of the gradient, and one channel's weight gradient
+  float *weights, *d_map, *channel_strips, *copied, *channel, *summed;
+  float* panel_sums;  // weight gradients of a run's layers, of each panel
   int64_t sums_a_panel;
 };
 
@@ -91,6 +92,14 @@ NOPROP_INLINE void with_pairs(const NopropPlan&, Body body) {
   body(Constant<kHasPairs>{});
 }
 
+// whether a weight gradient reads an input's strips
+inline bool needs_strips(const NopropPlan& plan, int j) {
+  for (int l = 0; l < plan.num_layers; ++l)
+    for (int s = 0; plan.layers[l].kind == NOPROP_DENSE && s < plan.layers[l].num_sources; ++s)
+      if (plan.layers[l].sources[s] == j) return true;
+  return false;
+}
+
 inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), size = width * panels.padded();
@@ -98,7 +107,8 @@ inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, con
     const bool apart = keeps_value(plan, r) || (has_pairs(plan) && r >= plan.num_inputs);
     saved.operand[r] = rounds(plan) && apart ? pieces.take<float>(size) : saved.value[r];
     if (r < plan.num_inputs) {
-      saved.strips[r] = pieces.take<float>(panels.B * round_up(width));
+      saved.strips[r] =
+          needs_strips(plan, r) ? pieces.take<float>(panels.B * round_up(width)) : nullptr;
       continue;
     }
     const NopropLayer& layer = plan.layers[r - plan.num_inputs];
@@ -129,7 +139,7 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
   for (int l = 0; l < plan.num_layers; ++l) {
     if (plan.layers[l].kind != NOPROP_CONV2D) continue;
     const ConvLayer conv(plan, l);
-    weights = larger(weights, packed_weight_floats(conv.out.C, conv.in.C, conv.size));
+    weights += conv.forward_floats();
     pixels = larger(pixels, conv.rows() * conv.map.W * conv.out.C * panels.P);
   }
   saved.weights = pieces.take<float>(weights * team.size) + team.rank * weights;
@@ -138,17 +148,18 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
 
 inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan,
                             const Panels& panels, const Team& team) {
-  int64_t weights = 0, d_map = 0, strips = 0, copied = 0, sums = 0, gradient = 0;
+  int64_t weights = 0, d_map = 0, strips = 0, copied = 0, channel = 0, summed = 0, sums = 0;
   for (int l = 0; l < plan.num_layers; ++l) {
     if (plan.layers[l].kind != NOPROP_CONV2D) continue;
     const ConvLayer conv(plan, l);
     const int64_t pixels = conv.map.H * conv.map.W * panels.P, O = conv.out.C;
-    weights = larger(weights, packed_weight_floats(conv.in.C, O, conv.size));
+    weights += conv.backward_floats();
     d_map = larger(d_map, pixels * O);
     copied = larger(copied, pixels * kConvRows);
     if (!has_few_channels(conv.in)) strips = larger(strips, channel_strip_floats(conv.in));
-    sums = larger(sums, conv.sums() + O * panels.P);
-    gradient = larger(gradient, conv.weights());
+    channel = larger(channel, conv.a_channel());
+    summed = larger(summed, summed_floats(conv.in.C, conv.size));
+    sums += conv.panel_floats();
   }
   const auto own = [&](int64_t count) {
     return pieces.take<float>(count * team.size) + team.rank * count;
@@ -157,15 +168,20 @@ inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan
   grads.d_map = own(d_map);
   grads.channel_strips = own(strips);
   grads.copied = own(copied);
-  grads.sums_a_panel = (sums + 15) / 16 * 16;
-  grads.panel_sums = pieces.take<float>(grads.sums_a_panel * panels.count);
-  grads.gradient = pieces.take<float>(gradient);
+  grads.channel = own(channel);
+  grads.summed = own(summed);
+  grads.sums_a_panel = sums;
+  grads.panel_sums = pieces.take<float>(sums * panels.count);
 }
 
 inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
                        const Team& team) {
-  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
-    grads.value[r] = pieces.take<float>(width_of(plan, r) * panels.padded());
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
+    const int64_t width = width_of(plan, r), a_panel = width * panels.P;
+    grads.in_run[r] = stays_in_run(plan, r);
+    grads.value[r] = grads.in_run[r] ? pieces.take<float>(a_panel * team.size) + team.rank * a_panel
+                                     : pieces.take<float>(width * panels.padded());
+  }
   const int64_t width = widest(plan);
   int64_t in = 0, rows = 0;  // of the largest dense layer's weights
   for (int l = 0; l < plan.num_layers; ++l) {

@@ -1,5 +1,5 @@
-// Convolutions of a plan: members of a team take panels of rows, and each panel's weight gradient
-// is summed by itself, so that no number of members changes a bit.
+// Runs of convolutions of a plan: members of a team take panels of rows, and each panel's weight
+// gradients are summed by themselves, so that no number of members changes a bit.
 #pragma once
 
 #include "cpu/kernels/saved.h"
@@ -23,97 +23,153 @@ inline ConvEnds ends_of(const ConvLayer& conv, const float* bias, const NoiseKey
   return ends;
 }
 
+// panel p of a layer's result
+inline void forward_panel(const Saved& saved, const ConvLayer& conv, const float* packed,
+                          const float* bias, const NoiseKey* noise, int64_t p,
+                          const Panels& panels) {
+  const int32_t source = conv.layer.sources[0], add = conv.layer.add;
+  const int64_t size = conv.layer.width * panels.P, at = p * size;
+  const float* in = saved.operand[source] + p * conv.in.C * conv.in.H * conv.in.W * panels.P;
+  const ConvEnds ends = ends_of(conv, bias, noise, p * panels.P);
+  const auto run = [&](auto channels_last) {
+    conv_forward<channels_last.value>(saved.kept[conv.result] + at, conv.out,
+                                      saved.places[conv.result] + at, in, conv.in, packed,
+                                      conv.size, conv.map.H, conv.map.W, saved.pixels, ends);
+  };
+  if (conv.in.channel == 1)
+    run(Constant<1>{});
+  else
+    run(Constant<0>{});
+  for (int64_t i = at; add >= 0 && i < at + size; i += kLanes)
+    store(saved.value[conv.result] + i,
+          load(saved.kept[conv.result] + i) + load(saved.value[add] + i));
+}
+
 // noise: the address of the step's dropout, whose stream and site are 0 there, or null outside
 // training
-inline void forward_conv(const Saved& saved, const NopropPlan& plan, const NopropState& state,
-                         int l, int64_t slice, const NoiseKey* noise, const Panels& panels,
-                         const Share& share) {
-  const ConvLayer conv(plan, l);
+inline void forward_convs(const Saved& saved, const NopropPlan& plan, const NopropState* states,
+                          const ConvRun& run, int64_t slice, const NoiseKey* noise,
+                          const Panels& panels, const Share& share) {
+  const Range own = own_part(share, panels.count, 1);
+  if (own.first == own.last) return;
+  float* packed = saved.weights;
+  for (int l = run.first; l < run.last; ++l) {
+    const ConvLayer conv(plan, l);
+    pack_forward(packed, states[l].weight.value + slice * conv.weights(), conv.out.C, conv.size,
+                 conv.in);
+    packed += conv.forward_floats();
+  }
+  for (int64_t p = own.first; p < own.last; ++p) {
+    packed = saved.weights;
+    for (int l = run.first; l < run.last; ++l) {
+      const ConvLayer conv(plan, l);
+      forward_panel(saved, conv, packed, states[l].bias.value + slice * conv.out.C, noise, p,
+                    panels);
+      packed += conv.forward_floats();
+    }
+  }
+}
+
+// What a run's backward pass is asked for.
+struct ConvBackward {
+  const bool* input_wanted;  // by input
+  bool weights_wanted;
+  const NoiseKey* noise;  // as the forward had it
+};
+
+// a result's gradient in panel p
+inline float* gradient_panel(const Grads& grads, const NopropPlan& plan, int32_t result, int64_t p,
+                             const Panels& panels) {
+  const int64_t size = width_of(plan, result) * panels.P;
+  return grads.value[result] + (grads.in_run[result] ? 0 : p * size);
+}
+
+// Panel p's gradients of a layer: of the map, of bias and weight, and of the source. `written`
+// tells which results have a gradient in this panel already, to which more is then added.
+inline void backward_panel(const Saved& saved, const Grads& grads, const NopropPlan& plan,
+                           const ConvLayer& conv, const float* packed, float* sums, bool* written,
+                           const ConvBackward& job, int64_t p, const Panels& panels) {
+  const int64_t P = panels.P, O = conv.out.C, width = conv.layer.width;
+  const int64_t row = conv.rows() * conv.map.W * O * P;
   const int32_t source = conv.layer.sources[0], add = conv.layer.add;
-  const int64_t in = conv.in.C * conv.in.H * conv.in.W, width = conv.layer.width;
-  pack_forward(saved.weights, state.weight.value + slice * conv.weights(), conv.out.C, conv.size,
-               conv.in);
-  const Range own = own_part(share, panels.count, 1);
-  for (int64_t p = own.first; p < own.last; ++p) {
-    const int64_t at = p * width * panels.P;
-    const ConvEnds ends = ends_of(conv, state.bias.value + slice * conv.out.C, noise, p * panels.P);
-    const auto run = [&](auto last) {
-      conv_forward<last.value>(saved.kept[conv.result] + at, conv.out,
-                               saved.places[conv.result] + at,
-                               saved.operand[source] + p * in * panels.P, conv.in, saved.weights,
-                               conv.size, conv.map.H, conv.map.W, saved.pixels, ends);
-    };
-    if (conv.in.channel == 1)
-      run(Constant<1>{});
-    else
-      run(Constant<0>{});
-    for (int64_t i = at; add >= 0 && i < at + width * panels.P; i += kLanes)
-      store(saved.value[conv.result] + i,
-            load(saved.kept[conv.result] + i) + load(saved.value[add] + i));
+  const auto wanted = [&](int32_t r) { return r >= plan.num_inputs || job.input_wanted[r]; };
+  const float* d_out = gradient_panel(grads, plan, conv.result, p, panels);
+  if (add >= 0 && wanted(add)) {
+    float* to = gradient_panel(grads, plan, add, p, panels);
+    for (int64_t i = 0; i < width * P; i += kLanes)
+      store(to + i, written[add] ? load(to + i) + load(d_out + i) : load(d_out + i));
+    written[add] = true;
   }
-}
-
-// This member's panels: the gradient of the map, of bias and weight, and of the source where
-// d_source is not null, to which it is added if `adds`.
-inline void conv_panel_gradients(const Saved& saved, const Grads& grads, const NopropPlan& plan,
-                                 int l, const float* weight, float* d_source, bool adds,
-                                 bool wants_weight, const NoiseKey* noise, const Panels& panels,
-                                 const Share& share) {
-  const ConvLayer conv(plan, l);
-  const int64_t P = panels.P, O = conv.out.C, in = conv.in.C * conv.in.H * conv.in.W;
-  const int64_t width = conv.layer.width, row = conv.rows() * conv.map.W * O * P;
-  if (d_source) pack_backward(grads.weights, weight, conv.in.C, conv.size, conv.map);
-  const Range own = own_part(share, panels.count, 1);
-  for (int64_t p = own.first; p < own.last; ++p) {
-    const ConvEnds ends = ends_of(conv, nullptr, noise, p * P);
-    const float* source = saved.operand[conv.layer.sources[0]] + p * in * P;
-    float *sums = grads.panel_sums + p * grads.sums_a_panel, *d_bias = sums + conv.sums();
-    if (has_few_channels(conv.in)) __builtin_memset(sums, 0, sizeof(float) * conv.sums());
-    __builtin_memset(d_bias, 0, sizeof(float) * O * P);
-    for (int64_t y = 0; y < conv.map.H / conv.rows(); ++y) {
-      float* d = grads.d_map + y * row;
-      pixels_gradient(d, d_bias, grads.value[conv.result] + p * width * P,
-                      saved.kept[conv.result] + p * width * P, conv.out,
-                      saved.places[conv.result] + p * width * P, conv.map.W, ends, y);
-      if (wants_weight && has_few_channels(conv.in))
-        few_channels_weight_grad(sums, d, conv.map, source, conv.in, conv.size, y * conv.rows(),
-                                 conv.rows(), conv.map.W);
-    }
-    if (wants_weight && !has_few_channels(conv.in)) {
-      panel_to_channel_strips(grads.channel_strips, source, conv.in);
-      conv_weight_grad(sums, grads.d_map, conv.map, grads.channel_strips, conv.in, conv.size,
-                       conv.map.H, conv.map.W, grads.copied);
-    }
-    if (!d_source) continue;
-    float* to = d_source + p * in * P;
-    conv_product<true>(
-        grads.d_map, conv.map, grads.weights, conv.in.C, conv.size, 1 - conv.size, 0, conv.in.H,
-        conv.in.W, [&](auto& tile, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
-          constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
-          for_tile<ROWS, kImageCols>([&](int i, int j) {
-            float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
-            store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
-          });
+  const ConvEnds ends = ends_of(conv, nullptr, job.noise, p * P);
+  const float* in = saved.operand[source] + p * conv.in.C * conv.in.H * conv.in.W * P;
+  const bool few = has_few_channels(conv.in);
+  float* d_bias = sums + conv.sums();
+  if (few) __builtin_memset(sums, 0, sizeof(float) * conv.sums());
+  __builtin_memset(d_bias, 0, sizeof(float) * O * P);
+  for (int64_t y = 0; y < conv.map.H / conv.rows(); ++y) {
+    // rows that nothing reads again are written where the last ones were, which is near
+    float* d = grads.d_map + (few && !wanted(source) ? 0 : y * row);
+    pixels_gradient(d, d_bias, d_out, saved.kept[conv.result] + p * width * P, conv.out,
+                    saved.places[conv.result] + p * width * P, conv.map.W, ends, y);
+    if (job.weights_wanted && few)
+      few_channels_weight_grad(sums, d, conv.map, in, conv.in, conv.size, y * conv.rows(),
+                               conv.rows(), conv.map.W);
+  }
+  if (job.weights_wanted && !few) {
+    panel_to_channel_strips(grads.channel_strips, in, conv.in);
+    conv_weight_grad(sums, grads.d_map, conv.map, grads.channel_strips, conv.in, conv.size,
+                     conv.map.H, conv.map.W, grads.copied);
+  }
+  if (!wanted(source)) return;
+  float* to = gradient_panel(grads, plan, source, p, panels);
+  const bool adds = written[source];
+  conv_product<true>(
+      grads.d_map, conv.map, packed, conv.in.C, conv.size, 1 - conv.size, 0, conv.in.H, conv.in.W,
+      [&](auto& tile, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
+        constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
+        for_tile<ROWS, kImageCols>([&](int i, int j) {
+          float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
+          store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
         });
-  }
+      });
+  written[source] = true;
 }
 
-// The gradients of own output channels, once all panels are done: panels are added in their order.
-inline Range fold_panels(const Grads& grads, const ConvLayer& conv, const Panels& panels,
-                         const Share& share) {
-  const Range own = own_part(share, conv.out.C, 1);
-  const int64_t a_channel = conv.weights() / conv.out.C;
-  float *weight = grads.gradient, *bias = grads.vector;
-  for (int64_t i = own.first * a_channel; i < own.last * a_channel; ++i) weight[i] = 0;
-  for (int64_t o = own.first; o < own.last; ++o) bias[o] = 0;
-  for (int64_t p = 0; p < panels.count; ++p) {
-    const float* sums = grads.panel_sums + p * grads.sums_a_panel;
-    add_panel_gradient(weight, sums, own.first, own.last, conv.in, conv.size);
-    for (int64_t o = own.first; o < own.last; ++o)
-      for (int64_t i = 0; i < panels.P; i += kLanes)
-        bias[o] += sum_lanes(load(sums + conv.sums() + o * panels.P + i));
+// this member's panels of a run, its layers in reverse
+inline void backward_panels(const Saved& saved, Grads& grads, const NopropPlan& plan,
+                            const NopropState* states, const ConvRun& run, int64_t slice,
+                            const ConvBackward& job, const Panels& panels, const Share& share) {
+  float* packed = grads.weights;
+  for (int l = run.last; l-- > run.first;) {
+    const ConvLayer conv(plan, l);
+    const int32_t source = conv.layer.sources[0];
+    if (source < plan.num_inputs && !job.input_wanted[source]) continue;
+    pack_backward(packed, states[l].weight.value + slice * conv.weights(), conv.in.C, conv.size,
+                  conv.map);
+    packed += conv.backward_floats();
   }
-  return own;
+  const Range own = own_part(share, panels.count, 1);
+  bool written[kMaxResults];
+  for (int64_t p = own.first; p < own.last; ++p) {
+    __builtin_memcpy(written, grads.written, sizeof written);
+    packed = grads.weights;
+    float* sums = grads.panel_sums + p * grads.sums_a_panel;
+    for (int l = run.last; l-- > run.first;) {
+      const ConvLayer conv(plan, l);
+      backward_panel(saved, grads, plan, conv, packed, sums, written, job, p, panels);
+      const int32_t source = conv.layer.sources[0];
+      if (source >= plan.num_inputs || job.input_wanted[source]) packed += conv.backward_floats();
+      sums += conv.panel_floats();
+    }
+  }
+  // a member without panels takes note too
+  const auto note = [&](int32_t r) {
+    if (r >= 0 && (r >= plan.num_inputs || job.input_wanted[r])) grads.written[r] = true;
+  };
+  for (int l = run.first; l < run.last; ++l) {
+    note(plan.layers[l].sources[0]);
+    note(plan.layers[l].add);
+  }
 }
 
 }  // namespace

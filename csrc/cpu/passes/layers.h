@@ -41,15 +41,10 @@ inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, cons
 }
 
 inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
-                          int l, int64_t slice, bool training, const NoiseKey* noise,
-                          const Panels& panels, const Share& share) {
+                          int l, int64_t slice, bool training, const Panels& panels,
+                          const Share& share) {
   const NopropLayer& layer = plan.layers[l];
   const int r = plan.num_inputs + l;
-  if (layer.kind == NOPROP_CONV2D) {
-    forward_conv(saved, plan, state, l, slice, noise, panels, share);
-    wait_for_team(share);
-    return make_operand(saved, plan, r, panels, share);
-  }
   const int64_t H = layer.width;
   Source sources[kMaxResults];
   for (int s = 0; s < layer.num_sources; ++s)
@@ -86,8 +81,15 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
 inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,
                          int64_t slice, bool training, const NoiseKey* noise, const Panels& panels,
                          const Share& share) {
-  for (int l = 0; l < plan.num_layers; ++l) {
-    forward_layer(saved, plan, states[l], l, slice, training, noise, panels, share);
+  for (int l = 0; l < plan.num_layers;) {
+    if (is_conv(plan, plan.num_inputs + l)) {
+      const ConvRun run = conv_run(plan, l);
+      forward_convs(saved, plan, states, run, slice, noise, panels, share);
+      l = run.last;
+    } else {
+      forward_layer(saved, plan, states[l], l, slice, training, panels, share);
+      ++l;
+    }
     wait_for_team(share);
   }
 }
@@ -185,30 +187,43 @@ inline void weight_backward(const BackwardPlan& job, const Saved& saved, const G
                            grads.weight_rows, panels, share, finish);
 }
 
-inline void backward_conv(const BackwardPlan& job, const Saved& saved, Grads& grads, int l,
-                          bool source_wanted, const Panels& panels, const Share& share) {
-  const NopropPlan& plan = job.plan;
-  const NopropState& state = job.states[l];
-  const ConvLayer conv(plan, l);
-  const int source = conv.layer.sources[0];
-  const bool wants_weight = job.scalars || state.weight.grad;
-  wait_for_team(share);
-  conv_panel_gradients(saved, grads, plan, l, state.weight.value + job.slice * conv.weights(),
-                       source_wanted ? grads.value[source] : nullptr, grads.written[source],
-                       wants_weight, job.noise, panels, share);
-  if (source_wanted) grads.written[source] = true;
-  wait_for_team(share);
-  if (wants_weight) {
-    const Range own = fold_panels(grads, conv, panels, share);
-    const int64_t a_channel = conv.weights() / conv.out.C, first = own.first * a_channel;
-    const int64_t count = (own.last - own.first) * a_channel;
-    finish_vector(state.bias, grads.vector, job, conv.out.C, own);
-    if (state.weight.grad)
-      __builtin_memcpy(state.weight.grad + job.i * conv.weights() + first, grads.gradient + first,
+// own output channels' gradients of a convolution's weight and bias, once all panels are done
+inline void finish_conv(const BackwardPlan& job, const Grads& grads, const ConvLayer& conv,
+                        const NopropState& state, const float* sums, const Panels& panels,
+                        const Share& share) {
+  const Range own = own_part(share, conv.out.C, 1);
+  const int64_t count = conv.a_channel();
+  for (int64_t o = own.first; o < own.last; ++o) {
+    const NopropParam& weight = state.weight;
+    fold_panels(grads.channel, sums, panels.count, grads.sums_a_panel, o, conv.in, conv.size,
+                grads.summed);
+    if (weight.grad)
+      __builtin_memcpy(weight.grad + (job.i * conv.out.C + o) * count, grads.channel,
                        sizeof(float) * count);
     if (job.scalars)
-      update_rows(run_at(state.weight, job.slice * conv.weights() + first), 0,
-                  grads.gradient + first, 0, 1, count, *job.scalars);
+      update_rows(run_at(weight, (job.slice * conv.out.C + o) * count), 0, grads.channel, 0, 1,
+                  count, *job.scalars);
+    grads.vector[o] = 0;
+    for (int64_t p = 0; p < panels.count; ++p)
+      for (int64_t i = 0; i < panels.P; i += kLanes)
+        grads.vector[o] +=
+            sum_lanes(load(sums + p * grads.sums_a_panel + conv.sums() + o * panels.P + i));
+  }
+  finish_vector(state.bias, grads.vector, job, conv.out.C, own);
+}
+
+inline void backward_convs(const BackwardPlan& job, const Saved& saved, Grads& grads,
+                           const ConvRun& run, const Panels& panels, const Share& share) {
+  const ConvBackward asked = {job.input_wanted, job.scalars || job.states[run.first].weight.grad,
+                              job.noise};
+  wait_for_team(share);
+  backward_panels(saved, grads, job.plan, job.states, run, job.slice, asked, panels, share);
+  wait_for_team(share);
+  const float* sums = grads.panel_sums;
+  for (int l = run.last; asked.weights_wanted && l-- > run.first;) {
+    const ConvLayer conv(job.plan, l);
+    finish_conv(job, grads, conv, job.states[l], sums, panels, share);
+    sums += conv.panel_floats();
   }
   wait_for_team(share);
 }
@@ -223,6 +238,12 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
   for (int r = 0; r < results; ++r) grads.written[r] = r == results - 1;
   for (int l = plan.num_layers - 1; l >= 0; --l) {
     const NopropLayer& layer = plan.layers[l];
+    if (layer.kind == NOPROP_CONV2D) {
+      const ConvRun run = conv_run(plan, l);
+      backward_convs(job, saved, grads, run, panels, share);
+      l = run.first;
+      continue;
+    }
     const NopropState& state = job.states[l];
     const int r = plan.num_inputs + l;
     const int64_t H = layer.width, in = in_width(plan, layer);
@@ -232,10 +253,6 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
       return source >= plan.num_inputs || job.input_wanted[source];
     };
     if (layer.add >= 0 && wanted(layer.add)) add_grad(grads, layer.add, d, H, panels, share);
-    if (layer.kind == NOPROP_CONV2D) {
-      backward_conv(job, saved, grads, l, wanted(layer.sources[0]), panels, share);
-      continue;
-    }
     if (layer.activation) activation_grad(d, saved.kept[r], layer.activation, H, panels, share);
     if (layer.norm)
       norm_backward(d, grads.norm_weight, grads.norm_bias, saved.x_hat[r], saved.rstd[r],

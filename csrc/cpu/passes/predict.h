@@ -61,7 +61,7 @@ struct Walker {
     const NopropSlices& slices = *task.slices;
     const int64_t L = slices.n / task.R;
     forward_layer(saved, *slices.plan, slices.layers[l], l, slices.index[replica * L + block],
-                  false, nullptr, panels, share);
+                  false, panels, share);
   }
 
   void forward_tile(int64_t block, int l, int64_t tile) const {
@@ -71,8 +71,17 @@ struct Walker {
 
   // stages count from 1, a block's layers and then the next block's
   void lead(Crew& crew, int64_t block) const {
-    const int layers = task.slices->plan->num_layers;
+    const NopropSlices& slices = *task.slices;
+    const NopropPlan& plan = *slices.plan;
+    const int layers = plan.num_layers;
     for (int l = 0; l < layers; ++l) {
+      if (is_conv(plan, plan.num_inputs + l)) {
+        const ConvRun run = conv_run(plan, l);
+        const int64_t slice = slices.index[replica * (slices.n / task.R) + block];
+        forward_convs(saved, plan, slices.layers, run, slice, nullptr, panels, Share{});
+        l = run.last - 1;
+        continue;
+      }
       const int64_t count = crew.size > 1 ? tiles(l) : 0;
       if (count == 0)
         forward(block, l, Share{});
@@ -105,8 +114,8 @@ void lead_chain(const PredictTask& task, int64_t sample, int64_t first, const Wa
   const int64_t M = width_of(plan, last);
   for (int j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z) {
-      load_input(work.saved.strips[j], work.saved.value[j], task.inputs[j], plan, j, 0, replica,
-                 first, 0, panels.vectors(), task.B, panels);
+      load_input(nullptr, work.saved.value[j], task.inputs[j], plan, j, 0, replica, first, 0,
+                 panels.vectors(), task.B, panels);
       if (keeps_value(plan, j)) round_operand(work.saved, plan, j, panels, whole);
       narrow_operand(work.saved, plan, j, panels, whole);
     }

@@ -9,28 +9,37 @@ namespace noprop {
 namespace {
 
 // a packed input holds, for each step and replica, its panels and then its strips
-inline int64_t packed_floats(int64_t width, const Panels& panels) {
-  return (width * panels.padded() + panels.B * round_up(width) + 15) / 16 * 16;
+inline int64_t packed_floats(const NopropPlan& plan, int32_t j, const Panels& panels) {
+  const int64_t width = plan.input_widths[j];
+  const int64_t strips = needs_strips(plan, j) ? panels.B * round_up(width) : 0;
+  return (width * panels.padded() + strips + 15) / 16 * 16;
 }
 
-inline float* packed_panels(char* data, int64_t slot, int64_t width, const Panels& panels) {
-  return reinterpret_cast<float*>(data) + slot * packed_floats(width, panels);
+struct PackedInput {
+  float *values, *strips;  // strips: null where no weight gradient reads them
+};
+
+inline PackedInput packed_input(const NopropPlan& plan, int32_t j, char* data, int64_t slot,
+                                const Panels& panels) {
+  float* values = reinterpret_cast<float*>(data) + slot * packed_floats(plan, j, panels);
+  float* strips = values + plan.input_widths[j] * panels.padded();
+  return {values, needs_strips(plan, j) ? strips : nullptr};
 }
 
-int64_t packed_bytes(const NopropPlan* plan, int64_t width, int64_t B) {
-  return (int64_t)sizeof(float) * packed_floats(width, make_panels(*plan, B));
+int64_t packed_bytes(const NopropPlan* plan, int32_t j, int64_t B) {
+  return (int64_t)sizeof(float) * packed_floats(*plan, j, make_panels(*plan, B));
 }
 
 bool pack_rows(const PackTask& task) {
   const Panels panels = make_panels(*task.plan, task.B);
-  float* values = packed_panels(task.data, task.slot, task.width, panels);
+  const PackedInput packed = packed_input(*task.plan, task.j, task.data, task.slot, panels);
   NopropInput input = *task.input;
   input.replica = &task.replica;  // of "slice 0"
   const int64_t first = task.first_row / kLanes;
   // the last piece has the missing rows too
   const int64_t last = task.last_row == task.B ? panels.vectors() : task.last_row / kLanes;
-  return load_input(values + task.width * panels.padded(), values, input, *task.plan, task.j,
-                    task.k, 0, 0, first, last, task.B, panels);
+  return load_input(packed.strips, packed.values, input, *task.plan, task.j, task.k, 0, 0, first,
+                    last, task.B, panels);
 }
 
 struct StepBuffers {
@@ -119,6 +128,7 @@ inline void draw_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers& 
               panels);
   const Share whole;
   round_operand(work.saved, plan, plan.z, panels, whole);
+  if (!work.saved.strips[plan.z]) return;
   with_pairs(plan, [&](auto pairs) {
     panels_to_strips<pairs.value>(work.saved.strips[plan.z],
                                   pairs.value ? z : work.saved.operand[plan.z], z_width, panels,
@@ -133,13 +143,13 @@ inline void load_inputs(const TrainTask& task, int64_t k, int64_t i, StepBuffers
   const Range own = own_part(share, panels.vectors(), 1);
   for (int j = 0; j < plan.num_inputs; ++j) {
     const NopropInput& input = task.inputs[j];
-    const int64_t width = plan.input_widths[j];
     if (j == plan.z) continue;
     if (char* data = task.packed[j]) {
       const int64_t replica = input.replica ? input.replica[i] : 0;
-      work.saved.value[j] =
-          packed_panels(data, (k - task.k_first) * input.replicas + replica, width, panels);
-      work.saved.strips[j] = work.saved.value[j] + width * panels.padded();
+      const int64_t slot = (k - task.k_first) * input.replicas + replica;
+      const PackedInput packed = packed_input(plan, j, data, slot, panels);
+      work.saved.value[j] = packed.values;
+      work.saved.strips[j] = packed.strips;
       if (!rounds(plan) || !keeps_value(plan, j)) work.saved.operand[j] = work.saved.value[j];
     } else {
       load_input(work.saved.strips[j], work.saved.value[j], input, plan, j, k, i, 0, own.first,

@@ -61,7 +61,7 @@ int64_t packed_step_bytes(const Isa& isa, const NopropPlan& plan, const NopropIn
   int64_t bytes = 0;
   for (int32_t j = 0; j < plan.num_inputs; ++j)
     if (j != plan.z && is_shared(inputs[j], n))
-      bytes += inputs[j].replicas * isa.packed_bytes(&plan, plan.input_widths[j], B);
+      bytes += inputs[j].replicas * isa.packed_bytes(&plan, j, B);
   return bytes;
 }
 
@@ -112,8 +112,8 @@ int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t thr
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
                         const NopropInput& input, int32_t j, int64_t B, int64_t k_first,
                         int64_t k_last, Host& host) {
-  const int64_t width = plan.input_widths[j], runs = (k_last - k_first) * input.replicas;
-  data = host.packed(j).get(runs * isa.packed_bytes(&plan, width, B));
+  const int64_t runs = (k_last - k_first) * input.replicas;
+  data = host.packed(j).get(runs * isa.packed_bytes(&plan, j, B));
   if (data == nullptr) return NOPROP_NO_MEMORY;
   constexpr int64_t kRows = 64;
   const int64_t pieces = (B + kRows - 1) / kRows;
@@ -125,7 +125,6 @@ NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
         .plan = &plan,
         .j = j,
         .input = &input,
-        .width = width,
         .B = B,
         .slot = run,
         .k = k_first + run / input.replicas,
