@@ -309,9 +309,10 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   const NopropPlan& plan = *slices->plan;
   constexpr int64_t kRows = 128;
   const int64_t pieces = (B + kRows - 1) / kRows, most_rows = std::min(kRows, B);
-  const int64_t count = S * R * pieces;
   Host host(*caller, slices, false);
   if (host.status()) return host.result(false);
+  const int64_t samples = samples_a_task(plan, S, R * pieces, host.threads());
+  const int64_t groups = (S + samples - 1) / samples, count = groups * R * pieces;
   const int32_t size = crew_size(plan, count, most_rows, host.threads());
   const PredictTask task = {
       .logits = logits,
@@ -339,11 +340,17 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
     if (!host.go_on(worker.id) && team.size == 1) return;
     Crew alone;
     Crew& crew = team.size > 1 ? crews[static_cast<size_t>(at)] : alone;
-    const int64_t first = at % pieces * kRows;
-    isa().predict_rows(task, at / pieces / R, at / pieces % R, first, std::min(kRows, B - first),
-                       crew, worker.workspace);
+    const int64_t first = at % pieces * kRows, sample = at / pieces / R * samples;
+    const PredictPart part = {
+        .replica = at / pieces % R,
+        .first_sample = sample,
+        .last_sample = std::min(sample + samples, S),
+        .first_row = first,
+        .rows = std::min(kRows, B - first),
+    };
+    isa().predict_rows(task, part, crew, worker.workspace);
   };
-  const int64_t bytes = isa().predict_bytes(&plan, most_rows, embedding->D, size);
+  const int64_t bytes = isa().predict_bytes(&plan, most_rows, embedding->D, samples, size);
   return host.result(run_teams(count, size, bytes, host, run));
 }
 

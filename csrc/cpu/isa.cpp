@@ -123,14 +123,14 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .update_slice = [](const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule,
                        const Team& team) { k_avx512.update_slice(slices, i, rule, team); },
     .predict_bytes =
-        [](const NopropPlan* plan, int64_t B, int64_t D, int32_t crew_size) {
-          return (is_own(*plan) ? predict_bytes : k_avx512.predict_bytes)(plan, B, D, crew_size);
+        [](const NopropPlan* plan, int64_t B, int64_t D, int64_t samples, int32_t crew_size) {
+          return (is_own(*plan) ? predict_bytes : k_avx512.predict_bytes)(plan, B, D, samples,
+                                                                          crew_size);
         },
     .predict_rows =
-        [](const PredictTask& task, int64_t sample, int64_t replica, int64_t first, int64_t rows,
-           Crew& crew, char* workspace) {
-          (is_own(*task.slices->plan) ? predict_rows : k_avx512.predict_rows)(
-              task, sample, replica, first, rows, crew, workspace);
+        [](const PredictTask& task, const PredictPart& part, Crew& crew, char* workspace) {
+          (is_own(*task.slices->plan) ? predict_rows : k_avx512.predict_rows)(task, part, crew,
+                                                                              workspace);
         },
     .all_finite = [](const void* data, int32_t dtype,
                      int64_t count) { return k_avx512.all_finite(data, dtype, count); },

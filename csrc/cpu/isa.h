@@ -62,6 +62,21 @@ inline int64_t multiply_adds_of(const NopropLayer& layer, int64_t in) {
   return weights_of(layer, in) * (layer.kind == NOPROP_CONV2D ? pixels : 1);
 }
 
+// The results that depend on z, and so on the sample of a chain.
+struct Moving {
+  bool result[kMaxResults];
+
+  explicit Moving(const NopropPlan& plan) {
+    for (int32_t j = 0; j < plan.num_inputs; ++j) result[j] = j == plan.z;
+    for (int32_t l = 0; l < plan.num_layers; ++l) {
+      const NopropLayer& layer = plan.layers[l];
+      bool moves = layer.add >= 0 && result[layer.add];
+      for (int32_t s = 0; s < layer.num_sources; ++s) moves |= result[layer.sources[s]];
+      result[plan.num_inputs + l] = moves;
+    }
+  }
+};
+
 // Packs rows first_row .. last_row of an input's step and replica at position `slot`, for all
 // slices that read them. first_row is a multiple of 64.
 struct PackTask {
@@ -129,6 +144,11 @@ struct PredictTask {
   bool add_noise, keep_all;
 };
 
+// the samples and rows of a replica's chain that a task does
+struct PredictPart {
+  int64_t replica, first_sample, last_sample, first_row, rows;
+};
+
 // Each function does one slice i (or rows of one chain), in a workspace whose size the function
 // before it returns.
 struct Isa {
@@ -148,9 +168,9 @@ struct Isa {
   int64_t (*backward_bytes)(const NopropPlan*, int64_t B, int32_t team_size);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
   void (*update_slice)(const NopropSlices&, int64_t i, const NopropUpdateRule&, const Team&);
-  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t crew_size);
-  void (*predict_rows)(const PredictTask&, int64_t sample, int64_t replica, int64_t first,
-                       int64_t rows, Crew&, char* workspace);
+  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int64_t samples,
+                           int32_t crew_size);
+  void (*predict_rows)(const PredictTask&, const PredictPart&, Crew&, char* workspace);
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
   double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: this core's peak
 };

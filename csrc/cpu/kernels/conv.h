@@ -13,14 +13,15 @@ namespace {
 // (y * W + x) * pixel + c * channel.
 struct Map {
   int64_t C, H, W, pixel, channel;
+  bool channels_last;
 
   int64_t at(int64_t c, int64_t y, int64_t x) const { return (y * W + x) * pixel + c * channel; }
 };
 
 // a pixel's channels beside each other, as convolutions read and write them
-inline Map channels_last(int64_t C, int64_t H, int64_t W) { return {C, H, W, C, 1}; }
+inline Map channels_last(int64_t C, int64_t H, int64_t W) { return {C, H, W, C, 1, true}; }
 // torch's order, of a plan's inputs and of what dense layers read
-inline Map channels_first(int64_t C, int64_t H, int64_t W) { return {C, H, W, 1, H * W}; }
+inline Map channels_first(int64_t C, int64_t H, int64_t W) { return {C, H, W, 1, H * W, false}; }
 
 // The terms of a window's sum, in the order of its runs: by (row, column, channel) where channels
 // are last, else by (channel, row, column). Calls body(first feature, first term, terms) for each
@@ -48,17 +49,20 @@ inline int64_t packed_weight_floats(int64_t O, int64_t C, int64_t size) {
   return conv_tiles(O) * kConvRows * C * size * size;
 }
 
-// packed (tile, term, kConvRows) <- get(output channel, c, row, column), in the order of `map`
+// packed (tile, term, kConvRows) <- get(output channel, c, row, column), in the order of `map`; the
+// tiles of channels first .. last alone
 template <class Get>
-inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map& map, Get get) {
-  for (int64_t tile = 0; tile < conv_tiles(outputs); ++tile) {
+inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map& map, int64_t first,
+                        int64_t last, Get get) {
+  packed += first * map.C * size * size;
+  for (int64_t tile = first / kConvRows; tile < conv_tiles(last); ++tile) {
     const auto put = [&](int64_t c, int64_t i, int64_t j) {
       for (int64_t r = 0; r < kConvRows; ++r) {
         const int64_t o = tile * kConvRows + r;
         *packed++ = o < outputs ? get(o, c, i, j) : 0.0f;
       }
     };
-    if (map.channel == 1) {
+    if (map.channels_last) {
       for (int64_t i = 0; i < size; ++i)
         for (int64_t j = 0; j < size; ++j)
           for (int64_t c = 0; c < map.C; ++c) put(c, i, j);
@@ -71,17 +75,17 @@ inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map&
 }
 
 // for the product that makes a layer's result from its input
-inline void pack_forward(float* packed, const float* weight, int64_t O, int64_t size,
-                         const Map& in) {
-  pack_weight(packed, O, size, in, [&](int64_t o, int64_t c, int64_t i, int64_t j) {
+inline void pack_forward(float* packed, const float* weight, int64_t O, int64_t size, const Map& in,
+                         int64_t first, int64_t last) {
+  pack_weight(packed, O, size, in, first, last, [&](int64_t o, int64_t c, int64_t i, int64_t j) {
     return weight[((o * in.C + c) * size + i) * size + j];
   });
 }
 
 // for the product that makes an input's gradient from the map's: its windows are turned round
 inline void pack_backward(float* packed, const float* weight, int64_t C, int64_t size,
-                          const Map& d_map) {
-  pack_weight(packed, C, size, d_map, [&](int64_t c, int64_t o, int64_t i, int64_t j) {
+                          const Map& d_map, int64_t first, int64_t last) {
+  pack_weight(packed, C, size, d_map, first, last, [&](int64_t c, int64_t o, int64_t i, int64_t j) {
     return weight[((o * C + c) * size + size - 1 - i) * size + size - 1 - j];
   });
 }

@@ -16,6 +16,12 @@ struct ConvEnds {
   NoiseKey key;      // of dropout's numbers; row 0 is the panel's first
 };
 
+// whether a pixel of a window is the new maximum; of equal ones the first stays, and NaN is one, as
+// torch has it
+NOPROP_INLINE IntVec replaces(Vec other, Vec maximum) {
+  return (other > maximum) | (other != other);
+}
+
 // The numbers of dropout of one vector of rows: a word for each column, pixel * C + c.
 class DropoutWords {
  public:
@@ -42,8 +48,7 @@ class DropoutWords {
 
 // One row of a result, from one row of pixels, or two where it pools: `pixels` (row, x, C, P) has
 // the sums with bias, `width` of them beside each other, all that anything depends on. places (y,
-// x, C, P) gets each maximum's place in its window, 0..3 by rows; of equal ones the first, as torch
-// has it.
+// x, C, P) gets each maximum's place in its window, 0..3 by rows.
 [[gnu::noinline]] inline void finish_pixels(float* out, const Map& map, uint8_t* places,
                                             const float* pixels, int64_t width,
                                             const ConvEnds& ends, int64_t y) {
@@ -60,7 +65,7 @@ class DropoutWords {
           IntVec place = {};
           for (int q = 1; q < 4; ++q) {
             const Vec other = pixel(q / 2, 2 * x + q % 2);
-            const IntVec takes = (other > v) | (other != other);
+            const IntVec takes = replaces(other, v);
             v = takes ? other : v;
             place = takes ? IntVec{} + q : place;
           }
@@ -78,25 +83,23 @@ class DropoutWords {
   }
 }
 
-// A convolution's result in a panel, from its input: rows of the map wait in `pixels` (2, width, C,
-// P) until the next is finished. height, width: the live pixels of the map.
+// Row y of a convolution's result in a panel, from its input. `pixels` (2, width, C, P) has room
+// for the map's rows behind it, of which `width` pixels are live.
 template <bool CHANNELS_LAST>
-inline void conv_forward(float* out, const Map& map, uint8_t* places, const float* in,
-                         const Map& in_map, const float* packed, int64_t size, int64_t height,
-                         int64_t width, float* pixels, const ConvEnds& ends) {
+inline void conv_panel_row(float* out, const Map& map, uint8_t* places, const float* in,
+                           const Map& in_map, const float* packed, int64_t size, int64_t width,
+                           float* pixels, const ConvEnds& ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
-  const int64_t rows = ends.pools ? 2 : 1;
-  for (int64_t first = 0; first < height; first += rows) {
-    conv_product<CHANNELS_LAST>(
-        in, in_map, packed, map.C, size, 0, first, first + rows, width,
-        [&](auto& sums, int64_t o, int64_t map_y, int64_t x) __attribute__((always_inline)) {
-          constexpr int ROWS = sizeof(sums) / sizeof(sums[0]);
-          float* to = pixels + (((map_y - first) * width + x) * map.C + o) * P;
-          for_tile<ROWS, kConvCols>(
-              [&](int i, int j) { store(to + i * P + j * kLanes, sums[i][j] + ends.bias[o + i]); });
-        });
-    finish_pixels(out, map, places, pixels, width, ends, first / rows);
-  }
+  const int64_t rows = ends.pools ? 2 : 1, first = y * rows;
+  conv_product<CHANNELS_LAST>(
+      in, in_map, packed, map.C, size, 0, first, first + rows, width,
+      [&](auto& sums, int64_t o, int64_t map_y, int64_t x) __attribute__((always_inline)) {
+        constexpr int ROWS = sizeof(sums) / sizeof(sums[0]);
+        float* to = pixels + (((map_y - first) * width + x) * map.C + o) * P;
+        for_tile<ROWS, kConvCols>(
+            [&](int i, int j) { store(to + i * P + j * kLanes, sums[i][j] + ends.bias[o + i]); });
+      });
+  finish_pixels(out, map, places, pixels, width, ends, y);
 }
 
 // The gradient of the sums from that of the result, one row of it: to `pixels` (row, x, C, P) as in

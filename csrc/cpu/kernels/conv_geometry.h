@@ -45,6 +45,7 @@ struct ConvLayer {
         map(channels_last(layer.shape.channels, layer.live_height, layer.live_width)),
         size(layer.kernel_size) {}
 
+  int64_t out_rows() const { return map.H / rows(); }       // live ones
   int64_t rows() const { return layer.pool ? 2 : 1; }       // of the map, for one of the result
   int64_t a_channel() const { return in.C * size * size; }  // weights
   int64_t weights() const { return out.C * a_channel(); }
@@ -54,7 +55,9 @@ struct ConvLayer {
   }
   // of a panel's gradients: the weight's, then the bias's
   int64_t panel_floats() const { return (sums() + out.C * kConvCols * kLanes + 15) / 16 * 16; }
-  int64_t forward_floats() const { return packed_weight_floats(out.C, in.C, size); }
+  int64_t forward_floats() const {
+    return larger(packed_weight_floats(out.C, in.C, size), round_up(out.C) * a_channel());
+  }
   int64_t backward_floats() const { return packed_weight_floats(in.C, out.C, size); }
 };
 

@@ -80,6 +80,7 @@ NOPROP_INLINE void for_own_runs(const Panels& panels, const Share& share, int64_
     body((p * H + own.first) * panels.P, (own.last - own.first) * panels.P);
 }
 
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // the floats that `count` terms of a sum take: a pair of bfloat16 takes one

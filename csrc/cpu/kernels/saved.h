@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/activation.h"
-#include "cpu/kernels/conv_geometry.h"
+#include "cpu/kernels/conv_few_rows.h"
 #include "cpu/kernels/dense.h"
 
 namespace noprop {
@@ -32,7 +32,9 @@ struct Saved {
   float* rounded;                // rows of a weight, this member's, or null
   float* few[kMaxResults];       // of a batch of few rows, operands (width, few_rows(B))
   uint8_t* places[kMaxResults];  // of convolutions with a pool, each maximum's in its window
-  float *weights, *pixels;       // of a convolution: packed, and rows of its map; this member's
+  float* images[kMaxResults];    // of few rows, (B, width): what convolutions read, else null
+  float* weights[kMaxResults];   // of convolutions, by layer, packed
+  float* pixels;                 // rows of a convolution's map; this member's
 };
 
 struct Grads {
@@ -44,9 +46,10 @@ struct Grads {
   float* pairs[2];                          // a layer's gradient as pairs of features
   float *vector, *norm_weight, *norm_bias;  // (widest,)
   bool in_run[kMaxResults];                 // whether value is of this member's panel alone
-  // of convolutions, this member's: a run's packed weights, the gradient of a panel's map, its
-  // input in strips of channels, some channels of the gradient, and one channel's weight gradient
-  float *weights, *d_map, *channel_strips, *copied, *channel, *summed;
+  float* weights[kMaxResults];              // of convolutions, by layer, packed
+  // of convolutions, this member's: the gradient of a panel's map, its input in strips of channels,
+  // some channels of the gradient, and one channel's weight gradient
+  float *d_map, *channel_strips, *copied, *channel, *summed;
   float* panel_sums;  // weight gradients of a run's layers, of each panel
   int64_t sums_a_panel;
 };
@@ -55,8 +58,6 @@ inline int64_t width_of(const NopropPlan& plan, int32_t result) {
   return result < plan.num_inputs ? plan.input_widths[result]
                                   : plan.layers[result - plan.num_inputs].width;
 }
-
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline int64_t in_width(const NopropPlan& plan, const NopropLayer& layer) {
   int64_t in = 0;
@@ -135,25 +136,30 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
   saved.rounded = rounds(plan) ? pieces.take<float>(size * team.size) + team.rank * size : nullptr;
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r)
     saved.few[r] = has_few ? pieces.take<float>(width_of(plan, r) * few_rows(panels.B)) : nullptr;
-  int64_t weights = 0, pixels = 0;
+  const bool apart = has_row_images(plan, panels);
+  for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) saved.images[r] = nullptr;
+  int64_t pixels = 0;
   for (int l = 0; l < plan.num_layers; ++l) {
     if (plan.layers[l].kind != NOPROP_CONV2D) continue;
     const ConvLayer conv(plan, l);
-    weights += conv.forward_floats();
-    pixels = larger(pixels, conv.rows() * conv.map.W * conv.out.C * panels.P);
+    const int32_t source = conv.layer.sources[0];
+    if (apart && !saved.images[source])
+      saved.images[source] = pieces.take<float>(panels.B * width_of(plan, source));
+    saved.weights[l] = pieces.take<float>(conv.forward_floats());
+    const int64_t a_pixel = apart ? round_up(conv.out.C) : conv.out.C * panels.P;
+    pixels = larger(pixels, conv.rows() * conv.map.W * a_pixel);
   }
-  saved.weights = pieces.take<float>(weights * team.size) + team.rank * weights;
   saved.pixels = pieces.take<float>(pixels * team.size) + team.rank * pixels;
 }
 
 inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan,
                             const Panels& panels, const Team& team) {
-  int64_t weights = 0, d_map = 0, strips = 0, copied = 0, channel = 0, summed = 0, sums = 0;
+  int64_t d_map = 0, strips = 0, copied = 0, channel = 0, summed = 0, sums = 0;
   for (int l = 0; l < plan.num_layers; ++l) {
     if (plan.layers[l].kind != NOPROP_CONV2D) continue;
     const ConvLayer conv(plan, l);
     const int64_t pixels = conv.map.H * conv.map.W * panels.P, O = conv.out.C;
-    weights += conv.backward_floats();
+    grads.weights[l] = pieces.take<float>(conv.backward_floats());
     d_map = larger(d_map, pixels * O);
     copied = larger(copied, pixels * kConvRows);
     if (!has_few_channels(conv.in)) strips = larger(strips, channel_strip_floats(conv.in));
@@ -164,7 +170,6 @@ inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan
   const auto own = [&](int64_t count) {
     return pieces.take<float>(count * team.size) + team.rank * count;
   };
-  grads.weights = own(weights);
   grads.d_map = own(d_map);
   grads.channel_strips = own(strips);
   grads.copied = own(copied);

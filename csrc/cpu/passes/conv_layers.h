@@ -23,26 +23,87 @@ inline ConvEnds ends_of(const ConvLayer& conv, const float* bias, const NoiseKey
   return ends;
 }
 
-// panel p of a layer's result
-inline void forward_panel(const Saved& saved, const ConvLayer& conv, const float* packed,
-                          const float* bias, const NoiseKey* noise, int64_t p,
-                          const Panels& panels) {
+// row y of panel p of a layer's result
+inline void forward_panel_row(const Saved& saved, const ConvLayer& conv, const float* packed,
+                              const ConvEnds& ends, int64_t p, int64_t y, const Panels& panels) {
   const int32_t source = conv.layer.sources[0], add = conv.layer.add;
-  const int64_t size = conv.layer.width * panels.P, at = p * size;
+  const int64_t at = p * conv.layer.width * panels.P;
   const float* in = saved.operand[source] + p * conv.in.C * conv.in.H * conv.in.W * panels.P;
-  const ConvEnds ends = ends_of(conv, bias, noise, p * panels.P);
   const auto run = [&](auto channels_last) {
-    conv_forward<channels_last.value>(saved.kept[conv.result] + at, conv.out,
-                                      saved.places[conv.result] + at, in, conv.in, packed,
-                                      conv.size, conv.map.H, conv.map.W, saved.pixels, ends);
+    conv_panel_row<channels_last.value>(saved.kept[conv.result] + at, conv.out,
+                                        saved.places[conv.result] + at, in, conv.in, packed,
+                                        conv.size, conv.map.W, saved.pixels, ends, y);
   };
-  if (conv.in.channel == 1)
+  if (conv.in.channels_last)
     run(Constant<1>{});
   else
     run(Constant<0>{});
-  for (int64_t i = at; add >= 0 && i < at + size; i += kLanes)
-    store(saved.value[conv.result] + i,
-          load(saved.kept[conv.result] + i) + load(saved.value[add] + i));
+  for (int64_t c = 0; add >= 0 && c < conv.out.C; ++c)
+    for (int64_t x = 0; x < conv.map.W / conv.rows(); ++x)
+      for (int64_t i = at + conv.out.at(c, y, x) * panels.P, end = i + panels.P; i < end;
+           i += kLanes)
+        store(saved.value[conv.result] + i,
+              load(saved.kept[conv.result] + i) + load(saved.value[add] + i));
+}
+
+// row y of a layer's result for row b of a batch that has its images apart
+inline void forward_image_row(const Saved& saved, const ConvLayer& conv, const float* packed,
+                              const float* bias, int64_t b, int64_t y, const Panels& panels) {
+  const int32_t source = conv.layer.sources[0], add = conv.layer.add;
+  const float* in = saved.images[source] + b * conv.in.C * conv.in.H * conv.in.W;
+  float* image = saved.images[conv.result];
+  if (image) image += b * conv.layer.width;
+  const bool panel = !conv.out.channels_last;  // others read it, in panels
+  conv_row(saved.pixels, in, conv, packed, bias, y, [&](Vec v, int64_t c, int64_t x, int count) {
+    const int64_t first = conv.out.at(c, y, x);
+    if (!panel) return store_partial(image + first, v, count);
+    for (int i = 0; i < count; ++i) {
+      const int64_t feature = first + i * conv.out.channel, at = feature * panels.P + b;
+      const float value = add >= 0 ? v[i] + saved.value[add][at] : v[i];
+      saved.value[conv.result][at] = value;
+      if (image) image[feature] = value;
+    }
+  });
+}
+
+// The convolutions of a block without training, as tiles: a row of the result, of a panel or of an
+// image.
+struct ConvTiles {
+  const Saved& saved;
+  const NopropPlan& plan;
+  const NopropState* states;
+  int64_t slice;
+  const Panels& panels;
+
+  int64_t count(int l) const {
+    const bool apart = has_row_images(plan, panels);
+    return ConvLayer(plan, l).out_rows() * (apart ? panels.B : panels.count);
+  }
+  void run(int l, int64_t tile) const {
+    const ConvLayer conv(plan, l);
+    const int64_t rows = conv.out_rows(), i = tile / rows, y = tile % rows;
+    const float* packed = saved.weights[l];
+    const float* bias = states[l].bias.value + slice * conv.out.C;
+    if (has_row_images(plan, panels))
+      forward_image_row(saved, conv, packed, bias, i, y, panels);
+    else
+      forward_panel_row(saved, conv, packed, ends_of(conv, bias, nullptr, 0), i, y, panels);
+  }
+};
+
+// this member's part of packing the weights of a run
+inline void pack_run(const Saved& saved, const NopropPlan& plan, const NopropState* states,
+                     const ConvRun& run, int64_t slice, const Panels& panels, const Share& share) {
+  for (int l = run.first; l < run.last; ++l) {
+    const ConvLayer conv(plan, l);
+    const float* weight = states[l].weight.value + slice * conv.weights();
+    const bool apart = has_row_images(plan, panels);
+    const Range own = own_part(share, conv.out.C, apart ? kLanes : kConvRows);
+    if (apart)
+      pack_row_weight(saved.weights[l], weight, conv, own.first, own.last);
+    else
+      pack_forward(saved.weights[l], weight, conv.out.C, conv.size, conv.in, own.first, own.last);
+  }
 }
 
 // noise: the address of the step's dropout, whose stream and site are 0 there, or null outside
@@ -50,24 +111,26 @@ inline void forward_panel(const Saved& saved, const ConvLayer& conv, const float
 inline void forward_convs(const Saved& saved, const NopropPlan& plan, const NopropState* states,
                           const ConvRun& run, int64_t slice, const NoiseKey* noise,
                           const Panels& panels, const Share& share) {
-  const Range own = own_part(share, panels.count, 1);
-  if (own.first == own.last) return;
-  float* packed = saved.weights;
-  for (int l = run.first; l < run.last; ++l) {
-    const ConvLayer conv(plan, l);
-    pack_forward(packed, states[l].weight.value + slice * conv.weights(), conv.out.C, conv.size,
-                 conv.in);
-    packed += conv.forward_floats();
+  pack_run(saved, plan, states, run, slice, panels, share);
+  wait_for_team(share);
+  if (has_row_images(plan, panels)) {
+    const ConvTiles tiles = {saved, plan, states, slice, panels};
+    for (int l = run.first; l < run.last; ++l) {
+      const Range own = own_part(share, tiles.count(l), 1);
+      for (int64_t tile = own.first; tile < own.last; ++tile) tiles.run(l, tile);
+      wait_for_team(share);
+    }
+    return;
   }
-  for (int64_t p = own.first; p < own.last; ++p) {
-    packed = saved.weights;
+  const Range own = own_part(share, panels.count, 1);
+  for (int64_t p = own.first; p < own.last; ++p)
     for (int l = run.first; l < run.last; ++l) {
       const ConvLayer conv(plan, l);
-      forward_panel(saved, conv, packed, states[l].bias.value + slice * conv.out.C, noise, p,
-                    panels);
-      packed += conv.forward_floats();
+      const float* bias = states[l].bias.value + slice * conv.out.C;
+      const ConvEnds ends = ends_of(conv, bias, noise, p * panels.P);
+      for (int64_t y = 0; y < conv.out_rows(); ++y)
+        forward_panel_row(saved, conv, saved.weights[l], ends, p, y, panels);
     }
-  }
 }
 
 // What a run's backward pass is asked for.
@@ -87,7 +150,7 @@ inline float* gradient_panel(const Grads& grads, const NopropPlan& plan, int32_t
 // Panel p's gradients of a layer: of the map, of bias and weight, and of the source. `written`
 // tells which results have a gradient in this panel already, to which more is then added.
 inline void backward_panel(const Saved& saved, const Grads& grads, const NopropPlan& plan,
-                           const ConvLayer& conv, const float* packed, float* sums, bool* written,
+                           const ConvLayer& conv, float* sums, bool* written,
                            const ConvBackward& job, int64_t p, const Panels& panels) {
   const int64_t P = panels.P, O = conv.out.C, width = conv.layer.width;
   const int64_t row = conv.rows() * conv.map.W * O * P;
@@ -123,42 +186,45 @@ inline void backward_panel(const Saved& saved, const Grads& grads, const NopropP
   if (!wanted(source)) return;
   float* to = gradient_panel(grads, plan, source, p, panels);
   const bool adds = written[source];
-  conv_product<true>(
-      grads.d_map, conv.map, packed, conv.in.C, conv.size, 1 - conv.size, 0, conv.in.H, conv.in.W,
-      [&](auto& tile, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
-        constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
-        for_tile<ROWS, kImageCols>([&](int i, int j) {
-          float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
-          store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
-        });
-      });
+  conv_product<true>(grads.d_map, conv.map, grads.weights[conv.result - plan.num_inputs], conv.in.C,
+                     conv.size, 1 - conv.size, 0, conv.in.H, conv.in.W,
+                     [&](auto& tile, int64_t c, int64_t y, int64_t x)
+                         __attribute__((always_inline)) {
+                           constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
+                           for_tile<ROWS, kImageCols>([&](int i, int j) {
+                             float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
+                             store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
+                           });
+                         });
   written[source] = true;
+}
+
+// this member's part of packing the weights of a run for its backward pass
+inline void pack_run_backward(const Grads& grads, const NopropPlan& plan, const NopropState* states,
+                              const ConvRun& run, int64_t slice, const bool* input_wanted,
+                              const Share& share) {
+  for (int l = run.first; l < run.last; ++l) {
+    const ConvLayer conv(plan, l);
+    const int32_t source = conv.layer.sources[0];
+    if (source < plan.num_inputs && !input_wanted[source]) continue;
+    const Range own = own_part(share, conv.in.C, kConvRows);
+    pack_backward(grads.weights[l], states[l].weight.value + slice * conv.weights(), conv.in.C,
+                  conv.size, conv.map, own.first, own.last);
+  }
 }
 
 // this member's panels of a run, its layers in reverse
 inline void backward_panels(const Saved& saved, Grads& grads, const NopropPlan& plan,
-                            const NopropState* states, const ConvRun& run, int64_t slice,
-                            const ConvBackward& job, const Panels& panels, const Share& share) {
-  float* packed = grads.weights;
-  for (int l = run.last; l-- > run.first;) {
-    const ConvLayer conv(plan, l);
-    const int32_t source = conv.layer.sources[0];
-    if (source < plan.num_inputs && !job.input_wanted[source]) continue;
-    pack_backward(packed, states[l].weight.value + slice * conv.weights(), conv.in.C, conv.size,
-                  conv.map);
-    packed += conv.backward_floats();
-  }
+                            const ConvRun& run, const ConvBackward& job, const Panels& panels,
+                            const Share& share) {
   const Range own = own_part(share, panels.count, 1);
   bool written[kMaxResults];
   for (int64_t p = own.first; p < own.last; ++p) {
     __builtin_memcpy(written, grads.written, sizeof written);
-    packed = grads.weights;
     float* sums = grads.panel_sums + p * grads.sums_a_panel;
     for (int l = run.last; l-- > run.first;) {
       const ConvLayer conv(plan, l);
-      backward_panel(saved, grads, plan, conv, packed, sums, written, job, p, panels);
-      const int32_t source = conv.layer.sources[0];
-      if (source >= plan.num_inputs || job.input_wanted[source]) packed += conv.backward_floats();
+      backward_panel(saved, grads, plan, conv, sums, written, job, p, panels);
       sums += conv.panel_floats();
     }
   }

@@ -34,6 +34,13 @@ inline void narrow_operand(const Saved& saved, const NopropPlan& plan, int r, co
       saved.few[r][k * rows + b] = saved.operand[r][k * kLanes + b];
 }
 
+// copies a result that convolutions read to images of its rows, where those stand apart
+inline void make_images(const Saved& saved, const NopropPlan& plan, int r, const Panels& panels,
+                        const Share& share) {
+  if (saved.images[r])
+    panels_to_rows(saved.images[r], saved.operand[r], width_of(plan, r), panels, share);
+}
+
 inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, const Panels& panels,
                          const Share& share) {
   round_operand(saved, plan, r, panels, share);
@@ -85,7 +92,7 @@ inline void walk_forward(const Saved& saved, const NopropPlan& plan, const Nopro
     if (is_conv(plan, plan.num_inputs + l)) {
       const ConvRun run = conv_run(plan, l);
       forward_convs(saved, plan, states, run, slice, noise, panels, share);
-      l = run.last;
+      for (; l < run.last; ++l) narrow_operand(saved, plan, plan.num_inputs + l, panels, share);
     } else {
       forward_layer(saved, plan, states[l], l, slice, training, panels, share);
       ++l;
@@ -216,8 +223,9 @@ inline void backward_convs(const BackwardPlan& job, const Saved& saved, Grads& g
                            const ConvRun& run, const Panels& panels, const Share& share) {
   const ConvBackward asked = {job.input_wanted, job.scalars || job.states[run.first].weight.grad,
                               job.noise};
+  pack_run_backward(grads, job.plan, job.states, run, job.slice, job.input_wanted, share);
   wait_for_team(share);
-  backward_panels(saved, grads, job.plan, job.states, run, job.slice, asked, panels, share);
+  backward_panels(saved, grads, job.plan, run, asked, panels, share);
   wait_for_team(share);
   const float* sums = grads.panel_sums;
   for (int l = run.last; asked.weights_wanted && l-- > run.first;) {

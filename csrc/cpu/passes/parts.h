@@ -49,17 +49,21 @@ int64_t saved_bytes(const NopropPlan* plan, int64_t B) {
 
 int64_t forward_bytes(const NopropPlan* plan, int64_t rows, bool saves, int32_t team_size) {
   Saved saved;
-  Pieces counted = {nullptr};
-  const Panels panels = make_panels(*plan, rows);
-  if (!saves) take_saved(saved, counted, *plan, panels);
-  take_forward(saved, counted, *plan, panels, {.size = team_size}, has_few_rows(panels));
-  return counted.used;
+  const auto count = [&](const Panels& panels) {
+    Pieces counted = {nullptr};
+    if (!saves) take_saved(saved, counted, *plan, panels);
+    take_forward(saved, counted, *plan, panels, {.size = team_size}, has_few_rows(panels));
+    return counted.used;
+  };
+  // of either kind of pass
+  return larger(count(make_panels(*plan, rows)), count(make_inference_panels(*plan, rows)));
 }
 
 void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
-  const Panels panels = make_panels(plan, task.rows);
+  const Panels panels = task.saved || task.training ? make_panels(plan, task.rows)
+                                                    : make_inference_panels(plan, task.rows);
   const Share share = {task.team};
   Saved saved;
   Pieces scratch = {workspace}, kept = {task.saved};
@@ -74,6 +78,7 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   for (int j = 0; j < plan.num_inputs; ++j) {
     if (keeps_value(plan, j)) round_operand(saved, plan, j, panels, share);
     narrow_operand(saved, plan, j, panels, share);
+    make_images(saved, plan, j, panels, share);
   }
   wait_for_team(share);
   NoiseKey dropout = {};

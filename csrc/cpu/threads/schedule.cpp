@@ -24,9 +24,11 @@ struct Work {
   int64_t multiply_adds = 0, weights = 0;
 };
 
-Work work_of(const NopropPlan& plan) {
+// without the results that `left_out` has, unless it is null
+Work work_of(const NopropPlan& plan, const bool* left_out = nullptr) {
   Work work;
   for (int32_t l = 0; l < plan.num_layers; ++l) {
+    if (left_out != nullptr && left_out[plan.num_inputs + l]) continue;
     const NopropLayer& layer = plan.layers[l];
     int64_t in = 0;
     for (int32_t s = 0; s < layer.num_sources; ++s) {
@@ -102,6 +104,15 @@ int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads) {
   constexpr int64_t kUnit = 16, kElements = 16'000;  // whole vectors; some ten microseconds' work
   const int64_t tasks = shared_by(n, B * width, kElements, threads);
   return std::max(kUnit, (B + tasks * kUnit - 1) / (tasks * kUnit) * kUnit);
+}
+
+int64_t samples_a_task(const NopropPlan& plan, int64_t S, int64_t chains, int32_t threads) {
+  const Moving moving(plan);
+  const int64_t all = work_of(plan).multiply_adds;
+  const int64_t still = work_of(plan, moving.result).multiply_adds;
+  if (still >= S * (all - still)) return S;
+  const int64_t groups = std::clamp<int64_t>(threads / chains, 1, S);
+  return (S + groups - 1) / groups;
 }
 
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {

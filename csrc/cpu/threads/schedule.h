@@ -44,6 +44,10 @@ int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads);
 // elements: all, where they are few.
 int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads);
 
+// The samples of each of `chains` chains that a task runs. Together they run once what z does not
+// reach, which is worth more than threads of their own unless what it reaches is the larger part.
+int64_t samples_a_task(const NopropPlan& plan, int64_t S, int64_t chains, int32_t threads);
+
 // The number of threads that share each of `chains` chains of blocks on B rows.
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads);
 
