@@ -22,47 +22,43 @@ NOPROP_INLINE IntVec replaces(Vec other, Vec maximum) {
   return (other > maximum) | (other != other);
 }
 
-// The numbers of dropout of one vector of rows: a word for each column, pixel * C + c.
-class DropoutWords {
- public:
+// The numbers of dropout of one vector of rows: a word for each column, pixel * C + c, four of one
+// counter.
+struct DropoutWords {
+  const NoiseKey& key;
+  UintVec row;
+
   DropoutWords(const NoiseKey& key, int64_t first_row)
-      : key_(key), row_((UintVec)lane_numbers() + (key.first_row + (uint32_t)first_row)) {}
+      : key(key), row((UintVec)lane_numbers() + (key.first_row + (uint32_t)first_row)) {}
 
-  NOPROP_INLINE UintVec at(int64_t column) {
-    if (column / 4 != drawn_) {
-      drawn_ = column / 4;
-      words_[0] = UintVec{} + (uint32_t)drawn_;
-      words_[1] = row_;
-      words_[2] = UintVec{} + key_.place;
-      words_[3] = UintVec{} + key_.draw;
-      philox(words_, key_.seed);
-    }
-    return words_[column % 4];
+  NOPROP_INLINE void draw(UintVec (&words)[4], int64_t counter) const {
+    words[0] = UintVec{} + (uint32_t)counter;
+    words[1] = row;
+    words[2] = UintVec{} + key.place;
+    words[3] = UintVec{} + key.draw;
+    philox(words, key.seed);
   }
-
- private:
-  NoiseKey key_;
-  UintVec row_, words_[4];
-  int64_t drawn_ = -1;
 };
 
 // One row of a result, from one row of pixels, or two where it pools: `pixels` (row, x, C, P) has
 // the sums with bias, `width` of them beside each other, all that anything depends on. places (y,
 // x, C, P) gets each maximum's place in its window, 0..3 by rows.
+template <bool POOLS, bool DROPS>
 [[gnu::noinline]] inline void finish_pixels(float* out, const Map& map, uint8_t* places,
                                             const float* pixels, int64_t width,
                                             const ConvEnds& ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
   for (int64_t g = 0; g < kConvCols; ++g) {
-    DropoutWords words(ends.key, g * kLanes);
-    for (int64_t x = 0; x < (ends.pools ? width / 2 : width); ++x)
-      for (int64_t c = 0; c < map.C; ++c) {
-        const auto pixel = [&](int64_t i, int64_t j) {
+    const DropoutWords dropout(ends.key, g * kLanes);
+    for (int64_t x = 0; x < (POOLS ? width / 2 : width); ++x) {
+      const auto finish = [&](int64_t c, UintVec word) __attribute__((always_inline)) {
+        const auto pixel = [&](int64_t i, int64_t j) __attribute__((always_inline)) {
           return load(pixels + ((i * width + j) * map.C + c) * P + g * kLanes);
         };
-        Vec v = ends.pools ? pixel(0, 2 * x) : pixel(0, x);
-        if (ends.pools) {
+        Vec v = POOLS ? pixel(0, 2 * x) : pixel(0, x);
+        if constexpr (POOLS) {
           IntVec place = {};
+#pragma GCC unroll 3
           for (int q = 1; q < 4; ++q) {
             const Vec other = pixel(q / 2, 2 * x + q % 2);
             const IntVec takes = replaces(other, v);
@@ -74,12 +70,24 @@ class DropoutWords {
           __builtin_memcpy(places + at, &bytes, sizeof bytes);
         }
         if (ends.is_relu) v = relu(v);
-        if (ends.dropped) {
-          const UintVec word = words.at((y * map.W + x) * map.C + c);
-          v = (word >> 8) >= ends.dropped ? v * ends.scale : Vec{};
-        }
+        if (DROPS) v = (word >> 8) >= ends.dropped ? v * ends.scale : Vec{};
         store(out + map.at(c, y, x) * P + g * kLanes, v);
+      };
+      // the columns of a counter may belong to two pixels
+      const int64_t first = (y * map.W + x) * map.C;
+      for (int64_t counter = first / 4; counter * 4 < first + map.C; ++counter) {
+        UintVec words[4] = {};
+        if (DROPS) dropout.draw(words, counter);
+        const int64_t c = counter * 4 - first;
+        if (c >= 0 && c + 4 <= map.C) {
+#pragma GCC unroll 4
+          for (int64_t i = 0; i < 4; ++i) finish(c + i, words[i]);
+        } else {
+          for (int64_t i = 0; i < 4; ++i)
+            if (c + i >= 0 && c + i < map.C) finish(c + i, words[i]);
+        }
       }
+    }
   }
 }
 
@@ -99,35 +107,50 @@ inline void conv_panel_row(float* out, const Map& map, uint8_t* places, const fl
         for_tile<ROWS, kConvCols>(
             [&](int i, int j) { store(to + i * P + j * kLanes, sums[i][j] + ends.bias[o + i]); });
       });
-  finish_pixels(out, map, places, pixels, width, ends, y);
+  const auto finish = [&](auto pools, auto drops) {
+    finish_pixels<pools.value, drops.value>(out, map, places, pixels, width, ends, y);
+  };
+  const auto with_pool = [&](auto pools) {
+    if (ends.dropped)
+      finish(pools, Constant<1>{});
+    else
+      finish(pools, Constant<0>{});
+  };
+  if (ends.pools)
+    with_pool(Constant<1>{});
+  else
+    with_pool(Constant<0>{});
 }
 
 // The gradient of the sums from that of the result, one row of it: to `pixels` (row, x, C, P) as in
 // finish_pixels, and its sum over the row's pixels to d_bias (C, P). A result above 0 was active
 // and kept, whatever came behind the product.
+template <bool POOLS>
 [[gnu::noinline]] inline void pixels_gradient(float* pixels, float* d_bias, const float* d_out,
                                               const float* out, const Map& map,
                                               const uint8_t* places, int64_t width,
                                               const ConvEnds& ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
-  for (int64_t x = 0; x < (ends.pools ? width / 2 : width); ++x)
+  for (int64_t x = 0; x < (POOLS ? width / 2 : width); ++x)
     for (int64_t c = 0; c < map.C; ++c)
+#pragma GCC unroll 2
       for (int64_t i = 0; i < P; i += kLanes) {
         const int64_t at = map.at(c, y, x) * P + i;
         Vec d = load(d_out + at);
         if (ends.is_relu) d = load(out + at) <= 0.0f ? Vec{} : d;
         if (ends.dropped) d *= ends.scale;
         store(d_bias + c * P + i, load(d_bias + c * P + i) + d);
-        if (!ends.pools) {
+        if constexpr (!POOLS) {
           store(pixels + (x * map.C + c) * P + i, d);
-          continue;
+        } else {
+          ByteVec bytes;
+          __builtin_memcpy(&bytes, places + ((y * map.W + x) * map.C + c) * P + i, sizeof bytes);
+          const IntVec place = __builtin_convertvector(bytes, IntVec);
+#pragma GCC unroll 4
+          for (int q = 0; q < 4; ++q)
+            store(pixels + (((q / 2) * width + 2 * x + q % 2) * map.C + c) * P + i,
+                  place == q ? d : Vec{});
         }
-        ByteVec bytes;
-        __builtin_memcpy(&bytes, places + ((y * map.W + x) * map.C + c) * P + i, sizeof bytes);
-        const IntVec place = __builtin_convertvector(bytes, IntVec);
-        for (int q = 0; q < 4; ++q)
-          store(pixels + (((q / 2) * width + 2 * x + q % 2) * map.C + c) * P + i,
-                place == q ? d : Vec{});
       }
 }
 

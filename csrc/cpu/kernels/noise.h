@@ -14,10 +14,24 @@ struct NoiseKey {
   uint32_t first_row;
 };
 
+// the products of the even lanes, whole
+NOPROP_INLINE WideVec multiply_even(WideVec a, uint32_t b) {
+#if defined(__AVX512F__)
+  return (WideVec)_mm512_maskz_mul_epu32((__mmask8)-1, (__m512i)a, _mm512_set1_epi32((int)b));
+#elif defined(__AVX2__)
+  return (WideVec)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi32((int)b));
+#elif defined(__SSE2__)
+  return (WideVec)_mm_mul_epu32((__m128i)a, _mm_set1_epi32((int)b));
+#else
+  return (a & 0xffffffff) * (uint64_t)b;
+#endif
+}
+
 NOPROP_INLINE void multiply_wide(UintVec a, uint32_t b, UintVec& high, UintVec& low) {
-  const WideVec product = __builtin_convertvector(a, WideVec) * (uint64_t)b;
-  high = __builtin_convertvector(product >> 32, UintVec);
-  low = a * b;
+  constexpr uint64_t kLow = 0xffffffff;
+  const WideVec even = multiply_even((WideVec)a, b), odd = multiply_even((WideVec)a >> 32, b);
+  high = (UintVec)(even >> 32 | (odd & ~kLow));
+  low = (UintVec)((even & kLow) | odd << 32);
 }
 
 NOPROP_INLINE void philox(UintVec (&c)[4], uint64_t seed) {

@@ -35,7 +35,7 @@ typedef int32_t IntVec __attribute__((vector_size(4 * NOPROP_LANES)));
 typedef uint32_t UintVec __attribute__((vector_size(4 * NOPROP_LANES)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * NOPROP_LANES)));
 typedef uint8_t ByteVec __attribute__((vector_size(NOPROP_LANES)));
-typedef uint64_t WideVec __attribute__((vector_size(8 * NOPROP_LANES)));
+typedef uint64_t WideVec __attribute__((vector_size(4 * NOPROP_LANES)));  // half as many lanes
 
 NOPROP_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 NOPROP_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }

@@ -172,8 +172,10 @@ inline void backward_panel(const Saved& saved, const Grads& grads, const NopropP
   for (int64_t y = 0; y < conv.map.H / conv.rows(); ++y) {
     // rows that nothing reads again are written where the last ones were, which is near
     float* d = grads.d_map + (few && !wanted(source) ? 0 : y * row);
-    pixels_gradient(d, d_bias, d_out, saved.kept[conv.result] + p * width * P, conv.out,
-                    saved.places[conv.result] + p * width * P, conv.map.W, ends, y);
+    (ends.pools ? pixels_gradient<true>
+                : pixels_gradient<false>)(d, d_bias, d_out, saved.kept[conv.result] + p * width * P,
+                                          conv.out, saved.places[conv.result] + p * width * P,
+                                          conv.map.W, ends, y);
     if (job.weights_wanted && few)
       few_channels_weight_grad(sums, d, conv.map, in, conv.in, conv.size, y * conv.rows(),
                                conv.rows(), conv.map.W);
