@@ -155,36 +155,39 @@ inline int64_t conv_gradient_floats(int64_t O, int64_t C, int64_t size) {
 }
 
 // A panel's weight gradient, sums (tile, strip, window's pixel, kConvRows, kConvStrip), one
-// accumulator an element over (y, x, row). d has height x width pixels of the map's gradient;
-// `copied` has room for kConvRows of its channels.
+// accumulator an element over (y, x, row). It waits in `sums` between two rows of pixels, whose
+// gradient then stays in the nearest cache for all pixels of the window. d has height x width
+// pixels of the map's gradient; `copied` has room for a row of kConvRows of its channels.
 [[gnu::noinline]] inline void conv_weight_grad(float* sums, const float* d, const Map& d_map,
                                                const float* strips, const Map& map, int64_t size,
                                                int64_t height, int64_t width, float* copied) {
   constexpr int64_t P = kConvCols * kLanes;
-  const int64_t num_strips = (map.C + kConvStrip - 1) / kConvStrip;
+  const int64_t num_strips = (map.C + kConvStrip - 1) / kConvStrip, taps = size * size;
   for (int64_t tile = 0; tile < conv_tiles(d_map.C); ++tile) {
     const int64_t o = tile * kConvRows, left = d_map.C - o;
-    float* to = copied;
-    for (int64_t y = 0; y < height; ++y)
+    float* tile_sums = sums + tile * num_strips * taps * kConvRows * kConvStrip;
+    for (int64_t y = 0; y < height; ++y) {
+      float* to = copied;
       for (int64_t x = 0; x < width; ++x)
         for (int64_t r = 0; r < kConvRows; ++r, to += P)
           for (int64_t i = 0; i < P; i += kLanes)
             store(to + i, r < left ? load(d + d_map.at(o + r, y, x) * P + i) : Vec{});
-    for (int64_t strip = 0; strip < num_strips; ++strip)
-      for (int64_t tap = 0; tap < size * size; ++tap) {
-        float* sum =
-            sums + ((tile * num_strips + strip) * size * size + tap) * kConvRows * kConvStrip;
-        Vec c[kConvRows][kConvCols] = {};
-        const float* a = copied;
-        for (int64_t y = 0; y < height; ++y) {
+      for (int64_t strip = 0; strip < num_strips; ++strip)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          float* sum = tile_sums + (strip * taps + tap) * kConvRows * kConvStrip;
+          Vec c[kConvRows][kConvCols] = {};
+          if (y > 0)
+            for_tile<kConvRows, kConvCols>(
+                [&](int i, int j) { c[i][j] = load(sum + i * kConvStrip + j * kLanes); });
+          const float* a = copied;
           const float* b =
               strips + ((strip * map.H + y + tap / size) * map.W + tap % size) * P * kConvStrip;
           for (int64_t x = 0; x < width; ++x, a += kConvRows * P, b += P * kConvStrip)
             multiply_tile(c, a, P, 1, b, kConvStrip, P);
+          for_tile<kConvRows, kConvCols>(
+              [&](int i, int j) { store(sum + i * kConvStrip + j * kLanes, c[i][j]); });
         }
-        for_tile<kConvRows, kConvCols>(
-            [&](int i, int j) { store(sum + i * kConvStrip + j * kLanes, c[i][j]); });
-      }
+    }
   }
 }
 

@@ -161,7 +161,7 @@ inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan
     const int64_t pixels = conv.map.H * conv.map.W * panels.P, O = conv.out.C;
     grads.weights[l] = pieces.take<float>(conv.backward_floats());
     d_map = larger(d_map, pixels * O);
-    copied = larger(copied, pixels * kConvRows);
+    copied = larger(copied, conv.map.W * panels.P * kConvRows);
     if (!has_few_channels(conv.in)) strips = larger(strips, channel_strip_floats(conv.in));
     channel = larger(channel, conv.a_channel());
     summed = larger(summed, summed_floats(conv.in.C, conv.size));
