@@ -71,7 +71,9 @@ extern const Isa k_avx512;
 
 namespace {
 
-bool is_own(const NopropPlan& plan) { return plan.precision == NOPROP_BFLOAT16; }
+bool is_own(const NopropPlan& plan) {
+  return plan.precision == NOPROP_BFLOAT16 && !has_images(plan);  // convolutions have no pairs
+}
 
 }  // namespace
 

@@ -50,11 +50,12 @@ inline int64_t packed_weight_floats(int64_t O, int64_t C, int64_t size) {
 }
 
 // packed (tile, term, kConvRows) <- get(output channel, c, row, column), in the order of `map`; the
-// tiles of channels first .. last alone
+// tiles of channels first .. last alone. rounds: to bfloat16
 template <class Get>
 inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map& map, int64_t first,
-                        int64_t last, Get get) {
+                        int64_t last, bool rounds, Get get) {
   packed += first * map.C * size * size;
+  float* begin = packed;
   for (int64_t tile = first / kConvRows; tile < conv_tiles(last); ++tile) {
     const auto put = [&](int64_t c, int64_t i, int64_t j) {
       for (int64_t r = 0; r < kConvRows; ++r) {
@@ -72,22 +73,25 @@ inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map&
           for (int64_t j = 0; j < size; ++j) put(c, i, j);
     }
   }
+  if (rounds) round_run(begin, begin, packed - begin);
 }
 
 // for the product that makes a layer's result from its input
 inline void pack_forward(float* packed, const float* weight, int64_t O, int64_t size, const Map& in,
-                         int64_t first, int64_t last) {
-  pack_weight(packed, O, size, in, first, last, [&](int64_t o, int64_t c, int64_t i, int64_t j) {
-    return weight[((o * in.C + c) * size + i) * size + j];
-  });
+                         int64_t first, int64_t last, bool rounds) {
+  pack_weight(packed, O, size, in, first, last, rounds,
+              [&](int64_t o, int64_t c, int64_t i, int64_t j) {
+                return weight[((o * in.C + c) * size + i) * size + j];
+              });
 }
 
 // for the product that makes an input's gradient from the map's: its windows are turned round
 inline void pack_backward(float* packed, const float* weight, int64_t C, int64_t size,
-                          const Map& d_map, int64_t first, int64_t last) {
-  pack_weight(packed, C, size, d_map, first, last, [&](int64_t c, int64_t o, int64_t i, int64_t j) {
-    return weight[((o * C + c) * size + size - 1 - i) * size + size - 1 - j];
-  });
+                          const Map& d_map, int64_t first, int64_t last, bool rounds) {
+  pack_weight(packed, C, size, d_map, first, last, rounds,
+              [&](int64_t c, int64_t o, int64_t i, int64_t j) {
+                return weight[((o * C + c) * size + size - 1 - i) * size + size - 1 - j];
+              });
 }
 
 // Tiles of output channels whose weights stay near while all pixels pass.

@@ -13,6 +13,7 @@ struct ConvEnds {
   bool is_relu, pools;
   uint32_t dropped;  // of 2^24; 0: no dropout
   float scale;       // of what dropout keeps
+  bool rounds;       // the gradient to bfloat16, as an operand of products
   NoiseKey key;      // of dropout's numbers; row 0 is the panel's first
 };
 
@@ -140,6 +141,7 @@ template <bool POOLS>
         if (ends.is_relu) d = load(out + at) <= 0.0f ? Vec{} : d;
         if (ends.dropped) d *= ends.scale;
         store(d_bias + c * P + i, load(d_bias + c * P + i) + d);
+        if (ends.rounds) d = round_bfloat16(d);
         if constexpr (!POOLS) {
           store(pixels + (x * map.C + c) * P + i, d);
         } else {

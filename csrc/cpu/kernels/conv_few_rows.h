@@ -23,7 +23,7 @@ inline Panels make_inference_panels(const NopropPlan& plan, int64_t B) {
 // packed (term, round_up(O)) <- weight (O, C, size, size), terms in the order of `in`; output
 // channels first .. last alone, whole vectors of them
 inline void pack_row_weight(float* packed, const float* weight, const ConvLayer& conv,
-                            int64_t first, int64_t last) {
+                            int64_t first, int64_t last, bool rounds) {
   const int64_t O = conv.out.C, K = conv.a_channel(), taps = conv.size * conv.size;
   const int64_t padded = round_up(O);
   for (int64_t o = first; o < last; o += kLanes)
@@ -38,7 +38,7 @@ inline void pack_row_weight(float* packed, const float* weight, const ConvLayer&
       for (int64_t j = 0; j < count; ++j) {
         const int64_t c = (i + j) / taps, tap = (i + j) % taps;
         const int64_t term = conv.in.channels_last ? tap * conv.in.C + c : i + j;
-        store(packed + term * padded + o, square[j]);
+        store(packed + term * padded + o, rounds ? round_bfloat16(square[j]) : square[j]);
       }
     }
 }

@@ -10,10 +10,11 @@ namespace {
 
 constexpr uint32_t kDropoutStream = 3;
 
-inline ConvEnds ends_of(const ConvLayer& conv, const float* bias, const NoiseKey* noise,
-                        int64_t first_row) {
+inline ConvEnds ends_of(const NopropPlan& plan, const ConvLayer& conv, const float* bias,
+                        const NoiseKey* noise, int64_t first_row) {
   const NopropLayer& layer = conv.layer;
-  ConvEnds ends = {bias, layer.activation == NOPROP_RELU, layer.pool != 0, 0, 1.0f, {}};
+  ConvEnds ends = {bias, layer.activation == NOPROP_RELU, layer.pool != 0, 0, 1.0f, rounds(plan),
+                   {}};
   if (!noise || layer.dropout <= 0) return ends;
   ends.dropped = (uint32_t)((double)layer.dropout * (1 << 24) + 0.5);
   ends.scale = (float)(1.0 / (1.0 - (double)layer.dropout));
@@ -38,31 +39,38 @@ inline void forward_panel_row(const Saved& saved, const ConvLayer& conv, const f
     run(Constant<1>{});
   else
     run(Constant<0>{});
-  for (int64_t c = 0; add >= 0 && c < conv.out.C; ++c)
+  for (int64_t c = 0; (add >= 0 || ends.rounds) && c < conv.out.C; ++c)
     for (int64_t x = 0; x < conv.map.W / conv.rows(); ++x)
       for (int64_t i = at + conv.out.at(c, y, x) * panels.P, end = i + panels.P; i < end;
-           i += kLanes)
-        store(saved.value[conv.result] + i,
-              load(saved.kept[conv.result] + i) + load(saved.value[add] + i));
+           i += kLanes) {
+        Vec v = load(saved.kept[conv.result] + i);
+        if (add >= 0) store(saved.value[conv.result] + i, v += load(saved.value[add] + i));
+        if (ends.rounds) store(saved.operand[conv.result] + i, round_bfloat16(v));
+      }
 }
 
 // row y of a layer's result for row b of a batch that has its images apart
-inline void forward_image_row(const Saved& saved, const ConvLayer& conv, const float* packed,
-                              const float* bias, int64_t b, int64_t y, const Panels& panels) {
+inline void forward_image_row(const Saved& saved, const NopropPlan& plan, const ConvLayer& conv,
+                              const float* packed, const float* bias, int64_t b, int64_t y,
+                              const Panels& panels) {
   const int32_t source = conv.layer.sources[0], add = conv.layer.add;
   const float* in = saved.images[source] + b * conv.in.C * conv.in.H * conv.in.W;
   float* image = saved.images[conv.result];
   if (image) image += b * conv.layer.width;
-  const bool panel = !conv.out.channels_last;  // others read it, in panels
+  const bool in_panels = !conv.out.channels_last;  // others read it
   conv_row(saved.pixels, in, conv, packed, bias, y, [&](Vec v, int64_t c, int64_t x, int count) {
     const int64_t first = conv.out.at(c, y, x);
-    if (!panel) return store_partial(image + first, v, count);
-    for (int i = 0; i < count; ++i) {
-      const int64_t feature = first + i * conv.out.channel, at = feature * panels.P + b;
-      const float value = add >= 0 ? v[i] + saved.value[add][at] : v[i];
-      saved.value[conv.result][at] = value;
-      if (image) image[feature] = value;
+    const auto at = [&](int i) { return (first + i * conv.out.channel) * panels.P + b; };
+    if (in_panels) {
+      for (int i = 0; add >= 0 && i < count; ++i) v[i] += saved.value[add][at(i)];
+      for (int i = 0; i < count; ++i) saved.value[conv.result][at(i)] = v[i];
     }
+    if (rounds(plan)) v = round_bfloat16(v);
+    if (in_panels && rounds(plan))
+      for (int i = 0; i < count; ++i) saved.operand[conv.result][at(i)] = v[i];
+    if (!image) return;
+    if (conv.out.channels_last) return store_partial(image + first, v, count);
+    for (int i = 0; i < count; ++i) image[first + i * conv.out.channel] = v[i];
   });
 }
 
@@ -85,9 +93,9 @@ struct ConvTiles {
     const float* packed = saved.weights[l];
     const float* bias = states[l].bias.value + slice * conv.out.C;
     if (has_row_images(plan, panels))
-      forward_image_row(saved, conv, packed, bias, i, y, panels);
+      forward_image_row(saved, plan, conv, packed, bias, i, y, panels);
     else
-      forward_panel_row(saved, conv, packed, ends_of(conv, bias, nullptr, 0), i, y, panels);
+      forward_panel_row(saved, conv, packed, ends_of(plan, conv, bias, nullptr, 0), i, y, panels);
   }
 };
 
@@ -100,9 +108,10 @@ inline void pack_run(const Saved& saved, const NopropPlan& plan, const NopropSta
     const bool apart = has_row_images(plan, panels);
     const Range own = own_part(share, conv.out.C, apart ? kLanes : kConvRows);
     if (apart)
-      pack_row_weight(saved.weights[l], weight, conv, own.first, own.last);
+      pack_row_weight(saved.weights[l], weight, conv, own.first, own.last, rounds(plan));
     else
-      pack_forward(saved.weights[l], weight, conv.out.C, conv.size, conv.in, own.first, own.last);
+      pack_forward(saved.weights[l], weight, conv.out.C, conv.size, conv.in, own.first, own.last,
+                   rounds(plan));
   }
 }
 
@@ -127,7 +136,7 @@ inline void forward_convs(const Saved& saved, const NopropPlan& plan, const Nopr
     for (int l = run.first; l < run.last; ++l) {
       const ConvLayer conv(plan, l);
       const float* bias = states[l].bias.value + slice * conv.out.C;
-      const ConvEnds ends = ends_of(conv, bias, noise, p * panels.P);
+      const ConvEnds ends = ends_of(plan, conv, bias, noise, p * panels.P);
       for (int64_t y = 0; y < conv.out_rows(); ++y)
         forward_panel_row(saved, conv, saved.weights[l], ends, p, y, panels);
     }
@@ -163,7 +172,7 @@ inline void backward_panel(const Saved& saved, const Grads& grads, const NopropP
       store(to + i, written[add] ? load(to + i) + load(d_out + i) : load(d_out + i));
     written[add] = true;
   }
-  const ConvEnds ends = ends_of(conv, nullptr, job.noise, p * P);
+  const ConvEnds ends = ends_of(plan, conv, nullptr, job.noise, p * P);
   const float* in = saved.operand[source] + p * conv.in.C * conv.in.H * conv.in.W * P;
   const bool few = has_few_channels(conv.in);
   float* d_bias = sums + conv.sums();
@@ -211,7 +220,7 @@ inline void pack_run_backward(const Grads& grads, const NopropPlan& plan, const 
     if (source < plan.num_inputs && !input_wanted[source]) continue;
     const Range own = own_part(share, conv.in.C, kConvRows);
     pack_backward(grads.weights[l], states[l].weight.value + slice * conv.weights(), conv.in.C,
-                  conv.size, conv.map, own.first, own.last);
+                  conv.size, conv.map, own.first, own.last, rounds(plan));
   }
 }
 

@@ -139,8 +139,6 @@ def _rule(rule: Rule | None) -> Any:
 
 def plan_gap(plan: Plan, precision: str) -> str | None:
     """The reason why the kernels cannot run `plan`, or None."""
-    if precision != "float32" and plan.live():
-        return f"convolutions run in float32 alone, not in {precision}"
     found = len(plan.inputs) + len(plan.layers)
     if found > _C.most_results:
         return f"a plan may have {_C.most_results} inputs and layers, this one has {found}"
