@@ -187,9 +187,13 @@ def pool_margin(y: Tensor) -> Tensor:
 
 
 def rows_apart(
-    twins: list[Twin], B: int, z: Tensor | None = None, seed: int = 0
+    twins: list[Twin],
+    B: int,
+    z: Tensor | None = None,
+    seed: int = 0,
+    margin: float = MARGIN,
 ) -> dict[str, Tensor]:
-    """Random rows (B, F) of each input, drawn anew until each has MARGIN in every twin.
+    """Random rows (B, F) of each input, drawn anew until each has the margin in every twin.
 
     Args:
         z: (n, B, width), the twins' own; None: it is drawn too, for all of them.
@@ -207,12 +211,12 @@ def rows_apart(
             with torch.no_grad():
                 twin.logits({name: value.to(F64) for name, value in given.items()})
             twin.stats = stats
-            near |= twin.margin < MARGIN
+            near |= twin.margin < margin
         if not near.any():
             return rows
         for name, width in widths.items():
             rows[name][near] = torch.randn(int(near.sum()), width, generator=generator)
-    raise AssertionError(f"no rows found whose numbers are {MARGIN} apart")
+    raise AssertionError(f"no rows found whose numbers are {margin} apart")
 
 
 def results(
