@@ -16,7 +16,7 @@ if TYPE_CHECKING or not hand_over():
     from .optimizer_in_backward import OptimizerInBackward
     from .optimizers import SGD, Adam, AdamW
     from .output_head import OutputHead
-    from .plan import BatchNorm, Dense, Plan
+    from .plan import BatchNorm, Conv2d, Dense, MaxPool2d, Plan
     from .results import Gradients, Prediction, Step, Update
     from .schedule import NoiseSchedule
 
@@ -36,11 +36,13 @@ __all__ = [
     "AdamW",
     "BackendError",
     "BatchNorm",
+    "Conv2d",
     "Dense",
     "DenoisingBlocks",
     "DenoisingLoss",
     "Gradients",
     "Linear",
+    "MaxPool2d",
     "NoiseSchedule",
     "OptimizerInBackward",
     "OutputHead",

@@ -5,14 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
-from .arguments.batches import (
-    Inputs,
-    Normalize,
-    check_inputs,
-    flat,
-    rows_of,
-    same_rows,
-)
+from .arguments.batches import Inputs, Normalize, check_inputs, rows_of, same_rows
 from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops, chain
 from .compiler.eager import eager_only
@@ -40,6 +33,10 @@ class DenoisingBlocks(Stack):
 
     A slice is a (replica, block); slices are stacked replica by replica, t ascending in each. A
     block's training is the same, bit for bit, whichever other blocks are held or run, in any order.
+
+    Where an input of the plan is an image, calls take images (..., B, C, H, W), (..., B, H, W) of
+    one channel, or their rows (..., B, F); gradients are images. In train mode dropout is drawn at
+    the address of the next step, as the noise is.
 
     Args:
         plan: the layers of one block, with M logits; its "z" has the width D of an embedding,
@@ -256,7 +253,8 @@ class DenoisingBlocks(Stack):
     def forward(self, x: Inputs, z: Tensor, *, blocks: Blocks = None) -> Tensor:
         """logits = plan(x, z), differentiable in the parameters, x and z.
 
-        In train mode with batch norm it uses batch statistics, and updates the running ones.
+        In train mode with batch norm it uses batch statistics, and updates the running ones; with
+        dropout it draws that of the next step, the same until a step or `advance()` is counted.
 
         Args:
             x: (B, F) float32, shared, or (n, B, F); a dict by name if the plan has more inputs.
@@ -272,10 +270,7 @@ class DenoisingBlocks(Stack):
         op = "forward"
         index = index_of(self, op, blocks)
         inputs = check_inputs(op, x, self.plan, len(index), self.device)
-        inputs["z"] = rows_of(
-            *(op, "z", flat(op, "z", z, self.plan.shapes["z"]), self.plan.widths["z"]),
-            *(len(index), self.device),
-        )
+        inputs["z"] = rows_of(op, "z", z, self.plan.shapes["z"], len(index), self.device)
         B = same_rows(op, inputs, 1, "x and z")
         if self.training and self.plan.has_norm():
             engine.check_rows(self, op, "y", B)
@@ -341,8 +336,8 @@ class DenoisingBlocks(Stack):
             replica: the number of the replica.
 
         Returns:
-            A module called as block(x, z), inputs in the plan's order; its state_dict's keys are
-            the plan's.
+            A module called as block(x, z), inputs in the plan's order, images as such or as rows;
+            its state_dict's keys are the plan's. In train mode its dropout is torch's own.
 
         Raises:
             ValueError: t is not held, or the replica does not exist.

@@ -94,7 +94,7 @@ class OutputHead(Stack):
             ValueError: z does not fit.
         """
         index = self._everyone()
-        z = rows_of("forward", "z", z, self.D, len(self), self.device)
+        z = rows_of("forward", "z", z, (self.D,), len(self), self.device)
         if z.shape[1] == 0:
             return engine.empty(self, len(self), 0, self.M)
         run = block_ops.forward if torch.compiler.is_compiling() else block_nodes.forward

@@ -180,6 +180,10 @@ class Plan:
             need(layer.inputs, height + border, width + border)
         return {name: found[name] for name in self.layers if name in found}
 
+    def has_dropout(self) -> bool:
+        """Whether training draws numbers beside the noise."""
+        return any(layer.dropout > 0 for layer in self.layers.values())
+
     def dropout_sites(self) -> dict[str, int]:
         """The ordinal of each layer with dropout, by which its numbers are addressed."""
         names = [name for name, layer in self.layers.items() if layer.dropout > 0]

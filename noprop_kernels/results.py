@@ -16,9 +16,9 @@ class Step:
         loss: (n,), sum over rows of weight * error / B.
         error: (n, B), unweighted.
         applied: (n,) bool; false where the loss was not finite and only `draws` advanced.
-        d_x: (n, B, F), never summed over slices; a dict by name where the plan has other inputs
-            than "x".
-        d_z: (n, B, width), of the features given as `z=`.
+        d_x: (n, B, F), or (n, B, C, H, W) where the plan's input is an image, never summed over
+            slices; a dict by name where the plan has other inputs than "x".
+        d_z: (n, B, width), of the features given as `z=`, likewise.
         d_signal, d_noise: (n, B), through z.
         d_W_embed: (n, M, D), through u_hat, the target and z.
     """
@@ -112,8 +112,8 @@ class Update:
 
     Attributes:
         applied: (n,) bool; false where the gradient of the logits was not finite.
-        d_x: (n, B, F), a dict by name where the plan has other inputs than "x"; None where the
-            forward's x needed no gradient.
+        d_x: (n, B, F), or (n, B, C, H, W) where the plan's input is an image; a dict by name where
+            the plan has other inputs than "x"; None where the forward's x needed no gradient.
         d_z: (n, B, width), likewise of z.
     """
 

@@ -1,12 +1,13 @@
 """Checks arguments with data, and converts them to the forms of calls.py."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..backends.calls import Gather
-from ..check import check_tensor, shape_text
+from ..check import check_memory, check_tensor, shape_text
 from ..plan import Plan, Shape
 
 DATA = (torch.float32, torch.bfloat16, torch.uint8)
@@ -41,10 +42,11 @@ def flat(op: str, argument: str, value: object, shape: Shape) -> object:
     """Images (..., C, H, W), or (..., H, W) of one channel, as rows (..., C H W), by channel.
 
     Raises:
-        ValueError: the channels are last.
+        ValueError: they are neither such images nor rows, or the channels are last.
     """
     if len(shape) == 1 or not isinstance(value, Tensor):
         return value
+    check_memory(op, argument, value)
     channels, *size = shape
     if value.ndim > 3 and value.shape[-3:] == shape:
         return value.flatten(-3)
@@ -55,21 +57,27 @@ def flat(op: str, argument: str, value: object, shape: Shape) -> object:
             f"{op}: {argument} must have its channels first, (..., {shape_text(shape)[1:]}, got "
             f"{shape_text(value.shape)}; .movedim(-1, -3) puts them there"
         )
+    if value.ndim < 2 or value.shape[-1] != math.prod(shape):
+        raise ValueError(
+            f"{op}: {argument} must be images (..., B, {shape_text(shape)[1:]} or rows "
+            f"(..., B, {math.prod(shape)}), got {shape_text(value.shape)}"
+        )
     return value
 
 
 def rows_of(
-    op: str, argument: str, value: object, width: int, slices: int, device: torch.device
+    op: str, argument: str, value: object, shape: Shape, slices: int, device: torch.device
 ) -> Tensor:
-    """`value`, (B, F) or (slices, B, F) float32, as (slices, B, F) with rows contiguous."""
+    """`value`, rows of this shape, (B, ...) or (slices, B, ...) float32, as (slices, B, F)."""
+    value, width = flat(op, argument, value, shape), math.prod(shape)
     if isinstance(value, Tensor) and value.ndim not in (2, 3):
         raise ValueError(
             f"{op}: {argument} must have shape (B, {width}) or ({slices}, B, {width}), "
             f"got {shape_text(value.shape)}"
         )
     shared = not (isinstance(value, Tensor) and value.ndim == 3)
-    shape = (None, width) if shared else (slices, None, width)
-    tensor = check_tensor(op, argument, value, shape=shape, device=device)
+    sizes = (None, width) if shared else (slices, None, width)
+    tensor = check_tensor(op, argument, value, shape=sizes, device=device)
     return tensor.expand(slices, *tensor.shape) if shared else tensor
 
 
@@ -86,10 +94,7 @@ def check_inputs(
 ) -> dict[str, Tensor]:
     """Every input but "z" as (slices, B, F) float32; a shared one is expanded."""
     inputs = {
-        name: rows_of(
-            *(op, label("x", name), flat(op, label("x", name), value, plan.shapes[name])),
-            *(plan.widths[name], slices, device),
-        )
+        name: rows_of(op, label("x", name), value, plan.shapes[name], slices, device)
         for name, value in by_name(op, "x", x, plan).items()
     }
     same_rows(op, inputs, 1, "x")

@@ -13,7 +13,7 @@ from ..results import Update
 from ..stack import engine
 from ..stack.module import Stack
 from ..stack.state import check_state, slices_of, updated
-from ..stack.training import name_inputs
+from ..stack.training import input_gradients
 
 
 def forward(stack: Stack, inputs: dict[str, Tensor], index: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Forward(torch.autograd.Function):
             check=True,
             owner=stack.updates,
             noise=engine.noise_of(stack, index, engine.blocks_of(stack, index, 1))
-            if stack.training and stack.plan.dropout_sites()
+            if stack.training and stack.plan.has_dropout()
             else None,
         )
         written = [*call.slices.stats.values()] if stack.training else ()
@@ -193,5 +193,4 @@ def backward_update(stack: Stack, logits: Tensor, d_logits: Tensor, lr: object) 
     engine.run(stack, "backward", call, updated(call.slices))
     stack.draws[call.slices.index.to(stack.device)] += 1
     node.saved = None
-    d_z = call.d_inputs.pop("z", None)
-    return Update(applied, name_inputs(stack.plan, call.d_inputs), d_z)
+    return Update(applied, *input_gradients(stack.plan, call.d_inputs))

@@ -2,7 +2,8 @@
 
 An operation gets the state as lists of tensors in the plan's order, and the plan as text. Batch
 norm's running statistics are returned and not updated in place, since an operation with a gradient
-may not write. As in dense_ops.py, backward runs the forward once more.
+may not write. As in dense_ops.py, backward runs the forward once more; dropout's address is an
+argument, so that it draws the same numbers.
 """
 
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ..arguments.batches import packed
 from ..backends import dispatch
-from ..backends.calls import BackwardCall, ForwardCall, Slices
+from ..backends.calls import BackwardCall, ForwardCall, NoiseAddress, Slices
 from ..compiler.plan_texts import PLANS
+from ..philox import STREAM_DROPOUT
 from ..plan import Plan
 from ..stack.module import Stack
 from .custom_op import register
@@ -50,6 +52,15 @@ def state_of(stack: Stack) -> tuple[list[Tensor], list[Tensor]]:
     )
 
 
+def dropout_address(stack: Stack, index: Tensor) -> list[Tensor]:
+    """seeds (n,), draw and block (1, n) of the next step's dropout; empty where there is none."""
+    if not (stack.training and stack.plan.has_dropout()):
+        return []
+    at = index.to(stack.device)
+    block = (stack.layout.t(index) - 1).to(stack.device)
+    return [stack.seeds[at], stack.draws[at][None], block[None]]
+
+
 # logits = plan(inputs, parameters)
 
 
@@ -60,7 +71,8 @@ def forward(stack: Stack, inputs: dict[str, Tensor], index: Tensor) -> Tensor:
     params, stats = state_of(stack)
     values = [inputs[name] for name in stack.plan.inputs]
     options = (text_of(stack.plan), stack.training, stack.precision, stack.backend)
-    logits, *moved = forward_op(values, params, stats, index, *options)
+    address = dropout_address(stack, index)
+    logits, *moved = forward_op(values, params, stats, index, address, *options)
     with torch.no_grad():
         for value, new in zip(stats, moved, strict=False):
             value.copy_(new)
@@ -72,6 +84,7 @@ def run_forward(
     params: list[Tensor],
     stats: list[Tensor],
     index: Tensor,
+    address: list[Tensor],
     plan: str,
     training: bool,
     precision: str,
@@ -92,6 +105,7 @@ def run_forward(
         training=training,
         save=save,
         check=not save,  # contents were checked in the forward
+        noise=NoiseAddress(*address, stream=STREAM_DROPOUT) if address else None,
     )
     with torch.no_grad():
         chosen.forward(call)
@@ -103,18 +117,20 @@ def blocks_forward(
     params: list[Tensor],
     stats: list[Tensor],
     index: Tensor,
+    address: list[Tensor],
     plan: str,
     training: bool,
     precision: str,
     backend: str | None,
 ) -> list[Tensor]:
     """Logits (n, B, M), and in training the new running statistics."""
-    call, _ = run_forward(inputs, params, stats, index, plan, training, precision, backend, False)
+    options = (plan, training, precision, backend)
+    call, _ = run_forward(inputs, params, stats, index, address, *options, save=False)
     assert call.logits is not None
     return [call.logits, *(call.slices.stats.values() if training else ())]
 
 
-def fake_forward(inputs, params, stats, index, plan, training, precision, backend):
+def fake_forward(inputs, params, stats, index, address, plan, training, precision, backend):
     n, B, _ = inputs[0].shape
     M = PLANS[plan].widths[PLANS[plan].output]
     logits = params[0].new_empty(n, B, M)
@@ -122,27 +138,30 @@ def fake_forward(inputs, params, stats, index, plan, training, precision, backen
 
 
 def save_forward(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    tensors, params, stats, index, *ctx.options = inputs
+    tensors, params, stats, index, address, *ctx.options = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.sizes = (len(tensors), len(params), len(stats))
+    ctx.sizes = (len(tensors), len(params), len(stats), len(address))
     # in training backward does not use the running statistics, which have changed before it
     stats = output[1:] or stats
-    ctx.save_for_backward(*tensors, *params, *stats, index)
+    ctx.save_for_backward(*tensors, *params, *stats, *address, index)
 
 
 def forward_backward(ctx: Any, d_outputs: list[Tensor]) -> tuple[Any, ...]:
     saved = iter(ctx.saved_tensors)
     groups = [[next(saved) for _ in range(size)] for size in ctx.sizes]
-    inputs, params, _ = groups
+    inputs, params, stats, address = groups
     wanted_inputs, wanted_params, *_ = ctx.needs_input_grad
     wanted = [any(wanted_params), *wanted_inputs]
-    grads = gradients_op(d_outputs[0], *groups, next(saved), wanted, *ctx.options)
+    index = next(saved)
+    grads = gradients_op(d_outputs[0], inputs, params, stats, index, address, wanted, *ctx.options)
     d_params, d_inputs = grads[: len(params)], grads[len(params) :]
     return (
         [g if w else None for g, w in zip(d_inputs, wanted_inputs, strict=True)],
         [g if w else None for g, w in zip(d_params, wanted_params, strict=True)],
-        [None] * len(groups[2]),
-        *(None for _ in range(5)),
+        [None] * len(stats),
+        None,
+        [None] * len(address),
+        *(None for _ in ctx.options),
     )
 
 
@@ -152,6 +171,7 @@ def blocks_gradients(
     params: list[Tensor],
     stats: list[Tensor],
     index: Tensor,
+    address: list[Tensor],
     wanted: list[bool],
     plan: str,
     training: bool,
@@ -159,9 +179,8 @@ def blocks_gradients(
     backend: str | None,
 ) -> list[Tensor]:
     """Gradients of the parameters (N, ...) and of the inputs (n, B, F); empty if not requested."""
-    forwarded, chosen = run_forward(
-        inputs, params, stats, index, plan, training, precision, backend, True
-    )
+    options = (plan, training, precision, backend)
+    forwarded, chosen = run_forward(inputs, params, stats, index, address, *options, save=True)
     n = len(d_logits)
     of_params, *of_inputs = wanted
     grads = None
@@ -192,7 +211,7 @@ def blocks_gradients(
     return [*whole, *given]
 
 
-def fake_gradients(d_logits, inputs, params, stats, index, wanted, *_):
+def fake_gradients(d_logits, inputs, params, stats, index, address, wanted, *_):
     nothing = d_logits.new_empty
     of_params, *of_inputs = wanted
     return [

@@ -83,7 +83,7 @@ def graph_module(plan: Plan, parameter: Find, statistic: Find) -> fx.GraphModule
         if layer.add:
             y = graph.call_function(add, (results[layer.add], y))
         results[name] = y
-    graph.output(results[plan.output])
+    graph.output(flat(plan.output))
     return fx.GraphModule(root, graph, class_name="Block")
 
 

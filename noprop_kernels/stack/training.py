@@ -13,6 +13,7 @@ from ..arguments.batches import (
     Normalize,
     check_inputs,
     check_labels,
+    flat,
     gather_inputs,
     packed,
 )
@@ -52,6 +53,7 @@ def train_step(
     if z is None:
         check_draws_z(stack, op)
     else:
+        z = flat(op, "z", z, stack.plan.shapes["z"])
         shape = (n, B, stack.plan.widths["z"])
         z = check_tensor(op, "z", z, shape=shape, device=stack.device).detach().contiguous()
     if input_grad:
@@ -62,13 +64,11 @@ def train_step(
         if z is None:
             out.d_signal, out.d_noise = empty(n, B), empty(n, B)
     one_step(stack, op, index, inputs, y, B, out, z=z, rule=rule)
-    d_z = out.d_inputs.pop("z", None)
     return Step(
         out.loss[0],
         out.error,
         out.applied[0],
-        name_inputs(stack.plan, out.d_inputs),
-        d_z,
+        *input_gradients(stack.plan, out.d_inputs),
         out.d_signal,
         out.d_noise,
         out.d_W_embed,
@@ -249,11 +249,15 @@ def check_draws_z(stack: Stack, op: str) -> None:
         )
 
 
-def name_inputs(plan: Plan, d_inputs: dict[str, Tensor]) -> Tensor | dict[str, Tensor] | None:
-    """d_x: a tensor where the plan has one input beside "z"."""
-    if len(plan.inputs) == 2 and d_inputs:
-        return next(iter(d_inputs.values()))
-    return d_inputs or None
+def input_gradients(
+    plan: Plan, d_inputs: Mapping[str, Tensor]
+) -> tuple[Tensor | dict[str, Tensor] | None, Tensor | None]:
+    """d_x, a tensor where the plan has one input beside "z", and d_z, each in its input's shape."""
+    d_x = {name: value.unflatten(-1, plan.shapes[name]) for name, value in d_inputs.items()}
+    d_z = d_x.pop("z", None)
+    if len(plan.inputs) == 2 and d_x:
+        return next(iter(d_x.values())), d_z
+    return d_x or None, d_z
 
 
 def apart(value: Tensor, state: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import noprop_kernels as nk
 from noprop_kernels.autograd import block_ops, chain, dense_ops, label_ops
 from noprop_kernels.compiler import plan_texts
-from support.blocks import GOAL, PLANS, B, D, F, M, T, batch, make, snapshot
+from support.blocks import GOAL, PLANS, B, D, F, M, T, batch, make, make_images, snapshot
 from support.linear import linear
 
 # torch's own compiler looks at the .grad of a tensor inside the graph where it is interrupted
@@ -182,7 +182,7 @@ def index():
 
 
 def block_arguments(plan, grad=True):
-    blocks = make(plan)
+    blocks = make_images() if plan == "images" else make(plan)
     params = [value.detach().clone().requires_grad_(grad) for value in blocks.parameters()]
     stats = [blocks.get_buffer(name).clone() for name in blocks.layout.stats]
     inputs = [
@@ -192,15 +192,22 @@ def block_arguments(plan, grad=True):
     return inputs, params, stats, plan_texts.text_of(blocks.plan)
 
 
+def address(plan):
+    """Of dropout."""
+    numbers = (torch.tensor([5, 6]), torch.tensor([[3, 4]]), torch.tensor([[2, 0]]))
+    return [*numbers] if plan == "images" else []
+
+
 def gradient_arguments(plan, training):
-    inputs, params, stats, text = block_arguments(plan, grad=False)
+    *tensors, text = block_arguments(plan, grad=False)
     wanted = [True, True, False]
-    return (rows(2, B, M), inputs, params, stats, index(), wanted, text, training, "float32", None)
+    tensors = (rows(2, B, M), *tensors, index(), address(plan))
+    return (*tensors, wanted, text, training, "float32", None)
 
 
 def forward_arguments(plan, training):
     *tensors, text = block_arguments(plan)
-    return (*tensors, index(), text, training, "float32", None)
+    return (*tensors, index(), address(plan), text, training, "float32", None)
 
 
 def predict_arguments():
@@ -260,8 +267,13 @@ OPERATIONS = {
     "dense_update_": lambda: (dense_ops.dense_update_op, update_arguments()),
     "blocks_forward": lambda: (block_ops.forward_op, forward_arguments("mlp", True)),
     "blocks_forward, norm": lambda: (block_ops.forward_op, forward_arguments("norm", True)),
+    "blocks_forward, dropout": lambda: (block_ops.forward_op, forward_arguments("images", True)),
     "blocks_forward, eval": lambda: (block_ops.forward_op, forward_arguments("norm", False)),
     "blocks_gradients": lambda: (block_ops.gradients_op, gradient_arguments("norm", True)),
+    "blocks_gradients, dropout": lambda: (
+        block_ops.gradients_op,
+        gradient_arguments("images", True),
+    ),
     "blocks_predict": lambda: (chain.predict_op, predict_arguments()),
 }
 

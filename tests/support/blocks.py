@@ -37,11 +37,34 @@ PLANS = {
         },
     ),
 }
+# every kind, convolutions read by each; odd sizes, so that pools drop pixels
+IMAGE = (2, 12, 11)
+IMAGES = nk.Plan(
+    inputs={"x": IMAGE, "z": (D,)},
+    layers={
+        "c1": nk.Conv2d("x", 6, activation="relu", pool=nk.MaxPool2d(), dropout=0.2),
+        "c2": nk.Conv2d("c1", 5, 2, activation="relu", dropout=0.3),
+        "c3": nk.Conv2d("c2", 5, 1, add="c2"),
+        "hx": nk.Dense("c3", 6, norm=NORM),
+        "hz": nk.Dense("z", 6, norm=NORM, activation="relu", add="hx"),
+        "logits": nk.Dense(("hz", "c1", "c3"), M),
+    },
+)
 GOAL = nk.DT(nk.NoiseSchedule.cosine(T))
 
 
 def make(plan: str = "mlp", **options: Any) -> nk.DenoisingBlocks:
     return nk.DenoisingBlocks(PLANS[plan], GOAL, **options)
+
+
+def make_images(**options: Any) -> nk.DenoisingBlocks:
+    return nk.DenoisingBlocks(IMAGES, GOAL, **options)
+
+
+def images(rows: int = B, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(rows, *IMAGE, generator=generator)
+    return x, torch.randint(M, (rows,), generator=generator)
 
 
 def batch(rows: int = B, seed: int = 1) -> tuple[Tensor, Tensor]:
