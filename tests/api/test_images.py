@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from support.blocks import GOAL, IMAGE, B, D, M, T, images, make_images, snapshot
+from noprop_kernels import tuning
+from support.blocks import GOAL, IMAGE, IMAGES, B, D, M, T, images, make_images, snapshot
 
 Call = Callable[[nk.DenoisingBlocks], list[Tensor]]
 ROWS = torch.arange(2 * B).view(2, B)
@@ -145,6 +146,31 @@ def test_the_cpu_kernels_do_what_the_reference_does(name: str) -> None:
     states = [snapshot(blocks) for blocks in made]
     for key, want in states[1].items():
         assert_close(states[0][key], want, key)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_gpu_backends_refuse_convolutions_by_name(backend: str, name: str, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    blocks = make_images(backend=backend, seed=[0, 1])
+    before = snapshot(blocks)
+    text = f"{backend}: has no kernels for Conv2d layers, which cpu and reference can run"
+    with pytest.raises(nk.BackendError, match=text):
+        CALLS[name](blocks)
+    assert all(torch.equal(value, before[key]) for key, value in snapshot(blocks).items())
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_noise_of_such_blocks_is_refused_too_and_explain_says_why(backend: str) -> None:
+    blocks = make_images(backend=backend)
+    with pytest.raises(nk.BackendError, match="no kernels for Conv2d layers"):
+        blocks.add_noise(images()[1])
+    with pytest.raises(nk.BackendError, match="no kernels for Conv2d layers"):
+        tuning.tune(blocks, *images())
+    text = nk.explain(blocks)
+    assert f"no backend can run it (forced by backend={backend!r})".replace("'", '"') in text
+    assert f"{backend}: has no kernels for Conv2d layers, which cpu and reference can run" in text
+    assert nk.explain(IMAGES).startswith("Plan on cpu, float32: cpu\n")
 
 
 # the forms that images come in

@@ -220,12 +220,3 @@ def test_json_gives_the_plan_back(preset: str, z_image: bool) -> None:
     plan = getattr(plans, preset)((1, 28, 28), 784, 10, z_image=z_image)
     text = json.dumps(json_records.plan_to_json(plan))
     assert json_records.plan_from_json(json.loads(text)) == plan
-
-
-@pytest.mark.parametrize("backend", ["cpu", "triton", "cuda"])
-def test_other_backends_refuse_the_kind_by_name(backend: str) -> None:
-    blocks = nk.DenoisingBlocks(
-        plans.paper_dt((1, 14, 14), 4, 4), nk.DT(nk.NoiseSchedule.cosine(T=2)), backend=backend
-    )
-    with pytest.raises(nk.BackendError, match="no kernels for Conv2d layers"):
-        blocks(torch.rand(2, 196), torch.rand(2, 4))
