@@ -48,21 +48,45 @@ def test_larger_images_have_a_fourth_convolution() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape, live, everything, needed",
+    "shape, live, forward, step",
     [
-        ((1, 28, 28), {"c1": (24, 24), "c2": (10, 10), "c3": (8, 8)}, 9.22, 7.55),
-        ((3, 32, 32), {"c1": (28, 28), "c2": (12, 12), "c3": (10, 10)}, 13.93, 11.82),
+        (
+            (1, 28, 28),
+            {"c1": (24, 24), "c2": (10, 10), "c3": (8, 8)},
+            (9.22, 7.55),
+            (27.46, 22.48),
+        ),
+        (
+            (3, 32, 32),
+            {"c1": (28, 28), "c2": (12, 12), "c3": (10, 10)},
+            (13.93, 11.82),
+            (41.01, 34.79),
+        ),
+        # c4's 11 x 11 are pooled to 5 x 5, of 10 x 10. Their windows read 12 x 12 of c3's pooled
+        # 13 x 13, so 24 x 24 of 27; those 26 of c2's 29; those 28 of c1's pooled 31, so 56
+        (
+            (3, 64, 64),
+            {"c1": (56, 56), "c2": (26, 26), "c3": (24, 24), "c4": (10, 10)},
+            (110.19, 89.07),
+            (327.25, 264.48),
+        ),
     ],
 )
-def test_pixels_that_a_pool_drops_are_not_live(shape, live, everything, needed) -> None:
-    """With a row's multiply-adds of a forward, in millions."""
+def test_pixels_that_a_pool_drops_are_not_live(shape, live, forward, step) -> None:
+    """With a row's multiply-adds in millions, all and live: of a forward, and of a step, in which
+    each product has two gradients but for those of x and z."""
     plan = plans.paper_dt(shape, 10, 10)
     assert plan.live() == live
     work = {name: plan.multiply_adds(name) for name in plan.layers}
-    assert round(sum(work.values()) / 1e6, 2) == everything
-    for name, (height, width) in live.items():
-        work[name] = plan.fan_in(name) * plan.shapes[name][0] * height * width
-    assert round(sum(work.values()) / 1e6, 2) == needed
+    needed = work | {
+        name: plan.fan_in(name) * plan.shapes[name][0] * height * width
+        for name, (height, width) in live.items()
+    }
+    totals = [sum(each.values()) for each in (work, needed)]
+    assert tuple(round(total / 1e6, 2) for total in totals) == forward
+    unasked = [each["c1"] + each["hz"] for each in (work, needed)]
+    steps = [3 * total - less for total, less in zip(totals, unasked, strict=True)]
+    assert tuple(round(total / 1e6, 2) for total in steps) == step
 
 
 def test_every_reader_counts_for_what_is_live() -> None:
@@ -159,6 +183,39 @@ def test_results_and_gradients_are_torch_s(shape, kernel_size, pool) -> None:
         for got, expected in ((grads, leaves), (d_inputs, rows)):
             for name, value in expected.items():
                 assert_close(got[name][i], value.grad, msg=name)
+
+
+class Convolved(torch.autograd.Function):
+    """The reference's convolution and pool, with their gradients, as a node of torch's graph."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = equations.conv2d(x, weight, bias)
+        pooled, ctx.place = equations.max_pool(y)
+        ctx.size = y.shape[3:]
+        ctx.save_for_backward(x, weight)
+        return pooled
+
+    @staticmethod
+    def backward(ctx, d_pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        d_y = equations.max_pool_gradient(d_pooled, ctx.place, ctx.size)
+        return (
+            equations.conv2d_input_gradient(d_y, weight),
+            equations.conv2d_weight_gradient(d_y, x, weight.shape[-1]),
+            equations.sum_rows(d_y.flatten(3).sum(-1)),
+        )
+
+
+@pytest.mark.parametrize("shape, kernel_size", [((2, 5, 6), 3), ((1, 4, 4), 1), ((3, 6, 5), 2)])
+def test_the_reference_s_convolution_passes_gradcheck(shape, kernel_size: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(2, *size, generator=rng, dtype=F64).requires_grad_()
+
+    weight = draw(3, shape[0], kernel_size, kernel_size)
+    torch.autograd.gradcheck(Convolved.apply, (draw(2, *shape), weight, draw(3)))
 
 
 def test_the_first_of_equal_pixels_gets_a_pool_s_gradient() -> None:
