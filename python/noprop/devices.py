@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from noprop_kernels import Plan
 from noprop_kernels.backends import dispatch
 
 from .model import Model
@@ -20,10 +21,12 @@ class Device:
     Args:
         device: with its index, if it is a GPU.
         why: "asked for", or the reason of `auto`.
+        aside: a line on a GPU that `auto` leaves aside for the plan alone.
     """
 
     device: torch.device
     why: str
+    aside: str | None = None
 
     @property
     def name(self) -> str:
@@ -51,12 +54,13 @@ def is_name(name: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
 
 
-def pick_device(name: str, backend: str | None = None) -> Device:
-    """The device of one of NAMES; auto chooses a GPU that the kernels run on, else the CPU.
+def pick_device(name: str, backend: str | None = None, plan: Plan | None = None) -> Device:
+    """The device of one of NAMES; auto chooses a GPU whose kernels run the plan, else the CPU.
 
     Args:
         name: auto, cpu, cuda (the current GPU) or cuda:N.
         backend: the forced backend, if any.
+        plan: of the blocks; None: any.
 
     Raises:
         ValueError: no such name, or a GPU that cannot be used; the text has the reason and what to
@@ -70,19 +74,20 @@ def pick_device(name: str, backend: str | None = None) -> Device:
     if name == "auto" and forced not in (None, *OF_GPUS):
         return Device(torch.device("cpu"), f"auto, with {by}")
     asked = torch.device("cuda" if name == "auto" else name)
-    reasons = {
-        kernels: dispatch.gap(kernels, None, asked, "float32")
-        for kernels in ((forced,) if forced else OF_GPUS)
-    }
+    able = (forced,) if forced else OF_GPUS
+    reasons = {kernels: dispatch.gap(kernels, plan, asked, "float32") for kernels in able}
     gap = dispatch.device_gap(asked)  # reported before anything that the kernels lack
     runs = [kernels for kernels, reason in reasons.items() if reason is None and gap is None]
     if runs:
         index = torch.cuda.current_device() if asked.index is None else asked.index
         why = f"auto: the {runs[0]} kernels run on it" if name == "auto" else "asked for"
         return Device(torch.device("cuda", index), why)
-    if name == "auto":
-        return Device(torch.device("cpu"), f"auto: {gap or next(iter(reasons.values()))}")
     gaps = gap or "; ".join(f"{kernels}: {reason}" for kernels, reason in reasons.items())
+    if name == "auto":
+        why = f"auto: {gap or next(iter(reasons.values()))}"
+        others = any(dispatch.gap(kernels, None, asked, "float32") is None for kernels in able)
+        aside = f"the CPU is used, although there is a GPU: {gaps}" if others else None
+        return Device(torch.device("cpu"), why, aside)
     raise ValueError(
         f"{name} cannot be used: {gaps}{f', forced by {by}' if forced else ''}; "
         "use --device cpu, or auto, which takes a GPU where one can be used"

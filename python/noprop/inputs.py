@@ -67,6 +67,14 @@ class InputFormat:
             return self.shape[0]
         return self.shape[0] if len(self.shape) == 1 and self.kind == "numbers" else 1
 
+    @property
+    def image(self) -> tuple[int, int, int] | None:
+        """(C, H, W) where a row is an image, else None."""
+        if len(self.shape) == 1:
+            return None
+        height, width = self.shape[-2:]
+        return self.channels, height, width
+
     def array(self, x: Any, op: str = "predict", name: str = "x") -> Array:
         """x as one array (rows, ...) whose rows have this format; an array is not copied.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import checkpoint, metrics
+from . import checkpoint, metrics, presets
 from .data import Dataset
 from .datasets.split import hold_out_classes
 from .defaults import LR
@@ -27,7 +27,10 @@ from .training import Epoch, NotFinite, Progress, fit
 
 CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
-AT_FIRST = {"precision": "float32", "head": "paper", "label": None, "labels": None}
+AT_FIRST = {  # of runs that did not record them
+    **{"precision": "float32", "head": "paper", "label": None, "labels": None},
+    "embedding": "one-hot",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class Settings:
     labels: str | None = None
     variant: str = "dt"
     preset: str = "mlp"
+    embedding: str = "one-hot"
     head: str = "none"
     hidden: int = 256
     T: int = 10
@@ -62,7 +66,7 @@ class Settings:
         Raises:
             InputError: a setting is missing, unknown or of another kind.
         """
-        record = AT_FIRST | record  # which runs did not record at first
+        record = AT_FIRST | record
         names = {item.name for item in fields(cls)}
         if record.keys() != names:
             raise InputError(f"the run's settings must be {sorted(names)}, got {sorted(record)}")
@@ -105,6 +109,22 @@ class Split:
         return cls(data.x[kept], data.y[kept], data.x[held], data.y[held])
 
 
+def plan_of(settings: Settings, data: Dataset) -> nk.Plan:
+    """The plan of a block of these settings, also of one that cannot be trained yet.
+
+    Raises:
+        ValueError: a setting does not fit.
+    """
+    return presets.plan_of(
+        settings.variant,
+        settings.preset,
+        settings.embedding,
+        data.shape,
+        data.classes,
+        settings.hidden,
+    )
+
+
 def build(settings: Settings, data: Dataset, split: Split, backend: str | None) -> Model:
     """An untrained model with one-hot embeddings, normalised by the training rows' statistics.
 
@@ -112,9 +132,9 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
         ValueError: a setting does not fit.
         MemoryError: there is no memory for it.
     """
-    if settings.variant != "dt" or settings.preset != "mlp":
-        raise ValueError(f"no variant {settings.variant!r} with preset {settings.preset!r}")
-    plan = nk.plans.mlp(data.features, data.classes, data.classes, hidden=settings.hidden)
+    if reason := presets.untrainable(settings.variant, settings.embedding):
+        raise ValueError(reason)
+    plan = plan_of(settings, data)
     goal = nk.DT(nk.NoiseSchedule.cosine(T=settings.T), eta=settings.eta)
     shared = {
         "optimizer": nk.AdamW(lr=settings.lr, weight_decay=settings.weight_decay),
@@ -153,6 +173,7 @@ class Run:
         fingerprint: the checksum of the training data.
         data_dir: the requested data folder, absolute, or None.
         result: the test's, once there was one.
+        saved_by: the versions that it was saved by, where it was.
     """
 
     folder: Path
@@ -162,17 +183,14 @@ class Run:
     fingerprint: str
     data_dir: Path | None = None
     result: Json | None = None
+    saved_by: Json | None = None
 
     @classmethod
-    def load(
-        cls, folder: Path, backend: str | None = None, device: torch.device | str = "cpu"
-    ) -> tuple["Run", list[str]]:
-        """Loads the run in `folder` onto a device, with a line for each version that has changed
-        since.
+    def load(cls, folder: Path, backend: str | None = None) -> "Run":
+        """Loads the run in `folder`, onto the CPU.
 
         Raises:
             InputError: a file is missing or corrupt, or it was not saved by a run.
-            BackendError: no backend runs it on that device.
         """
         content, tensors = checkpoint.load(folder)
         training = content.get("training")
@@ -181,17 +199,25 @@ class Run:
         data_dir = None  # which runs did not record at first
         if training.get("data_dir") is not None:
             data_dir = Path(field(training, "data_dir", str))
-        run = cls(
+        return cls(
             folder,
             Settings.from_json(field(training, "settings", dict)),
-            from_checkpoint(content, tensors, backend=backend).to(device),
+            from_checkpoint(content, tensors, backend=backend),
             progress_from_json(field(training, "progress", dict)),
             field(training, "data_sha256", str),
             data_dir,
             training.get("result"),
+            field(content, "versions", dict),
         )
-        then, now = field(content, "versions", dict), run.model.versions()
-        return run, checkpoint.differences(then, now)
+
+    def changes(self) -> list[str]:
+        """A line for each version that has changed since it was saved.
+
+        Raises:
+            BackendError: no backend runs the model where it is now.
+        """
+        now = self.model.versions()
+        return [] if self.saved_by is None else checkpoint.differences(self.saved_by, now)
 
     def save(self) -> None:
         training = {

@@ -29,6 +29,7 @@ PAGES = (
     "csrc/README.md",
     "noprop_kernels/README.md",
     "noprop_kernels/backends/README.md",
+    "python/noprop/README.md",
     "tests/README.md",
 )
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

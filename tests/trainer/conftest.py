@@ -36,6 +36,27 @@ def toy_file(tmp_path):
     return path
 
 
+IMAGE = (3, 16, 16)
+
+
+def toy_images(rows: int, seed: int, shape: tuple[int, ...] = IMAGE) -> tuple[np.ndarray, ...]:
+    """Images of bytes (rows, *shape), in which the class is a bright row of the picture."""
+    random = np.random.default_rng(seed)
+    y = np.arange(rows) % CLASSES
+    x = random.integers(0, 100, (rows, *shape), dtype=np.uint8)
+    x[np.arange(rows), ..., 4 + 4 * y, :] += 150
+    return x, y
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    """64 images (3, 16, 16) with a test set, as an .npz file."""
+    (x, y), (x_test, y_test) = toy_images(64, seed=0), toy_images(30, seed=1)
+    path = tmp_path / "images.npz"
+    np.savez(path, x=x, y=y, x_test=x_test, y_test=y_test)
+    return path
+
+
 @pytest.fixture
 def new_model():
     """Makes equal untrained models."""

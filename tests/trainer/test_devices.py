@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import noprop
+import noprop_kernels as nk
 from noprop import checkpoint, devices, runs, training
 from noprop.cli import common
 from noprop.devices import pick_device
@@ -107,6 +108,33 @@ def test_a_device_that_is_asked_for(with_gpus):
     ]:
         with pytest.raises(ValueError, match=text):
             pick_device(name, backend)
+
+
+def test_a_plan_that_no_gpu_s_kernels_run(with_gpus, monkeypatch):
+    plan = nk.plans.paper_dt((1, 14, 14), 3, 3)
+    gap = "has no kernels for Conv2d layers, which cpu and reference can run"
+    for backend, gaps in ((None, f"triton: {gap}; cuda: {gap}"), ("triton", f"triton: {gap}")):
+        found = pick_device("auto", backend, plan)
+        assert (found.device, found.why) == (CPU, f"auto: {gap}")
+        assert found.aside == f"the CPU is used, although there is a GPU: {gaps}"
+        with pytest.raises(ValueError, match=rf"cuda cannot be used: {gaps}.*; use --device cpu"):
+            pick_device("cuda", backend, plan)
+    assert pick_device("cuda", "reference", plan).device == torch.device("cuda", 0)
+    dense = pick_device("auto", None, nk.plans.mlp(6, 3, 3))
+    assert dense.device == torch.device("cuda", 0) and dense.aside is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto", None, plan).aside is None
+
+
+def test_a_gpu_that_is_left_aside_is_told(with_gpus, image_file, monkeypatch):
+    monkeypatch.setattr(noprop.Model, "to", lambda self, device: self)  # no GPU is there at all
+    options = ("--preset", "paper", "--T", 1, "--epochs", 1)
+    told = call("train", "--data", image_file, *options, "--out", "run").stderr
+    assert "noprop: the CPU is used, although there is a GPU: triton: has no kernels for C" in told
+    for command in (("train", "--resume", "run"), ("eval", "run"), ("predict", "run", image_file)):
+        assert "although there is a GPU" in call(*command).stderr
+        text = words(call(*command, "--device", "cuda", code=2).stderr)
+        assert "--device: cuda cannot be used: triton: has no kernels for Conv2d layers" in text
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])

@@ -13,6 +13,7 @@ with train_extra():
     from .guard import execute
 from .options import (
     DATA,
+    EMBEDDINGS,
     FORMATS,
     HEADS,
     NONFINITE,
@@ -76,12 +77,28 @@ def train(
     ] = None,
     labels: Labels = None,
     data_dir: DataDir = None,
-    variant: Annotated[str, typer.Option(help=names(VARIANTS))] = "dt",
-    preset: Annotated[str, typer.Option(help=names(PRESETS))] = "mlp",
+    variant: Annotated[
+        str, typer.Option(help=f"{names(VARIANTS)} ct: its size alone, by --dry-run.")
+    ] = "dt",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help=f"{names(PRESETS)} paper: the paper's convolutions, for images, and its settings "
+            "for --data (table 4) where an option does not give others."
+        ),
+    ] = "mlp",
+    embedding: Annotated[
+        str,
+        typer.Option(
+            help=f"Of labels. {names(EMBEDDINGS)} The latter two: their size alone, by --dry-run."
+        ),
+    ] = "one-hot",
     head: Annotated[
         str, typer.Option(help=f"{names(HEADS)} paper: trains what the paper's protocol reads.")
     ] = "none",
-    hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layers.")] = 256,
+    hidden: Annotated[
+        int, typer.Option(min=1, help="Width of the hidden layers, of preset mlp alone.")
+    ] = 256,
     T: Annotated[int, typer.Option("--T", min=1, help="Number of blocks.")] = 10,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="In all; by default enough for the rows, at least 20.")

@@ -9,20 +9,26 @@ from typing import Any
 import torch
 import typer
 
+from noprop_kernels import Plan
 from noprop_kernels.backends import dispatch
 
 from .. import data, report, strict_json
 from ..datasets.dataset import Dataset
 from ..devices import Device, pick_device
 from ..errors import InputError, notice, train_extra
+from ..model import Model
 from ..runs import Run, Settings, Split
 
 with train_extra():
     from rich.console import Console
 
 
-def place_of(options: SimpleNamespace) -> Device:
-    """The device that --device and --backend ask for; sets --threads."""
+def place_of(options: SimpleNamespace, plan: Plan | None = None) -> Device:
+    """The device for a plan that --device and --backend ask for; sets --threads.
+
+    Raises:
+        typer.BadParameter: there is none.
+    """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.backend is not None:
@@ -31,9 +37,18 @@ def place_of(options: SimpleNamespace) -> Device:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
     try:
-        return pick_device(options.device, options.backend)
+        return pick_device(options.device, options.backend, plan)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from error
+
+
+def placed(options: SimpleNamespace, model: Model) -> Device:
+    """Moves a model to its device, and says so where that leaves a GPU aside."""
+    place = place_of(options, model.blocks.plan)
+    if place.aside is not None:
+        notice(place.aside)
+    model.to(place.device)
+    return place
 
 
 def absolute(name: str) -> str:

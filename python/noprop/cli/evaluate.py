@@ -10,8 +10,9 @@ from . import common
 
 def run(options: SimpleNamespace) -> None:
     screen = console(stderr=options.as_json)
-    place = common.place_of(options)
-    run, _ = Run.load(options.folder, options.backend, place.device)
+    common.place_of(options)  # refuses at once what no run can use
+    run = Run.load(options.folder, options.backend)
+    place = common.placed(options, run.model)
     content, split = common.data_of(run, options, moved=options.data is not None)
     where = place.describe(run.model)
     report.say(screen, f"{content.name}: {len(content.x_test):,} test rows, {where}")

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
-VARIANTS = ("dt",)
-PRESETS = ("mlp",)
+VARIANTS = ("dt", "ct")
+PRESETS = ("mlp", "paper")
+EMBEDDINGS = ("one-hot", "learned", "prototype")
 HEADS = ("none", "paper")
 LR_SCHEDULES = ("constant", "cosine")
 PRECISIONS = ("float32", "bfloat16")

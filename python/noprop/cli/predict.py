@@ -21,8 +21,9 @@ def run(options: SimpleNamespace) -> None:
     if options.format is not None:
         one_of("--format", options.format, FORMATS)
     by_name = "jsonl" if options.out is not None and options.out.suffix == ".jsonl" else "csv"
-    place = common.place_of(options)
-    trained = loading.load(options.folder, backend=options.backend).to(place.device)
+    common.place_of(options)  # refuses at once what no model can use
+    trained = loading.load(options.folder, backend=options.backend)
+    common.placed(options, trained)
     if trained.inputs is None:
         raise InputError(
             f"{options.folder} was trained by a version that did not record what a row is: train "

@@ -9,12 +9,11 @@ from types import SimpleNamespace
 
 import typer
 
-from .. import checkpoint, data, report
+from .. import checkpoint, data, presets, report
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
 from ..defaults import default_epochs, default_weight_decay
-from ..devices import Device
 from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
@@ -25,6 +24,7 @@ from ..training import NotFinite, Progress
 from . import common
 from .guard import fail
 from .options import (
+    EMBEDDINGS,
     HEADS,
     LR_SCHEDULES,
     NONFINITE,
@@ -40,7 +40,7 @@ with train_extra():
 
 def run(options: SimpleNamespace) -> None:
     check(options)
-    place = common.place_of(options)
+    common.place_of(options)  # refuses at once what no run can use
     folder, anew = options.resume or options.out, options.resume is None
     if options.resume is not None and killed_before_its_first_save(options.resume):
         notice(f"{options.resume} holds nothing saved: it begins again")
@@ -50,14 +50,16 @@ def run(options: SimpleNamespace) -> None:
         if anew:
             check_free(folder)
             run, content, split = new_run(options)
-            run.model.to(place.device)
         else:
             if not options.dry_run and folder.is_dir():
                 held.enter_context(locked(folder))
-            run, content, split = resumed(options, place)
+            run, content, split = resumed(options)
+        place = common.placed(options, run.model)
         run.model.blocks.blocks_per_launch = options.blocks_per_launch
         # raises where no backend runs, before anything is written
         where = place.describe(run.model)
+        for line in run.changes():
+            notice(f"warning: {line}; from here on the bits may differ")
         report.say(screen, content.describe())
         if options.dry_run:
             report.say(screen, where)
@@ -80,6 +82,7 @@ def check(options: SimpleNamespace) -> None:
         one_of("--data", options.data, (*data.NAMES, *own.KINDS, "or a folder"))
     one_of("--variant", options.variant, VARIANTS)
     one_of("--preset", options.preset, PRESETS)
+    one_of("--embedding", options.embedding, EMBEDDINGS)
     one_of("--head", options.head, HEADS)
     one_of("--lr-schedule", options.lr_schedule, LR_SCHEDULES)
     one_of("--precision", options.precision, PRECISIONS)
@@ -131,14 +134,22 @@ def claimed(folder: Path | None, settings: Settings, held: ExitStack) -> Path:
 
 
 def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
+    if reason := presets.untrainable(options.variant, options.embedding):
+        raise typer.BadParameter(reason)
     asked = {item.name: getattr(options, item.name) for item in fields(Settings)}
+    given = {name for name in asked if on_command_line(options, name)}
+    if options.preset != "mlp" and "hidden" in given:
+        raise typer.BadParameter("only preset mlp has it", param_hint="--hidden")
+    preset = presets.settings(options.preset, options.data)
+    asked |= {name: value for name, value in preset.items() if name not in given}
     asked["data"] = common.absolute(options.data)
     asked["labels"] = None if options.labels is None else str(options.labels.absolute())
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
     content = common.load_data(SimpleNamespace(**asked), options.data_dir)
     split = Split.of(content, options.val_fraction)
-    asked["epochs"] = options.epochs or default_epochs(len(split.x), options.batch_size)
-    if options.weight_decay is None:
+    if asked["epochs"] is None:
+        asked["epochs"] = default_epochs(len(split.x), asked["batch_size"])
+    if asked["weight_decay"] is None:
         asked["weight_decay"] = default_weight_decay(len(split.x))
     settings = Settings(**asked)
     try:
@@ -149,10 +160,10 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     return Run(folder, settings, model, Progress(), content.fingerprint(), data_dir), content, split
 
 
-def resumed(options: SimpleNamespace, place: Device) -> tuple[Run, Dataset, Split]:
+def resumed(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     """The run to resume, after checking that no option contradicts it."""
     folder, epochs = options.resume, options.epochs
-    run, changes = Run.load(folder, options.backend, place.device)
+    run = Run.load(folder, options.backend)
     for name in FIXED:
         was, asked = getattr(run.settings, name), getattr(options, name)
         if on_command_line(options, name) and was != asked:
@@ -170,8 +181,6 @@ def resumed(options: SimpleNamespace, place: Device) -> tuple[Run, Dataset, Spli
             )
         run.settings = replace(run.settings, epochs=epochs)
     content, split = common.data_of(run, options, moved=on_command_line(options, "data"))
-    for line in changes:
-        notice(f"warning: {line}; from here on the bits may differ")
     return run, content, split
 
 

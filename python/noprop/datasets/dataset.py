@@ -65,6 +65,11 @@ class Dataset:
         return self.x.shape[1]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a row: (C, H, W) of images, else (F,)."""
+        return self.inputs.image or (self.features,)
+
+    @property
     def channels(self) -> int:
         """Number of equal runs of features, each with one mean and deviation."""
         return self.inputs.channels

@@ -1,0 +1,75 @@
+"""Presets: the plan of a block, and the settings that the paper trained it with.
+
+"mlp" is a small network for rows of any kind. "paper" has the convolutions of arXiv:2503.24322v2,
+fig. 5, for images, and the settings of its table 4.
+"""
+
+from math import prod
+from typing import Any
+
+from noprop_kernels import plans
+from noprop_kernels.plan import Plan, Shape
+
+LEARNED_DIM = 20  # of the paper's learned embeddings
+LEAST_PIXELS = 14  # of a side; what fewer leave for the third convolution is no window
+
+# table 4, of DT
+PAPER = {
+    **{"head": "paper", "T": 10, "batch_size": 128, "lr": 1e-3, "lr_schedule": "constant"},
+    **{"weight_decay": 1e-3, "eta": 0.1},
+}
+PAPER_EPOCHS = {"mnist": 100, "fashion-mnist": 100, "cifar10": 150, "cifar100": 150}
+
+
+def settings(preset: str, data: str) -> dict[str, Any]:
+    """The settings that a preset has by itself for these data, by name; the others are none of its.
+
+    The paper has no table for Fashion-MNIST, which gets MNIST's numbers, nor for the user's own
+    data, whose epochs follow from the rows as ever.
+    """
+    if preset != "paper":
+        return {}
+    return PAPER | ({"epochs": PAPER_EPOCHS[data]} if data in PAPER_EPOCHS else {})
+
+
+def untrainable(variant: str, embedding: str) -> str | None:
+    """Why blocks of this variant and embedding cannot be trained yet, or None."""
+    if variant != "dt":
+        return f"variant {variant} cannot be trained yet, dt can: use --variant dt"
+    if embedding != "one-hot":
+        return f"embedding {embedding} cannot be trained yet, one-hot can: use --embedding one-hot"
+    return None
+
+
+def plan_of(
+    variant: str, preset: str, embedding: str, shape: Shape, classes: int, hidden: int
+) -> Plan:
+    """The plan of a block, also of one that cannot be trained yet.
+
+    Args:
+        variant: "dt" or "ct".
+        preset: "mlp" or "paper".
+        embedding: "one-hot", "learned" (of LEARNED_DIM) or "prototype" (of a whole image).
+        shape: (F,), or (C, H, W) of images.
+        classes: M.
+        hidden: width of the hidden layers of "mlp".
+
+    Raises:
+        ValueError: the preset has no such plan, or is not for rows of this shape.
+    """
+    if preset == "mlp":
+        if (variant, embedding) != ("dt", "one-hot"):
+            raise ValueError(
+                f"preset mlp has variant dt and embedding one-hot alone, got {variant} and "
+                f"{embedding}: use --preset paper"
+            )
+        return plans.mlp(prod(shape), classes, classes, hidden=hidden)
+    if len(shape) != 3 or min(shape[1:]) < LEAST_PIXELS:
+        got = " x ".join(map(str, shape[1:])) if len(shape) == 3 else f"rows of {shape[0]} numbers"
+        raise ValueError(
+            f"preset paper is for images of at least {LEAST_PIXELS} x {LEAST_PIXELS} pixels, got "
+            f"{got}: use --preset mlp"
+        )
+    D = {"one-hot": classes, "learned": LEARNED_DIM, "prototype": prod(shape)}[embedding]
+    make = {"dt": plans.paper_dt, "ct": plans.paper_ct}[variant]
+    return make(shape, D, classes, z_image=embedding == "prototype")

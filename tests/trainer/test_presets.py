@@ -1,0 +1,61 @@
+"""The presets of `noprop train`: the paper's network and settings, and what cannot be trained."""
+
+import json
+
+import pytest
+
+from noprop import presets
+from noprop_kernels import plans
+from support.cli import call, words
+
+pytestmark = pytest.mark.usefixtures("alone")
+PAPER = ("--preset", "paper", "--T", 2, "--batch-size", 32)
+
+
+def test_the_paper_s_network_and_protocol(image_file):
+    options = (*PAPER, "--epochs", 6, "--json")
+    outcome = json.loads(call("train", "--data", image_file, *options, "--out", "run").stdout)
+    plan = plans.paper_dt((3, 16, 16), 3, 3)
+    assert outcome["parameters_per_block"] == plan.num_parameters()
+    table_4 = {"lr": 1e-3, "weight_decay": 1e-3, "eta": 0.1, "lr_schedule": "constant"}
+    assert {name: outcome[name] for name in table_4} == table_4
+    assert (outcome["head"], outcome["embedding"], outcome["T"]) == ("paper", "one-hot", 2)
+    assert (outcome["batch_size"], outcome["block_updates"]) == (32, 12)
+    assert outcome["test_accuracy"] > 0.9 and outcome["accuracy_per_block"][-1] > 0.9
+    assert 0 <= outcome["paper_accuracy"] <= 1 and outcome["samples"] == 5
+
+
+@pytest.mark.parametrize(
+    "data, epochs", [("mnist", 100), ("fashion-mnist", 100), ("cifar10", 150), ("cifar100", 150)]
+)
+def test_table_4(data, epochs):
+    assert presets.settings("paper", data) == {
+        **{"batch_size": 128, "epochs": epochs, "lr": 1e-3, "weight_decay": 1e-3, "T": 10},
+        **{"eta": 0.1, "lr_schedule": "constant", "head": "paper"},
+    }
+    assert presets.settings("mlp", data) == {}
+
+
+def test_what_is_given_wins(image_file):
+    given = {"epochs": 1, "lr": 0.5, "weight_decay": 0.25, "eta": 0.2, "head": "none", "T": 1}
+    given |= {"lr_schedule": "cosine", "batch_size": 64}
+    options = [part for name, value in given.items() for part in (f"--{name}", value)]
+    options = [str(part).replace("_", "-") for part in options]
+    out = call("train", "--data", image_file, "--preset", "paper", *options, "--json").stdout
+    assert {name: json.loads(out)[name] for name in given} == given
+
+
+def test_rows_that_are_no_images_are_refused(toy_file):
+    text = words(call("train", "--data", toy_file, "--preset", "paper", code=2).stderr)
+    assert "preset paper is for images of at least 14 x 14 pixels, got rows of 6 numbers" in text
+    assert "use --preset mlp" in text
+
+
+def test_the_least_image():
+    plan = presets.plan_of("dt", "paper", "one-hot", (1, 14, 14), 3, 256)
+    assert plan.shapes["c3"] == (128, 1, 1)
+    for shape in ((1, 13, 14), (1, 14, 13)):
+        with pytest.raises(ValueError, match="got 1[34] x 1[34]: use --preset mlp"):
+            presets.plan_of("dt", "paper", "one-hot", shape, 3, 256)
+        with pytest.raises(ValueError):
+            plans.paper_dt(shape, 3, 3)
