@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ..machine import gpu
-from ..problem.problem import Problem, Weights
+from ..problem.problem import Factors, Problem, Weights
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -27,6 +27,8 @@ class Contender:
     Attributes:
         maths: what is computed: "adamw", "sgd", "end_to_end", "inference" or a part of a step; only
             contenders with the same maths are compared.
+        dropout: of each convolution's result in a rival's step, the part that is 0; or in a check
+            what the result is multiplied by.
 
     Args:
         problem: what to train; its tensors are not changed.
@@ -41,6 +43,7 @@ class Contender:
         self.threads = threads
         self.X, self.Y = problem.X, problem.Y
         self.device = problem.device
+        self.dropout: Mapping[str, float | Tensor] = problem.shape.dropout
         eye = torch.eye(problem.shape.M, device=self.device)
         self.embedding = eye if problem.embedding is None else problem.embedding  # u_y = its row y
 
@@ -59,7 +62,7 @@ class Contender:
         return None
 
     def weights(self) -> Weights:
-        """Copies of the current weights, with the problem's names and shapes."""
+        """Copies of the current weights and running statistics, with the problem's names."""
         raise NotImplementedError
 
     def check_eps(self, K: int, seed: int) -> tuple[Tensor | None, Tensor]:
@@ -67,6 +70,10 @@ class Contender:
         then use."""
         eps = self.problem.eps(K, seed)
         return eps, eps
+
+    def check_factors(self, k: int) -> Factors:
+        """Those of dropout in step k of the correctness check."""
+        return self.problem.factors(seed=4 + k)
 
     def flop(self) -> int:
         """Operations of a step, counting products only."""

@@ -14,7 +14,7 @@ from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cpu import backend as cpu
 
 from ..machine import gpu
-from ..problem.problem import Problem, Weights
+from ..problem.problem import Factors, Problem, Weights
 from .contender import PRECISIONS, Contender, Entry, Missing
 
 SEED = 0
@@ -64,7 +64,9 @@ class Ours(Contender):
             raise ValueError("ours: eps must be None, the noise is a function of the seed")
 
     def weights(self) -> Weights:
-        return {name: p.detach().clone() for name, p in self.blocks.named_parameters()}
+        state = self.blocks.state_dict()
+        names = (*self.problem.weights, *self.problem.statistics())
+        return {name: state[name].detach().clone() for name in names}
 
     def check_eps(self, K: int, seed: int) -> tuple[None, Tensor]:
         s = self.shape
@@ -74,6 +76,20 @@ class Ours(Contender):
             philox.normal(seeds, philox.STREAM_EPS, 0, draw, block, s.B, s.D) for draw in range(K)
         ]
         return None, torch.stack(drawn)
+
+    def check_factors(self, k: int) -> Factors:
+        """By the addresses of its numbers: column = pixel * channels + channel."""
+        s, plan = self.shape, self.shape.plan
+        blocks, seeds = torch.arange(s.T), torch.full((s.T,), SEED)
+
+        def factors(name: str, site: int) -> Tensor:
+            (channels, *size), rate = plan.shapes[name], plan.layers[name].dropout
+            address = (seeds, philox.STREAM_DROPOUT, site, k, blocks)
+            numbers = philox.uniform(*address, s.B, plan.widths[name])
+            kept = (numbers >= round(rate * 2**24) / 2**24) / (1 - rate)
+            return kept.unflatten(2, (*size, channels)).movedim(-1, 2)
+
+        return {name: factors(name, site) for name, site in plan.dropout_sites().items()}
 
     def resident(self) -> dict[str, int]:
         """Bytes of the object's own tensors; counters are seeds, draws, updates and the like."""

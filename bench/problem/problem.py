@@ -7,8 +7,9 @@ The step of block t, with embeddings u_y = W[y], one-hot unless the shape says o
     f      = relu(Linear([hx, hz]));  logits = Linear(f)
     loss_t = weight_t * mean over rows of |softmax(logits) @ W - u_y|^2
 
-then AdamW. In the maths "encoded" x is tanh(Linear(X)), F wide, whose weights the sum of the losses
-trains. Nothing here comes from the measured library.
+then AdamW. A shape with an image has the paper's block in place of the MLP (paper.py). In the maths
+"encoded" x is tanh(Linear(X)), F wide, whose weights the sum of the losses trains. Nothing here
+comes from the measured library but the sizes of a plan.
 """
 
 import math
@@ -21,6 +22,7 @@ from torch import Tensor
 from .sizes import Shape
 
 Weights = dict[str, Tensor]
+Factors = dict[str, Tensor]  # (T, B, C, H, W) by convolution: what its result is multiplied by
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Problem:
         shape: the sizes.
         signal, noise, weight: (T,) float32, of block t at t - 1.
         a, b: (T,) float32, of the chain z_t = a u_hat + b z_{t-1}, for end-to-end training.
-        weights: (T, out, in) and (T, out) float32 by layer and part, "hx.weight".
+        weights: (T, ...) float32 by the plan's names, "hx.weight" (T, out, in).
         X: (rows, F) float32.
         Y: (rows,) int64.
         lr, weight_decay: of AdamW.
@@ -56,6 +58,25 @@ class Problem:
     embedding: Tensor | None = None
     encoder: Weights = field(default_factory=dict)
 
+    def factors(self, seed: int) -> Factors:
+        """Those of dropout in one step: 0, or 1 / (1 - rate)."""
+        s, generator = self.shape, torch.Generator(self.device).manual_seed(seed)
+
+        def draw(name: str, rate: float) -> Tensor:
+            size = (s.T, s.B, *s.plan.shapes[name])
+            kept = torch.rand(size, generator=generator, device=self.device) >= rate
+            return kept / (1 - rate)
+
+        return {name: draw(name, rate) for name, rate in s.dropout.items()}
+
+    def statistics(self, dtype: torch.dtype = torch.float32) -> Weights:
+        """(T, ...) by the plan's names: the running statistics before the first step."""
+        starts = {"mean": torch.zeros, "var": torch.ones}
+        return {
+            name: starts[name.rpartition("_")[2]](self.shape.T, *size, dtype=dtype)
+            for name, size in self.shape.plan.statistics().items()
+        }
+
     @property
     def device(self) -> torch.device:
         return self.X.device
@@ -76,18 +97,20 @@ class Problem:
 def make_problem(
     shape: Shape, seed: int = 0, device: str | torch.device = "cpu", **settings: Any
 ) -> Problem:
-    """A problem of this shape, with torch.nn.Linear's initial weights and random data.
+    """A problem of this shape, with torch.nn's initial weights and random data.
 
     `settings` are lr, weight_decay and precision.
     """
     draw: Any = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
-    fan_in = {"hx": shape.F, "hz": shape.D, "f": 2 * shape.H, "logits": shape.H}
     weights: Weights = {}
-    for name, width in fan_in.items():
-        out = shape.M if name == "logits" else shape.H
-        for part, size in (("weight", (shape.T, out, width)), ("bias", (shape.T, out))):
-            uniform = torch.rand(size, **draw) * 2 - 1
-            weights[f"{name}.{part}"] = uniform / math.sqrt(width)
+    for name, size in shape.plan.parameters().items():
+        layer, _, part = name.partition(".")
+        if part.startswith("norm."):
+            start = torch.ones if part == "norm.weight" else torch.zeros
+            weights[name] = start(shape.T, *size, device=device)
+        else:
+            uniform = torch.rand(shape.T, *size, **draw) * 2 - 1
+            weights[name] = uniform / math.sqrt(shape.plan.fan_in(layer))
     X = torch.randn(shape.rows, shape.F, **draw)
     Y = torch.randint(shape.M, (shape.rows,), **draw)
     if not shape.one_hot:

@@ -1,25 +1,27 @@
 """The sizes that are measured, and the floating-point operations of one step."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from noprop_kernels.plan import Plan
-from noprop_kernels.plans import mlp
+from noprop_kernels.plans import mlp, paper_dt
 
 
 @dataclass(frozen=True)
 class Shape:
-    """T blocks of the two-stem MLP, B rows a step.
+    """T blocks of the two-stem MLP, or of the paper's convolutions, B rows a step.
 
     Args:
         name: as in the result files.
         B: rows of a mini-batch.
         F: width of x.
-        H: width of the three hidden layers.
+        H: width of the three hidden layers, or behind the paper's convolutions.
         D: width of the label embedding, which is one-hot where D = M.
         M: classes.
         T: blocks.
         rows: of the data set that stays in memory, MNIST's number: far larger than any cache.
+        image: (C, H, W) of x, where the blocks are the paper's.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Shape:
     M: int
     T: int
     rows: int = 60_000
+    image: tuple[int, int, int] | None = None
 
     @property
     def one_hot(self) -> bool:
@@ -37,8 +40,15 @@ class Shape:
 
     @cached_property
     def plan(self) -> Plan:
-        """The layers hx, hz, f and logits."""
+        """The layers hx, hz, f and logits, or the paper's DT block."""
+        if self.image is not None:
+            return paper_dt(self.image, self.D, self.M)
         return mlp(self.F, self.D, self.M, hidden=self.H)
+
+    @property
+    def dropout(self) -> dict[str, float]:
+        """The part of each convolution's result that is 0 in a step."""
+        return {name: self.plan.layers[name].dropout for name in self.plan.dropout_sites()}
 
     @property
     def parameters(self) -> int:
@@ -50,9 +60,19 @@ class Shape:
         """Weights and AdamW's two moments of all blocks, float32."""
         return 12 * self.parameters
 
-    @property
-    def flop(self) -> int:
-        """Operations of one step of all blocks: only products, and only unavoidable ones.
+    def multiply_adds(self, name: str, live: bool = True) -> int:
+        """Of a layer's product for one row, on the pixels that a result depends on or on all."""
+        pixels = self.plan.live().get(name) if live else None
+        if pixels is None:
+            return self.plan.multiply_adds(name)
+        return self.plan.fan_in(name) * self.plan.shapes[name][0] * math.prod(pixels)
+
+    def forward_multiply_adds(self, live: bool = True) -> int:
+        """Of one row and block."""
+        return sum(self.multiply_adds(name, live) for name in self.plan.layers)
+
+    def step_multiply_adds(self, live: bool = True) -> int:
+        """Of one row and block: only products, and only unavoidable ones.
 
         A layer that reads the plan's inputs has two, the forward's and the weight gradient's; any
         other has that of its input's gradient too. An embedding that is not one-hot is a layer
@@ -63,21 +83,33 @@ class Shape:
             name: 2 if plan.inputs.keys() & set(layer.sources) else 3
             for name, layer in plan.layers.items()
         }
-        layers = sum(count * plan.multiply_adds(name) for name, count in products.items())
-        return 2 * self.T * self.B * (layers + embedding)
+        layers = (count * self.multiply_adds(name, live) for name, count in products.items())
+        return sum(layers) + embedding
+
+    @property
+    def flop(self) -> int:
+        """Operations of one step of all blocks, on live pixels."""
+        return 2 * self.T * self.B * self.step_multiply_adds()
+
+    @property
+    def nominal_flop(self) -> int:
+        """The same on all pixels, those among them that a pool drops."""
+        return 2 * self.T * self.B * self.step_multiply_adds(live=False)
 
     @property
     def forward_flop(self) -> int:
         """Operations of every block's products on B rows, once: a forward pass, or the chain."""
-        return 2 * self.T * self.B * sum(map(self.plan.multiply_adds, self.plan.layers))
+        return 2 * self.T * self.B * self.forward_multiply_adds()
 
 
-# goals of `ours` on a CPU in float32 at K >= 50: ratio to the best rival, share of peak
+# goals of `ours` on a CPU in float32: ratio to the best rival, share of peak; of MLPs at K >= 50
 TARGETS = {
     "tiny": (1.5, 0.70),
     "small": (1.5, 0.85),
     "stream": (1.8, 0.65),
     "wide": (1.3, 0.80),
+    "paper-mnist": (1.4, 0.85),
+    "paper-cifar10": (1.3, 0.85),
 }
 
 SHAPES = {
@@ -87,6 +119,15 @@ SHAPES = {
         Shape("small", B=128, F=784, H=256, D=10, M=10, T=10),
         Shape("stream", B=32, F=784, H=256, D=10, M=10, T=10),
         Shape("wide", B=128, F=784, H=1024, D=10, M=10, T=10),
+    )
+}
+
+# the paper's blocks; few rows, since the contenders share one machine's memory
+PAPER_SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("paper-mnist", 128, 784, 256, 10, 10, T=10, rows=10_000, image=(1, 28, 28)),
+        Shape("paper-cifar10", 128, 3072, 256, 10, 10, T=10, rows=10_000, image=(3, 32, 32)),
     )
 }
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .problem import Problem, Weights
+from . import paper
+from .problem import Factors, Problem, Weights
 
 
 def rounded_to(value: Tensor, precision: str) -> Tensor:
@@ -70,7 +71,12 @@ def chain(problem: Problem, w: Weights, x: Tensor, z: Tensor) -> tuple[Tensor, T
 
 
 def run(
-    problem: Problem, maths: str, indices: Tensor, eps: Tensor, rounded: bool = False
+    problem: Problem,
+    maths: str,
+    indices: Tensor,
+    eps: Tensor,
+    rounded: bool = False,
+    factors: Sequence[Factors] = (),
 ) -> tuple[Tensor, Weights]:
     """Losses and weights after the steps, float64.
 
@@ -80,9 +86,10 @@ def run(
         indices: (K, B) int64.
         eps: (K, T, B, D); end to end reads z_0 from its first block's.
         rounded: operands of the layers' products are rounded to the problem's precision.
+        factors: of each step's dropout, where the shape has it.
 
     Returns:
-        losses (K, T), or (K, 1) end to end; weights by name.
+        losses (K, T), or (K, 1) end to end; weights and running statistics by name.
     """
     p, T = problem, problem.shape.T
     w = {name: value.double().requires_grad_() for name, value in first_weights(p, maths).items()}
@@ -91,8 +98,10 @@ def run(
     signal, noise, weight = (value.double() for value in (p.signal, p.noise, p.weight))
     W = embedding(p)
     product = partial(rounded_linear, precision=p.precision) if rounded else linear
+    statistics = p.statistics(torch.float64)
     history = []
-    for rows, e in zip(indices, eps.double(), strict=True):
+    for k, (rows, e) in enumerate(zip(indices, eps.double(), strict=True)):
+        kept = {name: value.double() for name, value in (factors[k] if factors else {}).items()}
         x, u_y = p.X[rows].double(), W[p.Y[rows]]
         encoded = x
         if maths == "encoded":
@@ -103,7 +112,12 @@ def run(
             if maths == "end_to_end":
                 u_hat, _ = chain(p, w, x, e[0])
             else:
-                u_hat = block(w, t, x, signal[t] * u_y + noise[t] * e[t], W, product)
+                z = signal[t] * u_y + noise[t] * e[t]
+                if p.shape.image is None:
+                    u_hat = block(w, t, x, z, W, product)
+                else:
+                    image, state = x.unflatten(1, p.shape.image), w | statistics
+                    u_hat = paper.logits(state, kept, t, image, z).softmax(dim=1) @ W
             error = (u_hat - u_y).square().sum(dim=1).mean()
             loss = error if maths == "end_to_end" else weight[t] * error
             loss.backward()  # at once, so that nothing else of a large block is kept
@@ -113,7 +127,7 @@ def run(
         optimizer.step()
         optimizer.zero_grad()
         history.append(torch.stack(losses))
-    return torch.stack(history), {name: value.detach() for name, value in w.items()}
+    return torch.stack(history), {name: value.detach() for name, value in w.items()} | statistics
 
 
 def first_weights(problem: Problem, maths: str) -> Weights:
@@ -155,6 +169,7 @@ def check(
     losses: Tensor,
     weights: Weights,
     plain: Sequence[Result] = (),
+    factors: Sequence[Factors] = (),
 ) -> None:
     """Raise unless float32 losses and weights are the twin's.
 
@@ -166,11 +181,15 @@ def check(
     `plain`, PyTorch's own among them, and one such rounding: of each row's error, which a loss is
     the mean of, and of the distance moved.
 
+    Batch norm takes away what is added to all rows before it. The gradient of such a bias is 0, and
+    Adam makes steps of up to lr of its rounding; they show in the running mean alone.
+
     Raises:
         Mismatch: they differ; the text says where and by how much.
     """
-    want_losses, want_weights = run(problem, maths, indices, eps)
-    first = first_weights(problem, maths)
+    want_losses, want_weights = run(problem, maths, indices, eps, factors=factors)
+    first = first_weights(problem, maths) | problem.statistics()
+    K, lr = len(indices), problem.lr
     unit = UNITS.get(problem.precision, 0.0)
 
     def loss_error(losses: Tensor) -> float:
@@ -192,7 +211,12 @@ def check(
         if plain:
             errors = (root_mean_square(one[1][name].double() - want) for one in plain)
             allowed = 2 * max(errors) + unit * moved
-        rounding = len(indices) * torch.finfo(torch.float32).eps * root_mean_square(start)
+        decayed = start * (1 - lr * problem.weight_decay) ** K
+        if root_mean_square(want - decayed) < 1e-6 * lr:
+            allowed = K * lr
+        elif name.endswith("running_mean"):
+            allowed += problem.shape.plan.momentum(name) * lr * K * (K + 1) / 2
+        rounding = K * torch.finfo(torch.float32).eps * root_mean_square(start)
         if not error <= allowed + rounding:
             raise Mismatch(
                 f"{name} differs from the float64 twin's by {error:.1e}, moved by {moved:.1e}, "

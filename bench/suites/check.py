@@ -23,17 +23,20 @@ def check_steps(contender: Contender) -> list[float]:
     indices = problem.indices(CHECK_STEPS, seed=1)
     given, used = contender.check_eps(CHECK_STEPS, seed=2)
     losses, seconds = [], []
+    factors = [contender.check_factors(k) for k in range(CHECK_STEPS)]
     for k in range(CHECK_STEPS):  # one by one, since the first compiles
         begin = time.perf_counter()
         eps = None if given is None else given[k : k + 1]
+        contender.dropout = factors[k]
         losses.append(contender.steps(indices[k : k + 1], eps))
         gpu.synchronize(problem.device)
         seconds.append(time.perf_counter() - begin)
+    contender.dropout = problem.shape.dropout
     plain: list[twin.Result] = []
     if problem.precision != "float32":
         stacked = PLAIN[contender.maths](problem, contender.threads, shared=True)
         plain.append((stacked.steps(indices, used), stacked.weights()))
         plain.append(twin.run(problem, contender.maths, indices, used, rounded=True))
     result = torch.cat(losses), contender.weights()
-    twin.check(problem, contender.maths, indices, used, *result, plain)
+    twin.check(problem, contender.maths, indices, used, *result, plain, factors)
     return seconds

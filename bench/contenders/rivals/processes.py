@@ -11,12 +11,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from numpy import ndarray
 from torch import Tensor
 
 from ...problem.problem import Problem, Weights
 from ...problem.sizes import Shape
 from ..contender import Contender
 from .block_major import BlockMajor
+from .sequential import Sequential
 
 BY_BLOCK = ("signal", "noise", "weight", "a", "b")
 
@@ -32,7 +34,7 @@ def share(problem: Problem, blocks: slice) -> Problem:
     )
 
 
-def work(pipe: Connection, folder: str, shape: Shape, fields: dict) -> None:
+def work(pipe: Connection, folder: str, shape: Shape, fields: dict, make: type[Sequential]) -> None:
     """The main of a process: builds its blocks, then runs commands until the pipe closes.
 
     Tensors travel as numpy arrays, since torch's own pickling opens a shared memory file for each.
@@ -45,13 +47,17 @@ def work(pipe: Connection, folder: str, shape: Shape, fields: dict) -> None:
     problem = Problem(
         shape=shape, X=X.view(shape.rows, shape.F), Y=Y, weights=weights, **numbers, **fields
     )
-    blocks = BlockMajor(problem, threads=1)
+    blocks = make(problem, threads=1)
     pipe.send("ready")
     while (command := pipe.recv()) is not None:
         if command == "weights":
             pipe.send({name: value.numpy() for name, value in blocks.weights().items()})
             continue
-        indices, eps = command
+        indices, eps, dropout = command
+        blocks.dropout = {
+            name: torch.from_numpy(drop) if isinstance(drop, ndarray) else drop
+            for name, drop in dropout.items()
+        }
         losses = blocks.steps(
             torch.from_numpy(indices), None if eps is None else torch.from_numpy(eps)
         )
@@ -59,7 +65,14 @@ def work(pipe: Connection, folder: str, shape: Shape, fields: dict) -> None:
 
 
 class Processes(Contender):
-    def __init__(self, problem: Problem, threads: int) -> None:
+    """
+    Args:
+        make: the blocks of a process.
+    """
+
+    def __init__(
+        self, problem: Problem, threads: int, *, make: type[Sequential] = BlockMajor
+    ) -> None:
         super().__init__(problem, threads)
         T, count = self.shape.T, min(threads, self.shape.T)
         self.shares = [slice(T * i // count, T * (i + 1) // count) for i in range(count)]
@@ -78,7 +91,7 @@ class Processes(Contender):
                 fields |= {"lr": part.lr, "weight_decay": part.weight_decay}
                 ours, theirs = context.Pipe()
                 worker = context.Process(
-                    target=work, args=(theirs, folder, part.shape, fields), daemon=True
+                    target=work, args=(theirs, folder, part.shape, fields, make), daemon=True
                 )
                 worker.start()
                 theirs.close()
@@ -90,7 +103,11 @@ class Processes(Contender):
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         for pipe, blocks in zip(self.pipes, self.shares, strict=True):
             part = None if eps is None else eps[:, blocks].numpy()
-            pipe.send((indices.numpy(), part))
+            dropout = {
+                name: drop[blocks].numpy() if isinstance(drop, Tensor) else drop
+                for name, drop in self.dropout.items()
+            }
+            pipe.send((indices.numpy(), part, dropout))
         return torch.cat([torch.from_numpy(pipe.recv()) for pipe in self.pipes], dim=1)
 
     def weights(self) -> Weights:

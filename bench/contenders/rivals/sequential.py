@@ -1,6 +1,6 @@
 """sequential: a module and a fused AdamW per block, eager autograd: a user's first version."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def adamw(params: Iterable[Tensor], problem: Problem) -> torch.optim.AdamW:
     return torch.optim.AdamW(params, lr=problem.lr, weight_decay=problem.weight_decay, **how)
 
 
-def stack(blocks: list[Block]) -> Weights:
+def stack(blocks: Sequence[nn.Module]) -> Weights:
     """The blocks' weights, stacked as the problem's."""
     states = [block.state_dict() for block in blocks]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
@@ -49,17 +49,24 @@ def stack(blocks: list[Block]) -> Weights:
 class Sequential(Contender):
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
-        self.blocks = [Block(problem.weights, t, problem.embedding) for t in range(self.shape.T)]
+        self.blocks = [self.make_block(t) for t in range(self.shape.T)]
         self.optimizers = [adamw(block.parameters(), problem) for block in self.blocks]
         # Python floats: a product with one needs no tensor
         self.signal, self.noise = problem.signal.tolist(), problem.noise.tolist()
         self.weight = problem.weight.tolist()
 
+    def make_block(self, t: int) -> nn.Module:
+        return Block(self.problem.weights, t, self.problem.embedding)
+
+    def u_hat(self, t: int, x: Tensor, z: Tensor) -> Tensor:
+        """(B, D) of block t."""
+        return self.blocks[t](x, z)
+
     def step(self, t: int, x: Tensor, u_y: Tensor, eps: Tensor) -> Tensor:
         """Block t's loss, after its update."""
         z = torch.add(self.signal[t] * u_y, eps, alpha=self.noise[t])
         with self.autocast():
-            u_hat = self.blocks[t](x, z)
+            u_hat = self.u_hat(t, x, z)
         error = (u_hat - u_y).square().sum(dim=1).mean()
         loss = self.weight[t] * error
         loss.backward()

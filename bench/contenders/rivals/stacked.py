@@ -53,12 +53,15 @@ def losses_of(logits: Tensor, u_y: Tensor, weight: Tensor, W_embed: Tensor | Non
 
 
 class Stacked(Contender):
-    def __init__(self, problem: Problem, threads: int, *, shared: bool) -> None:
+    def __init__(self, problem: Problem, threads: int, *, shared: bool = True) -> None:
         super().__init__(problem, threads)
         self.shared = shared
-        self.params = {name: w.requires_grad_() for name, w in split(problem.weights).items()}
+        self.params = {name: w.requires_grad_() for name, w in self.first_params().items()}
         self.optimizer = self.make_optimizer()
         self.signal, self.noise = problem.signal[:, None, None], problem.noise[:, None, None]
+
+    def first_params(self) -> Weights:
+        return split(self.problem.weights)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         return adamw(self.params.values(), self.problem)
