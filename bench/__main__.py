@@ -8,6 +8,7 @@ from importlib import import_module
 # each command: the module with its `main`, imported when it is called, and its description
 COMMANDS = {
     "run": ("suites.run", "times a training step of every contender"),
+    "paper": ("suites.paper", "times a training step of the paper's convolutional blocks"),
     "parts": ("ops.suite", "times the drop-in layers and the other parts of a step, one by one"),
     "in_backward": ("in_backward.suite", "times an optimizer inside backward on three models"),
     "infer": ("suites.infer", "times inference"),

@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..contenders.contender import Contender
+from ..contenders.contender import Contender, Entry
 from ..contenders.ours import OURS, Ours
 from ..contenders.rivals import RIVALS
+from ..contenders.rivals.paper import PAPER_RIVALS
 from ..machine import host
 from ..problem.problem import Problem, make_problem
-from ..problem.sizes import SHAPES, Shape
+from ..problem.sizes import PAPER_SHAPES, SHAPES, Shape
 from ..report.lines import Line
 from ..report.tables import aligned, memory_rows
 from ..suites import command
@@ -38,10 +39,17 @@ NAMES = (
     *("end_to_end_accumulated", "end_to_end_in_backward"),
 )
 ENTRIES = {entry.name: entry for entry in (*OURS, *RIVALS) if entry.name in NAMES}
+PAPER_NAMES = ("ours", "eager", "joined", "grouped", "unfolded")
+PAPER_ENTRIES = {e.name: e for e in (*OURS, *PAPER_RIVALS) if e.name in PAPER_NAMES}
 WARM_STEPS = 3
 STEPS = 12
 TIMEOUT = 600  # seconds, of which compiling takes most
 BATCHES = 4  # of rows; the data set is not part of the measurement
+
+
+def entries_of(shape: Shape) -> dict[str, Entry]:
+    """The contenders at this shape."""
+    return ENTRIES if shape.image is None else PAPER_ENTRIES
 
 
 def measure(name: str, shape: Shape, threads: int) -> Line:
@@ -63,7 +71,8 @@ def measure(name: str, shape: Shape, threads: int) -> Line:
     step, gradients = contender.step_bytes(indices), contender.gradient_bytes()
     native = isinstance(contender, Ours)
     assert step is not None
-    parts = {
+    parts = {"thread": contender.thread_bytes()} if native else {}
+    parts |= {
         "gradients": gradients,
         "activations": 0 if native else max(step - gradients, 0),
         "workspace": step if native else 0,
@@ -78,7 +87,7 @@ def measure(name: str, shape: Shape, threads: int) -> Line:
 
 def ready(name: str, problem: Problem, threads: int) -> Contender:
     """A contender after its first steps and compilation."""
-    contender = ENTRIES[name].make(problem, threads)
+    contender = entries_of(problem.shape)[name].make(problem, threads)
     for i in range(WARM_STEPS):
         contender.steps(problem.indices(1, seed=i))
     return contender
@@ -135,23 +144,25 @@ def child() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns 1 if a contender that compiles nothing failed."""
-    entries = list(ENTRIES.values())
-    parser = command.parser("memory", __doc__, SHAPES, entries, quick="tiny alone")
+    shapes = SHAPES | PAPER_SHAPES
+    entries = list((ENTRIES | PAPER_ENTRIES).values())
+    parser = command.parser("memory", __doc__, shapes, entries, quick="tiny alone")
     options = parser.parse_args(arguments)
     options.threads = options.threads or [host.cores()]
-    command.settle(options, SHAPES, ("tiny",))
+    command.settle(options, shapes, ("tiny",))
     command.check_least(parser, options, threads=1)
-    chosen = [e for e in entries if not options.contender or e.name in options.contender]
     passed = True
     for threads in options.threads:
         for shape in options.shape:
             base = host.circumstances(shape, threads) | {"kind": "memory", "K": 1}
             print(f"\n{shape}, {threads} threads", flush=True)
             lines: list[Line] = []
-            for entry in chosen:
+            for entry in entries_of(shapes[shape]).values():
+                if options.contender and entry.name not in options.contender:
+                    continue
                 line, begin = base | {"contender": entry.name}, time.perf_counter()
                 try:
-                    line |= measure_apart(entry.name, SHAPES[shape], threads)
+                    line |= measure_apart(entry.name, shapes[shape], threads)
                 except Exception as error:
                     passed = passed and entry.compiles
                     text = traceback.format_exception_only(error)[-1].strip()

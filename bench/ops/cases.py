@@ -3,12 +3,14 @@
 import time
 from typing import Any, NamedTuple
 
+from .convolution import Convolution, ConvolutionInputGradient, ConvolutionWeightGradient
 from .labels import AddNoise, BlocksNoise, BlocksUpdate, DenoisingLoss, OutputHead
 from .linear import Dense, DenseUpdate, Linear, LinearForward
 from .op import Call, Op
 
 OPS: tuple[type[Op], ...] = (
     *(Linear, LinearForward, Dense, DenseUpdate),
+    *(Convolution, ConvolutionInputGradient, ConvolutionWeightGradient),
     *(DenoisingLoss, AddNoise, BlocksNoise, OutputHead, BlocksUpdate),
 )
 CHECK_CALLS = 3

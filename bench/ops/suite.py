@@ -4,13 +4,16 @@
     linear_forward    its forward alone, in eval mode
     dense             nk.functional.dense
     dense_update_     the gradients of weight and bias, and AdamW: nk.functional.dense_update_
+    convolution       the paper's three, by blocks of a plan with one; convolution_d_x and _d_weight
+                      are the backward with that gradient alone, since no function is one product
     denoising_loss    losses and d_logits: nk.functional.denoising_loss, and nk.DenoisingLoss
     add_noise         z of labels: nk.functional.add_noise
     blocks.add_noise  z of all blocks: DenoisingBlocks.add_noise
     output_head       a step on z_T: nk.OutputHead
     blocks.update     AdamW of all blocks for given gradients: DenoisingBlocks.update
 
-A shape is B x inputs x outputs, B x M, T x B x M, or T x the width of x x that of hidden layers.
+A shape is B x inputs x outputs, B x M, T x B x M, or T x the width of x x that of hidden layers; a
+convolution's T x B x C x H x W x channels x the window of its pool, 1 without.
 `eager` is PyTorch with its fused AdamW, `compiled` the same formulas written out with AdamW under
 torch.compile, `compiled_fused` the compiled module with fused AdamW. Each is checked first, against
 float64. A ratio is the best rival's time over ours in the same round: its median, 20 and 80 %. The

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from .sizes import Shape
 
@@ -41,6 +42,9 @@ class Problem:
             float32.
         embedding: (M, D) float32, or None for one-hot.
         encoder: (F, F) and (F,) float32, "encoder.weight" and "encoder.bias".
+
+    Attributes:
+        wanted: the twin's results that contenders' checks have in common.
     """
 
     shape: Shape
@@ -57,6 +61,7 @@ class Problem:
     precision: str = "float32"
     embedding: Tensor | None = None
     encoder: Weights = field(default_factory=dict)
+    wanted: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def factors(self, seed: int) -> Factors:
         """Those of dropout in one step: 0, or 1 / (1 - rate)."""
@@ -112,6 +117,11 @@ def make_problem(
             uniform = torch.rand(shape.T, *size, **draw) * 2 - 1
             weights[name] = uniform / math.sqrt(shape.plan.fan_in(layer))
     X = torch.randn(shape.rows, shape.F, **draw)
+    if shape.image is not None:
+        # as images have low frequencies: of white noise all rows have nearly the same features, and
+        # batch norm's gradient is a small difference of large numbers
+        low = torch.randn(shape.rows, shape.image[0], 4, 4, **draw)
+        X = X / 4 + interpolate(low, size=shape.image[1:], mode="bicubic").flatten(1)
     Y = torch.randint(shape.M, (shape.rows,), **draw)
     if not shape.one_hot:
         settings["embedding"] = torch.randn(shape.M, shape.D, **draw) / math.sqrt(shape.D)

@@ -1,8 +1,8 @@
 """Tables from result files: `python -m bench report FILE.jsonl ... [--readme FILE]`.
 
 They are written between two markers of a page, so that its figures are never typed by hand. The
-files of `bench run`, infer, parts, scaling, neighbour, job, local, grid and memory each have their
-own tables.
+files of `bench run`, paper, infer, parts, scaling, neighbour, job, local, grid and memory each have
+their own tables.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from .tables import (
     markdown,
     memory_rows,
     neighbour_rows,
+    paper_rows,
     parts_rows,
     rivals_table,
     scaling_rows,
@@ -33,6 +34,13 @@ SECTIONS = (
         "What float32 aims at. At the floor: products at the measured peak, then the update's "
         "traffic at the rate of a copy of the state's size:",
         target_rows,
+    ),
+    (
+        "The paper's DT blocks with their convolutions, one step of ten blocks, 128 rows "
+        "(`bench paper`). Ratio: the best rival's time over the line's. Shares of the peak count "
+        "operations on the pixels that a result depends on; nominal: on all. Every rival but "
+        "`eager_whole` crops its images to these:",
+        paper_rows,
     ),
     ("Memory in MiB:", memory_rows),
     ("Memory on the GPU in MiB:", gpu_memory_rows),

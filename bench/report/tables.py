@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from ..problem.sizes import TARGETS
-from .lines import Line, best_rival, floor_ms, floor_share, groups, our_lines, timed
+from .lines import Line, best_rival, floor_ms, floor_share, groups, is_ours, our_lines, timed
 
 Rows = list[tuple[str, ...]]
 
@@ -168,12 +168,15 @@ def step_table(lines: Sequence[Line], shape: str, threads: int, K: int) -> str:
 
 
 def memory_rows(lines: Iterable[Line]) -> Rows:
-    """Header and rows of `bench memory`'s lines: MiB in parts, and milliseconds a step."""
+    """Header and rows of `bench memory`'s lines: MiB in parts, and milliseconds a step.
+
+    "a thread": the part of the workspace that each thread has.
+    """
     parts = ("weights", "gradients", "optimizer", "activations", "workspace")
-    rows: Rows = [("shape", "contender", *parts, "RSS growth", "ms/step")]
+    rows: Rows = [("shape", "contender", *parts, "a thread", "RSS growth", "ms/step")]
     for line in timed(lines, "memory"):
-        sizes = [line["memory_bytes"][part] for part in (*parts, "rss_growth")]
-        cells = (f"{size / 2**20:.1f}" for size in sizes)
+        sizes = [line["memory_bytes"].get(part) for part in (*parts, "thread", "rss_growth")]
+        cells = ("" if size is None else f"{size / 2**20:.1f}" for size in sizes)
         rows.append((line["shape"], line["contender"], *cells, f"{line['ms_per_step']:.2f}"))
     return rows
 
@@ -217,6 +220,35 @@ def parts_rows(lines: Iterable[Line]) -> Rows:
                         ours["versions"].get("isa", ""),
                     )
                 )
+    return rows
+
+
+def paper_rows(lines: Iterable[Line]) -> Rows:
+    """Header and rows of `bench paper`'s lines, fastest first; ours with what it aims at.
+
+    A share of peak counts the operations on live pixels, the nominal one those on all.
+    """
+    rows: Rows = [
+        (
+            *("shape", "contender", "threads", "ms a step (20 to 80 %)", "ratio", "aim"),
+            *("share of peak", "aim", "nominal", "step MiB", "instructions"),
+        )
+    ]
+    for (shape, threads, _), group in groups(lines, "paper").items():
+        best = best_rival(group, "adamw")
+        for line in sorted(group, key=lambda line: line["ms_per_step"]):
+            ratio = f"{best['ms_per_step'] / line['ms_per_step']:.2f}" if best else ""
+            aim, aimed_share = TARGETS.get(shape, (0, 0)) if is_ours(line["contender"]) else (0, 0)
+            nominal = line["nominal_flop_per_step"] / line["flop_per_step"]
+            rows.append(
+                (
+                    *(shape, line["contender"], str(threads), spread(line)),
+                    *(ratio, f"{aim:.2f}" if aim else ""),
+                    *(share(line, "share_of_peak"), f"{aimed_share:.0%}" if aim else ""),
+                    f"{line['share_of_peak'] * nominal:.0%}",
+                    *(mebibytes(line), line["versions"].get("isa", "")),
+                )
+            )
     return rows
 
 

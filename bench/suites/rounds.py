@@ -14,7 +14,8 @@ from ..problem.problem import Problem
 from ..report.lines import Line
 from .suite import Checked, Lineup, Suite
 
-SINGLE_CALLS = 10  # calls of K = 1 in one sample
+SINGLE_CALLS = 10  # calls of K = 1 in one sample, of steps that are short
+LONG = 0.1  # seconds of a step
 MIN_ROUNDS = 3
 
 Turn = TypeVar("Turn")
@@ -23,9 +24,10 @@ Turn = TypeVar("Turn")
 def sample(contender: Contender, indices: Tensor) -> float:
     """Milliseconds a step: of one call of K steps, or the mean of several calls of one."""
     K = len(indices)
-    calls = SINGLE_CALLS if K == 1 else 1
+    begin = time.perf_counter()
     contender.steps(indices[:1])
     gpu.synchronize(indices.device)
+    calls = SINGLE_CALLS if K == 1 and time.perf_counter() - begin < LONG else 1
     begin = time.perf_counter()
     for _ in range(calls):
         contender.steps(indices)

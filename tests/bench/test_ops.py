@@ -21,7 +21,7 @@ from bench.report import lines as result_lines
 from bench.report import tables
 from support import ROOT
 
-SMALL = {2: (12, 5), 3: (12, 13, 7)}  # by the number of sizes
+SMALL = {2: (12, 5), 3: (12, 13, 7), 7: (2, 12, 3, 9, 8, 7, 2)}  # by the number of sizes
 CASES = [Case(op, SMALL[len(op.sizes[0])]) for op in OPS]
 EVERY = [(case, name) for case in CASES for name in case.op.contenders]
 

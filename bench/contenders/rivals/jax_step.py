@@ -37,6 +37,18 @@ def losses(p: Arrays, x: jax.Array, z: jax.Array, u_y: jax.Array, weight: jax.Ar
     return each.sum(), each
 
 
+def adamw(state: tuple[Arrays, ...], grads: Arrays, rate: Any, keep: Any, correction: Any) -> Any:
+    """The weights and both moments after AdamW with the numbers of `rates`."""
+    p, m, v = state
+    m = jax.tree.map(lambda m, g: m + (1 - BETA1) * (g - m), m, grads)
+    v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, v, grads)
+
+    def moved(p: jax.Array, m: jax.Array, v: jax.Array) -> jax.Array:
+        return keep * p - rate * m / (jnp.sqrt(v) * correction + ADAM_EPS)
+
+    return jax.tree.map(moved, p, m, v), m, v
+
+
 class JaxStep(Contender):
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -51,16 +63,10 @@ class JaxStep(Contender):
 
         @partial(jax.jit, donate_argnums=0)
         def step(state, data, rows, eps, rate, keep, correction):
-            p, m, v = state
             x, u_y = data[0][rows], jax.nn.one_hot(data[1][rows], s.M)
             z = signal * u_y + noise * eps
-            grads, each = jax.grad(losses, has_aux=True)(p, x, z, u_y, weight)
-            m = jax.tree.map(lambda m, g: m + (1 - BETA1) * (g - m), m, grads)
-            v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, v, grads)
-            new = jax.tree.map(
-                lambda p, m, v: keep * p - rate * m / (jnp.sqrt(v) * correction + ADAM_EPS), p, m, v
-            )
-            return (new, m, v), each
+            grads, each = jax.grad(losses, has_aux=True)(state[0], x, z, u_y, weight)
+            return adamw(state, grads, rate, keep, correction), each
 
         self.step = step
         self.normal = jax.jit(jax.random.normal, static_argnums=1)

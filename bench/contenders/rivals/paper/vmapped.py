@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from ....problem.problem import Problem, Weights
+from ....problem.problem import Weights
 from ..stacked import Stacked
 from .network import PaperBlock, images, without_counts
 
