@@ -1,4 +1,4 @@
-/* What the kernels are compared on: four plans, four goals, made-up state and data. */
+/* What the kernels are compared on: five plans, four goals, made-up state and data. */
 #ifndef NOPROP_TESTS_CASE_H
 #define NOPROP_TESTS_CASE_H
 
@@ -6,10 +6,10 @@
 
 #include "plain.h"
 
-enum { D = 5, F = 67, SLICES = 3, RUN = 2, MAX_LAYERS = 5 };
+enum { D = 5, F = 63, SLICES = 3, RUN = 2, MAX_LAYERS = 5 };
 
 static const int32_t kX[] = {0}, kZ[] = {1}, kXZ[] = {0, 1}, kR3[] = {3}, kR4[] = {4}, kR5[] = {5};
-static const int32_t kStems[] = {2, 3}, kStemAndSum[] = {2, 4};
+static const int32_t kStems[] = {2, 3}, kStemAndSum[] = {2, 4}, kR2[] = {2}, kAll[] = {3, 1, 0};
 static const int32_t kInputWidths[] = {F, D};
 static const int64_t kIndex[RUN] = {2, 0}; /* slices of the state that the calls run */
 
@@ -29,6 +29,25 @@ typedef struct {
    .norm_eps = 1e-5f,                                \
    .norm_momentum = 0.1f}
 
+/* live: height and width of the map, as far as its pool reads it */
+#define CONV(from, C, H, W, k, pools, O, h, w, live, drops, number) \
+  {.num_sources = 1,                                                \
+   .sources = from,                                                 \
+   .width = O * h * w,                                              \
+   .activation = NOPROP_RELU,                                       \
+   .add = -1,                                                       \
+   .kind = NOPROP_CONV2D,                                           \
+   .in = {C, H, W},                                                 \
+   .shape = {O, h, w},                                              \
+   .kernel_size = k,                                                \
+   .pool = pools,                                                   \
+   .live_height = live(h),                                          \
+   .live_width = live(w),                                           \
+   .dropout = drops,                                                \
+   .site = number}
+#define POOLED(size) (2 * (size))
+#define WHOLE(size) (size)
+
 static const Shape kShapes[] = {
     {"two sources",
      4,
@@ -45,6 +64,11 @@ static const Shape kShapes[] = {
      {LAYER(kX, 19, NOPROP_GELU, -1, 1), LAYER(kZ, 19, NOPROP_RELU, -1, 0),
       LAYER(kR3, 19, NOPROP_GELU, 3, 1), LAYER(kStemAndSum, 35, NOPROP_GELU, -1, 0),
       LAYER(kR5, 0, NOPROP_IDENTITY, -1, 0)}},
+    {"convolutions of an image of 9 x 7",
+     4,
+     {CONV(kX, 1, 9, 7, 3, 2, 18, 3, 2, POOLED, 0.25f, 0),
+      CONV(kR2, 18, 3, 2, 2, 0, 13, 2, 1, WHOLE, 0.25f, 1), LAYER(kAll, 19, NOPROP_RELU, -1, 0),
+      LAYER(kR4, 0, NOPROP_IDENTITY, -1, 0)}},
 };
 
 typedef struct {
@@ -101,7 +125,7 @@ static void make_states(Case* c, uint64_t* random) {
     for (int p = 0; p < PARAMS; ++p) {
       const int64_t size = param_size(&c->plan, l, p);
       if (size == 0) continue;
-      const double scale = p == 0 ? 1.5 / sqrt((double)in_width(&c->plan, l)) : 0.5;
+      const double scale = p == 0 ? 1.5 / sqrt((double)fan_in(&c->plan, l)) : 0.5;
       const double middle = p == 2 ? 1 : 0;
       NopropParam* param = param_of(state, p);
       param->value = uniform_floats(SLICES * size, middle - scale, middle + scale, random);

@@ -61,18 +61,18 @@ static Exact plain_step(const Case* c, int i) {
   walk->value[0] = doubles(B * F);
   walk->value[1] = doubles(B * D);
   for (int64_t at = 0; at < B * F; ++at) walk->value[0][at] = c->x[i * B * F + at];
-  const uint64_t seed = (uint64_t)c->seeds[slice];
+  const Address address = {(uint64_t)c->seeds[slice], c->block[i], c->draw[i], c->drawn.first_row};
   const float *signal = c->signal + i * B, *noise = c->noise + i * B;
   const int64_t* y = c->y + i * B;
   for (int64_t b = 0; b < B; ++b)
     for (int64_t d = 0; d < D; ++d) {
-      const int64_t at = b * D + d, row = c->drawn.first_row + b;
+      const int64_t at = b * D + d;
       e.u_y[at] = c->W_embed ? c->W_embed[y[b] * D + d] : (double)(y[b] == d);
-      e.eps[at] = normal(seed, 0, c->block[i], c->draw[i], row, d);
+      e.eps[at] = normal(&address, 0, b, d);
       walk->value[1][at] = signal[b] * e.u_y[at] + noise[b] * e.eps[at] +
-                           c->noising.sigma * normal(seed, 1, c->block[i], c->draw[i], row, d);
+                           c->noising.sigma * normal(&address, 1, b, d);
     }
-  plain_forward(walk, &c->plan, c->states, slice, B, 1);
+  plain_forward(walk, &c->plan, c->states, slice, B, &address);
   walk->d[last] = doubles(B * M);
   plain_head(&e.head, walk->d[last], walk->value[last], e.u_y, e.eps, &c->objective, &c->embedding,
              c->weight + i * B, y, B, M);
@@ -117,7 +117,7 @@ static void compare_forward(Case* c) {
     Walk walk = {.value = {doubles(B * F), doubles(B * D)}};
     for (int64_t at = 0; at < B * F; ++at) walk.value[0][at] = c->x[i * B * F + at];
     for (int64_t at = 0; at < B * D; ++at) walk.value[1][at] = z[i * B * D + at];
-    plain_forward(&walk, &c->plan, c->states, kIndex[i], B, 0);
+    plain_forward(&walk, &c->plan, c->states, kIndex[i], B, NULL);
     compare(c, "logits", logits + i * B * M, walk.value[last], B * M);
   }
 }

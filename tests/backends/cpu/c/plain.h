@@ -15,6 +15,8 @@ enum { MAX_RESULTS = 8, PARAMS = 4 }; /* weight, bias, norm_weight, norm_bias */
 typedef struct {
   double *value[MAX_RESULTS], *before[MAX_RESULTS], *x_hat[MAX_RESULTS];     /* (B, width) */
   double *mean[MAX_RESULTS], *unbiased_var[MAX_RESULTS], *rstd[MAX_RESULTS]; /* (width,) */
+  double* factor[MAX_RESULTS];  /* of convolutions: dropout's, (B, width) */
+  int64_t* chosen[MAX_RESULTS]; /* of convolutions: the map's pixel of each result, (B, width) */
   double* d[MAX_RESULTS];
   double* grad[MAX_RESULTS][PARAMS]; /* by layer */
 } Walk;
@@ -38,6 +40,13 @@ static int64_t in_width(const NopropPlan* plan, int l) {
   return in;
 }
 
+/* weights of one output, which is a convolution's channel */
+static int64_t fan_in(const NopropPlan* plan, int l) {
+  const NopropLayer* layer = &plan->layers[l];
+  if (layer->kind == NOPROP_DENSE) return in_width(plan, l);
+  return (int64_t)layer->in.channels * layer->kernel_size * layer->kernel_size;
+}
+
 static NopropParam* param_of(NopropState* state, int p) {
   NopropParam* params[] = {&state->weight, &state->bias, &state->norm_weight, &state->norm_bias};
   return params[p];
@@ -45,14 +54,26 @@ static NopropParam* param_of(NopropState* state, int p) {
 
 static int64_t param_size(const NopropPlan* plan, int l, int p) {
   if (p >= 2 && !plan->layers[l].norm) return 0;
-  return plan->layers[l].width * (p == 0 ? in_width(plan, l) : 1);
+  const NopropLayer* layer = &plan->layers[l];
+  const int64_t outputs = layer->kind == NOPROP_DENSE ? layer->width : layer->shape.channels;
+  return outputs * (p == 0 ? fan_in(plan, l) : 1);
 }
 
-/* Philox4x32-10 (Salmon et al. 2011) and Box-Muller: four columns share a counter */
-static double normal(uint64_t seed, uint32_t stream, int64_t block, int64_t draw, int64_t row,
-                     int64_t column) {
-  uint32_t c[4] = {(uint32_t)(column / 4), (uint32_t)row, ((uint32_t)block & 0xffff) | stream << 16,
-                   (uint32_t)draw};
+/* where the numbers of a slice's step are */
+typedef struct {
+  uint64_t seed;
+  int64_t block, draw, first_row;
+} Address;
+
+/* Philox4x32-10 (Salmon et al. 2011): the words of the counter that `column` is in; b: of the batch
+ */
+static void words(uint32_t c[4], const Address* at, uint32_t stream, int32_t site, int64_t b,
+                  int64_t column) {
+  const uint64_t seed = at->seed;
+  c[0] = (uint32_t)(column / 4);
+  c[1] = (uint32_t)(at->first_row + b);
+  c[2] = ((uint32_t)at->block & 0xffff) | stream << 16 | (uint32_t)site << 24;
+  c[3] = (uint32_t)at->draw;
   uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = UINT64_C(0xD2511F53) * c[0], b = UINT64_C(0xCD9E8D57) * c[2];
@@ -62,6 +83,12 @@ static double normal(uint64_t seed, uint32_t stream, int64_t block, int64_t draw
     key[0] += 0x9E3779B9;
     key[1] += 0xBB67AE85;
   }
+}
+
+/* by Box-Muller; four columns share a counter */
+static double normal(const Address* at, uint32_t stream, int64_t b, int64_t column) {
+  uint32_t c[4];
+  words(c, at, stream, 0, b, column);
   const uint32_t* pair = c + column % 4 / 2 * 2;
   const double radius = sqrt(-2 * log(((pair[0] >> 8) + 1.0) / 16777216));
   const double angle = 6.283185307179586 * (pair[1] >> 8) / 16777216;
@@ -102,9 +129,61 @@ static void plain_norm(Walk* walk, int r, const NopropState* state, const Noprop
   }
 }
 
-/* every result from the inputs, which lie in walk->value */
+/* a convolution's result; address: of its dropout, or null */
+static void plain_conv(Walk* walk, int r, const NopropState* state, const NopropLayer* layer,
+                       int64_t slice, int64_t B, const Address* address) {
+  const NopropShape in = layer->in, out = layer->shape;
+  const int k = layer->kernel_size, pool = layer->pool ? layer->pool : 1,
+            map_width = in.width - k + 1;
+  walk->chosen[r] = allocate(B * layer->width, sizeof(int64_t));
+  for (int64_t at = 0; at < B * layer->width; ++at) {
+    const int64_t b = at / layer->width, feature = at % layer->width;
+    const int64_t pixels = (int64_t)out.height * out.width, pixel = feature % pixels;
+    const int64_t o = feature / pixels, y = pixel / out.width, x = pixel % out.width;
+    const double* source = walk->value[layer->sources[0]] + b * in.channels * in.height * in.width;
+    const float* weight = state->weight.value + (slice * out.channels + o) * in.channels * k * k;
+    for (int q = 0; q < pool * pool; ++q) {
+      const int64_t Y = y * pool + q / pool, X = x * pool + q % pool;
+      double sum = state->bias.value[slice * out.channels + o];
+      for (int t = 0; t < in.channels * k * k; ++t)
+        sum += weight[t] * source[(t / (k * k) * in.height + Y + t / k % k) * in.width + X + t % k];
+      if (q > 0 && sum <= walk->before[r][at]) continue;
+      walk->before[r][at] = sum;
+      walk->chosen[r][at] = Y * map_width + X;
+    }
+    uint32_t c[4];
+    walk->factor[r][at] = 1;
+    if (!address || layer->dropout <= 0) continue;
+    const int64_t column = pixel * out.channels + o;
+    words(c, address, 3, layer->site, b, column);
+    const int kept = c[column % 4] >> 8 >= (uint32_t)(layer->dropout * 16777216.0 + 0.5);
+    walk->factor[r][at] = kept ? 1 / (1 - (double)layer->dropout) : 0;
+  }
+}
+
+/* adds to the gradients of weight, bias and source; d is that of the result */
+static void plain_conv_backward(Walk* walk, int r, double** grad, const NopropState* state,
+                                const NopropLayer* layer, int64_t slice, int64_t B) {
+  const NopropShape in = layer->in, out = layer->shape;
+  const int k = layer->kernel_size, map_width = in.width - k + 1, taps = in.channels * k * k;
+  for (int64_t at = 0; at < B * layer->width; ++at) {
+    const int64_t image = at / layer->width * in.channels * in.height * in.width;
+    const int64_t o = at % layer->width / ((int64_t)out.height * out.width);
+    const int64_t Y = walk->chosen[r][at] / map_width, X = walk->chosen[r][at] % map_width;
+    const double d = walk->d[r][at];
+    const float* weight = state->weight.value + (slice * out.channels + o) * taps;
+    grad[1][o] += d;
+    for (int t = 0; t < taps; ++t) {
+      const int64_t from = image + (t / (k * k) * in.height + Y + t / k % k) * in.width + X + t % k;
+      grad[0][o * taps + t] += d * walk->value[layer->sources[0]][from];
+      walk->d[layer->sources[0]][from] += d * weight[t];
+    }
+  }
+}
+
+/* every result from the inputs, which lie in walk->value; address: of a training step, or null */
 static void plain_forward(Walk* walk, const NopropPlan* plan, const NopropState* states,
-                          int64_t slice, int64_t B, int training) {
+                          int64_t slice, int64_t B, const Address* address) {
   for (int l = 0; l < plan->num_layers; ++l) {
     const NopropLayer* layer = &plan->layers[l];
     const int r = plan->num_inputs + l;
@@ -116,7 +195,9 @@ static void plain_forward(Walk* walk, const NopropPlan* plan, const NopropState*
     walk->mean[r] = doubles(H);
     walk->unbiased_var[r] = doubles(H);
     walk->rstd[r] = doubles(H);
-    for (int64_t b = 0; b < B; ++b)
+    walk->factor[r] = doubles(B * H);
+    if (layer->kind == NOPROP_CONV2D) plain_conv(walk, r, &states[l], layer, slice, B, address);
+    for (int64_t b = 0; layer->kind == NOPROP_DENSE && b < B; ++b)
       for (int64_t o = 0; o < H; ++o) {
         double y = states[l].bias.value[slice * H + o];
         int64_t column = 0;
@@ -126,10 +207,11 @@ static void plain_forward(Walk* walk, const NopropPlan* plan, const NopropState*
           for (int64_t f = 0; f < width; ++f) y += weight[o * in + column++] * source[f];
         }
         walk->x_hat[r][b * H + o] = walk->before[r][b * H + o] = y;
+        walk->factor[r][b * H + o] = 1;
       }
-    if (layer->norm) plain_norm(walk, r, &states[l], layer, slice, B, training);
+    if (layer->norm) plain_norm(walk, r, &states[l], layer, slice, B, address != NULL);
     for (int64_t at = 0; at < B * H; ++at) {
-      walk->value[r][at] = activate(layer->activation, walk->before[r][at]) +
+      walk->value[r][at] = activate(layer->activation, walk->before[r][at]) * walk->factor[r][at] +
                            (layer->add >= 0 ? walk->value[layer->add][at] : 0);
     }
   }
@@ -188,7 +270,11 @@ static void plain_backward(Walk* walk, const NopropPlan* plan, const NopropState
     for (int p = 0; p < PARAMS; ++p) grad[p] = doubles(param_size(plan, l, p));
     for (int64_t at = 0; at < B * H; ++at) {
       if (layer->add >= 0) walk->d[layer->add][at] += d[at];
-      d[at] *= derivative(layer->activation, walk->before[r][at]);
+      d[at] *= derivative(layer->activation, walk->before[r][at]) * walk->factor[r][at];
+    }
+    if (layer->kind == NOPROP_CONV2D) {
+      plain_conv_backward(walk, r, grad, &states[l], layer, slice, B);
+      continue;
     }
     for (int64_t o = 0; layer->norm && o < H; ++o) {
       for (int64_t b = 0; b < B; ++b) {
