@@ -48,8 +48,8 @@ struct Grads {
   bool in_run[kMaxResults];                 // whether value is of this member's panel alone
   float* weights[kMaxResults];              // of convolutions, by layer, packed
   // of convolutions, this member's: the gradient of a panel's map, its input in strips of channels,
-  // some channels of the gradient, and one channel's weight gradient
-  float *d_map, *channel_strips, *copied, *channel, *summed;
+  // some channels of the gradient, one channel's weight gradient, and the bias's
+  float *d_map, *channel_strips, *copied, *channel, *summed, *channel_bias;
   float* panel_sums;  // weight gradients of a run's layers, of each panel
   int64_t sums_a_panel;
 };
@@ -154,7 +154,7 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
 
 inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan,
                             const Panels& panels, const Team& team) {
-  int64_t d_map = 0, strips = 0, copied = 0, channel = 0, summed = 0, sums = 0;
+  int64_t d_map = 0, strips = 0, copied = 0, channel = 0, summed = 0, channels = 0, sums = 0;
   for (int l = 0; l < plan.num_layers; ++l) {
     if (plan.layers[l].kind != NOPROP_CONV2D) continue;
     const ConvLayer conv(plan, l);
@@ -165,6 +165,7 @@ inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan
     if (!has_few_channels(conv.in)) strips = larger(strips, channel_strip_floats(conv.in));
     channel = larger(channel, conv.a_channel());
     summed = larger(summed, summed_floats(conv.in.C, conv.size));
+    channels = larger(channels, O);
     sums += conv.panel_floats();
   }
   const auto own = [&](int64_t count) {
@@ -175,6 +176,7 @@ inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan
   grads.copied = own(copied);
   grads.channel = own(channel);
   grads.summed = own(summed);
+  grads.channel_bias = own(channels);
   grads.sums_a_panel = sums;
   grads.panel_sums = pieces.take<float>(sums * panels.count);
 }

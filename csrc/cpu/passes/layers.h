@@ -210,13 +210,13 @@ inline void finish_conv(const BackwardPlan& job, const Grads& grads, const ConvL
     if (job.scalars)
       update_rows(run_at(weight, (job.slice * conv.out.C + o) * count), 0, grads.channel, 0, 1,
                   count, *job.scalars);
-    grads.vector[o] = 0;
+    grads.channel_bias[o] = 0;
     for (int64_t p = 0; p < panels.count; ++p)
       for (int64_t i = 0; i < panels.P; i += kLanes)
-        grads.vector[o] +=
+        grads.channel_bias[o] +=
             sum_lanes(load(sums + p * grads.sums_a_panel + conv.sums() + o * panels.P + i));
   }
-  finish_vector(state.bias, grads.vector, job, conv.out.C, own);
+  finish_vector(state.bias, grads.channel_bias, job, conv.out.C, own);
 }
 
 inline void backward_convs(const BackwardPlan& job, const Saved& saved, Grads& grads,

@@ -58,7 +58,7 @@ def test_step(plan: str, B: int) -> None:
     step = blocks.train_step(inputs["x"], y, z=z, input_grad=True)
     state = blocks.state_dict()
     got = {name: state[f"{name}_m"] for name in blocks.plan.parameters()}
-    got |= {"d_x": step.d_x, "d_z": step.d_z, "value": step.loss}
+    got |= {"d_x": step.d_x.flatten(2), "d_z": step.d_z.flatten(2), "value": step.loss}
     assert_all_match(got, inputs, before, lambda twin, logits: twin.loss(twin.error(logits, y)))
     for name, m in got.items():
         if name in blocks.plan.parameters():
