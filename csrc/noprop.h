@@ -255,8 +255,10 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
                                 int64_t first_row, int32_t add_noise, int32_t keep_all,
                                 const NopropHost* host);
 
-/* Bytes of one thread's workspace in noprop_train_cpu. */
-int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D);
+/* Bytes of one thread's workspace in a call of noprop_train_cpu on n slices, of K steps whose
+ * inputs are the same for all of them, which asks for no input's gradient. */
+int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, int64_t D,
+                                   int64_t K);
 
 /* Bytes of the rows that noprop_train_cpu packs once for all n slices in a call of K steps whose
  * inputs are the same for all of them. */

@@ -102,16 +102,16 @@ class Ours(Contender):
     def gradient_bytes(self) -> int:
         return 0  # a tile's gradient is used in registers, or in the workspace
 
-    def thread_bytes(self) -> int:
-        """One thread's workspace on a CPU."""
+    def thread_bytes(self, K: int) -> int:
+        """One thread's workspace on a CPU, in a call of K steps."""
         s = self.shape
-        return cpu.workspace_bytes(s.plan, s.B, s.D, self.problem.precision)
+        return cpu.workspace_bytes(s.plan, s.T, s.B, s.D, K, self.problem.precision)
 
     def step_bytes(self, indices: Tensor) -> int | None:
         if self.backend != "cpu":
             return super().step_bytes(indices)
         s, precision = self.shape, self.problem.precision
-        return self.threads * self.thread_bytes() + cpu.packed_bytes(
+        return self.threads * self.thread_bytes(len(indices)) + cpu.packed_bytes(
             s.plan, s.T, s.B, len(indices), precision
         )
 

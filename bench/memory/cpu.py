@@ -71,7 +71,7 @@ def measure(name: str, shape: Shape, threads: int) -> Line:
     step, gradients = contender.step_bytes(indices), contender.gradient_bytes()
     native = isinstance(contender, Ours)
     assert step is not None
-    parts = {"thread": contender.thread_bytes()} if native else {}
+    parts = {"thread": contender.thread_bytes(len(indices))} if native else {}
     parts |= {
         "gradients": gradients,
         "activations": 0 if native else max(step - gradients, 0),

@@ -316,8 +316,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
              return noprop_team_size_cpu(&plan.plan, n, B, threads);
            })
       .def("workspace_bytes",
-           [](const Plan& plan, int64_t B, int64_t D) {
-             return noprop_workspace_bytes_cpu(&plan.plan, B, D);
+           [](const Plan& plan, int64_t n, int64_t B, int64_t D, int64_t K) {
+             return noprop_workspace_bytes_cpu(&plan.plan, n, B, D, K);
            })
       .def("packed_bytes", [](const Plan& plan, int64_t n, int64_t B, int64_t K) {
         return noprop_packed_bytes_cpu(&plan.plan, n, B, K);

@@ -61,6 +61,13 @@ int32_t isa_index() {
 
 const Isa& isa() { return *kIsas[isa_index()]; }
 
+// whether an array of addresses, or null, has one
+bool has_any(float* const* addresses, int32_t count) {
+  for (int32_t j = 0; addresses != nullptr && j < count; ++j)
+    if (addresses[j] != nullptr) return true;
+  return false;
+}
+
 // Runs run(slice, first row, number of rows, workspace) for pieces of `rows` of each slice's B
 // rows, which are independent.
 template <class Run>
@@ -105,7 +112,11 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     if (bad.status) return bad;
   }
   const int32_t size = team_size(plan, n, B, host.threads());
-  const int64_t bytes = isa().train_bytes(&plan, B, embedding->D, size);
+  StepNeeds needs = {.loads_inputs = false,
+                     .input_gradients = has_any(out->d_inputs, plan.num_inputs) || out->d_signal ||
+                                        out->d_noise || out->d_W_embed};
+  for (int32_t j = 0; j < plan.num_inputs; ++j) needs.loads_inputs |= j != plan.z && !packs(j);
+  const int64_t bytes = isa().train_bytes(&plan, B, embedding->D, needs, size);
 
   struct Poll {
     Host* host;
@@ -140,6 +151,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
           .k_first = first,
           .k_last = last,
           .packed = packed,
+          .needs = needs,
           .out = out,
           .go_on = go_on,
           .host = &poll,
@@ -184,8 +196,11 @@ int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
   return isa().saved_bytes(plan, B);
 }
 
-int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t B, int64_t D) {
-  return isa().train_bytes(plan, B, D, 1);
+int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, int64_t D,
+                                   int64_t K) {
+  const StepNeeds needs = {.loads_inputs = packed_bytes(isa(), *plan, n, B, K) == 0,
+                           .input_gradients = false};
+  return isa().train_bytes(plan, B, D, needs, 1);
 }
 
 int64_t noprop_packed_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, int64_t K) {
@@ -268,6 +283,7 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
   if (host.status()) return host.result(false);
   const int32_t size = parts_team_size(*slices->plan, slices->n, B, host.threads());
+  const bool input_gradients = has_any(d_inputs, slices->plan->num_inputs);
   const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
     const BackwardTask task = {
         .slices = slices,
@@ -278,11 +294,12 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
         .applied = applied,
         .B = B,
         .training = training != 0,
+        .input_gradients = input_gradients,
         .team = team,
     };
     isa().backward_slice(task, i, worker.workspace);
   };
-  const int64_t bytes = isa().backward_bytes(slices->plan, B, size);
+  const int64_t bytes = isa().backward_bytes(slices->plan, B, input_gradients, size);
   return host.result(run_teams(slices->n, size, bytes, host, run));
 }
 

@@ -81,8 +81,9 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .name = NOPROP_TEXT(NOPROP_ISA),
     .lanes = kLanes,
     .train_bytes =
-        [](const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
-          return (is_own(*plan) ? train_bytes : k_avx512.train_bytes)(plan, B, D, team_size);
+        [](const NopropPlan* plan, int64_t B, int64_t D, const StepNeeds& needs,
+           int32_t team_size) {
+          return (is_own(*plan) ? train_bytes : k_avx512.train_bytes)(plan, B, D, needs, team_size);
         },
     .train_slice =
         [](const TrainTask& task, int64_t i, char* workspace) {
@@ -114,8 +115,9 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .head_slice = [](const HeadTask& task, int64_t i,
                      char* workspace) { k_avx512.head_slice(task, i, workspace); },
     .backward_bytes =
-        [](const NopropPlan* plan, int64_t B, int32_t team_size) {
-          return (is_own(*plan) ? backward_bytes : k_avx512.backward_bytes)(plan, B, team_size);
+        [](const NopropPlan* plan, int64_t B, bool input_gradients, int32_t team_size) {
+          return (is_own(*plan) ? backward_bytes : k_avx512.backward_bytes)(
+              plan, B, input_gradients, team_size);
         },
     .backward_slice =
         [](const BackwardTask& task, int64_t i, char* workspace) {

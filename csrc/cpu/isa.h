@@ -29,6 +29,12 @@ struct Crew {
   int32_t arrived = 0;  // members, the first of which leads
 };
 
+// What a step's workspace has room for beside the rest.
+struct StepNeeds {
+  bool loads_inputs;     // some input is not packed
+  bool input_gradients;  // some input's gradient is wanted
+};
+
 struct TrainTask {
   const NopropSlices* slices;
   const NopropNoise* noise;
@@ -41,6 +47,7 @@ struct TrainTask {
   const NopropUpdateRule* rule;
   int64_t B, k_first, k_last;  // steps of this task
   char* const* packed;         // by input: its rows in these steps, packed for all slices, or null
+  StepNeeds needs;
   const NopropTrainOut* out;
   bool (*go_on)(void*);  // polled once per step
   void* host;
@@ -128,7 +135,7 @@ struct BackwardTask {
   const NopropUpdateRule* rule;
   uint8_t* applied;
   int64_t B;
-  bool training;
+  bool training, input_gradients;  // whether d_inputs has any
   Team team;
 };
 
@@ -154,7 +161,8 @@ struct PredictPart {
 struct Isa {
   const char* name;
   int32_t lanes;
-  int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D, int32_t team_size);
+  int64_t (*train_bytes)(const NopropPlan*, int64_t B, int64_t D, const StepNeeds&,
+                         int32_t team_size);
   void (*train_slice)(const TrainTask&, int64_t i, char* workspace);
   int64_t (*packed_bytes)(const NopropPlan*, int32_t j, int64_t B);  // of a step and replica
   bool (*pack_rows)(const PackTask&);  // false: something is not finite
@@ -165,7 +173,7 @@ struct Isa {
   void (*forward_slice)(const ForwardTask&, int64_t i, char* workspace);
   int64_t (*head_bytes)(int64_t rows, int64_t M, int64_t D);
   void (*head_slice)(const HeadTask&, int64_t i, char* workspace);
-  int64_t (*backward_bytes)(const NopropPlan*, int64_t B, int32_t team_size);
+  int64_t (*backward_bytes)(const NopropPlan*, int64_t B, bool input_gradients, int32_t team_size);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
   void (*update_slice)(const NopropSlices&, int64_t i, const NopropUpdateRule&, const Team&);
   int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int64_t samples,

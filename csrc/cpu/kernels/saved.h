@@ -101,15 +101,19 @@ inline bool needs_strips(const NopropPlan& plan, int j) {
   return false;
 }
 
-inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels) {
+// loads_inputs: else the inputs but z are packed elsewhere
+inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
+                       bool loads_inputs = true) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), size = width * panels.padded();
-    saved.value[r] = pieces.take<float>(size);
+    const bool elsewhere = !loads_inputs && r < plan.num_inputs && r != plan.z;
+    saved.value[r] = elsewhere ? nullptr : pieces.take<float>(size);
     const bool apart = keeps_value(plan, r) || (has_pairs(plan) && r >= plan.num_inputs);
     saved.operand[r] = rounds(plan) && apart ? pieces.take<float>(size) : saved.value[r];
     if (r < plan.num_inputs) {
-      saved.strips[r] =
-          needs_strips(plan, r) ? pieces.take<float>(panels.B * round_up(width)) : nullptr;
+      saved.strips[r] = needs_strips(plan, r) && !elsewhere
+                            ? pieces.take<float>(panels.B * round_up(width))
+                            : nullptr;
       continue;
     }
     const NopropLayer& layer = plan.layers[r - plan.num_inputs];
@@ -153,14 +157,16 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
 }
 
 inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan,
-                            const Panels& panels, const Team& team) {
+                            bool input_gradients, const Panels& panels, const Team& team) {
   int64_t d_map = 0, strips = 0, copied = 0, channel = 0, summed = 0, channels = 0, sums = 0;
   for (int l = 0; l < plan.num_layers; ++l) {
     if (plan.layers[l].kind != NOPROP_CONV2D) continue;
     const ConvLayer conv(plan, l);
-    const int64_t pixels = conv.map.H * conv.map.W * panels.P, O = conv.out.C;
+    const int64_t O = conv.out.C;
     grads.weights[l] = pieces.take<float>(conv.backward_floats());
-    d_map = larger(d_map, pixels * O);
+    const bool goes_on = conv.layer.sources[0] >= plan.num_inputs || input_gradients;
+    const int64_t rows = has_few_channels(conv.in) && !goes_on ? conv.rows() : conv.map.H;
+    d_map = larger(d_map, rows * conv.map.W * panels.P * O);
     copied = larger(copied, conv.map.W * panels.P * kConvRows);
     if (!has_few_channels(conv.in)) strips = larger(strips, channel_strip_floats(conv.in));
     channel = larger(channel, conv.a_channel());
@@ -181,13 +187,15 @@ inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan
   grads.panel_sums = pieces.take<float>(sums * panels.count);
 }
 
-inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
-                       const Team& team) {
+inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, bool input_gradients,
+                       const Panels& panels, const Team& team) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
     const int64_t width = width_of(plan, r), a_panel = width * panels.P;
     grads.in_run[r] = stays_in_run(plan, r);
-    grads.value[r] = grads.in_run[r] ? pieces.take<float>(a_panel * team.size) + team.rank * a_panel
-                                     : pieces.take<float>(width * panels.padded());
+    grads.value[r] = r < plan.num_inputs && !input_gradients ? nullptr
+                     : grads.in_run[r]
+                         ? pieces.take<float>(a_panel * team.size) + team.rank * a_panel
+                         : pieces.take<float>(width * panels.padded());
   }
   const int64_t width = widest(plan);
   int64_t in = 0, rows = 0;  // of the largest dense layer's weights
@@ -209,7 +217,7 @@ inline void take_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan, con
   grads.vector = pieces.take<float>(width);
   grads.norm_weight = pieces.take<float>(width);
   grads.norm_bias = pieces.take<float>(width);
-  take_conv_grads(grads, pieces, plan, panels, team);
+  take_conv_grads(grads, pieces, plan, input_gradients, panels, team);
 }
 
 }  // namespace

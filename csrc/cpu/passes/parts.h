@@ -140,10 +140,10 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   panels_to_rows(task.u_hat + first * D, out.u_hat, D, panels);
 }
 
-int64_t backward_bytes(const NopropPlan* plan, int64_t B, int32_t team_size) {
+int64_t backward_bytes(const NopropPlan* plan, int64_t B, bool input_gradients, int32_t team_size) {
   Grads grads;
   Pieces counted = {nullptr};
-  take_grads(grads, counted, *plan, make_panels(*plan, B), {.size = team_size});
+  take_grads(grads, counted, *plan, input_gradients, make_panels(*plan, B), {.size = team_size});
   counted.take<int32_t>(team_size);
   return counted.used;
 }
@@ -158,7 +158,7 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   take_saved(saved, kept, plan, panels);
   Grads grads;
   Pieces scratch = {workspace};
-  take_grads(grads, scratch, plan, panels, task.team);
+  take_grads(grads, scratch, plan, task.input_gradients, panels, task.team);
   int32_t* finite = scratch.take<int32_t>(task.team.size);  // by member: its rows are
   const int last = plan.num_inputs + plan.num_layers - 1;
   const int64_t M = width_of(plan, last), slice = slices.index[i];

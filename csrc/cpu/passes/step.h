@@ -51,11 +51,11 @@ struct StepBuffers {
 };
 
 inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
-                      const Panels& panels, const Team& team) {
+                      const StepNeeds& needs, const Panels& panels, const Team& team) {
   const int64_t M = plan.layers[plan.num_layers - 1].width;
-  take_saved(work.saved, pieces, plan, panels);
+  take_saved(work.saved, pieces, plan, panels, needs.loads_inputs);
   take_forward(work.saved, pieces, plan, panels, team, false);
-  take_grads(work.grads, pieces, plan, panels, team);
+  take_grads(work.grads, pieces, plan, needs.input_gradients, panels, team);
   work.u_y = pieces.take<float>(D * panels.padded());
   work.eps = pieces.take<float>(D * panels.padded());
   work.p = pieces.take<float>(M * panels.padded());
@@ -67,10 +67,11 @@ inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan,
   work.applied = pieces.take<int32_t>(1);
 }
 
-int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D, int32_t team_size) {
+int64_t train_bytes(const NopropPlan* plan, int64_t B, int64_t D, const StepNeeds& needs,
+                    int32_t team_size) {
   StepBuffers work;
   Pieces counted = {nullptr};
-  take_step(work, counted, *plan, D, make_panels(*plan, B), {.size = team_size});
+  take_step(work, counted, *plan, D, needs, make_panels(*plan, B), {.size = team_size});
   return counted.used;
 }
 
@@ -255,7 +256,7 @@ void train_slice(const TrainTask& task, int64_t i, char* workspace) {
   const Share share = {.team = task.team};
   StepBuffers work;
   Pieces pieces = {workspace};
-  take_step(work, pieces, plan, task.embedding->D, panels, task.team);
+  take_step(work, pieces, plan, task.embedding->D, task.needs, panels, task.team);
   const NopropTrainOut& out = *task.out;
   bool input_wanted[kMaxResults];
   for (int j = 0; j < plan.num_inputs; ++j) input_wanted[j] = out.d_inputs && out.d_inputs[j];

@@ -101,9 +101,9 @@ def fma_gflop(num_threads: int, rounds: int) -> float:
     return _C.fma_gflop(num_threads, rounds)
 
 
-def workspace_bytes(plan: Plan, B: int, D: int, precision: str = "float32") -> int:
-    """Bytes of one thread's workspace in a training call of B rows."""
-    return _native_plan(plan, precision).workspace_bytes(B, D)
+def workspace_bytes(plan: Plan, n: int, B: int, D: int, K: int, precision: str = "float32") -> int:
+    """Bytes of one thread's workspace in a training call of K steps on the same data for n slices."""
+    return _native_plan(plan, precision).workspace_bytes(n, B, D, K)
 
 
 def packed_bytes(plan: Plan, n: int, B: int, K: int, precision: str = "float32") -> int:

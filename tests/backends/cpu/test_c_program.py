@@ -36,11 +36,11 @@ def test_one_block_trains_in_the_memory_of_its_parts(build: Path) -> None:
     assert outcome["same_bits"] and outcome["last_loss"] * 10 < outcome["first_loss"]
     assert outcome["moments"] == 2 * outcome["weights"]
     parts = sum(outcome[part] for part in ("program", "weights", "moments", "data", "workspace"))
-    # the code's own pages take half of this; the gradients do not fit
-    assert parts < outcome["peak"] < parts + outcome["weights"]
+    # beside the code that has run since, the gradients do not fit
+    assert parts < outcome["peak"] < parts + outcome["code"] + outcome["weights"]
 
 
 def test_kernels_match_plain_loops(build: Path) -> None:
     outcome = json.loads(run(build / "kernels_match"))
-    assert outcome["failures"] == 0 and outcome["cases"] == 56 * len(outcome["worst"])
+    assert outcome["failures"] == 0 and outcome["cases"] == 72 * len(outcome["worst"])
     assert all(0 < worst < 1e-5 for worst in outcome["worst"].values())

@@ -176,14 +176,16 @@ static int same_bits(const Blocks* a, const Blocks* b, int64_t i, int64_t steps)
   return same;
 }
 
-/* VmHWM, not getrusage: ru_maxrss also counts what the process was before exec */
-static int64_t peak_bytes(void) {
+/* a size of the process: its peak is VmHWM, not getrusage's, which also counts what the process was
+ * before exec; RssFile is the code that has run */
+static int64_t process_bytes(const char* name) {
   FILE* file = fopen("/proc/self/status", "r");
   if (file == NULL) return -1;
   char line[256];
   long long kib = -1;
+  const size_t length = strlen(name);
   while (fgets(line, sizeof line, file) != NULL)
-    if (sscanf(line, "VmHWM: %lld kB", &kib) == 1) break;
+    if (strncmp(line, name, length) == 0 && sscanf(line + length, ": %lld kB", &kib) == 1) break;
   fclose(file);
   return kib < 0 ? -1 : (int64_t)kib * 1024;
 }
@@ -191,11 +193,11 @@ static int64_t peak_bytes(void) {
 int main(int count, char** arguments) {
   const int64_t steps = count > 1 ? atoi(arguments[1]) : STEPS;
   if (steps < 20 || steps > STEPS) return 2;
-  const int64_t program = peak_bytes();
+  const int64_t program = process_bytes("VmHWM"), code = process_bytes("RssFile");
   const Data data = make_data();
   Blocks* one = make_blocks(1);
   if (!train(one, &data, steps, 1)) return 1;
-  const int64_t peak = peak_bytes();
+  const int64_t peak = process_bytes("VmHWM"), more_code = process_bytes("RssFile") - code;
   double last = 0;
   for (int64_t k = steps - 10; k < steps; ++k) last += one->loss[k] / 10;
 
@@ -211,12 +213,13 @@ int main(int count, char** arguments) {
   if (!same) fprintf(stderr, "the bits depend on threads or on other blocks\n");
   printf(
       "{\"isa\": \"%s\", \"steps\": %lld, \"first_loss\": %.6g, \"last_loss\": %.6g, "
-      "\"same_bits\": %s, \"peak\": %lld, \"program\": %lld, \"weights\": %lld, \"moments\": %lld, "
+      "\"same_bits\": %s, \"peak\": %lld, \"program\": %lld, \"code\": %lld, \"weights\": %lld, "
+      "\"moments\": %lld, "
       "\"data\": %lld, \"workspace\": %lld}\n",
       noprop_isa_name(noprop_isa_used()), (long long)steps, one->loss[0], last,
-      same ? "true" : "false", (long long)peak, (long long)program, 4LL * one->weight_floats,
-      8LL * one->weight_floats, (long long)data.bytes,
-      (long long)noprop_workspace_bytes_cpu(&kPlan, BATCH, CLASSES));
+      same ? "true" : "false", (long long)peak, (long long)program, (long long)more_code,
+      4LL * one->weight_floats, 8LL * one->weight_floats, (long long)data.bytes,
+      (long long)noprop_workspace_bytes_cpu(&kPlan, 1, BATCH, CLASSES, 1));
   release_all();
   return fell && same ? 0 : 1;
 }
