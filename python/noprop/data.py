@@ -5,6 +5,7 @@ FashionMNIST/raw, cifar-10-batches-py and cifar-100-python.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,58 @@ from .inputs import InputFormat
 NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 DIGITS = Path(__file__).with_name("datasets") / "digits.npz"
 DIGITS_TEST_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is known of published images without reading them.
+
+    Attributes:
+        name: one of NAMES.
+        inputs: the format of a row.
+        classes: number of classes.
+        rows, test_rows: of either part.
+    """
+
+    name: str
+    inputs: InputFormat
+    classes: int
+    rows: int
+    test_rows: int = 10_000
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)"""
+        return self.inputs.image or self.inputs.shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(map(str, range(self.classes)))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the training rows."""
+        return self.rows * self.inputs.features
+
+    def describe(self) -> str:
+        """One line: rows, their size, classes and the test rows."""
+        sizes = " x ".join(map(str, self.inputs.shape))
+        return (
+            f"{self.name}: {self.rows:,} training rows of {sizes} {self.inputs.kind}, "
+            f"{self.classes} classes, {self.test_rows:,} test rows as published; not read"
+        )
+
+
+GREY, COLOUR = InputFormat((28, 28), "bytes"), InputFormat((3, 32, 32), "bytes")
+PUBLISHED = {
+    found.name: found
+    for found in (
+        Published("mnist", GREY, 10, 60_000),
+        Published("fashion-mnist", GREY, 10, 60_000),
+        Published("cifar10", COLOUR, 10, 50_000),
+        Published("cifar100", COLOUR, 100, 50_000),
+    )
+}
 
 
 def default_folder() -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 import noprop_kernels as nk
 
 from . import checkpoint, metrics, presets
-from .data import Dataset
+from .data import Dataset, Published
 from .datasets.split import hold_out_classes
 from .defaults import LR
 from .errors import InputError
@@ -109,7 +109,7 @@ class Split:
         return cls(data.x[kept], data.y[kept], data.x[held], data.y[held])
 
 
-def plan_of(settings: Settings, data: Dataset) -> nk.Plan:
+def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
     """The plan of a block of these settings, also of one that cannot be trained yet.
 
     Raises:
@@ -125,8 +125,11 @@ def plan_of(settings: Settings, data: Dataset) -> nk.Plan:
     )
 
 
-def build(settings: Settings, data: Dataset, split: Split, backend: str | None) -> Model:
-    """An untrained model with one-hot embeddings, normalised by the training rows' statistics.
+def build(
+    settings: Settings, data: Dataset | Published, split: Split | None, backend: str | None
+) -> Model:
+    """An untrained model with one-hot embeddings, normalised by the training rows' statistics,
+    where there are any.
 
     Raises:
         ValueError: a setting does not fit.
@@ -157,7 +160,7 @@ def build(settings: Settings, data: Dataset, split: Split, backend: str | None) 
     return Model(
         blocks,
         head,
-        normalize=statistics(split.x, data.inputs.channels),
+        normalize=None if split is None else statistics(split.x, data.inputs.channels),
         classes=data.class_names,
         inputs=data.inputs,
     )

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from noprop import presets
+from noprop.cli.options import EMBEDDINGS
 from noprop_kernels import plans
 from support.cli import call, words
 
@@ -59,3 +60,47 @@ def test_the_least_image():
             presets.plan_of("dt", "paper", "one-hot", shape, 3, 256)
         with pytest.raises(ValueError):
             plans.paper_dt(shape, 3, 3)
+
+
+# table 5 of the paper, by variant and data: one-hot, learned (20 dimensions), prototype
+TABLE_5 = {
+    ("dt", "mnist"): (919_946, 922_506, 1_401_738),
+    ("dt", "cifar10"): (1_215_434, 1_217_994, 1_992_714),
+    ("dt", "cifar100"): (1_250_084, 1_229_604, 2_004_324),
+    ("ct", "mnist"): (867_722, 870_282, 1_482_122),
+    ("ct", "cifar10"): (1_163_210, 1_165_770, 2_073_098),
+    ("ct", "cifar100"): (1_197_860, 1_177_380, 2_084_708),
+}
+
+
+@pytest.mark.parametrize("variant, data", TABLE_5)
+def test_table_5_without_data(variant, data, tmp_path):
+    for embedding, parameters in zip(EMBEDDINGS, TABLE_5[variant, data], strict=True):
+        network = ("--preset", "paper", "--variant", variant, "--embedding", embedding)
+        command = ("train", "--data", data, "--data-dir", "none", *network, "--T", 1)
+        told = call(*command, "--dry-run", "--json")
+        outcome = json.loads(told.stdout)
+        assert outcome["parameters_per_block"] == parameters
+        assert f"{parameters:,} parameters" in told.stderr and "; not read" in told.stderr
+        trainable = (variant, embedding) == ("dt", "one-hot")
+        assert outcome["trainable"] == trainable
+        assert (outcome["why_not"] is None) == trainable
+        if trainable:
+            assert outcome["epochs"] == (100 if data == "mnist" else 150)
+            assert outcome["backend"] == "cpu" and outcome["bytes"]["workspace"] > 0
+            continue
+        name = f"variant {variant}" if variant != "dt" else f"embedding {embedding}"
+        assert outcome["why_not"].startswith(f"{name} cannot be trained yet")
+        assert outcome["why_not"] in told.stderr
+        assert outcome["why_not"] in words(call(*command, code=2).stderr)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_size_without_convolutions_and_of_own_images(toy_file, image_file):
+    for option in (("--variant", "ct"), ("--embedding", "learned")):
+        text = words(call("train", "--data", toy_file, *option, "--dry-run", code=2).stderr)
+        assert "preset mlp has variant dt and embedding one-hot alone" in text
+    command = ("train", "--data", image_file, "--preset", "paper", "--dry-run", "--json")
+    outcome = json.loads(call(*command, "--embedding", "prototype").stdout)
+    plan = plans.paper_dt((3, 16, 16), 768, 3, z_image=True)
+    assert outcome["parameters_per_block"] == plan.num_parameters()

@@ -1,7 +1,7 @@
 """Shared by several commands: the device, the data of a run, the JSON line."""
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +12,14 @@ import typer
 from noprop_kernels import Plan
 from noprop_kernels.backends import dispatch
 
-from .. import data, report, strict_json
+from .. import data, presets, report, strict_json
+from ..data import Published
 from ..datasets.dataset import Dataset
+from ..defaults import default_epochs, default_weight_decay
 from ..devices import Device, pick_device
 from ..errors import InputError, notice, train_extra
 from ..model import Model
-from ..runs import Run, Settings, Split
+from ..runs import Run, Settings, Split, build
 
 with train_extra():
     from rich.console import Console
@@ -51,6 +53,46 @@ def placed(options: SimpleNamespace, model: Model) -> Device:
     return place
 
 
+def on_command_line(options: SimpleNamespace, name: str) -> bool:
+    source = options.context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def check_preset(options: SimpleNamespace) -> None:
+    """
+    Raises:
+        typer.BadParameter: the preset lacks an option that was given.
+    """
+    if options.preset != "mlp" and on_command_line(options, "hidden"):
+        raise typer.BadParameter("only preset mlp has it", param_hint="--hidden")
+
+
+def settings_of(options: SimpleNamespace, rows: int) -> Settings:
+    """The settings of a new run: options that were given, then the preset's, then the defaults for
+    this number of training rows.
+    """
+    asked = {item.name: getattr(options, item.name) for item in fields(Settings)}
+    preset = presets.settings(options.preset, options.data)
+    asked |= {name: it for name, it in preset.items() if not on_command_line(options, name)}
+    asked["data"] = absolute(options.data)
+    asked["labels"] = None if options.labels is None else str(options.labels.absolute())
+    if asked["epochs"] is None:
+        asked["epochs"] = default_epochs(rows, asked["batch_size"])
+    if asked["weight_decay"] is None:
+        asked["weight_decay"] = default_weight_decay(rows)
+    return Settings(**asked)
+
+
+def built(
+    settings: Settings, content: Dataset | Published, split: Split | None, backend: str | None
+) -> Model:
+    """As `runs.build`, with its ValueError as a typer.BadParameter."""
+    try:
+        return build(settings, content, split, backend)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 def absolute(name: str) -> str:
     """The name of data, or the absolute path of a file or folder."""
     return name if name in data.NAMES else str(Path(name).expanduser().absolute())
@@ -58,7 +100,7 @@ def absolute(name: str) -> str:
 
 def load_data(settings: Settings | SimpleNamespace, data_dir: Path | None) -> Dataset:
     return data.load(
-        settings.data,
+        absolute(settings.data),
         data_dir,
         notice,
         label=settings.label,

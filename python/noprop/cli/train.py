@@ -3,7 +3,7 @@
 import itertools
 import shlex
 from contextlib import ExitStack
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,15 +13,14 @@ from .. import checkpoint, data, presets, report
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
-from ..defaults import default_epochs, default_weight_decay
 from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
 from ..progress import display
-from ..runs import FIXED, Run, Settings, Split, build
+from ..runs import FIXED, Run, Settings, Split
 from ..signals import Interrupted, asked_to_stop, status
 from ..training import NotFinite, Progress
-from . import common
+from . import common, dry_run
 from .guard import fail
 from .options import (
     EMBEDDINGS,
@@ -49,6 +48,9 @@ def run(options: SimpleNamespace) -> None:
     with ExitStack() as held:
         if anew:
             check_free(folder)
+            if options.dry_run:
+                dry_run.run(options, screen)
+                return
             run, content, split = new_run(options)
         else:
             if not options.dry_run and folder.is_dir():
@@ -63,7 +65,7 @@ def run(options: SimpleNamespace) -> None:
         report.say(screen, content.describe())
         if options.dry_run:
             report.say(screen, where)
-            show_sizes(screen, run, split, options.as_json)
+            dry_run.show(screen, run.model, run.settings, split.x.nbytes, options.as_json)
             return
         if anew:
             run.folder = claimed(folder, run.settings, held)
@@ -135,27 +137,13 @@ def claimed(folder: Path | None, settings: Settings, held: ExitStack) -> Path:
 
 def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     if reason := presets.untrainable(options.variant, options.embedding):
-        raise typer.BadParameter(reason)
-    asked = {item.name: getattr(options, item.name) for item in fields(Settings)}
-    given = {name for name in asked if on_command_line(options, name)}
-    if options.preset != "mlp" and "hidden" in given:
-        raise typer.BadParameter("only preset mlp has it", param_hint="--hidden")
-    preset = presets.settings(options.preset, options.data)
-    asked |= {name: value for name, value in preset.items() if name not in given}
-    asked["data"] = common.absolute(options.data)
-    asked["labels"] = None if options.labels is None else str(options.labels.absolute())
-    data_dir = None if options.data_dir is None else options.data_dir.absolute()
-    content = common.load_data(SimpleNamespace(**asked), options.data_dir)
+        raise typer.BadParameter(f"{reason}; --dry-run prints its size")
+    common.check_preset(options)
+    content = common.load_data(options, options.data_dir)
     split = Split.of(content, options.val_fraction)
-    if asked["epochs"] is None:
-        asked["epochs"] = default_epochs(len(split.x), asked["batch_size"])
-    if asked["weight_decay"] is None:
-        asked["weight_decay"] = default_weight_decay(len(split.x))
-    settings = Settings(**asked)
-    try:
-        model = build(settings, content, split, options.backend)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    settings = common.settings_of(options, len(split.x))
+    model = common.built(settings, content, split, options.backend)
+    data_dir = None if options.data_dir is None else options.data_dir.absolute()
     folder = Path()  # until one is claimed
     return Run(folder, settings, model, Progress(), content.fingerprint(), data_dir), content, split
 
@@ -166,7 +154,7 @@ def resumed(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     run = Run.load(folder, options.backend)
     for name in FIXED:
         was, asked = getattr(run.settings, name), getattr(options, name)
-        if on_command_line(options, name) and was != asked:
+        if common.on_command_line(options, name) and was != asked:
             option = name if len(name) == 1 else name.replace("_", "-")
             raise typer.BadParameter(
                 f"{folder} was begun with {was}, and a run that goes on cannot change it",
@@ -180,13 +168,8 @@ def resumed(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
                 param_hint="--epochs",
             )
         run.settings = replace(run.settings, epochs=epochs)
-    content, split = common.data_of(run, options, moved=on_command_line(options, "data"))
+    content, split = common.data_of(run, options, moved=common.on_command_line(options, "data"))
     return run, content, split
-
-
-def on_command_line(options: SimpleNamespace, name: str) -> bool:
-    source = options.context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 # training
@@ -237,10 +220,3 @@ def test(run: Run, content: Dataset, split: Split) -> None:
 
 def go_on(run: Run) -> str:
     return f"go on with: noprop train --resume {shlex.quote(str(run.folder))}"
-
-
-def show_sizes(screen: Console, run: Run, split: Split, as_json: bool) -> None:
-    size = report.sizes(run.model, run.settings.batch_size)
-    report.show_plan(screen, run.model, run.settings.batch_size, split.x.nbytes)
-    if as_json:
-        common.print_json({**asdict(run.settings), **run.model.versions(), **size})
