@@ -75,16 +75,14 @@ class Builder:
         name: str,
         sources: Sequence[Path],
         variant: str,
-        defines: Sequence[str] = (),
         shared: bool = False,
         csrc: Path = SOURCES,
     ) -> Path:
         """The program, or shared library, of these sources, csrc's headers and the emulator."""
         out = self.folder / f"{name}-{variant}{'.so' if shared else ''}"
         if not out.exists():
-            flags = VARIANTS[variant] + [f"-D{define}" for define in defines]
-            where = f"{name}-{variant}" if defines or csrc != SOURCES else variant
-            objects = [self._compile(source, flags, where, csrc) for source in sources]
+            where = variant if csrc == SOURCES else f"{name}-{variant}"
+            objects = [self._compile(source, VARIANTS[variant], where, csrc) for source in sources]
             link = [*VARIANTS[variant], *(["-shared"] if shared else [])]
             run("g++", *link, *objects, *self.emulator(variant), "-lpthread", "-o", out)
         return out

@@ -158,17 +158,10 @@ def test_launches_of_two_threads_take_turns(builder: Builder) -> None:
         assert re.search(NEEDED["plain"][name], text), f"{name}: {text}"
 
 
+@pytest.mark.parametrize("blocks", ["group", "cluster"])
 @pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
-def test_kernel_without_a_fault(builder: Builder, variant: str) -> None:
-    program = builder.build("relay", [PROGRAMS / "faults.cpp"], variant)
-    said = run(program, *"01234567")
-    assert said == "".join(f"seed {seed}: 0 wrong\n" for seed in range(8))
-
-
-@pytest.mark.parametrize("variant", with_marks((v,) for v in VARIANTS))
-def test_cluster_without_a_fault(builder: Builder, variant: str) -> None:
-    program = builder.build("cluster", [PROGRAMS / "faults.cpp"], variant, defines=["CLUSTER"])
-    said = run(program, *"01234567")
+def test_kernel_without_a_fault(builder: Builder, variant: str, blocks: str) -> None:
+    said = run(build(builder, variant), "none", blocks, *"01234567")
     assert said == "".join(f"seed {seed}: 0 wrong\n" for seed in range(8))
 
 
@@ -177,7 +170,7 @@ def test_cluster_without_a_fault(builder: Builder, variant: str) -> None:
     with_marks((fault, variant) for fault, said in FAULTS.items() for variant in said),
 )
 def test_fault_is_caught(builder: Builder, fault: str, variant: str) -> None:
-    caught(builder, variant, "relay", fault, FAULTS[fault][variant])
+    caught(builder, variant, fault, "group", FAULTS[fault][variant])
 
 
 @pytest.mark.parametrize(
@@ -185,23 +178,21 @@ def test_fault_is_caught(builder: Builder, fault: str, variant: str) -> None:
     with_marks((fault, variant) for fault, said in CLUSTER_FAULTS.items() for variant in said),
 )
 def test_fault_in_a_cluster_is_caught(builder: Builder, fault: str, variant: str) -> None:
-    caught(builder, variant, "cluster", fault, CLUSTER_FAULTS[fault][variant], "CLUSTER")
+    caught(builder, variant, fault, "cluster", CLUSTER_FAULTS[fault][variant])
 
 
-def caught(
-    builder: Builder, variant: str, name: str, fault: str, pattern: str, *defines: str
-) -> None:
-    defines = (f"PLANT_{fault}", *defines)
-    program = builder.build(f"{name}-{fault}", [PROGRAMS / "faults.cpp"], variant, defines=defines)
-    if variant == "plain":
-        said = run(program, *"0123")
-    else:
-        said = run(program, "0", status=None)
+def build(builder: Builder, variant: str) -> Path:
+    return builder.build("faults", [PROGRAMS / "faults.cpp"], variant)
+
+
+def caught(builder: Builder, variant: str, fault: str, blocks: str, pattern: str) -> None:
+    seeds, status = ("0123", 0) if variant == "plain" else ("0", None)
+    said = run(build(builder, variant), fault, blocks, *seeds, status=status)
     assert re.search(pattern, said, re.DOTALL), said
 
 
 def test_every_fault_is_tried() -> None:
-    planted = re.findall(r"\bPLANT_(\w+)", (PROGRAMS / "faults.cpp").read_text())
+    planted = re.findall(r'\bhas\("(\w+)"\)', (PROGRAMS / "faults.cpp").read_text())
     assert set(planted) == {*FAULTS, *CLUSTER_FAULTS}
 
 

@@ -1,13 +1,15 @@
-// A kernel that does what the real ones do, and one fault in it that a macro PLANT_... chooses:
-// blocks of a group pass their states on, through global memory, group barriers, double-buffered
-// copies, ldmatrix and mma, warp and block barriers. All values are whole numbers that bfloat16
-// holds, so that without a fault the result is exact and the same in every schedule.
+// A kernel that does what the real ones do, and faults in it, of which a run has one: blocks of a
+// group pass their states on, through global memory, group barriers, double-buffered copies,
+// ldmatrix and mma, warp and block barriers. All values are whole numbers that bfloat16 holds, so
+// that without a fault the result is exact and the same in every schedule.
 //
-// Usage: faults SEED...; a line for each seed: the launch's error, or how many values are wrong.
+// Usage: faults FAULT group|cluster SEED...; all blocks are one of either, and any other word is no
+// fault. A line for each seed: the launch's error, or how many values are wrong.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "cuda/dev.h"
@@ -32,36 +34,32 @@ NOPROP_DEV float fold(float sum, int column) {
   return static_cast<float>((whole % 7 + 7) % 7 - 3);
 }
 
-#ifdef CLUSTER  // all blocks are one
-constexpr bool kCluster = true;
-#else
-constexpr bool kCluster = false;
-#endif
+std::string_view planted;  // the fault
+bool cluster = false;
 
-#if defined(PLANT_RELAXED_RELEASE) || defined(PLANT_RELAXED_ACQUIRE)
+NOPROP_DEV bool has(std::string_view fault) { return planted == fault; }
+
 void barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoch) {
+  if (cluster) return dev::cluster_barrier();
+  if (!has("RELAXED_RELEASE") && !has("RELAXED_ACQUIRE")) {
+    return dev::group_barrier(counter, blocks, epoch);
+  }
   ++epoch;
   dev::sync_block();
   if (threadIdx.x == 0) {
-#ifdef PLANT_RELAXED_RELEASE
-    __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
-    hc::after_atomic();
-    dev::wait_ge(counter, epoch * blocks, "barrier");
-#else
-    dev::red_release(counter, 1);
-    while (__atomic_load_n(counter, __ATOMIC_RELAXED) < epoch * blocks) {
-      hc::poll_wait(counter, epoch * blocks, "barrier", {__FILE__, __LINE__});
+    if (has("RELAXED_RELEASE")) {
+      __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
+      hc::after_atomic();
+      dev::wait_ge(counter, epoch * blocks, "barrier");
+    } else {
+      dev::red_release(counter, 1);
+      while (__atomic_load_n(counter, __ATOMIC_RELAXED) < epoch * blocks) {
+        hc::poll_wait(counter, epoch * blocks, "barrier", {__FILE__, __LINE__});
+      }
     }
-#endif
   }
   dev::sync_block();
 }
-#else
-void barrier(uint32_t* counter, uint32_t blocks, uint32_t& epoch) {
-  if (kCluster) return dev::cluster_barrier();
-  dev::group_barrier(counter, blocks, epoch);
-}
-#endif
 
 struct Tiles {
   uint16_t* x[2];  // (16, 16), k ascending along a row
@@ -73,9 +71,7 @@ struct Tiles {
 // columns 16 step .. 16 step + 15 of x, rows 16 step .. of w
 NOPROP_DEV void fetch(const Tiles& tiles, const uint16_t* x, const uint16_t* w, int step) {
   const int half = threadIdx.x % 2, row = threadIdx.x / 2 % 16;
-#ifdef PLANT_MISALIGNED_COPY
-  w += 4;
-#endif
+  if (has("MISALIGNED_COPY")) w += 4;
   if (threadIdx.x < 32) {
     dev::cp_async16(tiles.x[step % 2] + row * kStep + 8 * half,
                     x + row * kDepth + step * kStep + 8 * half, true);
@@ -93,74 +89,53 @@ NOPROP_DEV void multiply(const Tiles& tiles, const uint16_t* x, const uint16_t* 
   float d[4] = {};
   fetch(tiles, x, w, 0);
   for (int step = 0; step < kSteps; ++step) {
-#ifdef PLANT_GLOBAL_OVERRUN
-    fetch(tiles, x, w, step + 1);  // the last one is never used
-#else
-    if (step + 1 < kSteps) fetch(tiles, x, w, step + 1);
-#endif
-#if defined(PLANT_EARLY_COPY_WAIT)
-    dev::cp_wait<1>();
-#elif !defined(PLANT_MISSING_COPY_WAIT)
-    if (step + 1 < kSteps) {
+    // with the overrun, the last one is never used
+    if (step + 1 < kSteps || has("GLOBAL_OVERRUN")) fetch(tiles, x, w, step + 1);
+    if (has("EARLY_COPY_WAIT") || (step + 1 < kSteps && !has("MISSING_COPY_WAIT"))) {
       dev::cp_wait<1>();
-    } else {
+    } else if (!has("MISSING_COPY_WAIT")) {
       dev::cp_wait<0>();
     }
-#endif
-#ifndef PLANT_MISSING_BARRIER_AFTER_COPY
-    dev::sync_block();
-#endif
+    if (!has("MISSING_BARRIER_AFTER_COPY")) dev::sync_block();
     uint32_t a[4], b[2];
-#ifdef PLANT_WRONG_FRAGMENT
-    dev::ldmatrix<4, false>(a, tiles.x[step % 2] + lane / 2 * kStep + lane % 2 * 8);
-#else
-    dev::ldmatrix<4, false>(a, tiles.x[step % 2] + lane % 16 * kStep + lane / 16 * 8);
-#endif
-#ifdef PLANT_MISSING_TRANSPOSE
-    dev::ldmatrix<2, false>(b, tiles.w[step % 2] + lane % 16 * kColumns + 8 * warp);
-#else
-    dev::ldmatrix<2, true>(b, tiles.w[step % 2] + lane % 16 * kColumns + 8 * warp);
-#endif
+    const int a_place =
+        has("WRONG_FRAGMENT") ? lane / 2 * kStep + lane % 2 * 8 : lane % 16 * kStep + lane / 16 * 8;
+    dev::ldmatrix<4, false>(a, tiles.x[step % 2] + a_place);
+    const uint16_t* const b_rows = tiles.w[step % 2] + lane % 16 * kColumns + 8 * warp;
+    if (has("MISSING_TRANSPOSE")) {
+      dev::ldmatrix<2, false>(b, b_rows);
+    } else {
+      dev::ldmatrix<2, true>(b, b_rows);
+    }
     dev::mma_bf16(d, a, b);
-#ifndef PLANT_MISSING_BARRIER_BEFORE_REFILL
-    dev::sync_block();
-#endif
+    if (!has("MISSING_BARRIER_BEFORE_REFILL")) dev::sync_block();
   }
-#if defined(PLANT_EARLY_COPY_WAIT) || defined(PLANT_MISSING_COPY_WAIT)
-  dev::cp_wait<0>();  // as some later wait would
-#elif defined(PLANT_COPY_LEFT)
-  fetch(tiles, x, w, 0);
-#endif
+  if (has("EARLY_COPY_WAIT") || has("MISSING_COPY_WAIT")) {
+    dev::cp_wait<0>();  // as some later wait would
+  } else if (has("COPY_LEFT")) {
+    fetch(tiles, x, w, 0);
+  }
   for (int i = 0; i < 4; ++i) {
-#ifdef PLANT_WRONG_ACCUMULATOR
-    tiles.sums[(g + 8 * (i & 1)) * kColumns + 8 * warp + 2 * t + (i >> 1)] = d[i];
-#else
-    tiles.sums[(g + 8 * (i >> 1)) * kColumns + 8 * warp + 2 * t + (i & 1)] = d[i];
-#endif
+    const int low = i & 1, high = i >> 1, down = has("WRONG_ACCUMULATOR") ? low : high;
+    tiles.sums[(g + 8 * down) * kColumns + 8 * warp + 2 * t + low + high - down] = d[i];
   }
-#ifdef PLANT_TILE_OVERRUN
-  tiles.sums[kRows * kColumns + lane] = 0;  // into `halves`, which is written later
-#endif
+  if (has("TILE_OVERRUN")) {
+    tiles.sums[kRows * kColumns + lane] = 0;  // into `halves`, which is written later
+  }
 }
 
 // adds the sum over its row to each value: each lane takes half a row, and they meet through memory
 NOPROP_DEV void add_row_sums(const Tiles& tiles) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int row = 8 * warp + lane % 8, half = lane / 8;
-#ifdef PLANT_SHARED_OVERRUN
-  const int rows = 9;  // half a row more of warp 1 lies past the tile
-#else
-  const int rows = 8;
-#endif
+  const int rows = has("SHARED_OVERRUN") ? 9 : 8;  // half a row more of warp 1 lies past the tile
   if (half < 2 && lane % 8 < rows) {
     float sum = 0;
     for (int j = 0; j < 8; ++j) sum += tiles.sums[row * kColumns + 8 * half + j];
     tiles.halves[row * 2 + half] = sum;
     if (rows > 8) tiles.halves[(row + 1) * 2 + half] = sum;
   }
-#ifndef PLANT_MISSING_WARP_BARRIER
-  dev::sync_warp();
-#endif
+  if (!has("MISSING_WARP_BARRIER")) dev::sync_warp();
   const float sum = tiles.halves[row * 2] + tiles.halves[row * 2 + 1];
   for (int j = 0; j < 4; ++j) tiles.sums[row * kColumns + 4 * half + j] += sum;
 }
@@ -178,35 +153,28 @@ __global__ void relay(uint16_t* states, const uint16_t* w, uint32_t* counter, in
   uint32_t epoch = 0;
   for (int round = 0; round < rounds; ++round) {
     multiply(tiles, states + (block + 1) % blocks * kStateSize, w);
-#ifdef PLANT_DIVERGENT_BARRIER
-    if (threadIdx.x < 32) {
+    if (has("DIVERGENT_BARRIER") && threadIdx.x < 32) {
       dev::sync_block();
-    } else {
+    } else if (!has("MISSING_BARRIER_AFTER_STORE") &&
+               !(has("BARRIER_SKIPPED") && threadIdx.x == 40 && round == 1)) {
       dev::sync_block();
     }
-#elif defined(PLANT_BARRIER_SKIPPED)
-    if (threadIdx.x != 40 || round != 1) dev::sync_block();
-#elif !defined(PLANT_MISSING_BARRIER_AFTER_STORE)
-    dev::sync_block();
-#endif
     add_row_sums(tiles);
-#ifndef PLANT_MISSING_GROUP_BARRIER
-    barrier(counter, blocks, epoch);  // all have read what is now overwritten
-#else
-    dev::sync_block();
-#endif
+    if (has("MISSING_GROUP_BARRIER")) {
+      dev::sync_block();
+    } else {
+      barrier(counter, blocks, epoch);  // all have read what is now overwritten
+    }
     for (int i = threadIdx.x; i < kStateSize; i += kThreads) {
       const float sum = tiles.sums[i / kDepth * kColumns + i % kColumns];
       states[block * kStateSize + i] = dev::to_bf16(fold(sum, i % kDepth));
     }
-#ifdef PLANT_GROUP_BARRIER_SKIPPED
-    if (block == 1 && round + 1 == rounds) return;
-#endif
-#ifndef PLANT_MISSING_GROUP_BARRIER_AT_END
-    barrier(counter, blocks, epoch);
-#else
-    dev::sync_block();
-#endif
+    if (has("GROUP_BARRIER_SKIPPED") && block == 1 && round + 1 == rounds) return;
+    if (has("MISSING_GROUP_BARRIER_AT_END")) {
+      dev::sync_block();
+    } else {
+      barrier(counter, blocks, epoch);
+    }
   }
 }
 
@@ -243,9 +211,7 @@ void run(uint64_t seed) {
   const auto got = to_bf16(states), halves = to_bf16(w);
   auto counter = std::make_unique<uint32_t>(0);
   hc::Options options{.seed = seed};
-#ifndef PLANT_NO_CLUSTER
-  if (kCluster) options.cluster = kBlocks;
-#endif
+  if (cluster && !has("NO_CLUSTER")) options.cluster = kBlocks;
   if (hc::launch("relay", relay, kBlocks, kThreads, shared_bytes(), options, got.get(),
                  halves.get(), counter.get(), kRounds)) {
     std::printf("seed %d: %s\n", int(seed), hc::last_error());
@@ -259,7 +225,10 @@ void run(uint64_t seed) {
 
 }  // namespace
 
-int main(int count, char** seeds) {
+int main(int count, char** words) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
-  for (int i = 1; i < count; ++i) run(std::strtoull(seeds[i], nullptr, 10));
+  if (count < 4) return 2;
+  planted = words[1];
+  cluster = std::string_view(words[2]) == "cluster";
+  for (int i = 3; i < count; ++i) run(std::strtoull(words[i], nullptr, 10));
 }
