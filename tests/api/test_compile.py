@@ -81,8 +81,15 @@ def test_update_compiles_whole(backend, bias):
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+# every two of a backend, a plan and a mode
+FORWARDS = [
+    (("cpu", "reference")[(p + training) % 2], plan, bool(training))
+    for p, plan in enumerate(PLANS)
+    for training in (0, 1)
+]
+
+
+@pytest.mark.parametrize("backend, plan, training", FORWARDS, indirect=["backend"])
 def test_blocks_forward_compiles_whole(backend, plan, training):
     """Logits, gradients and running statistics are bit for bit those of eager code."""
     blocks, twin = (make(plan, seed=[0, 1]).train(training) for _ in range(2))
@@ -109,10 +116,15 @@ def test_output_head_compiles_whole(backend):
     assert torch.equal(compiled(head)(rows(B, M)), head(rows(B, M)))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"noise": False, "seed": 5}, {"samples": 2, "keep": "all"}]
-)
-@pytest.mark.parametrize("plan", ["mlp", "norm"])
+# every two of a backend, a plan and options
+PREDICTS = [
+    (("cpu", "reference")[(p + o) % 2], plan, options)
+    for p, plan in enumerate(("mlp", "norm"))
+    for o, options in enumerate(({}, {"noise": False, "seed": 5}, {"samples": 2, "keep": "all"}))
+]
+
+
+@pytest.mark.parametrize("backend, plan, options", PREDICTS, indirect=["backend"])
 def test_predict_compiles_whole(backend, plan, options):
     blocks = make(plan, seed=[0, 1])
 
