@@ -65,7 +65,8 @@ class Plan:
                 raise ValueError(
                     f"Plan: input {name!r} must have a shape (F,) or (C, H, W), got {shape}"
                 )
-            sizes = [check_positive("Plan", f"the shape of input {name!r}", n) for n in shape]
+            what = "width" if len(shape) == 1 else "shape"
+            sizes = [check_positive("Plan", f"the {what} of input {name!r}", n) for n in shape]
             check_positive("Plan", f"the width of input {name!r}", math.prod(sizes))
             shapes[name] = tuple(sizes)
         in_shapes: dict[str, tuple[Shape, ...]] = {}

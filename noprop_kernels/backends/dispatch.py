@@ -150,7 +150,7 @@ def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> s
             return reason
         if device.type != "cpu":
             return f"runs on the CPU only, the parameters are on {device}"
-        if plan is not None and (reason := cpu.plan_gap(plan, precision)):
+        if plan is not None and (reason := cpu.plan_gap(plan)):
             return reason
     if name == "triton" and (reason := triton_gap(device)):
         return reason

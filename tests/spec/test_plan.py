@@ -83,7 +83,7 @@ def wrong_plans():
         {"out": Dense("z", 2)},
     )
     yield (
-        "the shape of input 'z' must be an integer of at least 1",
+        "the width of input 'z' must be an integer of at least 1",
         {"z": (0,)},
         {"o": Dense("z", 2)},
     )

@@ -137,7 +137,7 @@ def _rule(rule: Rule | None) -> Any:
     return None if rule is None else _native_optimizer(rule.optimizer)
 
 
-def plan_gap(plan: Plan, precision: str) -> str | None:
+def plan_gap(plan: Plan) -> str | None:
     """The reason why the kernels cannot run `plan`, or None."""
     found = len(plan.inputs) + len(plan.layers)
     if found > _C.most_results:
