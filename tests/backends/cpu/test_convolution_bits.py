@@ -77,7 +77,7 @@ def test_threads_change_no_bit(
 ) -> None:
     monkeypatch.setattr(kernels, "threads", lambda: threads)
     if which:
-        assert kernels.team_size(PLAN, 1, B) == threads
+        assert kernels.team_size(PLAN, 1, B) > 1
     got = everything(make(), which)
     monkeypatch.setattr(kernels, "threads", lambda: 1)
     assert_same(got, everything(make(), which))
