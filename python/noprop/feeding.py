@@ -63,7 +63,7 @@ def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
         return _stream(model, x, batch_size)
     inputs = model.inputs or InputFormat.of(x)
     array = inputs.array(x, "fit")
-    _check_width(model, inputs)
+    _check_size(model, inputs)
     if len(array) == 0:
         raise InputError("fit: x must have at least 1 row, got 0")
     if y is None:
@@ -248,7 +248,7 @@ def _survey(model: Model, loader: DataLoader) -> int:
         if inputs is None:
             inputs = InputFormat.of(x)
         if moments is None:
-            _check_width(model, inputs)
+            _check_size(model, inputs)
             moments = Moments(inputs.channels)
         part = inputs.rows(x, "fit", first_row=rows)
         moments.add(part)
@@ -295,12 +295,18 @@ def _parts(array: Array, inputs: InputFormat) -> Iterator[tuple[int, Array]]:
     return ((start, array[start : start + size]) for start in range(0, len(array), size))
 
 
-def _check_width(model: Model, inputs: InputFormat) -> None:
+def _check_size(model: Model, inputs: InputFormat) -> None:
     names = [name for name in model.blocks.plan.inputs if name != "z"]
     if model.encoder is None and len(names) == 1:
-        width = model.blocks.plan.widths[names[0]]
+        plan = model.blocks.plan
+        width, shape = plan.widths[names[0]], plan.shapes[names[0]]
         if inputs.features != width:
             raise InputError(
                 f"fit: x must have {width} features in a row, as the blocks have, got "
                 f"{inputs.features}"
+            )
+        if len(shape) == 3 and inputs.image not in (None, shape):
+            raise InputError(
+                f"fit: x must be images {shape}, as the blocks have, or their rows, got "
+                f"{inputs.image}"
             )

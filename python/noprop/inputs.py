@@ -333,7 +333,6 @@ def _remedy(array: Array, inputs: InputFormat) -> str:
     shape = tuple(array.shape)
     if shape == inputs.shape:
         return f"{shape}; of one row, use x[None]"
-    C, *rest = inputs.shape
-    if len(inputs.shape) == 3 and shape[1:] == (*rest, C):
+    if inputs.image is not None and shape[1:] == (*inputs.image[1:], inputs.image[0]):
         return f"{shape}; channels come first: use x.transpose(0, 3, 1, 2)"
     return str(shape)

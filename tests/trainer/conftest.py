@@ -7,6 +7,7 @@ import torch
 import noprop
 import noprop_kernels as nk
 from support.cli import QUICK, call
+from support.images import toy_images
 
 CLASSES, FEATURES = 3, 6
 
@@ -34,18 +35,6 @@ def toy_file(tmp_path):
     path = tmp_path / "toy.npz"
     np.savez(path, x=x, y=y, x_test=x_test, y_test=y_test)
     return path
-
-
-IMAGE = (3, 16, 16)
-
-
-def toy_images(rows: int, seed: int, shape: tuple[int, ...] = IMAGE) -> tuple[np.ndarray, ...]:
-    """Images of bytes (rows, *shape), in which the class is a bright row of the picture."""
-    random = np.random.default_rng(seed)
-    y = np.arange(rows) % CLASSES
-    x = random.integers(0, 100, (rows, *shape), dtype=np.uint8)
-    x[np.arange(rows), ..., 4 + 4 * y, :] += 150
-    return x, y
 
 
 @pytest.fixture
