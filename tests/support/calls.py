@@ -6,6 +6,7 @@ unwritten fails.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -116,7 +117,7 @@ def make_slices(
         if name.endswith("norm.weight"):
             value = 1 + 0.3 * value
         else:
-            value = value * (0.3 if len(shape) == 1 else shape[-1] ** -0.5)
+            value = value * (0.3 if len(shape) == 1 else math.prod(shape[1:]) ** -0.5)
         params[name] = value.to(dtype)
     moments = optimizer.moments if optimizer is not None else ()
 
@@ -198,7 +199,7 @@ def make_train_call(
 
     M = plan.widths[plan.output]
     if D is None:
-        D = M if one_hot else plan.inputs["z"][0]
+        D = M if one_hot else plan.widths["z"]
     slices = make_slices(plan, N, n, optimizer=optimizer, generator=generator, dtype=dtype)
     k = torch.arange(K)[:, None]
     noise = NoiseAddress(
@@ -231,7 +232,8 @@ def make_train_call(
         return Gather(data=data, indices=indices, replica=replica, mean=mean, scale=scale)
 
     inputs: dict[str, Tensor | Gather] = {}
-    for name, (F,) in plan.inputs.items():
+    for name in plan.inputs:
+        F = plan.widths[name]
         if name == "z":
             continue
         if not gather:
@@ -257,8 +259,8 @@ def make_train_call(
     if extras:
         out.error = poison(n, B)
         out.d_inputs = {
-            name: poison(n, B, F)
-            for name, (F,) in plan.inputs.items()
+            name: poison(n, B, plan.widths[name])
+            for name in plan.inputs
             if name != "z" or z_features  # without features the kernel's z is no one's to see
         }
         if not z_features:
@@ -278,7 +280,7 @@ def make_train_call(
         objective=objective,
         embedding=embedding,
         inputs=inputs,
-        z=randn(n, B, *plan.inputs["z"]).to(dtype) if z_features else None,
+        z=randn(n, B, plan.widths["z"]).to(dtype) if z_features else None,
         y=y,
         rule=rule,
         B=B,

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from noprop_kernels import philox
+from noprop_kernels.plan import Conv2d
 from support.calls import PLANS, make_train_call
 
 F64 = torch.float64
@@ -38,9 +39,12 @@ class Twin:
         self.params = {name: value[at].clone().requires_grad_() for name, value in params}
         self.stats = {name: value[at].clone() for name, value in call.slices.stats.items()}
 
-    def logits(self, inputs, training=True):
+    def logits(self, inputs, training=True, step=0):
         found = dict(inputs)
         for name, layer in self.plan.layers.items():
+            if isinstance(layer, Conv2d):
+                found[name] = y = self.convolved(name, layer, found, step if training else None)
+                continue
             x = torch.cat([found[source] for source in layer.sources], dim=-1)
             y = F.linear(x, self.params[f"{name}.weight"], self.params[f"{name}.bias"])
             if layer.norm is not None:
@@ -57,6 +61,26 @@ class Twin:
                 y = {"relu": F.relu, "gelu": F.gelu}[layer.activation](y)
             found[name] = y + found[layer.add] if layer.add else y
         return y if not layer.add else found[name]
+
+    def convolved(self, name, layer, found, step):
+        """A convolution's features; its dropout keeps what philox keeps, without a step nothing
+        is dropped."""
+        x = found[layer.inputs].unflatten(-1, self.plan.shapes[layer.inputs])
+        y = F.conv2d(x, self.params[f"{name}.weight"], self.params[f"{name}.bias"])
+        y = F.relu(y) if layer.activation else y
+        y = F.max_pool2d(y, layer.pool.kernel_size) if layer.pool else y
+        if layer.dropout > 0 and step is not None:
+            numbers, i, site = self.call.noise, self.i, self.plan.dropout_sites()[name]
+            address = (philox.STREAM_DROPOUT, site, numbers.draw[step, i], numbers.block[step, i])
+            uniform = philox.uniform(
+                numbers.seeds[i : i + 1],
+                *(*address, self.call.B, self.plan.widths[name]),
+                first_row=numbers.first_row,
+            )[0]
+            kept = uniform.unflatten(-1, (-1, layer.channels)).mT >= layer.dropout  # by pixel
+            y = y * kept.view_as(y) / (1 - layer.dropout)
+        y = y.flatten(1)
+        return y + found[layer.add] if layer.add else y
 
     def draw(self, stream, step):
         numbers, i = self.call.noise, self.i
@@ -89,7 +113,7 @@ class Twin:
             z = z + noising.sigma * self.draw(1, step)
         else:
             z = self.inputs["z"] = call.z[i].clone().requires_grad_()
-        logits = self.logits(self.inputs | {"z": z})
+        logits = self.logits(self.inputs | {"z": z}, step=step)
         if objective.head == "cross_entropy":
             error = F.cross_entropy(logits, y, reduction="none")
         else:
