@@ -27,7 +27,7 @@ from bench.suites import check, run
 from bench.suites import paper as suite
 
 # an odd map before each pool, so that pixels are dead
-SHAPE = Shape("made-up", B=12, F=225, H=256, D=5, M=5, T=2, rows=40, image=(1, 15, 15))
+SHAPE = Shape("made-up", B=24, F=225, H=256, D=5, M=5, T=3, rows=40, image=(1, 15, 15))
 # aot_eager traces the same functions without minutes of g++; `bench paper` checks inductor's
 TRACED = {"compiled": {"backend": "aot_eager"}}
 MAKES = {"ours": Ours, "ours_train_step": OursTrainStep} | {
@@ -37,7 +37,7 @@ MAKES = {"ours": Ours, "ours_train_step": OursTrainStep} | {
 
 @pytest.fixture(scope="module")
 def problem():
-    return make_problem(SHAPE, seed=1)
+    return make_problem(SHAPE, seed=3, lr=1e-4)
 
 
 def test_operations_on_live_pixels_and_on_all():
@@ -67,7 +67,7 @@ def test_images_are_cropped_to_what_results_depend_on():
 @pytest.mark.parametrize("name", MAKES)
 def test_steps_are_the_twin_s(problem, name):
     pytest.importorskip("jax" if name == "jax_step" else "torch")
-    contender = MAKES[name](problem, 2)
+    contender = MAKES[name](problem, 1)
     try:
         assert len(check.check_steps(contender)) == check.CHECK_STEPS
         assert contender.dropout == {"c1": 0.2, "c2": 0.2, "c3": 0.2}
