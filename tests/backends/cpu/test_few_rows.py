@@ -58,10 +58,15 @@ def test_rows_in_batches_of_every_small_size(
                 assert torch.equal(getattr(part, field), expected), (field, first, rows)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("keep_all", [True, False])
-@pytest.mark.parametrize("R, threads", [(1, 2), (1, 5), (2, 4), (2, 7)])
-@pytest.mark.parametrize("B", [1, 3, 40, 131])
+# every batch with every crew, and every two of either, of what is kept and of a precision
+CREWS = [
+    (B, *crew, bool(b % 2 ^ c % 2), ("float32", "bfloat16")[b // 2 ^ c // 2])
+    for b, B in enumerate((1, 3, 40, 131))
+    for c, crew in enumerate(((1, 2), (1, 5), (2, 4), (2, 7)))
+]
+
+
+@pytest.mark.parametrize("B, R, threads, keep_all, precision", CREWS)
 def test_a_crew_gives_the_bits_of_one_thread(
     kernels: ModuleType, B: int, R: int, threads: int, keep_all: bool, precision: str, monkeypatch
 ) -> None:
