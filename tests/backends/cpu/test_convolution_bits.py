@@ -70,17 +70,19 @@ def everything(blocks: nk.DenoisingBlocks, which: list[int] | None) -> dict[str,
     return found | snapshot(blocks)
 
 
-@pytest.mark.parametrize("which", [[2], None])
-@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize(
+    "threads, which, precision",
+    [(2, [2], "bfloat16"), (5, [2], "float32"), (2, None, "float32"), (5, None, "bfloat16")],
+)
 def test_threads_change_no_bit(
-    kernels: ModuleType, threads: int, which: list[int] | None, monkeypatch
+    kernels: ModuleType, threads: int, which: list[int] | None, precision: str, monkeypatch
 ) -> None:
     monkeypatch.setattr(kernels, "threads", lambda: threads)
     if which:
         assert kernels.team_size(PLAN, 1, B) > 1
-    got = everything(make(), which)
+    got = everything(make(precision=precision), which)
     monkeypatch.setattr(kernels, "threads", lambda: 1)
-    assert_same(got, everything(make(), which))
+    assert_same(got, everything(make(precision=precision), which))
 
 
 def test_a_block_alone_is_itself_among_others() -> None:
@@ -151,12 +153,12 @@ def test_dropout_knows_a_row_by_its_place_in_the_whole_batch() -> None:
     assert not torch.equal(moved.error, whole.error)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads, precision", [(1, "float32"), (2, "float32"), (2, "bfloat16")])
 def test_rows_are_predicted_alone_or_together(
-    kernels: ModuleType, threads: int, monkeypatch
+    kernels: ModuleType, threads: int, precision: str, monkeypatch
 ) -> None:
     monkeypatch.setattr(kernels, "threads", lambda: threads)
-    blocks, (x, _) = make(), draw(64)
+    blocks, (x, _) = make(precision=precision), draw(64)
     whole = blocks.predict(x, samples=3, keep="all")
     assert all(getattr(whole, field).isfinite().all() for field in ("logits", "u_hat", "z"))
 

@@ -16,6 +16,8 @@ from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD
 from support.calls import PLANS, clone_call, make_predict_call, make_train_call, one_slice
 from support.compare import results
+from support.convolutions import PLANS as CONVOLUTIONS
+from support.convolutions import blocks_of
 
 CLOSE = 2.0**-12  # an unrounded operand is off by 2^-9 at most, 2^-10.3 on average
 
@@ -110,3 +112,21 @@ def test_slices_and_tasks_do_not_change_a_bit(kernels: ModuleType) -> None:
             kernels.train(one_slice(alone, i, k))
     for name, value in together.slices.params.items():
         assert torch.equal(value, alone.slices.params[name]), name
+
+
+@pytest.mark.parametrize("B", [5, 40])
+@pytest.mark.parametrize("plan", ["pools", "adds x", "two readers", "dense reads x"])
+def test_convolutions(plan: str, B: int) -> None:
+    x, y = torch.rand(B, CONVOLUTIONS[plan].widths["x"]), torch.arange(B) % 5
+    made = {}
+    for backend, precision in (("cpu", "bfloat16"), ("reference", "bfloat16"), ("cpu", "float32")):
+        blocks = blocks_of(CONVOLUTIONS[plan], backend=backend, precision=precision)
+        logits, leaf = blocks.predict(x).logits, x.clone().requires_grad_()
+        blocks.loss(leaf, y).sum().backward()
+        grads = {name: value.grad for name, value in blocks.named_parameters()}
+        made[backend, precision] = grads | {"d_x": leaf.grad, "logits": logits}
+    got, exact, unrounded = made.values()
+    for name, truth in exact.items():
+        assert error(got[name], truth) <= max(CLOSE, error(unrounded[name], truth) / 2), name
+    for name in ("a.weight", "logits.weight", "d_x"):
+        assert error(unrounded[name], exact[name]) > CLOSE, name
