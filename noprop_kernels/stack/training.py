@@ -53,9 +53,8 @@ def train_step(
     if z is None:
         check_draws_z(stack, op)
     else:
-        z = flat(op, "z", z, stack.plan.shapes["z"])
-        shape = (n, B, stack.plan.widths["z"])
-        z = check_tensor(op, "z", z, shape=shape, device=stack.device).detach().contiguous()
+        rows, shape = flat(op, "z", z, stack.plan.shapes["z"]), (n, B, stack.plan.widths["z"])
+        z = check_tensor(op, "z", rows, shape=shape, device=stack.device).detach().contiguous()
     if input_grad:
         names = [*inputs] if z is None else [*inputs, "z"]
         out.d_inputs = {name: empty(n, B, stack.plan.widths[name]) for name in names}
