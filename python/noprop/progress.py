@@ -9,38 +9,61 @@ from .training import Epoch
 
 with train_extra():
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
 SECONDS_BETWEEN_LINES = 1.0
+SECONDS_WITHOUT_A_LINE = 60.0  # the most within an epoch
+CLOCK = time.monotonic
+
+
+class Left:
+    """The time left, from the mean pace of this process: of the blocks, a head and the accuracy
+    after each epoch alike.
+
+    Args:
+        samples: of the epochs to come.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.begun, self.seen, self.samples = CLOCK(), 0, samples
+
+    def __str__(self) -> str:
+        """Empty at the beginning and at the end."""
+        if not 0 < self.seen < self.samples:
+            return ""
+        return f"{clock((CLOCK() - self.begun) * (self.samples / self.seen - 1))} left"
 
 
 class Lines:
-    """A plain line per epoch, at most one a second, and always the last one."""
+    """A plain line per epoch, at most one a second, and always the last one; one a minute within a
+    long epoch."""
 
     def __init__(self, console: Console, epochs: int, rows: int, done: int) -> None:
-        self.console, self.epochs = console, epochs
-        self.shown = float("-inf")
-        self.begun, self.samples, self.left = time.monotonic(), 0, epochs * rows - done
+        self.console, self.epochs, self.rows, self.done = console, epochs, rows, done
+        self.shown, self.printed = float("-inf"), CLOCK()
+        self.left = Left(epochs * rows - done)
 
     def advance(self, samples: int) -> None:
-        self.samples += samples
+        self.left.seen += samples
+        epoch, within = divmod(self.done + self.left.seen, self.rows)
+        if within and CLOCK() - self.printed >= SECONDS_WITHOUT_A_LINE:
+            self.print(f"epoch {epoch + 1}/{self.epochs}  {within / self.rows:.0%} of it")
 
     def epoch(self, epoch: Epoch, accuracy: str) -> None:
-        now = time.monotonic()
-        if epoch.epoch == self.epochs or now - self.shown >= SECONDS_BETWEEN_LINES:
-            self.shown = now
-            line = f"epoch {epoch.epoch}/{self.epochs}  {summary(epoch, accuracy)}"
-            if epoch.epoch < self.epochs and self.samples:
-                left = (now - self.begun) * (self.left - self.samples) / self.samples
-                line += f"  {clock(left)} left"
-            self.console.print(line, soft_wrap=True)
+        if epoch.epoch == self.epochs or CLOCK() - self.shown >= SECONDS_BETWEEN_LINES:
+            self.shown = CLOCK()
+            self.print(f"epoch {epoch.epoch}/{self.epochs}  {summary(epoch, accuracy)}")
+
+    def print(self, line: str) -> None:
+        self.printed = CLOCK()
+        self.console.print("  ".join(filter(None, (line, str(self.left)))), soft_wrap=True)
 
 
 class Bar:
     """One bar over all samples of all epochs, with the last epoch's figures beside it."""
 
     def __init__(self, progress: Progress, epochs: int, rows: int, done: int) -> None:
-        self.progress = progress
+        self.progress, self.left = progress, Left(epochs * rows - done)
         self.task = progress.add_task(
             "training",
             total=epochs * rows,
@@ -48,10 +71,12 @@ class Bar:
             epoch=done // rows,
             epochs=epochs,
             figures="",
+            left="",
         )
 
     def advance(self, samples: int) -> None:
-        self.progress.advance(self.task, samples)
+        self.left.seen += samples
+        self.progress.update(self.task, advance=samples, left=str(self.left))
 
     def epoch(self, epoch: Epoch, accuracy: str) -> None:
         self.progress.update(self.task, epoch=epoch.epoch, figures=summary(epoch, accuracy))
@@ -93,7 +118,7 @@ def display(console: Console, *, epochs: int, rows: int, done: int) -> Iterator[
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[figures]}", markup=False),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         yield Bar(progress, epochs, rows, done)

@@ -42,6 +42,33 @@ def test_lines_outside_a_terminal():
     assert lines == [f"epoch 1/3  {FIGURES}  0:00 left", f"epoch 3/3  {FIGURES}"]
 
 
+@pytest.mark.parametrize("terminal", [False, True], ids=["lines", "bar"])
+def test_the_time_left(monkeypatch, terminal):
+    """Two epochs of 10 rows, of which the process sees the second and a half of the first."""
+    monkeypatch.setenv("TERM", "xterm")
+    now = [0.0]
+    monkeypatch.setattr(progress, "CLOCK", lambda: now[0])
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=140)
+    with progress.display(console, epochs=2, rows=10, done=5) as display:
+        for samples, seconds in ((2, 30.0), (0, 10.0), (1, 40.0)):
+            now[0] += seconds
+            display.advance(samples)
+        assert str(display.left) == "5:20 left"  # 80 s for 3 of 15 rows
+        display.advance(2)
+        assert str(display.left) == "2:40 left"
+        display.epoch(EPOCHS[0], "a")
+        display.advance(10)
+        display.epoch(EPOCHS[1], "a")
+    shown = console.file.getvalue()
+    if terminal:
+        assert "epoch 2/2" in shown and "lr 0.001" in shown
+        return
+    within, first, last = shown.splitlines()
+    assert within == "epoch 1/2  80% of it  5:20 left"
+    assert first.startswith("epoch 1/2  error") and first.endswith("2:40 left")
+    assert last.startswith("epoch 2/2  error") and not last.endswith("left")
+
+
 def test_a_bar_in_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     text = shown(terminal=True)
