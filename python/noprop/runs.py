@@ -12,7 +12,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import checkpoint, metrics, presets
+from . import augmentation, checkpoint, metrics, presets
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
 from .defaults import LR
@@ -29,7 +29,7 @@ CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
 AT_FIRST = {  # of runs that did not record them
     **{"precision": "float32", "head": "paper", "label": None, "labels": None},
-    "embedding": "one-hot",
+    **{"embedding": "one-hot", "augment": "none"},
 }
 
 
@@ -59,6 +59,7 @@ class Settings:
     seed: int = 0
     val_fraction: float = 0.0
     precision: str = "float32"
+    augment: str = "none"
 
     @classmethod
     def from_json(cls, record: Json) -> "Settings":
@@ -137,6 +138,7 @@ def build(
     """
     if reason := presets.untrainable(settings.variant, settings.embedding):
         raise ValueError(reason)
+    augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
     goal = nk.DT(nk.NoiseSchedule.cosine(T=settings.T), eta=settings.eta)
     shared = {
@@ -290,6 +292,7 @@ class Run:
                 lr_schedule=self.settings.lr_schedule,
                 progress=self.progress,
                 nonfinite=nonfinite,
+                augment=self.settings.augment,
                 stop=stop,
                 on_call=after_call,
                 on_epoch=after_epoch,

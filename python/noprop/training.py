@@ -19,6 +19,8 @@ from torch import Tensor
 
 from noprop_kernels.optimizers import Optimizer
 
+from . import augmentation
+from .augmentation import CropFlip
 from .defaults import default_epochs
 from .feeding import Feed, feed_of
 from .model import Model
@@ -182,6 +184,7 @@ def fit(
     seed: int = 0,
     lr_schedule: str = "constant",
     nonfinite: str = "stop",
+    augment: str = "none",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
@@ -214,6 +217,9 @@ def fit(
             to 0 over all `epochs`.
         nonfinite: the reaction to a loss that is NaN or infinite; such a step changes no weight of
             its learner. "stop" raises NotFinite after the call, "skip" continues and counts it.
+        augment: "none", or "crop-flip" of images: a border of 4 pixels of raw 0, of which a random
+            window is cut out, mirrored half of the time; a new draw for each row and step, the
+            same for all blocks.
         progress: the state to resume from; updated in place.
         stop: called after every call, several times a second; true ends the training.
         on_call: called with `progress` and the call's samples, each counted once for all blocks.
@@ -240,7 +246,10 @@ def fit(
     model.tensors()  # what cannot be saved raises now, and not after the training
     batch_size = feed.batch_size or batch_size
     epochs = default_epochs(feed.rows, batch_size) if epochs is None else epochs
-    loop = _Loop(model, feed, batch_size, epochs, lr_schedule)
+    assert model.inputs is not None  # by feed_of
+    augmentation.check("fit", augment, model.inputs, model.encoder is not None)
+    crop = None if augment == "none" else CropFlip(model.inputs, model.normalize, seed)
+    loop = _Loop(model, feed, batch_size, epochs, lr_schedule, crop)
     progress = progress if progress is not None else Progress()
     if loop.batches.left_out and progress.epoch < epochs:
         say(
@@ -287,8 +296,9 @@ class _Loop:
         batch_size: int,
         epochs: int,
         lr_schedule: str,
+        augment: CropFlip | None,
     ) -> None:
-        self.model, self.feed = model, feed
+        self.model, self.feed, self.augment = model, feed, augment
         self.epochs, self.lr_schedule = epochs, lr_schedule
         self.batches = Batches(feed.rows, batch_size, model.blocks.plan.has_norm())
         self.steps = self.batches.steps
@@ -344,7 +354,11 @@ class _Loop:
             blocks.optimizer, progress.epoch, progress.block_steps, self.steps, len(indices)
         )
         with self.block_pace.measure(len(indices)):
-            losses = blocks.train_steps(**self.feed.take(indices), lr=lr).cpu()  # (K, T)
+            batch = self.feed.take(indices)
+            if self.augment is not None:
+                step = progress.epoch * self.steps + progress.block_steps
+                batch = self.augment(batch, step)
+            losses = blocks.train_steps(**batch, lr=lr).cpu()  # (K, T)
         names = [f"block {t}" for t in blocks.held]
         sums, skipped = self.account(losses, B, progress.epoch, progress.block_steps, names)
         progress.loss_sum = _added(progress.loss_sum, sums)

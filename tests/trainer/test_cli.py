@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import noprop
-from noprop import checkpoint, data, defaults, devices, metrics, runs, training
+from noprop import augmentation, checkpoint, data, defaults, devices, metrics, runs, training
 from noprop.cli import options
 from noprop_kernels.backends import dispatch
 from support.cli import QUICK, call
@@ -70,7 +70,7 @@ SCHEMA = {
     **dict.fromkeys(["batch_size", "samples", "rows", "train_rows", "threads"], int),
     **dict.fromkeys(["block_updates", "head_updates"], int),
     **dict.fromkeys(["backend", "run", "data", "variant", "preset", "embedding"], str),
-    **dict.fromkeys(["precision", "head"], str),
+    **dict.fromkeys(["precision", "head", "augment"], str),
     **dict.fromkeys(["noprop", "torch", "python", "machine", "device"], str),
 }
 
@@ -184,6 +184,7 @@ USAGE = [
     (["--device", "tpu"], "'tpu' is not available, there is: auto, cpu, cuda, cuda:N"),
     (["--data", "imagenet"], "'imagenet' is not available, there is: digits"),
     (["--backend", "abacus"], "backend must be one of"),
+    (["--augment", "noise"], "'noise' is not available, there is: none, crop-flip"),
     (["--hidden", "0"], "--hidden"),
     (["--T", "ten"], "--T"),
     (["--epochs", "0"], "--epochs"),
@@ -245,6 +246,7 @@ OTHERWISE = {  # for every setting, what a run was not begun with
     **{"seed": 7, "val_fraction": 0.1, "precision": "bfloat16", "lr_schedule": "cosine"},
     **{"head": "paper", "label": "y"},
     **{"variant": "ct", "preset": "paper", "embedding": "learned"},
+    "augment": "crop-flip",
 }
 
 
@@ -304,6 +306,7 @@ def test_version_and_help():
 def test_the_names_in_the_help_are_those_that_there_are():
     assert options.DATA == data.NAMES
     assert options.LR_SCHEDULES == training.LR_SCHEDULES
+    assert options.AUGMENTATIONS == augmentation.NAMES
     assert options.NONFINITE == training.NONFINITE
     assert options.DEVICES == devices.NAMES
     assert options.BACKENDS == tuple(dispatch.BACKENDS)

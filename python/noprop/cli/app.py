@@ -12,6 +12,7 @@ with train_extra():
 
     from .guard import execute
 from .options import (
+    AUGMENTATIONS,
     DATA,
     EMBEDDINGS,
     FORMATS,
@@ -119,6 +120,13 @@ def train(
     precision: Annotated[
         str, typer.Option(help=f"Of the products' operands. {names(PRECISIONS)}")
     ] = "float32",
+    augment: Annotated[
+        str,
+        typer.Option(
+            help=f"Of training images. {names(AUGMENTATIONS)} crop-flip: shifted by up to 4 "
+            "pixels, mirrored half of the time."
+        ),
+    ] = "none",
     threads: Threads = None,
     backend: Backend = None,
     device: OnDevice = "auto",

@@ -23,6 +23,7 @@ from ..training import NotFinite, Progress
 from . import common, dry_run
 from .guard import fail
 from .options import (
+    AUGMENTATIONS,
     EMBEDDINGS,
     HEADS,
     LR_SCHEDULES,
@@ -87,6 +88,7 @@ def check(options: SimpleNamespace) -> None:
     one_of("--embedding", options.embedding, EMBEDDINGS)
     one_of("--head", options.head, HEADS)
     one_of("--lr-schedule", options.lr_schedule, LR_SCHEDULES)
+    one_of("--augment", options.augment, AUGMENTATIONS)
     one_of("--precision", options.precision, PRECISIONS)
     one_of("--on-nonfinite", options.on_nonfinite, NONFINITE)
     if options.resume is not None and options.out is not None:
