@@ -59,7 +59,13 @@ class Convolution(Op):
             value.requires_grad_(name in self.wants)
         return self.call([leaves], lambda: [blocks(leaves["x"], z)], [self.d_logits])
 
-    def eager(self, memory_format: torch.memory_format = torch.channels_last) -> Call:
+    def eager(self) -> Call:
+        return self.by_torch(torch.channels_last)
+
+    def eager_contiguous(self) -> Call:
+        return self.by_torch(torch.contiguous_format)
+
+    def by_torch(self, memory_format: torch.memory_format) -> Call:
         blocks = []
         for t in range(self.T):
             block = {name: value[t].clone() for name, value in self.leaves.items()}
@@ -69,9 +75,6 @@ class Convolution(Op):
                 block[name].requires_grad_()
             blocks.append(block)
         return self.call(blocks, lambda: [self.logits(block) for block in blocks], self.d_logits)
-
-    def eager_contiguous(self) -> Call:
-        return self.eager(torch.contiguous_format)
 
     def logits(self, block: Result) -> Tensor:
         """(B, 1) of one block."""
@@ -111,7 +114,7 @@ class Convolution(Op):
     def wanted(self, contender: str) -> Result:
         self.leaves = {name: value.double() for name, value in self.leaves.items()}
         self.d_logits = self.d_logits.double()
-        return self.eager_contiguous()()
+        return self.by_torch(torch.contiguous_format)()
 
 
 class ConvolutionInputGradient(Convolution):
