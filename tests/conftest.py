@@ -16,6 +16,7 @@ import noprop_kernels as nk
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cuda import extension
 from support import host_module
+from support.cmake import HOSTILE, Build
 from support.interpreter import mend_interpreter
 
 # A shell ignores some signals in what it runs in the background, and so would the programs that
@@ -47,6 +48,19 @@ def products_in_order() -> Iterator[None]:
 def cuda_module(request, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The CUDA backend's extension, built for the host; skipped where there is no g++."""
     return host_module.built(request.config, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def hostile_build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The extension and the programs in C, built once for every test of either, under flags from
+    outside that would change numbers: they must be dropped."""
+    build = Build(tmp_path_factory.mktemp("hostile") / "a folder")
+    build.env |= {"CXXFLAGS": HOSTILE, "LDFLAGS": "-ffast-math"}
+    done = build.configure("-DNOPROP_CUDA=OFF", "-DNOPROP_TESTS=ON")
+    assert done.returncode == 0, done.stderr
+    done = build.build("all")
+    assert done.returncode == 0, done.stderr
+    return build
 
 
 @pytest.fixture(params=BACKENDS)

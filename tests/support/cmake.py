@@ -2,17 +2,32 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support import ROOT
+
+# what changes numbers, or the processor that is needed
+HOSTILE = (
+    "-Ofast -ffast-math -funsafe-math-optimizations -ffinite-math-only -fno-signed-zeros "
+    "-fassociative-math -freciprocal-math -fsingle-precision-constant -march=native -mavx2 "
+    "-mfma -flto"
+)
 
 
 class Build:
-    """One build folder; options stay for the next call."""
+    """One build folder; options stay for the next call. Skips where nothing builds."""
 
     def __init__(self, folder: Path) -> None:
+        if not (ROOT / "CMakeLists.txt").exists():
+            pytest.skip("the sources are not here")
+        for name in ("cmake", "c++"):
+            if shutil.which(name) is None:
+                pytest.skip(f"{name} is not on PATH")
         import pybind11
 
         self.folder = folder
