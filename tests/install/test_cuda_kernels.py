@@ -1,5 +1,6 @@
 """The CUDA kernels are built where they can be; they end no build that did not ask for them."""
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,24 @@ BROKEN = {
     "hangs": (f"{VERSION}sleep 1000", "timeout"),
     "makes nothing": (f"{VERSION}exit 0", "made nothing"),
 }
+
+
+@pytest.fixture(scope="module")
+def looked_around(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    build = Build(tmp_path_factory.mktemp("cuda") / "a folder")
+    build.options.append("-UNOPROP_CUDA*")  # nothing that an earlier call said
+    assert build.configure("-DNOPROP_CUDA=OFF").returncode == 0
+    return build
+
+
+@pytest.fixture
+def build(looked_around: Build) -> Build:
+    """As new, but CMake has found the compiler, which takes it longer than all the rest."""
+    build = copy.copy(looked_around)
+    build.env = {**looked_around.env}
+    shutil.rmtree(build.folder / "cuda", ignore_errors=True)
+    (build.folder / "cuda_left_out.cpp").unlink(missing_ok=True)
+    return build
 
 
 @pytest.mark.skipif(HAS_DRIVER, reason="an NVIDIA driver is here")
