@@ -84,7 +84,7 @@ def sizes(model: Model, batch_size: int) -> Json:
     workspace = None
     if backend == "cpu":
         T, D, precision = model.blocks.T, model.blocks.D, model.blocks.precision
-        each = cpu.workspace_bytes(plan, batch_size, D, precision)
+        each = cpu.workspace_bytes(plan, T, batch_size, D, MANY_STEPS, precision)
         rows = cpu.packed_bytes(plan, T, batch_size, MANY_STEPS, precision)
         workspace = max(0, each * workers + rows - activations)
     return {

@@ -102,7 +102,7 @@ def fma_gflop(num_threads: int, rounds: int) -> float:
 
 
 def workspace_bytes(plan: Plan, n: int, B: int, D: int, K: int, precision: str = "float32") -> int:
-    """Bytes of one thread's workspace in a training call of K steps on the same data for n slices."""
+    """Bytes of a thread's workspace in a training call of K steps on the same data for n slices."""
     return _native_plan(plan, precision).workspace_bytes(n, B, D, K)
 
 
