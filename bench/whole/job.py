@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,8 +86,7 @@ class Record:
 @torch.inference_mode()
 def accuracy(problem: Problem, weights: Weights, x: Tensor, y: Tensor) -> float:
     """Accuracy: argmax of z_T, from the chain without noise."""
-    own = Problem(**{**vars(problem), "weights": weights})
-    chain, right = Stacked(own), 0
+    chain, right = Stacked(replace(problem, weights=weights)), 0
     for rows, labels in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
         z_0 = torch.zeros(len(rows), problem.shape.D)
         right += int((chain(rows, z_0).argmax(1) == labels).sum())

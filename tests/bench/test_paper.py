@@ -158,8 +158,8 @@ def test_memory_tells_what_each_thread_has():
     assert given.plan == SHAPE.plan
     assert {"ours", "eager"} < memory.entries_of(given).keys()
     ours = Ours(make_problem(SHAPE), 3)
-    step = ours.step_bytes(ours.problem.indices(1, seed=0))
-    assert 0 < step - 3 * ours.thread_bytes() < ours.thread_bytes()
+    step, each = ours.step_bytes(ours.problem.indices(1, seed=0)), ours.thread_bytes(1)
+    assert 0 < step - 3 * each < each
     parts = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "workspace"), 0)
     line = {"kind": "memory", "shape": "made-up", "contender": "ours", "ms_per_step": 1.0}
     line |= {"memory_bytes": parts | {"rss_growth": 0, "thread": 3 << 20}}
