@@ -23,7 +23,13 @@ WEIGHTS = 4 * SHAPE.parameters
 
 @pytest.fixture(scope="module")
 def measured():
-    return {n: memory.measure_apart(n, SHAPE, 1) for n in ("sequential", "end_to_end")}
+    """The smaller peak of two: what else the process holds for a moment only adds to it."""
+
+    def smaller(name: str) -> dict:
+        lines = [memory.measure_apart(name, SHAPE, 1) for _ in range(2)]
+        return min(lines, key=lambda line: line["memory_bytes"]["rss_growth"])
+
+    return {name: smaller(name) for name in ("sequential", "end_to_end")}
 
 
 def test_peak_holds_the_parts_and_gradients_show(measured):
