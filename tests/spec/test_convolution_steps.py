@@ -10,7 +10,7 @@ from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD
 from support.calls import clone_call, make_train_call
 from support.compare import assert_matches
-from support.twin import F64, Twin
+from support.twin import F64, Twin, torch_step
 
 STEPS = 50
 # the smallest image of which the paper's convolutions and pools leave a pixel:
@@ -39,15 +39,7 @@ def test_fifty_steps_of_the_paper_s_block_are_autograd_s_and_torch_optim_s() -> 
     torch_s = torch.optim.SGD(twin.params.values(), momentum=0.9)
     losses = torch.empty(STEPS, 1, dtype=F64)
     for step in range(STEPS):
-        torch_s.param_groups[0]["lr"] = call.rule.lr[step, 0].item()
-        torch_s.zero_grad()
-        loss, _ = twin.loss(step)
-        loss.backward()
-        for layer, spec in twin.plan.dense.items():
-            if spec.norm is not None:  # its gradient is zero, torch has rounding noise
-                twin.params[f"{layer}.bias"].grad.zero_()
-        torch_s.step()
-        losses[step] = loss.detach()
+        losses[step] = torch_step(twin, torch_s, step, call.rule.lr[step, 0])
     assert_close(call.out.loss, losses, rtol=1e-7, atol=1e-9)
     terms = 16 * STEPS
     assert_matches(done.out.loss, losses, plain.out.loss, terms, "loss")

@@ -11,7 +11,7 @@ from noprop_kernels.optimizers import SGD, Adam, AdamW
 from noprop_kernels.plan import Dense, Plan
 from support.calls import PLANS, clone_call
 from support.compare import assert_calls_match, assert_matches, assert_same, results
-from support.twin import F64, TIGHT, VARIANTS, Twin, gradient, make
+from support.twin import F64, TIGHT, VARIANTS, Twin, gradient, make, torch_step
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -77,15 +77,8 @@ def test_fifty_steps_are_autograd_s_and_torch_optim_s(name, optimizer):
             twin.params.values(), weight_decay=ours.weight_decay, foreach=False, **options
         )
         for step in range(steps):
-            groups.param_groups[0]["lr"] = call.rule.lr[step, i].item()
-            groups.zero_grad()
-            loss, _ = twin.loss(step)
-            loss.backward()
-            for layer, spec in twin.plan.layers.items():
-                if spec.norm is not None:  # its gradient is zero, torch has rounding noise
-                    twin.params[f"{layer}.bias"].grad.zero_()
-            groups.step()
-            assert_close(call.out.loss[step, i], loss.detach(), rtol=1e-7, atol=1e-9)
+            loss = torch_step(twin, groups, step, call.rule.lr[step, i])
+            assert_close(call.out.loss[step, i], loss, rtol=1e-7, atol=1e-9)
         at = slices.index[i]
         for key, leaf in twin.params.items():
             assert_close(slices.params[key][at], leaf.detach(), rtol=1e-7, atol=1e-9, msg=key)

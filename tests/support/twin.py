@@ -122,5 +122,18 @@ class Twin:
         return (objective.weight[step, i] * error).sum() / objective.rows, error
 
 
+def torch_step(twin, optimizer, step, lr):
+    """The twin's loss of a step, after torch.optim's update at this rate."""
+    optimizer.param_groups[0]["lr"] = float(lr)
+    optimizer.zero_grad()
+    loss, _ = twin.loss(step)
+    loss.backward()
+    for name, layer in twin.plan.dense.items():
+        if layer.norm is not None:  # its gradient is zero, torch has rounding noise
+            twin.params[f"{name}.bias"].grad.zero_()
+    optimizer.step()
+    return loss.detach()
+
+
 def gradient(leaf):
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

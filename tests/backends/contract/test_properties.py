@@ -14,7 +14,7 @@ from support.blocks import T, assert_same, batch, data, indices, make, of_slices
 from support.calls import clone_call
 from support.compare import assert_matches
 from support.kernels import GPUS, name_of, on
-from support.twin import F64, Twin
+from support.twin import F64, Twin, torch_step
 from support.twin import make as make_call
 
 pytestmark = on(*GPUS)
@@ -122,15 +122,7 @@ def test_a_trajectory_is_autograd_s_and_torch_optim_s(
         torch_s = torch.optim.AdamW(twin.params.values(), weight_decay=0.01)
     losses = torch.empty(steps, 1, dtype=F64)
     for step in range(steps):
-        torch_s.param_groups[0]["lr"] = exact.rule.lr[step, 0].item()
-        torch_s.zero_grad()
-        loss, _ = twin.loss(step)
-        loss.backward()
-        for layer, spec in twin.plan.layers.items():
-            if spec.norm is not None:  # its gradient is zero, torch has rounding noise
-                twin.params[f"{layer}.bias"].grad.zero_()
-        torch_s.step()
-        losses[step] = loss.detach()
+        losses[step] = torch_step(twin, torch_s, step, exact.rule.lr[step, 0])
     terms = 16 * steps
     assert_matches(call.out.loss, losses, plain.out.loss, terms, "loss")
     for name, leaf in twin.params.items():
