@@ -53,6 +53,12 @@ def test_no_word_of_theirs_reaches_a_command(build: Build, ours: set[str], name:
     assert outcome is not None and set(outcome[1].split()) == set(HOSTILE.split())
 
 
+def test_words_of_two_variables_are_told_apart(build: Build) -> None:
+    flags = ("-DCMAKE_CXX_FLAGS=-ffast-math", "-DCMAKE_SHARED_LINKER_FLAGS=-flto")
+    done = build.configure("-G", "Unix Makefiles", *flags)
+    assert "are left out: -ffast-math -flto\n" in done.stdout
+
+
 @pytest.mark.parametrize("flag", ["-ffast-math", "-mavx2"])
 def test_a_compiler_that_is_set_so_is_refused(build: Build, tmp_path: Path, flag: str) -> None:
     compiler = tmp_path / "compiler"
