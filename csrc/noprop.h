@@ -216,6 +216,17 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
                                   const NopropEmbedding* embedding, const NopropLabels* y,
                                   int64_t n, int64_t B, int64_t M, const NopropHost* host);
 
+/* t (K, n, B) of the rows of K steps: uniform in [0, 1), or of `strata` equal parts of it the one
+ * of the row, where that is above 0. */
+NopropResult noprop_draw_times_cpu(double* t, const int64_t* seeds, const NopropNoise* noise,
+                                   int64_t n, int64_t B, int64_t K, int64_t strata,
+                                   const NopropHost* host);
+
+/* out (count, 2 n): the sines of t (count,) times the frequencies (n,), and then the cosines.
+ * Products must be below 1e5. */
+NopropResult noprop_embed_times_cpu(float* out, const double* t, int64_t count,
+                                    const double* frequencies, int64_t n, const NopropHost* host);
+
 /* Bytes of one slice's saved activations. */
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B);
 
@@ -245,14 +256,25 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
 NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
                                const NopropUpdateRule* rule, const NopropHost* host);
 
-/* Chains of n / R blocks for R replicas and S samples. a, b, sqrt_c: (n / R,). logits (L, S, R, B,
- * M), u_hat and z (L, S, R, B, D) with L = n / R where keep_all, else 1. inputs[i]: (R, B, width),
- * the replica stride may be 0. */
+/* Evaluations of a chain's network. One gives k = a u_hat + b z. Where it ends a step, z = keep *
+ * base + total + weight * k + sqrt_c * eps, base being z as the step began and total the sum of
+ * weight * k of the step's earlier evaluations; else z = base + next * k. The last one ends. */
+typedef struct {
+  int64_t evaluations;
+  const float *a, *b, *sqrt_c, *weight, *next, *keep; /* (evaluations,) */
+  const uint8_t* ends;                                /* (evaluations,) */
+  int32_t t_input; /* the input whose features are the same for all rows, or -1 */
+  const float* t;  /* (evaluations, its width), or null */
+} NopropChain;
+
+/* Chains of R replicas of L = n / R blocks, and S samples; L is 1 or chain->evaluations. logits
+ * (kept, S, R, B, M), u_hat and z (kept, S, R, B, D), after every evaluations / kept of them.
+ * inputs[i]: (R, B, width), the replica stride may be 0. */
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
-                                const int64_t* seeds, const NopropInput* inputs, const float* a,
-                                const float* b, const float* sqrt_c, int32_t head,
+                                const int64_t* seeds, const NopropInput* inputs,
+                                const NopropChain* chain, int32_t head,
                                 const NopropEmbedding* embedding, int64_t S, int64_t R, int64_t B,
-                                int64_t first_row, int32_t add_noise, int32_t keep_all,
+                                int64_t first_row, int32_t add_noise, int64_t kept,
                                 const NopropHost* host);
 
 /* Bytes of one thread's workspace in a call of noprop_train_cpu on n slices, of K steps whose

@@ -9,8 +9,10 @@ if TYPE_CHECKING or not hand_over():
     from .backends.cpu import backend as _cpu
     from .backends.dispatch import BackendError, check_device, use_backend
     from .blocks import DenoisingBlocks
+    from .continuous import CT, FM
     from .denoising_loss import DenoisingLoss
     from .explanation import explain
+    from .gamma import Gamma
     from .goal import DT
     from .linear import Linear
     from .optimizer_in_backward import OptimizerInBackward
@@ -19,6 +21,7 @@ if TYPE_CHECKING or not hand_over():
     from .plan import BatchNorm, Conv2d, Dense, MaxPool2d, Plan
     from .results import Gradients, Prediction, Step, Update
     from .schedule import NoiseSchedule
+    from .time_embedding import embed_time
 
     if _reason := _cpu.unavailable():
         raise ImportError(
@@ -30,7 +33,9 @@ if TYPE_CHECKING or not hand_over():
 __version__ = "0.1.0"
 
 __all__ = [
+    "CT",
     "DT",
+    "FM",
     "SGD",
     "Adam",
     "AdamW",
@@ -40,6 +45,7 @@ __all__ = [
     "Dense",
     "DenoisingBlocks",
     "DenoisingLoss",
+    "Gamma",
     "Gradients",
     "Linear",
     "MaxPool2d",
@@ -51,6 +57,7 @@ __all__ = [
     "Step",
     "Update",
     "check_device",
+    "embed_time",
     "explain",
     "functional",
     "plans",

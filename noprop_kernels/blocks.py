@@ -21,6 +21,8 @@ from .stack.training import (
     check_batch,
     check_blocks,
     check_draws_z,
+    check_time_input,
+    check_times,
     index_of,
 )
 
@@ -28,8 +30,10 @@ from .stack.training import (
 class DenoisingBlocks(Stack):
     """Blocks t = 1..T, each a network of its own: u_hat_t = softmax(plan_t(x, z_{t-1})) @ W_embed.
 
-    Block t is trained by its own loss alone, (T / 2) eta (SNR(t) - SNR(t-1)) mean |u_hat_t - u_y|^2
-    on z_{t-1} ~ q(z_{t-1} | y) (arXiv:2503.24322v2, eq. 8).
+    Under a DT block t is trained by its own loss alone, (T / 2) eta (SNR(t) - SNR(t-1)) mean
+    |u_hat_t - u_y|^2 on z_{t-1} ~ q(z_{t-1} | y) (arXiv:2503.24322v2, eq. 8). Under a CT or an FM
+    there is one block for all t in [0, 1] (eqs. 9 and 12): each step draws a t for every row, and
+    the plan's input "t" is its embedding, which no caller gives.
 
     A slice is a (replica, block); slices are stacked replica by replica, t ascending in each. A
     block's training is the same, bit for bit, whichever other blocks are held or run, in any order.
@@ -41,7 +45,7 @@ class DenoisingBlocks(Stack):
     Args:
         plan: the layers of one block, with M logits; its "z" has the width D of an embedding,
             unless every call brings features of it.
-        goal: the noise levels and loss weights.
+        goal: the noise levels and loss weights: a DT, CT or FM.
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
         optimizer: of noprop_kernels.optimizers; None makes a plain module, for `loss` and
             torch.optim.
@@ -80,6 +84,8 @@ class DenoisingBlocks(Stack):
         if len(plan.inputs) < 2:
             raise ValueError(f'{op}: plan must have an input beside "z", got {list(plan.inputs)}')
         check_goal(op, goal)
+        if goal.timed:
+            check_time_input(op, plan)
         seeds = seed_list(op, seed)
         held = check_blocks(op, "held", range(1, goal.T + 1) if held is None else held, goal.T)
         t = torch.tensor(sorted(held) * len(seeds), dtype=torch.int64, device="cpu")
@@ -132,7 +138,7 @@ class DenoisingBlocks(Stack):
 
         Args:
             x: (B, F) float32, shared, or (n, B, F), one per slice; a dict by name if the plan has
-                more inputs.
+                more inputs than "x", "z" and a drawn "t".
             y: (B,) int64, labels.
             blocks: the t to train, in all replicas; None: all held.
             lr: a number or (n,); None: the optimizer's.
@@ -234,13 +240,16 @@ class DenoisingBlocks(Stack):
     # the parts of a step
 
     @eager_only
-    def add_noise(self, y: Tensor, *, blocks: Blocks = None, first_row: int = 0) -> Tensor:
+    def add_noise(
+        self, y: Tensor, *, blocks: Blocks = None, first_row: int = 0, rows: int | None = None
+    ) -> Tensor:
         """z_{t-1} = signal * u_y + noise * eps, at the address of the next step; changes nothing.
 
         Args:
             y: (B,) int64, labels.
             blocks: the t to draw for, in all replicas; None: all held.
             first_row: position of row 0 in the whole batch.
+            rows: of the whole batch, which stratified t divide; None: B.
 
         Returns:
             (n, B, D) float32.
@@ -248,10 +257,30 @@ class DenoisingBlocks(Stack):
         Raises:
             ValueError: an argument does not fit.
         """
-        return training.add_noise(self, "add_noise", y, blocks, first_row)
+        return training.add_noise(self, "add_noise", y, blocks, first_row, rows)[0]
 
-    def forward(self, x: Inputs, z: Tensor, *, blocks: Blocks = None) -> Tensor:
-        """logits = plan(x, z), differentiable in the parameters, x and z.
+    @eager_only
+    def times(
+        self, B: int, *, blocks: Blocks = None, first_row: int = 0, rows: int | None = None
+    ) -> Tensor:
+        """t of each row of a batch of B, at the address of the next step; changes nothing.
+
+        Args:
+            B: rows.
+            blocks, first_row, rows: as of `add_noise`.
+
+        Returns:
+            (n, B) float64 in [0, 1).
+
+        Raises:
+            ValueError: an argument does not fit, or the goal is a DT, which draws none.
+        """
+        return training.times(self, "times", B, blocks, first_row, rows)
+
+    def forward(
+        self, x: Inputs, z: Tensor, *, t: Tensor | None = None, blocks: Blocks = None
+    ) -> Tensor:
+        """logits = plan(x, z), or plan(x, z, t), differentiable in the parameters, x and z.
 
         In train mode with batch norm it uses batch statistics, and updates the running ones; with
         dropout it draws that of the next step, the same until a step or `advance()` is counted.
@@ -259,6 +288,7 @@ class DenoisingBlocks(Stack):
         Args:
             x: (B, F) float32, shared, or (n, B, F); a dict by name if the plan has more inputs.
             z: (n, B, width) float32, or (B, width), shared.
+            t: (B,) or (n, B) float32 or float64 in [0, 1], needed under a CT or FM.
             blocks: the t to run, in all replicas; None: all held.
 
         Returns:
@@ -269,7 +299,13 @@ class DenoisingBlocks(Stack):
         """
         op = "forward"
         index = index_of(self, op, blocks)
-        inputs = check_inputs(op, x, self.plan, len(index), self.device)
+        inputs = check_inputs(op, x, self.plan, self.layout.given, len(index), self.device)
+        if self.goal.timed:
+            B = next(iter(inputs.values())).shape[1]
+            t = check_times(op, t, len(index), B, self.device)
+            inputs["t"] = engine.time_input(self, t).expand(len(index), -1, -1)
+        elif t is not None:
+            raise ValueError(f"{op}: t must be None under a DT, got {type(t).__name__}")
         inputs["z"] = rows_of(op, "z", z, self.plan.shapes["z"], len(index), self.device)
         B = same_rows(op, inputs, 1, "x and z")
         if self.training and self.plan.has_norm():
@@ -300,8 +336,10 @@ class DenoisingBlocks(Stack):
         index = index_of(self, op, blocks)
         check_draws_z(self, op)
         check_batch(self, op, x, y, len(index), training=self.training)
-        logits = self.forward(x, training.add_noise(self, op, y, blocks, 0), blocks=blocks)
-        return block_nodes.Loss.apply(self, index, y, logits)
+        z, eps = training.add_noise(self, op, y, blocks)
+        t = training.times(self, op, len(y), blocks, 0, None) if self.goal.timed else None
+        logits = self.forward(x, z, t=t, blocks=blocks)
+        return block_nodes.Loss.apply(self, index, y, eps, logits)
 
     @eager_only
     def backward_update(
@@ -336,7 +374,8 @@ class DenoisingBlocks(Stack):
             replica: the number of the replica.
 
         Returns:
-            A module called as block(x, z), inputs in the plan's order, images as such or as rows;
+            A module called as block(x, z), or block(x, z, nk.embed_time(t, width)), inputs in the
+            plan's order, images as such or as rows;
             its state_dict's keys are the plan's. In train mode its dropout is torch's own.
 
         Raises:
@@ -368,31 +407,39 @@ class DenoisingBlocks(Stack):
         x: Inputs,
         *,
         noise: bool = True,
+        sampler: str | None = None,
+        steps: int | None = None,
         samples: int = 1,
         seed: int | Sequence[int] | None = None,
         first_row: int = 0,
-        keep: str = "last",
+        keep: str | int = "last",
     ) -> Prediction:
         """The chain z_t = a_t u_hat_t + b_t z_{t-1} + sqrt(c_t) eps from z_0 ~ N(0, I).
 
-        arXiv:2503.24322v2, eq. 3. It uses running statistics, whatever the mode, and advances no
-        counter. A row's result does not depend on the other rows: without noise it is a function of
-        the row alone, with noise also of its position, first_row + its number.
+        arXiv:2503.24322v2, eq. 3, or under a CT or FM another sampler. It uses running statistics,
+        whatever the mode, and advances no counter. A row's result does not depend on the other
+        rows: without noise it is a function of the row alone, with noise also of its position,
+        first_row + its number.
 
         Args:
             x: (B, F) float32, shared, or (R, B, F), one per replica; a dict by name if the plan has
                 more inputs.
             noise: false omits sqrt(c_t) eps and begins at z_0 = 0, the mean of N(0, I), so that
                 nothing is random and all samples are equal.
+            sampler: under a CT "ancestral" (eq. 3; None with noise), "ddim" (None without),
+                "euler", "heun" or "rk4"; under an FM "euler" (None), "heun" or "rk4". All but
+                "ancestral" draw z_0 alone.
+            steps: of the sampler, 1..65535; None: 1,000. A DT's are its T blocks.
             samples: S, draws of the noise.
             seed: of the noise, an int or one per replica; None: each replica's own.
             first_row: position of row 0 in the whole set.
-            keep: "last", or "all" for the results after every block.
+            keep: "last", "all" for the results after every step, or a number that divides the
+                steps: for so many, equally far apart.
 
         Returns:
-            Prediction of (S, R, B, ...), with keep="all" (T, S, R, B, ...).
+            Prediction of (S, R, B, ...), with other `keep` than "last" (kept, S, R, B, ...).
 
         Raises:
             ValueError: an argument does not fit, or not all T blocks are held.
         """
-        return chain.predict(self, x, noise, samples, seed, first_row, keep)
+        return chain.predict(self, x, noise, sampler, steps, samples, seed, first_row, keep)

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from .check import LARGEST, check_number
+from .samplers import Table, ancestral
 from .schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a step, float32 on the CPU.
+    """The levels of a step, float32.
 
     Args:
-        signal, noise: of z, one per slice (n,), or one per slice and row (n, B).
+        signal, noise: of z, one per slice (n,), or one per step, slice and row (K, n, B).
         weight: of the error, likewise.
     """
 
@@ -41,6 +42,8 @@ class StepGoal(Protocol):
         head: "softmax", "linear" or "cross_entropy".
         flow: 0, or 1 for the flow-matching target u_y - eps.
         sigma: standard deviation of flow matching's second noise eps_1.
+        timed: whether a step draws a t in [0, 1] for each row, which is then the plan's input "t".
+        stratified: whether these t are drawn from equal parts of [0, 1], one for each row.
     """
 
     @property
@@ -52,31 +55,48 @@ class StepGoal(Protocol):
     @property
     def sigma(self) -> float: ...
 
+    @property
+    def timed(self) -> bool: ...
+
+    @property
+    def stratified(self) -> bool: ...
+
     def levels(self, t: Tensor) -> Levels:
-        """The levels at t, int64 in 1..T: (n,), or (n, B)."""
+        """The levels at t, int64 in 1..T (n,), or where it is timed float64 in [0, 1] (K, n, B)."""
         ...
 
 
 @runtime_checkable
 class Goal(StepGoal, Protocol):
-    """A variant of NoProp: T blocks, the goal of each, and their chain."""
+    """A variant of NoProp: T blocks, the goal of each, and how they predict.
+
+    Attributes:
+        samplers: the kinds that `table` knows, the default with noise first.
+        steps: of a sampler by default.
+    """
 
     @property
     def T(self) -> int: ...
 
+    @property
+    def samplers(self) -> tuple[str, ...]: ...
+
+    @property
+    def steps(self) -> int: ...
+
     def last(self) -> Levels:
-        """The levels of z_T, without dimensions, and a weight of 1."""
+        """The levels of the last z, without dimensions, and a weight of 1."""
         ...
 
-    def chain(self) -> tuple[Tensor, Tensor, Tensor]:
-        """a, b and sqrt(c) (T,) float32 of z_t = a u_hat + b z_{t-1} + sqrt(c) eps."""
+    def table(self, sampler: str, steps: int) -> Table:
+        """The evaluations from z_0 to the last z."""
         ...
 
 
 def check_goal(op: str, goal: object) -> None:
     """Raises ValueError where `goal` is not a goal."""
     if not isinstance(goal, Goal) or isinstance(goal, type):
-        raise ValueError(f"{op}: goal must be a DT, got {type(goal).__name__}")
+        raise ValueError(f"{op}: goal must be a DT, CT or FM, got {type(goal).__name__}")
 
 
 @dataclass(frozen=True)
@@ -98,6 +118,9 @@ class DT:
     head: str = field(default="softmax", init=False, repr=False, compare=False)
     flow: float = field(default=0.0, init=False, repr=False, compare=False)
     sigma: float = field(default=0.0, init=False, repr=False, compare=False)
+    timed: bool = field(default=False, init=False, repr=False, compare=False)
+    stratified: bool = field(default=False, init=False, repr=False, compare=False)
+    samplers: tuple[str, ...] = field(default=("ancestral",), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, NoiseSchedule):
@@ -109,6 +132,10 @@ class DT:
     @property
     def T(self) -> int:
         return self.schedule.T
+
+    @property
+    def steps(self) -> int:
+        return self.T
 
     def levels(self, t: Tensor) -> Levels:
         """The levels of the blocks t, int64 in 1..T."""
@@ -122,11 +149,15 @@ class DT:
         last = self.schedule.alpha_bar[-1]
         return Levels(last.sqrt().float(), (1 - last).sqrt().float(), torch.ones_like(last).float())
 
-    def chain(self) -> tuple[Tensor, Tensor, Tensor]:
-        """a, b and sqrt(c) of the chain's steps (eq. 3), (T,) float32."""
-        schedule = self.schedule
-        a, b, c = (value[1:] for value in (schedule.a, schedule.b, schedule.c.sqrt()))
-        return a.float(), b.float(), c.float()
+    def table(self, sampler: str, steps: int) -> Table:
+        """The chain's steps (eq. 3), one a block.
+
+        Raises:
+            ValueError: steps is not T.
+        """
+        if steps != self.T:
+            raise ValueError(f"predict: steps must be the {self.T} blocks, got {steps}")
+        return ancestral(self.schedule.alpha_bar)
 
 
 @dataclass(frozen=True)
@@ -137,6 +168,8 @@ class LastLevel:
     head: str = field(default="cross_entropy", init=False, repr=False, compare=False)
     flow: float = field(default=0.0, init=False, repr=False, compare=False)
     sigma: float = field(default=0.0, init=False, repr=False, compare=False)
+    timed: bool = field(default=False, init=False, repr=False, compare=False)
+    stratified: bool = field(default=False, init=False, repr=False, compare=False)
 
     def levels(self, t: Tensor) -> Levels:
         """The levels of z_T, whatever t."""

@@ -60,6 +60,10 @@ class OutputHead(Stack):
         op = "OutputHead"
         D, M = check_positive(op, "D", D), check_positive(op, "M", M)
         check_goal(op, goal)
+        if goal.flow != 0:
+            raise ValueError(
+                f"{op}: goal must not be an FM, whose classes are read by the nearest embedding"
+            )
         if embedding is not None:
             check_tensor(op, "embedding", embedding, shape=(M, D))
         elif D != M:
@@ -162,7 +166,7 @@ class OutputHead(Stack):
         """
         op, index = "train_steps", self._everyone()
         inputs, labels, K, B = gather_inputs(
-            op, {}, Y, indices, None, self.plan, index, len(self), self.device
+            op, {}, Y, indices, None, self.plan, (), index, len(self), self.device
         )
         block = self._noise_block(op, t, K)
         return engine.train_steps(self, op, index, block, inputs, labels, B, lr)

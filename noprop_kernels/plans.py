@@ -7,27 +7,27 @@ from .plan import BatchNorm, Conv2d, Dense, Layer, MaxPool2d, Plan, Shape
 TIME_FEATURES = 64  # of the embedding of t
 
 
-def mlp(in_features: int, embed_dim: int, num_classes: int, hidden: int = 256) -> Plan:
+def mlp(
+    in_features: int, embed_dim: int, num_classes: int, hidden: int = 256, *, time: bool = False
+) -> Plan:
     """A two-stem MLP block: x and z each through a dense layer, joined by a third, then the logits.
 
     Args:
         in_features: F, width of x.
         embed_dim: D, width of the noisy label embedding z.
         num_classes: M, width of the logits.
-        hidden: H, width of the three hidden layers.
+        hidden: H, width of the hidden layers.
+        time: whether it is a block of CT or FM, which has a third stem for the input "t".
 
     Raises:
         ValueError: a size is below 1.
     """
-    return Plan(
-        inputs={"x": (in_features,), "z": (embed_dim,)},
-        layers={
-            "hx": Dense("x", hidden, activation="relu"),
-            "hz": Dense("z", hidden, activation="relu"),
-            "f": Dense(("hx", "hz"), hidden, activation="relu"),
-            "logits": Dense("f", num_classes),
-        },
-    )
+    inputs: dict[str, Shape] = {"x": (in_features,), "z": (embed_dim,)}
+    if time:
+        inputs["t"] = (TIME_FEATURES,)
+    stems = {f"h{name}": Dense(name, hidden, activation="relu") for name in inputs}
+    join = Dense((*stems,), hidden, activation="relu")
+    return Plan(inputs, {**stems, "f": join, "logits": Dense("f", num_classes)})
 
 
 def paper_dt(

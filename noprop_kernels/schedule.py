@@ -10,6 +10,23 @@ from .check import LARGEST, check_number, check_positive
 MOST_BLOCKS = 0xFFFD  # the last three of 16 bits are no block's: z_0, shared parts
 
 
+def posterior(alpha_bar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """a, b, c of q(z_t | z_{t-1}, y) = N(a u_y + b z_{t-1}, c) between neighbouring levels (eq. 6).
+
+    Args:
+        alpha_bar: (T + 1,) float64, growing.
+
+    Returns:
+        Three of (T,).
+    """
+    previous, now = alpha_bar[:-1], alpha_bar[1:]
+    alpha = previous / now  # the paper's alpha_{t-1}
+    a = now.sqrt() * (1 - alpha) / (1 - previous)
+    b = alpha.sqrt() * (1 - now) / (1 - previous)
+    c = (1 - now) * (1 - alpha) / (1 - previous)
+    return a, b, c
+
+
 class NoiseSchedule:
     """Noise levels by the paper's t (arXiv:2503.24322v2, eqs. 5 and 6), all float64.
 
@@ -54,12 +71,8 @@ class NoiseSchedule:
         self.T = len(alpha_bar) - 1
         self.alpha_bar = alpha_bar
         self.snr = alpha_bar / (1 - alpha_bar)
-        previous, now = alpha_bar[:-1], alpha_bar[1:]
-        alpha = previous / now  # the paper's alpha_{t-1}
         nan = alpha_bar.new_full((1,), math.nan)
-        self.a = torch.cat([nan, now.sqrt() * (1 - alpha) / (1 - previous)])
-        self.b = torch.cat([nan, alpha.sqrt() * (1 - now) / (1 - previous)])
-        self.c = torch.cat([nan, (1 - now) * (1 - alpha) / (1 - previous)])
+        self.a, self.b, self.c = (torch.cat([nan, value]) for value in posterior(alpha_bar))
 
     @classmethod
     def cosine(cls, T: int = 10, s: float = 0.008) -> "NoiseSchedule":

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "call_chain.h"
 #include "call_reader.h"
 #include "cpu/threads/processors.h"
 
@@ -152,6 +153,38 @@ Result add_noise(const py::object& call, int32_t threads) {
   });
 }
 
+Result draw_times(const py::object& call, int32_t threads) {
+  Reader reader("times");
+  const py::object t = get(call, "t");
+  const int64_t strata = integer(reader.tensors, call, "strata", 0);
+  const TensorView sizes = reader.sizes(t, {"t"}, 3);
+  reader.K = sizes.shape[0];
+  const int64_t n = reader.n = sizes.shape[1], B = reader.B = sizes.shape[2];
+  const NopropNoise noise = reader.noise(call);
+  const int64_t* seeds =
+      reader.tensors.read(get(get(call, "noise"), "seeds"), {"seeds"}, Kind::kInt64, {n})
+          .as<int64_t>();
+  double* to = reader.tensors.write(t, {"t"}, Kind::kFloat64, {reader.K, n, B}).as<double>();
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_draw_times_cpu(to, seeds, &noise, n, B, reader.K, strata, host);
+  });
+}
+
+// out (count, 2 n) float32 for t (count,) and frequencies (n,), float64
+Result embed_times(const py::object& out, const py::object& t, const py::object& frequencies,
+                   int32_t threads) {
+  Reader reader("embed_time");
+  const int64_t count = reader.sizes(t, {"t"}, 1).shape[0];
+  const int64_t n = reader.sizes(frequencies, {"frequencies"}, 1).shape[0];
+  const double* from = reader.tensors.read(t, {"t"}, Kind::kFloat64, {count}).as<double>();
+  const double* by =
+      reader.tensors.read(frequencies, {"frequencies"}, Kind::kFloat64, {n}).as<double>();
+  float* to = reader.out(out, {"out"}, {count, 2 * n});
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_embed_times_cpu(to, from, count, by, n, host);
+  });
+}
+
 // the memory that forward saves for backward, whose size must be that of this plan and batch
 char* take_saved(Tensors& tensors, const Plan& plan, py::handle saved, int64_t n, int64_t B,
                  bool written) {
@@ -265,29 +298,28 @@ Result predict(const Plan& plan, const py::object& call, int32_t threads) {
   if (R < 1 || state.n < 1 || state.n % R != 0)
     tensors.refuse({"index"}, "have the same blocks of each of " + std::to_string(R) +
                                   " replicas, got " + std::to_string(state.n) + " slices");
-  const int64_t L = state.n / R;
-  if (kept != 1 && kept != L)
-    tensors.refuse({"logits"}, "be kept after 1 or " + std::to_string(L) + " blocks, got " +
-                                   std::to_string(kept));
+  const Chain chain(reader, plan, call);
+  const int64_t L = state.n / R, E = chain.chain.evaluations;
+  if (L != 1 && L != E)
+    tensors.refuse({"index"}, "have 1 block or one for each of " + std::to_string(E) +
+                                  " evaluations, got " + std::to_string(L));
+  chain.check_kept(tensors, kept);
   const int32_t head = Reader::head(get(call, "head"));
   const NopropEmbedding embedding = reader.embedding(call, M);
   if (embedding.D != plan.D())
     tensors.refuse({"D"}, "be the width " + std::to_string(plan.D()) + " of z, got " +
                               std::to_string(embedding.D));
-  const auto inputs = reader.inputs(plan, call, R, false);
+  const auto inputs = reader.inputs(plan, call, R, false, chain.chain.t_input);
   const int64_t* seeds =
       tensors.read(get(call, "seeds"), {"seeds"}, Kind::kInt64, {R}).as<int64_t>();
-  const float* a = reader.floats(get(call, "a"), {"a"}, {L});
-  const float* b = reader.floats(get(call, "b"), {"b"}, {L});
-  const float* sqrt_c = reader.floats(get(call, "sqrt_c"), {"sqrt_c"}, {L});
   float* logits = reader.out(logits_given, {"logits"}, {kept, S, R, B, M});
   float* u_hat = reader.out(get(call, "u_hat"), {"u_hat"}, {kept, S, R, B, embedding.D});
   float* z = reader.out(get(call, "z"), {"z"}, {kept, S, R, B, embedding.D});
   const int64_t first_row = integer(tensors, call, "first_row", 0);
   const bool add_noise = get(call, "add_noise").cast<bool>();
   return without_gil(tensors, threads, [&](const NopropHost* host) {
-    return noprop_predict_cpu(logits, u_hat, z, &state.slices, seeds, inputs.data(), a, b, sqrt_c,
-                              head, &embedding, S, R, B, first_row, add_noise, kept == L, host);
+    return noprop_predict_cpu(logits, u_hat, z, &state.slices, seeds, inputs.data(), &chain.chain,
+                              head, &embedding, S, R, B, first_row, add_noise, kept, host);
   });
 }
 
@@ -329,6 +361,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("train", &train);
   m.def("add_noise", &add_noise);
+  m.def("draw_times", &draw_times);
+  m.def("embed_times", &embed_times);
   m.def("forward", &forward);
   m.def("head", &head);
   m.def("backward", &backward);

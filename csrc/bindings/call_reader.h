@@ -45,7 +45,7 @@ class Rows {
     copies_.push_back(std::make_unique<Copy>());
     Copy& made = *copies_.back();
     made.tensor = tensor;
-    made.view = tensors_.copied(tensor, {name}, shape, made.values);
+    made.view = tensors_.copied(tensor, {name}, Kind::kInt64, shape, made.values);
     return made;
   }
 
@@ -145,9 +145,10 @@ struct Reader {
     return made;
   }
 
-  // inputs (slices, B, F), the first dimension expanded or not, in the plan's order; of a training
-  // call (K, n, B, F) or gathered
-  std::vector<NopropInput> inputs(const Plan& plan, py::handle call, int64_t slices, bool steps) {
+  // inputs (slices, B, F), the first dimension expanded or not, in the plan's order, without input
+  // `apart`; of a training call (K, n, B, F) or gathered
+  std::vector<NopropInput> inputs(const Plan& plan, py::handle call, int64_t slices, bool steps,
+                                  int32_t apart = -1) {
     const py::object given = get(call, "inputs");
     std::vector<NopropInput> made;
     for (size_t j = 0; j < plan.input_widths.size(); ++j) {
@@ -156,8 +157,9 @@ struct Reader {
       NopropInput input = {};
       input.replicas = 1;
       const py::object value = item(given, plan.names[j]);
-      const bool is_z = static_cast<int32_t>(j) == plan.plan.z;
-      if (is_z && value.is_none()) {  // drawn, or given apart
+      const auto number = static_cast<int32_t>(j);
+      if ((number == plan.plan.z || number == apart) && value.is_none()) {
+        // drawn, or given apart
       } else if (steps && is_gather(value)) {
         take_gathered(input, value, name, F);
       } else if (steps) {

@@ -152,7 +152,8 @@ struct Slices {
   }
 
   void take_index() {
-    const TensorView view = tensors_.copied(get(state_, "index"), {"index"}, {kAny}, index);
+    const TensorView view =
+        tensors_.copied(get(state_, "index"), {"index"}, Kind::kInt64, {kAny}, index);
     n = view.shape[0];
     std::vector<bool> seen(static_cast<size_t>(N));
     for (const int64_t at : index) {

@@ -136,13 +136,14 @@ class Tensors {
     return view;
   }
 
-  // Copies integers that are checked before a call and read during it.
-  TensorView copied(py::handle tensor, const Name& name, std::initializer_list<int64_t> shape,
-                    std::vector<int64_t>& values) {
-    const TensorView view = read(tensor, name, Kind::kInt64, shape);
+  // Copies numbers that are checked before a call and read during it.
+  template <class T>
+  TensorView copied(py::handle tensor, const Name& name, Kind kind,
+                    std::initializer_list<int64_t> shape, std::vector<T>& values) {
+    const TensorView view = read(tensor, name, kind, shape);
     int64_t count = 1;
     for (int i = 0; i < view.ndim; ++i) count *= view.shape[i];
-    values.assign(view.as<int64_t>(), view.as<int64_t>() + count);
+    values.assign(view.as<T>(), view.as<T>() + count);
     if (count > 0) ranges_.pop_back();  // the kernels do not read it
     return view;
   }

@@ -192,6 +192,31 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
                   });
 }
 
+NopropResult noprop_draw_times_cpu(double* t, const int64_t* seeds, const NopropNoise* noise,
+                                   int64_t n, int64_t B, int64_t K, int64_t strata,
+                                   const NopropHost* caller) {
+  Host host(*caller, nullptr, false);
+  if (host.status()) return host.result(false);
+  return host.result(run_tasks(K, 0, host, [&](int64_t k, const Worker&) {
+    for (int64_t i = 0; i < n; ++i)
+      isa().draw_times(t + (k * n + i) * B, seeds, *noise, k, i, B, strata);
+  }));
+}
+
+NopropResult noprop_embed_times_cpu(float* out, const double* t, int64_t count,
+                                    const double* frequencies, int64_t n,
+                                    const NopropHost* caller) {
+  constexpr int64_t kRows = 1024;  // of a task: some 30 us
+  Host host(*caller, nullptr, false);
+  if (host.status()) return host.result(false);
+  const auto run = [&](int64_t task, const Worker&) {
+    const int64_t first = task * kRows;
+    isa().embed_times(out + first * 2 * n, t + first, std::min(kRows, count - first), frequencies,
+                      n);
+  };
+  return host.result(run_tasks((count + kRows - 1) / kRows, 0, host, run));
+}
+
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
   return isa().saved_bytes(plan, B);
 }
@@ -318,19 +343,15 @@ NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
 }
 
 NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const NopropSlices* slices,
-                                const int64_t* seeds, const NopropInput* inputs, const float* a,
-                                const float* b, const float* sqrt_c, int32_t head,
+                                const int64_t* seeds, const NopropInput* inputs,
+                                const NopropChain* chain, int32_t head,
                                 const NopropEmbedding* embedding, int64_t S, int64_t R, int64_t B,
-                                int64_t first_row, int32_t add_noise, int32_t keep_all,
+                                int64_t first_row, int32_t add_noise, int64_t kept,
                                 const NopropHost* caller) {
-  const NopropPlan& plan = *slices->plan;
   constexpr int64_t kRows = 128;
   const int64_t pieces = (B + kRows - 1) / kRows, most_rows = std::min(kRows, B);
   Host host(*caller, slices, false);
   if (host.status()) return host.result(false);
-  const int64_t samples = samples_a_task(plan, S, R * pieces, host.threads());
-  const int64_t groups = (S + samples - 1) / samples, count = groups * R * pieces;
-  const int32_t size = crew_size(plan, count, most_rows, host.threads());
   const PredictTask task = {
       .logits = logits,
       .u_hat = u_hat,
@@ -338,36 +359,49 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
       .slices = slices,
       .seeds = seeds,
       .inputs = inputs,
-      .a = a,
-      .b = b,
-      .sqrt_c = sqrt_c,
+      .chain = chain,
       .head = head,
       .embedding = embedding,
       .S = S,
       .R = R,
       .B = B,
       .first_row = first_row,
+      .kept = kept,
       .add_noise = add_noise != 0,
-      .keep_all = keep_all != 0,
   };
+  const ChainWork work = chain_work(task, most_rows);
+  const int64_t samples = samples_a_task(work, S, R * pieces, host.threads());
+  const int64_t groups = (S + samples - 1) / samples, count = groups * R * pieces;
+  const int32_t size = crew_size(work.an_evaluation, count, most_rows, host.threads());
   std::vector<Crew> crews(static_cast<size_t>(size > 1 ? count : 0),
                           Crew{.size = size, .yield = [] { sched_yield(); }});
+  struct Poll {
+    Host* host;
+    int32_t worker;
+  };
+  const auto go_on = [](void* data) {
+    auto* poll = static_cast<Poll*>(data);
+    return poll->host->go_on(poll->worker);
+  };
   const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
     // a member of a crew does not stop early, since the others wait for it
     if (!host.go_on(worker.id) && team.size == 1) return;
     Crew alone;
     Crew& crew = team.size > 1 ? crews[static_cast<size_t>(at)] : alone;
     const int64_t first = at % pieces * kRows, sample = at / pieces / R * samples;
+    Poll poll = {&host, worker.id};
     const PredictPart part = {
         .replica = at / pieces % R,
         .first_sample = sample,
         .last_sample = std::min(sample + samples, S),
         .first_row = first,
         .rows = std::min(kRows, B - first),
+        .go_on = go_on,
+        .host = &poll,
     };
     isa().predict_rows(task, part, crew, worker.workspace);
   };
-  const int64_t bytes = isa().predict_bytes(&plan, most_rows, embedding->D, samples, size);
+  const int64_t bytes = isa().predict_bytes(task, most_rows, samples, size);
   return host.result(run_teams(count, size, bytes, host, run));
 }
 

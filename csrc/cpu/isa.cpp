@@ -2,6 +2,7 @@
 // and kernels, behind one table.
 #include "cpu/isa.h"
 
+#include "cpu/kernels/times.h"
 #include "cpu/passes/predict.h"
 
 // These catch flags that outside_flags.cmake did not see, such as those of a compiler's own files.
@@ -97,6 +98,11 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .noise_bytes = [](int64_t rows, int64_t D) { return k_avx512.noise_bytes(rows, D); },
     .noise_slice = [](const NoiseTask& task, int64_t i,
                       char* workspace) { k_avx512.noise_slice(task, i, workspace); },
+    .draw_times = [](double* t, const int64_t* seeds, const NopropNoise& noise, int64_t k,
+                     int64_t i, int64_t B,
+                     int64_t strata) { k_avx512.draw_times(t, seeds, noise, k, i, B, strata); },
+    .embed_times = [](float* out, const double* t, int64_t count, const double* frequencies,
+                      int64_t n) { k_avx512.embed_times(out, t, count, frequencies, n); },
     .saved_bytes =
         [](const NopropPlan* plan, int64_t B) {
           return (is_own(*plan) ? saved_bytes : k_avx512.saved_bytes)(plan, B);
@@ -127,9 +133,9 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .update_slice = [](const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule,
                        const Team& team) { k_avx512.update_slice(slices, i, rule, team); },
     .predict_bytes =
-        [](const NopropPlan* plan, int64_t B, int64_t D, int64_t samples, int32_t crew_size) {
-          return (is_own(*plan) ? predict_bytes : k_avx512.predict_bytes)(plan, B, D, samples,
-                                                                          crew_size);
+        [](const PredictTask& task, int64_t rows, int64_t samples, int32_t crew_size) {
+          return (is_own(*task.slices->plan) ? predict_bytes : k_avx512.predict_bytes)(
+              task, rows, samples, crew_size);
         },
     .predict_rows =
         [](const PredictTask& task, const PredictPart& part, Crew& crew, char* workspace) {
@@ -150,6 +156,8 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .pack_rows = pack_rows,
     .noise_bytes = noise_bytes,
     .noise_slice = noise_slice,
+    .draw_times = draw_times,
+    .embed_times = embed_times,
     .saved_bytes = saved_bytes,
     .forward_bytes = forward_bytes,
     .forward_slice = forward_slice,

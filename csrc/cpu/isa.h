@@ -20,13 +20,20 @@ struct Team {
   void* barrier = nullptr;
 };
 
+// Work of a chain that a crew divides into tiles (evaluation.h).
+struct CrewStage {
+  int32_t part, layer;
+  int64_t evaluation;
+};
+
 // The state that the threads of a crew share (crew.h), with its initial values.
 struct Crew {
   int32_t size = 1;
   void (*yield)() = nullptr;
-  uint64_t next = 0;    // stage << 32 | number of its next tile; stage 0 has none
-  int32_t done = 0;     // tiles of the stage
-  int32_t arrived = 0;  // members, the first of which leads
+  uint64_t next = 0;     // tiles of the stage << 32 | number of the next one
+  int32_t done = 0;      // tiles of the stage
+  int32_t arrived = 0;   // members, the first of which leads
+  CrewStage stage = {};  // read by who holds a tile, written while nobody does
 };
 
 // What a step's workspace has room for beside the rest.
@@ -68,21 +75,6 @@ inline int64_t multiply_adds_of(const NopropLayer& layer, int64_t in) {
   const int64_t pixels = int64_t{layer.live_height} * layer.live_width;
   return weights_of(layer, in) * (layer.kind == NOPROP_CONV2D ? pixels : 1);
 }
-
-// The results that depend on z, and so on the sample of a chain.
-struct Moving {
-  bool result[kMaxResults];
-
-  explicit Moving(const NopropPlan& plan) {
-    for (int32_t j = 0; j < plan.num_inputs; ++j) result[j] = j == plan.z;
-    for (int32_t l = 0; l < plan.num_layers; ++l) {
-      const NopropLayer& layer = plan.layers[l];
-      bool moves = layer.add >= 0 && result[layer.add];
-      for (int32_t s = 0; s < layer.num_sources; ++s) moves |= result[layer.sources[s]];
-      result[plan.num_inputs + l] = moves;
-    }
-  }
-};
 
 // Packs rows first_row .. last_row of an input's step and replica at position `slot`, for all
 // slices that read them. first_row is a multiple of 64.
@@ -144,16 +136,20 @@ struct PredictTask {
   const NopropSlices* slices;
   const int64_t* seeds;
   const NopropInput* inputs;
-  const float *a, *b, *sqrt_c;
+  const NopropChain* chain;
   int32_t head;
   const NopropEmbedding* embedding;
-  int64_t S, R, B, first_row;
-  bool add_noise, keep_all;
+  int64_t S, R, B, first_row, kept;
+  bool add_noise;
+
+  int64_t blocks() const { return slices->n / R; }
 };
 
 // the samples and rows of a replica's chain that a task does
 struct PredictPart {
   int64_t replica, first_sample, last_sample, first_row, rows;
+  bool (*go_on)(void*);  // polled once per evaluation and sample, and by who helps
+  void* host;
 };
 
 // Each function does one slice i (or rows of one chain), in a workspace whose size the function
@@ -168,6 +164,10 @@ struct Isa {
   bool (*pack_rows)(const PackTask&);  // false: something is not finite
   int64_t (*noise_bytes)(int64_t rows, int64_t D);
   void (*noise_slice)(const NoiseTask&, int64_t i, char* workspace);
+  void (*draw_times)(double* t, const int64_t* seeds, const NopropNoise&, int64_t k, int64_t i,
+                     int64_t B, int64_t strata);
+  void (*embed_times)(float* out, const double* t, int64_t count, const double* frequencies,
+                      int64_t n);
   int64_t (*saved_bytes)(const NopropPlan*, int64_t B);
   int64_t (*forward_bytes)(const NopropPlan*, int64_t rows, bool saves, int32_t team_size);
   void (*forward_slice)(const ForwardTask&, int64_t i, char* workspace);
@@ -176,8 +176,7 @@ struct Isa {
   int64_t (*backward_bytes)(const NopropPlan*, int64_t B, bool input_gradients, int32_t team_size);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
   void (*update_slice)(const NopropSlices&, int64_t i, const NopropUpdateRule&, const Team&);
-  int64_t (*predict_bytes)(const NopropPlan*, int64_t B, int64_t D, int64_t samples,
-                           int32_t crew_size);
+  int64_t (*predict_bytes)(const PredictTask&, int64_t rows, int64_t samples, int32_t crew_size);
   void (*predict_rows)(const PredictTask&, const PredictPart&, Crew&, char* workspace);
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
   double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: this core's peak

@@ -17,18 +17,17 @@ Inputs = Tensor | Mapping[str, Tensor]
 Normalize = tuple[float | Sequence[float] | Tensor, float | Sequence[float] | Tensor]
 
 
-def by_name(op: str, argument: str, value: object, plan: Plan) -> dict[str, Tensor]:
-    """The caller's inputs by name; a single tensor is the plan's only input beside "z"."""
-    names = [name for name in plan.inputs if name != "z"]
+def by_name(op: str, argument: str, value: object, names: Sequence[str]) -> dict[str, Tensor]:
+    """The caller's inputs by name; a single tensor is the only one."""
     if isinstance(value, Mapping):
         if set(value) != set(names):
             raise ValueError(
-                f"{op}: {argument} must be tensors by the names {names}, got {list(value)}"
+                f"{op}: {argument} must be tensors by the names {[*names]}, got {list(value)}"
             )
         return {name: value[name] for name in names}
     if len(names) != 1:
         raise ValueError(
-            f"{op}: {argument} must be a dict with {names}, got {type(value).__name__}"
+            f"{op}: {argument} must be a dict with {[*names]}, got {type(value).__name__}"
         )
     return {names[0]: value}  # type: ignore[dict-item]  # check_tensor checks it next
 
@@ -90,12 +89,12 @@ def same_rows(op: str, tensors: Mapping[str, Tensor], axis: int, argument: str) 
 
 
 def check_inputs(
-    op: str, x: object, plan: Plan, slices: int, device: torch.device
+    op: str, x: object, plan: Plan, names: Sequence[str], slices: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Every input but "z" as (slices, B, F) float32; a shared one is expanded."""
+    """The inputs of these names as (slices, B, F) float32; a shared one is expanded."""
     inputs = {
         name: rows_of(op, label("x", name), value, plan.shapes[name], slices, device)
-        for name, value in by_name(op, "x", x, plan).items()
+        for name, value in by_name(op, "x", x, names).items()
     }
     same_rows(op, inputs, 1, "x")
     return inputs
@@ -131,6 +130,7 @@ def gather_inputs(
     indices: object,
     normalize: Normalize | Mapping[str, Normalize] | None,
     plan: Plan,
+    names: Sequence[str],
     replica: Tensor,
     R: int,
     device: torch.device,
@@ -147,7 +147,7 @@ def gather_inputs(
             dtype=DATA,
             device=device,
         )
-        for name, value in by_name(op, "X", X, plan).items()
+        for name, value in by_name(op, "X", X, names).items()
     }
     labels = check_tensor(op, "Y", Y, shape=lead, dtype=INT64, device=device)
     for axis in range(len(lead)):

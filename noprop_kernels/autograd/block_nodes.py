@@ -136,16 +136,19 @@ class Loss(torch.autograd.Function):
     """loss (n,) of logits (n, B, M) for labels y (B,), with its gradient formed beside it."""
 
     @staticmethod
-    def forward(ctx: Any, stack: Stack, index: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, stack: Stack, index: Tensor, y: Tensor, eps: Tensor | None, logits: Tensor
+    ) -> Tensor:
         n, B, _ = logits.shape
         loss = engine.empty(stack, n)
-        d_logits = torch.empty_like(logits) if ctx.needs_input_grad[3] else None
+        d_logits = torch.empty_like(logits) if ctx.needs_input_grad[4] else None
+        noise = engine.noise_of(stack, index, engine.blocks_of(stack, index, 1))
         call = HeadCall(
-            objective=engine.levels_of(stack, index, 1, B)[1],
+            objective=engine.levels_of(stack, index, noise, B)[1],
             embedding=engine.embedding_of(stack),
             y=y.contiguous().expand(1, n, B),
             logits=logits.contiguous(),
-            eps=None,
+            eps=eps,
             loss=loss,
             error=None,
             d_logits=d_logits,
@@ -160,9 +163,9 @@ class Loss(torch.autograd.Function):
     @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, d_loss: Tensor
-    ) -> tuple[None, None, None, Tensor]:
+    ) -> tuple[None, None, None, None, Tensor]:
         (d_logits,) = ctx.saved_tensors
-        return None, None, None, d_logits * d_loss[:, None, None]
+        return None, None, None, None, d_logits * d_loss[:, None, None]
 
 
 def backward_update(stack: Stack, logits: Tensor, d_logits: Tensor, lr: object) -> Update:
@@ -193,4 +196,4 @@ def backward_update(stack: Stack, logits: Tensor, d_logits: Tensor, lr: object) 
     engine.run(stack, "backward", call, updated(call.slices))
     stack.draws[call.slices.index.to(stack.device)] += 1
     node.saved = None
-    return Update(applied, *input_gradients(stack.plan, call.d_inputs))
+    return Update(applied, *input_gradients(stack, call.d_inputs))

@@ -1,4 +1,4 @@
-"""The chain of blocks, called at once, and as an operation for torch.compile.
+"""The chain of blocks, or a sampler's of one block, called at once, and for torch.compile.
 
 z_t = a u_hat_t + b z_{t-1} + sqrt(c) eps
 """
@@ -12,10 +12,11 @@ from torch import Tensor
 from ..arguments.batches import Inputs, check_inputs, packed
 from ..arguments.scalars import seed_list, seed_tensor
 from ..backends import dispatch
-from ..backends.calls import Embedding, PredictCall, Slices
-from ..check import MOST_COUNT, check_positive
+from ..backends.calls import Chain, Embedding, PredictCall, Slices
+from ..check import MOST_COUNT, check_integer, check_positive
 from ..compiler.plan_texts import PLANS
 from ..results import Prediction
+from ..samplers import Table, choose_sampler
 from ..stack import engine
 from ..stack.module import Stack
 from ..stack.state import slices_of
@@ -29,10 +30,12 @@ def predict(
     stack: Stack,
     x: Inputs,
     noise: bool,
+    sampler: str | None,
+    steps: int | None,
     samples: int,
     seed: int | Sequence[int] | None,
     first_row: int,
-    keep: str,
+    keep: str | int,
 ) -> Prediction:
     """DenoisingBlocks.predict."""
     op, T = "predict", stack.goal.T
@@ -41,12 +44,17 @@ def predict(
             f"{op}: all of the {T} blocks must be held, got held={list(stack.layout.held)}"
         )
     index = index_of(stack, op, None)
-    if keep not in ("last", "all"):
-        raise ValueError(f'{op}: keep must be "last" or "all", got {keep!r}')
+    goal = stack.goal
+    kind, steps = choose_sampler(
+        op, goal.samplers, sampler, steps, noise=noise, default_steps=goal.steps
+    )
+    kept = check_keep(op, keep, steps)
+    if goal.timed and not torch.compiler.is_compiling():
+        engine.backend_of(stack, sampled=True)  # raises before anything is made
     check_draws_z(stack, op)
     R = stack.layout.replicas
     samples = check_positive(op, "samples", samples, MOST_COUNT)
-    inputs = check_inputs(op, x, stack.plan, R, stack.device)
+    inputs = check_inputs(op, x, stack.plan, stack.layout.given, R, stack.device)
     B = next(iter(inputs.values())).shape[1]
     first_row = check_row(op, first_row, B)
     seeds = stack.seeds.view(R, T)[:, 0].contiguous()
@@ -55,11 +63,10 @@ def predict(
         if len(given) not in (1, R):
             raise ValueError(f"{op}: seed must be one or {R}, one per replica, got {seed!r}")
         seeds = seed_tensor(given).to(stack.device).expand(R).contiguous()
-    kept = T if keep == "all" else 1
     arguments = (
         list(inputs.values()),
         seeds,
-        [value.to(stack.device) for value in stack.goal.chain()],
+        numbers_of(goal.table(kind, steps), stack),
         *(stack.W_embed, stack.goal.head, stack.D, first_row, noise, kept, samples),
     )
     if torch.compiler.is_compiling():
@@ -68,16 +75,40 @@ def predict(
         call = predict_call(slices_of(stack, index), *arguments)
         call.owner = stack.updates
         if B:
-            engine.run(stack, "predict", call)
+            engine.run(stack, "predict", call, sampled=call.chain.t is not None)
         results = (call.logits, call.u_hat, call.z)
-    return Prediction(*(results if keep == "all" else (result[0] for result in results)))
+    return Prediction(*((result[0] for result in results) if keep == "last" else results))
+
+
+def check_keep(op: str, keep: object, steps: int) -> int:
+    """How many results are kept: of the last step, of all, or of so many."""
+    if isinstance(keep, str) and keep in ("last", "all"):
+        return 1 if keep == "last" else steps
+    try:
+        kept = check_integer(op, "keep", keep, 1, steps)
+    except ValueError:
+        kept = 0
+    if not kept or steps % kept:
+        raise ValueError(
+            f'{op}: keep must be "last", "all" or a divisor of the {steps} steps, got {keep!r}'
+        )
+    return kept
+
+
+def numbers_of(table: Table, stack: Stack) -> list[Tensor]:
+    """A chain's tensors, in the order of its fields; without t where the goal draws none."""
+    numbers = (table.a, table.b, table.sqrt_c, table.weight, table.next, table.keep)
+    made = [value.float() for value in numbers] + [table.ends]
+    if stack.goal.timed:
+        made.append(engine.time_input(stack, table.t))
+    return [value.to(stack.device) for value in made]
 
 
 def predict_call(
     slices: Slices,
     inputs: list[Tensor],
     seeds: Tensor,
-    coefficients: list[Tensor],
+    numbers: list[Tensor],
     W_embed: Tensor | None,
     head: str,
     D: int,
@@ -86,28 +117,27 @@ def predict_call(
     kept: int,
     samples: int,
 ) -> PredictCall:
-    """The call for inputs (R, B, F) in the plan's order, without "z"; it keeps results of the last
-    block, or of `kept` blocks.
+    """The call for inputs (R, B, F) in the plan's order, without "z" and what the chain has; it
+    keeps `kept` results.
     """
     plan = slices.plan
     R, B, _ = inputs[0].shape
-    a, b, sqrt_c = coefficients
+    chain = Chain(*numbers)
     M, shape = plan.widths[plan.output], (kept, samples, R, B)
-    names = [name for name in plan.inputs if name != "z"]
+    names = [name for name in plan.inputs if name != "z" and (chain.t is None or name != "t")]
+    new = inputs[0].new_empty
     return PredictCall(
         slices=slices,
         seeds=seeds,
         inputs={name: packed(x.detach()) for name, x in zip(names, inputs, strict=True)},
-        a=a,
-        b=b,
-        sqrt_c=sqrt_c,
+        chain=chain,
         head=head,
         embedding=Embedding(W_embed, D),
         first_row=first_row,
         add_noise=noise,
-        logits=a.new_empty(*shape, M),
-        u_hat=a.new_empty(*shape, D),
-        z=a.new_empty(*shape, D),
+        logits=new((*shape, M)),
+        u_hat=new((*shape, D)),
+        z=new((*shape, D)),
     )
 
 
@@ -126,7 +156,7 @@ def blocks_predict(
     index: Tensor,
     inputs: list[Tensor],
     seeds: Tensor,
-    coefficients: list[Tensor],
+    numbers: list[Tensor],
     W_embed: Tensor | None,
     head: str,
     D: int,
@@ -139,16 +169,17 @@ def blocks_predict(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     slices = slices_of_lists(PLANS[plan], params, stats, index, precision)
-    numbers = (head, D, first_row, noise, kept, samples)
-    call = predict_call(slices, inputs, seeds, coefficients, W_embed, *numbers)
-    chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend)
+    options = (head, D, first_row, noise, kept, samples)
+    call = predict_call(slices, inputs, seeds, numbers, W_embed, *options)
+    sampled = call.chain.t is not None
+    chosen = dispatch.choose(PLANS[plan], params[0].device, precision, backend, sampled=sampled)
     with torch.no_grad():
         chosen.predict(call)
     return call.logits, call.u_hat, call.z
 
 
 def fake_predict(
-    params, stats, index, inputs, seeds, coefficients, W_embed, head, D, first_row, noise, kept,
+    params, stats, index, inputs, seeds, numbers, W_embed, head, D, first_row, noise, kept,
     samples, plan, *_,
 ):  # fmt: skip
     R, B, _ = inputs[0].shape

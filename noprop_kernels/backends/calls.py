@@ -158,6 +158,22 @@ class AddNoiseCall:
 
 
 @dataclass
+class TimesCall:
+    """t of the rows of a step: uniform numbers of stream 6, site 0, block 0, column 0.
+
+    A backend may have `draw_times` for it; without, philox.py draws the same numbers.
+
+    Args:
+        strata: 0, or the equal parts of [0, 1] of which row b has part b.
+        t: out, (K, n, B) float64 in [0, 1).
+    """
+
+    noise: NoiseAddress
+    strata: int
+    t: Tensor
+
+
+@dataclass
 class ForwardCall:
     """logits of the selected slices, or None: no product is computed, and `save` keeps what
     `backward` needs of the inputs, which is all where the plan is a product without an activation.
@@ -303,30 +319,56 @@ class TrainCall:
 
 
 @dataclass
-class PredictCall:
-    """The chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps over the slices of each replica (eq. 3).
+class Chain:
+    """E evaluations of a replica's network, which lead from z_0 to the last z.
 
-    The n = R * L slices of `slices.index` are R replicas of a chain of L blocks in order. z_0 is
-    drawn from stream 2 with block 0xFFFF, the noise of chain step i (0..L-1) with block i; draw =
-    index of the sample. Without noise z_0 is 0, its mean.
+    Evaluation e runs block e of E blocks, or the only block there is, at z, and gives
+    k = a u_hat + b z. Where it ends a step, z = keep * base + total + weight * k + sqrt_c * eps:
+    base is z as the step began, total the sum of weight * k of the step's earlier evaluations. Any
+    other evaluation adds weight * k to total, and z = base + next * k is where the next one runs.
+    The last one ends a step. DT's chain is E = T steps with weight 1 and keep 0.
 
     Args:
-        inputs: (R, B, F) float32 by input name, without "z"; the first dimension may be expanded.
-        a, b, sqrt_c: (L,) float32.
+        a, b, sqrt_c, weight, next, keep: (E,) float32, finite.
+        ends: (E,) bool.
+        t: (E, F) float32, the features of the plan's input "t", the same for all rows; None where
+            the caller's inputs have all of the plan's but "z".
+    """
+
+    a: Tensor
+    b: Tensor
+    sqrt_c: Tensor
+    weight: Tensor
+    next: Tensor
+    keep: Tensor
+    ends: Tensor
+    t: Tensor | None = None
+
+
+@dataclass
+class PredictCall:
+    """The chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps of each replica (eq. 3), or a sampler's.
+
+    The n = R * L slices of `slices.index` are R replicas of L blocks in order; L is 1, or the
+    chain's E. z_0 is drawn from stream 2 with block 0xFFFF, the noise of step i (0, 1, ...) with
+    block i; draw = index of the sample. Without noise z_0 is 0, its mean.
+
+    Args:
+        inputs: (R, B, F) float32 by input name, without "z" and without "t" where the chain has it;
+            the first dimension may be expanded.
         head: "softmax" | "linear".
         first_row: position of row 0 in the whole batch.
         add_noise: false omits sqrt(c) eps and begins at z_0 = 0: nothing is random.
 
-    Outputs: logits (L or 1, S, R, B, M), u_hat and z (L or 1, S, R, B, D): after every block, or
-        the last one only. Inputs must be finite; `owner` as in AddNoiseCall.
+    Outputs: logits (kept, S, R, B, M), u_hat and z (kept, S, R, B, D), after every E / kept
+        evaluations, each of which ends a step; kept divides E. Inputs must be finite; `owner` as in
+        AddNoiseCall.
     """
 
     slices: Slices
     seeds: Tensor  # (R,) int64
     inputs: Tensors
-    a: Tensor
-    b: Tensor
-    sqrt_c: Tensor
+    chain: Chain
     head: str
     embedding: Embedding
     first_row: int

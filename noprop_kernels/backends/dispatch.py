@@ -31,6 +31,7 @@ BACKENDS = {  # modules by name, each imported on first use
 KINDS = dict.fromkeys(BACKENDS, (Dense,)) | {  # of layers, by backend
     name: (Dense, Conv2d) for name in ("cpu", "reference")
 }
+SAMPLERS = ("cpu", "reference")  # backends that have them
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
 PRECISIONS = {
     "cpu": ("float32", "bfloat16"),
@@ -79,9 +80,14 @@ def check_options(op: str, precision: str, backend: str | None) -> None:
 
 
 def choose(
-    plan: Plan, device: torch.device, precision: str = "float32", backend: str | None = None
+    plan: Plan,
+    device: torch.device,
+    precision: str = "float32",
+    backend: str | None = None,
+    *,
+    sampled: bool = False,
 ) -> ModuleType:
-    """The backend's module that runs `plan` on `device`.
+    """The backend's module that runs `plan` on `device`; sampled: in a sampler of CT or FM.
 
     Raises:
         BackendError: none can, or the forced one cannot.
@@ -91,7 +97,7 @@ def choose(
         forced, by = "cpu", f"NOPROP_ISA={isa}"  # only the CPU kernels can honour it
     reasons: dict[str, str] = {}
     for name in candidates(device, forced):
-        reason = gap(name, plan, device, precision)
+        reason = gap(name, plan, device, precision, sampled=sampled)
         if reason is None:
             if name == "reference" and not forced:
                 warn_once(f"the reference backend runs, slowly: {'; '.join(reasons.values())}")
@@ -138,8 +144,17 @@ def forced_backend(backend: str | None) -> tuple[str | None, str]:
     return None, ""
 
 
-def gap(name: str, plan: Plan | None, device: torch.device, precision: str) -> str | None:
+def gap(
+    name: str,
+    plan: Plan | None,
+    device: torch.device,
+    precision: str,
+    *,
+    sampled: bool = False,
+) -> str | None:
     """Why backend `name` cannot run `plan` (None: any) on `device`, or None if it can."""
+    if sampled and name not in SAMPLERS:
+        return f"has no kernels for the samplers of CT and FM, which {' and '.join(SAMPLERS)} have"
     for layer in plan.layers.values() if plan else ():
         if type(layer) not in KINDS[name]:
             able = [known for known, kinds in KINDS.items() if type(layer) in kinds]

@@ -1,6 +1,7 @@
 """A stack's calls of a backend."""
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,18 +17,24 @@ from ..backends.calls import (
     Noising,
     Objective,
     Rule,
+    TimesCall,
     TrainCall,
     TrainOut,
 )
 from ..check import MOST_COUNT
+from ..philox import STREAM_TIME, uniform
+from ..time_embedding import embed_time, frequencies
 from .module import Stack
 from .state import check_state, find_tensors, slices_of, updated
 
 
-def run(stack: Stack, name: str, call: Any, written: Sequence[Tensor] = ()) -> None:
+def run(
+    stack: Stack, name: str, call: Any, written: Sequence[Tensor] = (), *, sampled: bool = False
+) -> None:
     """Runs one of BACKEND_FUNCTIONS, and bumps the version counters of `written`, also on
-    interrupt."""
-    backend = dispatch.choose(stack.plan, stack.device, stack.precision, stack.backend)
+    interrupt. sampled: the call is of a sampler, which not every backend has.
+    """
+    backend = backend_of(stack, sampled=sampled)
     with torch.no_grad():
         try:
             getattr(backend, name)(call)
@@ -36,6 +43,13 @@ def run(stack: Stack, name: str, call: Any, written: Sequence[Tensor] = ()) -> N
             raise
         finally:
             increment_version(written)
+
+
+def backend_of(stack: Stack, *, sampled: bool = False) -> ModuleType:
+    """The backend that runs a call; sampled: one that has samplers."""
+    return dispatch.choose(
+        stack.plan, stack.device, stack.precision, stack.backend, sampled=sampled
+    )
 
 
 def empty(stack: Stack, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,26 +72,62 @@ def embedding_of(stack: Stack) -> Embedding:
 
 
 def levels_of(
-    stack: Stack, index: Tensor, K: int, B: int, rows: int | None = None
-) -> tuple[Noising, Objective]:
-    """The levels of K steps by the stack's goal; `rows` of the whole batch default to B."""
-    layout, device = stack.layout, stack.device
+    stack: Stack, index: Tensor, noise: NoiseAddress, B: int, rows: int | None = None
+) -> tuple[Noising, Objective, Tensor | None]:
+    """The levels of the steps at these addresses by the stack's goal, and t (K, n, B) float64 where
+    it draws t; `rows` of the whole batch default to B.
+    """
+    layout, device, K = stack.layout, stack.device, len(noise.draw)
+    goal, divisor = layout.goal, B if rows is None else rows
     key = ("levels", *index.tolist(), K, B, rows, device)
-    before = layout.cache.get(key)
+    before = None if goal.timed else layout.cache.get(key)
     if before is not None:
         return before
-    goal, shape = layout.goal, (K, len(index), B)
-    levels = goal.levels(layout.t(index))
+    t = draw_times(stack, noise, B, divisor) if goal.timed else None
+    levels = goal.levels(layout.t(index) if t is None else t)
 
     def expanded(value: Tensor) -> Tensor:
         value = value.to(device, non_blocking=True)
-        return (value[:, None] if value.ndim == 1 else value).expand(shape)
+        return (value[:, None] if value.ndim == 1 else value).expand(K, len(index), B)
 
     noising = Noising(expanded(levels.signal), expanded(levels.noise), goal.sigma)
-    divisor = B if rows is None else rows
     objective = Objective(expanded(levels.weight), goal.flow, goal.head, divisor)
-    layout.cache.keep(key, (noising, objective))
-    return noising, objective
+    if t is None:
+        layout.cache.keep(key, (noising, objective, t))
+    return noising, objective, t
+
+
+def draw_times(stack: Stack, noise: NoiseAddress, B: int, rows: int) -> Tensor:
+    """t (K, n, B) float64 in [0, 1) at the addresses' draws and rows, by stream 6."""
+    K, n = noise.draw.shape
+    strata = rows if stack.layout.goal.stratified else 0
+    if hasattr(backend_of(stack), "draw_times"):
+        call = TimesCall(noise, strata, empty(stack, K, n, B, dtype=torch.float64))
+        run(stack, "draw_times", call)
+        return call.t
+    address = (noise.seeds.repeat(K), STREAM_TIME, 0, noise.draw.flatten(), 0, B, 1)
+    u = uniform(*address, first_row=noise.first_row, dtype=torch.float64).view(K, n, B)
+    if not strata:
+        return u
+    row = torch.arange(B, dtype=torch.float64, device=u.device) + noise.first_row
+    return (row + u) / strata
+
+
+def next_times(stack: Stack, index: Tensor, B: int, first_row: int, rows: int | None) -> Tensor:
+    """t (n, B) float64 of the next step."""
+    noise = noise_of(stack, index, blocks_of(stack, index, 1), first_row=first_row)
+    return draw_times(stack, noise, B, B if rows is None else rows)[0]
+
+
+def time_input(stack: Stack, t: Tensor) -> Tensor:
+    """t float64 as the plan's input "t" has it, (..., F) float32."""
+    width = stack.plan.widths["t"]
+    if torch.compiler.is_compiling() or not hasattr(backend_of(stack), "embed_times"):
+        return embed_time(t, width)
+    rows = t.to(stack.device).reshape(-1).contiguous()
+    out = empty(stack, len(rows), width)
+    backend_of(stack).embed_times(out, rows, frequencies(width, rows.device))
+    return out.view(*t.shape, width)
 
 
 def noise_of(
@@ -189,14 +239,15 @@ def train(
     if K > 1:
         check_state(stack, K)
     slices = slices_of(stack, index)
-    noising, objective = levels_of(stack, index, K, B, rows)
+    noise = noise_of(stack, index, block, draw, first_row)
+    noising, objective, t = levels_of(stack, index, noise, B, rows)
     call = TrainCall(
         slices=slices,
-        noise=noise_of(stack, index, block, draw, first_row),
+        noise=noise,
         noising=noising,
         objective=objective,
         embedding=embedding_of(stack),
-        inputs=dict(inputs),
+        inputs=dict(inputs) if t is None else {**inputs, "t": time_input(stack, t)},
         z=z,
         y=y,
         rule=rule,

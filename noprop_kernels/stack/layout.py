@@ -35,6 +35,8 @@ class Layout:
 
     Args:
         goal: gives the levels of a step.
+        given: names of the plan's inputs that a caller gives, which are all but "z", and "t" where
+            the goal draws it.
         held: the paper's t of each replica's slices, ascending.
         replicas: R; slices are stacked replica by replica.
         stream: the stream of the noise in training.
@@ -45,6 +47,7 @@ class Layout:
     """
 
     goal: StepGoal
+    given: tuple[str, ...]
     held: tuple[int, ...]
     replicas: int
     stream: int
@@ -80,6 +83,7 @@ def make_layout(
     N = len(held) * replicas
     return Layout(
         goal=goal,
+        given=tuple(name for name in plan.inputs if name != "z" and not drawn(goal, name)),
         held=held,
         replicas=replicas,
         stream=stream,
@@ -94,6 +98,11 @@ def make_layout(
             for suffix in ("", "_m", "_v")
         },
     )
+
+
+def drawn(goal: StepGoal, name: str) -> bool:
+    """Whether a goal draws this input of a plan by itself."""
+    return goal.timed and name == "t"
 
 
 def dtype_of(name: str) -> torch.dtype:

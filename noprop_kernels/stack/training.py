@@ -67,7 +67,7 @@ def train_step(
         out.loss[0],
         out.error,
         out.applied[0],
-        *input_gradients(stack.plan, out.d_inputs),
+        *input_gradients(stack, out.d_inputs),
         out.d_signal,
         out.d_noise,
         out.d_W_embed,
@@ -105,7 +105,8 @@ def train_steps(
     check_draws_z(stack, op)
     replica = torch.div(index, len(stack.layout.held), rounding_mode="floor")
     inputs, labels, K, B = gather_inputs(
-        op, X, Y, indices, normalize, stack.plan, replica, stack.layout.replicas, stack.device
+        *(op, X, Y, indices, normalize, stack.plan, stack.layout.given),
+        *(replica, stack.layout.replicas, stack.device),
     )
     refuse_graph(op, X)
     return engine.train_steps(
@@ -129,7 +130,7 @@ def gradients(
     inputs, B = check_batch(stack, op, x, y, len(index))
     refuse_graph(op, x)
     first_row = check_row(op, first_row, B)
-    rows = B if rows is None else check_positive(op, "rows", rows, MOST_COUNT)
+    rows = check_whole(op, rows) or B
     draw = None
     if step is not None:
         draw = stack.draws.new_full((1, len(index)), check_count(op, "step", step))
@@ -190,27 +191,43 @@ def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
     return apply
 
 
-def add_noise(stack: Stack, op: str, y: Tensor, blocks: Blocks, first_row: int) -> Tensor:
-    """DenoisingBlocks.add_noise."""
+def add_noise(
+    stack: Stack, op: str, y: Tensor, blocks: Blocks, first_row: int = 0, rows: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """z of DenoisingBlocks.add_noise, and eps where the target needs it."""
     index = index_of(stack, op, blocks)
     y = check_labels(op, y, None, stack.device)
     n, B = len(index), len(y)
-    first_row = check_row(op, first_row, B)
+    first_row, rows = check_row(op, first_row, B), check_whole(op, rows)
     z = engine.empty(stack, n, B, stack.D)
+    eps = None if stack.layout.goal.flow == 0 else torch.empty_like(z)
     if B:
-        block = engine.blocks_of(stack, index, 1)
+        noise = engine.noise_of(
+            stack, index, engine.blocks_of(stack, index, 1), first_row=first_row
+        )
         call = AddNoiseCall(
-            noise=engine.noise_of(stack, index, block, first_row=first_row),
-            noising=engine.levels_of(stack, index, 1, B)[0],
+            noise=noise,
+            noising=engine.levels_of(stack, index, noise, B, rows)[0],
             embedding=engine.embedding_of(stack),
             y=y.contiguous().expand(1, n, B),
             z=z,
-            eps=None,
+            eps=eps,
             owner=stack.updates,
             op=op,
         )
         engine.run(stack, "add_noise", call)
-    return z
+    return z, eps
+
+
+def times(
+    stack: Stack, op: str, B: int, blocks: Blocks, first_row: int, rows: int | None
+) -> Tensor:
+    """DenoisingBlocks.times."""
+    index = index_of(stack, op, blocks)
+    if not stack.layout.goal.timed:
+        raise ValueError(f"{op}: goal must be a CT or FM, which draw t, got {stack.goal}")
+    B = check_positive(op, "B", B, MOST_COUNT)
+    return engine.next_times(stack, index, B, check_row(op, first_row, B), check_whole(op, rows))
 
 
 # arguments
@@ -232,7 +249,7 @@ def check_batch(
     stack: Stack, op: str, x: Inputs, y: Tensor, n: int, *, training: bool = True
 ) -> tuple[dict[str, Tensor], int]:
     """A training batch, checked: inputs (n, B, F) by name, and B."""
-    inputs = check_inputs(op, x, stack.plan, n, stack.device)
+    inputs = check_inputs(op, x, stack.plan, stack.layout.given, n, stack.device)
     B = next(iter(inputs.values())).shape[1]
     check_labels(op, y, B, stack.device)
     if training or B < 1:
@@ -249,12 +266,13 @@ def check_draws_z(stack: Stack, op: str) -> None:
 
 
 def input_gradients(
-    plan: Plan, d_inputs: Mapping[str, Tensor]
+    stack: Stack, d_inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor | dict[str, Tensor] | None, Tensor | None]:
-    """d_x, a tensor where the plan has one input beside "z", and d_z, each in its input's shape."""
-    d_x = {name: value.unflatten(-1, plan.shapes[name]) for name, value in d_inputs.items()}
+    """d_x, a tensor where a caller gives one input, and d_z, each in its input's shape."""
+    shapes = stack.plan.shapes
+    d_x = {name: value.unflatten(-1, shapes[name]) for name, value in d_inputs.items()}
     d_z = d_x.pop("z", None)
-    if len(plan.inputs) == 2 and d_x:
+    if len(stack.layout.given) == 1 and d_x:
         return next(iter(d_x.values())), d_z
     return d_x or None, d_z
 
@@ -281,6 +299,36 @@ def refuse_graph(op: str, *given: Any) -> None:
 def check_row(op: str, first_row: object, B: int) -> int:
     """The position of row 0 in a batch whose rows noise addresses."""
     return check_count(op, "first_row", first_row, MOST_COUNT + 1 - B)
+
+
+def check_time_input(op: str, plan: Plan) -> None:
+    """Raises where a plan has no place for the embedding of a drawn t."""
+    shape = plan.shapes["t"] if "t" in plan.inputs else None
+    if shape is None or len(shape) != 1 or shape[0] % 2:
+        got = "no such input" if shape is None else shape
+        raise ValueError(
+            f'{op}: plan must have an input "t" of an even width under a CT or FM, got {got}; '
+            "plans.paper_ct and plans.mlp(..., time=True) have it"
+        )
+
+
+def check_times(op: str, t: object, n: int, B: int, device: torch.device) -> Tensor:
+    """t (B,) or (n, B) as (n or 1, B) float64."""
+    if not isinstance(t, Tensor):
+        raise ValueError(f"{op}: t must be a tensor ({B},) or ({n}, {B}), got {type(t).__name__}")
+    shape = (B,) if t.ndim == 1 else (n, B)
+    dtypes = (torch.float32, torch.float64)
+    value = check_tensor(op, "t", t, shape=shape, dtype=dtypes, device=device).detach().double()
+    if torch.compiler.is_compiling():  # what follows depends on contents
+        return value if value.ndim == 2 else value[None]
+    if value.numel() and not bool(((value >= 0) & (value <= 1)).all()):
+        raise ValueError(f"{op}: t must lie in [0, 1], got {value.min():.4g}..{value.max():.4g}")
+    return value if value.ndim == 2 else value[None]
+
+
+def check_whole(op: str, rows: object) -> int | None:
+    """The rows of a whole batch, where they are given."""
+    return None if rows is None else check_positive(op, "rows", rows, MOST_COUNT)
 
 
 def positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:

@@ -265,7 +265,7 @@ def test_a_plain_module_does_not_update(call):
             {"plan": nk.Plan({"z": (D,)}, {"logits": nk.Dense("z", M)})},
             "plan must have an input beside",
         ),
-        ({"goal": nk.NoiseSchedule.cosine(3)}, "goal must be a DT, got NoiseSchedule"),
+        ({"goal": nk.NoiseSchedule.cosine(3)}, "goal must be a DT, CT or FM, got NoiseSchedule"),
         (
             {"embedding": torch.zeros(M + 1, D)},
             r"embedding must have shape \(5, any\), got \(6, 5\)",

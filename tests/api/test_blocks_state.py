@@ -110,8 +110,10 @@ def test_to_keeps_the_state_and_refuses_other_dtypes(backend):
     index = torch.arange(T)
     for device in ("cpu", "meta"):
         assert blocks.to(device).hx.weight.device.type == device
-        assert engine.levels_of(blocks, index, 1, B)[0].signal.device.type == device
-        assert engine.blocks_of(blocks, index, 1).device.type == device
+        block = engine.blocks_of(blocks, index, 1)
+        noise = engine.noise_of(blocks, index, block)
+        assert block.device.type == noise.draw.device.type == device
+        assert engine.levels_of(blocks, index, noise, B)[0].signal.device.type == device
 
 
 def test_loading_keeps_every_address(backend):

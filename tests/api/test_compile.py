@@ -224,7 +224,8 @@ def forward_arguments(plan, training):
 
 def predict_arguments():
     inputs, params, stats, text = block_arguments("norm", grad=False)
-    numbers = [torch.rand(T) for _ in range(3)]
+    once = torch.ones(T)  # DT's chain: weight 1, keep 0, every evaluation ends a step
+    numbers = [*torch.rand(3, T), once, 0 * once, 0 * once, once > 0]
     tensors = (params, stats, torch.arange(T), [inputs[0][:1]], torch.tensor([4]), numbers, None)
     return (*tensors, "softmax", D, 0, True, T, 2, text, "float32", None)
 

@@ -299,7 +299,9 @@ def test_triton_is_not_chosen_on_the_cpu_unless_forced(with_kernels, monkeypatch
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose() is cpu
     with pytest.raises(nk.BackendError, match="no backend can run"):
-        monkeypatch.setattr(dispatch, "gap", lambda name, *_: None if name == "triton" else "no")
+        monkeypatch.setattr(
+            dispatch, "gap", lambda name, *_, **__: None if name == "triton" else "no"
+        )
         choose()
 
 

@@ -192,10 +192,10 @@ def test_predict_is_the_chain(head, noisy):
                 logits = Twin(call, r * L + i).logits({"x": call.inputs["x"][r], "z": z}, False)
                 p = logits if head == "linear" else logits.softmax(-1)
                 u_hat = p @ call.embedding.W_embed
-                z = call.a[i] * u_hat + call.b[i] * z
+                z = call.chain.a[i] * u_hat + call.chain.b[i] * z
                 if noisy:
                     eps = philox.normal(seed, 2, 0, s, i, B, 5, first_row=3, dtype=F64)[0]
-                    z = z + call.sqrt_c[i] * eps
+                    z = z + call.chain.sqrt_c[i] * eps
                 for key, value in (("logits", logits), ("u_hat", u_hat), ("z", z)):
                     assert_close(getattr(call, key)[i, s, r], value.detach(), **TIGHT)
 
@@ -216,7 +216,8 @@ def test_an_oracle_s_chain_has_the_marginals():
     call.slices.params["logits.bias"].zero_()
     u_y = F.one_hot(torch.arange(B) % M, M).double()
     call.inputs["x"] = 1000 * u_y[None]  # its softmax is u_y exactly
-    call.a, call.b, call.sqrt_c = schedule.a[1:], schedule.b[1:], schedule.c[1:].sqrt()
+    chain = call.chain
+    chain.a, chain.b, chain.sqrt_c = schedule.a[1:], schedule.b[1:], schedule.c[1:].sqrt()
     call.slices.index = torch.arange(10)
     reference.predict(call)
     for t in range(1, 11):

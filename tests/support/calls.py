@@ -15,6 +15,7 @@ from torch import Tensor
 
 from noprop_kernels import plans
 from noprop_kernels.backends.calls import (
+    Chain,
     Embedding,
     Gather,
     NoiseAddress,
@@ -303,8 +304,11 @@ def make_predict_call(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     first_row: int = 0,
+    stages: int | None = None,
 ) -> PredictCall:
-    """A random chain of L blocks for R replicas and S samples; its outputs hold NaN."""
+    """A random chain of L blocks for R replicas and S samples; its outputs hold NaN. With `stages`
+    a sampler of one block and so many evaluations a step, which has the plan's "t".
+    """
     generator = torch.Generator().manual_seed(seed)
     M, D = plan.widths[plan.output], plan.inputs["z"][0]
 
@@ -315,19 +319,22 @@ def make_predict_call(
         return torch.full(shape, torch.nan, dtype=dtype)
 
     slices = make_slices(plan, R * L, R * L, optimizer=None, generator=generator, dtype=dtype)
-    a, b, sqrt_c = torch.rand(3, L, generator=generator, dtype=torch.float64).to(dtype)
-    kept = L if keep_all else 1
+    E = L if stages is None else 2 * stages  # two steps of one block
+    a, b, sqrt_c = torch.rand(3, E, generator=generator, dtype=torch.float64).to(dtype)
+    kept = 1 if not keep_all else L if stages is None else 2
     return PredictCall(
         slices=slices,
         seeds=torch.randint(-(2**62), 2**62, (R,), generator=generator),
         inputs={
             name: randn(1 if name == "x" else R, B, *shape).expand(R, B, *shape)
             for name, shape in plan.inputs.items()
-            if name != "z"
+            if name != "z" and (name != "t" or stages is None)
         },
-        a=a,
-        b=b,
-        sqrt_c=sqrt_c,
+        chain=Chain(
+            *(a, b, sqrt_c),
+            **random_steps(E, stages, randn),
+            t=None if stages is None or "t" not in plan.inputs else randn(E, *plan.inputs["t"]),
+        ),
         head=head,
         embedding=Embedding(None if one_hot else randn(M, D), D),
         first_row=first_row,
@@ -336,6 +343,16 @@ def make_predict_call(
         u_hat=poison(kept, S, R, B, D),
         z=poison(kept, S, R, B, D),
     )
+
+
+def random_steps(E: int, stages: int | None, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """The rest of a chain: DT's without `stages`, else steps of so many evaluations each."""
+    if stages is None:
+        one = torch.ones(E)
+        numbers = {"weight": one, "next": one * 0, "keep": one * 0}
+        return numbers | {"ends": one > 0}
+    ends = torch.arange(1, E + 1) % stages == 0
+    return {"weight": randn(E) / 2, "next": randn(E) / 2, "keep": randn(E) / 2, "ends": ends}
 
 
 def clone_call(call: Any, dtype: torch.dtype | None = None) -> Any:

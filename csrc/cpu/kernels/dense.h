@@ -14,7 +14,7 @@ struct Source {
   const float* few = nullptr;  // (width, few_rows(B)), for a batch of few rows, or null
 };
 
-// finishes a layer's sums and stores them
+// Finishes a layer's sums and stores them. Without a bias they are stored as they are.
 struct DenseOut {
   float *value, *activated;
   const float *bias, *add;
@@ -29,10 +29,19 @@ struct DenseOut {
   }
 };
 
+// A layer's sums over sources that follow one another in its weight (H, in). They go on from
+// `start`, the sums over the sources before these, panels (H, P), or null.
+struct DenseSum {
+  const Source* sources;
+  int num_sources;
+  const float* weight;  // from these sources' columns on
+  int64_t in;
+  const float* start = nullptr;
+};
+
 // Own features of a layer whose sources have the form for few rows. rounds: the weight is rounded
 // to bfloat16.
-inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_sources,
-                           const float* weight, int64_t in, int64_t H, bool rounds,
+inline void dense_few_rows(const DenseOut& out, const DenseSum& sum, int64_t H, bool rounds,
                            const Panels& panels, const Share& share) {
   const Range own = own_features(panels, share, H);
   with_few_rows(panels.B, [&](auto rows) {
@@ -40,17 +49,27 @@ inline void dense_few_rows(const DenseOut& out, const Source* sources, int num_s
     const auto tile = [&](auto full, int64_t o, int64_t count) {
       constexpr bool FULL = decltype(full)::value;
       Vec c[kFewVectors][ROWS] = {};
-      OutputRows<FULL> outputs = {weight + o * in, in, count};
-      for (int s = 0; s < num_sources; ++s) {
-        multiply_few<FULL>(c, outputs, sources[s].few, sources[s].width, rounds);
-        outputs.weight += sources[s].width;
+      for (int64_t first = 0; sum.start && first < count; first += kLanes) {
+        Vec square[kLanes] = {};
+        for (int64_t i = 0; i < kLanes && first + i < count; ++i)
+          square[i] = load(sum.start + (o + first + i) * kLanes);
+        transpose(square);
+        for (int r = 0; r < ROWS; ++r) c[first / kLanes][r] = square[r];
+      }
+      OutputRows<FULL> outputs = {sum.weight + o * sum.in, sum.in, count};
+      for (int s = 0; s < sum.num_sources; ++s) {
+        multiply_few<FULL>(c, outputs, sum.sources[s].few, sum.sources[s].width, rounds);
+        outputs.weight += sum.sources[s].width;
       }
       for (int64_t first = 0; first < count; first += kLanes) {
         Vec square[kLanes] = {};
         for (int r = 0; r < ROWS; ++r) square[r] = c[first / kLanes][r];
         transpose(square);
         for (int64_t i = 0; i < kLanes && first + i < count; ++i)
-          out.finish(square[i], o + first + i, (o + first + i) * kLanes);
+          if (const int64_t at = o + first + i; out.bias)
+            out.finish(square[i], at, at * kLanes);
+          else
+            store(out.value + at * kLanes, square[i]);
       }
     };
     for (int64_t o = own.first; o < own.last; o += kFewOutputs) {
@@ -77,25 +96,29 @@ NOPROP_INLINE void for_blocks(int64_t K, int64_t width, Body body) {
   for (int64_t k = 0; k < K; k += each) body(k, K - k < each ? K - k : each);
 }
 
-// out = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
+// value = activation(concat(sources) @ weight.T + bias) + add, panels (H, P); `activated` (or null)
 // keeps the value before `add`. `rounded` is null, or has room for kTileRows rows of the weight:
 // products then have bfloat16 operands, and the sources must be rounded. PAIRS: the sources are
 // panels of pairs of features.
 template <bool PAIRS>
-inline void dense_forward(float* out, float* activated, const Source* sources, int num_sources,
-                          const float* weight, const float* bias, const float* add, bool is_relu,
-                          int64_t H, float* rounded, const Panels& panels, const Share& share) {
-  int64_t in = 0, in_terms = 0;
-  for (int s = 0; s < num_sources; ++s) {
-    in += sources[s].width;
-    in_terms += terms<PAIRS>(sources[s].width);
-  }
-  const DenseOut result = {out, activated, bias, add, is_relu};
-  if (sources[0].few)
-    return dense_few_rows(result, sources, num_sources, weight, in, H, rounded != nullptr, panels,
-                          share);
-  const int64_t P = panels.P;
+inline void dense_forward(const DenseOut& result, const DenseSum& sum, int64_t H, float* rounded,
+                          const Panels& panels, const Share& share) {
+  const Source* sources = sum.sources;
+  const float *weight = sum.weight, *start = sum.start;
+  float* out = result.value;
+  const int num_sources = sum.num_sources;
+  const int64_t in = sum.in, P = panels.P;
   const Range own = own_features(panels, share, H);
+  int64_t in_terms = 0;
+  for (int s = 0; s < num_sources; ++s) in_terms += terms<PAIRS>(sources[s].width);
+  if (num_sources == 0) {  // all was summed before
+    for (int64_t o = own.first; o < own.last; ++o)
+      for_vectors(panels, H, o, [&](int64_t at, int64_t) {
+        result.finish(start ? load(start + at) : Vec{}, o, at);
+      });
+    return;
+  }
+  if (sources[0].few) return dense_few_rows(result, sum, H, rounded != nullptr, panels, share);
   // each source's terms in a block, and the weight's columns that belong to them
   struct Run {
     const float* value;  // of the first panel
@@ -105,6 +128,7 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
     constexpr int COLS = decltype(cols)::value;
     const int64_t first_column = runs[0].column;
     const int64_t columns = runs[num_runs - 1].column + runs[num_runs - 1].width - first_column;
+    const float* before = is_first ? start : out;
     for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
       const float* tile_weight = weight + o * in + first_column;
@@ -127,13 +151,13 @@ inline void dense_forward(float* out, float* activated, const Source* sources, i
       for (int64_t p = 0; p < panels.count; ++p) {
         const auto place = [&](int i, int j) { return (p * H + o + i) * P + j * kLanes; };
         Vec c[ROWS][COLS] = {};
-        if (!is_first)
-          for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(out + place(i, j)); });
+        if (before)
+          for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(before + place(i, j)); });
         const float* w = tile_weight;
         for (int s = 0; s < num_runs; w += runs[s++].count)
           multiply_tile<PAIRS>(c, w, rounded ? count : in, 1, runs[s].value + p * runs[s].panel, P,
                                runs[s].count, [&] { next.go_on(); });
-        if (is_last)
+        if (is_last && result.bias)
           for_tile<ROWS, COLS>([&](int i, int j) { result.finish(c[i][j], o + i, place(i, j)); });
         else
           for_tile<ROWS, COLS>([&](int i, int j) { store(out + place(i, j), c[i][j]); });

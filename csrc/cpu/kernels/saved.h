@@ -101,17 +101,23 @@ inline bool needs_strips(const NopropPlan& plan, int j) {
   return false;
 }
 
-// loads_inputs: else the inputs but z are packed elsewhere
+struct SavedNeeds {
+  bool loads_inputs = true;        // else the inputs but z are packed elsewhere
+  bool strips = true;              // a weight gradient follows
+  const bool* left_out = nullptr;  // results that are not computed here, or null
+};
+
 inline void take_saved(Saved& saved, Pieces& pieces, const NopropPlan& plan, const Panels& panels,
-                       bool loads_inputs = true) {
+                       const SavedNeeds& needs = {}) {
   for (int r = 0; r < plan.num_inputs + plan.num_layers; ++r) {
+    if (needs.left_out && needs.left_out[r]) continue;
     const int64_t width = width_of(plan, r), size = width * panels.padded();
-    const bool elsewhere = !loads_inputs && r < plan.num_inputs && r != plan.z;
+    const bool elsewhere = !needs.loads_inputs && r < plan.num_inputs && r != plan.z;
     saved.value[r] = elsewhere ? nullptr : pieces.take<float>(size);
     const bool apart = keeps_value(plan, r) || (has_pairs(plan) && r >= plan.num_inputs);
     saved.operand[r] = rounds(plan) && apart ? pieces.take<float>(size) : saved.value[r];
     if (r < plan.num_inputs) {
-      saved.strips[r] = needs_strips(plan, r) && !elsewhere
+      saved.strips[r] = needs.strips && needs_strips(plan, r) && !elsewhere
                             ? pieces.take<float>(panels.B * round_up(width))
                             : nullptr;
       continue;

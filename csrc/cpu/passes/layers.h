@@ -47,18 +47,42 @@ inline void make_operand(const Saved& saved, const NopropPlan& plan, int r, cons
   narrow_operand(saved, plan, r, panels, share);
 }
 
+// The sums of a dense layer over sources first .. last of it; they go on from `start` (dense.h).
+inline void sum_sources(const DenseOut& out, const Saved& saved, const NopropPlan& plan,
+                        const NopropState& state, int l, int64_t slice, int first, int last,
+                        const float* start, const Panels& panels, const Share& share) {
+  const NopropLayer& layer = plan.layers[l];
+  const int64_t H = layer.width, in = in_width(plan, layer);
+  Source sources[kMaxResults];
+  int64_t column = 0;
+  for (int s = 0; s < last; ++s) {
+    const int32_t r = layer.sources[s];
+    if (s < first)
+      column += width_of(plan, r);
+    else
+      sources[s - first] = {saved.operand[r], width_of(plan, r), saved.few[r]};
+  }
+  const DenseSum sum = {sources, last - first, state.weight.value + slice * H * in + column, in,
+                        start};
+  with_pairs(plan, [&](auto pairs) {
+    dense_forward<pairs.value>(out, sum, H, saved.rounded, panels, share);
+  });
+}
+
+// What there is of a dense layer before it runs.
+struct Begun {
+  int first, last;                // the sources that are left
+  const float* sums = nullptr;    // over the sources before, panels (H, P), or null
+  const float* shifts = nullptr;  // (H,): the bias and the sums over the sources behind, or null
+};
+
 inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
-                          int l, int64_t slice, bool training, const Panels& panels,
-                          const Share& share) {
+                          int l, int64_t slice, bool training, const Begun& begun,
+                          const Panels& panels, const Share& share) {
   const NopropLayer& layer = plan.layers[l];
   const int r = plan.num_inputs + l;
   const int64_t H = layer.width;
-  Source sources[kMaxResults];
-  for (int s = 0; s < layer.num_sources; ++s)
-    sources[s] = {saved.operand[layer.sources[s]], width_of(plan, layer.sources[s]),
-                  saved.few[layer.sources[s]]};
-  const float* weight = state.weight.value + slice * H * in_width(plan, layer);
-  const float* bias = state.bias.value + slice * H;
+  const float* bias = begun.shifts ? begun.shifts : state.bias.value + slice * H;
   const float* add = layer.add >= 0 ? saved.value[layer.add] : nullptr;
   const bool is_relu = layer.activation == NOPROP_RELU, acts_after = layer.activation && !is_relu;
   // `out` gets the sums with bias and norm, `kept` a copy of them, and `added` is added to them
@@ -66,10 +90,8 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
   float* kept = saved.kept[r] == out ? nullptr : saved.kept[r];
   const float* added = acts_after ? nullptr : add;
   const auto multiply = [&](float* out, float* kept, const float* added, bool is_relu) {
-    with_pairs(plan, [&](auto pairs) {
-      dense_forward<pairs.value>(out, kept, sources, layer.num_sources, weight, bias, added,
-                                 is_relu, H, saved.rounded, panels, share);
-    });
+    sum_sources({out, kept, bias, added, is_relu}, saved, plan, state, l, slice, begun.first,
+                begun.last, begun.sums, panels, share);
   };
   if (!layer.norm) {
     multiply(out, kept, added, is_relu);
@@ -83,6 +105,13 @@ inline void forward_layer(const Saved& saved, const NopropPlan& plan, const Nopr
   }
   if (acts_after) activate(saved.value[r], saved.kept[r], add, layer.activation, H, panels, share);
   make_operand(saved, plan, r, panels, share);
+}
+
+inline void forward_layer(const Saved& saved, const NopropPlan& plan, const NopropState& state,
+                          int l, int64_t slice, bool training, const Panels& panels,
+                          const Share& share) {
+  forward_layer(saved, plan, state, l, slice, training, {0, plan.layers[l].num_sources}, panels,
+                share);
 }
 
 inline void walk_forward(const Saved& saved, const NopropPlan& plan, const NopropState* states,

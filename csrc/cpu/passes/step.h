@@ -53,7 +53,7 @@ struct StepBuffers {
 inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan, int64_t D,
                       const StepNeeds& needs, const Panels& panels, const Team& team) {
   const int64_t M = plan.layers[plan.num_layers - 1].width;
-  take_saved(work.saved, pieces, plan, panels, needs.loads_inputs);
+  take_saved(work.saved, pieces, plan, panels, {.loads_inputs = needs.loads_inputs});
   take_forward(work.saved, pieces, plan, panels, team, false);
   take_grads(work.grads, pieces, plan, needs.input_gradients, panels, team);
   work.u_y = pieces.take<float>(D * panels.padded());

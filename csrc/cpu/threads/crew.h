@@ -9,14 +9,17 @@
 namespace noprop {
 namespace {
 
-constexpr uint32_t kLastStage = 0xffffffff;
+constexpr uint32_t kNoMoreStages = 0xffffffff;  // in place of a stage's tiles
 
-// waits until done() is true
-template <class Done>
-NOPROP_INLINE void wait_until(const Crew& crew, Done done) {
+// waits until done() is true; idle() is called now and then while that takes long
+template <class Done, class Idle>
+NOPROP_INLINE void wait_until(const Crew& crew, Done done, Idle idle) {
   constexpr int kSpins = 2000;  // a tile takes microseconds
   for (int spin = 0; !done(); ++spin) {
-    if (spin >= kSpins) crew.yield();
+    if (spin >= kSpins) {
+      idle();
+      crew.yield();
+    }
 #if defined(__SSE2__)
     _mm_pause();
 #elif defined(__aarch64__)
@@ -25,40 +28,50 @@ NOPROP_INLINE void wait_until(const Crew& crew, Done done) {
   }
 }
 
-inline void open_stage(Crew& crew, uint32_t stage) {
+// Tiles and the next one's number are one word: who takes a number knows whether there is such a
+// tile. If there is, the stage stays open until it is done.
+inline void open_stage(Crew& crew, const CrewStage& stage, uint32_t tiles) {
+  crew.stage = stage;
   __atomic_store_n(&crew.done, 0, __ATOMIC_RELAXED);
-  __atomic_store_n(&crew.next, (uint64_t)stage << 32, __ATOMIC_RELEASE);
+  __atomic_store_n(&crew.next, (uint64_t)tiles << 32, __ATOMIC_RELEASE);
 }
+
+inline void end_stages(Crew& crew) { open_stage(crew, {}, kNoMoreStages); }
 
 // The leader's part of a stage: run(tile) for the tiles that nobody else has taken. All are done
 // when it returns.
 template <class Run>
-inline void lead_stage(Crew& crew, uint32_t stage, int64_t tiles, Run run) {
-  open_stage(crew, stage);
+inline void lead_stage(Crew& crew, const CrewStage& stage, int64_t tiles, Run run) {
+  open_stage(crew, stage, (uint32_t)tiles);
   int64_t tile;
   while ((tile = (uint32_t)__atomic_fetch_add(&crew.next, 1, __ATOMIC_RELAXED)) < tiles) {
     run(tile);
     __atomic_fetch_add(&crew.done, 1, __ATOMIC_RELAXED);
   }
-  wait_until(crew, [&] { return __atomic_load_n(&crew.done, __ATOMIC_ACQUIRE) == tiles; });
+  wait_until(crew, [&] { return __atomic_load_n(&crew.done, __ATOMIC_ACQUIRE) == tiles; }, [] {});
 }
 
-// A helper's part of all stages: run(stage, tile) for the tiles it takes, until the last stage is
-// opened; tiles(stage) is how many there are.
-template <class Tiles, class Run>
-inline void help(Crew& crew, Tiles tiles, Run run) {
+// A helper's part of all stages: run(stage, tile) for the tiles it takes, until there are no more
+// stages. idle() is called while it holds no tile.
+template <class Run, class Idle>
+inline void help(Crew& crew, Run run, Idle idle) {
   for (;;) {
     uint64_t next;
-    wait_until(crew, [&] {
-      next = __atomic_load_n(&crew.next, __ATOMIC_ACQUIRE);
-      return next >> 32 == kLastStage || (int64_t)(uint32_t)next < tiles((uint32_t)(next >> 32));
-    });
-    if (next >> 32 == kLastStage) return;
+    const auto has_tile = [&] { return (uint32_t)next < next >> 32; };
+    wait_until(
+        crew,
+        [&] {
+          next = __atomic_load_n(&crew.next, __ATOMIC_ACQUIRE);
+          return has_tile();
+        },
+        idle);
+    if (next >> 32 == kNoMoreStages) return;
     next = __atomic_fetch_add(&crew.next, 1, __ATOMIC_ACQUIRE);  // perhaps of a later stage
-    const uint32_t stage = (uint32_t)(next >> 32);
-    if (stage == kLastStage || (int64_t)(uint32_t)next >= tiles(stage)) continue;
-    run(stage, (int64_t)(uint32_t)next);
+    if (next >> 32 == kNoMoreStages) return;
+    if (!has_tile()) continue;
+    run(crew.stage, (int64_t)(uint32_t)next);
     __atomic_fetch_add(&crew.done, 1, __ATOMIC_RELEASE);
+    idle();
   }
 }
 

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <vector>
 
+#include "cpu/motion.h"
 #include "cpu/threads/pool.h"
 
 namespace noprop {
@@ -24,11 +25,9 @@ struct Work {
   int64_t multiply_adds = 0, weights = 0;
 };
 
-// without the results that `left_out` has, unless it is null
-Work work_of(const NopropPlan& plan, const bool* left_out = nullptr) {
+Work work_of(const NopropPlan& plan) {
   Work work;
   for (int32_t l = 0; l < plan.num_layers; ++l) {
-    if (left_out != nullptr && left_out[plan.num_inputs + l]) continue;
     const NopropLayer& layer = plan.layers[l];
     int64_t in = 0;
     for (int32_t s = 0; s < layer.num_sources; ++s) {
@@ -106,18 +105,53 @@ int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads) {
   return std::max(kUnit, (B + tasks * kUnit - 1) / (tasks * kUnit) * kUnit);
 }
 
-int64_t samples_a_task(const NopropPlan& plan, int64_t S, int64_t chains, int32_t threads) {
-  const Moving moving(plan);
-  const int64_t all = work_of(plan).multiply_adds;
-  const int64_t still = work_of(plan, moving.result).multiply_adds;
-  if (still >= S * (all - still)) return S;
+ChainWork chain_work(const PredictTask& task, int64_t rows) {
+  const NopropPlan& plan = *task.slices->plan;
+  const bool one_block = task.blocks() == 1;
+  const int64_t evaluations = one_block ? task.chain->evaluations : 1;
+  const Motion motion(plan, one_block ? task.chain->t_input : -1, one_block);
+  int64_t of_t = 0, by_pace[3] = {};
+  const auto add = [&](Pace pace, bool is_of_t, int64_t multiply_adds) {
+    (is_of_t ? of_t : by_pace[static_cast<size_t>(pace)]) += multiply_adds;
+  };
+  for (int32_t l = 0; l < plan.num_layers; ++l) {
+    const NopropLayer& layer = plan.layers[l];
+    const int32_t r = plan.num_inputs + l, own = layer.num_sources - motion.trailing[l];
+    int64_t left = 0;  // features that are multiplied at the layer's own pace
+    for (int32_t s = 0; s < layer.num_sources; ++s) {
+      const int32_t source = layer.sources[s], j = source - plan.num_inputs;
+      const int64_t width = j < 0 ? plan.input_widths[source] : plan.layers[j].width;
+      if (s < motion.leading[l] || s >= own)
+        add(Pace::kStill, s >= own, multiply_adds_of(layer, width));
+      else
+        left += width;
+    }
+    if (left > 0) add(motion.pace[r], motion.of_t[r], multiply_adds_of(layer, left));
+  }
+  const int64_t still = by_pace[0], timed = by_pace[1], moving = by_pace[2];
+  return {
+      .once = rows * still + evaluations * (of_t + rows * timed),
+      .a_sample = std::max<int64_t>(1, evaluations * rows * moving),
+      .an_evaluation = still / evaluations + timed + moving,
+      .rows = rows,
+      .one_block = one_block,
+  };
+}
+
+int64_t samples_a_task(const ChainWork& work, int64_t S, int64_t chains, int32_t threads) {
+  if (work.one_block && work.once < work.a_sample / 10) return 1;
+  if (work.once >= S * work.a_sample) return S;
   const int64_t groups = std::clamp<int64_t>(threads / chains, 1, S);
   return (S + groups - 1) / groups;
 }
 
-int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
+int32_t crew_size(int64_t multiply_adds, int64_t chains, int64_t B, int32_t threads) {
   // one row of a product takes as long as four do, since the weights must be read
-  return shared_by(chains, 2 * std::max<int64_t>(B, 4) * multiply_adds(plan), 1'000'000, threads);
+  return shared_by(chains, 2 * std::max<int64_t>(B, 4) * multiply_adds, 1'000'000, threads);
+}
+
+int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads) {
+  return crew_size(multiply_adds(plan), chains, B, threads);
 }
 
 NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,

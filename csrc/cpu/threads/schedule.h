@@ -44,11 +44,24 @@ int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads);
 // elements: all, where they are few.
 int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads);
 
+// The multiply-adds of a chain's task of so many rows: those that its samples share, and those of
+// each; or, of a row, an evaluation's.
+struct ChainWork {
+  int64_t once, a_sample, an_evaluation;
+  int64_t rows;
+  bool one_block;  // in all evaluations
+};
+
+ChainWork chain_work(const PredictTask& task, int64_t rows);
+
 // The samples of each of `chains` chains that a task runs. Together they run once what z does not
 // reach, which is worth more than threads of their own unless what it reaches is the larger part.
-int64_t samples_a_task(const NopropPlan& plan, int64_t S, int64_t chains, int32_t threads);
+// In many evaluations of one block that is little, and few samples take little memory.
+int64_t samples_a_task(const ChainWork& work, int64_t S, int64_t chains, int32_t threads);
 
-// The number of threads that share each of `chains` chains of blocks on B rows.
+// The number of threads that share each of `chains` chains on B rows, whose evaluations have so
+// many multiply-adds a row, or are of a plan's blocks.
+int32_t crew_size(int64_t multiply_adds, int64_t chains, int64_t B, int32_t threads);
 int32_t crew_size(const NopropPlan& plan, int64_t chains, int64_t B, int32_t threads);
 
 }  // namespace noprop

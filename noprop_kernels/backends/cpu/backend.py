@@ -23,6 +23,7 @@ from ..calls import (
     HeadCall,
     PredictCall,
     Rule,
+    TimesCall,
     TrainCall,
     UpdateCall,
 )
@@ -189,6 +190,15 @@ def train(call: TrainCall) -> None:
 
 def add_noise(call: AddNoiseCall) -> None:
     _check(call.op, _call(_C.add_noise, call), [], call.embedding.M)
+
+
+def draw_times(call: TimesCall) -> None:
+    _check("times", _call(_C.draw_times, call), [], 0)
+
+
+def embed_times(out: Tensor, t: Tensor, frequencies: Tensor) -> None:
+    """out (count, 2 n) float32: sines, then cosines, of t (count,) times frequencies (n,)."""
+    _check("embed_time", _call(_C.embed_times, out, t, frequencies), [], 0)
 
 
 def forward(call: ForwardCall) -> None:

@@ -221,7 +221,7 @@ def train(call: TrainCall) -> None:
 def predict(call: PredictCall) -> None:
     slices, plan = call.slices, call.slices.plan
     R, B = len(call.seeds), call.z.shape[3]
-    L, S, M = len(call.a), call.z.shape[1], call.logits.shape[-1]
+    L, S, M = len(call.chain.a), call.z.shape[1], call.logits.shape[-1]
     if B == 0:
         return
     device = call.z.device

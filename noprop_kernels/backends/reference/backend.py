@@ -278,9 +278,10 @@ def train_step(call: TrainCall, step: int) -> None:
 def predict(call: PredictCall) -> None:
     check_finite("predict", call.inputs)
     slices = call.slices
+    chain = call.chain
     R, B = len(call.seeds), call.z.shape[3]
-    L, S = len(call.a), call.z.shape[1]
-    chain = slices.index.reshape(R, L)
+    E, S = len(chain.a), call.z.shape[1]
+    blocks = slices.index.reshape(R, -1).expand(R, E)
     dtype = compute_dtype(slices)
     seeds = call.seeds.to(call.z.device)
     inputs = {name: value.to(dtype) for name, value in call.inputs.items()}
@@ -293,8 +294,11 @@ def predict(call: PredictCall) -> None:
         z = torch.zeros(R, B, call.embedding.D, dtype=dtype, device=call.z.device)
         if call.add_noise:
             z = draw(sample, philox.BLOCK_Z_0)
-        for i in range(L):
-            params, stats = select(slices.params, chain[:, i]), select(slices.stats, chain[:, i])
+        base, total, step = z, torch.zeros_like(z), 0
+        for e in range(E):
+            params, stats = select(slices.params, blocks[:, e]), select(slices.stats, blocks[:, e])
+            if chain.t is not None:
+                inputs["t"] = chain.t[e].to(dtype).expand(R, B, -1)
             saved = forward_layers(
                 *(slices.plan, params, stats, inputs | {"z": z}),
                 training=False,
@@ -302,11 +306,17 @@ def predict(call: PredictCall) -> None:
             )
             logits = saved.results[slices.plan.output]
             u_hat, _ = ref.predict_embedding(logits, call.embedding.W_embed, call.head)
-            a, b, sqrt_c = (value[i].to(dtype) for value in (call.a, call.b, call.sqrt_c))
-            z = a * u_hat + b * z
+            a, b, weight = (value[e].to(dtype) for value in (chain.a, chain.b, chain.weight))
+            k = a * u_hat + b * z
+            total = total + weight * k
+            if not chain.ends[e]:
+                z = base + chain.next[e].to(dtype) * k
+                continue
+            z = total + chain.keep[e].to(dtype) * base
             if call.add_noise:
-                z = z + sqrt_c * draw(sample, i)
-            if len(call.z) == L or i == L - 1:
-                at = i if len(call.z) == L else 0
+                z = z + chain.sqrt_c[e].to(dtype) * draw(sample, step % 2**16)
+            base, total, step = z, torch.zeros_like(z), step + 1
+            if (e + 1) % (E // len(call.z)) == 0:
+                at = (e + 1) // (E // len(call.z)) - 1
                 call.logits[at, sample], call.u_hat[at, sample] = logits, u_hat
                 call.z[at, sample] = z

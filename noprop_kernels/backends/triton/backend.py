@@ -202,7 +202,7 @@ def train(call: TrainCall) -> None:
 def predict(call: PredictCall) -> None:
     slices, plan = call.slices, call.slices.plan
     R, B = len(call.seeds), call.z.shape[3]
-    L, S, D = len(call.a), call.z.shape[1], call.embedding.D
+    L, S, D = len(call.chain.a), call.z.shape[1], call.embedding.D
     if B == 0:
         return
     look_at("predict", call.inputs, owner_of(call.owner, call.z.device))
@@ -231,8 +231,8 @@ def predict(call: PredictCall) -> None:
             run(ctx)
             launch_u_hat(device, u_hat, logits, call.embedding, call.head)
             device.launch(
-                noise.chain_kernel, grid, call.z[at, sample], z, u_hat, call.a, call.b,
-                call.sqrt_c if call.add_noise else None, seeds, sample, i, B, call.first_row,
+                noise.chain_kernel, grid, call.z[at, sample], z, u_hat, call.chain.a, call.chain.b,
+                call.chain.sqrt_c if call.add_noise else None, seeds, sample, i, B, call.first_row,
                 **shape,
             )  # fmt: skip
             z = call.z[at, sample]

@@ -48,6 +48,17 @@ def test_more_rows(
     check(kernels, make_predict_call(made, 2, 3, 150, 2, **options))
 
 
+@on(CPU)
+@pytest.mark.parametrize("add_noise", [True, False])
+@pytest.mark.parametrize("stages", [1, 2, 4])
+@pytest.mark.parametrize("plan", ["mlp", "two_inputs"])
+def test_a_sampler_of_one_block(
+    kernels: ModuleType, plan: str, stages: int, add_noise: bool
+) -> None:
+    options = {"stages": stages, "add_noise": add_noise, "keep_all": True, "head": "linear"}
+    check(kernels, make_predict_call(PLANS[plan](9, 5, 6), 2, 1, 20, 2, **options))
+
+
 @on(*EVERY)
 def test_one_block_keeps_its_only_result(kernels: ModuleType) -> None:
     last, kept = (

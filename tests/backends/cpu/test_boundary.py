@@ -287,7 +287,7 @@ OPTIONAL |= {"d_W_embed"}
 def may_be(kind: str, path: tuple, change: str) -> bool:
     if change == "None" and (path[-1] in OPTIONAL or "d_inputs" in path):
         return True
-    if change == "unaligned" and path[-1] in ("apply", "applied"):  # bytes
+    if change == "unaligned" and path[-1] in ("apply", "applied", "ends"):  # bytes
         return True
     return change in HARMLESS or (*path[-2:], change) in TAKEN or not is_read(kind, path)
 

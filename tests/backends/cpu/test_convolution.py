@@ -189,8 +189,9 @@ def chain(blocks: nk.DenoisingBlocks, x: Tensor, sample: int, dtype: torch.dtype
         return philox.normal(*address, len(x), D, first_row=5, dtype=dtype)[0]
 
     z = draw(philox.BLOCK_Z_0)
-    for i, numbers in enumerate(zip(*blocks.goal.chain(), strict=True)):
-        a, b, sqrt_c = (number.to(dtype) for number in numbers)
+    table = blocks.goal.table("ancestral", blocks.T)
+    for i, numbers in enumerate(zip(table.a, table.b, table.sqrt_c, strict=True)):
+        a, b, sqrt_c = (number.float().to(dtype) for number in numbers)
         twin = Twin(blocks, i, dtype)
         with torch.no_grad():
             logits = twin.logits({"x": x.to(dtype), "z": z}, training=False)
