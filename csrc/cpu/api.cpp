@@ -367,6 +367,7 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
       .B = B,
       .first_row = first_row,
       .kept = kept,
+      .blocks = slices->n / R,
       .add_noise = add_noise != 0,
   };
   const ChainWork work = chain_work(task, most_rows);

@@ -140,9 +140,8 @@ struct PredictTask {
   int32_t head;
   const NopropEmbedding* embedding;
   int64_t S, R, B, first_row, kept;
+  int64_t blocks;  // of a replica
   bool add_noise;
-
-  int64_t blocks() const { return slices->n / R; }
 };
 
 // the samples and rows of a replica's chain that a task does

@@ -18,7 +18,7 @@ inline int64_t times_of(const NopropChain& chain) {
 
 // t counts as one of the inputs where blocks change with the evaluation, since its layers do
 inline Motion motion_of(const PredictTask& task, int64_t samples) {
-  const bool one_block = task.blocks() == 1;
+  const bool one_block = task.blocks == 1;
   const int64_t uses = one_block ? samples * task.chain->evaluations : samples;
   return {*task.slices->plan, one_block ? task.chain->t_input : -1, uses > 1};
 }
@@ -77,21 +77,21 @@ struct Network {
 
   const NopropPlan& plan() const { return *task.slices->plan; }
   const NopropState& state(int l) const { return task.slices->layers[l]; }
-  bool changes_blocks() const { return task.blocks() > 1; }
+  bool changes_blocks() const { return task.blocks > 1; }
   int64_t slice(int64_t evaluation) const {
-    return task.slices->index[replica * task.blocks() + (changes_blocks() ? evaluation : 0)];
+    return task.slices->index[replica * task.blocks + (changes_blocks() ? evaluation : 0)];
   }
   bool has_conv(int l) const { return is_conv(plan(), plan().num_inputs + l); }
   ConvTiles convs(int64_t evaluation) const {
     return {work.saved, plan(), task.slices->layers, slice(evaluation), panels};
   }
 
-  // those evaluations that are rows of a batch with this one
-  int64_t first_time(int64_t evaluation) const { return evaluation / kTimes * kTimes; }
+  // of the evaluations that are rows of a batch with this one
   Panels times(int64_t evaluation) const {
-    const int64_t left = task.chain->evaluations - first_time(evaluation);
+    const int64_t left = task.chain->evaluations - evaluation / kTimes * kTimes;
     return make_panels(left < kTimes ? left : kTimes);
   }
+  // a result of t, or a layer's numbers of t in place of its bias; null if there is none
   const float* row(int r, int64_t evaluation) const {
     if (r < plan().num_inputs) return task.chain->t + evaluation * width_of(plan(), r);
     return work.rows[r] ? work.rows[r] + evaluation % kTimes * width_of(plan(), r) : nullptr;
@@ -108,22 +108,21 @@ struct Network {
         return {0, leading};
       case kTrailing:
         return {count - trailing, count};
-      case kTimeLayer:
-        return {0, count};
       default:
         return {leading, count - trailing};
     }
   }
 
+  static bool is_of_t(const CrewStage& stage) {
+    return stage.part == kTimeLayer || stage.part == kTrailing;
+  }
   Panels panels_of(const CrewStage& stage) const {
-    return stage.part == kLayer || stage.part == kLeading ? panels : times(stage.evaluation);
+    return is_of_t(stage) ? times(stage.evaluation) : panels;
   }
   // features of a dense layer's tile
-  static int64_t unit(bool few, const Panels& panels) {
-    return few ? kFewOutputs : kTileRows[panels.cols];
-  }
-  bool is_few(const CrewStage& stage) const {
-    return (stage.part == kLayer || stage.part == kLeading) && has_few_rows(panels);
+  int64_t unit(const CrewStage& stage) const {
+    const bool few = !is_of_t(stage) && has_few_rows(panels);
+    return few ? kFewOutputs : kTileRows[panels_of(stage).cols];
   }
 
   // the tiles of a stage; 0 if it takes less time than handing them out
@@ -138,8 +137,7 @@ struct Network {
     const int64_t rows = of.B < 4 ? 4 : of.B;
     if (2 * rows * multiply_adds_of(layer, in) < kLeastFlop) return 0;
     if (has_conv(stage.layer)) return convs(0).count(stage.layer);
-    const int64_t features = unit(is_few(stage), of);
-    return (layer.width + features - 1) / features;
+    return (layer.width + unit(stage) - 1) / unit(stage);
   }
 
   void run_dense(const CrewStage& stage, const Share& share) const {
@@ -165,9 +163,8 @@ struct Network {
 
   void run_tile(const CrewStage& stage, int64_t tile) const {
     if (has_conv(stage.layer)) return convs(stage.evaluation).run(stage.layer, tile);
-    const int64_t features = unit(is_few(stage), panels_of(stage));
-    const int64_t H = plan().layers[stage.layer].width, last = (tile + 1) * features;
-    run_dense(stage, {.tile = {tile * features, last < H ? last : H}});
+    const int64_t H = plan().layers[stage.layer].width, last = (tile + 1) * unit(stage);
+    run_dense(stage, {.tile = {tile * unit(stage), last < H ? last : H}});
   }
 
   void lead(Crew& crew, Part part, int l, int64_t evaluation) const {

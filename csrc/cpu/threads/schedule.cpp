@@ -107,7 +107,7 @@ int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads) {
 
 ChainWork chain_work(const PredictTask& task, int64_t rows) {
   const NopropPlan& plan = *task.slices->plan;
-  const bool one_block = task.blocks() == 1;
+  const bool one_block = task.blocks == 1;
   const int64_t evaluations = one_block ? task.chain->evaluations : 1;
   const Motion motion(plan, one_block ? task.chain->t_input : -1, one_block);
   int64_t of_t = 0, by_pace[3] = {};
