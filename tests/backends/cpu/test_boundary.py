@@ -23,6 +23,7 @@ from noprop_kernels.backends.calls import (
 )
 from noprop_kernels.backends.cpu import backend as cpu
 from support.calls import PLANS, make_predict_call, make_train_call
+from support.chains import make_chain_call
 
 pytestmark = pytest.mark.skipif(
     dispatch.native_gap() is not None, reason=f"no CPU kernels: {dispatch.native_gap()}"
@@ -193,6 +194,10 @@ def made_calls() -> dict[str, Callable[[], tuple[str, Any]]]:
         "add_noise": add_noise,
         "predict": predict(False),
         "predict, all kept": predict(True),
+        "predict, a sampler": lambda: (
+            "predict",
+            make_chain_call(PLANS["two_inputs"](F, D, M), "mixed", 1, B, S=2, R=2),
+        ),
     }
 
 
