@@ -26,17 +26,20 @@ from .files import LOCK, atomic_file, locked, sweep
 RECORD = "model.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # unique to this folder
 TEMPORARY = ("tensors-*.safetensors", RECORD)
-FORMAT = 1
+FORMATS = (1, 2)  # 1: of a DT, which older versions read; 2: of a CT or FM
 OF_DEVICE = {"device", "backend", "instruction_set", "compiler", "triton"}  # versions of one thing
 
 
-def save(folder: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def save(
+    folder: Path, content: dict[str, Any], tensors: dict[str, Tensor], format: int = FORMATS[0]
+) -> None:
     """Writes a state into `folder`; after a crash at any moment the old one or the new one loads.
 
     Args:
         folder: the run's folder, made where it is missing.
         content: what JSON can hold.
         tensors: any shapes and dtypes, on any device.
+        format: the oldest of FORMATS that can hold the content.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -48,7 +51,7 @@ def save(folder: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> N
     data = to_bytes({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     name = f"tensors-{digest[:16]}.safetensors"
-    record = {"format": FORMAT, **content, "tensors": {"file": name, "sha256": digest}}
+    record = {"format": format, **content, "tensors": {"file": name, "sha256": digest}}
     text = strict_json.dumps(record | {"sha256": _digest(record)}, indent=1)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -113,9 +116,10 @@ def load_content(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is corrupt: it is no record with a sum") from error
     if not right:
         raise InputError(f"{path} is corrupt: its sum does not fit")
-    if record.get("format") != FORMAT:
+    if record.get("format") not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
         raise InputError(
-            f"{path} has format {record.get('format')}, this version reads format {FORMAT}"
+            f"{path} has format {record.get('format')}, this version reads formats {known}"
         )
     tensors = record.get("tensors")
     name = tensors.get("file") if isinstance(tensors, dict) else None

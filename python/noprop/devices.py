@@ -54,13 +54,16 @@ def is_name(name: str) -> bool:
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
 
 
-def pick_device(name: str, backend: str | None = None, plan: Plan | None = None) -> Device:
+def pick_device(
+    name: str, backend: str | None = None, plan: Plan | None = None, *, sampled: bool = False
+) -> Device:
     """The device of one of NAMES; auto chooses a GPU whose kernels run the plan, else the CPU.
 
     Args:
         name: auto, cpu, cuda (the current GPU) or cuda:N.
         backend: the forced backend, if any.
         plan: of the blocks; None: any.
+        sampled: whether the blocks are of a CT or FM, which need a sampler.
 
     Raises:
         ValueError: no such name, or a GPU that cannot be used; the text has the reason and what to
@@ -75,7 +78,9 @@ def pick_device(name: str, backend: str | None = None, plan: Plan | None = None)
         return Device(torch.device("cpu"), f"auto, with {by}")
     asked = torch.device("cuda" if name == "auto" else name)
     able = (forced,) if forced else OF_GPUS
-    reasons = {kernels: dispatch.gap(kernels, plan, asked, "float32") for kernels in able}
+    reasons = {
+        kernels: dispatch.gap(kernels, plan, asked, "float32", sampled=sampled) for kernels in able
+    }
     gap = dispatch.device_gap(asked)  # reported before anything that the kernels lack
     runs = [kernels for kernels, reason in reasons.items() if reason is None and gap is None]
     if runs:

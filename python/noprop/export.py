@@ -2,99 +2,219 @@
 
     h = encoder((x - mean) * scale);  z = 0
     z = a_t softmax(block_t(h, z)) @ W_embed + b_t z     for t = 1..T (eq. 3 without noise)
-    labels = argmax over y of sqrt(alpha_bar_T) <u_y, z> - alpha_bar_T |u_y|^2 / 2
+    labels = argmax over y of signal <u_y, z> - signal^2 |u_y|^2 / 2
     probs = mean of softmax(block_t) over t = T // 2 + 1..T
 
-or, by the paper's protocol, with z = eps and + sqrt(c_t) eps, and the head's softmax and argmax. It
-is a graph and no class, since unpickling a class needs its package.
+or of a CT or FM the evaluations of its sampler, each with the embedding of its t, where what
+depends on x alone is computed once; or, by the paper's protocol, with z = eps and + sqrt(c_t) eps,
+and the head's softmax and argmax. It is a graph and no class, since unpickling a class needs its
+package.
 """
 
 import copy
 from operator import add, mul, sub
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
+import noprop_kernels as nk
 from noprop_kernels.stack import plain_modules
 from noprop_kernels.stack.training import check_draws_z
 
+from . import sampling
 from .normalisation import Normalisation
+from .sampling import Sampler
 
 if TYPE_CHECKING:
     from .model import Model
 
+MOST_STEPS = 100
 
-def chain(model: "Model", with_noise: bool) -> fx.GraphModule:
+
+def chain(model: "Model", with_noise: bool, steps: int | None) -> fx.GraphModule:
     """The graph of `Model.to_module`, with tensors of its own."""
-    blocks, schedule = model.blocks, model.goal.schedule
+    blocks = model.blocks
     check_draws_z(blocks, "to_module")
+    sampler = sampler_of(model, with_noise, steps)
     inputs = list(blocks.plan.inputs)
-    if len(inputs) != 2:
+    if len([name for name in inputs if name != "t" or not blocks.goal.timed]) != 2:
         raise ValueError(f'to_module: plan must have "z" and one more input, got {inputs}')
-    graph = fx.Graph()
-    root: dict[str, nn.Module | Tensor] = {}
+    writer = Writer()
+    h = features(writer, model)
+    z, probs = evaluations(writer, model, sampler, h, with_noise)
+    if with_noise and model.head is not None:
+        scores = writer.part("head", plain_modules.copied_module(model.head, 0), z)
+    else:
+        scores = written_scores(writer, model, z)
+    if with_noise or isinstance(model.goal, nk.FM):
+        probs = writer.call(torch.softmax, scores, -1)
+    writer.graph.output((writer.call(torch.argmax, scores, -1), probs))
+    module = fx.GraphModule(writer.root, writer.graph, class_name="Classifier")
+    return module.eval().requires_grad_(False)
 
-    def part(name: str, module: nn.Module, *args: fx.Node) -> fx.Node:
-        root[name] = module
-        return graph.call_module(name, args)
 
-    def buffer(name: str, value: Tensor) -> fx.Node:
-        root[name] = value.detach().clone()
-        return graph.get_attr(name)
+def sampler_of(model: "Model", with_noise: bool, steps: int | None) -> Sampler:
+    """
+    Raises:
+        ValueError: steps do not fit.
+    """
+    steps = model.sampler.steps if steps is None else steps
+    if steps > MOST_STEPS and not isinstance(model.goal, nk.DT):
+        raise ValueError(
+            f"to_module: steps must be at most {MOST_STEPS}, got {steps}: each is written out as "
+            "a part of the graph, and its exporters need time and memory for every one"
+        )
+    choose = sampling.paper_sampler if with_noise else sampling.answer_sampler
+    kind = model.paper_sampler.kind if with_noise else model.sampler.kind
+    return choose("to_module", model.goal, kind, steps)
 
-    x = graph.placeholder("x")
+
+class Writer:
+    """A graph that is being written.
+
+    Attributes:
+        root: its modules and tensors, by name.
+    """
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.root: dict[str, nn.Module | Tensor] = {}
+
+    def part(self, name: str, module: nn.Module, *args: fx.Node) -> fx.Node:
+        self.root[name] = module
+        return self.graph.call_module(name, args)
+
+    def buffer(self, name: str, value: Tensor) -> fx.Node:
+        self.root[name] = value.detach().clone()
+        return self.graph.get_attr(name)
+
+    def call(self, function: Any, *args: Any) -> fx.Node:
+        return self.graph.call_function(function, args)
+
+    def method(self, name: str, *args: Any) -> fx.Node:
+        return self.graph.call_method(name, args)
+
+    def sum(self, terms: list[fx.Node]) -> fx.Node:
+        total = terms[0]
+        for term in terms[1:]:
+            total = self.call(add, total, term)
+        return total
+
+    def scaled(self, value: fx.Node, factor: float) -> list[fx.Node]:
+        """factor * value as a term of a sum; none where the factor is 0."""
+        if factor == 0:
+            return []
+        return [value if factor == 1 else self.call(mul, value, factor)]
+
+    def inline(
+        self, name: str, module: fx.GraphModule, given: dict[str, fx.Node], kept: dict, x: str
+    ) -> fx.Node:
+        """A copy of a module's graph, called with `given` by the names of its inputs.
+
+        Args:
+            name: of the module's parts in the root.
+            module: the block.
+            given: its inputs.
+            kept: what depends on input `x` alone, by node; filled by the first copy.
+            x: the input that does not change from copy to copy.
+        """
+        values, still = dict(kept), set(kept)
+        for node in module.graph.nodes:
+            if node in values:
+                continue
+            if node.op == "output":
+                return values[node.args[0]]
+            if node.op == "placeholder":
+                values[node] = given[node.target]
+                steady = node.target == x
+            else:
+                values[node] = made = self.graph.node_copy(node, values.__getitem__)
+                if node.op == "call_module":
+                    made.target = f"{name}.{node.target}"
+                    self.root[made.target] = module.get_submodule(node.target)
+                steady = all(source in still for source in node.all_input_nodes)
+            if steady:
+                still.add(node)
+                kept[node] = values[node]
+        raise AssertionError("a graph has an output")
+
+
+def features(writer: Writer, model: "Model") -> fx.Node:
+    """The blocks' input, normalised and encoded."""
+    x = writer.graph.placeholder("x")
     numbers = affine(model)
-    mean, scale = (buffer(*item) for item in numbers.items())
+    mean, scale = (writer.buffer(*item) for item in numbers.items())
     if model.inputs is None:
         # without training data x's dtype decides whether x is bytes, as in `predict`; by
         # torch.select, since unpickling traces the graph, and only torch's functions take a proxy
-        kind = graph.call_function(mul, (graph.call_method("is_floating_point", (x,)), 1))
-        mean, scale = (graph.call_function(torch.select, (v, 0, kind)) for v in (mean, scale))
+        kind = writer.call(mul, writer.method("is_floating_point", x), 1)
+        mean, scale = (writer.call(torch.select, v, 0, kind) for v in (mean, scale))
     wide = model.inputs is not None and model.inputs.kind == "numbers"
     channels = numbers["mean"].shape[-2]
-    h = graph.call_method("flatten", (graph.call_method("double" if wide else "float", (x,)), 1))
-    h = graph.call_method("unflatten", (h, 1, (channels, -1)))
-    h = graph.call_function(mul, (graph.call_function(sub, (h, mean)), scale))
-    h = graph.call_method("float", (graph.call_method("flatten", (h, 1)),))
+    h = writer.method("flatten", writer.method("double" if wide else "float", x), 1)
+    h = writer.method("unflatten", h, 1, (channels, -1))
+    h = writer.call(mul, writer.call(sub, h, mean), scale)
+    h = writer.method("float", writer.method("flatten", h, 1))
     if model.encoder is not None:
-        h = part("encoder", copy.deepcopy(model.encoder), h)
+        h = writer.part("encoder", copy.deepcopy(model.encoder), h)
+    return h
 
-    z = graph.call_method("new_zeros", (h, (graph.call_method("size", (h, 0)), blocks.D)))
+
+def evaluations(
+    writer: Writer, model: "Model", sampler: Sampler, h: fx.Node, with_noise: bool
+) -> tuple[fx.Node, fx.Node]:
+    """The last z, and the mean of the later blocks' softmaxes, of a CT or FM of the last one."""
+    blocks, goal = model.blocks, model.goal
+    modules, table = blocks.to_modules(), goal.table(*sampler)
+    rows = writer.method("size", h, 0)
+    z = writer.method("new_zeros", h, (rows, blocks.D))
     if with_noise:
-        z = graph.call_function(torch.randn_like, (z,))
-    W, later = blocks.W_embed, []
-    W_embed = None if W is None else buffer("W_embed", W)
-    a, b, c = (value.tolist() for value in (schedule.a, schedule.b, schedule.c))
-    for t, block in enumerate(blocks.to_modules(), start=1):
-        logits = part(f"block_{t}", block, *(z if name == "z" else h for name in inputs))
-        p = graph.call_function(torch.softmax, (logits, -1))
-        if t > blocks.T // 2:
-            later.append(p)
-        u_hat = p if W_embed is None else graph.call_function(torch.matmul, (p, W_embed))
-        u_hat, z = graph.call_function(mul, (u_hat, a[t])), graph.call_function(mul, (z, b[t]))
-        z = graph.call_function(add, (u_hat, z))
-        if with_noise:
-            eps = graph.call_function(torch.randn_like, (z,))
-            eps = graph.call_function(mul, (eps, c[t] ** 0.5))
-            z = graph.call_function(add, (z, eps))
-    if with_noise:
-        assert model.head is not None  # by Model.to_module
-        scores = part("head", plain_modules.copied_module(model.head, 0), z)
-        later = [graph.call_function(torch.softmax, (scores, -1))]
-    elif W is None:  # <u_y, z> is column y of z, and every |u_y| is 1
-        scores = z
-    else:
-        alpha_bar = schedule.alpha_bar[-1].item()
-        weight, bias = alpha_bar**0.5 * W.T, -alpha_bar / 2 * W.square().sum(1)
-        scores = graph.call_function(torch.matmul, (z, buffer("score_weight", weight)))
-        scores = graph.call_function(add, (scores, buffer("score_bias", bias)))
-    labels = graph.call_function(torch.argmax, (scores, -1))
-    total = later[0]
-    for p in later[1:]:
-        total = graph.call_function(add, (total, p))
-    graph.output((labels, graph.call_function(mul, (total, 1 / len(later)))))
-    return fx.GraphModule(root, graph, class_name="Classifier").eval().requires_grad_(False)
+        z = writer.call(torch.randn_like, z)
+    W, t, x = blocks.W_embed, None, ""
+    W_embed = None if W is None else writer.buffer("W_embed", W)
+    if goal.timed:
+        t = writer.buffer("t", nk.embed_time(table.t, blocks.plan.widths["t"]).to(model.device))
+        x = next(name for name in blocks.plan.inputs if name not in ("z", "t"))
+    kept: dict[fx.Node, fx.Node] = {}
+    base, terms, later = z, [], []
+    for e, ends in enumerate(table.ends.tolist()):
+        a, b, sqrt_c, weight, onward, keep = (
+            value[e].item()
+            for value in (table.a, table.b, table.sqrt_c, table.weight, table.next, table.keep)
+        )
+        if t is None:
+            given = (z if name == "z" else h for name in blocks.plan.inputs)
+            logits = writer.part(f"block_{e + 1}", modules[e], *given)
+        else:
+            at = writer.method("expand", writer.call(torch.select, t, 0, e), rows, -1)
+            logits = writer.inline("block", modules[0], {x: h, "z": z, "t": at}, kept, x)
+        linear = goal.head == "linear"
+        p = logits if linear else writer.call(torch.softmax, logits, -1)
+        u_hat = p if W_embed is None else writer.call(torch.matmul, p, W_embed)
+        k = writer.sum([*writer.scaled(u_hat, a), *writer.scaled(z, b)])
+        terms += writer.scaled(k, weight)
+        if not ends:
+            z = writer.sum([base, *writer.scaled(k, onward)])
+            continue
+        terms += writer.scaled(base, keep)
+        if with_noise and sqrt_c != 0:
+            terms += writer.scaled(writer.call(torch.randn_like, z), sqrt_c)
+        z = base = writer.sum(terms)
+        terms = []
+        later.append(p)
+    later = later[blocks.T // 2 :] if t is None else later[-1:]
+    return z, writer.call(mul, writer.sum(later), 1 / len(later))
+
+
+def written_scores(writer: Writer, model: "Model", z: fx.Node) -> fx.Node:
+    """The scores (B, M); of one-hot embeddings column y of z, since every |u_y| is 1."""
+    W = model.blocks.W_embed
+    if W is None:
+        return z
+    weight, bias = sampling.score_weights(W, *sampling.last_signal(model.goal))
+    scores = writer.call(torch.matmul, z, writer.buffer("score_weight", weight.T))
+    return writer.call(add, scores, writer.buffer("score_bias", bias))
 
 
 def affine(model: "Model") -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from noprop_kernels.optimizers import OPTIMIZERS, Optimizer
 from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Layer, MaxPool2d, Plan
 
 from .errors import InputError
+from .sampling import Sampler
 
 Json = dict[str, Any]
 
@@ -89,15 +90,66 @@ def plan_from_json(record: Json) -> Plan:
     return Plan(inputs, layers)
 
 
-def goal_to_json(goal: nk.DT) -> Json:
-    return {"kind": "DT", "eta": goal.eta, "alpha_bar": goal.schedule.alpha_bar.tolist()}
+def goal_to_json(goal: nk.DT | nk.CT | nk.FM) -> Json:
+    if isinstance(goal, nk.DT):
+        return {"kind": "DT", "eta": goal.eta, "alpha_bar": goal.schedule.alpha_bar.tolist()}
+    if isinstance(goal, nk.FM):
+        return {"kind": "FM", "sigma": goal.sigma, "stratified": goal.stratified}
+    return {
+        "kind": "CT",
+        "eta": goal.eta,
+        "gamma": goal.schedule.values.tolist(),
+        "weight": goal.weight,
+        "stratified": goal.stratified,
+    }
 
 
-def goal_from_json(record: Json) -> nk.DT:
-    if record.get("kind") != "DT":
-        raise InputError(f"a saved goal is of kind {record.get('kind')!r}, this version knows DT")
-    alpha_bar = torch.tensor(field(record, "alpha_bar", list), dtype=torch.float64, device="cpu")
-    return nk.DT(nk.NoiseSchedule(alpha_bar), eta=field(record, "eta", float))
+def goal_from_json(record: Json) -> nk.DT | nk.CT | nk.FM:
+    kind = record.get("kind")
+    if kind == "DT":
+        alpha_bar = _numbers(record, "alpha_bar")
+        return nk.DT(nk.NoiseSchedule(alpha_bar), eta=field(record, "eta", float))
+    if kind == "FM":
+        return nk.FM(field(record, "sigma", float), field(record, "stratified", bool))
+    if kind != "CT":
+        raise InputError(f"a saved goal is of kind {kind!r}, this version knows DT, CT and FM")
+    return nk.CT(
+        nk.Gamma(_numbers(record, "gamma")),
+        field(record, "eta", float),
+        field(record, "weight", object),
+        field(record, "stratified", bool),
+    )
+
+
+def _numbers(record: Json, name: str) -> Tensor:
+    return torch.tensor(field(record, name, list), dtype=torch.float64, device="cpu")
+
+
+# of every DT, as its first versions wrote it and older readers expect it
+CHAIN = {"kind": "ancestral", "equation": "arXiv:2503.24322v2, eq. 3", "from": "N(0, I)"}
+
+
+def samplers_to_json(goal: object, answer: Sampler, paper: Sampler) -> Json:
+    if isinstance(goal, nk.DT):
+        return {"sampler": CHAIN}
+    return {"sampler": answer._asdict(), "paper_sampler": paper._asdict()}
+
+
+def samplers_from_json(goal: object, record: Json) -> dict[str, Sampler]:
+    """The samplers of a saved model, as arguments of `Model`.
+
+    Raises:
+        InputError: one is missing or cannot be read, or is not a DT's.
+    """
+    if isinstance(goal, nk.DT):
+        if field(record, "sampler", dict) != CHAIN:
+            raise InputError(f"a saved model must have the sampler {CHAIN}")
+        return {}
+    samplers = {}
+    for name in ("sampler", "paper_sampler"):
+        saved = field(record, name, dict)
+        samplers[name] = Sampler(field(saved, "kind", str), field(saved, "steps", int))
+    return samplers
 
 
 def optimizer_to_json(optimizer: Optimizer | None) -> Json | None:

@@ -11,7 +11,7 @@ from . import checkpoint, json_records
 from .errors import InputError
 from .inputs import InputFormat
 from .json_records import Json, field
-from .model import SAMPLER, Model
+from .model import Model
 from .normalisation import Normalisation
 
 
@@ -48,8 +48,7 @@ def from_checkpoint(
         goal = json_records.goal_from_json(field(record, "goal", dict))
         optimizers = field(record, "optimizers", dict)
         precision = {"blocks": "float32", "head": "float32"} | record.get("precision", {})
-        if field(record, "sampler", dict) != SAMPLER:
-            raise InputError(f"a saved model must have the sampler {SAMPLER}")
+        samplers = json_records.samplers_from_json(goal, record)
         if field(record, "order", list) != list(range(1, goal.T + 1)):
             raise InputError(f"a saved model must have the blocks 1..{goal.T}, in this order")
         if "normalisation" not in record:
@@ -94,6 +93,7 @@ def from_checkpoint(
             normalize=None if normal is None else Normalisation.from_json(normal),
             classes=names,
             inputs=None if inputs is None else InputFormat.from_json(inputs),
+            **samplers,
         )
     except InputError:
         raise

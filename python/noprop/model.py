@@ -10,16 +10,15 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 import noprop_kernels as nk
-from noprop_kernels import functional
 from noprop_kernels.check import check_positive
 
-from . import checkpoint, export, json_records
+from . import checkpoint, export, json_records, sampling
 from .inputs import InputFormat
 from .json_records import Json
 from .normalisation import Normalisation
+from .sampling import Sampler
 
 Normalize = tuple[Tensor, Tensor]
-SAMPLER = {"kind": "ancestral", "equation": "arXiv:2503.24322v2, eq. 3", "from": "N(0, I)"}
 ROWS_AT_ONCE = 1024
 
 
@@ -28,12 +27,14 @@ class Answer:
     """The answer of the chain without noise for B rows; each row's depends on that row alone.
 
     Attributes:
-        scores: (B, M) float32, `sqrt(alpha_bar_T) <u_y, z_T> - alpha_bar_T |u_y|^2 / 2`, which
-            grows with the likelihood of z_T under q(z_T | y). No prior is added: the blocks carry
-            it.
-        probs: (B, M) float32, the mean of the softmaxes of the blocks T // 2 + 1..T. Each block
-            treats the beliefs of earlier blocks as evidence, so the last one alone is overconfident
-            where classes overlap; a softmax of the scores would be even more so. Where two classes
+        scores: (B, M) float32, `signal <u_y, z> - signal^2 |u_y|^2 / 2` of the last z, which grows
+            with its likelihood under q(z | y). No prior is added: the blocks carry it.
+        probs: (B, M) float32. Of DT the mean of the softmaxes of the blocks T // 2 + 1..T: each
+            block treats the beliefs of earlier blocks as evidence, so the last one alone is
+            overconfident where classes overlap; a softmax of the scores would be even more so. Of
+            CT the softmax of the last evaluation. Of FM, whose block has no softmax, that of the
+            scores, as if z_1 had the noise of N(0, I) around its embedding: with one-hot embeddings
+            a row in the middle of its class then has e / (e + M - 1), and not 1. Where two classes
             are close, the argmax of probs may differ from the label.
         classes: names of the M classes.
     """
@@ -54,24 +55,30 @@ class Answer:
 
 
 class Model:
-    """T blocks and their chain, which predicts the likeliest class given z_T (eq. 3 without noise).
+    """Blocks and their chain without noise, which predicts the likeliest class given its last z.
+
+    Of DT the chain is T blocks (eq. 3), of CT and FM a sampler over the one block of all t.
 
     model(x) returns the probabilities. A model predicts with running statistics and trains with
     those of the batch, whatever its mode: `eval` and `train` change nothing.
 
     Args:
         blocks: all T of them, one replica.
-        head: None, or the head that reads z_T in the paper's protocol (`predict_paper`); `fit`
-            trains it beside the blocks. No answer depends on it.
+        head: None, or the head that reads the last z in the paper's protocol (`predict_paper`);
+            `fit` trains it beside the blocks. No answer depends on it. FM has none.
         encoder: None, or a frozen module from normalised x (B, F) to features (B, F'): `fit` trains
             only the blocks and the head.
         normalize: mean and std of x, each (channels,), where x is made of that many equal runs of
             features; None until `fit` measures them.
         classes: names of the M classes, in their order; None until `fit` sees labels.
         inputs: the format of a row of x; None until `fit` sees one.
+        sampler: kind and steps of the answer, which draws nothing; None: of DT the chain, of CT
+            ("ddim", 20), of FM ("euler", 20).
+        paper_sampler: of the paper's protocol; None: of DT the chain, of CT ("ancestral", 1000), of
+            FM ("euler", 1000).
 
     Raises:
-        ValueError: blocks are missing, or head or classes do not fit them.
+        ValueError: blocks are missing, or head, classes or a sampler do not fit them.
     """
 
     def __init__(
@@ -83,15 +90,25 @@ class Model:
         normalize: Normalize | None = None,
         classes: Sequence[str] | None = None,
         inputs: InputFormat | None = None,
+        sampler: tuple[str, int] | None = None,
+        paper_sampler: tuple[str, int] | None = None,
     ) -> None:
         goal, T = blocks.goal, blocks.T
-        if not isinstance(goal, nk.DT):
-            raise ValueError(f"Model: blocks must have a DT as goal, got {type(goal).__name__}")
+        if not isinstance(goal, nk.DT | nk.CT | nk.FM):
+            raise ValueError(
+                f"Model: blocks must have a DT, CT or FM as goal, got {type(goal).__name__}"
+            )
         self.goal = goal
+        self.sampler = sampling.answer_sampler("Model", goal, *(sampler or (None, None)))
+        self.paper_sampler = sampling.paper_sampler("Model", goal, *(paper_sampler or (None, None)))
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
         if blocks.replicas != 1:
             raise ValueError(f"Model: blocks must have one replica, got {blocks.replicas}")
+        if head is not None and isinstance(goal, nk.FM):
+            raise ValueError(
+                "Model: head must be None of an FM, whose classes are read by the nearest embedding"
+            )
         if head is not None and len(head) != 1:
             raise ValueError(f"Model: head must have one replica, got {len(head)}")
         if head is not None and (head.D, head.M) != (blocks.D, blocks.M):
@@ -125,8 +142,9 @@ class Model:
 
     def __repr__(self) -> str:
         blocks = self.blocks
+        sampled = {"goal": type(self.goal).__name__, "sampler": self.sampler}
         parts = {
-            "T": blocks.T,
+            **({"T": blocks.T} if isinstance(self.goal, nk.DT) else sampled),
             **{name: list(shape) for name, shape in blocks.plan.inputs.items()},
             "classes": blocks.M,
             "parameters": f"{self.num_parameters():,}",
@@ -188,9 +206,9 @@ class Model:
         """The format of a row of x: that of training, or before training that of x itself."""
         return self.inputs or InputFormat.of(x, "predict")
 
-    def predict(self, x: Any) -> Answer:
-        """Predicts classes of x by the chain without noise; it needs no labels, and nothing is
-        random.
+    def predict(self, x: Any, *, steps: int | None = None) -> Answer:
+        """Predicts classes of x by the chain without noise, from z_0 = 0; it needs no labels, and
+        nothing is random.
 
         The chain with noise is `predict_paper`, or `blocks.predict(noise=True)` for its z_t.
 
@@ -198,22 +216,47 @@ class Model:
             x: (B, F) or of the shape that training took: a tensor, an array, a table of pandas or
                 lists, of any B. The batch and the position of a row change no result. Values count,
                 not types: for a model that was trained on uint8 every number is a byte 0..255.
+            steps: of the sampler; None: those of `sampler`, which a DT's always are.
 
         Raises:
-            ValueError: x does not fit.
+            ValueError: x or steps do not fit.
         """
         blocks, rows = self.blocks, self.format_of(x).array(x)
+        kind, steps = self.sampler_of(steps)
+        several = isinstance(self.goal, nk.DT)  # evaluations whose softmaxes are averaged
         probs = torch.empty(len(rows), blocks.M, dtype=torch.float32, device=blocks.device)
         scores = torch.empty_like(probs)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
-            chain = blocks.predict(self.features(part, first), noise=False, keep="all")
+            chain = blocks.predict(
+                self.features(part, first),
+                noise=False,
+                sampler=kind,
+                steps=steps,
+                keep="all" if several else 1,
+            )
             last = first + len(part)
-            probs[first:last] = chain.logits[blocks.T // 2 :, 0, 0].softmax(-1).mean(0)
             scores[first:last] = self.scores(chain.z[-1, 0, 0])
+            if isinstance(self.goal, nk.FM):
+                probs[first:last] = scores[first:last].softmax(-1)
+            else:
+                probs[first:last] = chain.logits[blocks.T // 2 :, 0, 0].softmax(-1).mean(0)
         return Answer(scores, probs, self.classes_ or tuple(map(str, range(blocks.M))))
 
+    def sampler_of(self, steps: int | None) -> Sampler:
+        """The answer's sampler, with other steps where they are given.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        if steps is None:
+            return self.sampler
+        return sampling.answer_sampler("predict", self.goal, self.sampler.kind, steps)
+
     def predict_paper(self, x: Any, samples: int = 5, seed: int | None = None) -> Tensor:
-        """The head's logits of z_T by the paper's protocol: noise in every step, S times.
+        """The head's logits of the last z by the paper's protocol, from z_0 ~ N(0, I), S times.
+
+        Of DT and CT there is noise in every step. Of FM, which has no head, they are the scores,
+        whose argmax is the nearest embedding.
 
         Args:
             x: B rows, as in `predict`. The noise of a row depends on its position.
@@ -226,7 +269,7 @@ class Model:
         Raises:
             ValueError: the model has no head, or an argument does not fit.
         """
-        self._head("predict_paper")
+        self._check_reads("predict_paper")
         check_positive("predict_paper", "samples", samples)
         rows = self.format_of(x).array(x)
         logits = torch.empty(
@@ -234,39 +277,50 @@ class Model:
         )
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = self.blocks.predict(
-                self.features(part, first), samples=samples, seed=seed, first_row=first
+                self.features(part, first),
+                sampler=self.paper_sampler.kind,
+                steps=self.paper_sampler.steps,
+                samples=samples,
+                seed=seed,
+                first_row=first,
             )
             logits[:, first : first + len(part)] = self.read(chain.z[:, 0])
         return logits
 
-    def scores(self, z: Tensor) -> Tensor:
-        """`Answer.scores` (..., M) of z_T (..., D)."""
-        alpha_bar, W = float(self.goal.schedule.alpha_bar[-1]), self.blocks.W_embed
-        if W is None:  # <u_y, z> is column y of z
-            return alpha_bar**0.5 * z - alpha_bar / 2
-        weight, bias = alpha_bar**0.5 * W, -alpha_bar / 2 * W.square().sum(1)
-        return functional.dense(z, weight, bias, backend=self.blocks.backend)
+    def scores(self, z: Tensor, t: float | None = None) -> Tensor:
+        """`Answer.scores` (..., M) of the last z (..., D), or of z_t of a CT or FM."""
+        if t is None or isinstance(self.goal, nk.DT):
+            levels = sampling.last_signal(self.goal)
+        else:
+            levels = sampling.signal_at(self.goal, t)
+        return sampling.scores(self.blocks, z, *levels)
+
+    @property
+    def reads(self) -> bool:
+        """Whether the paper's protocol can read a class: by a head, or of an FM without one."""
+        return self.head is not None or isinstance(self.goal, nk.FM)
 
     def read(self, z: Tensor) -> Tensor:
-        """The head's logits (..., M) of embeddings z (..., D).
+        """The head's logits (..., M) of embeddings z (..., D); of an FM the scores.
 
         Raises:
             ValueError: the model has no head.
         """
-        head = self._head("read")
+        self._check_reads("read")
+        if self.head is None:
+            return self.scores(z)
         with torch.no_grad():
-            logits = head.forward(z.reshape(-1, z.shape[-1]))[0]
+            logits = self.head.forward(z.reshape(-1, z.shape[-1]))[0]
         return logits.view(*z.shape[:-1], -1)
 
-    def _head(self, op: str) -> nk.OutputHead:
-        if self.head is None:
+    def _check_reads(self, op: str) -> None:
+        if not self.reads:
             raise ValueError(
                 f"{op}: the model must have a head, which the paper's protocol reads z_T with, got "
                 "none; `predict` needs none"
             )
-        return self.head
 
-    def to_module(self, *, noise: bool = False) -> fx.GraphModule:
+    def to_module(self, *, noise: bool = False, steps: int | None = None) -> fx.GraphModule:
         """Inference as one plain nn.Module, from x to labels and probabilities.
 
         It is called as module(x), x (B, F) uint8 or float32, and returns the results of `predict`:
@@ -278,15 +332,17 @@ class Model:
 
         Args:
             noise: use the paper's protocol instead, with a new draw by torch.randn_like in each
-                call: probs are the head's softmax, labels their argmax.
+                call: probs are the softmax of what `read` gives, labels their argmax.
+            steps: of a CT's or FM's sampler, at most 100, since each is unrolled; None: the
+                answer's own, also with noise. A DT's are its T blocks.
 
         Raises:
-            ValueError: the plan has inputs other than "z" and one more, or `noise` is true and the
-                model has no head.
+            ValueError: the plan has inputs other than "z" and one more (and "t" of CT and FM),
+                steps do not fit, or `noise` is true and the model has no head.
         """
         if noise:
-            self._head("to_module")
-        return export.chain(self, noise)
+            self._check_reads("to_module")
+        return export.chain(self, noise, steps)
 
     def save(self, folder: str | Path, training: Json | None = None) -> None:
         """Writes the model, optimizer state and counters included, into `folder` (checkpoint.py).
@@ -304,7 +360,7 @@ class Model:
                 "plan": json_records.plan_to_json(self.blocks.plan),
                 "goal": json_records.goal_to_json(self.goal),
                 "order": list(self.blocks.held),
-                "sampler": SAMPLER,
+                **json_records.samplers_to_json(self.goal, self.sampler, self.paper_sampler),
                 "normalisation": None
                 if self.normalize is None
                 else Normalisation.of(self.normalize).to_json(),
@@ -323,7 +379,8 @@ class Model:
             "versions": self.versions(),
             "training": training,
         }
-        checkpoint.save(Path(folder), content, self.tensors())
+        format = checkpoint.FORMATS[0 if isinstance(self.goal, nk.DT) else 1]
+        checkpoint.save(Path(folder), content, self.tensors(), format)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that training changes, and the embeddings, by name. Each has its own memory,

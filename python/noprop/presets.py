@@ -13,15 +13,22 @@ from noprop_kernels.plan import Plan, Shape
 LEARNED_DIM = 20  # of the paper's learned embeddings
 LEAST_PIXELS = 14  # of a side; what fewer leave for the third convolution is no window
 
-# table 4, of DT
-PAPER = {
-    **{"head": "paper", "T": 10, "batch_size": 128, "lr": 1e-3, "lr_schedule": "constant"},
-    **{"weight_decay": 1e-3, "eta": 0.1},
+# table 4
+PAPER = {"batch_size": 128, "lr": 1e-3, "lr_schedule": "constant", "weight_decay": 1e-3}
+PAPER_OF = {
+    "dt": {"head": "paper", "T": 10, "eta": 0.1},
+    "ct": {"head": "paper", "eta": 1.0, "optimizer": "adam"},
+    "fm": {"head": "none", "optimizer": "adam"},
 }
-PAPER_EPOCHS = {"mnist": 100, "fashion-mnist": 100, "cifar10": 150, "cifar100": 150}
+PAPER_EPOCHS = {
+    "dt": {"mnist": 100, "fashion-mnist": 100, "cifar10": 150, "cifar100": 150},
+    **dict.fromkeys(
+        ("ct", "fm"), {"mnist": 100, "fashion-mnist": 100, "cifar10": 500, "cifar100": 1000}
+    ),
+}
 
 
-def settings(preset: str, data: str) -> dict[str, Any]:
+def settings(preset: str, data: str, variant: str = "dt") -> dict[str, Any]:
     """The settings that a preset has by itself for these data, by name; the others are none of its.
 
     The paper has no table for Fashion-MNIST, which gets MNIST's numbers, nor for the user's own
@@ -29,13 +36,12 @@ def settings(preset: str, data: str) -> dict[str, Any]:
     """
     if preset != "paper":
         return {}
-    return PAPER | ({"epochs": PAPER_EPOCHS[data]} if data in PAPER_EPOCHS else {})
+    epochs = PAPER_EPOCHS[variant]
+    return PAPER | PAPER_OF[variant] | ({"epochs": epochs[data]} if data in epochs else {})
 
 
-def untrainable(variant: str, embedding: str) -> str | None:
-    """Why blocks of this variant and embedding cannot be trained yet, or None."""
-    if variant != "dt":
-        return f"variant {variant} cannot be trained yet, dt can: use --variant dt"
+def untrainable(embedding: str) -> str | None:
+    """Why blocks of this embedding cannot be trained yet, or None."""
     if embedding != "one-hot":
         return f"embedding {embedding} cannot be trained yet, one-hot can: use --embedding one-hot"
     return None
@@ -47,7 +53,7 @@ def plan_of(
     """The plan of a block, also of one that cannot be trained yet.
 
     Args:
-        variant: "dt" or "ct".
+        variant: "dt", "ct" or "fm"; the latter two have the same plan.
         preset: "mlp" or "paper".
         embedding: "one-hot", "learned" (of LEARNED_DIM) or "prototype" (of a whole image).
         shape: (F,), or (C, H, W) of images.
@@ -58,12 +64,11 @@ def plan_of(
         ValueError: the preset has no such plan, or is not for rows of this shape.
     """
     if preset == "mlp":
-        if (variant, embedding) != ("dt", "one-hot"):
+        if embedding != "one-hot":
             raise ValueError(
-                f"preset mlp has variant dt and embedding one-hot alone, got {variant} and "
-                f"{embedding}: use --preset paper"
+                f"preset mlp has embedding one-hot alone, got {embedding}: use --preset paper"
             )
-        return plans.mlp(prod(shape), classes, classes, hidden=hidden)
+        return plans.mlp(prod(shape), classes, classes, hidden=hidden, time=variant != "dt")
     if len(shape) != 3 or min(shape[1:]) < LEAST_PIXELS:
         got = " x ".join(map(str, shape[1:])) if len(shape) == 3 else f"rows of {shape[0]} numbers"
         raise ValueError(
@@ -71,5 +76,5 @@ def plan_of(
             f"{got}: use --preset mlp"
         )
     D = {"one-hot": classes, "learned": LEARNED_DIM, "prototype": prod(shape)}[embedding]
-    make = {"dt": plans.paper_dt, "ct": plans.paper_ct}[variant]
+    make = plans.paper_dt if variant == "dt" else plans.paper_ct
     return make(shape, D, classes, z_image=embedding == "prototype")

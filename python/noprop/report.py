@@ -19,6 +19,8 @@ with train_extra():
 
 Json = dict[str, Any]
 FLOAT = 4  # bytes
+ALREADY = ("kind", "gamma")  # of a goal, shown by themselves
+HOW = "noise in every step, head on z_T"
 MANY_STEPS = 1 << 30  # more than the steps that any call packs rows for
 
 
@@ -28,17 +30,10 @@ def say(console: Console, line: str) -> None:
 
 
 def show_result(console: Console, result: Json) -> None:
-    """Prints the accuracy after each block, of each block alone, of the answer, and of the paper's
-    protocol."""
-    table = Table(title=f"{Path(result['data']).stem}: test accuracy of the blocks")
-    table.add_column("block", justify="right")
-    table.add_column("after it in the chain", justify="right")
-    table.add_column("alone, from pure noise", justify="right")
-    columns = ("accuracy_per_block", "accuracy_alone")
-    accuracies = zip(*(result[name] for name in columns), strict=True)
-    for t, row in enumerate(accuracies, 1):
-        table.add_row(str(t), *(f"{accuracy:.2%}" for accuracy in row))
-    console.print(table)
+    """Prints the accuracy after each block and of each block alone, or by the steps of the sampler;
+    of the answer, and of the paper's protocol."""
+    of_blocks = result["accuracy_per_block"] is not None
+    console.print(blocks_table(result) if of_blocks else steps_table(result))
     lines = [f"test accuracy:                {result['test_accuracy']:.2%}"]
     if "val_accuracy" in result:
         lines.append(f"accuracy on held-out rows:    {result['val_accuracy']:.2%}")
@@ -58,11 +53,38 @@ def show_result(console: Console, result: Json) -> None:
     console.print("\n".join(lines), highlight=False)
 
 
+def blocks_table(result: Json) -> Table:
+    table = Table(title=f"{Path(result['data']).stem}: test accuracy of the blocks")
+    table.add_column("block", justify="right")
+    table.add_column("after it in the chain", justify="right")
+    table.add_column("alone, from pure noise", justify="right")
+    columns = ("accuracy_per_block", "accuracy_alone")
+    accuracies = zip(*(result[name] for name in columns), strict=True)
+    for t, row in enumerate(accuracies, 1):
+        table.add_row(str(t), *(f"{accuracy:.2%}" for accuracy in row))
+    return table
+
+
+def steps_table(result: Json) -> Table:
+    title = f"{Path(result['data']).stem}: test accuracy by the sampler's steps"
+    by_t = " ".join(f"{accuracy:.1%}" for accuracy in result["accuracy_by_t"])
+    table = Table(title=title, caption=f"on the way, at t = 0.1, 0.2, .. 1: {by_t}")
+    table.add_column("steps", justify="right")
+    table.add_column("without noise", justify="right")
+    table.add_column("with noise", justify="right")
+    noisy = result["accuracy_by_steps_with_noise"]
+    for steps, accuracy in result["accuracy_by_steps"].items():
+        drawn = f"{noisy[steps]:.2%}" if steps in noisy else ""
+        table.add_row(steps, f"{accuracy:.2%}", drawn)
+    return table
+
+
 def deviation(result: Json) -> str:
     """The deviation over the draws of the noise, where there are several."""
     std, samples = result["paper_accuracy_std"], result["samples"]
     draws = "1 draw" if samples == 1 else f"{samples} draws"
-    drawn = f"  (noise in every step, head on z_T, {draws})"
+    how = "z_0 drawn, nearest embedding" if result.get("variant") == "fm" else HOW
+    drawn = f"  ({how}, {draws})"
     return drawn if std is None else f" +- {std:.2%}{drawn}"
 
 
@@ -105,7 +127,7 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
     """The output of `--dry-run`: parameters, bytes and the backend, with the reasons."""
     size = sizes(model, batch_size)
     console.print(
-        f"{model.blocks.T} blocks of {size['parameters_per_block']:,} parameters, "
+        f"{model.blocks.T} block{'s' if model.blocks.T > 1 else ''} of {size['parameters_per_block']:,} parameters, "
         f"{size['parameters']:,} in all{'' if model.head is None else ', the head too'}",
         highlight=False,
     )
@@ -125,19 +147,22 @@ def show_info(console: Console, content: Json) -> None:
     model = content["model"]
     training = content.get("training") or {}
     table = Table(show_header=False, box=None)
-    goal = model["goal"]
     rows: Json = {
-        "variant": f"{goal['kind']}, T = {len(goal['alpha_bar']) - 1}, eta = {goal['eta']}",
-        "schedule": " ".join(f"{value:.4f}" for value in goal["alpha_bar"]),
+        **goal_rows(model["goal"]),
         "order of t": " ".join(map(str, model["order"])),
-        "sampler": ", ".join(f"{key} {value}" for key, value in model["sampler"].items()),
+        **{
+            name.replace("_", " "): ", ".join(f"{key} {it}" for key, it in model[name].items())
+            for name in ("sampler", "paper_sampler")
+            if name in model
+        },
         "classes": model["classes"],
         "class names": " ".join(model.get("class_names") or []),
     }
     for name, layer in model["plan"]["layers"]:
         values = {key: value for key, value in layer.items() if key != "kind" and value is not None}
         rows[f"layer {name}"] = ", ".join(f"{key} {value}" for key, value in values.items())
-    rows |= training.get("settings", {})
+    settings = training.get("settings", {})
+    rows |= {name: it for name, it in settings.items() if name not in rows and it is not None}
     if progress := training.get("progress"):
         rows["epochs done"] = progress["epoch"]
         rows["train seconds"] = f"{progress['seconds']:.1f}"
@@ -149,3 +174,17 @@ def show_info(console: Console, content: Json) -> None:
     for name, value in rows.items():
         table.add_row(name, str(value))
     console.print(table, highlight=False)
+
+
+def goal_rows(goal: Json) -> Json:
+    """The variant and its schedule, from a goal's record."""
+    if goal["kind"] == "DT":
+        return {
+            "variant": f"DT, T = {len(goal['alpha_bar']) - 1}, eta = {goal['eta']}",
+            "schedule": " ".join(f"{value:.4f}" for value in goal["alpha_bar"]),
+        }
+    about = ", ".join(f"{key} = {value}" for key, value in goal.items() if key not in ALREADY)
+    rows = {"variant": f"{goal['kind']}, one block of all t, {about}"}
+    if "gamma" in goal:
+        rows["gamma"] = " ".join(f"{value:.4f}" for value in goal["gamma"])
+    return rows

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import augmentation, checkpoint, metrics, presets
+from . import augmentation, checkpoint, metrics, presets, sampling, variants
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
 from .defaults import LR
@@ -27,9 +27,11 @@ from .training import Epoch, NotFinite, Progress, fit
 
 CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
+WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
 AT_FIRST = {  # of runs that did not record them
     **{"precision": "float32", "head": "paper", "label": None, "labels": None},
-    **{"embedding": "one-hot", "augment": "none"},
+    **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw"},
+    **{name: None for name in variants.OWN if name not in ("T", "eta")},
 }
 
 
@@ -38,7 +40,8 @@ class Settings:
     """The settings of a run; together with the data they fix every bit of the result.
 
     `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
-    where a table has its labels, as `noprop.data.load` has it.
+    where a table has its labels, as `noprop.data.load` has it. What a variant has not is None
+    (`variants.OWN`); so are a sampler and steps by default.
     """
 
     data: str = "digits"
@@ -49,17 +52,25 @@ class Settings:
     embedding: str = "one-hot"
     head: str = "none"
     hidden: int = 256
-    T: int = 10
+    T: int | None = 10
     epochs: int
     batch_size: int = 128
     lr: float = LR
     lr_schedule: str = "cosine"
     weight_decay: float
-    eta: float = 0.1
+    eta: float | None = 0.1
     seed: int = 0
     val_fraction: float = 0.0
     precision: str = "float32"
     augment: str = "none"
+    optimizer: str = "adamw"
+    weight: str | None = None
+    gamma_0: float | None = None
+    gamma_1: float | None = None
+    stratified: bool | None = None
+    sigma: float | None = None
+    sampler: str | None = None
+    steps: int | None = None
 
     @classmethod
     def from_json(cls, record: Json) -> "Settings":
@@ -89,7 +100,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     """Whether a JSON value has a field's type; an int is accepted for a float."""
     kinds = get_args(kind) or (kind,)
     if isinstance(value, bool):
-        return False
+        return bool in kinds
     return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
@@ -136,25 +147,28 @@ def build(
         ValueError: a setting does not fit.
         MemoryError: there is no memory for it.
     """
-    if reason := presets.untrainable(settings.variant, settings.embedding):
+    if reason := presets.untrainable(settings.embedding):
         raise ValueError(reason)
+    if settings.head != "none" and (reason := variants.VARIANTS[settings.variant].without_head):
+        raise ValueError(f"head must be none, since {reason}, got {settings.head}")
     augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
-    goal = nk.DT(nk.NoiseSchedule.cosine(T=settings.T), eta=settings.eta)
+    goal = variants.goal_of(**asdict(settings))
+    answer, paper = sampling.samplers_of("train", goal, settings.sampler, settings.steps)
     shared = {
-        "optimizer": nk.AdamW(lr=settings.lr, weight_decay=settings.weight_decay),
+        "optimizer": variants.optimizer_of(settings.optimizer, settings.lr, settings.weight_decay),
         "seed": settings.seed,
         "precision": settings.precision,
         "backend": backend,
     }
-    size = 3 * 4 * settings.T * plan.num_parameters()  # bytes of weights and moments
+    size = 3 * 4 * goal.T * plan.num_parameters()  # bytes of weights and moments
     try:
         # fails at once, before the first layers are filled
         torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
         blocks = nk.DenoisingBlocks(plan, goal, **shared)
     except RuntimeError as error:  # torch's error when memory is short
         raise MemoryError(
-            f"no memory for {settings.T} blocks of {plan.num_parameters():,} parameters"
+            f"no memory for {goal.T} blocks of {plan.num_parameters():,} parameters"
         ) from error
     head = None
     if settings.head == "paper":
@@ -165,6 +179,8 @@ def build(
         normalize=None if split is None else statistics(split.x, data.inputs.channels),
         classes=data.class_names,
         inputs=data.inputs,
+        sampler=answer,
+        paper_sampler=paper,
     )
 
 
@@ -277,7 +293,7 @@ class Run:
                 saved_at = time.monotonic()
 
         def after_epoch(epoch: Epoch) -> None:
-            name, accuracy = self.watch(split)
+            name, accuracy = self.watch(split, WATCHED_STEPS)
             metrics.append(self.folder, asdict(epoch) | {name: accuracy})
             on_epoch(epoch, f"{name.replace('_', ' ')} {accuracy:.2%}")
 
@@ -311,14 +327,23 @@ class Run:
             return y
         return np.array(names)[y.numpy()]
 
-    def watch(self, split: Split) -> tuple[str, float]:
-        """Accuracy without noise on the held-out rows, else on some training rows."""
-        if split.x_val is not None and split.y_val is not None:
-            return "val_accuracy", self.accuracy(split.x_val, split.y_val)
-        return "train_accuracy", self.accuracy(split.x[:ROWS_WATCHED], split.y[:ROWS_WATCHED])
+    def watch(self, split: Split, most_steps: int | None = None) -> tuple[str, float]:
+        """Accuracy without noise on the held-out rows, else on some training rows.
 
-    def accuracy(self, x: Tensor, y: Tensor) -> float:
-        return (self.model.predict(x).labels.cpu() == y).double().mean().item()
+        Args:
+            split: the data.
+            most_steps: of the sampler of a CT or FM, where its own are more; None: its own.
+        """
+        steps = None
+        if most_steps is not None and not isinstance(self.model.goal, nk.DT):
+            steps = min(most_steps, self.model.sampler.steps)
+        if split.x_val is not None and split.y_val is not None:
+            return "val_accuracy", self.accuracy(split.x_val, split.y_val, steps)
+        some = split.x[:ROWS_WATCHED], split.y[:ROWS_WATCHED]
+        return "train_accuracy", self.accuracy(*some, steps)
+
+    def accuracy(self, x: Tensor, y: Tensor, steps: int | None) -> float:
+        return (self.model.predict(x, steps=steps).labels.cpu() == y).double().mean().item()
 
     def test(self, data: Dataset, split: Split, samples: int) -> Json:
         """Tests on the test rows: everything that `--json` prints."""

@@ -90,9 +90,11 @@ class Epoch:
 
     Attributes:
         epoch: its number, from 1.
-        loss: per block, the mean of weight * |u_hat - u_y|^2 over the samples. The weights of two
-            blocks may differ a thousandfold: a mean over blocks says little.
-        error: per block, the mean of |u_hat - u_y|^2, without the weight.
+        loss: per block, the mean of weight * |u_hat - u_y|^2 over the samples, of FM of |v_hat -
+            (u_y - z_0)|^2. The weights of two blocks may differ a thousandfold: a mean over blocks
+            says little.
+        error: per block, the mean of |u_hat - u_y|^2, without the weight; None of CT and FM, where
+            each row has a t, and a weight, of its own.
         head_loss: mean over the samples and t; None without a head.
         lr: learning rate of the blocks' last step; None where they have no optimizer.
         skipped: per block, samples whose step's loss was not finite. The means leave them out; a
@@ -317,9 +319,6 @@ class _Loop:
         """The record of the epoch that `progress` has completed."""
         blocks, rows = self.model.blocks, self.batches.rows
         last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
-        weights = blocks.goal.levels(
-            torch.arange(1, blocks.T + 1, dtype=torch.int64, device="cpu")
-        ).weight.tolist()
         skipped = progress.skipped or [0] * blocks.T  # early runs did not count them
         counts = [rows - count for count in skipped]
         head_loss = None
@@ -328,16 +327,25 @@ class _Loop:
         return Epoch(
             epoch=progress.epoch + 1,
             loss=list(map(_mean, progress.loss_sum, counts)),
-            error=[
-                _mean(total, weight * count)
-                for total, weight, count in zip(progress.loss_sum, weights, counts, strict=True)
-            ],
+            error=self.errors(progress.loss_sum, counts),
             head_loss=head_loss,
             lr=last.item(),
             skipped=skipped,
             seconds=progress.epoch_seconds,
             samples_per_second=rows / progress.epoch_seconds,
         )
+
+    def errors(self, loss_sum: list[float], counts: list[int]) -> list[float | None]:
+        """Per block, the mean error of so many samples; None where a block has no one weight."""
+        blocks = self.model.blocks
+        if blocks.goal.timed:
+            return [None] * blocks.T
+        t = torch.arange(1, blocks.T + 1, dtype=torch.int64, device="cpu")
+        weights = blocks.goal.levels(t).weight.tolist()
+        return [
+            _mean(total, weight * count)
+            for total, weight, count in zip(loss_sum, weights, counts, strict=True)
+        ]
 
     def rates(
         self, optimizer: Optimizer | None, epoch: int, done: int, steps: int, K: int

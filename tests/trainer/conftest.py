@@ -64,6 +64,27 @@ def new_model():
     return make
 
 
+GOALS = {"ct": nk.CT, "fm": nk.FM}
+
+
+@pytest.fixture(params=GOALS)
+def sampled(request):
+    """Makes equal untrained models of a CT, then of an FM."""
+    make_goal = GOALS[request.param]
+
+    def make(
+        embedding: torch.Tensor | None = None, seed: int = 5, head: bool = False, **options: object
+    ) -> noprop.Model:
+        D = CLASSES if embedding is None else embedding.shape[1]
+        plan, goal = nk.plans.mlp(FEATURES, D, CLASSES, hidden=16, time=True), make_goal()
+        shared = {"embedding": embedding, "optimizer": nk.AdamW(lr=1e-2), "seed": seed}
+        reads = nk.OutputHead(D, CLASSES, goal=goal, **shared) if head else None
+        return noprop.Model(nk.DenoisingBlocks(plan, goal, **shared), reads, **options)
+
+    make.goal = make_goal
+    return make
+
+
 @pytest.fixture
 def assert_same_state():
     def check(one: noprop.Model, other: noprop.Model) -> None:

@@ -12,7 +12,18 @@ import pytest
 import torch
 
 import noprop
-from noprop import augmentation, checkpoint, data, defaults, devices, metrics, runs, training
+import noprop_kernels as nk
+from noprop import (
+    augmentation,
+    checkpoint,
+    data,
+    defaults,
+    devices,
+    metrics,
+    runs,
+    training,
+    variants,
+)
 from noprop.cli import options
 from noprop_kernels.backends import dispatch
 from support.cli import QUICK, call
@@ -70,9 +81,11 @@ SCHEMA = {
     **dict.fromkeys(["batch_size", "samples", "rows", "train_rows", "threads"], int),
     **dict.fromkeys(["block_updates", "head_updates"], int),
     **dict.fromkeys(["backend", "run", "data", "variant", "preset", "embedding"], str),
-    **dict.fromkeys(["precision", "head", "augment"], str),
+    **dict.fromkeys(["precision", "head", "augment", "optimizer"], str),
     **dict.fromkeys(["noprop", "torch", "python", "machine", "device"], str),
 }
+NOT_OF_DT = {"weight", "gamma_0", "gamma_1", "stratified", "sigma", "sampler", "steps"}
+NOT_OF_DT |= {"accuracy_by_steps", "accuracy_by_steps_with_noise", "accuracy_by_t"}
 
 
 def test_the_json_line(toy_file, tmp_path):
@@ -82,6 +95,8 @@ def test_the_json_line(toy_file, tmp_path):
     outcome = json.loads(result.stdout)
     assert {name: type(outcome[name]) for name in SCHEMA} == SCHEMA
     others = {"instruction_set", "compiler", "lr_schedule", "triton", "label", "labels"}
+    others |= NOT_OF_DT
+    assert all(outcome[name] is None for name in NOT_OF_DT)
     assert set(outcome) - set(SCHEMA) == others
     for name in ("accuracy_per_block", "accuracy_alone"):
         assert len(outcome[name]) == 3 and all(0 <= value <= 1 for value in outcome[name])
@@ -174,8 +189,26 @@ def test_another_build_is_told(run):
 
 USAGE = [
     (["--frobnicate"], "No such option"),
-    (["--variant", "rl"], "'rl' is not available, there is: dt, ct"),
-    (["--variant", "ct"], "variant ct cannot be trained yet, dt can: use --variant dt"),
+    (["--variant", "rl"], "'rl' is not available, there is: dt, ct, fm"),
+    (["--variant", "ct", "--T", "3"], "--T: only variant dt has it, not ct"),
+    (["--variant", "fm", "--eta", "1"], "--eta: only variant dt and ct has it, not fm"),
+    (["--variant", "fm", "--weight", "snr"], "--weight: only variant ct has it, not fm"),
+    (["--variant", "fm", "--gamma-0", "1"], "--gamma-0: only variant ct has it, not fm"),
+    (["--gamma-1", "1"], "--gamma-1: only variant ct has it, not dt"),
+    (["--stratified"], "--stratified: only variant ct and fm has it, not dt"),
+    (["--variant", "ct", "--sigma", "1"], "--sigma: only variant fm has it, not ct"),
+    (["--sampler", "euler"], "--sampler: only variant ct and fm has it, not dt"),
+    (["--steps", "5"], "--steps: only variant ct and fm has it, not dt"),
+    (["--variant", "fm", "--head", "paper"], "are read by the nearest embedding: leave it none"),
+    (["--variant", "ct", "--sampler", "dpm"], "'dpm' is not available, there is: ancestral, ddim"),
+    (["--variant", "fm", "--sampler", "ddim"], "sampler must be one of ('euler', 'heun', 'rk4')"),
+    (["--variant", "ct", "--steps", "65536"], "steps must be"),
+    (["--variant", "ct", "--weight", "snr2"], "'snr2' is not available, there is: snr, uniform, m"),
+    (["--variant", "ct", "--weight", "min-snr:k"], "'min-snr:k' is not available"),
+    (["--variant", "ct", "--weight", "min-snr:0"], "weight's k must be above 0"),
+    (["--variant", "ct", "--gamma-0", "7"], "gamma_1 must be above gamma_0, got 6.0 and 7.0"),
+    (["--variant", "fm", "--sigma", "-1"], "sigma must be at least 0"),
+    (["--optimizer", "sgd"], "'sgd' is not available, there is: adamw, adam"),
     (["--preset", "cnn"], "'cnn' is not available, there is: mlp, paper"),
     (["--preset", "paper"], "at least 14 x 14 pixels, got 8 x 8: use --preset mlp"),
     (["--preset", "paper", "--hidden", "9"], "--hidden: only preset mlp has it"),
@@ -247,6 +280,8 @@ OTHERWISE = {  # for every setting, what a run was not begun with
     **{"head": "paper", "label": "y"},
     **{"variant": "ct", "preset": "paper", "embedding": "learned"},
     "augment": "crop-flip",
+    **{"optimizer": "adam", "weight": "uniform", "gamma_0": 1, "gamma_1": 2, "stratified": None},
+    **{"sigma": 1, "sampler": "euler", "steps": 5},
 }
 
 
@@ -256,7 +291,8 @@ def test_a_run_does_not_change_its_settings(run, tmp_path, item):
         return  # checked by content, or by tests of their own
     assert item in runs.FIXED
     before, option = tree(tmp_path), "--" + (item if item == "T" else item.replace("_", "-"))
-    text = call("train", "--resume", run, option, OTHERWISE[item], code=2).stderr
+    value = OTHERWISE[item]
+    text = call("train", "--resume", run, option, *[value] * (value is not None), code=2).stderr
     assert option in text and "was begun with" in text
     assert tree(tmp_path) == before
 
@@ -310,6 +346,9 @@ def test_the_names_in_the_help_are_those_that_there_are():
     assert options.NONFINITE == training.NONFINITE
     assert options.DEVICES == devices.NAMES
     assert options.BACKENDS == tuple(dispatch.BACKENDS)
+    assert options.VARIANTS == tuple(variants.VARIANTS)
+    assert options.OPTIMIZERS == tuple(variants.OPTIMIZERS)
+    assert options.SAMPLERS == nk.CT().samplers
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

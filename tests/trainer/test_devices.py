@@ -204,7 +204,7 @@ def test_a_run_goes_where_it_is_asked_to(toy_file, tmp_path, monkeypatch):
     call("train", "--data", toy_file, *QUICK, "--out", "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     meta = devices.Device(torch.device("meta"), "asked for")
-    monkeypatch.setattr(common, "pick_device", lambda *_: meta)
+    monkeypatch.setattr(common, "pick_device", lambda *_, **__: meta)
     for command in (
         ("train", "--data", toy_file, *QUICK, "--out", "other"),
         ("train", "--resume", "run"),
@@ -292,7 +292,7 @@ class NoKernels:
 @pytest.fixture
 def stub(monkeypatch) -> NoKernels:
     stub = NoKernels()
-    monkeypatch.setattr(dispatch, "choose", lambda *_: stub)
+    monkeypatch.setattr(dispatch, "choose", lambda *_, **__: stub)
     return stub
 
 

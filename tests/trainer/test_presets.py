@@ -35,6 +35,12 @@ def test_table_4(data, epochs):
         **{"eta": 0.1, "lr_schedule": "constant", "head": "paper"},
     }
     assert presets.settings("mlp", data) == {}
+    epochs = {"cifar10": 500, "cifar100": 1000}.get(data, 100)
+    common = {"batch_size": 128, "epochs": epochs, "lr": 1e-3, "weight_decay": 1e-3}
+    common |= {"lr_schedule": "constant", "optimizer": "adam"}
+    assert presets.settings("paper", data, "ct") == common | {"eta": 1.0, "head": "paper"}
+    assert presets.settings("paper", data, "fm") == common | {"head": "none"}
+    assert presets.settings("mlp", data, "ct") == {}
 
 
 def test_what_is_given_wins(image_file):
@@ -73,33 +79,36 @@ TABLE_5 = {
 }
 
 
+TABLE_5 |= {("fm", data): sizes for (variant, data), sizes in TABLE_5.items() if variant == "ct"}
+
+
 @pytest.mark.parametrize("variant, data", TABLE_5)
 def test_table_5_without_data(variant, data, tmp_path):
     for embedding, parameters in zip(EMBEDDINGS, TABLE_5[variant, data], strict=True):
         network = ("--preset", "paper", "--variant", variant, "--embedding", embedding)
-        command = ("train", "--data", data, "--data-dir", "none", *network, "--T", 1)
+        network += ("--T", 1) if variant == "dt" else ()
+        command = ("train", "--data", data, "--data-dir", "none", *network)
         told = call(*command, "--dry-run", "--json")
         outcome = json.loads(told.stdout)
         assert outcome["parameters_per_block"] == parameters
         assert f"{parameters:,} parameters" in told.stderr and "; not read" in told.stderr
-        trainable = (variant, embedding) == ("dt", "one-hot")
+        trainable = embedding == "one-hot"
         assert outcome["trainable"] == trainable
         assert (outcome["why_not"] is None) == trainable
         if trainable:
-            assert outcome["epochs"] == (100 if data == "mnist" else 150)
+            assert outcome["epochs"] == presets.PAPER_EPOCHS[variant][data]
             assert outcome["backend"] == "cpu" and outcome["bytes"]["workspace"] > 0
             continue
-        name = f"variant {variant}" if variant != "dt" else f"embedding {embedding}"
-        assert outcome["why_not"].startswith(f"{name} cannot be trained yet")
+        assert outcome["why_not"].startswith(f"embedding {embedding} cannot be trained yet")
         assert outcome["why_not"] in told.stderr
         assert outcome["why_not"] in words(call(*command, code=2).stderr)
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_size_without_convolutions_and_of_own_images(toy_file, image_file):
-    for option in (("--variant", "ct"), ("--embedding", "learned")):
-        text = words(call("train", "--data", toy_file, *option, "--dry-run", code=2).stderr)
-        assert "preset mlp has variant dt and embedding one-hot alone" in text
+    option = ("--embedding", "learned")
+    text = words(call("train", "--data", toy_file, *option, "--dry-run", code=2).stderr)
+    assert "preset mlp has embedding one-hot alone, got learned: use --preset paper" in text
     command = ("train", "--data", image_file, "--preset", "paper", "--dry-run", "--json")
     outcome = json.loads(call(*command, "--embedding", "prototype").stdout)
     plan = plans.paper_dt((3, 16, 16), 768, 3, z_image=True)

@@ -18,8 +18,10 @@ from .options import (
     FORMATS,
     HEADS,
     NONFINITE,
+    OPTIMIZERS,
     PRECISIONS,
     PRESETS,
+    SAMPLERS,
     VARIANTS,
     AsJson,
     Backend,
@@ -79,7 +81,8 @@ def train(
     labels: Labels = None,
     data_dir: DataDir = None,
     variant: Annotated[
-        str, typer.Option(help=f"{names(VARIANTS)} ct: its size alone, by --dry-run.")
+        str,
+        typer.Option(help=f"{names(VARIANTS)} dt has T blocks, ct and fm one block of all t."),
     ] = "dt",
     preset: Annotated[
         str,
@@ -100,19 +103,68 @@ def train(
     hidden: Annotated[
         int, typer.Option(min=1, help="Width of the hidden layers, of preset mlp alone.")
     ] = 256,
-    T: Annotated[int, typer.Option("--T", min=1, help="Number of blocks.")] = 10,
+    T: Annotated[
+        int | None, typer.Option("--T", min=1, help="Number of blocks, of dt; default 10.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="In all; by default enough for the rows, at least 20.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    lr: Annotated[float, typer.Option(min=0, help="Learning rate of AdamW.")] = LR,
+    optimizer: Annotated[
+        str,
+        typer.Option(help=f"{names(OPTIMIZERS)} Weight decay of adam is part of the gradient."),
+    ] = "adamw",
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate of the optimizer.")] = LR,
     lr_schedule: Annotated[
         str, typer.Option(help="cosine, to 0 over all epochs, or constant, as in the paper.")
     ] = "cosine",
     weight_decay: Annotated[
-        float | None, typer.Option(min=0, help="Of AdamW; by default the stronger the fewer rows.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="By default of adamw the stronger the fewer rows, of adam 0.001, the paper's.",
+        ),
     ] = None,
-    eta: Annotated[float, typer.Option(help="The paper's loss weight, above 0.")] = 0.1,
+    eta: Annotated[
+        float | None,
+        typer.Option(help="The paper's loss weight, above 0; default 0.1 of dt, 1 of ct."),
+    ] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of ct: snr, the paper's (default), uniform, or min-snr:K, K the most that SNR "
+            "counts.",
+        ),
+    ] = None,
+    gamma_0: Annotated[
+        float | None,
+        typer.Option(help="Of ct: gamma, that is -log SNR, at the label's end; default -3."),
+    ] = None,
+    gamma_1: Annotated[
+        float | None, typer.Option(help="Of ct: gamma at the noise's end; default 6.")
+    ] = None,
+    stratified: Annotated[
+        bool | None,
+        typer.Option("--stratified", help="Of ct and fm: the t of a batch spread evenly."),
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Of fm: deviation around the path; default 0.")
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of ct and fm. {names(SAMPLERS)} Default: ancestral of ct (without noise ddim), "
+            "euler of fm."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of ct's and fm's sampler; default 20 of the answer, 1000 of the paper's way.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
     val_fraction: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of training rows held out.")
@@ -201,6 +253,12 @@ def export(
     torch: Annotated[
         Path | None,
         typer.Option(metavar="FILE", parser=path, help="For torch.export.load, without noprop."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of ct's and fm's sampler, at most 100; default the answer's own, 20."
+        ),
     ] = None,
 ) -> None:
     """Write a run's model to a file that runs without this library."""

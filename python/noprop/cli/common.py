@@ -12,10 +12,10 @@ import typer
 from noprop_kernels import Plan
 from noprop_kernels.backends import dispatch
 
-from .. import data, presets, report, strict_json
+from .. import data, presets, report, strict_json, variants
 from ..data import Published
 from ..datasets.dataset import Dataset
-from ..defaults import default_epochs, default_weight_decay
+from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
 from ..devices import Device, pick_device
 from ..errors import InputError, notice, train_extra
 from ..model import Model
@@ -25,8 +25,14 @@ with train_extra():
     from rich.console import Console
 
 
-def place_of(options: SimpleNamespace, plan: Plan | None = None) -> Device:
+def place_of(
+    options: SimpleNamespace, plan: Plan | None = None, *, sampled: bool = False
+) -> Device:
     """The device for a plan that --device and --backend ask for; sets --threads.
+
+    Args:
+        options: device, backend and threads.
+        plan, sampled: as of `pick_device`.
 
     Raises:
         typer.BadParameter: there is none.
@@ -39,14 +45,14 @@ def place_of(options: SimpleNamespace, plan: Plan | None = None) -> Device:
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
     try:
-        return pick_device(options.device, options.backend, plan)
+        return pick_device(options.device, options.backend, plan, sampled=sampled)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from error
 
 
 def placed(options: SimpleNamespace, model: Model) -> Device:
     """Moves a model to its device, and says so where that leaves a GPU aside."""
-    place = place_of(options, model.blocks.plan)
+    place = place_of(options, model.blocks.plan, sampled=model.goal.timed)
     if place.aside is not None:
         notice(place.aside)
     model.to(place.device)
@@ -58,13 +64,28 @@ def on_command_line(options: SimpleNamespace, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def check_preset(options: SimpleNamespace) -> None:
+def check_meaning(options: SimpleNamespace) -> None:
     """
     Raises:
-        typer.BadParameter: the preset lacks an option that was given.
+        typer.BadParameter: an option was given that the preset or the variant has not.
     """
     if options.preset != "mlp" and on_command_line(options, "hidden"):
         raise typer.BadParameter("only preset mlp has it", param_hint="--hidden")
+    for name in variants.OWN:
+        owners = variants.owners(name)
+        if options.variant not in owners and on_command_line(options, name):
+            raise typer.BadParameter(
+                f"only variant {' and '.join(owners)} has it, not {options.variant}",
+                param_hint=option_of(name),
+            )
+    reason = variants.VARIANTS[options.variant].without_head
+    if reason is not None and options.head != "none":
+        raise typer.BadParameter(f"{reason}: leave it none", param_hint="--head")
+
+
+def option_of(name: str) -> str:
+    """The option of a setting."""
+    return f"--{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
 
 
 def settings_of(options: SimpleNamespace, rows: int) -> Settings:
@@ -72,14 +93,16 @@ def settings_of(options: SimpleNamespace, rows: int) -> Settings:
     this number of training rows.
     """
     asked = {item.name: getattr(options, item.name) for item in fields(Settings)}
-    preset = presets.settings(options.preset, options.data)
+    preset = presets.settings(options.preset, options.data, options.variant)
+    preset = variants.defaults(options.variant) | preset
     asked |= {name: it for name, it in preset.items() if not on_command_line(options, name)}
     asked["data"] = absolute(options.data)
     asked["labels"] = None if options.labels is None else str(options.labels.absolute())
     if asked["epochs"] is None:
         asked["epochs"] = default_epochs(rows, asked["batch_size"])
     if asked["weight_decay"] is None:
-        asked["weight_decay"] = default_weight_decay(rows)
+        of_adam = asked["optimizer"] == "adam"
+        asked["weight_decay"] = LEAST_WEIGHT_DECAY if of_adam else default_weight_decay(rows)
     return Settings(**asked)
 
 

@@ -23,9 +23,9 @@ def run(options: SimpleNamespace, screen: Console) -> None:
     Raises:
         typer.BadParameter: an option does not fit.
     """
-    common.check_preset(options)
+    common.check_meaning(options)
     content = facts(options)
-    if presets.untrainable(options.variant, options.embedding):
+    if presets.untrainable(options.embedding):
         show_block(options, content, screen)
         return
     if isinstance(content, Published):
@@ -60,7 +60,7 @@ def show_block(options: SimpleNamespace, content: Dataset | Published, screen: C
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    why_not = presets.untrainable(options.variant, options.embedding)
+    why_not = presets.untrainable(options.embedding)
     report.say(screen, content.describe())
     report.say(screen, f"a block of {plan.num_parameters():,} parameters; {why_not}")
     if options.as_json:

@@ -19,7 +19,10 @@ def run(options: SimpleNamespace) -> None:
     if (options.onnx is None) == (options.torch is None):
         raise typer.BadParameter("give one of --onnx FILE and --torch FILE")
     trained = loading.load(options.folder)
-    module, x = trained.to_module(), example(trained)
+    try:
+        module, x = trained.to_module(steps=options.steps), example(trained)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--steps") from error
     shapes = ({0: torch.export.Dim("B")},)
     if options.torch is not None:
         program = torch.export.export(module, (x,), dynamic_shapes=shapes)

@@ -6,10 +6,12 @@ from typing import Annotated
 import typer
 
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
-VARIANTS = ("dt", "ct")
+VARIANTS = ("dt", "ct", "fm")
 PRESETS = ("mlp", "paper")
 EMBEDDINGS = ("one-hot", "learned", "prototype")
 HEADS = ("none", "paper")
+SAMPLERS = ("ancestral", "ddim", "euler", "heun", "rk4")
+OPTIMIZERS = ("adamw", "adam")
 LR_SCHEDULES = ("constant", "cosine")
 AUGMENTATIONS = ("none", "crop-flip")
 PRECISIONS = ("float32", "bfloat16")

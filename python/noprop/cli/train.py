@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import typer
 
-from .. import checkpoint, data, presets, report
+from .. import checkpoint, data, presets, report, variants
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
@@ -28,8 +28,10 @@ from .options import (
     HEADS,
     LR_SCHEDULES,
     NONFINITE,
+    OPTIMIZERS,
     PRECISIONS,
     PRESETS,
+    SAMPLERS,
     VARIANTS,
     one_of,
 )
@@ -87,6 +89,14 @@ def check(options: SimpleNamespace) -> None:
     one_of("--preset", options.preset, PRESETS)
     one_of("--embedding", options.embedding, EMBEDDINGS)
     one_of("--head", options.head, HEADS)
+    one_of("--optimizer", options.optimizer, OPTIMIZERS)
+    if options.sampler is not None:
+        one_of("--sampler", options.sampler, SAMPLERS)
+    if options.weight is not None:
+        try:
+            variants.parse_weight(options.weight)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--weight") from error
     one_of("--lr-schedule", options.lr_schedule, LR_SCHEDULES)
     one_of("--augment", options.augment, AUGMENTATIONS)
     one_of("--precision", options.precision, PRECISIONS)
@@ -138,9 +148,9 @@ def claimed(folder: Path | None, settings: Settings, held: ExitStack) -> Path:
 
 
 def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
-    if reason := presets.untrainable(options.variant, options.embedding):
+    if reason := presets.untrainable(options.embedding):
         raise typer.BadParameter(f"{reason}; --dry-run prints its size")
-    common.check_preset(options)
+    common.check_meaning(options)
     content = common.load_data(options, options.data_dir)
     split = Split.of(content, options.val_fraction)
     settings = common.settings_of(options, len(split.x))
@@ -157,10 +167,9 @@ def resumed(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     for name in FIXED:
         was, asked = getattr(run.settings, name), getattr(options, name)
         if common.on_command_line(options, name) and was != asked:
-            option = name if len(name) == 1 else name.replace("_", "-")
             raise typer.BadParameter(
                 f"{folder} was begun with {was}, and a run that goes on cannot change it",
-                param_hint=f"--{option}",
+                param_hint=common.option_of(name),
             )
     if epochs is not None and epochs != run.settings.epochs:
         if run.settings.lr_schedule == "cosine":

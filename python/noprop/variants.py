@@ -1,0 +1,86 @@
+"""The variants of NoProp: their goals, and which settings of a run have a meaning for which."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import noprop_kernels as nk
+from noprop_kernels.optimizers import Adam, AdamW, Optimizer
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "adam": Adam}
+MIN_SNR = "min-snr"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant.
+
+    Attributes:
+        defaults: the settings that it has, and others have not, with their defaults; None: as the
+            library or the trainer chooses.
+        without_head: why it has no head, where it has none.
+    """
+
+    defaults: dict[str, Any]
+    without_head: str | None = None
+
+
+SAMPLED = {"stratified": False, "sampler": None, "steps": None}
+VARIANTS = {
+    "dt": Variant({"T": 10, "eta": 0.1}),
+    "ct": Variant({"eta": 1.0, "weight": "snr", "gamma_0": -3.0, "gamma_1": 6.0, **SAMPLED}),
+    "fm": Variant(
+        {"sigma": 0.0, **SAMPLED},
+        "the classes of an fm with fixed embeddings are read by the nearest embedding",
+    ),
+}
+OWN = tuple(dict.fromkeys(name for each in VARIANTS.values() for name in each.defaults))
+
+
+def defaults(variant: str) -> dict[str, Any]:
+    """All of OWN for a variant: its defaults, and None for what it has not."""
+    return dict.fromkeys(OWN) | VARIANTS[variant].defaults
+
+
+def owners(name: str) -> list[str]:
+    """The variants that have a setting of OWN."""
+    return [variant for variant, each in VARIANTS.items() if name in each.defaults]
+
+
+def parse_weight(text: str) -> str | tuple[str, float]:
+    """A CT's weight: snr, uniform, or min-snr:K.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    name, colon, k = text.partition(":")
+    if text in ("snr", "uniform"):
+        return text
+    try:
+        if name == MIN_SNR and colon:
+            return MIN_SNR, float(k)
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not available, there is: snr, uniform, {MIN_SNR}:K, K a number")
+
+
+def goal_of(variant: str, **own: Any) -> nk.DT | nk.CT | nk.FM:
+    """The goal of a variant.
+
+    Args:
+        variant: one of VARIANTS.
+        own: its settings, by the names of OWN; others are not looked at.
+
+    Raises:
+        ValueError: a setting does not fit.
+    """
+    if variant == "dt":
+        return nk.DT(nk.NoiseSchedule.cosine(T=own["T"]), eta=own["eta"])
+    if variant == "ct":
+        gamma = nk.Gamma.linear(own["gamma_0"], own["gamma_1"])
+        return nk.CT(gamma, own["eta"], parse_weight(own["weight"]), own["stratified"])
+    return nk.FM(own["sigma"], own["stratified"])
+
+
+def optimizer_of(name: str, lr: float, weight_decay: float) -> Optimizer:
+    """The optimizer of a run: adamw, or adam, whose weight decay is part of the gradient."""
+    return OPTIMIZERS[name](lr=lr, weight_decay=weight_decay)
