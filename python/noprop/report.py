@@ -10,7 +10,7 @@ import noprop_kernels as nk
 from noprop_kernels.backends.cpu import backend as cpu
 
 from .errors import train_extra
-from .evaluation import head_warning
+from .evaluation import STEPS, head_warning
 from .model import Model
 
 with train_extra():
@@ -20,7 +20,6 @@ with train_extra():
 Json = dict[str, Any]
 FLOAT = 4  # bytes
 ALREADY = ("kind", "gamma")  # of a goal, shown by themselves
-HOW = "noise in every step, head on z_T"
 MANY_STEPS = 1 << 30  # more than the steps that any call packs rows for
 
 
@@ -35,6 +34,9 @@ def show_result(console: Console, result: Json) -> None:
     of_blocks = result["accuracy_per_block"] is not None
     console.print(blocks_table(result) if of_blocks else steps_table(result))
     lines = [f"test accuracy:                {result['test_accuracy']:.2%}"]
+    if not of_blocks:
+        by_t = " ".join(f"{accuracy:.1%}" for accuracy in result["accuracy_by_t"])
+        lines.append(f"on the way, at t = .1, .2, .. 1: {by_t}")
     if "val_accuracy" in result:
         lines.append(f"accuracy on held-out rows:    {result['val_accuracy']:.2%}")
     if result["paper_accuracy"] is not None:
@@ -53,6 +55,13 @@ def show_result(console: Console, result: Json) -> None:
     console.print("\n".join(lines), highlight=False)
 
 
+def say_test(console: Console, model: Model, samples: int) -> None:
+    """Says what a test of a CT or FM does, since it takes a while."""
+    if not isinstance(model.goal, nk.DT):
+        draws = "a draw" if samples == 1 else f"{samples} draws"
+        say(console, f"the test: up to {max(STEPS):,} steps of the sampler, {draws}")
+
+
 def blocks_table(result: Json) -> Table:
     table = Table(title=f"{Path(result['data']).stem}: test accuracy of the blocks")
     table.add_column("block", justify="right")
@@ -66,9 +75,7 @@ def blocks_table(result: Json) -> Table:
 
 
 def steps_table(result: Json) -> Table:
-    title = f"{Path(result['data']).stem}: test accuracy by the sampler's steps"
-    by_t = " ".join(f"{accuracy:.1%}" for accuracy in result["accuracy_by_t"])
-    table = Table(title=title, caption=f"on the way, at t = 0.1, 0.2, .. 1: {by_t}")
+    table = Table(title=f"{Path(result['data']).stem}: test accuracy by the sampler's steps")
     table.add_column("steps", justify="right")
     table.add_column("without noise", justify="right")
     table.add_column("with noise", justify="right")
@@ -83,8 +90,10 @@ def deviation(result: Json) -> str:
     """The deviation over the draws of the noise, where there are several."""
     std, samples = result["paper_accuracy_std"], result["samples"]
     draws = "1 draw" if samples == 1 else f"{samples} draws"
-    how = "z_0 drawn, nearest embedding" if result.get("variant") == "fm" else HOW
-    drawn = f"  ({how}, {draws})"
+    of_fm = result.get("variant") == "fm"
+    in_steps = not of_fm and result.get("sampler") in (None, "ancestral")
+    how = "noise in every step" if in_steps else "z_0 drawn"
+    drawn = f"  ({how}, {'nearest embedding' if of_fm else 'head on z_T'}, {draws})"
     return drawn if std is None else f" +- {std:.2%}{drawn}"
 
 
@@ -125,9 +134,9 @@ def sizes(model: Model, batch_size: int) -> Json:
 
 def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) -> None:
     """The output of `--dry-run`: parameters, bytes and the backend, with the reasons."""
-    size = sizes(model, batch_size)
+    size, T = sizes(model, batch_size), model.blocks.T
     console.print(
-        f"{model.blocks.T} block{'s' if model.blocks.T > 1 else ''} of {size['parameters_per_block']:,} parameters, "
+        f"{T} block{'s' if T > 1 else ''} of {size['parameters_per_block']:,} parameters, "
         f"{size['parameters']:,} in all{'' if model.head is None else ', the head too'}",
         highlight=False,
     )

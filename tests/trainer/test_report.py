@@ -49,3 +49,28 @@ def test_one_draw_has_no_deviation():
 def test_a_head_below_its_last_block_is_warned_of():
     text = shown(paper_accuracy=0.5, paper_accuracy_std=0.0, paper_accuracy_last_block=0.99)
     assert "warning: the head of the paper's protocol answers 50.00% right" in text
+
+
+BY_STEPS = {
+    "accuracy_per_block": None,
+    "accuracy_by_steps": {"1": 0.9, "100": 0.95},
+    "accuracy_by_steps_with_noise": {"100": 0.875},
+    "accuracy_by_t": [0.125] * 9 + [0.25],
+    "paper_accuracy": 0.5,
+}
+
+
+def test_a_sampler_is_shown_by_its_steps():
+    text = shown(**BY_STEPS, variant="fm")
+    rows = [line.split() for line in text.splitlines()]
+    assert ["│", "1", "│", "90.00%", "│", "│"] in rows
+    assert ["│", "100", "│", "95.00%", "│", "87.50%", "│"] in rows
+    assert "on the way, at t = .1, .2, .. 1: " + "12.5% " * 9 + "25.0%" in text
+    assert "50.00%  (z_0 drawn, nearest embedding, 5 draws)" in text and "warning" not in text
+
+
+def test_what_the_papers_protocol_of_a_ct_draws():
+    for sampler in (None, "ancestral"):
+        text = shown(**BY_STEPS, variant="ct", sampler=sampler)
+        assert "50.00%  (noise in every step, head on z_T, 5 draws)" in text
+    assert "(z_0 drawn, head on z_T, 5 draws)" in shown(**BY_STEPS, variant="ct", sampler="heun")

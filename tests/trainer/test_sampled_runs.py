@@ -210,7 +210,13 @@ def test_a_run_is_shown_gone_on_with_tested_and_asked(variant, toy_file, few_ste
     head = ("--head", "paper") if variant == "ct" else ()
     command = ("train", "--data", toy_file, "--variant", variant, *SMALL, *head)
     shown = call(*command, "--epochs", 2, "--out", "run").stdout
-    for text in ("accuracy by the sampler's", "without noise", "with noise", "on the way, at t = "):
+    for text in (
+        "accuracy by the sampler's",
+        "without noise",
+        "with noise",
+        "on the way, at t = ",
+        "the test: up to 1,000 steps of the sampler, 5 draws",
+    ):
         assert text in words(shown)
     how = "nearest embedding, 5 draws" if variant == "fm" else "head on z_T, 5 draws"
     assert how in words(shown)

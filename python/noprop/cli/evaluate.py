@@ -16,5 +16,6 @@ def run(options: SimpleNamespace) -> None:
     content, split = common.data_of(run, options, moved=options.data is not None)
     where = place.describe(run.model)
     report.say(screen, f"{content.name}: {len(content.x_test):,} test rows, {where}")
+    report.say_test(screen, run.model, options.samples)
     result = run.test(content, split, options.samples)
     common.show_result(screen, result, options.as_json)

@@ -74,6 +74,7 @@ def run(options: SimpleNamespace) -> None:
             run.folder = claimed(folder, run.settings, held)
         report.say(screen, f"into {run.folder}, {where}")
         train(run, split, screen, options)
+        report.say_test(screen, run.model, SAMPLES)
         test(run, content, split)
     common.show_result(screen, run.result or {}, options.as_json)
 
