@@ -110,14 +110,17 @@ class Objective:
         weight: (K, n, B) float32, expanded.
         flow: 0, or 1 for the flow-matching target u_y - eps.
         head: "softmax" | "linear", how logits become u_hat; or "cross_entropy", whose error is
-            -log softmax(logits)[y].
+            -log softmax(logits)[y]; or "radial", whose error is -log softmax(r)[y] with
+            r_m = -|u_hat - u_m|^2 / (2 radius^2) and u_hat = softmax(logits) @ W_embed.
         rows: of the whole batch.
+        radius: sigma of the radial head.
     """
 
     weight: Tensor = field(metadata=FRESH)
     flow: float
     head: str
     rows: int
+    radius: float = 0.0
 
 
 @dataclass
@@ -267,7 +270,7 @@ class TrainOut:
         error: (n, B) float32, unweighted.
         d_inputs: (n, B, F) by input name.
         d_signal, d_noise: (n, B): through z.
-        d_W_embed: (n, M, D): through u_hat, the target and z.
+        d_W_embed: (n, M, D): through u_hat, what the head compares it with, and z.
         grads: (n, ...) by parameter name. Where given, nothing is updated, and
         stats: (n, H) gets the batch's mean and unbiased variance by the name of the running
             statistic.

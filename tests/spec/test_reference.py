@@ -142,10 +142,10 @@ def test_sums_fold_chunks_of_128_rows_from_the_left(entries, total):
     assert ref.sum_rows(value).item() == total
 
 
-@pytest.mark.parametrize("name", ["mlp", "branches"])
-def test_many_rows(name):
+@pytest.mark.parametrize("name, variant", [("mlp", "dt"), ("branches", "dt"), ("mlp", "radial")])
+def test_many_rows(name, variant):
     """More rows than a chunk has, in every sum over rows."""
-    call = make(name, n=1, B=260, dtype=F64, extras=True, grads=True)
+    call = make(name, n=1, B=260, dtype=F64, extras=True, grads=True, **VARIANTS[variant])
     reference.train(call)
     twin = Twin(call, 0)
     twin.loss()[0].backward()
@@ -197,7 +197,7 @@ def test_operations_compute_in_float32_at_least(dtype):
 
 
 @pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("variant", ["dt", "fm, sigma"])
+@pytest.mark.parametrize("variant", ["dt", "fm, sigma", "radial", "radial on one-hot"])
 def test_float32_against_float64(name, variant):
     call = make(name, optimizer=AdamW(), extras=True, **VARIANTS[variant])
     exact = clone_call(call, F64)

@@ -158,6 +158,7 @@ def make_train_call(
     K: int,
     *,
     head: str = "softmax",
+    radius: float = 0.0,
     flow: float = 0.0,
     sigma: float = 0.0,
     per_row: bool = False,
@@ -222,6 +223,7 @@ def make_train_call(
         flow=flow,
         head=head,
         rows=B if rows is None else rows,
+        radius=radius,
     )
     embedding = Embedding(None if one_hot else randn(M, D).to(dtype), D)
     R = 2 if gather and n > 1 else 1

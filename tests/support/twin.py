@@ -19,6 +19,9 @@ VARIANTS = {
     "fm, sigma": {"head": "linear", "flow": 1.0, "sigma": 0.3, "per_row": True, "one_hot": True},
     "softmax, flow": {"head": "softmax", "flow": 0.7, "sigma": 0.2},
     "cross entropy": {"head": "cross_entropy"},
+    "radial": {"head": "radial", "radius": 0.7, "per_row": True},
+    "radial on one-hot": {"head": "radial", "radius": 0.5, "one_hot": True},
+    "radial, features": {"head": "radial", "radius": 1.0, "z_features": True, "D": 3},
     "features": {"head": "softmax", "z_features": True, "D": 3},
     "features, flow": {"head": "linear", "flow": 1.0, "z_features": True, "per_row": True, "D": 9},
 }
@@ -116,6 +119,10 @@ class Twin:
         logits = self.logits(self.inputs | {"z": z}, step=step)
         if objective.head == "cross_entropy":
             error = F.cross_entropy(logits, y, reduction="none")
+        elif objective.head == "radial":
+            u_hat = F.softmax(logits, -1) @ W
+            squared = (u_hat[:, None] - W).square().sum(-1)
+            error = F.cross_entropy(-squared / (2 * objective.radius**2), y, reduction="none")
         else:
             u_hat = (logits if objective.head == "linear" else F.softmax(logits, -1)) @ W
             error = F.mse_loss(u_hat, u_y - objective.flow * eps, reduction="none").sum(-1)

@@ -4,6 +4,8 @@ It runs wherever PyTorch does, in the parameters' dtype, also float64. The conte
 checked before anything is written.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -117,6 +119,23 @@ def noisy_embedding(
     return ref.add_noise(u_y, noising.signal[step], noising.noise[step], eps, noising.sigma, eps_1)
 
 
+class HeadGradient(NamedTuple):
+    """error (n, B), d_logits (n, B, M), and what W_embed's gradient is made of.
+
+    p (n, B, M), u_hat and d_u_hat (n, B, D) are zero where no embedding is predicted; d_u_y
+    (n, B, D) reaches the label's row by the target; d_r (n, B, M), over radius^2, is the radial
+    head's.
+    """
+
+    error: Tensor
+    d_logits: Tensor
+    p: Tensor
+    u_hat: Tensor
+    d_u_hat: Tensor
+    d_u_y: Tensor
+    d_r: Tensor | None = None
+
+
 def head_gradient(
     objective: Objective,
     embedding: Embedding,
@@ -124,19 +143,19 @@ def head_gradient(
     logits: Tensor,
     eps: Tensor | None,
     step: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """error, d_logits, p and d_u_hat; the last two are zero where no embedding is predicted."""
+) -> HeadGradient:
     dtype = ref.up(logits).dtype
     scale = objective.weight[step].to(dtype) / objective.rows
     if objective.head == "cross_entropy":
         error, d_logits = ref.cross_entropy(logits, y, scale)
-        return (
-            error,
-            d_logits,
-            torch.zeros_like(d_logits),
-            d_logits.new_zeros(*y.shape, embedding.D),
-        )
+        none = d_logits.new_zeros(*y.shape, embedding.D)
+        return HeadGradient(error, d_logits, torch.zeros_like(d_logits), none, none, none)
     u_hat, p = ref.predict_embedding(logits, embedding.W_embed, objective.head)
+    if objective.head == "radial":
+        error, d_logits, d_u_hat, d_r = ref.radial(
+            u_hat, y, p, scale, embedding.W_embed, objective.radius
+        )
+        return HeadGradient(error, d_logits, p, u_hat, d_u_hat, torch.zeros_like(d_u_hat), d_r)
     target = ref.embed(y, embedding.W_embed, embedding.D, dtype)
     if objective.flow != 0:
         if eps is None:
@@ -145,7 +164,7 @@ def head_gradient(
     error, d_logits, d_u_hat = ref.squared_error(
         u_hat, target, p, scale, embedding.W_embed, objective.head
     )
-    return error, d_logits, p, d_u_hat
+    return HeadGradient(error, d_logits, p, u_hat, d_u_hat, -d_u_hat)
 
 
 @torch.no_grad()
@@ -189,10 +208,10 @@ def forward(call: ForwardCall) -> None:
 def head(call: HeadCall) -> None:
     objective, embedding, y = call.objective, call.embedding, call.y[0]
     check_labels(call.op, y, call.logits.shape[-1])
-    error, d_logits, _, _ = head_gradient(objective, embedding, y, call.logits, call.eps, 0)
-    put(call.loss, ref.total_loss(error, objective.weight[0], objective.rows))
-    put(call.error, error)
-    put(call.d_logits, d_logits)
+    found = head_gradient(objective, embedding, y, call.logits, call.eps, 0)
+    put(call.loss, ref.total_loss(found.error, objective.weight[0], objective.rows))
+    put(call.error, found.error)
+    put(call.d_logits, found.d_logits)
     if call.u_hat is not None:
         call.u_hat.copy_(ref.predict_embedding(call.logits, embedding.W_embed, objective.head)[0])
 
@@ -245,24 +264,28 @@ def train_step(call: TrainCall, step: int) -> None:
         uniform=dropout_numbers(plan, call.noise, step, call.B, dtype),
     )
     logits = saved.results[plan.output]
-    error, d_logits, p, d_u_hat = head_gradient(objective, embedding, y, logits, eps, step)
-    loss = ref.total_loss(error, objective.weight[step], objective.rows)
+    found = head_gradient(objective, embedding, y, logits, eps, step)
+    loss = ref.total_loss(found.error, objective.weight[step], objective.rows)
     finite = loss.isfinite()
     out.loss[step], out.applied[step] = loss, finite
-    put(out.error, error)
+    put(out.error, found.error)
 
     numbers = [value for value in (out.d_signal, out.d_noise, out.d_W_embed) if value is not None]
     wanted = frozenset(out.d_inputs) | (frozenset({"z"}) if numbers else frozenset())
-    grads, d_inputs = backward_layers(plan, params, saved, d_logits, wanted)
+    grads, d_inputs = backward_layers(plan, params, saved, found.d_logits, wanted)
     put_all(out.d_inputs, d_inputs)
-    d_u_y, d_numbers = -d_u_hat, error.new_zeros(2, *error.shape)
+    d_u_y, d_numbers = found.d_u_y, found.error.new_zeros(2, *found.error.shape)
     if u_y is not None and numbers:  # the caller computes the path through features of z
         d_numbers = ref.add_noise_gradient(d_inputs["z"], u_y, eps)
         d_u_y = d_u_y + call.noising.signal[step].to(dtype)[..., None] * d_inputs["z"]
     put(out.d_signal, d_numbers[0])
     put(out.d_noise, d_numbers[1])
     if out.d_W_embed is not None:
-        out.d_W_embed.copy_(ref.embedding_gradient(p, d_u_hat, y, d_u_y))
+        d_W_embed = ref.embedding_gradient(found.p, found.d_u_hat, y, d_u_y)
+        if found.d_r is not None:
+            W_embed = embedding.W_embed
+            d_W_embed += ref.radial_embedding_gradient(found.d_r, found.u_hat, W_embed)
+        out.d_W_embed.copy_(d_W_embed)
 
     if out.grads is not None:
         put_all(out.grads, grads)

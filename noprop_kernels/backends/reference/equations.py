@@ -281,6 +281,36 @@ def cross_entropy(logits: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     return error, scale[..., None] * (log_p.exp() - one_hot(y, logits.shape[-1]))
 
 
+def radial(
+    u_hat: Tensor,  # (n, B, D)
+    y: Tensor,  # (n, B)
+    p: Tensor,  # (n, B, M)
+    scale: Tensor,  # (n, B), weight / rows
+    W_embed: Tensor | None,
+    radius: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """error = -log softmax(r)[y] (n, B), r_m = -|u_hat - u_m|^2 / (2 radius^2); d_logits (n, B, M),
+    d_u_hat (n, B, D) and d_r / radius^2 (n, B, M).
+
+    d_r = scale (softmax(r) - one_hot(y));  d_u_hat = d_r @ W_embed / radius^2, since d_r sums to 0;
+    d_p = d_u_hat @ W_embed.T;  d_logits = p * (d_p - sum over M of p * d_p).
+    """
+    if W_embed is None:
+        r = p / radius**2  # plus a number that all classes share
+    else:
+        W_embed = W_embed.to(p.dtype)
+        distance = torch.stack([(u_hat - u_m).square().sum(-1) for u_m in W_embed], dim=-1)
+        r = distance / (-2 * radius**2)
+    error, d_r = cross_entropy(r, y, scale)
+    d_r = d_r / radius**2
+    if W_embed is None:
+        d_p = d_u_hat = d_r
+    else:
+        d_u_hat = product(d_r, W_embed.expand(len(p), -1, -1))
+        d_p = product(d_u_hat, W_embed.T.expand(len(p), -1, -1))
+    return error, p * (d_p - (p * d_p).sum(-1, keepdim=True)), d_u_hat, d_r
+
+
 def total_loss(error: Tensor, weight: Tensor, rows: int) -> Tensor:
     """loss = sum over rows of weight * error / rows: (n,)."""
     return sum_rows((up(weight) * error)[..., None])[:, 0] / rows
@@ -297,6 +327,20 @@ def embedding_gradient(p: Tensor, d_u_hat: Tensor, y: Tensor, d_u_y: Tensor) -> 
     for p_c, d_u_hat_c, label_c, d_u_y_c in zip(*parts, strict=True):
         total = total + (product(p_c.mT, d_u_hat_c) + product(label_c.mT, d_u_y_c))
     return total
+
+
+def radial_embedding_gradient(d_r: Tensor, u_hat: Tensor, W_embed: Tensor | None) -> Tensor:
+    """sum over rows of d_r (u_hat - u_m): (n, M, D), the path through the radial head's distances.
+
+    `d_r` (n, B, M) is divided by radius^2.
+    """
+    n, _, M = d_r.shape
+    total = d_r.new_zeros(n, M, u_hat.shape[2])
+    parts = (value.split(CHUNK_ROWS, dim=1) for value in (d_r, u_hat))
+    for d_r_c, u_hat_c in zip(*parts, strict=True):
+        total = total + product(d_r_c.mT, u_hat_c)
+    W = torch.eye(M, dtype=d_r.dtype, device=d_r.device) if W_embed is None else W_embed
+    return total - sum_rows(d_r)[..., None] * up(W)
 
 
 def optimizer_step(
