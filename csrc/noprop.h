@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-enum { NOPROP_SOFTMAX = 0, NOPROP_LINEAR = 1, NOPROP_CROSS_ENTROPY = 2 };    /* heads */
+enum { NOPROP_SOFTMAX = 0, NOPROP_LINEAR = 1, NOPROP_CROSS_ENTROPY = 2, NOPROP_RADIAL = 3 };
 enum { NOPROP_NONE = 0, NOPROP_SGD = 1, NOPROP_ADAM = 2, NOPROP_ADAMW = 3 }; /* update rules */
 enum { NOPROP_IDENTITY = 0, NOPROP_RELU = 1, NOPROP_GELU = 2 };              /* activations */
 enum { NOPROP_FLOAT32 = 0, NOPROP_BFLOAT16 = 1, NOPROP_UINT8 = 2 }; /* inputs, precisions */
@@ -124,13 +124,15 @@ typedef struct {
   float sigma;
 } NopropNoising;
 
-/* error = |u_hat - (u_y - flow * eps)|^2, or of NOPROP_CROSS_ENTROPY -log softmax(logits)[y];
+/* error = |u_hat - (u_y - flow * eps)|^2, or of NOPROP_CROSS_ENTROPY -log softmax(logits)[y], or of
+ * NOPROP_RADIAL -log softmax(r)[y] with r_m = -|u_hat - u_m|^2 / (2 radius^2);
  * loss = sum over rows of weight * error / rows */
 typedef struct {
   NopropPerRow weight;
   float flow;
   int32_t head;
   int64_t rows; /* of the whole batch */
+  float radius; /* of NOPROP_RADIAL, above 0 */
 } NopropObjective;
 
 /* The address of eps. block and draw are data[k * stride_k + i * stride_slice]. */

@@ -44,6 +44,7 @@ class CT:
     head: str = field(default="softmax", init=False, repr=False, compare=False)
     flow: float = field(default=0.0, init=False, repr=False, compare=False)
     sigma: float = field(default=0.0, init=False, repr=False, compare=False)
+    radius: float = field(default=0.0, init=False, repr=False, compare=False)
     timed: bool = field(default=True, init=False, repr=False, compare=False)
     steps: int = field(default=1000, init=False, repr=False, compare=False)
     samplers: tuple[str, ...] = field(
@@ -121,6 +122,7 @@ class FM:
     T: int = field(default=1, init=False, repr=False, compare=False)
     head: str = field(default="linear", init=False, repr=False, compare=False)
     flow: float = field(default=1.0, init=False, repr=False, compare=False)
+    radius: float = field(default=0.0, init=False, repr=False, compare=False)
     timed: bool = field(default=True, init=False, repr=False, compare=False)
     steps: int = field(default=1000, init=False, repr=False, compare=False)
     samplers: tuple[str, ...] = field(default=tuple(STAGES), init=False, repr=False, compare=False)

@@ -44,7 +44,10 @@ def explain(
         )
     device = torch.device(device)
     forced, by = dispatch.forced_backend(backend)
-    reasons = {name: dispatch.gap(name, plan, device, precision) for name in dispatch.BACKENDS}
+    head = None if what is plan else what.layout.goal.head
+    reasons = {
+        name: dispatch.gap(name, plan, device, precision, head=head) for name in dispatch.BACKENDS
+    }
     chosen = next(
         (name for name in dispatch.candidates(device, forced) if reasons[name] is None), None
     )

@@ -7,7 +7,9 @@
     loss   = sum over rows of weight * error / rows
 
 With head "cross_entropy" the error of a row is -log softmax(logits)[y], which trains the output
-head and the local baselines. Kernels see these numbers and know neither a schedule nor a variant.
+head and the local baselines. With head "radial" it is -log softmax(r)[y] of the distances
+r_m = -|u_hat - u_m|^2 / (2 radius^2), where u_hat is that of "softmax". Kernels see these numbers
+and know neither a schedule nor a variant.
 """
 
 from dataclasses import dataclass, field
@@ -39,9 +41,10 @@ class StepGoal(Protocol):
     """The goal of a step; every call asks it for the levels.
 
     Attributes:
-        head: "softmax", "linear" or "cross_entropy".
+        head: "softmax", "linear", "cross_entropy" or "radial".
         flow: 0, or 1 for the flow-matching target u_y - eps.
         sigma: standard deviation of flow matching's second noise eps_1.
+        radius: of head "radial", else 0.
         timed: whether a step draws a t in [0, 1] for each row, which is then the plan's input "t".
         stratified: whether these t are drawn from equal parts of [0, 1], one for each row.
     """
@@ -54,6 +57,9 @@ class StepGoal(Protocol):
 
     @property
     def sigma(self) -> float: ...
+
+    @property
+    def radius(self) -> float: ...
 
     @property
     def timed(self) -> bool: ...
@@ -118,6 +124,7 @@ class DT:
     head: str = field(default="softmax", init=False, repr=False, compare=False)
     flow: float = field(default=0.0, init=False, repr=False, compare=False)
     sigma: float = field(default=0.0, init=False, repr=False, compare=False)
+    radius: float = field(default=0.0, init=False, repr=False, compare=False)
     timed: bool = field(default=False, init=False, repr=False, compare=False)
     stratified: bool = field(default=False, init=False, repr=False, compare=False)
     samplers: tuple[str, ...] = field(default=("ancestral",), init=False, repr=False, compare=False)
@@ -162,10 +169,16 @@ class DT:
 
 @dataclass(frozen=True)
 class LastLevel:
-    """The goal of an output head: the class, read from z_T ~ q(z_T | y) (eq. 8's first term)."""
+    """The goal of an output head: the class, read from z_T ~ q(z_T | y) (eq. 8's first term).
+
+    Args:
+        of: the variant.
+        head: "cross_entropy", or "radial" with its radius.
+    """
 
     of: Goal
-    head: str = field(default="cross_entropy", init=False, repr=False, compare=False)
+    head: str = "cross_entropy"
+    radius: float = 0.0
     flow: float = field(default=0.0, init=False, repr=False, compare=False)
     sigma: float = field(default=0.0, init=False, repr=False, compare=False)
     timed: bool = field(default=False, init=False, repr=False, compare=False)

@@ -8,7 +8,7 @@ from torch import Tensor
 from .arguments.batches import INT64, check_labels, gather_inputs, rows_of
 from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops
-from .check import check_integer, check_positive, check_tensor, is_flag
+from .check import LARGEST, check_integer, check_number, check_positive, check_tensor, is_flag
 from .compiler.eager import eager_only
 from .goal import Goal, LastLevel, check_goal
 from .optimizers import AdamW, Optimizer
@@ -20,11 +20,21 @@ from .stack import engine
 from .stack.module import Stack
 from .stack.state import check_state
 
+HEADS = {"softmax": "cross_entropy", "radial": "radial"}  # the kernels' by kind
+SIGMA = "be above 0", lambda sigma: 0 < sigma <= LARGEST
 INIT_BLOCK = 0xFFFF  # the block number of its initial parameters, which no block has
 
 
 class OutputHead(Stack):
-    """logits = z_T @ weight.T + bias, trained by -log softmax(logits)[y] on z_T ~ q(z_T | y).
+    """The class from z_T: logits = z_T @ weight.T + bias, trained on z_T ~ q(z_T | y).
+
+    kind "softmax": p(y | z_T) = softmax(logits)[y]. kind "radial": p(y | z_T) = softmax(r)[y] with
+    r_m = -|u_tilde - u_m|^2 / (2 sigma^2) and u_tilde = softmax(logits) @ W_embed. Either trains by
+    -log p(y | z_T) (eq. 14-16).
+
+    Radial probabilities are bounded: one-hot embeddings are sqrt(2) apart, so that with sigma = 1 a
+    probability is at most 1 / (1 + (M - 1) / e), .23 of M = 10 classes, and a loss never reaches 0.
+    A smaller sigma lifts the bound.
 
     It needs no block: z_T = sqrt(alpha_bar_T) u_y + sqrt(1 - alpha_bar_T) eps. With fixed
     embeddings it may be trained before, beside or after the blocks. One slice per replica.
@@ -34,6 +44,8 @@ class OutputHead(Stack):
         M: classes.
         goal: the noise levels, those of the blocks.
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
+        kind: "softmax" or "radial". Triton and the CUDA kernels do not train a radial head.
+        sigma: of a radial head.
         optimizer: of noprop_kernels.optimizers; None makes a plain module.
         seed: of the parameters and the noise; a list makes one replica for each.
         precision: "float32", or "bfloat16" | "tf32": the rounding of operands of the layers'
@@ -52,6 +64,8 @@ class OutputHead(Stack):
         *,
         goal: Goal,
         embedding: Tensor | None = None,
+        kind: str = "softmax",
+        sigma: float = 1.0,
         optimizer: Optimizer | None = AdamW(lr=1e-3, weight_decay=1e-3),  # noqa: B008  # frozen
         seed: int | Sequence[int] = 0,
         precision: str = "float32",
@@ -68,6 +82,9 @@ class OutputHead(Stack):
             check_tensor(op, "embedding", embedding, shape=(M, D))
         elif D != M:
             raise ValueError(f"{op}: D must be M = {M} without an embedding, got {D}")
+        if kind not in HEADS:
+            raise ValueError(f"{op}: kind must be one of {tuple(HEADS)}, got {kind!r}")
+        sigma = check_number(op, "sigma", sigma, *SIGMA)
         seeds = seed_tensor(seed_list(op, seed))
         super().__init__(
             Plan({"z": (D,)}, {"logits": Dense("z", M)}),
@@ -76,7 +93,7 @@ class OutputHead(Stack):
             held=(goal.T,),
             buffers={},
             initial_block=torch.full_like(seeds, INIT_BLOCK),
-            trains=LastLevel(goal),
+            trains=LastLevel(goal, HEADS[kind], sigma if kind == "radial" else 0.0),
             embedding=embedding,
             optimizer=optimizer,
             precision=precision,
@@ -84,6 +101,12 @@ class OutputHead(Stack):
             stream=STREAM_HEAD,
             M=M,
         )
+        self.kind = kind
+        self.sigma = sigma
+
+    def extra_repr(self) -> str:
+        radial = f", sigma={self.sigma:g}" if self.kind == "radial" else ""
+        return f"kind={self.kind!r}{radial}, {super().extra_repr()}"
 
     def forward(self, z: Tensor) -> Tensor:
         """logits = z @ weight.T + bias, differentiable in the parameters and z.
@@ -103,6 +126,29 @@ class OutputHead(Stack):
             return engine.empty(self, len(self), 0, self.M)
         run = block_ops.forward if torch.compiler.is_compiling() else block_nodes.forward
         return run(self, {"z": z}, index)
+
+    def log_probs(self, z: Tensor) -> Tensor:
+        """log p(y | z) of every class, differentiable in the parameters and z.
+
+        Args:
+            z: as of `forward`.
+
+        Returns:
+            (R, B, M) float32.
+
+        Raises:
+            ValueError: z does not fit.
+        """
+        logits = self(z)
+        if self.kind == "softmax":
+            return logits.log_softmax(-1)
+        p, W_embed = logits.softmax(-1), self.W_embed
+        if W_embed is None:  # |u_tilde - u_m|^2 = |p|^2 - 2 p_m + 1
+            return (p / self.sigma**2).log_softmax(-1)
+        # of the differences themselves, in whose squares little is lost between near embeddings
+        mode = "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(p @ W_embed, W_embed.expand(len(p), -1, -1), compute_mode=mode)
+        return (distance.square() / (-2 * self.sigma**2)).log_softmax(-1)
 
     @eager_only
     def train_step(self, y: Tensor, t: int, *, lr: float | Tensor | None = None) -> Step:

@@ -239,7 +239,8 @@ Result head(const py::object& call, int32_t threads) {
   const NopropEmbedding embedding = reader.embedding(call, M);
   const NopropLabels y = reader.labels(call);
   const float* eps = reader.floats_or_null(get(call, "eps"), {"eps"}, {n, B, embedding.D});
-  if (objective.flow != 0 && objective.head != NOPROP_CROSS_ENTROPY && !eps && n * B > 0)
+  const bool denoises = objective.head == NOPROP_SOFTMAX || objective.head == NOPROP_LINEAR;
+  if (objective.flow != 0 && denoises && !eps && n * B > 0)
     reader.tensors.refuse({"eps"}, "be given where flow is not 0, got None");
   float* loss = reader.out_or_null(get(call, "loss"), {"loss"}, {n});
   float* error = reader.out_or_null(get(call, "error"), {"error"}, {n, B});

@@ -102,12 +102,17 @@ struct Reader {
 
   NopropObjective objective(py::handle call) {
     const py::object objective = get(call, "objective");
-    return {
+    const NopropObjective made = {
         .weight = per_row(objective, "weight"),
         .flow = get(objective, "flow").cast<float>(),
         .head = head(get(objective, "head")),
         .rows = integer(tensors, objective, "rows", 1),
+        .radius = get(objective, "radius").cast<float>(),
     };
+    if (made.head == NOPROP_RADIAL && !(made.radius > 0))
+      tensors.refuse({"radius"}, "be above 0 with the radial head, got " +
+                                     py::str(get(objective, "radius")).cast<std::string>());
+    return made;
   }
 
   // D and the embeddings (M, D), which are one-hot if they are not given
@@ -126,7 +131,8 @@ struct Reader {
     if (text == "softmax") return NOPROP_SOFTMAX;
     if (text == "linear") return NOPROP_LINEAR;
     if (text == "cross_entropy") return NOPROP_CROSS_ENTROPY;
-    throw py::value_error("head must be softmax, linear or cross_entropy, got " + text);
+    if (text == "radial") return NOPROP_RADIAL;
+    throw py::value_error("head must be softmax, linear, cross_entropy or radial, got " + text);
   }
 
   NopropNoise noise(py::handle call) {

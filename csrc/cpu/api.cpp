@@ -114,7 +114,9 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   const int32_t size = team_size(plan, n, B, host.threads());
   StepNeeds needs = {.loads_inputs = false,
                      .input_gradients = has_any(out->d_inputs, plan.num_inputs) || out->d_signal ||
-                                        out->d_noise || out->d_W_embed};
+                                        out->d_noise || out->d_W_embed,
+                     .radial = objective->head == NOPROP_RADIAL,
+                     .embedding_grad = out->d_W_embed != nullptr};
   for (int32_t j = 0; j < plan.num_inputs; ++j) needs.loads_inputs |= j != plan.z && !packs(j);
   const int64_t bytes = isa().train_bytes(&plan, B, embedding->D, needs, size);
 

@@ -38,8 +38,10 @@ struct Crew {
 
 // What a step's workspace has room for beside the rest.
 struct StepNeeds {
-  bool loads_inputs;     // some input is not packed
-  bool input_gradients;  // some input's gradient is wanted
+  bool loads_inputs;            // some input is not packed
+  bool input_gradients;         // some input's gradient is wanted
+  bool radial = false;          // the head is the radial one
+  bool embedding_grad = false;  // W_embed's gradient is wanted
 };
 
 struct TrainTask {

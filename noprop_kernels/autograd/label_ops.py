@@ -15,9 +15,11 @@ from .custom_op import node, register
 from .layer import plan_of
 
 
-def backend_of(M: int, D: int, device: torch.device, backend: str | None) -> ModuleType:
+def backend_of(
+    M: int, D: int, device: torch.device, backend: str | None, head: str | None = None
+) -> ModuleType:
     """The backend of calls without a plan; a plan of one layer takes its place."""
-    return dispatch.choose(plan_of(D, M, None), device, "float32", backend)
+    return dispatch.choose(plan_of(D, M, None), device, "float32", backend, head=head)
 
 
 def embedding_of(W_embed: Tensor | None, D: int) -> Embedding:
@@ -54,7 +56,7 @@ def denoising_error(
             u_hat=u_hat[None],
             op="denoising_loss",
         )
-        backend_of(M, D, logits.device, backend).head(call)
+        backend_of(M, D, logits.device, backend, head).head(call)
     return error, u_hat, d_logits
 
 

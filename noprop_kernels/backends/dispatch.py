@@ -32,6 +32,7 @@ KINDS = dict.fromkeys(BACKENDS, (Dense,)) | {  # of layers, by backend
     name: (Dense, Conv2d) for name in ("cpu", "reference")
 }
 SAMPLERS = ("cpu", "reference")  # backends that have them
+HEADS = {"radial": ("cpu", "reference")}  # the backends of a head that not all have
 KNOWN_PRECISIONS = ("float32", "tf32", "bfloat16")
 PRECISIONS = {
     "cpu": ("float32", "bfloat16"),
@@ -86,8 +87,10 @@ def choose(
     backend: str | None = None,
     *,
     sampled: bool = False,
+    head: str | None = None,
 ) -> ModuleType:
-    """The backend's module that runs `plan` on `device`; sampled: in a sampler of CT or FM.
+    """The backend's module that runs `plan` on `device`; sampled: in a sampler of CT or FM;
+    head: of a call that computes a loss.
 
     Raises:
         BackendError: none can, or the forced one cannot.
@@ -97,7 +100,7 @@ def choose(
         forced, by = "cpu", f"NOPROP_ISA={isa}"  # only the CPU kernels can honour it
     reasons: dict[str, str] = {}
     for name in candidates(device, forced):
-        reason = gap(name, plan, device, precision, sampled=sampled)
+        reason = gap(name, plan, device, precision, sampled=sampled, head=head)
         if reason is None:
             if name == "reference" and not forced:
                 warn_once(f"the reference backend runs, slowly: {'; '.join(reasons.values())}")
@@ -151,10 +154,13 @@ def gap(
     precision: str,
     *,
     sampled: bool = False,
+    head: str | None = None,
 ) -> str | None:
     """Why backend `name` cannot run `plan` (None: any) on `device`, or None if it can."""
     if sampled and name not in SAMPLERS:
         return f"has no kernels for the samplers of CT and FM, which {' and '.join(SAMPLERS)} have"
+    if head in HEADS and name not in HEADS[head]:
+        return f"has no kernels for the {head} head, which {' and '.join(HEADS[head])} have"
     for layer in plan.layers.values() if plan else ():
         if type(layer) not in KINDS[name]:
             able = [known for known, kinds in KINDS.items() if type(layer) in kinds]

@@ -29,12 +29,19 @@ from .state import check_state, find_tensors, slices_of, updated
 
 
 def run(
-    stack: Stack, name: str, call: Any, written: Sequence[Tensor] = (), *, sampled: bool = False
+    stack: Stack,
+    name: str,
+    call: Any,
+    written: Sequence[Tensor] = (),
+    *,
+    sampled: bool = False,
+    head: str | None = None,
 ) -> None:
     """Runs one of BACKEND_FUNCTIONS, and bumps the version counters of `written`, also on
-    interrupt. sampled: the call is of a sampler, which not every backend has.
+    interrupt. Not every backend has samplers and each head: sampled: the call is of a sampler;
+    head: of a call that computes a loss.
     """
-    backend = backend_of(stack, sampled=sampled)
+    backend = backend_of(stack, sampled=sampled, head=head)
     with torch.no_grad():
         try:
             getattr(backend, name)(call)
@@ -45,10 +52,10 @@ def run(
             increment_version(written)
 
 
-def backend_of(stack: Stack, *, sampled: bool = False) -> ModuleType:
-    """The backend that runs a call; sampled: one that has samplers."""
+def backend_of(stack: Stack, *, sampled: bool = False, head: str | None = None) -> ModuleType:
+    """The backend that runs a call; sampled, head: as of `run`."""
     return dispatch.choose(
-        stack.plan, stack.device, stack.precision, stack.backend, sampled=sampled
+        stack.plan, stack.device, stack.precision, stack.backend, sampled=sampled, head=head
     )
 
 
@@ -91,7 +98,7 @@ def levels_of(
         return (value[:, None] if value.ndim == 1 else value).expand(K, len(index), B)
 
     noising = Noising(expanded(levels.signal), expanded(levels.noise), goal.sigma)
-    objective = Objective(expanded(levels.weight), goal.flow, goal.head, divisor)
+    objective = Objective(expanded(levels.weight), goal.flow, goal.head, divisor, goal.radius)
     if t is None:
         layout.cache.keep(key, (noising, objective, t))
     return noising, objective, t
@@ -257,7 +264,8 @@ def train(
         blocks_per_launch=stack.blocks_per_launch,
         op=op,
     )
-    run(stack, "train", call, () if rule is None else [*updated(slices), slices.draws])
+    written = () if rule is None else [*updated(slices), slices.draws]
+    run(stack, "train", call, written, head=objective.head)
 
 
 def train_steps(

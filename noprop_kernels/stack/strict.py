@@ -14,7 +14,7 @@ from ..plan import Plan
 from .layout import Layout, dtype_of
 
 # fixed by the constructor; another value needs another object
-FIXED = {"plan", "goal", "M", "D", "held", "replicas", "layout"}
+FIXED = {"plan", "goal", "M", "D", "held", "replicas", "layout", "kind", "sigma"}
 SETTABLE = {"optimizer", "precision", "backend", "blocks_per_launch"}
 
 

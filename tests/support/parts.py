@@ -64,7 +64,13 @@ def make_backward(call: ForwardCall, d_logits: Tensor | None = None) -> Backward
 
 
 def make_head(
-    B: int, M: int, D: int | None, head: str, flow: float = 0.0, scale: float = 2
+    B: int,
+    M: int,
+    D: int | None,
+    head: str,
+    flow: float = 0.0,
+    scale: float = 2,
+    radius: float = 0.0,
 ) -> HeadCall:
     """Two slices; the labels are one-hot where D is None."""
     generator, n = torch.Generator().manual_seed(B + M), 2
@@ -75,7 +81,7 @@ def make_head(
     W_embed = None if D is None else randn(M, D)
     D = M if D is None else D
     return HeadCall(
-        Objective(torch.rand(1, n, B, generator=generator), flow, head, B),
+        Objective(torch.rand(1, n, B, generator=generator), flow, head, B, radius),
         Embedding(W_embed, D),
         torch.randint(M, (1, n, B), generator=generator),
         scale * randn(n, B, M),

@@ -96,7 +96,7 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
 inline int64_t head_bytes(int64_t rows, int64_t M, int64_t D) {
   const Panels panels = make_panels(rows);
   Pieces counted = {nullptr};
-  for (int j = 0; j < 3; ++j) counted.take<float>(M * panels.padded());
+  for (int j = 0; j < 4; ++j) counted.take<float>(M * panels.padded());
   for (int j = 0; j < 4; ++j) counted.take<float>(D * panels.padded());
   counted.take<float>(panels.padded());
   counted.take<int32_t>(panels.padded());
@@ -114,6 +114,7 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
   float* logits = pieces.take<float>(M * panels.padded());
   float* p = pieces.take<float>(M * panels.padded());
   float* d_logits = pieces.take<float>(M * panels.padded());
+  float* d_r = pieces.take<float>(M * panels.padded());
   float *u_y = pieces.take<float>(size), *eps = pieces.take<float>(size);
   float *u_hat = pieces.take<float>(size), *d_u_hat = pieces.take<float>(size);
   float* error = pieces.take<float>(panels.padded());
@@ -127,6 +128,7 @@ inline void head_slice(const HeadTask& task, int64_t i, char* workspace) {
       .p = p,
       .u_hat = embedding.W ? u_hat : p,
       .d_u_hat = d_u_hat,
+      .d_r = d_r,
       .error = error,
       .d_logits = d_logits,
   };

@@ -45,7 +45,7 @@ bool pack_rows(const PackTask& task) {
 struct StepBuffers {
   Saved saved;
   Grads grads;
-  float *u_y, *eps, *p, *u_hat, *d_u_hat, *error;
+  float *u_y, *eps, *p, *u_hat, *d_u_hat, *d_r, *error, *rows;
   int32_t* y;
   int32_t *goes_on, *applied;  // the first member writes them for the whole team
 };
@@ -61,7 +61,9 @@ inline void take_step(StepBuffers& work, Pieces& pieces, const NopropPlan& plan,
   work.p = pieces.take<float>(M * panels.padded());
   work.u_hat = pieces.take<float>(D * panels.padded());
   work.d_u_hat = pieces.take<float>(D * panels.padded());
+  work.d_r = pieces.take<float>(needs.radial ? M * panels.padded() : 0);
   work.error = pieces.take<float>(panels.padded());
+  work.rows = pieces.take<float>(needs.embedding_grad ? kEmbeddingRows : 0);
   work.y = pieces.take<int32_t>(panels.padded());
   work.goes_on = pieces.take<int32_t>(1);
   work.applied = pieces.take<int32_t>(1);
@@ -107,7 +109,7 @@ inline void write_train_outputs(const TrainTask& task, int64_t i, const StepBuff
   if (out.d_signal) level_grad(out.d_signal + i * B, d_z, work.u_y, D, panels);
   if (out.d_noise) level_grad(out.d_noise + i * B, d_z, work.eps, D, panels);
   if (out.d_W_embed)
-    embedding_grad(out.d_W_embed + i * M * D, head, result, d_z,
+    embedding_grad(out.d_W_embed + i * M * D, work.rows, head, result, d_z,
                    signal.data + i * signal.stride_slice, signal.stride_row, panels);
 }
 
@@ -201,6 +203,7 @@ inline bool train_step(const TrainTask& task, int64_t k, int64_t i, StepBuffers&
       .p = work.p,
       .u_hat = task.embedding->W ? work.u_hat : work.p,
       .d_u_hat = work.d_u_hat,
+      .d_r = work.d_r,
       .error = work.error,
       .d_logits = work.grads.value[last],
   };
