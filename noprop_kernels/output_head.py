@@ -82,7 +82,7 @@ class OutputHead(Stack):
             check_tensor(op, "embedding", embedding, shape=(M, D))
         elif D != M:
             raise ValueError(f"{op}: D must be M = {M} without an embedding, got {D}")
-        if kind not in HEADS:
+        if not isinstance(kind, str) or kind not in HEADS:
             raise ValueError(f"{op}: kind must be one of {tuple(HEADS)}, got {kind!r}")
         sigma = check_number(op, "sigma", sigma, *SIGMA)
         seeds = seed_tensor(seed_list(op, seed))

@@ -373,7 +373,7 @@ def test_the_command_tells_what_cuda_sees(with_kernels, monkeypatch, capsys):
 
 def test_on_a_gpu_triton_comes_before_cuda_and_explain_says_why(monkeypatch):
     able = ("triton", "cuda", "reference")
-    monkeypatch.setattr(dispatch, "gap", lambda name, *_: None if name in able else "no")
+    monkeypatch.setattr(dispatch, "gap", lambda name, *_, **__: None if name in able else "no")
     text = nk.explain(PLANS["mlp"], device=CUDA)
     assert text.startswith("Plan on cuda, float32: triton")
     assert "  cuda: could run; Triton comes first until both have been timed on a GPU" in text

@@ -178,18 +178,18 @@ inline void denoising(const HeadInput& in, const HeadOutput& out, const Panels& 
   estimate_grad(in, out, panels);
 }
 
-// r_m = factor |u_hat - u_m|^2, panels (M, P). A class's probability sees the rounding of the whole
-// of r, so that the sum over D is formed in pieces, which are added from the left.
-constexpr int64_t kDistancePiece = 32;
-
+// r_m = factor |u_hat - u_m|^2, panels (M, P). Probabilities see r's absolute error, so that the
+// sum over D is formed in pieces of about sqrt(D) terms, which are added from the left.
 inline void squared_distances(float* r, float factor, const float* u_hat, const float* W_embed,
                               int64_t M, int64_t D, const Panels& panels) {
+  int64_t piece = 4;
+  while (piece * piece < D) piece *= 2;
   for_row_tiles<1>(0, M, [&](auto tile_rows, int64_t m) {
     constexpr int ROWS = decltype(tile_rows)::value;
     for (int64_t g = 0; g < panels.vectors(); ++g) {
       Vec total[ROWS] = {};
-      for (int64_t first = 0; first < D; first += kDistancePiece) {
-        const int64_t last = D - first < kDistancePiece ? D : first + kDistancePiece;
+      for (int64_t first = 0; first < D; first += piece) {
+        const int64_t last = D - first < piece ? D : first + piece;
         Vec c[ROWS][1] = {};
         for (int64_t d = first; d < last; ++d) {
           const Vec u = load(u_hat + panels.at(D, d, g));
