@@ -1,4 +1,4 @@
-"""The radial head on the backends that have it, beside the reference: its call, a step, and bits."""
+"""The radial head beside the reference, on the backends that have it: its call, a step, and bits."""
 
 import dataclasses
 from types import ModuleType
@@ -10,7 +10,7 @@ from noprop_kernels.backends.calls import Embedding, HeadCall, TrainCall
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, AdamW
 from support.calls import PLANS, clone_call, make_train_call, one_slice, one_step
-from support.compare import assert_calls_match, assert_matches, results, run_three
+from support.compare import assert_calls_match, assert_matches, run_three
 from support.kernels import CPU, on
 from support.parts import make_head
 

@@ -76,16 +76,18 @@ typedef struct {
   int32_t head;
   int64_t M;
   int has_embedding;
-  float flow, sigma;
+  float flow, sigma, radius;
   NopropUpdateRule rule;
 } Goal;
 
 #define ADAM_RULE(which) {.kind = which, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8}
 
 static const Goal kGoals[] = {
-    {"softmax, AdamW", NOPROP_SOFTMAX, 6, 1, 0, 0, ADAM_RULE(NOPROP_ADAMW)},
-    {"softmax on one-hot, Adam", NOPROP_SOFTMAX, D, 0, 0, 0, ADAM_RULE(NOPROP_ADAM)},
-    {"cross-entropy, AdamW", NOPROP_CROSS_ENTROPY, 6, 1, 0, 0, ADAM_RULE(NOPROP_ADAMW)},
+    {"softmax, AdamW", NOPROP_SOFTMAX, 6, 1, 0, 0, 0, ADAM_RULE(NOPROP_ADAMW)},
+    {"softmax on one-hot, Adam", NOPROP_SOFTMAX, D, 0, 0, 0, 0, ADAM_RULE(NOPROP_ADAM)},
+    {"cross-entropy, AdamW", NOPROP_CROSS_ENTROPY, 6, 1, 0, 0, 0, ADAM_RULE(NOPROP_ADAMW)},
+    {"radial, AdamW", NOPROP_RADIAL, 6, 1, 0, 0, 0.9f, ADAM_RULE(NOPROP_ADAMW)},
+    {"radial on one-hot, Adam", NOPROP_RADIAL, D, 0, 0, 0, 0.7f, ADAM_RULE(NOPROP_ADAM)},
     {.name = "linear with flow, SGD",
      .head = NOPROP_LINEAR,
      .M = 6,
@@ -178,8 +180,11 @@ static Case* make_case(const char* isa, const Shape* shape, const Goal* goal, in
   c->drawn = (NopropNoise){c->draw, c->block, 0, 1, 0, 1, 0, 11};
   c->noising = (NopropNoising){
       .signal = {c->signal, 0, B, 1}, .noise = {c->noise, 0, B, 1}, .sigma = goal->sigma};
-  c->objective = (NopropObjective){
-      .weight = {c->weight, 0, B, 1}, .flow = goal->flow, .head = goal->head, .rows = B + 3};
+  c->objective = (NopropObjective){.weight = {c->weight, 0, B, 1},
+                                   .flow = goal->flow,
+                                   .head = goal->head,
+                                   .rows = B + 3,
+                                   .radius = goal->radius};
   c->embedding = (NopropEmbedding){.W = c->W_embed, .D = D};
   c->inputs[0] = (NopropInput){.data = c->x, .stride_slice = B * F};
   c->labels = (NopropLabels){.data = c->y, .stride_slice = B};

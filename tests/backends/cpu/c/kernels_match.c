@@ -82,8 +82,13 @@ static Exact plain_step(const Case* c, int i) {
       const double d_z = walk->d[1][b * D + d], d_u_hat = e.head.d_u_hat[b * D + d];
       e.d_signal[b] += d_z * e.u_y[b * D + d];
       e.d_noise[b] += d_z * e.eps[b * D + d];
-      for (int64_t m = 0; m < M; ++m) e.d_W[m * D + d] += e.head.p[b * M + m] * d_u_hat;
-      e.d_W[y[b] * D + d] += signal[b] * d_z - d_u_hat;
+      for (int64_t m = 0; m < M; ++m) {
+        const double u = c->W_embed ? c->W_embed[m * D + d] : m == d;
+        e.d_W[m * D + d] +=
+            e.head.p[b * M + m] * d_u_hat + e.head.d_r[b * M + m] * (e.head.u_hat[b * D + d] - u);
+      }
+      e.d_W[y[b] * D + d] += signal[b] * d_z;
+      if (c->objective.head != NOPROP_RADIAL) e.d_W[y[b] * D + d] -= d_u_hat;
     }
   return e;
 }

@@ -22,7 +22,8 @@ typedef struct {
 } Walk;
 
 typedef struct {
-  double *p, *d_u_hat, *error; /* (B, M), (B, D), (B,) */
+  double *p, *u_hat, *d_u_hat, *error; /* (B, M), (B, D), (B, D), (B,) */
+  double* d_r;                         /* (B, M), over radius^2: of the radial head, else 0 */
   double loss;
 } Head;
 
@@ -227,10 +228,13 @@ static void plain_head(Head* head, double* d_logits, const double* logits, const
   const double rows = (double)objective->rows;
   const float* W = embedding->W;
   head->p = doubles(B * M);
+  head->d_r = doubles(B * M);
+  head->u_hat = doubles(B * D);
   head->d_u_hat = doubles(B * D);
   head->error = doubles(B);
   for (int64_t b = 0; b < B; ++b) {
-    double *p = head->p + b * M, *d = d_logits + b * M, sum = 0, dot = 0;
+    double *p = head->p + b * M, *d_r = head->d_r + b * M, *d = d_logits + b * M, sum = 0, dot = 0;
+    double *u_hat = head->u_hat + b * D, *d_u_hat = head->d_u_hat + b * D;
     for (int64_t m = 0; m < M; ++m) sum += exp(logits[b * M + m]);
     for (int64_t m = 0; m < M; ++m)
       p[m] = kind == NOPROP_LINEAR ? logits[b * M + m] : exp(logits[b * M + m]) / sum;
@@ -239,18 +243,36 @@ static void plain_head(Head* head, double* d_logits, const double* logits, const
       for (int64_t m = 0; m < M; ++m) d[m] = (p[m] - (m == y[b])) * weight[b] / rows;
     } else {
       for (int64_t e = 0; e < D; ++e) {
-        double u_hat = W ? 0 : p[e];
-        for (int64_t m = 0; W && m < M; ++m) u_hat += p[m] * W[m * D + e];
-        const double difference = u_hat - (u_y[b * D + e] - objective->flow * eps[b * D + e]);
+        u_hat[e] = W ? 0 : p[e];
+        for (int64_t m = 0; W && m < M; ++m) u_hat[e] += p[m] * W[m * D + e];
+      }
+      if (kind == NOPROP_RADIAL) {
+        const double variance = (double)objective->radius * objective->radius;
+        sum = 0;
+        for (int64_t m = 0; m < M; ++m) {
+          double distance = 0;
+          for (int64_t e = 0; e < D; ++e)
+            distance += pow(u_hat[e] - (W ? W[m * D + e] : m == e), 2);
+          d_r[m] = exp(-distance / (2 * variance));
+          sum += d_r[m];
+        }
+        head->error[b] = -log(d_r[y[b]] / sum);
+        for (int64_t m = 0; m < M; ++m) {
+          d_r[m] = (d_r[m] / sum - (m == y[b])) * weight[b] / rows / variance;
+          for (int64_t e = 0; e < D; ++e) d_u_hat[e] += d_r[m] * (W ? W[m * D + e] : m == e);
+        }
+      }
+      for (int64_t e = 0; kind != NOPROP_RADIAL && e < D; ++e) {
+        const double difference = u_hat[e] - (u_y[b * D + e] - objective->flow * eps[b * D + e]);
         head->error[b] += difference * difference;
-        head->d_u_hat[b * D + e] = 2 * weight[b] / rows * difference;
+        d_u_hat[e] = 2 * weight[b] / rows * difference;
       }
       for (int64_t m = 0; m < M; ++m) {
-        d[m] = W ? 0 : head->d_u_hat[b * D + m];
-        for (int64_t e = 0; W && e < D; ++e) d[m] += head->d_u_hat[b * D + e] * W[m * D + e];
+        d[m] = W ? 0 : d_u_hat[m];
+        for (int64_t e = 0; W && e < D; ++e) d[m] += d_u_hat[e] * W[m * D + e];
         dot += p[m] * d[m];
       }
-      for (int64_t m = 0; kind == NOPROP_SOFTMAX && m < M; ++m) d[m] = p[m] * (d[m] - dot);
+      for (int64_t m = 0; kind != NOPROP_LINEAR && m < M; ++m) d[m] = p[m] * (d[m] - dot);
     }
     head->loss += weight[b] * head->error[b] / rows;
   }
