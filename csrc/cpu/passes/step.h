@@ -83,14 +83,14 @@ inline bool is_finite(float x) { return x - x == 0; }
 // the caller gave z.
 inline void level_grad(float* out, const float* d_z, const float* factor, int64_t D,
                        const Panels& panels) {
-  for (int64_t b = 0; b < panels.B; ++b) {
-    const int64_t g = b / kLanes, lane = b % kLanes;
-    float sum = 0;
+  for (int64_t b = 0; b < panels.B; b += kLanes) {
+    Vec sum = {};
     for (int64_t d = 0; d_z && d < D; ++d) {
-      const int64_t at = panels.at(D, d, g) + lane;
-      sum += d_z[at] * factor[at];
+      const int64_t at = panels.at(D, d, b / kLanes);
+      sum += load(d_z + at) * load(factor + at);
     }
-    out[b] = sum;
+    copy_run(out + b, reinterpret_cast<const float*>(&sum),
+             panels.B - b < kLanes ? panels.B - b : kLanes);
   }
 }
 

@@ -1,4 +1,4 @@
-"""The radial head beside the reference, on the backends that have it: its call, a step, and bits."""
+"""The radial head beside the reference, on the backends that have it: a call, a step, bits."""
 
 import dataclasses
 from types import ModuleType
