@@ -89,8 +89,10 @@ inline void level_grad(float* out, const float* d_z, const float* factor, int64_
       const int64_t at = panels.at(D, d, b / kLanes);
       sum += load(d_z + at) * load(factor + at);
     }
-    copy_run(out + b, reinterpret_cast<const float*>(&sum),
-             panels.B - b < kLanes ? panels.B - b : kLanes);
+    if (const int64_t left = panels.B - b; left < kLanes)
+      store_partial(out + b, sum, (int)left);
+    else
+      store(out + b, sum);
   }
 }
 

@@ -18,8 +18,8 @@ HEADS = {
 }
 
 
-def make(M: int, D: int, B: int, **options):
-    plan = PLANS["one_layer"](3, D, M)
+def make(M: int, D: int, B: int, F: int = 3, **options):
+    plan = PLANS["one_layer"](F, D, M)
     return make_train_call(plan, 2, 2, B, 1, optimizer=SGD(), extras=True, D=D, **options)
 
 
@@ -42,9 +42,10 @@ def test_one_hot(kernels: ModuleType, head: str) -> None:
 def test_threads_and_other_slices_do_not_change_a_bit(
     kernels: ModuleType, head: str, monkeypatch
 ) -> None:
-    call = make(13, 49, 200, **HEADS[head])
+    call = make(13, 49, 200, F=3000, **HEADS[head])
     other, alone = clone_call(call), one_slice(clone_call(call), 0, 0)
     monkeypatch.setattr(kernels, "threads", lambda: 5)
+    assert kernels.team_size(call.slices.plan, 2, call.B) > 1
     kernels.train(call)
     monkeypatch.setattr(kernels, "threads", lambda: 1)
     kernels.train(other)
