@@ -10,17 +10,21 @@ if TYPE_CHECKING or not hand_over():
     from .backends.dispatch import BackendError, check_device, use_backend
     from .blocks import DenoisingBlocks
     from .continuous import CT, FM
+    from .coupled import Coupled
     from .denoising_loss import DenoisingLoss
     from .explanation import explain
     from .gamma import Gamma
+    from .gamma_network import GammaNetwork
     from .goal import DT
+    from .learned_embedding import LearnedEmbedding
     from .linear import Linear
     from .optimizer_in_backward import OptimizerInBackward
     from .optimizers import SGD, Adam, AdamW
     from .output_head import OutputHead
     from .plan import BatchNorm, Conv2d, Dense, MaxPool2d, Plan
-    from .results import Gradients, Prediction, Step, Update
+    from .results import CoupledStep, Gradients, Prediction, Step, Update
     from .schedule import NoiseSchedule
+    from .stack.shared import Shared
     from .time_embedding import embed_time
 
     if _reason := _cpu.unavailable():
@@ -42,11 +46,15 @@ __all__ = [
     "BackendError",
     "BatchNorm",
     "Conv2d",
+    "Coupled",
+    "CoupledStep",
     "Dense",
     "DenoisingBlocks",
     "DenoisingLoss",
     "Gamma",
+    "GammaNetwork",
     "Gradients",
+    "LearnedEmbedding",
     "Linear",
     "MaxPool2d",
     "NoiseSchedule",
@@ -54,6 +62,7 @@ __all__ = [
     "OutputHead",
     "Plan",
     "Prediction",
+    "Shared",
     "Step",
     "Update",
     "check_device",

@@ -16,6 +16,7 @@ from .plan import Plan
 from .results import Gradients, Prediction, Step, Update
 from .stack import engine, plain_modules, training
 from .stack.module import Stack
+from .stack.shared import Shared, check_shared
 from .stack.training import (
     Blocks,
     check_batch,
@@ -47,6 +48,9 @@ class DenoisingBlocks(Stack):
             unless every call brings features of it.
         goal: the noise levels and loss weights: a DT, CT or FM.
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
+        shared: an nk.Shared of this goal and these seeds, whose embeddings and schedule every call
+            reads, fixed or learned, in place of `embedding`; its tensors are not in this object's
+            state_dict. Where it learns W_embed there is one seed.
         optimizer: of noprop_kernels.optimizers; None makes a plain module, for `loss` and
             torch.optim.
         seed: of the parameters and the noise; a list makes one replica for each.
@@ -71,6 +75,7 @@ class DenoisingBlocks(Stack):
         goal: Goal,
         *,
         embedding: Tensor | None = None,
+        shared: Shared | None = None,
         optimizer: Optimizer | None = AdamW(lr=1e-3, weight_decay=1e-3),  # noqa: B008  # frozen
         seed: int | Sequence[int] = 0,
         held: Sequence[int] | None = None,
@@ -88,6 +93,7 @@ class DenoisingBlocks(Stack):
             check_time_input(op, plan)
         seeds = seed_list(op, seed)
         held = check_blocks(op, "held", range(1, goal.T + 1) if held is None else held, goal.T)
+        M = plan.widths[plan.output]
         t = torch.tensor(sorted(held) * len(seeds), dtype=torch.int64, device="cpu")
         super().__init__(
             plan,
@@ -102,7 +108,8 @@ class DenoisingBlocks(Stack):
             precision=precision,
             backend=backend,
             stream=STREAM_EPS,
-            M=plan.widths[plan.output],
+            M=M,
+            shared=check_shared(op, shared, goal, embedding, M, len(seeds)),
         )
         self.blocks_per_launch = blocks_per_launch
         self.held = tuple(sorted(held))
@@ -320,7 +327,7 @@ class DenoisingBlocks(Stack):
         """loss = sum over rows of weight * |u_hat - u_y|^2 / B, differentiable in parameters and x.
 
         The noise is that of the next step: call `advance()` after each step of an outside
-        optimizer.
+        optimizer. No gradient reaches what an nk.Shared learns.
 
         Args:
             x, blocks: as in `forward`.

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from .check import LARGEST, check_number
 from .gamma import Gamma
-from .goal import Levels
+from .gamma_network import GammaNetwork, LearnedGamma
+from .goal import Levels, divergence
 from .samplers import STAGES, Table, ancestral, ddim, integrate, points
 
 WEIGHTS = ("snr", "uniform", "min-snr")
@@ -27,7 +29,7 @@ class CT:
     shows the label, and little of it where the block must read x.
 
     Args:
-        schedule: gamma(t).
+        schedule: gamma(t), a Gamma; or a GammaNetwork, which a Shared learns.
         eta: the paper's loss weight.
         weight: "snr", the paper's; "uniform", eta / 2 at every t; or ("min-snr", k), (eta / 2)
             min(SNR(t), k) (Hang et al., arXiv:2303.09556, for predictions of the data).
@@ -35,7 +37,7 @@ class CT:
             [0, 1).
     """
 
-    schedule: Gamma = field(default_factory=Gamma.linear)
+    schedule: Gamma | GammaNetwork | LearnedGamma = field(default_factory=Gamma.linear)
     eta: float = 1.0
     weight: Weight = "snr"
     stratified: bool = False
@@ -52,27 +54,46 @@ class CT:
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedule, Gamma):
+        if not isinstance(self.schedule, Gamma | GammaNetwork | LearnedGamma):
             got = type(self.schedule).__name__
-            raise ValueError(f"CT: schedule must be a Gamma, got {got}")
+            raise ValueError(f"CT: schedule must be a Gamma or a GammaNetwork, got {got}")
         eta = check_number("CT", "eta", self.eta, "be above 0", lambda eta: 0 < eta <= LARGEST)
         object.__setattr__(self, "eta", eta)
         object.__setattr__(self, "weight", check_weight(self.weight))
         check_flag("CT", self.stratified)
 
+    @property
+    def gamma(self) -> Gamma | LearnedGamma:
+        """The schedule, which must have its values.
+
+        Raises:
+            ValueError: it is a GammaNetwork, whose values a Shared has.
+        """
+        if isinstance(self.schedule, GammaNetwork):
+            raise ValueError(
+                "CT: schedule must have values here, got a GammaNetwork, whose values are a "
+                "Shared's: shared.present_goal() has them"
+            )
+        return self.schedule
+
     def alpha_bar(self, t: Tensor) -> Tensor:
         """sigmoid(-gamma(t)), float64."""
-        return torch.sigmoid(-self.schedule(t))
+        return torch.sigmoid(-self.gamma(t))
 
     def levels(self, t: Tensor) -> Levels:
-        """The levels at t, float64 in [0, 1] of any shape."""
-        gamma = self.schedule(t)
+        """The levels at t, float64 in [0, 1] of any shape; (K, R, B) for R learned schedules."""
         if self.weight == "snr":
-            weight = -self.schedule.slope(t) * torch.exp(-gamma)
-        elif self.weight == "uniform":
+            gamma, slope = self.gamma.with_slope(t)
+            weight = -slope * torch.exp(-gamma)
+            return self._levels(gamma, weight)
+        gamma = self.gamma(t)
+        if self.weight == "uniform":
             weight = torch.ones_like(gamma)
         else:
             weight = torch.exp(-gamma).clamp_max(float(self.weight[1]))
+        return self._levels(gamma, weight)
+
+    def _levels(self, gamma: Tensor, weight: Tensor) -> Levels:
         return Levels(
             torch.sigmoid(-gamma).sqrt().float(),
             torch.sigmoid(gamma).sqrt().float(),
@@ -80,10 +101,15 @@ class CT:
         )
 
     def last(self) -> Levels:
-        """The levels of z_1 ~ q(z_1 | y)."""
-        gamma = self.schedule.values[-1]
+        """The levels of z_1 ~ q(z_1 | y); (R,) each for R learned schedules."""
+        _, gamma = self.gamma.ends()
         signal, noise = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
         return Levels(signal.float(), noise.float(), torch.ones_like(gamma).float())
+
+    def prior(self, u_squared: Tensor, D: int) -> Tensor:
+        """KL(q(z_0 | y) || N(0, I)), averaged over labels of this mean |u_y|^2."""
+        gamma, _ = self.gamma.ends()
+        return divergence(torch.sigmoid(-gamma), logsigmoid(gamma), u_squared, D)
 
     def table(self, sampler: str, steps: int) -> Table:
         """The evaluations of a sampler.
@@ -99,7 +125,8 @@ class CT:
         return integrate(sampler, steps, self._drift)
 
     def _drift(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        speed, alpha_bar = -0.5 * self.schedule.slope(t), self.alpha_bar(t)
+        gamma, slope = self.gamma.with_slope(t)
+        speed, alpha_bar = -0.5 * slope, torch.sigmoid(-gamma)
         return speed * alpha_bar.sqrt(), -speed * alpha_bar
 
 
@@ -140,6 +167,10 @@ class FM:
         """The levels of z_1 = u_y."""
         one = torch.ones((), dtype=torch.float32, device="cpu")
         return Levels(one, torch.zeros_like(one), one)
+
+    def prior(self, u_squared: Tensor, D: int) -> Tensor:
+        """0: z_0 is drawn from N(0, I) itself."""
+        return torch.zeros_like(u_squared)
 
     def table(self, sampler: str, steps: int) -> Table:
         """The evaluations that integrate dz/dt = v_hat from t = 0 to 1."""

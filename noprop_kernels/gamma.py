@@ -61,8 +61,18 @@ class Gamma:
 
     def slope(self, t: Tensor) -> Tensor:
         """gamma'(t), below 0; at a corner that of the segment to its right."""
+        return self.with_slope(t)[1]
+
+    def with_slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """gamma(t) and gamma'(t)."""
         values = self.values.to(t.device)
-        return (values.diff() * (len(values) - 1))[self._segment(t)[0]]
+        left, rest = self._segment(t)
+        slopes = values.diff() * (len(values) - 1)
+        return torch.lerp(values[left], values[left + 1], rest), slopes[left]
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """gamma(0) and gamma(1), without dimensions."""
+        return self.values[0], self.values[-1]
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The segment of each t, and t's place in it, in [0, 1]."""

@@ -94,9 +94,25 @@ class Goal(StepGoal, Protocol):
         """The levels of the last z, without dimensions, and a weight of 1."""
         ...
 
+    def prior(self, u_squared: Tensor, D: int) -> Tensor:
+        """KL(q(z_0 | y) || N(0, I)) for embeddings of width D, averaged over labels.
+
+        Args:
+            u_squared: (), or (R,), the mean of |u_y|^2 over the labels, float64.
+        """
+        ...
+
     def table(self, sampler: str, steps: int) -> Table:
         """The evaluations from z_0 to the last z."""
         ...
+
+
+def divergence(alpha_bar: Tensor, log_rest: Tensor, u_squared: Tensor, D: int) -> Tensor:
+    """KL(N(sqrt(alpha_bar) u, (1 - alpha_bar) I) || N(0, I)), log_rest = log(1 - alpha_bar).
+
+    1/2 (alpha_bar |u|^2 - D alpha_bar - D log(1 - alpha_bar)); its gradient in u is alpha_bar u.
+    """
+    return 0.5 * (alpha_bar * u_squared - D * alpha_bar - D * log_rest)
 
 
 def check_goal(op: str, goal: object) -> None:
@@ -155,6 +171,11 @@ class DT:
         """The levels of z_T ~ q(z_T | y)."""
         last = self.schedule.alpha_bar[-1]
         return Levels(last.sqrt().float(), (1 - last).sqrt().float(), torch.ones_like(last).float())
+
+    def prior(self, u_squared: Tensor, D: int) -> Tensor:
+        """KL(q(z_0 | y) || N(0, I)), averaged over labels of this mean |u_y|^2."""
+        first = self.schedule.alpha_bar[0].to(u_squared.device)
+        return divergence(first, torch.log1p(-first), u_squared, D)
 
     def table(self, sampler: str, steps: int) -> Table:
         """The chain's steps (eq. 3), one a block.

@@ -14,10 +14,11 @@ from .goal import Goal, LastLevel, check_goal
 from .optimizers import AdamW, Optimizer
 from .philox import STREAM_HEAD
 from .plan import Dense, Plan
-from .results import Step
+from .results import Step, Update
 from .schedule import MOST_BLOCKS
 from .stack import engine
 from .stack.module import Stack
+from .stack.shared import Shared, check_shared
 from .stack.state import check_state
 
 HEADS = {"softmax": "cross_entropy", "radial": "radial"}  # the kernels' by kind
@@ -44,6 +45,8 @@ class OutputHead(Stack):
         M: classes.
         goal: the noise levels, those of the blocks.
         embedding: (M, D) float32, the fixed label embeddings; None: one-hot, D = M.
+        shared: as of DenoisingBlocks. With an FM it must learn W_embed: fixed embeddings need no
+            output head, and learned ones train it by `backward_update`, as nk.Coupled does.
         kind: "softmax" or "radial". Triton and the CUDA kernels do not train a radial head.
         sigma: of a radial head.
         optimizer: of noprop_kernels.optimizers; None makes a plain module.
@@ -64,6 +67,7 @@ class OutputHead(Stack):
         *,
         goal: Goal,
         embedding: Tensor | None = None,
+        shared: Shared | None = None,
         kind: str = "softmax",
         sigma: float = 1.0,
         optimizer: Optimizer | None = AdamW(lr=1e-3, weight_decay=1e-3),  # noqa: B008  # frozen
@@ -74,18 +78,28 @@ class OutputHead(Stack):
         op = "OutputHead"
         D, M = check_positive(op, "D", D), check_positive(op, "M", M)
         check_goal(op, goal)
-        if goal.flow != 0:
+        seeds = seed_tensor(seed_list(op, seed))
+        shared = check_shared(op, shared, goal, embedding, M, len(seeds))
+        if goal.flow != 0 and (shared is None or not shared.learns_embedding):
             raise ValueError(
-                f"{op}: goal must not be an FM, whose classes are read by the nearest embedding"
+                f"{op}: goal must not be an FM, whose classes are read by the nearest embedding, "
+                "unless the embeddings are learned"
             )
         if embedding is not None:
             check_tensor(op, "embedding", embedding, shape=(M, D))
-        elif D != M:
-            raise ValueError(f"{op}: D must be M = {M} without an embedding, got {D}")
+        else:
+            W_embed = None if shared is None else shared.W_embed
+            width = M if W_embed is None else W_embed.shape[-1]
+            if D != width:
+                given = f"M = {M} without an embedding" if W_embed is None else f"{width}, shared's"
+                raise ValueError(f"{op}: D must be {given}, got {D}")
         if not isinstance(kind, str) or kind not in HEADS:
             raise ValueError(f"{op}: kind must be one of {tuple(HEADS)}, got {kind!r}")
+        if kind == "radial" and goal.flow != 0:
+            raise ValueError(
+                f'{op}: kind must be "softmax" under an FM, whose anchor is the logits\' cross entropy'
+            )
         sigma = check_number(op, "sigma", sigma, *SIGMA)
-        seeds = seed_tensor(seed_list(op, seed))
         super().__init__(
             Plan({"z": (D,)}, {"logits": Dense("z", M)}),
             goal,
@@ -100,6 +114,7 @@ class OutputHead(Stack):
             backend=backend,
             stream=STREAM_HEAD,
             M=M,
+            shared=shared,
         )
         self.kind = kind
         self.sigma = sigma
@@ -142,7 +157,8 @@ class OutputHead(Stack):
         logits = self(z)
         if self.kind == "softmax":
             return logits.log_softmax(-1)
-        p, W_embed = logits.softmax(-1), self.W_embed
+        p = logits.softmax(-1)
+        W_embed = self.W_embed if self.shared is None else self.shared.table(self.device)
         if W_embed is None:  # |u_tilde - u_m|^2 = |p|^2 - 2 p_m + 1
             return (p / self.sigma**2).log_softmax(-1)
         # of the differences themselves, in whose squares little is lost between near embeddings
@@ -151,13 +167,21 @@ class OutputHead(Stack):
         return (distance.square() / (-2 * self.sigma**2)).log_softmax(-1)
 
     @eager_only
-    def train_step(self, y: Tensor, t: int, *, lr: float | Tensor | None = None) -> Step:
+    def train_step(
+        self,
+        y: Tensor,
+        t: int,
+        *,
+        lr: float | Tensor | None = None,
+        levels_grad: bool = False,
+    ) -> Step:
         """One step on z_T of the labels.
 
         Args:
             y: (B,) int64, labels.
             t: the block, in 1..T, in whose order of training this step is; it addresses the noise.
             lr: a number or (R,); None: the optimizer's.
+            levels_grad: whether to compute d_W_embed, d_signal and d_noise, all through z_T.
 
         Returns:
             Step.
@@ -167,11 +191,15 @@ class OutputHead(Stack):
             BackendError: no backend can run it.
         """
         op, index = "train_step", self._everyone()
+        self._refuse_flow(op)
         rule = engine.step_rule(self, op, lr, index)
         B = len(check_labels(op, y, None, self.device))
         engine.check_rows(self, op, "y", B)
         out = engine.new_out(self, 1, len(self))
         out.error = engine.empty(self, len(self), B)
+        if levels_grad:
+            out.d_W_embed = engine.empty(self, len(self), self.M, self.D)
+            out.d_signal, out.d_noise = torch.empty_like(out.error), torch.empty_like(out.error)
         engine.train(
             self,
             op,
@@ -183,7 +211,14 @@ class OutputHead(Stack):
             rule=rule,
             out=out,
         )
-        return Step(out.loss[0], out.error, out.applied[0])
+        return Step(
+            out.loss[0],
+            out.error,
+            out.applied[0],
+            d_signal=out.d_signal,
+            d_noise=out.d_noise,
+            d_W_embed=out.d_W_embed,
+        )
 
     @eager_only
     def train_steps(
@@ -211,11 +246,40 @@ class OutputHead(Stack):
             BackendError: no backend can run it.
         """
         op, index = "train_steps", self._everyone()
+        self._refuse_flow(op)
         inputs, labels, K, B = gather_inputs(
             op, {}, Y, indices, None, self.plan, (), index, len(self), self.device
         )
         block = self._noise_block(op, t, K)
         return engine.train_steps(self, op, index, block, inputs, labels, B, lr)
+
+    @eager_only
+    def backward_update(
+        self, logits: Tensor, d_logits: Tensor, *, lr: float | Tensor | None = None
+    ) -> Update:
+        """Backward and update under a loss of the caller's own; counts as `train_step` does.
+
+        Args:
+            logits: the result of `forward` in grad mode; each can be used once.
+            d_logits: (R, B, M) float32, the loss' gradient; where it is not finite a replica is not
+                updated.
+            lr: a number or (R,); None: the optimizer's.
+
+        Returns:
+            Update, with d_z where forward's z required a gradient.
+
+        Raises:
+            ValueError: `logits` is no result of this object's forward, was used already, or the
+                weights have changed since; or another argument does not fit.
+        """
+        return block_nodes.backward_update(self, logits, d_logits, lr)
+
+    def _refuse_flow(self, op: str) -> None:
+        if self.goal.flow != 0:
+            raise ValueError(
+                f"{op}: goal must not be an FM, whose output head learns from the end of the "
+                "block's path; take Coupled.step, or forward and backward_update"
+            )
 
     def _everyone(self) -> Tensor:
         """(R,) positions of all slices, after a check of the state."""

@@ -26,6 +26,7 @@ STREAM_AUGMENTATION = 7
 STREAM_HEAD = 8
 
 BLOCK_Z_0 = 0xFFFF  # block of inference's z_0, beside the blocks of its steps
+BLOCK_SHARED = 0xFFFE  # block of what all blocks share: embeddings, gamma, the order of t
 
 WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, "Parallel random numbers", table 2

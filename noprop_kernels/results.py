@@ -123,6 +123,24 @@ class Update:
 
 
 @dataclass
+class CoupledStep:
+    """One training step of blocks, output head and what they share.
+
+    Attributes:
+        loss: (n,), of the blocks that ran.
+        head_loss: (R,), the output head's; None where there is none.
+        prior: (R,), KL(q(z_0 | y) || N(0, I)).
+        applied: (R,) bool; false where a loss or a gradient was not finite, and then what is shared
+            did not move.
+    """
+
+    loss: Tensor
+    head_loss: Tensor | None
+    prior: Tensor
+    applied: Tensor
+
+
+@dataclass
 class Prediction:
     """The chain's results for S samples of the noise and R replicas.
 

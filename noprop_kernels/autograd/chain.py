@@ -15,6 +15,7 @@ from ..backends import dispatch
 from ..backends.calls import Chain, Embedding, PredictCall, Slices
 from ..check import MOST_COUNT, check_integer, check_positive
 from ..compiler.plan_texts import PLANS
+from ..goal import Goal
 from ..results import Prediction
 from ..samplers import Table, choose_sampler
 from ..stack import engine
@@ -63,20 +64,31 @@ def predict(
         if len(given) not in (1, R):
             raise ValueError(f"{op}: seed must be one or {R}, one per replica, got {seed!r}")
         seeds = seed_tensor(given).to(stack.device).expand(R).contiguous()
-    arguments = (
-        list(inputs.values()),
-        seeds,
-        numbers_of(goal.table(kind, steps), stack),
-        *(stack.W_embed, stack.goal.head, stack.D, first_row, noise, kept, samples),
-    )
-    if torch.compiler.is_compiling():
-        results = compiled_predict(stack, index, *arguments)
-    else:
-        call = predict_call(slices_of(stack, index), *arguments)
+    W_embed = stack.W_embed if stack.shared is None else stack.shared.table(stack.device)
+    options = (W_embed, goal.head, stack.D, first_row, noise, kept, samples)
+
+    def results_of(part: slice, present: Goal) -> tuple[Tensor, ...]:
+        """logits, u_hat and z of some replicas, for which one table holds."""
+        arguments = (
+            [value[part] for value in inputs.values()],
+            seeds[part],
+            numbers_of(present.table(kind, steps), stack),
+            *options,
+        )
+        slices = index.view(R, T)[part].flatten()
+        if torch.compiler.is_compiling():
+            return compiled_predict(stack, slices, *arguments)
+        call = predict_call(slices_of(stack, slices), *arguments)
         call.owner = stack.updates
         if B:
             engine.run(stack, "predict", call, sampled=call.chain.t is not None)
-        results = (call.logits, call.u_hat, call.z)
+        return call.logits, call.u_hat, call.z
+
+    if stack.shared is not None and stack.shared.learns_schedule:
+        each = [results_of(slice(r, r + 1), stack.shared.present_goal(replica=r)) for r in range(R)]
+        results = tuple(torch.cat(parts, 2) for parts in zip(*each, strict=True))
+    else:
+        results = results_of(slice(None), goal)
     return Prediction(*((result[0] for result in results) if keep == "last" else results))
 
 

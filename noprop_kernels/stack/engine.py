@@ -22,10 +22,13 @@ from ..backends.calls import (
     TrainOut,
 )
 from ..check import MOST_COUNT
+from ..goal import Levels, StepGoal
 from ..philox import STREAM_TIME, uniform
 from ..time_embedding import embed_time, frequencies
 from .module import Stack
 from .state import check_state, find_tensors, slices_of, updated
+
+TimedLevels = tuple[Tensor, Levels]  # t (K, n, B) and the levels there
 
 
 def run(
@@ -75,23 +78,42 @@ def part_of(stack: Stack, index: Tensor) -> slice | Tensor:
 
 
 def embedding_of(stack: Stack) -> Embedding:
-    return Embedding(stack._buffers["W_embed"], stack.D)
+    """The present embeddings, those of what is shared where it has them."""
+    own = stack.shared is None
+    W_embed = stack._buffers["W_embed"] if own else stack.shared.table(stack.device)
+    return Embedding(W_embed, stack.D)
+
+
+def goal_of(stack: Stack) -> StepGoal:
+    """The goal of a step, with the present values of a learned schedule."""
+    goal = stack.layout.goal
+    return goal if stack.shared is None else stack.shared.present(goal)
 
 
 def levels_of(
-    stack: Stack, index: Tensor, noise: NoiseAddress, B: int, rows: int | None = None
+    stack: Stack,
+    index: Tensor,
+    noise: NoiseAddress,
+    B: int,
+    rows: int | None = None,
+    given: TimedLevels | None = None,
 ) -> tuple[Noising, Objective, Tensor | None]:
     """The levels of the steps at these addresses by the stack's goal, and t (K, n, B) float64 where
-    it draws t; `rows` of the whole batch default to B.
+    it draws t; `rows` of the whole batch default to B. `given` are these t and their levels, where
+    the caller has them.
     """
     layout, device, K = stack.layout, stack.device, len(noise.draw)
     goal, divisor = layout.goal, B if rows is None else rows
     key = ("levels", *index.tolist(), K, B, rows, device)
-    before = None if goal.timed else layout.cache.get(key)
+    lasting = not goal.timed and (stack.shared is None or not stack.shared.learns_schedule)
+    before = layout.cache.get(key) if lasting else None
     if before is not None:
         return before
-    t = draw_times(stack, noise, B, divisor) if goal.timed else None
-    levels = goal.levels(layout.t(index) if t is None else t)
+    if given is not None:
+        t, levels = given
+    else:
+        t = draw_times(stack, noise, B, divisor) if goal.timed else None
+        levels = goal_of(stack).levels(layout.t(index) if t is None else t)
 
     def expanded(value: Tensor) -> Tensor:
         value = value.to(device, non_blocking=True)
@@ -99,7 +121,7 @@ def levels_of(
 
     noising = Noising(expanded(levels.signal), expanded(levels.noise), goal.sigma)
     objective = Objective(expanded(levels.weight), goal.flow, goal.head, divisor, goal.radius)
-    if t is None:
+    if lasting:
         layout.cache.keep(key, (noising, objective, t))
     return noising, objective, t
 
@@ -240,6 +262,7 @@ def train(
     draw: Tensor | None = None,
     first_row: int = 0,
     rows: int | None = None,
+    given: TimedLevels | None = None,
 ) -> None:
     """K steps of the selected slices, K = len(block): an update each, or `out.grads` once."""
     K = len(block)
@@ -247,7 +270,7 @@ def train(
         check_state(stack, K)
     slices = slices_of(stack, index)
     noise = noise_of(stack, index, block, draw, first_row)
-    noising, objective, t = levels_of(stack, index, noise, B, rows)
+    noising, objective, t = levels_of(stack, index, noise, B, rows, given)
     call = TrainCall(
         slices=slices,
         noise=noise,
@@ -279,6 +302,11 @@ def train_steps(
     lr: object,
 ) -> Tensor:
     """Losses (K, n) of K steps in one call."""
+    if stack.shared is not None and stack.shared.learns:
+        raise ValueError(
+            f"{op}: shared must learn nothing, since W_embed and gamma stay what they are during a "
+            f"call of K steps, got {[*stack.shared.layout.params]}; take Coupled.step"
+        )
     K = len(block)
     rule = rule_of(stack, op, lr, K, index)
     out = new_out(stack, K, len(index))

@@ -6,6 +6,8 @@ Adam's step. All are ordinary contiguous tensors, so that .to(), deepcopy, pickl
 torch.optim work as on any module.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,8 @@ class Stack(StrictModule):
         initial_block: (N,) int64, Philox' block under which the parameters are drawn.
         trains: the goal that gives the levels of a step.
         embedding: (M, D) float32, or None for one-hot.
+        shared: the nk.Shared, checked, that has the embeddings instead, and is no submodule: its
+            tensors are not in this state_dict.
         precision, backend: as DenoisingBlocks.
         stream: of the noise in training.
         M: classes.
@@ -60,6 +64,7 @@ class Stack(StrictModule):
         backend: str | None,
         stream: int,
         M: int,
+        shared: Any = None,
     ) -> None:
         super().__init__()
         op, R = type(self).__name__, len(seeds)
@@ -72,7 +77,8 @@ class Stack(StrictModule):
         self.plan = plan
         self.goal = goal
         self.M = M
-        self.D = M if embedding is None else embedding.shape[1]
+        W_embed = embedding if shared is None else shared.W_embed
+        self.D = M if W_embed is None else W_embed.shape[-1]
         shapes: dict[str, tuple[int, ...]] = {
             name: (N,) for name in ("seeds", "draws", "updates", *buffers)
         }
@@ -90,7 +96,10 @@ class Stack(StrictModule):
         self.optimizer = optimizer
         self.precision = precision
         self.backend = backend
-        self.register_buffer("W_embed", embedding)
+        if shared is None:
+            self.register_buffer("W_embed", embedding)
+        else:
+            self.__dict__["shared"] = shared  # which nn.Module would register
         self.register_buffer("seeds", seeds)
         self.register_buffer("draws", torch.zeros_like(seeds))
         self.register_buffer("updates", torch.zeros_like(seeds))

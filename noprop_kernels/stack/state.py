@@ -59,7 +59,8 @@ def check_state(stack: StrictModule, steps: int = 1) -> None:
     op, layout, buffers = type(stack).__name__, stack.layout, stack._buffers
     (first,) = find_tensors(stack, layout.params[:1])
     checked_tensors(stack, layout.buffers, first.device)
-    if "W_embed" not in layout.shapes and buffers.get("W_embed", op) is not None:
+    own = stack.shared is None and "W_embed" not in layout.shapes
+    if own and buffers.get("W_embed", op) is not None:
         got = "a tensor" if "W_embed" in buffers else "it deleted"
         raise ValueError(f"{op}: W_embed must stay None, got {got}")
     for name in ("draws", "updates"):

@@ -14,7 +14,10 @@ from ..plan import Plan
 from .layout import Layout, dtype_of
 
 # fixed by the constructor; another value needs another object
-FIXED = {"plan", "goal", "M", "D", "held", "replicas", "layout", "kind", "sigma"}
+FIXED = {
+    *("plan", "goal", "M", "D", "held", "replicas", "layout"),
+    *("kind", "sigma", "shared", "detach_target"),
+}
 SETTABLE = {"optimizer", "precision", "backend", "blocks_per_launch"}
 
 
@@ -25,6 +28,7 @@ class StrictModule(nn.Module):
     goal: Goal
     precision: str
     draws: Tensor
+    shared: Any = None  # the nk.Shared whose embeddings and schedule it reads
     layout: Layout  # of this library's own functions
     _buffers: dict[str, Any]  # read directly, since nn.Module's attribute search is slow
 

@@ -39,8 +39,9 @@ def train_step(
     z: Tensor | None,
     input_grad: bool,
     levels_grad: bool,
+    given: engine.TimedLevels | None = None,
 ) -> Step:
-    """DenoisingBlocks.train_step."""
+    """DenoisingBlocks.train_step; `given` as engine.levels_of."""
     op = "train_step"
     index, empty = index_of(stack, op, blocks), partial(engine.empty, stack)
     n = len(index)
@@ -62,7 +63,7 @@ def train_step(
         out.d_W_embed = empty(n, stack.M, stack.D)
         if z is None:
             out.d_signal, out.d_noise = empty(n, B), empty(n, B)
-    one_step(stack, op, index, inputs, y, B, out, z=z, rule=rule)
+    one_step(stack, op, index, inputs, y, B, out, z=z, rule=rule, given=given)
     return Step(
         out.loss[0],
         out.error,
@@ -192,22 +193,32 @@ def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
 
 
 def add_noise(
-    stack: Stack, op: str, y: Tensor, blocks: Blocks, first_row: int = 0, rows: int | None = None
+    stack: Stack,
+    op: str,
+    y: Tensor,
+    blocks: Blocks,
+    first_row: int = 0,
+    rows: int | None = None,
+    *,
+    with_eps: bool = False,
+    given: engine.TimedLevels | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """z of DenoisingBlocks.add_noise, and eps where the target needs it."""
+    """z of DenoisingBlocks.add_noise, and eps where the target, or the caller, needs it; `given`
+    as engine.levels_of.
+    """
     index = index_of(stack, op, blocks)
     y = check_labels(op, y, None, stack.device)
     n, B = len(index), len(y)
     first_row, rows = check_row(op, first_row, B), check_whole(op, rows)
     z = engine.empty(stack, n, B, stack.D)
-    eps = None if stack.layout.goal.flow == 0 else torch.empty_like(z)
+    eps = torch.empty_like(z) if with_eps or stack.layout.goal.flow != 0 else None
     if B:
         noise = engine.noise_of(
             stack, index, engine.blocks_of(stack, index, 1), first_row=first_row
         )
         call = AddNoiseCall(
             noise=noise,
-            noising=engine.levels_of(stack, index, noise, B, rows)[0],
+            noising=engine.levels_of(stack, index, noise, B, rows, given)[0],
             embedding=engine.embedding_of(stack),
             y=y.contiguous().expand(1, n, B),
             z=z,
