@@ -59,7 +59,8 @@ def embedding_step(
     op, goal = "step", blocks.goal
     refuse_graph(op, x)
     index = index_of(blocks, op, ts)
-    n, B = len(index), len(y)
+    n = len(index)
+    _, B = training.check_batch(blocks, op, x, y, n)
     z, eps = training.add_noise(blocks, op, y, ts, with_eps=True, given=given)
     address = engine.noise_of(blocks, index, engine.blocks_of(blocks, index, 1))
     noising, objective, t = engine.levels_of(blocks, index, address, B, given=given)

@@ -195,9 +195,7 @@ class Graph:
         if isinstance(rest, Tensor):
             of_rest = torch.autograd.grad(rest, self.leaves.values(), **options)
         parts = zip(names, of_blocks, of_rest, strict=True)
-        return {
-            name: (a / count if name.startswith("shared") else a) + b for name, a, b in parts
-        }
+        return {name: (a / count if name.startswith("shared") else a) + b for name, a, b in parts}
 
 
 def gradients_of(coupled: nk.Coupled, before: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -244,10 +242,295 @@ def test_every_part_moves_by_the_gradient_of_the_whole_loss(
         assert done.applied.tolist() == [True]
         assert_close(gradients_of(coupled, before), want)
         losses = [value for name, value in graph.terms.items() if name.startswith("block")]
-        torch.testing.assert_close(done.loss.double(), torch.stack(losses).detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            done.loss.double(), torch.stack(losses).detach(), rtol=1e-4, atol=1e-6
+        )
         head_loss = graph.terms.get("head", graph.terms.get("anchor"))
         assert done.head_loss is not None and head_loss is not None
-        torch.testing.assert_close(done.head_loss[0].double(), head_loss.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            done.head_loss[0].double(), head_loss.detach(), rtol=1e-4, atol=1e-6
+        )
         prior = graph.terms.get("prior", torch.zeros((), dtype=F64)).detach()
         torch.testing.assert_close(done.prior[0].double(), prior, rtol=1e-4, atol=1e-6)
 
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_only_fm_s_cross_entropy_reaches_the_blocks(backend, goal: str) -> None:
+    """Another output head leaves a step of the blocks as it is, except where it ends FM's path."""
+    one, other = make(goal), make(goal)
+    with torch.no_grad():
+        other.head.logits.weight[:, 0] += 1
+    x, y = batch()
+    t = 1 if goal == "dt" else None
+    one.step(x, y, t)
+    other.step(x, y, t)
+    same = [
+        torch.equal(a, b)
+        for a, b in zip(one.blocks.parameters(), other.blocks.parameters(), strict=True)
+    ]
+    assert not any(same[:1]) if goal.startswith("fm") else all(same)
+    assert not torch.equal(one.shared.W_embed, other.shared.W_embed)
+
+
+@pytest.mark.parametrize("seed", [3, [3, 4]], ids=["one", "two replicas"])
+@pytest.mark.parametrize("embedding", [None, torch.eye(M, WIDTH) + 0.5], ids=["one-hot", "fixed"])
+@pytest.mark.parametrize(
+    ("goal", "order"), [("dt", "paper"), ("dt", "all-t"), ("ct fixed", "paper"), ("fm", "paper")]
+)
+def test_with_nothing_learned_it_is_the_parallel_calls(
+    backend, goal: str, order: str, embedding: Tensor | None, seed: int | list[int]
+) -> None:
+    """Bit for bit, beside objects without anything shared."""
+    coupled = make(goal, order, embedding=embedding, seed=seed)
+    options = {"embedding": embedding, "optimizer": SGD, "seed": seed}
+    blocks = nk.DenoisingBlocks(coupled.blocks.plan, GOALS[goal], **options)
+    D, head = blocks.D, None
+    if coupled.head is not None:
+        head = nk.OutputHead(D, M, goal=GOALS[goal], **options)
+    x, y = batch()
+    for t in (1, 3, 3):
+        named = t if goal == "dt" and order == "paper" else None
+        done = coupled.step(x, y, named, lr=0.02)
+        assert torch.equal(done.loss, blocks.train_step(x, y, blocks=named, lr=0.02).loss)
+        if head is not None:
+            step = head.train_step(y, named or 1, lr=0.02)
+            assert torch.equal(done.head_loss, step.loss)
+        assert done.applied.all()
+    for mine, alone in ((coupled.blocks, blocks), (coupled.head, head)):
+        if alone is not None:
+            want = {name: value for name, value in snapshot(alone).items() if name != "W_embed"}
+            assert_same(snapshot(mine), want)
+    assert coupled.shared.draws.tolist() == [3] * coupled.shared.replicas
+
+
+def test_replicas_with_a_learned_gamma_train_as_alone(backend) -> None:
+    """Bit for bit, and so do they predict."""
+    x, y = batch()
+    together = make("ct", embedding=None, seed=[3, 4])
+    alone = make("ct", embedding=None, seed=4)
+    for _ in range(3):
+        both, one = together.step(x, y), alone.step(x, y)
+        assert torch.equal(both.loss[1:], one.loss)
+        assert torch.equal(both.head_loss[1:], one.head_loss)
+        assert torch.equal(both.prior[1:], one.prior)
+    for name, value in snapshot(alone).items():
+        assert torch.equal(snapshot(together)[name][1:], value), name
+    with nk.use_backend("reference"):
+        for noise in (True, False):
+            both = together.blocks.predict(x, noise=noise, steps=4, keep="all")
+            one = alone.blocks.predict(x, noise=noise, steps=4, keep="all")
+            assert torch.equal(both.z[:, :, 1:], one.z)
+            assert torch.equal(both.logits[:, :, 1:], one.logits)
+
+
+@pytest.mark.parametrize("goal", ["dt", "ct", "fm"])
+def test_prediction_is_at_the_present_values(goal: str) -> None:
+    coupled = make(goal, "all-t")
+    x, y = batch()
+    coupled.step(x, y)
+    shared, options = coupled.shared, {} if goal == "dt" else {"steps": 5}
+    fixed = nk.DenoisingBlocks(
+        coupled.blocks.plan,
+        shared.present_goal() if goal != "ct" else nk.CT(tabled(shared)),
+        embedding=shared.W_embed.detach()[0],
+        seed=3,
+        optimizer=SGD,
+    )
+    fixed.load_state_dict(coupled.blocks.state_dict() | {"W_embed": shared.W_embed.detach()[0]})
+    with nk.use_backend("reference"):
+        got, want = (each.predict(x, **options) for each in (coupled.blocks, fixed))
+    torch.testing.assert_close(got.z, want.z, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.u_hat, want.u_hat, rtol=1e-6, atol=1e-6)
+
+
+def tabled(shared: nk.Shared) -> nk.Gamma:
+    """gamma at the points that the test's sampler asks for."""
+    return nk.Gamma(shared.present_goal().schedule(torch.arange(6, dtype=F64) / 5))
+
+
+def test_a_sampled_step_trains_the_block_that_stream_6_draws(backend) -> None:
+    x, y = batch()
+    sampled, named = make("dt", "sampled"), make("dt")
+    seen = set()
+    for draw in range(8):
+        u = philox.uniform(torch.tensor([3]), philox.STREAM_TIME, 0, draw, 0xFFFE, 1, 1)
+        t = 1 + int(3 * u)
+        seen.add(t)
+        assert torch.equal(sampled.step(x, y).loss, named.step(x, y, t).loss)
+    assert seen == {1, 2, 3}
+    assert_same(snapshot(sampled), snapshot(named))
+
+
+@pytest.mark.parametrize("goal", ["dt", "ct", "ct fixed", "fm"])
+@pytest.mark.parametrize("detach_target", [False, True])
+def test_a_step_that_is_not_finite_moves_nothing(backend, goal: str, detach_target: bool) -> None:
+    coupled = make(goal, "all-t", detach_target=detach_target)
+    x, y = batch()
+    coupled.step(x, y)
+    with torch.no_grad():
+        coupled.shared.W_embed[0, 0] = 1e25  # whose square is beyond float32
+    before = snapshot(coupled)
+    y[0] = 0
+    done = coupled.step(x, y)
+    assert not done.applied.any() and not done.loss.isfinite().any()
+    after = snapshot(coupled)
+    moving = {"shared.draws", "blocks.draws", "head.draws"}
+    for name, value in before.items():
+        if name in moving:
+            assert torch.equal(after[name], value + 1), name
+        elif name.startswith("shared") or (name.startswith("head") and goal == "fm"):
+            assert torch.equal(after[name], value), name
+        elif name.startswith("blocks") and "running" not in name:
+            assert torch.equal(after[name], value), name
+
+
+@pytest.mark.parametrize("goal", ["dt", "ct", "fm"])
+@pytest.mark.parametrize("copied", ["loaded", "copied"])
+def test_a_resumed_run_has_the_same_bits(backend, goal: str, copied: str) -> None:
+    optimizer = nk.Adam(lr=0.01)
+    coupled = make(goal, "all-t", optimizer=optimizer)
+    x, y = batch()
+    for _ in range(2):
+        coupled.step(x, y)
+    if copied == "copied":
+        resumed = copy.deepcopy(coupled)
+        assert resumed.blocks.shared is resumed.head.shared is resumed.shared
+        assert resumed.shared is not coupled.shared
+    else:
+        resumed = make(goal, "all-t", optimizer=optimizer)
+        resumed.load_state_dict(snapshot(coupled))
+    assert_same(snapshot(resumed), snapshot(coupled))
+    for _ in range(2):
+        assert torch.equal(resumed.step(x, y).loss, coupled.step(x, y).loss)
+    assert_same(snapshot(resumed), snapshot(coupled))
+
+
+def test_the_step_in_torch_is_the_kernels_step(backend) -> None:
+    """With dropout, batch norm and images, at the same addresses: gradients and every moved bit of
+    state within rounding."""
+    goal = nk.DT(NOISY)
+
+    def blocks_of() -> tuple[nk.DenoisingBlocks, nk.OutputHead]:
+        shared = nk.Shared(goal, nk.LearnedEmbedding(M, M, "normal"), optimizer=SGD)
+        options = {"shared": shared, "optimizer": SGD}
+        return nk.DenoisingBlocks(IMAGES, goal, **options), nk.OutputHead(
+            M, M, goal=goal, **options
+        )
+
+    x, y = images()
+    (fused, _), (parts, head) = blocks_of(), blocks_of()
+    for _ in range(2):
+        want = training.train_step(fused, x, y, None, None, None, False, levels_grad=True)
+        got = embedding_step(parts, head, parts.shared, x, y, None, None, None)
+        torch.testing.assert_close(got.loss, want.loss, rtol=1e-5, atol=1e-7)
+        for name in ("d_signal", "d_noise"):
+            torch.testing.assert_close(
+                getattr(got, name), getattr(want, name), rtol=1e-4, atol=1e-6
+            )
+        torch.testing.assert_close(got.d_weight, want.error / B, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(got.d_W_embed, want.d_W_embed.mean(0), rtol=1e-4, atol=1e-6)
+    for name, value in snapshot(fused).items():
+        torch.testing.assert_close(snapshot(parts)[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_order_paper_needs_its_t_and_the_others_have_none() -> None:
+    x, y = batch()
+    for goal, order, t, text in (
+        ("dt", "paper", None, 't must be given in the order "paper"'),
+        ("dt", "paper", 4, "t must be"),
+        ("dt", "all-t", 1, "t must be None with order 'all-t'"),
+        ("dt", "sampled", 1, "t must be None with order 'sampled'"),
+        ("ct", "paper", 2, "t must be None with one block"),
+    ):
+        coupled = make(goal, order)
+        before = snapshot(coupled)
+        with pytest.raises(ValueError, match=text):
+            coupled.step(x, y, t)
+        assert_same(snapshot(coupled), before)
+
+
+def refused_step(change: str) -> None:
+    coupled, (x, y) = make("fm"), batch()
+    if change == "optimizer":
+        plain = nk.Shared(GOALS["fm"], nk.LearnedEmbedding(M, WIDTH), optimizer=None)
+        blocks = nk.DenoisingBlocks(make_plan(True), GOALS["fm"], shared=plain)
+        coupled = nk.Coupled(blocks, nk.OutputHead(WIDTH, M, goal=GOALS["fm"], shared=plain), plain)
+    before = snapshot(coupled)
+    try:
+        if change == "eval":
+            coupled.eval()
+        if change == "lr":
+            coupled.step(x, y, lr=torch.ones(1))
+        elif change == "negative":
+            coupled.step(x, y, lr=-1.0)
+        elif change == "y":
+            coupled.step(x, y[:3])
+        elif change == "labels":
+            coupled.step(x, y + M)
+        elif change == "graph":
+            coupled.step(x.clone().requires_grad_(), y)
+        else:
+            coupled.step(x, y)
+    finally:
+        assert_same(snapshot(coupled), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ("optimizer", "optimizer must not be None"),
+        ("eval", "mode must be that of train"),
+        ("lr", "lr must be a number or None"),
+        ("negative", "lr must be finite and at least 0"),
+        ("y", "y must have shape"),
+        ("labels", "labels must be in 0..4"),
+        ("graph", "inputs must not require a gradient"),
+    ],
+)
+def test_what_does_not_fit_moves_nothing(change: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        refused_step(change)
+
+
+def test_parts_that_do_not_belong_together_are_refused() -> None:
+    dt, ct, fm = make("dt"), make("ct"), make("fm")
+    fixed = make("fm", embedding=None)
+    own = nk.DenoisingBlocks(make_plan(False, M), GOALS["dt"])
+    held = nk.DenoisingBlocks(make_plan(False), GOALS["dt"], shared=dt.shared, held=[1])
+    two = make("dt", embedding=None, seed=[1, 2])
+    for make_it, text in (
+        (lambda: nk.Coupled(dt.head, dt.head, dt.shared), "blocks must be DenoisingBlocks"),
+        (lambda: nk.Coupled(dt.blocks, dt.blocks, dt.shared), "head must be an OutputHead or None"),
+        (lambda: nk.Coupled(dt.blocks, dt.head, None), "shared must be a Shared"),
+        (lambda: nk.Coupled(dt.blocks, dt.head, ct.shared), "blocks must be made with this shared"),
+        (lambda: nk.Coupled(dt.blocks, make("dt").head, dt.shared), "head must be made with this"),
+        (lambda: nk.Coupled(own, dt.head, dt.shared), "this shared=, got none"),
+        (lambda: nk.Coupled(dt.blocks, None, dt.shared), "head must be an OutputHead under this"),
+        (lambda: nk.Coupled(fm.blocks, None, fm.shared), "head must be an OutputHead under this"),
+        (lambda: nk.Coupled(held, dt.head, dt.shared), "blocks must hold all of the 3 blocks"),
+        (lambda: nk.Coupled(dt.blocks, dt.head, dt.shared, order="any"), "order must be one of"),
+        (lambda: nk.Coupled(two.blocks, two.head, two.shared, order="sampled"), "with 2 replicas"),
+        (
+            lambda: nk.OutputHead(M, M, goal=GOALS["fm"], shared=fixed.shared),
+            "goal must not be an FM",
+        ),
+    ):
+        with pytest.raises(ValueError, match=text):
+            make_it()
+
+
+def test_calls_that_would_leave_what_is_shared_behind_are_refused() -> None:
+    X, Y = batch()
+    rows = torch.arange(B)[None]
+    for goal in ("dt", "ct"):
+        coupled = make(goal)
+        with pytest.raises(ValueError, match="shared must learn nothing.*take Coupled.step"):
+            coupled.blocks.train_steps(X, Y, rows)
+        with pytest.raises(ValueError, match="shared must learn nothing.*take Coupled.step"):
+            coupled.head.train_steps(Y, rows, 1)
+    fixed = make("dt", embedding=None)
+    assert fixed.blocks.train_steps(X, Y, rows).shape == (1, 3)
+    head = make("fm").head
+    for call in (lambda: head.train_step(Y, 1), lambda: head.train_steps(Y, rows, 1)):
+        with pytest.raises(ValueError, match="goal must not be an FM"):
+            call()

@@ -188,7 +188,10 @@ def test_the_embedding_of_t() -> None:
         (lambda: nk.Gamma("steep"), "values must be numbers"),
         (lambda: nk.Gamma.linear(1.0, 1.0), "gamma_1 must be above gamma_0"),
         (lambda: nk.Gamma.linear(gamma_0="low"), "gamma_0 must be a finite number"),
-        (lambda: nk.CT(nk.NoiseSchedule.cosine(3)), "schedule must be a Gamma or a GammaNetwork, got NoiseS"),
+        (
+            lambda: nk.CT(nk.NoiseSchedule.cosine(3)),
+            "schedule must be a Gamma or a GammaNetwork, got NoiseS",
+        ),
         (lambda: nk.CT(eta=0), "eta must be above 0"),
         (lambda: nk.CT(weight="snr'"), 'weight must be "snr", "uniform" or'),
         (lambda: nk.CT(weight=("min-snr", 0)), "weight's k must be above 0"),
