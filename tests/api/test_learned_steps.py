@@ -361,27 +361,55 @@ def test_a_sampled_step_trains_the_block_that_stream_6_draws(backend) -> None:
     assert_same(snapshot(sampled), snapshot(named))
 
 
+@pytest.mark.parametrize("large", [1e25, 1.9e19], ids=["gradients", "the loss alone"])
 @pytest.mark.parametrize("goal", ["dt", "ct", "ct fixed", "fm"])
 @pytest.mark.parametrize("detach_target", [False, True])
-def test_a_step_that_is_not_finite_moves_nothing(backend, goal: str, detach_target: bool) -> None:
+def test_a_step_that_is_not_finite_moves_nothing(
+    backend, goal: str, detach_target: bool, large: float
+) -> None:
+    """Of the blocks whose loss it is and what is shared, and under an FM of the head."""
     coupled = make(goal, "all-t", detach_target=detach_target)
     x, y = batch()
     coupled.step(x, y)
     with torch.no_grad():
-        coupled.shared.W_embed[0, 0] = 1e25  # whose square is beyond float32
-    before = snapshot(coupled)
+        coupled.shared.W_embed[0, 0, 0] = large  # whose square is beyond float32
     y[0] = 0
+    before = snapshot(coupled)
     done = coupled.step(x, y)
-    assert not done.applied.any() and not done.loss.isfinite().any()
-    after = snapshot(coupled)
-    moving = {"shared.draws", "blocks.draws", "head.draws"}
-    for name, value in before.items():
-        if name in moving:
-            assert torch.equal(after[name], value + 1), name
-        elif name.startswith("shared") or (name.startswith("head") and goal == "fm"):
-            assert torch.equal(after[name], value), name
-        elif name.startswith("blocks") and "running" not in name:
-            assert torch.equal(after[name], value), name
+    assert not done.applied.any() and not done.loss.isfinite().all()
+    parts = ("shared", "blocks", *(["head"] if goal == "fm" else []))
+    assert_stayed(coupled, before, parts, ~done.loss.isfinite())
+
+
+@pytest.mark.parametrize("goal", ["dt", "ct", "ct fixed", "fm"])
+def test_an_infinite_loss_of_the_head_leaves_what_is_shared(backend, goal: str) -> None:
+    """Its gradients are finite: -log softmax of a logit that is -inf. Under an FM the block, whose
+    loss it is too, stays as well; else it moves."""
+    coupled = make(goal, "all-t")
+    x, y = batch()
+    coupled.step(x, y)
+    with torch.no_grad():
+        coupled.head.logits.bias[0, y[0]] = -torch.inf
+    before = snapshot(coupled)
+    done = coupled.step(x, y)
+    assert not done.applied.any() and done.head_loss == torch.inf and done.loss.isfinite().all()
+    parts = ("shared", "head", *(["blocks"] if goal == "fm" else []))
+    assert_stayed(coupled, before, parts, torch.tensor([True]))
+    moved = not torch.equal(before["blocks.h.weight"], coupled.blocks.h.weight)
+    assert moved == (goal != "fm")
+
+
+def assert_stayed(
+    coupled: nk.Coupled, before: dict[str, Tensor], parts: tuple[str, ...], slices: Tensor
+) -> None:
+    """The state of these parts, of the blocks in these slices; draws have advanced, and forward
+    moves a norm's statistics."""
+    for name, value in snapshot(coupled).items():
+        if name.endswith("draws"):
+            assert torch.equal(value, before[name] + 1), name
+        elif name.startswith(parts) and "running" not in name:
+            part = slices if name.startswith("blocks") else ...
+            assert torch.equal(value[part], before[name][part]), name
 
 
 @pytest.mark.parametrize("goal", ["dt", "ct", "fm"])
