@@ -131,8 +131,6 @@ class Coupled(nn.Module):
             assert head is not None
             at_end = head.train_step(y, head_t, lr=lr, levels_grad=shared.learns)
             head_loss, applied = at_end.loss, applied & at_end.applied
-        elif block.head_applied is not None:
-            applied = applied & block.head_applied
         prior = shared.prior(y, blocks.M)
         grads = self._shared_gradients(block, at_end, prior, goal, levels)
         applied = shared.update(grads, applied, lr=lr)

@@ -29,7 +29,8 @@ class BlockStep:
         applied: (n,) bool.
         d_W_embed: (M, D), the mean over the n blocks of their losses' gradients; None: not wanted.
         d_signal, d_noise, d_weight: (n, B), likewise of the levels.
-        head_loss, head_applied: (R,), of the output head, where the step trained it too.
+        head_loss: (R,), of the output head, where the step trained it too; it moved where the block
+            did.
     """
 
     loss: Tensor
@@ -39,7 +40,6 @@ class BlockStep:
     d_noise: Tensor | None = None
     d_weight: Tensor | None = None
     head_loss: Tensor | None = None
-    head_applied: Tensor | None = None
 
 
 def embedding_step(
@@ -114,7 +114,7 @@ def anchor(
     """Trains the output head on the path's end (R, B, D); appends d_end to `seeds`.
 
     Returns whether its loss is finite, (R,); where it or the block's is not, the head keeps its
-    weights.
+    weights. Where the gradient of its logits is not finite, d_end is not, and the block stays too.
     """
     with torch.enable_grad():
         logits = head.forward(end.detach().requires_grad_())
@@ -126,5 +126,5 @@ def anchor(
     update = head.backward_update(logits, d_logits, lr=lr)
     assert update.d_z is not None
     seeds.append(update.d_z)
-    step.head_loss, step.head_applied = loss.detach(), update.applied
+    step.head_loss = loss.detach()
     return finite

@@ -74,7 +74,8 @@ class Shared(StrictModule):
         if isinstance(goal, CT) and isinstance(goal.schedule, GammaNetwork):
             start = goal.schedule.initial_parameters(seeds)
             learned |= {GAMMA + name: value for name, value in start.items()}
-        buffers = dict.fromkeys(("seeds", "draws", "updates"), (len(seeds),))
+        buffers: dict[str, tuple[int, ...]] = {}
+        buffers |= dict.fromkeys(("seeds", "draws", "updates"), (len(seeds),))
         if fixed is not None:
             buffers["W_embed"] = tuple(fixed.shape)
         shapes = {name: tuple(value.shape) for name, value in learned.items()}
