@@ -9,6 +9,8 @@ from importlib import import_module
 COMMANDS = {
     "run": ("suites.run", "times a training step of every contender"),
     "paper": ("suites.paper", "times a training step of the paper's convolutional blocks"),
+    "continuous": ("suites.continuous", "times a training step of CT and FM"),
+    "samplers": ("suites.samplers", "times their samplers"),
     "parts": ("ops.suite", "times the drop-in layers and the other parts of a step, one by one"),
     "in_backward": ("in_backward.suite", "times an optimizer inside backward on three models"),
     "infer": ("suites.infer", "times inference"),

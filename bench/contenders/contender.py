@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..machine import gpu
 from ..problem.problem import Factors, Problem, Weights
+from ..problem.sizes import Shape
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -25,19 +26,21 @@ class Contender:
     """Trains all T blocks of a problem, K steps a call.
 
     Attributes:
-        maths: what is computed: "adamw", "sgd", "end_to_end", "inference" or a part of a step; only
-            contenders with the same maths are compared.
+        maths: what is computed: "adamw", "sgd", "end_to_end", "ct", "fm", "inference", a sampler or
+            a part of a step; only contenders with the same maths are compared.
         dropout: of each convolution's result in a rival's step, the part that is 0; or in a check
             what the result is multiplied by.
 
     Args:
         problem: what to train; its tensors are not changed.
         threads: cores it may use.
+        maths: where it is not the class's own.
     """
 
     maths = "adamw"
 
-    def __init__(self, problem: Problem, threads: int) -> None:
+    def __init__(self, problem: Problem, threads: int, *, maths: str | None = None) -> None:
+        self.maths = maths or self.maths
         self.problem = problem
         self.shape = problem.shape
         self.threads = threads
@@ -52,7 +55,7 @@ class Contender:
 
         Args:
             indices: (K, B) int64, rows of X and Y.
-            eps: (K, T, B, D) float32, the noise; None: drawn here.
+            eps: (K, T, B, D) float32, the noise, as Problem.eps has it; None: drawn here.
         """
         raise NotImplementedError
 
@@ -157,6 +160,7 @@ class Entry:
         min_threads: minimum of threads; with fewer it equals another contender, or cannot be
             limited to so few.
         precisions: the precisions of products' operands that it supports.
+        fits: whether it runs at a shape; where not it equals another contender, or has no form.
     """
 
     name: str
@@ -166,3 +170,4 @@ class Entry:
     single: bool = False
     min_threads: int = 1
     precisions: tuple[str, ...] = ("float32",)
+    fits: Callable[[Shape], bool] = lambda shape: True

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -17,7 +18,8 @@ from ..machine import gpu
 from ..problem.problem import Factors, Problem, Weights
 from .contender import PRECISIONS, Contender, Entry, Missing
 
-SEED = 0
+SEED = 0  # of all blocks of a DT; replicas have 0, 1, ...
+OPTIMIZERS = {"sgd": nk.SGD, "ct": nk.Adam, "fm": nk.Adam}
 
 
 class Ours(Contender):
@@ -34,17 +36,22 @@ class Ours(Contender):
     backend = "cpu"
 
     def __init__(
-        self, problem: Problem, threads: int, *, blocks_per_launch: int | None = None
+        self,
+        problem: Problem,
+        threads: int,
+        *,
+        maths: str | None = None,
+        blocks_per_launch: int | None = None,
     ) -> None:
-        super().__init__(problem, threads)
+        super().__init__(problem, threads, maths=maths)
         s = self.shape
-        make = nk.SGD if self.maths == "sgd" else nk.AdamW
+        make = OPTIMIZERS.get(self.maths, nk.AdamW)
         self.blocks = nk.DenoisingBlocks(
             s.plan,
-            nk.DT(nk.NoiseSchedule.cosine(T=s.T)),
+            self.goal(),
             embedding=None if problem.embedding is None else problem.embedding.cpu(),
             optimizer=make(lr=problem.lr, weight_decay=problem.weight_decay),
-            seed=SEED,
+            seed=list(range(s.T)) if s.timed else SEED,
             precision=problem.precision,
             backend=self.backend,
             blocks_per_launch=blocks_per_launch,
@@ -53,6 +60,11 @@ class Ours(Contender):
         with torch.no_grad():
             for name, value in problem.weights.items():
                 params[name].copy_(value)
+
+    def goal(self) -> nk.DT | nk.CT | nk.FM:
+        if self.maths in ("ct", "fm"):
+            return nk.CT() if self.maths == "ct" else nk.FM()
+        return nk.DT(nk.NoiseSchedule.cosine(T=self.shape.T))
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         self.refuse(eps)
@@ -69,18 +81,25 @@ class Ours(Contender):
         return {name: state[name].detach().clone() for name in names}
 
     def check_eps(self, K: int, seed: int) -> tuple[None, Tensor]:
-        s = self.shape
-        seeds = torch.full((s.T,), SEED, device=self.device)
-        block = torch.arange(s.T, device=self.device)
-        drawn = [
-            philox.normal(seeds, philox.STREAM_EPS, 0, draw, block, s.B, s.D) for draw in range(K)
-        ]
-        return None, torch.stack(drawn)
+        s, (seeds, block) = self.shape, self.addresses()
+
+        def drawn(draw: int) -> Tensor:
+            eps = philox.normal(seeds, philox.STREAM_EPS, 0, draw, block, s.B, s.D)
+            if not s.timed:
+                return eps
+            t = philox.uniform(seeds, philox.STREAM_TIME, 0, draw, block, s.B, 1)
+            return torch.cat([eps, t], dim=2)
+
+        return None, torch.stack([drawn(draw) for draw in range(K)])
+
+    def addresses(self) -> tuple[Tensor, Tensor]:
+        """The seed and the block's number of each slice, from which its noise has its address."""
+        return self.blocks.get_buffer("seeds"), self.blocks.get_buffer("t") - 1
 
     def check_factors(self, k: int) -> Factors:
         """By the addresses of its numbers: column = pixel * channels + channel."""
         s, plan = self.shape, self.shape.plan
-        blocks, seeds = torch.arange(s.T), torch.full((s.T,), SEED)
+        seeds, blocks = self.addresses()
 
         def factors(name: str, site: int) -> Tensor:
             (channels, *size), rate = plan.shapes[name], plan.layers[name].dropout
@@ -250,7 +269,7 @@ OURS = (
 )
 
 
-def on_gpu(name: str, make: Callable[..., Contender], **how: bool) -> Entry:
+def on_gpu(name: str, make: Callable[..., Contender], **how: Any) -> Entry:
     return Entry(name, make, precisions=PRECISIONS, **how)
 
 

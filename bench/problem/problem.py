@@ -93,10 +93,17 @@ class Problem:
         return torch.randint(self.shape.rows, size, generator=generator, device=self.device)
 
     def eps(self, K: int, seed: int) -> Tensor:
-        """(K, T, B, D) float32: the noise of K steps."""
+        """(K, T, B, D) float32: the noise of K steps.
+
+        Where the shape is timed (K, T, B, D + 1), whose last column is t, uniform in [0, 1).
+        """
         s = self.shape
         generator = torch.Generator(self.device).manual_seed(seed)
-        return torch.randn(K, s.T, s.B, s.D, generator=generator, device=self.device)
+        eps = torch.randn(K, s.T, s.B, s.D, generator=generator, device=self.device)
+        if not s.timed:
+            return eps
+        t = torch.rand(K, s.T, s.B, 1, generator=generator, device=self.device)
+        return torch.cat([eps, t], dim=3)
 
 
 def make_problem(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from noprop_kernels.plan import Plan
-from noprop_kernels.plans import mlp, paper_dt
+from noprop_kernels.plans import mlp, paper_ct, paper_dt
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Shape:
         H: width of the three hidden layers, or behind the paper's convolutions.
         D: width of the label embedding, which is one-hot where D = M.
         M: classes.
-        T: blocks.
+        T: blocks; or replicas of the one block of CT and FM.
         rows: of the data set that stays in memory, MNIST's number: far larger than any cache.
         image: (C, H, W) of x, where the blocks are the paper's.
+        timed: whether the blocks are those of CT and FM, with an embedding of t as an input.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Shape:
     T: int
     rows: int = 60_000
     image: tuple[int, int, int] | None = None
+    timed: bool = False
 
     @property
     def one_hot(self) -> bool:
@@ -40,10 +42,10 @@ class Shape:
 
     @cached_property
     def plan(self) -> Plan:
-        """The layers hx, hz, f and logits, or the paper's DT block."""
+        """The layers hx, hz, f and logits, or the paper's block; where timed with ht too."""
         if self.image is not None:
-            return paper_dt(self.image, self.D, self.M)
-        return mlp(self.F, self.D, self.M, hidden=self.H)
+            return (paper_ct if self.timed else paper_dt)(self.image, self.D, self.M)
+        return mlp(self.F, self.D, self.M, hidden=self.H, time=self.timed)
 
     @property
     def dropout(self) -> dict[str, float]:
@@ -101,6 +103,30 @@ class Shape:
         """Operations of every block's products on B rows, once: a forward pass, or the chain."""
         return 2 * self.T * self.B * self.forward_multiply_adds()
 
+    def of_input(self, name: str) -> set[str]:
+        """An input, and the layers that depend on no other."""
+        found = {name}
+        for later, layer in self.plan.layers.items():
+            if set(layer.sources) <= found:
+                found.add(later)
+        return found
+
+    def sampler_flop(self, evaluations: int) -> int:
+        """Operations of a sampler's answer to B rows: what x alone reaches is computed once.
+
+        What t alone reaches is one row for the whole batch, and is not counted.
+        """
+        plan, encoder, time = self.plan, self.of_input("x"), self.of_input("t")
+        once = each = 0
+        for name, layer in plan.layers.items():
+            if name in encoder:
+                once += self.multiply_adds(name)
+            else:
+                outs, own = plan.widths[name], set(layer.sources) - encoder - time
+                once += outs * sum(plan.widths[s] for s in encoder.intersection(layer.sources))
+                each += outs * sum(plan.widths[s] for s in own)
+        return 2 * self.T * self.B * (once + evaluations * each)
+
 
 # goals of `ours` on a CPU in float32: ratio to the best rival, share of peak; of MLPs at K >= 50
 TARGETS = {
@@ -147,6 +173,18 @@ INFERENCE_SHAPES = {
     (shape := replace(SHAPES[name], name=f"{name}_x{B}", B=B)).name: shape
     for name in ("tiny", "small", "wide")
     for B in (1, 1024)
+}
+
+# one block of CT or FM, or ten replicas of it with the same rows
+CONTINUOUS_SHAPES = {
+    (shape := replace(base, name=f"{base.name}_R{R}", T=R, timed=True)).name: shape
+    for base in (SHAPES["small"], PAPER_SHAPES["paper-mnist"])
+    for R in (1, 10)
+}
+SAMPLER_SHAPES = {
+    (shape := replace(base, name=f"{base.name}_x{B}", B=B, T=1, timed=True)).name: shape
+    for base in (SHAPES["small"], PAPER_SHAPES["paper-mnist"])
+    for B in (1, 128, 1024)
 }
 
 SCALES = {

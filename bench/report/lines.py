@@ -5,9 +5,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..problem.sizes import GPU_SHAPES, INFERENCE_SHAPES, PAPER_SHAPES, SCALING_SHAPES
+from ..problem.sizes import (
+    CONTINUOUS_SHAPES,
+    GPU_SHAPES,
+    INFERENCE_SHAPES,
+    PAPER_SHAPES,
+    SAMPLER_SHAPES,
+    SCALING_SHAPES,
+)
 
-ORDER = list(dict.fromkeys((*GPU_SHAPES, *PAPER_SHAPES, *INFERENCE_SHAPES, *SCALING_SHAPES)))
+SHAPES = (
+    *(GPU_SHAPES, PAPER_SHAPES, CONTINUOUS_SHAPES, SAMPLER_SHAPES, INFERENCE_SHAPES),
+    SCALING_SHAPES,
+)
+ORDER = list(dict.fromkeys(name for shapes in SHAPES for name in shapes))
 
 Line = dict[str, Any]
 Group = tuple[str, int, int]  # shape, threads, K

@@ -1,8 +1,8 @@
 """Tables from result files: `python -m bench report FILE.jsonl ... [--readme FILE]`.
 
 They are written between two markers of a page, so that its figures are never typed by hand. The
-files of `bench run`, paper, infer, parts, scaling, neighbour, job, local, grid and memory each have
-their own tables.
+files of `bench run`, paper, continuous, samplers, infer, parts, scaling, neighbour, job, local,
+grid and memory each have their own tables.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .lines import Line, groups, highest_peaks, machine_of, read, rescaled, timed
 from .tables import (
+    continuous_rows,
     gpu_memory_rows,
     grid_rows,
     headline,
@@ -22,6 +23,7 @@ from .tables import (
     paper_rows,
     parts_rows,
     rivals_table,
+    sampler_rows,
     scaling_rows,
     step_table,
     target_rows,
@@ -41,6 +43,16 @@ SECTIONS = (
         "operations on the pixels that a result depends on; nominal: on all. Every rival but "
         "`eager_whole` crops its images to these:",
         paper_rows,
+    ),
+    (
+        "A step of CT and of FM, one block or ten replicas of it (R1, R10), 128 rows, Adam "
+        "(`bench continuous`):",
+        continuous_rows,
+    ),
+    (
+        "Answers of CT and of FM in 1,000 steps to 1, 128 and 1,024 rows (`bench samplers`). Over "
+        "linear: an answer's time over that of one evaluation and 999 times what another adds:",
+        sampler_rows,
     ),
     ("Memory in MiB:", memory_rows),
     ("Memory on the GPU in MiB:", gpu_memory_rows),

@@ -252,6 +252,47 @@ def paper_rows(lines: Iterable[Line]) -> Rows:
     return rows
 
 
+BESIDE = (
+    *("shape", "maths", "threads", "K", "called", "ours, ms (20 to 80 %)", "best rival, ms"),
+    *("ratio", "share of peak", "instructions"),
+)
+
+
+def beside_best(lines: Iterable[Line], kind: str) -> list[tuple[Line, tuple[str, ...]]]:
+    """Ours in each way of calling it, with its cells under BESIDE."""
+    found = []
+    for (shape, threads, K), group in groups(lines, kind).items():
+        for maths in dict.fromkeys(line["maths"] for line in group):
+            if not (best := best_rival(group, maths)):
+                continue
+            for ours in our_lines(group, maths):
+                cells = (
+                    *(shape, maths, str(threads), str(K), ours["contender"], spread(ours)),
+                    f"{milliseconds(best['ms_per_step'])} {best['contender']}",
+                    f"{best['ms_per_step'] / ours['ms_per_step']:.2f}",
+                    *(share(ours, "share_of_peak"), ours["versions"].get("isa", "")),
+                )
+                found.append((ours, cells))
+    return found
+
+
+def continuous_rows(lines: Iterable[Line]) -> Rows:
+    """Header and rows of `bench continuous`' lines: ours, and the best rival."""
+    return [BESIDE, *(cells for _, cells in beside_best(lines, "continuous"))]
+
+
+def sampler_rows(lines: Iterable[Line]) -> Rows:
+    """Header and rows of `bench samplers`' lines: ours, the best rival, and an evaluation's time.
+
+    "over linear": an answer's time over one evaluation's and as many times what another adds.
+    """
+    rows: Rows = [(*BESIDE, "evaluations", "the first, ms", "over linear")]
+    for ours, cells in beside_best(lines, "samplers"):
+        first = milliseconds(ours["first_ms"])
+        rows.append((*cells, str(ours["evaluations"]), first, f"{ours['over_linear']:.2f}"))
+    return rows
+
+
 def scaling_rows(lines: Iterable[Line]) -> Rows:
     """Header and rows of `bench scaling`'s lines: milliseconds a step beside the floor."""
     found = groups(lines, "scaling")

@@ -9,7 +9,7 @@ from ..contenders.contender import Contender
 from ..contenders.rivals.processes import share
 from ..contenders.rivals.stacked import Stacked, StackedSGD
 from ..machine import gpu
-from ..problem import twin
+from ..problem import continuous, twin
 
 CHECK_STEPS = 3
 PLAIN = {"adamw": Stacked, "sgd": StackedSGD}
@@ -42,7 +42,8 @@ def check_steps(contender: Contender) -> list[float]:
     result = torch.cat(losses), contender.weights()
     key = contender.maths, given is None
     if key not in problem.wanted:
-        problem.wanted[key] = twin.run(problem, contender.maths, indices, used, factors=factors)
+        run = continuous.run if problem.shape.timed else twin.run
+        problem.wanted[key] = run(problem, contender.maths, indices, used, factors=factors)
     want = problem.wanted[key]
     if problem.shape.image is None:
         twin.check(problem, contender.maths, indices, used, *result, plain, want)

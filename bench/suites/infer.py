@@ -38,8 +38,8 @@ class Inference(Contender):
 
     maths = "inference"
 
-    def __init__(self, problem: Problem, threads: int) -> None:
-        super().__init__(problem, threads)
+    def __init__(self, problem: Problem, threads: int, *, maths: str | None = None) -> None:
+        super().__init__(problem, threads, maths=maths)
         s = self.shape
         self.x = self.X[: s.B].clone()
         self.z_0 = torch.randn(s.B, s.D, generator=torch.Generator().manual_seed(5))

@@ -96,6 +96,8 @@ def lineup_of(
         for entry in entries:
             if threads < entry.min_threads or precision not in entry.precisions:
                 continue
+            if not entry.fits(problem.shape):
+                continue
             try:
                 if suite.device != "cpu" and time.perf_counter() > end:
                     raise Late("the shape's time was over before its turn")

@@ -6,6 +6,7 @@ trip. All processes read X from one memory-mapped file.
 
 import dataclasses
 import tempfile
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,7 +19,6 @@ from ...problem.problem import Problem, Weights
 from ...problem.sizes import Shape
 from ..contender import Contender
 from .block_major import BlockMajor
-from .sequential import Sequential
 
 BY_BLOCK = ("signal", "noise", "weight", "a", "b")
 
@@ -34,7 +34,9 @@ def share(problem: Problem, blocks: slice) -> Problem:
     )
 
 
-def work(pipe: Connection, folder: str, shape: Shape, fields: dict, make: type[Sequential]) -> None:
+def work(
+    pipe: Connection, folder: str, shape: Shape, fields: dict, make: Callable[..., Contender]
+) -> None:
     """The main of a process: builds its blocks, then runs commands until the pipe closes.
 
     Tensors travel as numpy arrays, since torch's own pickling opens a shared memory file for each.
@@ -67,13 +69,19 @@ def work(pipe: Connection, folder: str, shape: Shape, fields: dict, make: type[S
 class Processes(Contender):
     """
     Args:
-        make: the blocks of a process.
+        make: (problem, threads) to the blocks of a process.
+        maths: theirs, where it is not the class's own.
     """
 
     def __init__(
-        self, problem: Problem, threads: int, *, make: type[Sequential] = BlockMajor
+        self,
+        problem: Problem,
+        threads: int,
+        *,
+        make: Callable[..., Contender] = BlockMajor,
+        maths: str | None = None,
     ) -> None:
-        super().__init__(problem, threads)
+        super().__init__(problem, threads, maths=maths)
         T, count = self.shape.T, min(threads, self.shape.T)
         self.shares = [slice(T * i // count, T * (i + 1) // count) for i in range(count)]
         context = get_context(
