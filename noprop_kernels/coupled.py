@@ -114,8 +114,10 @@ class Coupled(nn.Module):
         ts, head_t = self._chosen(op, t)
         y = check_labels(op, y, None, blocks.device)
         self._check_rules(op, lr)
-        goal = shared.present_goal(grad=True)
-        given, levels = self._timed_levels(goal, len(y))
+        with torch.enable_grad():
+            goal = shared.present_goal(grad=True)
+            given, levels = self._timed_levels(goal, len(y))
+            prior = shared.prior(y, blocks.M)
         if shared.learns_embedding and (goal.flow != 0 or shared.detach_target):
             assert head is not None
             block = embedding_step(blocks, head, shared, x, y, ts, given, lr)
@@ -131,7 +133,6 @@ class Coupled(nn.Module):
             assert head is not None
             at_end = head.train_step(y, head_t, lr=lr, levels_grad=shared.learns)
             head_loss, applied = at_end.loss, applied & at_end.applied
-        prior = shared.prior(y, blocks.M)
         grads = self._shared_gradients(block, at_end, prior, goal, levels)
         applied = shared.update(grads, applied, lr=lr)
         return CoupledStep(block.loss, head_loss, prior.detach().float(), applied)
@@ -206,7 +207,8 @@ class Coupled(nn.Module):
         outputs, seeds = [prior], [torch.ones_like(prior)]
         if shared.learns_schedule:
             assert levels is not None and at_end is not None
-            last = goal.last()
+            with torch.enable_grad():
+                last = goal.last()
             outputs += [levels.signal, levels.noise, levels.weight, last.signal, last.noise]
             of_rows = [block.d_signal, block.d_noise, block.d_weight]
             seeds += [value[None] for value in of_rows if value is not None]

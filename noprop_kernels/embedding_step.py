@@ -28,7 +28,7 @@ class BlockStep:
         loss: (n,).
         applied: (n,) bool.
         d_W_embed: (M, D), the mean over the n blocks of their losses' gradients; None: not wanted.
-        d_signal, d_noise, d_weight: (n, B), likewise of the levels.
+        d_signal, d_noise, d_weight: (n, B), of each block's loss.
         head_loss: (R,), of the output head, where the step trained it too; it moved where the block
             did.
     """
@@ -68,7 +68,7 @@ def embedding_step(
 
     W_embed = engine.embedding_of(blocks).W_embed
     assert W_embed is not None and eps is not None
-    classes = torch.arange(len(W_embed), device=y.device)
+    classes = torch.arange(len(W_embed), dtype=y.dtype, device=y.device)
     one_hot = (y[:, None] == classes).to(W_embed.dtype)  # (B, M), so that u_y = one_hot @ W_embed
     with torch.enable_grad():
         z.requires_grad_()
@@ -83,12 +83,11 @@ def embedding_step(
         error = (u_hat - target).square().sum(-1)  # (n, B)
         loss = (weight * error).sum(-1) / B
         end = z_free + rest[..., None] * u_hat if goal.flow else None
+    finite, head_loss = loss.detach().isfinite(), None
     outputs, seeds = [loss], [torch.ones_like(loss)]
-    step = BlockStep(loss.detach(), loss.new_empty(0), d_weight=error.detach() / B)
-    finite = loss.detach().isfinite()
     if end is not None:
-        finite &= anchor(head, y, end, finite, lr, step, seeds)
-        outputs.append(end)
+        head_loss, finite, d_end = anchor(head, y, end.detach(), finite, lr)
+        outputs, seeds = [loss, end], [*seeds, d_end]
     d_W, d_logits, d_z = torch.autograd.grad(
         outputs, leaves, seeds, allow_unused=True, materialize_grads=True
     )
@@ -96,35 +95,34 @@ def embedding_step(
     update = blocks.backward_update(logits, d_logits, lr=lr)
     assert update.d_z is not None
     d_z = d_z + update.d_z.view_as(d_z)
-    step.applied = update.applied
-    step.d_signal, step.d_noise = add_noise_gradient(d_z, one_hot @ W_embed, eps)
-    step.d_W_embed = (d_W + (one_hot.T @ (signal[..., None] * d_z)).sum(0)) / n
-    return step
+    d_signal, d_noise = add_noise_gradient(d_z, one_hot @ W_embed, eps)
+    d_u_y = (signal[..., None] * d_z).sum(0)  # by z; d_W has the paths of u_hat and the target
+    return BlockStep(
+        loss=loss.detach(),
+        applied=update.applied,
+        d_W_embed=(d_W + one_hot.T @ d_u_y) / n,
+        d_signal=d_signal,
+        d_noise=d_noise,
+        d_weight=error.detach() / B,
+        head_loss=head_loss,
+    )
 
 
 def anchor(
-    head: OutputHead,
-    y: Tensor,
-    end: Tensor,
-    finite: Tensor,
-    lr: float | None,
-    step: BlockStep,
-    seeds: list[Tensor],
-) -> Tensor:
-    """Trains the output head on the path's end (R, B, D); appends d_end to `seeds`.
+    head: OutputHead, y: Tensor, end: Tensor, finite: Tensor, lr: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Trains the output head on the end of the path, (R, B, D), where `finite` (R,).
 
-    Returns whether its loss is finite, (R,); where it or the block's is not, the head keeps its
-    weights. Where the gradient of its logits is not finite, d_end is not, and the block stays too.
+    Returns its loss (R,), where this is finite too, and the gradient in `end`. Where the gradient
+    of its logits is not finite, that of `end` is not, and the block stays as the head does.
     """
     with torch.enable_grad():
-        logits = head.forward(end.detach().requires_grad_())
+        logits = head.forward(end.requires_grad_())
         free = logits.detach().requires_grad_()
         loss = torch.stack([cross_entropy(one, y) for one in free.unbind(0)])
-    (d_logits,) = torch.autograd.grad(loss.sum(), free)
+    (d_logits,) = torch.autograd.grad(loss, free, torch.ones_like(loss))
     finite = finite & loss.detach().isfinite()
     d_logits = torch.where(finite[:, None, None], d_logits, torch.nan)
     update = head.backward_update(logits, d_logits, lr=lr)
     assert update.d_z is not None
-    seeds.append(update.d_z)
-    step.head_loss = loss.detach()
-    return finite
+    return loss.detach(), finite, update.d_z

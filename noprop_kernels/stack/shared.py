@@ -156,10 +156,10 @@ class Shared(StrictModule):
 
     def table(self, device: torch.device) -> Tensor | None:
         """W_embed (M, D) of the only replica, for a call of a backend; None: one-hot."""
-        if not self.learns_embedding:
-            return self._buffers["W_embed"]
+        if "W_embed" not in self.layout.shapes:
+            return None
         (W_embed,) = checked_tensors(self, ("W_embed",), device)
-        return W_embed.detach()[0]
+        return W_embed.detach()[0] if self.learns_embedding else W_embed
 
     def prior(self, y: Tensor, M: int | None = None) -> Tensor:
         """KL(q(z_0 | y) || N(0, I)) = 1/2 (ab_0 |u_y|^2 - D ab_0 - D log(1 - ab_0)) (eqs. 8 and 9).
@@ -183,7 +183,7 @@ class Shared(StrictModule):
             ones = torch.ones(self.replicas, dtype=torch.float64, device=self.device)
             return goal.prior(ones, check_positive("prior", "M", M))
         W_embed = self.W_embed.double().expand(self.replicas, -1, -1)
-        classes = torch.arange(W_embed.shape[1], device=y.device)
+        classes = torch.arange(W_embed.shape[1], dtype=y.dtype, device=y.device)
         share = (y[:, None] == classes).double().mean(0)  # of each class in the batch
         u_squared = torch.stack([one.square().sum(-1) @ share for one in W_embed.unbind(0)])
         return goal.prior(u_squared, W_embed.shape[2])

@@ -129,7 +129,19 @@ def drawn() -> list[Any]:
     return [order, schedule.a[1:], nk.NoiseSchedule.cosine(T).snr, vars(GOAL.levels(LABELS[:0]))]
 
 
-CALLS = (training, graph, head, copies, parts, drawn)
+def learned() -> list[Any]:
+    found: list[Any] = []
+    for goal in (GOAL, nk.CT(nk.GammaNetwork(8)), nk.FM()):
+        shared = nk.Shared(goal, nk.LearnedEmbedding(M, D, "orthogonal", 0.5))
+        plan = nk.plans.mlp(F, D, M, hidden=6, time=goal.timed)
+        blocks = nk.DenoisingBlocks(plan, goal, shared=shared)
+        learner = nk.OutputHead(D, M, goal=goal, shared=shared)
+        coupled = nk.Coupled(blocks, learner, shared, order="sampled")
+        found += [*(vars(coupled.step(X, Y)) for _ in range(2)), state(coupled), shared.prior(Y)]
+    return found
+
+
+CALLS = (training, graph, head, copies, parts, drawn, learned)
 
 
 def assert_equal(got: Any, want: Any) -> None:

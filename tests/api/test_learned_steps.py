@@ -445,6 +445,16 @@ def test_a_resumed_run_has_the_same_bits(backend, goal: str, copied: str) -> Non
     assert_same(snapshot(resumed), snapshot(coupled))
 
 
+@pytest.mark.parametrize("goal", ["dt", "ct", "fm"])
+def test_a_step_forms_its_gradients_whatever_the_mode(goal: str) -> None:
+    one, other = make(goal, "all-t"), make(goal, "all-t")
+    x, y = batch()
+    one.step(x, y)
+    with torch.no_grad():
+        other.step(x, y)
+    assert_same(snapshot(other), snapshot(one))
+
+
 def test_the_step_in_torch_is_the_kernels_step(backend) -> None:
     """With dropout, batch norm and images, at the same addresses: gradients and every moved bit of
     state within rounding."""
