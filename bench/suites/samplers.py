@@ -9,8 +9,8 @@ As in `bench run`, a contender's last z must be a float64 twin's before it is ti
 rows of the batch and with the noise of "ancestral" given, and contenders take turns.
 
 Of ours it also tells what an answer of one evaluation takes, and the time of the 1,000 over that of
-one and 999 times what each of the next ten adds ("over linear"); shortest times, as other work only
-adds to them.
+one and 999 times what each of the next hundred adds ("over linear"); shortest times, as other work
+only adds to them.
 """
 
 import time
@@ -44,7 +44,7 @@ CHAIN = ("hz", "f", "f1", "f2", "logits")  # layers of every step
 MOST_ROWS_OF_CHUNKS = 128  # with more a step is long beside its call
 CHECK_CALLS = 2
 CHECK_ROWS = 16
-NEXT = 10  # evaluations behind the first, over which what one adds is measured
+NEXT = 100  # evaluations behind the first, over which what one adds is measured
 PAIR_SECONDS = 1.0  # of answers with one and with 1 + NEXT evaluations, in turns
 LEAST_PAIRS = 3
 
