@@ -99,8 +99,10 @@ class Model:
                 f"Model: blocks must have a DT, CT or FM as goal, got {type(goal).__name__}"
             )
         self.goal = goal
-        self.sampler = sampling.answer_sampler("Model", goal, *(sampler or (None, None)))
-        self.paper_sampler = sampling.paper_sampler("Model", goal, *(paper_sampler or (None, None)))
+        quiet = sampling.check_pair("Model", "sampler", sampler)
+        noisy = sampling.check_pair("Model", "paper_sampler", paper_sampler)
+        self.sampler = sampling.answer_sampler("Model", goal, *quiet)
+        self.paper_sampler = sampling.paper_sampler("Model", goal, *noisy)
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
         if blocks.replicas != 1:

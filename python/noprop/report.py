@@ -142,7 +142,7 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
     )
     notes = {
         "gradients": "  (the update runs inside the weight gradient)",
-        "activations": f"  (of the {size['workers']} blocks that run at a time)",
+        "activations": f"  (of the {size['workers']} blocks that run at a time)" if T > 1 else "",
         "workspace": "  (the rest of the kernels' own memory)",
     }
     for name, count in {**size["bytes"], "data": data_bytes}.items():

@@ -27,6 +27,19 @@ class Sampler(NamedTuple):
         return f"{self.kind} of {self.steps:,} steps"
 
 
+def check_pair(op: str, name: str, value: object) -> tuple[str | None, int | None]:
+    """A kind and its steps; None of both where none are given.
+
+    Raises:
+        ValueError: it is no pair.
+    """
+    if value is None:
+        return None, None
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{op}: {name} must be a pair of a kind and its steps, got {value!r}")
+    return value[0], value[1]
+
+
 def answer_sampler(
     op: str, goal: nk.DT | nk.CT | nk.FM, kind: str | None, steps: int | None
 ) -> Sampler:

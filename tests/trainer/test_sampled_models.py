@@ -93,6 +93,8 @@ def test_the_default_samplers(sampled):
         ({"sampler": ("dpm", 20)}, "sampler must be one of"),
         ({"paper_sampler": ("dpm", 20)}, "sampler must be one of"),
         ({"sampler": ("euler", 0)}, "steps must be"),
+        ({"sampler": "euler"}, "sampler must be a pair of a kind and its steps, got 'euler'"),
+        ({"paper_sampler": ("euler",)}, "paper_sampler must be a pair"),
     ],
 )
 def test_samplers_that_do_not_fit(sampled, options, text):
