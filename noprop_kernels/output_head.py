@@ -97,7 +97,7 @@ class OutputHead(Stack):
             raise ValueError(f"{op}: kind must be one of {tuple(HEADS)}, got {kind!r}")
         if kind == "radial" and goal.flow != 0:
             raise ValueError(
-                f'{op}: kind must be "softmax" under an FM, whose anchor is a cross entropy of logits'
+                f'{op}: kind must be "softmax" under an FM, whose anchor is of logits, got {kind!r}'
             )
         sigma = check_number(op, "sigma", sigma, *SIGMA)
         super().__init__(

@@ -95,6 +95,7 @@ def goal_to_json(goal: nk.DT | nk.CT | nk.FM) -> Json:
         return {"kind": "DT", "eta": goal.eta, "alpha_bar": goal.schedule.alpha_bar.tolist()}
     if isinstance(goal, nk.FM):
         return {"kind": "FM", "sigma": goal.sigma, "stratified": goal.stratified}
+    assert isinstance(goal.schedule, nk.Gamma)  # by Model, which takes no shared=
     return {
         "kind": "CT",
         "eta": goal.eta,

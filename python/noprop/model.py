@@ -103,6 +103,15 @@ class Model:
         noisy = sampling.check_pair("Model", "paper_sampler", paper_sampler)
         self.sampler = sampling.answer_sampler("Model", goal, *quiet)
         self.paper_sampler = sampling.paper_sampler("Model", goal, *noisy)
+        if blocks.shared is not None:
+            raise ValueError(
+                "Model: blocks must have embeddings and a schedule of their own, got shared=, "
+                "whose tensors a model does not save yet"
+            )
+        if head is not None and head.kind != "softmax":
+            raise ValueError(
+                f'Model: head must be of the kind "softmax", which a model saves, got {head.kind!r}'
+            )
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
         if blocks.replicas != 1:

@@ -9,8 +9,8 @@ import torch
 import noprop_kernels as nk
 from noprop_kernels.backends.cpu import backend as cpu
 
+from . import evaluation
 from .errors import train_extra
-from .evaluation import STEPS, head_warning
 from .model import Model
 
 with train_extra():
@@ -43,7 +43,7 @@ def show_result(console: Console, result: Json) -> None:
         lines.append(
             f"the paper's protocol:         {result['paper_accuracy']:.2%}{deviation(result)}"
         )
-        if warning := head_warning(result):
+        if warning := evaluation.head_warning(result):
             lines.append(f"warning: {warning}")
     lines.append(
         f"{result['train_seconds']:.1f} s of training, "
@@ -59,7 +59,7 @@ def say_test(console: Console, model: Model, samples: int) -> None:
     """Says what a test of a CT or FM does, since it takes a while."""
     if not isinstance(model.goal, nk.DT):
         draws = "a draw" if samples == 1 else f"{samples} draws"
-        say(console, f"the test: up to {max(STEPS):,} steps of the sampler, {draws}")
+        say(console, f"the test: up to {max(evaluation.STEPS):,} steps of the sampler, {draws}")
 
 
 def blocks_table(result: Json) -> Table:

@@ -188,3 +188,13 @@ def test_what_a_model_refuses():
         noprop.Model(blocks, classes=["a", "b", "a"])
     with pytest.raises(ValueError, match="head must be for D, M = 3, 3, got 4, 4"):
         noprop.Model(blocks, nk.OutputHead(4, 4, goal=goal))
+
+
+def test_what_a_model_does_not_save_is_refused():
+    goal = nk.DT(nk.NoiseSchedule.cosine(T=2))
+    plan, shared = nk.plans.mlp(4, 2, 2, hidden=4), nk.Shared(goal, optimizer=None)
+    with pytest.raises(ValueError, match="blocks must have embeddings and a schedule of their own"):
+        noprop.Model(nk.DenoisingBlocks(plan, goal, shared=shared))
+    head = nk.OutputHead(2, 2, goal=goal, kind="radial")
+    with pytest.raises(ValueError, match='head must be of the kind "softmax", which a model saves'):
+        noprop.Model(nk.DenoisingBlocks(plan, goal), head)

@@ -215,7 +215,7 @@ def test_a_run_is_shown_gone_on_with_tested_and_asked(variant, toy_file, few_ste
         "without noise",
         "with noise",
         "on the way, at t = ",
-        "the test: up to 1,000 steps of the sampler, 5 draws",
+        "the test: up to 10 steps of the sampler, 5 draws",
     ):
         assert text in words(shown)
     how = "nearest embedding, 5 draws" if variant == "fm" else "head on z_T, 5 draws"
