@@ -112,6 +112,10 @@ def test_three_steps_of_the_paper_s_block(rule: str, dropout: float) -> None:
         for blocks in made:
             loss = blocks.train_step(x, y).loss
             assert_matches(loss, torch.stack(losses[:2]), torch.stack(losses[2:]), TERMS, "loss")
+    # f1's norm takes sum.norm.bias away, whose gradient is then of roundings alone: its move has
+    # the size of the gradients that cancel, times at most lr / eps of Adam
+    grads = [param.grad.abs().max() for twin in exact for param in twin.params.values()]
+    summand = float(max(grads)) * options["lr"] / options.get("eps", 1.0)
     for blocks in made:
         state = blocks.state_dict()
         for group in ("params", "stats"):
@@ -120,7 +124,9 @@ def test_three_steps_of_the_paper_s_block(rule: str, dropout: float) -> None:
                     torch.stack([getattr(twin, group)[name].detach() for twin in twins])
                     for twins in (exact, plain)
                 )
-                assert_matches(state[name], truth, torch_s, TERMS, f"{blocks.backend}: {name}")
+                cancels = summand if name == "sum.norm.bias" else 0.0
+                place = f"{blocks.backend}: {name}"
+                assert_matches(state[name], truth, torch_s, TERMS, place, cancels)
 
 
 def test_a_step_that_is_not_finite_changes_no_parameter() -> None:
