@@ -91,7 +91,7 @@ def deviation(result: Json) -> str:
     std, samples = result["paper_accuracy_std"], result["samples"]
     draws = "1 draw" if samples == 1 else f"{samples} draws"
     of_fm = result.get("variant") == "fm"
-    in_steps = not of_fm and result.get("sampler") in (None, "ancestral")
+    in_steps = result.get("sampler") in (None, "ancestral")  # None of DT
     how = "noise in every step" if in_steps else "z_0 drawn"
     drawn = f"  ({how}, {'nearest embedding' if of_fm else 'head on z_T'}, {draws})"
     return drawn if std is None else f" +- {std:.2%}{drawn}"

@@ -41,7 +41,7 @@ class Settings:
 
     `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
     where a table has its labels, as `noprop.data.load` has it. What a variant has not is None
-    (`variants.OWN`); so are a sampler and steps by default.
+    (`variants.OWN`); so are steps by default.
     """
 
     data: str = "digits"

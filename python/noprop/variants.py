@@ -15,8 +15,8 @@ class Variant:
     """A variant.
 
     Attributes:
-        defaults: the settings that it has, and others have not, with their defaults; None: as the
-            library or the trainer chooses.
+        defaults: the settings that it has, and others have not, with their defaults; steps None
+            are those of the answer and of the paper's protocol each.
         without_head: why it has no head, where it has none.
     """
 
@@ -24,12 +24,13 @@ class Variant:
     without_head: str | None = None
 
 
-SAMPLED = {"stratified": False, "sampler": None, "steps": None}
+OF_CT = {"eta": 1.0, "weight": "snr", "gamma_0": -3.0, "gamma_1": 6.0, "sampler": "ancestral"}
+SAMPLED = {"stratified": False, "steps": None}
 VARIANTS = {
     "dt": Variant({"T": 10, "eta": 0.1}),
-    "ct": Variant({"eta": 1.0, "weight": "snr", "gamma_0": -3.0, "gamma_1": 6.0, **SAMPLED}),
+    "ct": Variant(OF_CT | SAMPLED),
     "fm": Variant(
-        {"sigma": 0.0, **SAMPLED},
+        {"sigma": 0.0, "sampler": "euler", **SAMPLED},
         "the classes of an fm with fixed embeddings are read by the nearest embedding",
     ),
 }

@@ -61,7 +61,7 @@ BY_STEPS = {
 
 
 def test_a_sampler_is_shown_by_its_steps():
-    text = shown(**BY_STEPS, variant="fm")
+    text = shown(**BY_STEPS, variant="fm", sampler="euler")
     rows = [line.split() for line in text.splitlines()]
     assert ["│", "1", "│", "90.00%", "│", "│"] in rows
     assert ["│", "100", "│", "95.00%", "│", "87.50%", "│"] in rows
@@ -70,7 +70,6 @@ def test_a_sampler_is_shown_by_its_steps():
 
 
 def test_what_the_papers_protocol_of_a_ct_draws():
-    for sampler in (None, "ancestral"):
-        text = shown(**BY_STEPS, variant="ct", sampler=sampler)
-        assert "50.00%  (noise in every step, head on z_T, 5 draws)" in text
+    text = shown(**BY_STEPS, variant="ct", sampler="ancestral")
+    assert "50.00%  (noise in every step, head on z_T, 5 draws)" in text
     assert "(z_0 drawn, head on z_T, 5 draws)" in shown(**BY_STEPS, variant="ct", sampler="heun")

@@ -199,10 +199,12 @@ def test_every_option_reaches_the_run(variant, toy_file, few_steps):
 
 
 def test_ancestral_is_ddim_without_noise(toy_file, few_steps):
-    command = ("--variant", "ct", "--sampler", "ancestral", *SMALL, "--epochs", 1, "--out", "run")
-    call("train", "--data", toy_file, *command)
-    model = noprop.load("run")
-    assert (model.sampler, model.paper_sampler) == (("ddim", 20), ("ancestral", 1000))
+    for given in ((), ("--sampler", "ancestral")):
+        folder = f"run{len(given)}"
+        command = ("--variant", "ct", *given, *SMALL, "--epochs", 1, "--out", folder)
+        call("train", "--data", toy_file, *command)
+        model = noprop.load(folder)
+        assert (model.sampler, model.paper_sampler) == (("ddim", 20), ("ancestral", 1000))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -261,6 +263,7 @@ def test_a_dry_run_says_what_would_be_trained(toy_file):
         told = call("train", "--data", toy_file, "--variant", variant, "--dry-run", "--json")
         outcome = json.loads(told.stdout)
         assert outcome["trainable"] and outcome["why_not"] is None
+        assert outcome["sampler"] == ("ancestral" if variant == "ct" else "euler")
         plan = plans.mlp(6, 3, 3, hidden=256, time=True)
         assert outcome["parameters_per_block"] == plan.num_parameters() == outcome["parameters"]
         assert "1 block of" in told.stderr
