@@ -51,11 +51,15 @@ def explain(
     chosen = next(
         (name for name in dispatch.candidates(device, forced) if reasons[name] is None), None
     )
-    head = f"{type(what).__name__} on {device}, {precision}: {chosen or 'no backend can run it'}"
-    lines = [head + (f" (forced by {by})" if forced else "")]
+    first = f"{type(what).__name__} on {device}, {precision}: {chosen or 'no backend can run it'}"
+    lines = [first + (f" (forced by {by})" if forced else "")]
+    samples = what is not plan and what.layout.goal.timed
     for name, reason in reasons.items():
         could = "could run" + (f"; {BEHIND[name]}" if name in BEHIND else "")
         lines.append(f"  {name}: {reason or ('chosen' if name == chosen else could)}")
+        if samples and reason is None:
+            gap = dispatch.gap(name, plan, device, precision, head=head, sampled=True)
+            lines += [f"    but for predict: {gap}"] * (gap is not None)
         if name == "cuda" and reason is None and what is not plan and what.optimizer is not None:
             from .backends.cuda import describe  # asks the extension for the device's facts
 

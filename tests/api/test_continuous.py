@@ -8,6 +8,7 @@ from torch.testing import assert_close as close
 
 import noprop_kernels as nk
 from noprop_kernels import philox
+from noprop_kernels.backends import dispatch
 from noprop_kernels.stack import engine
 from support.blocks import (
     GOAL,
@@ -311,6 +312,15 @@ def test_gpu_backends_refuse_samplers_by_name(backend: str, monkeypatch) -> None
     text = f"{backend}: has no kernels for the samplers of CT and FM, which cpu and reference have"
     with pytest.raises(nk.BackendError, match=text):
         make(backend=backend).predict(batch()[0], steps=2)
+
+
+def test_explain_says_who_has_samplers(monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "triton_gap", lambda device: None)
+    text = nk.explain(make())
+    gap = "has no kernels for the samplers of CT and FM, which cpu and reference have"
+    assert f"  triton: could run\n    but for predict: {gap}\n" in text + "\n"
+    assert text.count("but for predict") == 1
+    assert "but for predict" not in nk.explain(make_dt()) + nk.explain(PLAN)
 
 
 @pytest.mark.parametrize("noise", [True, False])
