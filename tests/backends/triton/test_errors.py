@@ -55,7 +55,8 @@ def z() -> torch.Tensor:
 
 def loss_alone(blocks: nk.DenoisingBlocks) -> torch.Tensor:
     """The head's call of `loss`, without the drawing of noise, which would flag them first."""
-    return block_nodes.Loss.apply(blocks, torch.arange(T), spoiled_y(), torch.zeros(T, B, M))
+    logits = torch.zeros(T, B, M)
+    return block_nodes.Loss.apply(blocks, torch.arange(T), spoiled_y(), None, logits)
 
 
 # by op: a call of an object's with bad contents, and its error
