@@ -25,11 +25,14 @@ Group = tuple[str, int, int]  # shape, threads, K
 
 
 def read(paths: Iterable[Path]) -> list[Line]:
-    """The latest line of each contender, shape, threads, K, kind, precision and machine."""
+    """The latest line of each contender, shape, threads, K, kind, precision and machine.
+
+    A folder's files are of one machine, whose name it has: clouds give different ones one name.
+    """
     latest: dict[tuple, Line] = {}
     for path in paths:
         for text in path.read_text().splitlines():
-            line = json.loads(text)
+            line = json.loads(text) | {"folder": path.resolve().parent.name}
             names = ("contender", "maths", "shape", "threads", "K", "kind", "precision")
             key = (*(line.get(name) for name in names), machine_of(line))
             if key not in latest or latest[key]["date"] <= line["date"]:
@@ -37,10 +40,11 @@ def read(paths: Iterable[Path]) -> list[Line]:
     return list(latest.values())
 
 
-def machine_of(line: Line) -> tuple[str, str | None, str | None]:
-    """The processor, the GPU that the line is about, and the kernels' instruction set; or None."""
+def machine_of(line: Line) -> tuple[str | None, ...]:
+    """Folder, processor, the GPU that the line is about, and the kernels' instruction set; or
+    None."""
     machine, versions = line["machine"], line.get("versions", {})
-    return machine["cpu"], machine.get("gpu"), versions.get("isa")
+    return line.get("folder"), machine["cpu"], machine.get("gpu"), versions.get("isa")
 
 
 def timed(lines: Iterable[Line], kind: str | None = None) -> list[Line]:

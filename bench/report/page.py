@@ -101,6 +101,8 @@ def machine_section(lines: Sequence[Line]) -> list[str]:
         isa = last["versions"].get("isa")
         kernels = f", {isa} kernels" if isa else ""
         what = f"{cpu}, {cores} cores{kernels}; measured FMA peak {peak}"
+    if folder := last.get("folder"):
+        what = f"**{folder}**: {what}"
     parts = [
         f"{what}; torch {last['versions']['torch']}, {last['date'][:10]}, "
         f"commit `{last['commit'][:12]}`. Ratio: the best rival's time over ours."

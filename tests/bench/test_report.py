@@ -82,6 +82,18 @@ def test_readme_says_where_we_lose_and_keeps_the_rest(tmp_path):
     assert readme.read_text() == "no markers"
 
 
+def test_machines_of_one_name_are_apart_by_their_folders(tmp_path):
+    for folder, ms in (("old", 20.0), ("new", 5.0)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "lines", [line("ours", ms), line("fast", 30.0)])
+    lines = result_lines.read(sorted(tmp_path.glob("*/lines*")))
+    section = page.readme_section(lines)
+    assert len(lines) == 4 and section.count("Ratio: the best rival's time over ours.") == 2
+    new, old = section.split("**old**: ")
+    assert new.startswith("**new**: ") and "5.00" in new and "20.00" not in new
+    assert "20.00" in old
+
+
 def test_other_kinds_and_precisions_are_no_rivals():
     plain = [line("ours", 10.0), line("fast", 15.0)]
     table = tables.headline(plain, "adamw")[0]
