@@ -71,6 +71,16 @@ def test_auto_is_a_gpu_that_the_kernels_run_on(with_gpus, monkeypatch):
     assert "auto: Triton is not installed" in pick_device("auto").why
 
 
+def test_a_gpu_without_samplers_is_left_aside(with_gpus):
+    """The kernels of GPUs have none yet."""
+    plan = nk.plans.mlp(6, 3, 3, time=True)
+    assert pick_device("auto", None, plan).device.type == "cuda"
+    found = pick_device("auto", None, plan, sampled=True)
+    assert found.device.type == "cpu" and "no kernels for the samplers of CT and FM" in found.aside
+    with pytest.raises(ValueError, match="no kernels for the samplers"):
+        pick_device("cuda", None, plan, sampled=True)
+
+
 def test_auto_is_the_cpu_where_there_is_no_gpu(without_gpus, monkeypatch):
     monkeypatch.setattr(dispatch, "triton_version", lambda: None)  # which is no matter here
     found = pick_device("auto")

@@ -11,7 +11,6 @@ import torch
 import noprop
 import noprop_kernels as nk
 from noprop import Progress, checkpoint, evaluation, metrics, progress, runs, training
-from noprop.devices import pick_device
 from noprop.training import Epoch
 from noprop_kernels import plans
 from support.cli import call, words
@@ -267,21 +266,3 @@ def test_a_dry_run_says_what_would_be_trained(toy_file):
         plan = plans.mlp(6, 3, 3, hidden=256, time=True)
         assert outcome["parameters_per_block"] == plan.num_parameters() == outcome["parameters"]
         assert "1 block of" in told.stderr
-
-
-def test_a_gpu_without_samplers_is_left_aside(monkeypatch):
-    """The kernels of GPUs have none yet."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
-    from noprop_kernels.backends import dispatch
-
-    monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
-    plan = plans.mlp(6, 3, 3)
-    assert pick_device("auto", None, plan).device.type == "cuda"
-    found = pick_device("auto", None, plan, sampled=True)
-    assert found.device.type == "cpu" and "no kernels for the samplers of CT and FM" in found.aside
-    with pytest.raises(ValueError, match="no kernels for the samplers"):
-        pick_device("cuda", None, plan, sampled=True)
