@@ -208,7 +208,7 @@ NopropResult noprop_draw_times_cpu(double* t, const int64_t* seeds, const Noprop
 NopropResult noprop_embed_times_cpu(float* out, const double* t, int64_t count,
                                     const double* frequencies, int64_t n,
                                     const NopropHost* caller) {
-  constexpr int64_t kRows = 1024;  // of a task: some 30 us
+  constexpr int64_t kRows = 1024;  // of a task, which handing out should not outweigh
   Host host(*caller, nullptr, false);
   if (host.status()) return host.result(false);
   const auto run = [&](int64_t task, const Worker&) {
