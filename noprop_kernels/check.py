@@ -37,10 +37,11 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
-    got = [*value.shape]
-    if len(got) != len(shape) or got != [
-        size if want is None else want for want, size in zip(shape, got, strict=True)
-    ]:
+    got = value.shape
+    fits = len(got) == len(shape)
+    for want, size in zip(shape, got, strict=False):
+        fits = fits and (want is None or want == size)
+    if not fits:
         raise ValueError(
             f"{op}: {name} must have shape {shape_text(shape)}, got {shape_text(value.shape)}"
         )
@@ -57,7 +58,7 @@ def check_memory(op: str, name: str, value: Tensor) -> None:
     """Checks that the storage covers every entry: it may have been released or resized without the
     tensor, and PyTorch's own operations would read beyond it.
     """
-    if type(value) not in PLAIN or torch.compiler.is_compiling() or value.device.type != "cpu":
+    if type(value) not in PLAIN or torch.compiler.is_compiling() or not value.is_cpu:
         return
     if value.layout != torch.strided or value.numel() == 0:
         return
@@ -65,9 +66,11 @@ def check_memory(op: str, name: str, value: Tensor) -> None:
         size = value.untyped_storage().nbytes()
     except (NotImplementedError, RuntimeError):  # of vmap and the like, which kernels refuse
         return
-    last = value.storage_offset() + sum(
-        (count - 1) * stride for count, stride in zip(value.shape, value.stride(), strict=True)
-    )
+    last = value.storage_offset()
+    if value.is_contiguous():
+        last += value.numel() - 1
+    else:
+        last += sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
     if size < (last + 1) * value.element_size():
         raise ValueError(
             f"{op}: {name} must have memory for its {value.numel()} entries, got a storage of "

@@ -107,17 +107,10 @@ def dense(
         BackendError: no backend can run it.
     """
     op = "dense"
-    check_layer(op, x, weight, bias)
     if activation not in ACTIVATION_NAMES:
         raise ValueError(f"{op}: activation must be one of {ACTIVATION_NAMES}, got {activation!r}")
     dispatch.check_options(op, precision, backend)
-    if torch.compiler.is_compiling():
-        return dense_ops.dense_op(x, weight, bias, activation, precision, backend)
-    layer = dense_ops.layer_of(weight, bias, activation, precision, backend)
-    needs_grad = any(value is not None and value.requires_grad for value in (x, weight, bias))
-    if torch.is_grad_enabled() and needs_grad:
-        return dense_ops.DenseNode.apply(layer, x, weight, bias)
-    return layer.forward(x, save=False)
+    return dense_ops.run(op, "x", x, weight, bias, activation, precision, backend)
 
 
 def denoising_loss(

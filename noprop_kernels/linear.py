@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import functional
+from .autograd import dense_ops
 from .autograd.layer import PARTS, Layer, check_rows, plan_of, properties_of
 from .autograd.layer_optimizer import LayerOptimizer
 from .autograd.wrapped import is_plain, refuse_wrapped
@@ -143,21 +143,10 @@ class Linear(nn.Linear):
             learns = weight.requires_grad or (bias is not None and bias.requires_grad)
             if self.training and torch.is_grad_enabled() and learns:
                 return updating(self, precision, input, weight, bias)
-            if not self.training:
+            if not self.training and torch.is_grad_enabled():
                 weight, bias = weight.detach(), None if bias is None else bias.detach()
-            learns = isinstance(input, Tensor) and input.requires_grad  # constants otherwise
-            if self._has_views() and not (torch.is_grad_enabled() and learns):
-                layer = self._layer(precision, input, self.weight, self.bias)
-                return layer.forward(input, save=False)
-        options = {"precision": precision, "backend": self.backend}
-        return functional.dense(input, weight, bias, activation=self.activation, **options)
-
-    def _has_views(self) -> bool:
-        """Whether the views that updates use serve a forward of constants too."""
-        params = [value for value in (self.weight, self.bias) if value is not None]
-        return not torch.compiler.is_compiling() and all(
-            value.is_leaf and is_plain(value) for value in params
-        )
+        options = (self.activation, precision, self.backend)
+        return dense_ops.run(OP, "input", input, weight, bias, *options)
 
     def updates_itself(self, parameter: Tensor) -> bool:
         """Whether `parameter` is this layer's, and is updated in its backward."""
@@ -262,8 +251,8 @@ class Updating(torch.autograd.Function):
         ctx.layer, ctx.optimizer = module._layer(precision, x, weight, bias), module.optimizer
         y = ctx.layer.forward(x, save=True)
         ctx.save_for_backward(x, weight, bias)  # so that torch detects a change of what was read
-        ctx.used = False
-        nodes_of(weight).add(ctx)
+        ctx.used, ctx.nodes = False, nodes_of(weight)
+        ctx.nodes.add(ctx)
         return y
 
     @staticmethod
@@ -319,7 +308,7 @@ def refuse(node: Any) -> None:
         raise RuntimeError(
             f"{OP}: input and parameters must be those of the forward until backward: {error}"
         ) from error
-    for other in nodes_of(node.layer.weight):
+    for other in node.nodes if len(node.nodes) > 1 else ():
         if other is not node and torch._C._will_engine_execute_node(other):
             raise RuntimeError(
                 f"{OP}: weight must be used once in one graph, since the first use's backward "

@@ -4,7 +4,7 @@ Backward needs the tensors that the backend saved in its forward. An operation, 
 tensors only, does not have them and runs the forward once more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,22 +13,85 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backends import dispatch
+from ..check import PLAIN
 from ..optimizers import OPTIMIZERS, Optimizer
 from .custom_op import register
-from .layer import PARTS, Layer, plan_of
+from .layer import PARTS, Layer, check_layer, plan_of
 from .layer_optimizer import rule_of
 
 
 def layer_of(
-    weight: Tensor, bias: Tensor | None, activation: str | None, precision: str, backend: str | None
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    precision: str,
+    backend: str | None,
+    moments: Mapping[str, Tensor] | None = None,
+    updates: Tensor | None = None,
 ) -> Layer:
     plan = plan_of(weight.shape[1], weight.shape[0], activation)
     chosen = dispatch.choose(plan, weight.device, precision, backend)
     bias = None if bias is None else bias.contiguous()
-    return Layer(weight.contiguous(), bias, activation, precision, chosen)
+    weight = weight.contiguous()
+    return Layer(weight, bias, activation, precision, chosen, moments or {}, updates)
 
 
 # y = activation(x @ weight.T + bias)
+
+
+def run(
+    op: str,
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    precision: str,
+    backend: str | None,
+) -> Tensor:
+    """y, differentiable in all three; errors call x `name`."""
+    if torch.compiler.is_compiling():
+        check_layer(op, x, weight, bias, name=name)
+        return dense_op(x, weight, bias, activation, precision, backend)
+    needs_grad = torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in (x, weight, bias)
+    )
+    if not needs_grad:
+        y = at_once(op, name, x, weight, bias, activation, precision, backend)
+        if y is not None:
+            return y
+    check_layer(op, x, weight, bias, name=name)
+    layer = layer_of(weight, bias, activation, precision, backend)
+    return DenseNode.apply(layer, x, weight, bias) if needs_grad else layer.forward(x, save=False)
+
+
+def at_once(
+    op: str,
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    precision: str,
+    backend: str | None,
+) -> Tensor | None:
+    """y where the kernels take the tensors as they are, and check them alone; else None.
+
+    So a small layer takes half the time. What does not fit is left to checks by name.
+    """
+    if type(x) not in PLAIN or type(weight) not in PLAIN or weight.ndim != 2 or not x.numel():
+        return None
+    out_features, in_features = weight.shape
+    plan = plan_of(in_features, out_features, activation)
+    chosen = dispatch.choose(plan, weight.device, precision, backend)
+    if not (hasattr(chosen, "forward_layer") and x.is_contiguous()):
+        return None
+    y = x.new_empty(*x.shape[:-1], out_features)
+    try:
+        chosen.forward_layer(plan, precision, op, name, x, weight, bias, y, False)
+    except ValueError:
+        return None
+    return y
 
 
 class DenseNode(torch.autograd.Function):
@@ -154,9 +217,8 @@ def dense_update_(
 ) -> tuple[Tensor, Tensor]:
     """`applied` (1,) bool, and d_x or an empty tensor."""
     optimizer = described(kind, *numbers)
-    layer = layer_of(weight, bias, None, precision, backend)
-    layer.moments = dict(zip(moment_names(optimizer, bias is not None), moments, strict=True))
-    layer.updates = updates
+    named = dict(zip(moment_names(optimizer, bias is not None), moments, strict=True))
+    layer = layer_of(weight, bias, None, precision, backend, named, updates)
     layer.save(x)
     rule = rule_of(optimizer, lr, weight_decay, weight.device)
     d_x, applied = layer.backward(d_y, input_grad=input_grad, rule=rule)

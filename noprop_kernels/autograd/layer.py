@@ -1,9 +1,10 @@
 """One dense layer as a backend's calls: y = activation(x @ weight.T + bias), gradients and update.
 
-It is a plan with the only input "z", over one slice. Leading dimensions of x are rows.
+It is a plan with the only input "z", over one slice. Leading dimensions of x are rows. The CPU
+kernels take its tensors as they are; other backends take records of stacked ones.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import ModuleType
@@ -18,6 +19,8 @@ from ..check import check_tensor, shape_text
 from ..plan import Dense, Plan
 
 PARTS = ("weight", "bias")
+NAMES = (*PARTS, "weight_m", "weight_v", "bias_m", "bias_v")  # as a backend takes them
+NO_MOMENTS = (None,) * 4
 
 
 @lru_cache(maxsize=256)
@@ -63,6 +66,7 @@ class Layer:
         weight, bias: (out, in), and (out,) or None, contiguous.
         moments: those of "weight_m", "weight_v", "bias_m", "bias_v" that the optimizer keeps.
         updates: (1,) int64, or None where nothing is updated.
+        op, name: of the call and of x, for errors.
     """
 
     weight: Tensor
@@ -73,50 +77,24 @@ class Layer:
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     updates: Tensor | None = None
     made: Slices | None = None  # of an earlier call on the same tensors
+    op: str = "forward"
+    name: str = "x"
     saved: Any = field(default=None, init=False)
 
-    def slices(self, frozen: tuple[str, ...] = ()) -> Slices:
-        """The layer as a stack of one slice; frozen parameters are passed as clones."""
-        if self.made is not None and not frozen:
-            return self.made
-
-        def stacked(name: str, value: Tensor | None) -> Tensor:
-            if value is None:  # a layer without bias has one of zeros for the call
-                return self.weight.new_zeros(1, self.weight.shape[0])
-            value = value.detach()
-            return (value.clone() if name.split("_")[0] in frozen else value).unsqueeze(0)
-
-        def group(suffix: str) -> Tensors:
-            if f"weight{suffix}" not in self.moments:
-                return {}
-            names = (f"weight{suffix}", f"bias{suffix}")
-            return {f"y.{name[:-2]}": stacked(name, self.moments.get(name)) for name in names}
-
+    def __post_init__(self) -> None:
         out_features, in_features = self.weight.shape
-        counter = only_slice() if self.updates is None else self.updates
-        made = Slices(
-            plan=plan_of(in_features, out_features, self.activation),
-            params={
-                "y.weight": stacked("weight", self.weight),
-                "y.bias": stacked("bias", self.bias),
-            },
-            m=group("_m"),
-            v=group("_v"),
-            stats={},
-            seeds=counter,  # no noise is drawn: seeds and draws are not read
-            draws=counter,
-            updates=counter,
-            index=only_slice(),
-            precision=self.precision,
-        )
-        self.made = None if frozen else made
-        return made
+        self.plan = plan_of(in_features, out_features, self.activation)
+        # whether the backend takes the tensors as they are
+        self.takes_tensors = hasattr(self.backend, "forward_layer")
+        moments = (self.moments.get(name) for name in NAMES[2:]) if self.moments else NO_MOMENTS
+        self.tensors = (self.weight, self.bias, *moments)  # by NAMES
+        self._memory: list = []  # of the tensors in the forward that saved
 
     def forward(self, x: Tensor, *, save: bool) -> Tensor:
         """y (*, out) of x (*, in)."""
         y = x.new_empty(*x.shape[:-1], self.weight.shape[0])
         if y.numel() > 0:
-            self._forward(x, y.detach().view(1, -1, y.shape[-1]), save)  # a backend may keep it
+            self._forward(x, y, save)
         return y
 
     def save(self, x: Tensor) -> None:
@@ -125,10 +103,18 @@ class Layer:
             self._forward(x, None, save=True)
 
     def _forward(self, x: Tensor, y: Tensor | None, save: bool) -> None:
+        if save:
+            self._memory = memory_of(self.tensors)
+        if self.takes_tensors:
+            x = x if x.is_contiguous() else x.contiguous()
+            self.saved = self.backend.forward_layer(
+                *(self.plan, self.precision, self.op, self.name, x, self.weight, self.bias, y, save)
+            )
+            return
         call = ForwardCall(
             slices=self.slices(),
             inputs={"z": x.detach().contiguous().view(1, -1, x.shape[-1])},
-            logits=y,
+            logits=None if y is None else y.detach().view(1, -1, y.shape[-1]),  # it may be kept
             training=False,
             save=save,
         )
@@ -150,9 +136,9 @@ class Layer:
         Gradients are written into `grads`, by part; with a rule the layer is updated instead,
         except frozen parts, where d_y is finite. No rows are a gradient of 0, and so an update.
         """
-        self._check_memory()
-        in_features = self.weight.shape[1]
-        d_x = d_y.new_empty(*d_y.shape[:-1], in_features) if input_grad else None
+        if self._memory and memory_of(self.tensors) != self._memory:
+            self._refuse_memory()
+        d_x = d_y.new_empty(*d_y.shape[:-1], self.weight.shape[1]) if input_grad else None
         applied = torch.zeros(1, dtype=torch.bool, device=d_y.device)
         if d_y.numel() == 0:
             for value in (grads or {}).values():
@@ -160,57 +146,134 @@ class Layer:
             if rule is not None:
                 self._update_from_zero(rule, frozen, applied.fill_(True))
             return d_x, applied
+        d_y = d_y if d_y.is_contiguous() else d_y.contiguous()
+        run = self._by_tensors if self.takes_tensors else self._by_record
+        try:
+            run(d_y, d_x, grads, rule, frozen, applied)
+        except (ValueError, MemoryError):  # raised before anything is written
+            raise
+        except BaseException:
+            self._tell_writes(rule, frozen)
+            raise
+        self._tell_writes(rule, frozen)
+        return d_x, applied
+
+    def _by_tensors(
+        self,
+        d_y: Tensor,
+        d_x: Tensor | None,
+        grads: Mapping[str, Tensor] | None,
+        rule: Rule | None,
+        frozen: tuple[str, ...],
+        applied: Tensor,
+    ) -> None:
+        tensors = self.tensors
+        if frozen:
+            tensors = tuple(
+                value.detach().clone() if value is not None and is_of(name, frozen) else value
+                for name, value in zip(NAMES, tensors, strict=True)
+            )
+        self.backend.backward_layer(
+            *(self.plan, self.precision, self.saved, *tensors[:2], d_y),
+            d_x=d_x,
+            grads=(grads["weight"], grads["bias"]) if grads else None,
+            rule=rule,
+            moments=tensors[2:],
+            updates=self.updates,
+            applied=applied,
+        )
+
+    @torch.no_grad()
+    def _by_record(
+        self,
+        d_y: Tensor,
+        d_x: Tensor | None,
+        grads: Mapping[str, Tensor] | None,
+        rule: Rule | None,
+        frozen: tuple[str, ...],
+        applied: Tensor,
+    ) -> None:
+        stacked = {f"y.{part}": value[None] for part, value in (grads or {}).items()}
         call = BackwardCall(
             slices=self.slices(frozen),
             saved=self.saved,
-            d_logits=d_y.detach().contiguous().view(1, -1, d_y.shape[-1]),
-            grads=None
-            if not grads
-            else {f"y.{part}": value[None] for part, value in grads.items()},
-            d_inputs={} if d_x is None else {"z": d_x.view(1, -1, in_features)},
+            d_logits=d_y.detach().view(1, -1, d_y.shape[-1]),
+            grads=stacked or None,
+            d_inputs={} if d_x is None else {"z": d_x.view(1, -1, d_x.shape[-1])},
             rule=rule,
             applied=applied if rule is not None else None,
         )
-        self._write(
-            lambda: self.backend.backward(call), () if rule is None else self._moving(frozen)
-        )
-        return d_x, applied
+        self.backend.backward(call)
 
+    def slices(self, frozen: tuple[str, ...] = ()) -> Slices:
+        """The layer as a stack of one slice; frozen parameters are passed as clones."""
+        if self.made is not None and not frozen:
+            return self.made
+
+        def stacked(name: str, value: Tensor | None) -> Tensor:
+            if value is None:  # a layer without bias has one of zeros for the call
+                return self.weight.new_zeros(1, self.weight.shape[0])
+            value = value.detach()
+            return (value.clone() if is_of(name, frozen) else value).unsqueeze(0)
+
+        def group(suffix: str) -> Tensors:
+            if f"weight{suffix}" not in self.moments:
+                return {}
+            names = (f"weight{suffix}", f"bias{suffix}")
+            return {f"y.{name[:-2]}": stacked(name, self.moments.get(name)) for name in names}
+
+        counter = only_slice() if self.updates is None else self.updates
+        made = Slices(
+            plan=self.plan,
+            params={
+                "y.weight": stacked("weight", self.weight),
+                "y.bias": stacked("bias", self.bias),
+            },
+            m=group("_m"),
+            v=group("_v"),
+            stats={},
+            seeds=counter,  # no noise is drawn: seeds and draws are not read
+            draws=counter,
+            updates=counter,
+            index=only_slice(),
+            precision=self.precision,
+        )
+        self.made = None if frozen else made
+        return made
+
+    @torch.no_grad()
     def _update_from_zero(self, rule: Rule, frozen: tuple[str, ...], apply: Tensor) -> None:
         slices = self.slices(frozen)
         grads = {name: torch.zeros_like(value) for name, value in slices.params.items()}
-        call = UpdateCall(slices=slices, grads=grads, apply=apply, rule=rule)
-        self._write(lambda: self.backend.update(call), self._moving(frozen))
+        self.backend.update(UpdateCall(slices=slices, grads=grads, apply=apply, rule=rule))
+        self._tell_writes(rule, frozen)
 
-    @torch.no_grad()
-    def _write(self, run: Callable[[], None], written: Iterable[Tensor]) -> None:
-        """Runs a call, and tells torch which tensors it wrote."""
-        try:
-            run()
-        except (ValueError, MemoryError):  # raised before anything is written
-            written = ()
-            raise
-        finally:
-            increment_version(written)
-
-    def _check_memory(self) -> None:
-        """Checks that the tensors still have the addresses that a forward used."""
-        if self.made is None:
+    def _tell_writes(self, rule: Rule | None, frozen: tuple[str, ...]) -> None:
+        """Tells torch which tensors a backward wrote."""
+        if rule is None:
             return
-        groups = (("", self.made.params), ("_m", self.made.m), ("_v", self.made.v))
-        named = {"weight": self.weight, "bias": self.bias, **self.moments}
-        for suffix, taken in groups:
-            for part in PARTS if taken else ():
-                now, then = named.get(part + suffix), taken[f"y.{part}"]
-                if now is None:  # a layer without bias
-                    continue
-                if now.shape != then.shape[1:] or now.data_ptr() != then.data_ptr():
-                    raise ValueError(
-                        f"backward: {part}{suffix} must stay where it was in the forward, got "
-                        f"other memory, of shape {shape_text(now.shape)}"
-                    )
+        moved = zip(NAMES, self.tensors, strict=True)
+        written = [value for name, value in moved if value is not None and not is_of(name, frozen)]
+        increment_version(written if self.updates is None else [*written, self.updates])
 
-    def _moving(self, frozen: tuple[str, ...]) -> list[Tensor]:
-        named = {"weight": self.weight, "bias": self.bias, **self.moments}
-        moving = [value for name, value in named.items() if name.split("_")[0] not in frozen]
-        return [value for value in (*moving, self.updates) if value is not None]
+    def _refuse_memory(self) -> None:
+        """
+        Raises:
+            ValueError: a tensor is no longer where the forward read it.
+        """
+        now = zip(NAMES, self.tensors, memory_of(self.tensors), self._memory, strict=True)
+        for name, value, found, then in now:
+            if found != then and value is not None:
+                raise ValueError(
+                    f"backward: {name} must stay where it was in the forward, got other memory, of "
+                    f"shape {shape_text(value.shape)}"
+                )
+
+
+def is_of(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a parameter or moment belongs to one of the parts."""
+    return bool(parts) and name.split("_")[0] in parts
+
+
+def memory_of(tensors: Iterable[Tensor | None]) -> list:
+    return [None if value is None else (value.data_ptr(), value.shape) for value in tensors]

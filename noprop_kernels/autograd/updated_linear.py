@@ -189,7 +189,7 @@ class LayerUpdate:
     ) -> Layer:
         bias = self.bias if with_bias else None
         layer = Layer(self.weight, bias, None, precision, backend, moments, counter)
-        if with_bias and counter is not None:
+        if with_bias and counter is not None and not layer.takes_tensors:
             key = [precision, *map(properties_of, (self.weight, bias, *moments.values(), counter))]
             if self._slices is None or self._slices[0] != key:
                 self._slices = key, layer.slices()

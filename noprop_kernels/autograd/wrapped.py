@@ -62,6 +62,8 @@ def is_sharded(layer: nn.Module) -> bool:
         return False
     from torch.distributed._composable_state import _module_state_mapping
 
+    if not _module_state_mapping:
+        return False
     states: list[Any] = [known() for known in [*_module_state_mapping.values()]]
     none: Any = ()
     groups = chain.from_iterable(getattr(state, "_fsdp_param_groups", none) for state in states)

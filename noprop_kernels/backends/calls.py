@@ -1,8 +1,9 @@
 """Records of the calls to a backend: plain tensors, checked before a record is made.
 
 Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these
-records. Outputs are tensors that the caller made; a backend writes them and allocates nothing that
-outlives the call. `op` is the public name of the call, which errors begin with.
+records; the CPU's also has functions of one dense layer's tensors. Outputs are tensors that the
+caller made; a backend writes them and allocates nothing that outlives the call. `op` is the public
+name of the call, which errors begin with.
 
 Letters: N slices that the object holds, n slices that the call runs, K steps, B rows, F features, D
 width of an embedding, M classes. "Expanded" dimensions may have stride 0.

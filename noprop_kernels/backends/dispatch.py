@@ -7,7 +7,7 @@ NOPROP_ISA forces the instruction set of the CPU kernels.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module, metadata
 from types import ModuleType
 
@@ -96,6 +96,9 @@ def choose(
         BackendError: none can, or the forced one cannot.
     """
     forced, by = forced_backend(backend)
+    if device.type == "cpu" and forced in (None, "cpu") and native_gap() is None:
+        if runs_natively(plan, precision, sampled, head):  # the usual case, without a search
+            return cpu
     if forced is None and device.type == "cpu" and (isa := settings.isa()):
         forced, by = "cpu", f"NOPROP_ISA={isa}"  # only the CPU kernels can honour it
     reasons: dict[str, str] = {}
@@ -182,6 +185,13 @@ def gap(
     if precision not in PRECISIONS[name]:
         return f"precision must be one of {PRECISIONS[name]}, got {precision!r}"
     return None
+
+
+@lru_cache(maxsize=256)
+def runs_natively(plan: Plan, precision: str, sampled: bool, head: str | None) -> bool:
+    """Whether the CPU kernels, where they can be used, run such a call."""
+    device = torch.device("cpu")
+    return gap("cpu", plan, device, precision, sampled=sampled, head=head) is None
 
 
 @cache

@@ -298,11 +298,13 @@ def test_triton_is_not_chosen_on_the_cpu_unless_forced(with_kernels, monkeypatch
     monkeypatch.setattr(dispatch, "triton_version", lambda: "3.7.1")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose() is cpu
+    dispatch.runs_natively.cache_clear()
     with pytest.raises(nk.BackendError, match="no backend can run"):
         monkeypatch.setattr(
             dispatch, "gap", lambda name, *_, **__: None if name == "triton" else "no"
         )
         choose()
+    dispatch.runs_natively.cache_clear()
 
 
 def test_nothing_of_triton_is_imported_until_it_runs():

@@ -201,6 +201,21 @@ def embed_times(out: Tensor, t: Tensor, frequencies: Tensor) -> None:
     _check("embed_time", _call(_C.embed_times, out, t, frequencies), [], 0)
 
 
+def _memory(size: int) -> Tensor:
+    """`size` bytes, as float32, that begin at a multiple of 64 bytes."""
+    floats = size // 4
+    memory = torch.empty(floats + 16, dtype=torch.float32, device="cpu")
+    start = -memory.data_ptr() % 64 // 4
+    return memory[start : start + floats]
+
+
+def _check_isa(isa: str) -> None:
+    if isa != _C.isa_used():
+        raise RuntimeError(
+            f"backward: the forward ran with {isa} and left its layout; now {_C.isa_used()} is used"
+        )
+
+
 def forward(call: ForwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     n, B, _ = call.inputs["z"].shape
@@ -211,11 +226,7 @@ def forward(call: ForwardCall) -> None:
     native = _native_plan(plan, slices.precision)
     saved = None
     if call.save:
-        # 16 floats more, so that the first slice can begin at a multiple of 64 bytes
-        floats = n * native.saved_bytes(B) // 4
-        saved = torch.empty(floats + 16, dtype=torch.float32, device="cpu")
-        start = -saved.data_ptr() % 64 // 4
-        saved = saved[start : start + floats]
+        saved = _memory(n * native.saved_bytes(B))
     result = _call(_C.forward, native, call, saved)
     _check("forward", result, list(plan.inputs), plan.widths[plan.output])
     call.saved = (saved, call.training, _C.isa_used()) if call.save else None
@@ -228,10 +239,7 @@ def head(call: HeadCall) -> None:
 def backward(call: BackwardCall) -> None:
     slices, plan = call.slices, call.slices.plan
     saved, training, isa = call.saved
-    if isa != _C.isa_used():
-        raise RuntimeError(
-            f"backward: the forward ran with {isa} and left its layout; now {_C.isa_used()} is used"
-        )
+    _check_isa(isa)
     native = _native_plan(plan, slices.precision)
     result = _call(_C.backward, native, call, saved, training, _rule(call.rule))
     _check("backward", result, list(plan.inputs), plan.widths[plan.output])
@@ -251,3 +259,65 @@ def predict(call: PredictCall) -> None:
     check_finite("predict", call.inputs)
     result = _call(_C.predict, _native_plan(plan, slices.precision), call)
     _check("predict", result, list(plan.inputs), plan.widths[plan.output])
+
+
+# One dense layer on tensors as torch.nn.Linear has them, without a record: where it takes 10 us, a
+# record's fields would cost as much. The kernels are those of `forward` and `backward`.
+
+
+def forward_layer(
+    plan: Plan,
+    precision: str,
+    op: str,
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor | None,
+    save: bool,
+) -> Any:
+    """y (*, out) of the contiguous x (*, in), which errors call `name`; and what `backward_layer`
+    needs, if requested. Without y no product is computed, which suffices without an activation.
+
+    Raises:
+        ValueError: a tensor does not fit; nothing has been written.
+    """
+    native = _native_plan(plan, precision)
+    saved = _memory(native.saved_bytes(x.numel() // x.shape[-1])) if save else None
+    _check(op, _call(_C.forward_layer, native, op, name, x, weight, bias, y, saved), [name], 0)
+    return (saved, _C.isa_used()) if save else None
+
+
+def backward_layer(
+    plan: Plan,
+    precision: str,
+    saved: Any,
+    weight: Tensor,
+    bias: Tensor | None,
+    d_y: Tensor,
+    *,
+    d_x: Tensor | None,
+    grads: tuple[Tensor, Tensor] | None,
+    rule: Rule | None,
+    moments: tuple[Tensor | None, ...],
+    updates: Tensor | None,
+    applied: Tensor,
+) -> None:
+    """d_x (*, in), and the gradients of weight and bias or their update, for contiguous tensors.
+
+    Args:
+        moments: of weight m, weight v, bias m, bias v; None what the optimizer or layer lacks.
+        updates: (1,) int64, the steps so far; needed with a rule.
+        applied: out, (1,) bool: whether a rule was applied.
+
+    Raises:
+        ValueError: a tensor does not fit; nothing has been written.
+    """
+    memory, isa = saved
+    _check_isa(isa)
+    native, op, rates = _native_plan(plan, precision), "backward", (0.0, 0.0)
+    if rule is not None:
+        rates = rule.lr.item(), rule.weight_decay.item()
+    tensors = (memory, weight, bias, d_y, d_x, grads)
+    update = (_rule(rule), moments, updates, *rates, applied)
+    _check(op, _call(_C.backward_layer, native, op, *tensors, *update), [], 0)

@@ -1,0 +1,113 @@
+// A dense layer's call on tensors as torch.nn.Linear has them: one slice, without a record. A small
+// layer takes a few microseconds, which a record's fields would double.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "call_plan.h"
+#include "tensors.h"
+
+namespace noprop {
+
+// Checks and addresses the tensors of a call. `op` and the tensors' names are for errors.
+class LayerCall {
+ public:
+  LayerCall(const Plan& plan, const char* op)
+      : tensors(op), plan_(plan), in_(plan.in_widths[0]), out_(plan.layers[0].width) {
+    if (plan.layers.size() != 1 || plan.input_widths.size() != 1 || plan.layers[0].norm ||
+        plan.layers[0].kind != NOPROP_DENSE)
+      throw py::value_error(std::string(op) + ": plan must be one dense layer");
+  }
+  LayerCall(const LayerCall&) = delete;
+
+  // weight (out, in) and bias (out,), or None: zeros of this call's own
+  void take_params(py::handle weight, const py::object& bias, bool written) {
+    state_.weight.value = matrix(weight, {"weight"}, written);
+    state_.bias.value = vector(bias, {"bias"}, written);
+    if (state_.bias.value) return;
+    zeros_.resize(static_cast<size_t>(out_));
+    state_.bias.value = zeros_.data();
+  }
+
+  // the moments that the optimizer keeps; of a bias that is None zeros of this call's own
+  void take_moments(const Optimizer& optimizer, const py::tuple& moments, py::handle updates) {
+    const auto part = [&](NopropParam& param, size_t m, size_t v, bool is_weight) {
+      const char* const names[] = {"weight_m", "weight_v", "bias_m", "bias_v"};
+      const auto take = [&](size_t i) {
+        const py::object given = moments[i];
+        if (is_weight) return matrix(given, {names[i]}, true);
+        float* const found = vector(given, {names[i]}, true);
+        return found ? found : own_zeros();
+      };
+      if (optimizer.has_m) param.m = take(m);
+      if (optimizer.has_v) param.v = take(v);
+    };
+    part(state_.weight, 0, 1, true);
+    part(state_.bias, 2, 3, false);
+    const int64_t one = 1;
+    updates_ = tensors.take(updates, {"updates"}, Kind::kInt64, &one, 1, 0, true).as<int64_t>();
+  }
+
+  void take_grads(py::handle weight, const py::object& bias) {
+    state_.weight.grad = matrix(weight, {"weight's gradient"}, true);
+    state_.bias.grad = vector(bias, {"bias' gradient"}, true);
+  }
+
+  // (*, width) of B rows; the first one that is taken sets B
+  float* rows(py::handle tensor, const Name& name, int64_t width, bool written) {
+    py::handle looked_at = tensor;
+    const TensorView view = tensors.look(looked_at, name, written);
+    int64_t shape[kMostDims];
+    std::fill_n(shape, kMostDims, kAny);
+    const int last = view.ndim > 0 ? view.ndim - 1 : 0;  // a number fits no shape of 1 dimension
+    shape[last] = width;
+    tensors.check(looked_at, name, view, Kind::kFloat32, shape, last + 1, 0);
+    int64_t count = 1;
+    for (int i = 0; i < last; ++i) count *= view.shape[i];
+    if (B < 0) B = plan_.rows(count);
+    if (count != B)
+      tensors.refuse(name, "have " + std::to_string(B) + " rows, got " + std::to_string(count));
+    tensors.hold(looked_at, name, view, written);
+    return view.as<float>();
+  }
+  float* rows_or_null(const py::object& tensor, const Name& name, int64_t width, bool written) {
+    return tensor.is_none() ? nullptr : rows(tensor, name, width, written);
+  }
+
+  NopropSlices slices() const {
+    return {&plan_.plan, &state_, nullptr, nullptr, updates_, &kOnlySlice, 1};
+  }
+  int64_t in() const { return in_; }
+  int64_t out() const { return out_; }
+
+  Tensors tensors;
+  int64_t B = -1;
+
+ private:
+  static constexpr int64_t kOnlySlice = 0;
+
+  float* matrix(py::handle tensor, const Name& name, bool written) {
+    const int64_t shape[] = {out_, in_};
+    return tensors.take(tensor, name, Kind::kFloat32, shape, 2, 0, written).as<float>();
+  }
+  float* vector(const py::object& tensor, const Name& name, bool written) {
+    if (tensor.is_none()) return nullptr;
+    return tensors.take(tensor, name, Kind::kFloat32, &out_, 1, 0, written).as<float>();
+  }
+  float* own_zeros() {
+    more_zeros_.emplace_back(static_cast<size_t>(out_));
+    return more_zeros_.back().data();
+  }
+
+  const Plan& plan_;
+  int64_t in_, out_;
+  NopropState state_ = {};
+  int64_t* updates_ = nullptr;
+  std::vector<float> zeros_;
+  std::vector<std::vector<float>> more_zeros_;
+};
+
+}  // namespace noprop
