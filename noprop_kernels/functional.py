@@ -251,6 +251,8 @@ def per_row(op: str, name: str, value: float | Tensor, y: Tensor) -> Tensor:
         return check_tensor(op, name, value, shape=y.shape, device=y.device)
     if isinstance(value, Tensor):
         number = check_tensor(op, name, value, shape=()).to(y.device)
+    elif type(value) is float:
+        number = torch.tensor(value, dtype=torch.float32, device=y.device)
     else:
         number = number_tensor(op, name, value).to(y.device, torch.float32)
     return number.expand(y.shape)

@@ -112,12 +112,10 @@ def add_noise(
     (B,) = y.shape
     z, eps = signal.new_empty(B, D), signal.new_empty(B, D)
     if B:
-
-        def number(value: int) -> Tensor:
-            return torch.tensor([value], dtype=torch.int64, device=y.device)
-
         noising = Noising(signal.detach()[None, None], noise.detach()[None, None], sigma)
-        address = (number(seed), number(draw)[None], number(block)[None], STREAM_EPS, first_row)
+        numbers = torch.tensor([[seed], [draw], [block]], dtype=torch.int64, device=y.device)
+        seeds, draws, blocks = numbers.split(1)
+        address = (seeds[0], draws, blocks, STREAM_EPS, first_row)
         labels = y.contiguous().view(1, 1, B)
         embedding = embedding_of(W_embed, D)
         call = AddNoiseCall(NoiseAddress(*address), noising, embedding, labels, z[None], eps[None])
