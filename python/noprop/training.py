@@ -9,8 +9,7 @@ on it.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +23,7 @@ from .augmentation import CropFlip
 from .defaults import default_epochs
 from .feeding import Feed, feed_of
 from .model import Model
+from .pace import Pace
 
 LR_SCHEDULES = ("constant", "cosine")
 NONFINITE = ("stop", "skip")
@@ -159,23 +159,6 @@ def learning_rates(lr: float, schedule: str, first: int, K: int, total: int) -> 
     return lr * torch.tensor(shares, dtype=torch.float64, device="cpu")
 
 
-class Pace:
-    """Chooses the steps of a call so that it takes half to all of CALL_SECONDS, and at most doubles
-    them from call to call.
-    """
-
-    def __init__(self) -> None:
-        self.K = 1
-
-    @contextmanager
-    def measure(self, steps: int) -> Iterator[None]:
-        begun = CLOCK()
-        yield
-        affordable = int(steps * CALL_SECONDS / max(CLOCK() - begun, 1e-9))
-        # powers of 2, so that a GPU needs few CUDA graphs
-        self.K = max(1, min(2 * self.K, 1 << affordable.bit_length() >> 1))
-
-
 def fit(
     model: Model,
     x: Any,
@@ -304,7 +287,7 @@ class _Loop:
         self.epochs, self.lr_schedule = epochs, lr_schedule
         self.batches = Batches(feed.rows, batch_size, model.blocks.plan.has_norm())
         self.steps = self.batches.steps
-        self.block_pace, self.head_pace = Pace(), Pace()
+        self.block_pace, self.head_pace = Pace(CALL_SECONDS), Pace(CALL_SECONDS)
         self.trouble: str | None = None
 
     def complete(self, progress: Progress) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import checkpoint, training
+from noprop import checkpoint, pace, training
 from noprop.loading import from_checkpoint
 from noprop.normalisation import statistics
 from noprop.training import Batches, Progress
@@ -83,13 +83,13 @@ def test_stop_save_load_and_go_on(tmp_path, toy, new_model, assert_same_state, m
 
 def test_a_call_takes_a_power_of_two_of_steps_that_its_time_affords(monkeypatch):
     """At 0.2 s: as a GPU has a CUDA graph for each length, few lengths are few graphs."""
-    pace, lengths = training.Pace(), []
+    chosen, lengths = pace.Pace(0.2), []
     for seconds in (0.03, 0.06, 0.12, 0.5, 0.9):
         times = iter((0.0, seconds))
-        monkeypatch.setattr(training, "CLOCK", lambda times=times: next(times))
-        with pace.measure(pace.K):
+        monkeypatch.setattr(pace, "CLOCK", lambda times=times: next(times))
+        with chosen.measure(chosen.K):
             pass
-        lengths.append(pace.K)
+        lengths.append(chosen.K)
     assert lengths == [2, 4, 4, 1, 1]
 
 
