@@ -389,8 +389,7 @@ class DenoisingBlocks(Stack):
             ValueError: t is not held, or the replica does not exist.
         """
         index = index_of(self, "block", t)
-        if type(replica) is not int or not 0 <= replica < self.replicas:
-            raise ValueError(f"block: replica must be in [0, {self.replicas}), got {replica!r}")
+        replica = chain.check_replica("block", replica, self.replicas)
         return plain_modules.shared_module(self, int(index[replica]))
 
     def to_modules(self) -> list[fx.GraphModule]:
@@ -420,6 +419,7 @@ class DenoisingBlocks(Stack):
         seed: int | Sequence[int] | None = None,
         first_row: int = 0,
         keep: str | int = "last",
+        replica: int | None = None,
     ) -> Prediction:
         """The chain z_t = a_t u_hat_t + b_t z_{t-1} + sqrt(c_t) eps from z_0 ~ N(0, I).
 
@@ -442,6 +442,7 @@ class DenoisingBlocks(Stack):
             first_row: position of row 0 in the whole set.
             keep: "last", "all" for the results after every step, or a number that divides the
                 steps: for so many, equally far apart.
+            replica: the number of the one replica that runs, so that R = 1 here; None: all.
 
         Returns:
             Prediction of (S, R, B, ...), with other `keep` than "last" (kept, S, R, B, ...).
@@ -449,4 +450,6 @@ class DenoisingBlocks(Stack):
         Raises:
             ValueError: an argument does not fit, or not all T blocks are held.
         """
-        return chain.predict(self, x, noise, sampler, steps, samples, seed, first_row, keep)
+        return chain.predict(
+            self, x, noise, sampler, steps, samples, seed, first_row, keep, replica
+        )

@@ -37,6 +37,7 @@ def predict(
     seed: int | Sequence[int] | None,
     first_row: int,
     keep: str | int,
+    replica: int | None,
 ) -> Prediction:
     """DenoisingBlocks.predict."""
     op, T = "predict", stack.goal.T
@@ -53,12 +54,16 @@ def predict(
     if goal.timed and not torch.compiler.is_compiling():
         engine.backend_of(stack, sampled=True)  # raises before anything is made
     check_draws_z(stack, op)
-    R = stack.layout.replicas
+    which = range(stack.layout.replicas)
+    if replica is not None:
+        which = which[check_replica(op, replica, len(which)) :][:1]
+    R = len(which)
     samples = check_positive(op, "samples", samples, MOST_COUNT)
     inputs = check_inputs(op, x, stack.plan, stack.layout.given, R, stack.device)
     B = next(iter(inputs.values())).shape[1]
     first_row = check_row(op, first_row, B)
-    seeds = stack.seeds.view(R, T)[:, 0].contiguous()
+    index = index.view(-1, T)[which.start : which.stop]
+    seeds = stack.seeds.view(-1, T)[which.start : which.stop, 0].contiguous()
     if seed is not None:
         given = seed_list(op, seed)
         if len(given) not in (1, R):
@@ -75,7 +80,7 @@ def predict(
             numbers_of(present.table(kind, steps), stack),
             *options,
         )
-        slices = index.view(R, T)[part].flatten()
+        slices = index[part].flatten()
         if torch.compiler.is_compiling():
             return compiled_predict(stack, slices, *arguments)
         call = predict_call(slices_of(stack, slices), *arguments)
@@ -85,11 +90,20 @@ def predict(
         return call.logits, call.u_hat, call.z
 
     if stack.shared is not None and stack.shared.learns_schedule:
-        each = [results_of(slice(r, r + 1), stack.shared.present_goal(replica=r)) for r in range(R)]
+        each = [
+            results_of(slice(i, i + 1), stack.shared.present_goal(replica=r))
+            for i, r in enumerate(which)
+        ]
         results = tuple(torch.cat(parts, 2) for parts in zip(*each, strict=True))
     else:
         results = results_of(slice(None), goal)
     return Prediction(*((result[0] for result in results) if keep == "last" else results))
+
+
+def check_replica(op: str, replica: object, R: int) -> int:
+    if type(replica) is not int or not 0 <= replica < R:
+        raise ValueError(f"{op}: replica must be in [0, {R}), got {replica!r}")
+    return replica
 
 
 def check_keep(op: str, keep: object, steps: int) -> int:

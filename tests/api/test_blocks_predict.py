@@ -122,9 +122,26 @@ def test_x_may_be_one_per_replica(backend):
     assert torch.equal(both.z[:, 1], blocks.predict(-x).z[:, 1])
 
 
+def test_one_of_several_replicas(backend):
+    blocks, x = trained(seed=[3, 4, 5]), batch()[0]
+    for noise in (True, False):
+        every = blocks.predict(x, noise=noise, samples=2, keep="all")
+        for r in range(3):
+            one = blocks.predict(x, noise=noise, samples=2, keep="all", replica=r)
+            for part in ("logits", "u_hat", "z"):
+                want = getattr(every, part)[:, :, r : r + 1]
+                if backend == "reference":  # as in test_samples_and_seeds
+                    torch.testing.assert_close(getattr(one, part), want)
+                else:
+                    assert torch.equal(getattr(one, part), want)
+    assert torch.equal(
+        blocks.predict(x[None], seed=[8], replica=2).z[:, 0], blocks.predict(x, seed=8).z[:, 2]
+    )
+
+
 def test_no_label_can_reach_it():
     names = inspect.signature(nk.DenoisingBlocks.predict).parameters
-    given = {"noise", "sampler", "steps", "samples", "seed", "first_row", "keep"}
+    given = {"noise", "sampler", "steps", "samples", "seed", "first_row", "keep", "replica"}
     assert set(names) == {"self", "x"} | given
 
 
@@ -136,6 +153,9 @@ def test_no_label_can_reach_it():
         ({"first_row": -1}, "first_row must be an integer of at least 0, got -1"),
         ({"seed": [1, 2, 3]}, "seed must be one or 2"),
         ({"seed": 1.5}, "seed must be an int64"),
+        ({"replica": 2}, r"replica must be in \[0, 2\), got 2"),
+        ({"replica": True}, r"replica must be in \[0, 2\), got True"),
+        ({"replica": 0, "seed": [1, 2]}, "seed must be one or 1"),
         ({"x": torch.zeros(B, F + 1)}, r"x must have shape \(any, 7\), got \(6, 8\)"),
         ({"x": torch.zeros(3, B, F)}, r"x must have shape \(2, any, 7\), got \(3, 6, 7\)"),
     ],

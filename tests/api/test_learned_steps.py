@@ -322,6 +322,8 @@ def test_replicas_with_a_learned_gamma_train_as_alone(backend) -> None:
             one = alone.blocks.predict(x, noise=noise, steps=4, keep="all")
             assert torch.equal(both.z[:, :, 1:], one.z)
             assert torch.equal(both.logits[:, :, 1:], one.logits)
+            of_two = together.blocks.predict(x, noise=noise, steps=4, keep="all", replica=1)
+            assert torch.equal(of_two.z, one.z)
 
 
 @pytest.mark.parametrize("goal", ["dt", "ct", "fm"])
