@@ -95,7 +95,8 @@ def evaluate(
     """Accuracies of `model` on (x, y). Labels are compared with answers and used for nothing else.
 
     Args:
-        model: its answer is evaluated, and the paper's protocol where it has a head.
+        model: its answer is evaluated, and the paper's protocol where it has a head. Of several
+            replicas `model.replica(r)` is one.
         x: the rows, as `Model.predict` takes them.
         y: (rows,) int64.
         samples: S, draws of the paper's protocol, at least 1; the answer has no noise.
@@ -104,6 +105,7 @@ def evaluate(
     Raises:
         ValueError: samples is below 1, there are no rows, or an argument does not fit.
     """
+    model.check_single("evaluate")
     x = model.format_of(x).array(x, "evaluate")
     if samples < 1 or len(x) == 0 or len(x) != len(y):
         raise ValueError(

@@ -60,6 +60,11 @@ def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
     if isinstance(x, DataLoader | Dataset):
         if y is not None:
             raise InputError(f"fit: y must be None, as {type(x).__name__} brings labels with x")
+        if model.replicas > 1:
+            raise InputError(
+                "fit: x must be an array where there are several replicas, each with an order of "
+                f"its own, got {type(x).__name__}, which is read in one: train a model of each seed"
+            )
         return _stream(model, x, batch_size)
     inputs = model.inputs or InputFormat.of(x)
     array = inputs.array(x, "fit")

@@ -29,6 +29,18 @@ def field(record: Json, name: str, kind: type) -> Any:
     return value
 
 
+def replicas_of(record: Json) -> int:
+    """R of a saved model; none is recorded where it is 1.
+
+    Raises:
+        InputError: it is not a number of at least 1.
+    """
+    replicas = field({"replicas": 1} | record, "replicas", int)
+    if replicas < 1:
+        raise InputError(f"a saved model must have at least 1 replica, got {replicas}")
+    return replicas
+
+
 def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) -> None:
     """Checks that the tensors have the sizes that a saved model names, before memory for it is
     allocated, and that counters are not negative.
@@ -36,13 +48,14 @@ def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) ->
     Raises:
         InputError: one does not fit.
     """
+    R = replicas_of(record)
     sizes = {
-        f"blocks.{name}": (T, *shape)
+        f"blocks.{name}": (R * T, *shape)
         for name, shape in (plan.parameters() | plan.statistics()).items()
     }
     if record.get("head", True):  # the only head of early versions
         sizes["head.logits.weight"] = (
-            1,
+            R,
             field(record, "classes", int),
             field(record, "embed_dim", int),
         )

@@ -62,7 +62,7 @@ def from_checkpoint(
             goal,
             embedding=embedding,
             optimizer=json_records.optimizer_from_json(optimizers.get("blocks")),
-            seed=int(tensors["blocks.seeds"][0]),
+            seed=tensors["blocks.seeds"][:: goal.T].tolist(),
             precision=precision["blocks"],
             backend=backend,
         )
@@ -74,7 +74,7 @@ def from_checkpoint(
                 goal=goal,
                 embedding=embedding,
                 optimizer=json_records.optimizer_from_json(optimizers.get("head")),
-                seed=int(tensors["head.seeds"][0]),
+                seed=tensors["head.seeds"].tolist(),
                 precision=precision["head"],
                 backend=backend,
             )

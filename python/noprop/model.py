@@ -10,9 +10,9 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 import noprop_kernels as nk
-from noprop_kernels.check import check_positive
+from noprop_kernels.check import check_integer, check_positive
 
-from . import checkpoint, export, json_records, sampling
+from . import checkpoint, export, json_records, replicas, sampling
 from .inputs import InputFormat
 from .json_records import Json
 from .normalisation import Normalisation
@@ -62,10 +62,15 @@ class Model:
     model(x) returns the probabilities. A model predicts with running statistics and trains with
     those of the batch, whatever its mode: `eval` and `train` change nothing.
 
+    A model of R replicas is R models of different seeds that are trained together and give separate
+    answers: a call that needs one asks which, `replica(r)` is a copy of one, and a mean of several
+    answers is the caller's own.
+
     Args:
-        blocks: all T of them, one replica.
-        head: None, or the head that reads the last z in the paper's protocol (`predict_paper`);
-            `fit` trains it beside the blocks. No answer depends on it. FM has none.
+        blocks: all T of them, in each replica.
+        head: None, or the head that reads the last z in the paper's protocol (`predict_paper`), of
+            as many replicas; `fit` trains it beside the blocks. No answer depends on it. FM has
+            none.
         encoder: None, or a frozen module from normalised x (B, F) to features (B, F'): `fit` trains
             only the blocks and the head.
         normalize: mean and std of x, each (channels,), where x is made of that many equal runs of
@@ -114,14 +119,15 @@ class Model:
             )
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
-        if blocks.replicas != 1:
-            raise ValueError(f"Model: blocks must have one replica, got {blocks.replicas}")
         if head is not None and isinstance(goal, nk.FM):
             raise ValueError(
                 "Model: head must be None of an FM, whose classes are read by the nearest embedding"
             )
-        if head is not None and len(head) != 1:
-            raise ValueError(f"Model: head must have one replica, got {len(head)}")
+        if head is not None and len(head) != blocks.replicas:
+            raise ValueError(
+                f"Model: head must have as many replicas as the blocks, {blocks.replicas}, got "
+                f"{len(head)}"
+            )
         if head is not None and (head.D, head.M) != (blocks.D, blocks.M):
             raise ValueError(
                 f"Model: head must be for D, M = {blocks.D}, {blocks.M}, got {head.D}, {head.M}"
@@ -140,6 +146,45 @@ class Model:
         return self.blocks.device
 
     @property
+    def replicas(self) -> int:
+        """R, the number of models of different seeds in this one."""
+        return self.blocks.replicas
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each replica."""
+        return self.blocks.seeds[:: self.blocks.T].tolist()
+
+    def replica(self, replica: int) -> "Model":
+        """A copy of one replica: a model with the bits of one that was trained alone, which may be
+        trained further. It has this model's encoder itself.
+
+        Raises:
+            ValueError: there is no such replica.
+        """
+        replica = self._which("replica", replica)
+        return Model(
+            replicas.blocks_of(self.blocks, replica),
+            None if self.head is None else replicas.head_of(self.head, replica),
+            self.encoder,
+            normalize=self.normalize,
+            classes=self.classes_,
+            inputs=self.inputs,
+            sampler=self.sampler,
+            paper_sampler=self.paper_sampler,
+        )
+
+    def _which(self, op: str, replica: int | None) -> int:
+        """The replica of a call; where there is one, nobody need name it."""
+        if replica is not None or self.replicas == 1:
+            replica = 0 if replica is None else replica
+            return check_integer(op, "replica", replica, 0, self.replicas - 1)
+        raise ValueError(
+            f"{op}: replica must say which of {self.replicas} answers, 0..{self.replicas - 1} of "
+            f"the seeds {', '.join(map(str, self.seeds))}, got None"
+        )
+
+    @property
     def parts(self) -> dict[str, nn.Module]:
         """The existing modules, by their names in a checkpoint."""
         encoder = {} if self.encoder is None else {"encoder": self.encoder}
@@ -155,6 +200,7 @@ class Model:
         blocks = self.blocks
         sampled = {"goal": type(self.goal).__name__, "sampler": self.sampler}
         parts = {
+            **({} if self.replicas == 1 else {"replicas": self.replicas}),
             **({"T": blocks.T} if isinstance(self.goal, nk.DT) else sampled),
             **{name: list(shape) for name, shape in blocks.plan.inputs.items()},
             "classes": blocks.M,
@@ -165,9 +211,9 @@ class Model:
         }
         return f"Model({', '.join(f'{name}={value}' for name, value in parts.items())})"
 
-    def __call__(self, x: Any) -> Tensor:
+    def __call__(self, x: Any, *, replica: int | None = None) -> Tensor:
         """Probabilities (B, M) of x; arguments and errors as `predict`."""
-        return self.predict(x).probs
+        return self.predict(x, replica=replica).probs
 
     def to(self, device: torch.device | str) -> "Model":
         """Moves blocks, head and encoder; returns itself."""
@@ -184,7 +230,7 @@ class Model:
         return self
 
     def num_parameters(self) -> int:
-        """Parameters of all blocks, and of the head if there is one."""
+        """Parameters of all blocks, and of the head if there is one, in all replicas."""
         return sum(p.numel() for part in self.learners.values() for p in part.parameters())
 
     def features(self, x: Any, first_row: int = 0) -> Tensor:
@@ -217,7 +263,7 @@ class Model:
         """The format of a row of x: that of training, or before training that of x itself."""
         return self.inputs or InputFormat.of(x, "predict")
 
-    def predict(self, x: Any, *, steps: int | None = None) -> Answer:
+    def predict(self, x: Any, *, steps: int | None = None, replica: int | None = None) -> Answer:
         """Predicts classes of x by the chain without noise, from z_0 = 0; it needs no labels, and
         nothing is random.
 
@@ -228,10 +274,12 @@ class Model:
                 lists, of any B. The batch and the position of a row change no result. Values count,
                 not types: for a model that was trained on uint8 every number is a byte 0..255.
             steps: of the sampler; None: those of `sampler`, which a DT's always are.
+            replica: which of several replicas answers; needed where there are several.
 
         Raises:
-            ValueError: x or steps do not fit.
+            ValueError: x, steps or replica do not fit.
         """
+        replica = self._which("predict", replica)
         blocks, rows = self.blocks, self.format_of(x).array(x)
         kind, steps = self.sampler_of(steps)
         several = isinstance(self.goal, nk.DT)  # evaluations whose softmaxes are averaged
@@ -244,6 +292,7 @@ class Model:
                 sampler=kind,
                 steps=steps,
                 keep="all" if several else 1,
+                replica=replica,
             )
             last = first + len(part)
             scores[first:last] = self.scores(chain.z[-1, 0, 0])
@@ -263,7 +312,14 @@ class Model:
             return self.sampler
         return sampling.answer_sampler("predict", self.goal, self.sampler.kind, steps)
 
-    def predict_paper(self, x: Any, samples: int = 5, seed: int | None = None) -> Tensor:
+    def predict_paper(
+        self,
+        x: Any,
+        samples: int = 5,
+        seed: int | None = None,
+        *,
+        replica: int | None = None,
+    ) -> Tensor:
         """The head's logits of the last z by the paper's protocol, from z_0 ~ N(0, I), S times.
 
         Of DT and CT there is noise in every step. Of FM, which has no head, they are the scores,
@@ -273,6 +329,7 @@ class Model:
             x: B rows, as in `predict`. The noise of a row depends on its position.
             samples: S, the number of draws of the chain.
             seed: of the draws; None is the model's own.
+            replica: as in `predict`.
 
         Returns:
             (S, B, M) float32.
@@ -281,6 +338,7 @@ class Model:
             ValueError: the model has no head, or an argument does not fit.
         """
         self._check_reads("predict_paper")
+        replica = self._which("predict_paper", replica)
         check_positive("predict_paper", "samples", samples)
         rows = self.format_of(x).array(x)
         logits = torch.empty(
@@ -294,8 +352,9 @@ class Model:
                 samples=samples,
                 seed=seed,
                 first_row=first,
+                replica=replica,
             )
-            logits[:, first : first + len(part)] = self.read(chain.z[:, 0])
+            logits[:, first : first + len(part)] = self.read(chain.z[:, 0], replica=replica)
         return logits
 
     def scores(self, z: Tensor, t: float | None = None) -> Tensor:
@@ -311,18 +370,29 @@ class Model:
         """Whether the paper's protocol can read a class: by a head, or of an FM without one."""
         return self.head is not None or isinstance(self.goal, nk.FM)
 
-    def read(self, z: Tensor) -> Tensor:
+    def read(self, z: Tensor, *, replica: int | None = None) -> Tensor:
         """The head's logits (..., M) of embeddings z (..., D); of an FM the scores.
 
         Raises:
-            ValueError: the model has no head.
+            ValueError: the model has no head, or several and `replica` does not say which.
         """
         self._check_reads("read")
+        replica = self._which("read", replica)
         if self.head is None:
             return self.scores(z)
         with torch.no_grad():
-            logits = self.head.forward(z.reshape(-1, z.shape[-1]))[0]
+            logits = self.head.forward(z.reshape(-1, z.shape[-1]))[replica]
         return logits.view(*z.shape[:-1], -1)
+
+    def check_single(self, op: str) -> None:
+        """
+        Raises:
+            ValueError: there are several replicas.
+        """
+        if self.replicas > 1:
+            raise ValueError(
+                f"{op}: model must have one replica, got {self.replicas}: model.replica(r) is one"
+            )
 
     def _check_reads(self, op: str) -> None:
         if not self.reads:
@@ -349,8 +419,10 @@ class Model:
 
         Raises:
             ValueError: the plan has inputs other than "z" and one more (and "t" of CT and FM),
-                steps do not fit, or `noise` is true and the model has no head.
+                steps do not fit, `noise` is true and the model has no head, or it has several
+                replicas.
         """
+        self.check_single("to_module")
         if noise:
             self._check_reads("to_module")
         return export.chain(self, noise, steps)
@@ -371,6 +443,7 @@ class Model:
                 "plan": json_records.plan_to_json(self.blocks.plan),
                 "goal": json_records.goal_to_json(self.goal),
                 "order": list(self.blocks.held),
+                **({} if self.replicas == 1 else {"replicas": self.replicas}),
                 **json_records.samplers_to_json(self.goal, self.sampler, self.paper_sampler),
                 "normalisation": None
                 if self.normalize is None
@@ -390,7 +463,8 @@ class Model:
             "versions": self.versions(),
             "training": training,
         }
-        format = checkpoint.FORMATS[0 if isinstance(self.goal, nk.DT) else 1]
+        of_first = isinstance(self.goal, nk.DT) and self.replicas == 1
+        format = checkpoint.FORMATS[0 if of_first else 1]
         checkpoint.save(Path(folder), content, self.tensors(), format)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -16,14 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noprop_kernels.arguments.scalars import seed_list
 from noprop_kernels.optimizers import Optimizer
 
 from . import augmentation
 from .augmentation import CropFlip
+from .batching import Batches, Batching
 from .defaults import default_epochs
-from .feeding import Feed, feed_of
+from .feeding import feed_of
 from .model import Model
 from .pace import Pace
+from .replicas import slices_of
 
 LR_SCHEDULES = ("constant", "cosine")
 NONFINITE = ("stop", "skip")
@@ -38,10 +41,10 @@ class Progress:
     Attributes:
         epoch: number of complete epochs.
         block_steps, head_steps: steps done in the current epoch.
-        loss_sum: per block, summed over the epoch's samples so far; head_loss_sum: the head's, over
-            all t.
+        loss_sum: per block, summed over the epoch's samples so far, replica by replica;
+            head_loss_sum: the head's of each replica, over all t.
         skipped, head_skipped: samples of steps whose loss was not finite. They are in no sum and
-            moved no weight. Like loss_sum, empty before the epoch's first step.
+            moved no weight. Like the sums, empty before the epoch's first step.
         seconds, epoch_seconds: training time so far, in all epochs and in this one.
     """
 
@@ -49,11 +52,11 @@ class Progress:
     block_steps: int = 0
     head_steps: int = 0
     loss_sum: list[float] = field(default_factory=list)
-    head_loss_sum: float = 0.0
+    head_loss_sum: list[float] = field(default_factory=list)
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     skipped: list[int] = field(default_factory=list)
-    head_skipped: int = 0
+    head_skipped: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,8 +68,8 @@ class Progress:
     def finish_epoch(self) -> None:
         self.epoch += 1
         self.block_steps = self.head_steps = 0
-        self.loss_sum, self.head_loss_sum, self.epoch_seconds = [], 0.0, 0.0
-        self.skipped, self.head_skipped = [], 0
+        self.loss_sum, self.head_loss_sum, self.epoch_seconds = [], [], 0.0
+        self.skipped, self.head_skipped = [], []
 
 
 class NotFinite(ValueError):
@@ -86,7 +89,7 @@ class NotFinite(ValueError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """A complete epoch.
+    """A complete epoch of one replica.
 
     Attributes:
         epoch: its number, from 1.
@@ -100,7 +103,8 @@ class Epoch:
         skipped: per block, samples whose step's loss was not finite. The means leave them out; a
             mean over no sample is None.
         seconds: training time of the epoch.
-        samples_per_second: training samples, each counted once for all blocks.
+        samples_per_second: training samples, each counted once for all blocks and replicas.
+        replica: its number.
     """
 
     epoch: int
@@ -111,40 +115,7 @@ class Epoch:
     skipped: list[int]
     seconds: float
     samples_per_second: float
-
-
-class Batches:
-    """The batches of an epoch: full ones, and a short last one if rows remain.
-
-    A last batch of one row is left out where the plan has batch norm, which needs two.
-
-    Attributes:
-        left_out: rows of an epoch that no step uses, 0 or 1.
-    """
-
-    def __init__(self, rows: int, batch_size: int, has_norm: bool) -> None:
-        self.size = batch_size
-        self.full, self.tail = divmod(rows, batch_size)
-        self.left_out = 1 if self.tail == 1 and has_norm else 0
-        self.tail -= self.left_out
-        if self.steps == 0:
-            raise ValueError(f"fit: x must have at least 2 rows for batch norm, got {rows}")
-
-    @property
-    def steps(self) -> int:
-        return self.full + (self.tail > 0)
-
-    @property
-    def rows(self) -> int:
-        return self.full * self.size + self.tail
-
-    def take(self, order: Tensor, step: int, K: int) -> Tensor:
-        """Indices (k, B) of at most K steps from `step` on, all of one size."""
-        start = step * self.size
-        if step >= self.full:
-            return order[start : start + self.tail][None]
-        k = min(K, self.full - step)
-        return order[start : start + k * self.size].view(k, self.size)
+    replica: int = 0
 
 
 def learning_rates(lr: float, schedule: str, first: int, K: int, total: int) -> Tensor:
@@ -166,9 +137,9 @@ def fit(
     *,
     epochs: int | None = None,
     batch_size: int = 128,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     lr_schedule: str = "constant",
-    nonfinite: str = "stop",
+    nonfinite: str | None = None,
     augment: str = "none",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -179,10 +150,10 @@ def fit(
     """Trains `model` until `epochs` epochs are complete, or `stop()` is true.
 
     Every block sees each row once an epoch; a head sees it T times (arXiv:2503.24322v2, alg. 1).
-    The order of the rows is a function of (seed, epoch). Stopping by `stop` and resuming from the
-    returned `progress` gives the same bits as an uninterrupted training. A KeyboardInterrupt is not
-    caught: the model can predict, but its blocks may be some steps apart, and no `progress` matches
-    it.
+    The order of the rows is a function of (seed, epoch). Replicas are trained at once, each with
+    the bits of training alone. Stopping by `stop` and resuming from the returned `progress` gives
+    the same bits as an uninterrupted training. A KeyboardInterrupt is not caught: the model can
+    predict, but its blocks may be some steps apart, and no `progress` matches it.
 
     Args:
         model: trained in place. Where it has none, it gets the format of x, the classes' names, and
@@ -197,26 +168,31 @@ def fit(
         epochs: number of complete epochs at the end, those of `progress` included; None: enough for
             the number of rows, by `default_epochs`.
         batch_size: B, unless a loader has its own; a short last batch is one more step.
-        seed: for the order of the rows; the model has its own.
+        seed: for the order of the rows and the augmentation; the model has its own. One for all
+            replicas, or a list of one for each.
         lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
             to 0 over all `epochs`.
         nonfinite: the reaction to a loss that is NaN or infinite; such a step changes no weight of
-            its learner. "stop" raises NotFinite after the call, "skip" continues and counts it.
+            its learner. "stop" raises NotFinite after the call, "skip" continues and counts it;
+            None: "stop", or of several replicas "skip", so that the others go on, and `say` has the
+            first of each replica.
         augment: "none", or "crop-flip" of images: a border of 4 pixels of raw 0, of which a random
             window is cut out, mirrored half of the time; a new draw for each row and step, the
             same for all blocks.
         progress: the state to resume from; updated in place.
         stop: called after every call, several times a second; true ends the training.
-        on_call: called with `progress` and the call's samples, each counted once for all blocks.
-        on_epoch: called with every complete epoch; its time does not count as training.
-        say: called once with a line on what the training leaves out; by default a Python warning.
+        on_call: called with `progress` and the call's samples, each counted once for all blocks
+            and replicas.
+        on_epoch: called with every complete epoch, of each replica in turn; its time does not count
+            as training.
+        say: called with a line on what the training leaves out; by default a Python warning.
 
     Returns:
         `progress`, or a new one.
 
     Raises:
         ValueError: an argument does not fit.
-        NotFinite: a loss was not finite, and nonfinite is "stop".
+        NotFinite: a loss was not finite, where that stops.
     """
     if (epochs is not None and epochs < 0) or batch_size < 1:
         raise ValueError(
@@ -225,17 +201,22 @@ def fit(
         )
     if lr_schedule not in LR_SCHEDULES:
         raise ValueError(f"fit: lr_schedule must be one of {LR_SCHEDULES}, got {lr_schedule!r}")
-    if nonfinite not in NONFINITE:
+    if nonfinite is not None and nonfinite not in NONFINITE:
         raise ValueError(f"fit: nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+    stops = nonfinite == "stop" or (nonfinite is None and model.replicas == 1)
+    seeds = seeds_of(seed, model.replicas)
     feed = feed_of(model, x, y, batch_size)
     model.tensors()  # what cannot be saved raises now, and not after the training
     batch_size = feed.batch_size or batch_size
     epochs = default_epochs(feed.rows, batch_size) if epochs is None else epochs
     assert model.inputs is not None  # by feed_of
     augmentation.check("fit", augment, model.inputs, model.encoder is not None)
-    crop = None if augment == "none" else CropFlip(model.inputs, model.normalize, seed)
-    loop = _Loop(model, feed, batch_size, epochs, lr_schedule, crop)
+    crops = []
+    if augment != "none":
+        crops = [CropFlip(model.inputs, model.normalize, seed) for seed in seeds]
+    loop = _Loop(model, Batching(feed, seeds, crops), batch_size, epochs, lr_schedule)
     progress = progress if progress is not None else Progress()
+    told = set()  # replicas of which a loss that is not finite was told
     if loop.batches.left_out and progress.epoch < epochs:
         say(
             f"{feed.rows} rows in batches of {loop.batches.size} leave a last one of 1 row, and "
@@ -244,7 +225,7 @@ def fit(
 
     while progress.epoch < epochs:
         started = CLOCK()
-        order = feed.order(seed, progress.epoch)
+        order = loop.batching.order(progress.epoch)
         while not loop.complete(progress):
             if stop():
                 return progress
@@ -255,15 +236,33 @@ def fit(
             now = CLOCK()
             progress.add_time(now - started)
             on_call(progress, samples)
-            if loop.trouble is not None and nonfinite == "stop":
+            if loop.trouble and stops:
                 loop.check()  # raises the cause, where a GPU found it in the data
-                raise NotFinite(loop.trouble, progress)
+                text = next(iter(loop.trouble.values()))
+                raise NotFinite(f'{text}, and nonfinite="skip" goes on', progress)
+            if nonfinite is None:
+                for replica in sorted(loop.trouble.keys() - told):
+                    say(f"{loop.trouble[replica]}; all replicas go on")
+                told.update(loop.trouble)
             started = CLOCK()
         loop.check()  # raises what a GPU found in the last calls
-        done = loop.epoch(progress)
+        done = loop.epochs_of(progress)
         progress.finish_epoch()
-        on_epoch(done)
+        for epoch in done:
+            on_epoch(epoch)
     return progress
+
+
+def seeds_of(seed: int | Sequence[int], replicas: int) -> list[int]:
+    """A seed for each replica.
+
+    Raises:
+        ValueError: there are not one or as many as replicas.
+    """
+    seeds = seed_list("fit", seed)
+    if len(seeds) not in (1, replicas):
+        raise ValueError(f"fit: seed must be one or {replicas}, one per replica, got {seed!r}")
+    return seeds if len(seeds) == replicas else seeds * replicas
 
 
 class _Loop:
@@ -271,24 +270,24 @@ class _Loop:
 
     Attributes:
         steps: steps of an epoch for each block; the head has T times as many.
-        trouble: a line on the first loss of the last call that was not finite, else None.
+        trouble: a line on the first loss of the last call that was not finite, by the replica that
+            had one, the earliest first.
     """
 
     def __init__(
         self,
         model: Model,
-        feed: Feed,
+        batching: Batching,
         batch_size: int,
         epochs: int,
         lr_schedule: str,
-        augment: CropFlip | None,
     ) -> None:
-        self.model, self.feed, self.augment = model, feed, augment
+        self.model, self.batching, self.feed = model, batching, batching.feed
         self.epochs, self.lr_schedule = epochs, lr_schedule
-        self.batches = Batches(feed.rows, batch_size, model.blocks.plan.has_norm())
+        self.batches = Batches(self.feed.rows, batch_size, model.blocks.plan.has_norm())
         self.steps = self.batches.steps
         self.block_pace, self.head_pace = Pace(CALL_SECONDS), Pace(CALL_SECONDS)
-        self.trouble: str | None = None
+        self.trouble: dict[int, str] = {}
 
     def complete(self, progress: Progress) -> bool:
         head_steps = 0 if self.model.head is None else self.model.blocks.T * self.steps
@@ -298,25 +297,42 @@ class _Loop:
         for learner in self.model.learners.values():
             learner.check()
 
-    def epoch(self, progress: Progress) -> Epoch:
-        """The record of the epoch that `progress` has completed."""
+    def epochs_of(self, progress: Progress) -> list[Epoch]:
+        """The record of the epoch that `progress` has completed, of each replica."""
         blocks, rows = self.model.blocks, self.batches.rows
+        R, T = blocks.replicas, blocks.T
         last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
-        skipped = progress.skipped or [0] * blocks.T  # early runs did not count them
-        counts = [rows - count for count in skipped]
-        head_loss = None
-        if self.model.head is not None:
-            head_loss = _mean(progress.head_loss_sum, blocks.T * rows - progress.head_skipped)
-        return Epoch(
-            epoch=progress.epoch + 1,
-            loss=list(map(_mean, progress.loss_sum, counts)),
-            error=self.errors(progress.loss_sum, counts),
-            head_loss=head_loss,
-            lr=last.item(),
-            skipped=skipped,
-            seconds=progress.epoch_seconds,
-            samples_per_second=rows / progress.epoch_seconds,
-        )
+        all_skipped = progress.skipped or [0] * (R * T)  # early runs did not count them
+        head_skipped = progress.head_skipped or [0] * R
+        epochs = []
+        for replica in range(R):
+            own = slices_of(replica, T)
+            loss_sum, skipped = progress.loss_sum[own], all_skipped[own]
+            counts = [rows - count for count in skipped]
+            head_loss = None
+            if self.model.head is not None:
+                samples = T * rows - head_skipped[replica]
+                head_loss = _mean(progress.head_loss_sum[replica], samples)
+            epochs.append(
+                Epoch(
+                    epoch=progress.epoch + 1,
+                    loss=list(map(_mean, loss_sum, counts)),
+                    error=self.errors(loss_sum, counts),
+                    head_loss=head_loss,
+                    lr=last.item(),
+                    skipped=skipped,
+                    seconds=progress.epoch_seconds,
+                    samples_per_second=rows / progress.epoch_seconds,
+                    replica=replica,
+                )
+            )
+        return epochs
+
+    def which(self, replica: int) -> str:
+        """The replica, where there are several."""
+        if self.model.replicas == 1:
+            return ""
+        return f" of replica {replica}, seed {self.model.seeds[replica]},"
 
     def errors(self, loss_sum: list[float], counts: list[int]) -> list[float | None]:
         """Per block, the mean error of so many samples; None where a block has no one weight."""
@@ -340,22 +356,20 @@ class _Loop:
 
     def train_blocks(self, progress: Progress, order: Tensor) -> int:
         indices = self.batches.take(order, progress.block_steps, self.block_pace.K)
-        blocks, B = self.model.blocks, indices.shape[1]
+        blocks, B = self.model.blocks, indices.shape[-1]
         lr = self.rates(
             blocks.optimizer, progress.epoch, progress.block_steps, self.steps, len(indices)
         )
         with self.block_pace.measure(len(indices)):
-            batch = self.feed.take(indices)
-            if self.augment is not None:
-                step = progress.epoch * self.steps + progress.block_steps
-                batch = self.augment(batch, step)
-            losses = blocks.train_steps(**batch, lr=lr).cpu()  # (K, T)
+            step = progress.epoch * self.steps + progress.block_steps
+            batch = self.batching.take(indices, step)
+            losses = blocks.train_steps(**batch, lr=lr).cpu()  # (K, R T)
         names = [f"block {t}" for t in blocks.held]
         sums, skipped = self.account(losses, B, progress.epoch, progress.block_steps, names)
         progress.loss_sum = _added(progress.loss_sum, sums)
         progress.skipped = _added(progress.skipped, skipped)
         progress.block_steps += len(indices)
-        return indices.numel()
+        return len(indices) * B
 
     def train_head(self, progress: Progress, order: Tensor) -> int:
         head, T = self.model.head, self.model.blocks.T
@@ -366,10 +380,10 @@ class _Loop:
             head.optimizer, progress.epoch, progress.head_steps, self.steps * T, len(indices)
         )
         with self.head_pace.measure(len(indices)):
-            losses = head.train_steps(self.feed.Y, indices, block + 1, lr=lr).cpu()  # (K, 1)
-        sums, skipped = self.account(losses, indices.shape[1], progress.epoch, step, ["the head"])
-        progress.head_loss_sum += sums[0]
-        progress.head_skipped += skipped[0]
+            losses = head.train_steps(self.feed.Y, indices, block + 1, lr=lr).cpu()  # (K, R)
+        sums, skipped = self.account(losses, indices.shape[-1], progress.epoch, step, ["the head"])
+        progress.head_loss_sum = _added(progress.head_loss_sum, sums)
+        progress.head_skipped = _added(progress.head_skipped, skipped)
         progress.head_steps += len(indices)
         return 0
 
@@ -378,17 +392,22 @@ class _Loop:
     ) -> tuple[list[float], list[int]]:
         """Sums the losses of K steps over the samples, per learner, and counts the samples left out
         because a loss is not finite; `trouble` describes the first of those.
+
+        Args:
+            losses: (K, R n), of the n learners of each replica.
+            B: rows of a batch.
+            epoch, done: the epochs, and steps of this one, before these.
+            names: of the learners.
         """
         finite = losses.isfinite()
-        self.trouble = None
-        if not finite.all():
-            step, column = (~finite).nonzero()[0].tolist()
-            name = names[column]
-            self.trouble = (
-                f"fit: the loss of {name} is "
+        self.trouble = {}
+        for step, column in (~finite).nonzero().tolist():
+            replica, learner = divmod(column, len(names))
+            self.trouble.setdefault(
+                replica,
+                f"fit: the loss of {names[learner]}{self.which(replica)} is "
                 f"{losses[step, column].item()} in epoch {epoch + 1}, step {done + step + 1} of "
-                f"{self.steps}: nothing is learned from it; a smaller learning rate may help, and "
-                'nonfinite="skip" goes on'
+                f"{self.steps}: nothing is learned from it; a smaller learning rate may help",
             )
         sums = losses.double().where(finite, 0).sum(0) * B
         return sums.tolist(), ((~finite).sum(0) * B).tolist()

@@ -176,11 +176,11 @@ def parts(T=2, **blocks):
 def test_what_a_model_refuses():
     with pytest.raises(ValueError, match=r"blocks must hold all of 1\.\.2, got \[2\]"):
         noprop.Model(*parts(held=[2]))
-    with pytest.raises(ValueError, match="blocks must have one replica, got 2"):
+    with pytest.raises(ValueError, match="head must have as many replicas as the blocks, 2, got 1"):
         noprop.Model(*parts(seed=[0, 1]))
     blocks, _ = parts()
     goal = nk.DT(nk.NoiseSchedule.cosine(T=2))
-    with pytest.raises(ValueError, match="head must have one replica, got 2"):
+    with pytest.raises(ValueError, match="head must have as many replicas as the blocks, 1, got 2"):
         noprop.Model(blocks, nk.OutputHead(3, 3, goal=goal, seed=[0, 1]))
     with pytest.raises(ValueError, match="classes must be 3 different names, got 2 in 2"):
         noprop.Model(blocks, classes=["a", "b"])

@@ -1,0 +1,67 @@
+"""One of the replicas of a stack as a stack of its own, with the bits of training alone."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+import noprop_kernels as nk
+from noprop_kernels.optimizers import Optimizer
+
+
+def blocks_of(blocks: nk.DenoisingBlocks, replica: int) -> nk.DenoisingBlocks:
+    """A copy of a replica's blocks, on their device."""
+    tensors = state_of(blocks, replica, blocks.replicas)
+    made = nk.DenoisingBlocks(
+        blocks.plan,
+        blocks.goal,
+        embedding=None if blocks.W_embed is None else blocks.W_embed.cpu(),
+        optimizer=optimizer_of(blocks.optimizer, replica, blocks.replicas),
+        seed=int(tensors["seeds"][0]),
+        held=blocks.held,
+        precision=blocks.precision,
+        backend=blocks.backend,
+        blocks_per_launch=blocks.blocks_per_launch,
+    )
+    made.load_state_dict(tensors)
+    return made.to(blocks.device)
+
+
+def head_of(head: nk.OutputHead, replica: int) -> nk.OutputHead:
+    """A copy of a replica's head, on its device."""
+    tensors = state_of(head, replica, len(head))
+    made = nk.OutputHead(
+        head.D,
+        head.M,
+        goal=head.goal,
+        embedding=None if head.W_embed is None else head.W_embed.cpu(),
+        kind=head.kind,
+        sigma=head.sigma,
+        optimizer=optimizer_of(head.optimizer, replica, len(head)),
+        seed=int(tensors["seeds"][0]),
+        precision=head.precision,
+        backend=head.backend,
+    )
+    made.load_state_dict(tensors)
+    return made.to(head.device)
+
+
+def state_of(
+    stack: nk.DenoisingBlocks | nk.OutputHead, replica: int, replicas: int
+) -> dict[str, Tensor]:
+    """The part of a stack's state that is a replica's; all share the embeddings."""
+    part = slices_of(replica, len(stack) // replicas)
+    state = stack.state_dict()
+    return {name: value if name == "W_embed" else value[part] for name, value in state.items()}
+
+
+def optimizer_of(optimizer: Optimizer | None, replica: int, replicas: int) -> Optimizer | None:
+    """With the weight decays of a replica's slices, where each has its own."""
+    if optimizer is None or not isinstance(optimizer.weight_decay, tuple):
+        return optimizer
+    decays = optimizer.weight_decay
+    return replace(optimizer, weight_decay=decays[slices_of(replica, len(decays) // replicas)])
+
+
+def slices_of(replica: int, each: int) -> slice:
+    """The positions of a replica's slices, of which each replica has so many."""
+    return slice(replica * each, (replica + 1) * each)
