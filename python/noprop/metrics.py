@@ -1,4 +1,5 @@
-"""metrics.jsonl in a run's folder: one JSON object a line, one line an epoch."""
+"""metrics.jsonl in a run's folder: one JSON object a line, one line an epoch, of several
+seeds one of each."""
 
 import json
 from pathlib import Path

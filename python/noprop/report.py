@@ -33,15 +33,24 @@ def show_result(console: Console, result: Json) -> None:
     of the answer, and of the paper's protocol."""
     of_blocks = result["accuracy_per_block"] is not None
     console.print(blocks_table(result) if of_blocks else steps_table(result))
-    lines = [f"test accuracy:                {result['test_accuracy']:.2%}"]
+    if by_seed := result.get("by_seed"):
+        console.print(seeds_table(by_seed))
+    lines = [
+        f"test accuracy:                {result['test_accuracy']:.2%}"
+        f"{over_seeds(result, 'test_accuracy')}"
+    ]
     if not of_blocks:
         by_t = " ".join(f"{accuracy:.1%}" for accuracy in result["accuracy_by_t"])
         lines.append(f"on the way, at t = .1, .2, .. 1: {by_t}")
     if "val_accuracy" in result:
-        lines.append(f"accuracy on held-out rows:    {result['val_accuracy']:.2%}")
+        lines.append(
+            f"accuracy on held-out rows:    {result['val_accuracy']:.2%}"
+            f"{over_seeds(result, 'val_accuracy')}"
+        )
     if result["paper_accuracy"] is not None:
         lines.append(
-            f"the paper's protocol:         {result['paper_accuracy']:.2%}{deviation(result)}"
+            f"the paper's protocol:         {result['paper_accuracy']:.2%}"
+            f"{over_seeds(result, 'paper_accuracy')}{deviation(result)}"
         )
         if warning := evaluation.head_warning(result):
             lines.append(f"warning: {warning}")
@@ -49,7 +58,7 @@ def show_result(console: Console, result: Json) -> None:
         f"{result['train_seconds']:.1f} s of training, "
         f"{result['samples_per_second']:,.0f} samples/s, "
         f"{result['eval_seconds']:.1f} s of evaluation, "
-        f"{result['parameters']:,} parameters, "
+        f"{result['parameters']:,} parameters{' of each seed' if by_seed else ''}, "
         f"backend {result['backend']}"
     )
     console.print("\n".join(lines), highlight=False)
@@ -63,7 +72,7 @@ def say_test(console: Console, model: Model, samples: int) -> None:
 
 
 def blocks_table(result: Json) -> Table:
-    table = Table(title=f"{Path(result['data']).stem}: test accuracy of the blocks")
+    table = Table(title=f"{Path(result['data']).stem}: test accuracy of the blocks{means(result)}")
     table.add_column("block", justify="right")
     table.add_column("after it in the chain", justify="right")
     table.add_column("alone, from pure noise", justify="right")
@@ -75,7 +84,9 @@ def blocks_table(result: Json) -> Table:
 
 
 def steps_table(result: Json) -> Table:
-    table = Table(title=f"{Path(result['data']).stem}: test accuracy by the sampler's steps")
+    table = Table(
+        title=f"{Path(result['data']).stem}: test accuracy by the sampler's steps{means(result)}"
+    )
     table.add_column("steps", justify="right")
     table.add_column("without noise", justify="right")
     table.add_column("with noise", justify="right")
@@ -86,6 +97,35 @@ def steps_table(result: Json) -> Table:
     return table
 
 
+def seeds_table(by_seed: list[Json]) -> Table:
+    """A row for each seed; the paper's protocol with its deviation over the draws."""
+    table = Table(title="each seed")
+    names = {"test_accuracy": "answer", "paper_accuracy": "the paper's protocol"}
+    names["val_accuracy"] = "answer on held-out rows"
+    present = [name for name in names if by_seed[0].get(name) is not None]
+    table.add_column("seed", justify="right")
+    for name in present:
+        table.add_column(names[name], justify="right")
+    for record in by_seed:
+        texts = {name: f"{record[name]:.2%}" for name in present}
+        if (std := record["paper_accuracy_std"]) is not None:
+            texts["paper_accuracy"] += f" +- {std:.2%}"
+        table.add_row(str(record["seed"]), *texts.values())
+    return table
+
+
+def means(result: Json) -> str:
+    """What the figures of a table are, where there are several seeds."""
+    return f", the mean of {len(result['by_seed'])} seeds" if result.get("by_seed") else ""
+
+
+def over_seeds(result: Json, name: str) -> str:
+    """The deviation of a figure over the seeds, where there are several."""
+    if name not in result.get("std_over_seeds", {}):
+        return ""
+    return f" +- {result['std_over_seeds'][name]:.2%} over {len(result['by_seed'])} seeds"
+
+
 def deviation(result: Json) -> str:
     """The deviation over the draws of the noise, where there are several."""
     std, samples = result["paper_accuracy_std"], result["samples"]
@@ -94,16 +134,19 @@ def deviation(result: Json) -> str:
     in_steps = result.get("sampler") in (None, "ancestral")  # None of DT
     how = "noise in every step" if in_steps else "z_0 drawn"
     drawn = f"  ({how}, {'nearest embedding' if of_fm else 'head on z_T'}, {draws})"
-    return drawn if std is None else f" +- {std:.2%}{drawn}"
+    if std is None:
+        return drawn
+    joint = "," if result.get("by_seed") else ""
+    return f"{joint} +- {std:.2%}{' over draws' if joint else ''}{drawn}"
 
 
 def sizes(model: Model, batch_size: int) -> Json:
-    """Parameters, and bytes of memory for training by part."""
-    plan = model.blocks.plan
-    parameters = model.num_parameters()
+    """Parameters of a replica, and bytes of memory for training by part."""
+    plan, R = model.blocks.plan, model.replicas
+    parameters, slices = model.num_parameters(), len(model.blocks)
     backend = model.versions()["backend"]
     at_once = model.blocks.blocks_per_launch if backend == "triton" else torch.get_num_threads()
-    workers = min(at_once or model.blocks.T, model.blocks.T)
+    workers = min(at_once or slices, slices)
     moments = sum(
         math.prod(value.shape)
         for part in model.learners.values()
@@ -116,10 +159,10 @@ def sizes(model: Model, batch_size: int) -> Json:
     if backend == "cpu":
         T, D, precision = model.blocks.T, model.blocks.D, model.blocks.precision
         each = cpu.workspace_bytes(plan, T, batch_size, D, MANY_STEPS, precision)
-        rows = cpu.packed_bytes(plan, T, batch_size, MANY_STEPS, precision)
+        rows = R * cpu.packed_bytes(plan, T, batch_size, MANY_STEPS, precision)
         workspace = max(0, each * workers + rows - activations)
     return {
-        "parameters": parameters,
+        "parameters": parameters // R,
         "parameters_per_block": plan.num_parameters(),
         "bytes": {
             "weights": FLOAT * parameters,
@@ -134,15 +177,17 @@ def sizes(model: Model, batch_size: int) -> Json:
 
 def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) -> None:
     """The output of `--dry-run`: parameters, bytes and the backend, with the reasons."""
-    size, T = sizes(model, batch_size), model.blocks.T
+    size, T, R = sizes(model, batch_size), model.blocks.T, model.replicas
+    workers = size["workers"]
     console.print(
-        f"{T} block{'s' if T > 1 else ''} of {size['parameters_per_block']:,} parameters, "
-        f"{size['parameters']:,} in all{'' if model.head is None else ', the head too'}",
+        f"{f'{R} models of ' if R > 1 else ''}{T} block{'s' if T > 1 else ''} of "
+        f"{size['parameters_per_block']:,} parameters, "
+        f"{R * size['parameters']:,} in all{'' if model.head is None else ', the head too'}",
         highlight=False,
     )
     notes = {
         "gradients": "  (the update runs inside the weight gradient)",
-        "activations": f"  (of the {size['workers']} blocks that run at a time)" if T > 1 else "",
+        "activations": f"  (of the {workers} blocks that run at a time)" if R * T > 1 else "",
         "workspace": "  (the rest of the kernels' own memory)",
     }
     for name, count in {**size["bytes"], "data": data_bytes}.items():
@@ -171,6 +216,8 @@ def show_info(console: Console, content: Json) -> None:
         values = {key: value for key, value in layer.items() if key != "kind" and value is not None}
         rows[f"layer {name}"] = ", ".join(f"{key} {value}" for key, value in values.items())
     settings = training.get("settings", {})
+    if settings.get("seeds"):
+        settings = settings | {"seeds": ", ".join(map(str, settings["seeds"]))}
     rows |= {name: it for name, it in settings.items() if name not in rows and it is not None}
     if progress := training.get("progress"):
         rows["epochs done"] = progress["epoch"]
@@ -178,7 +225,7 @@ def show_info(console: Console, content: Json) -> None:
     result = training.get("result") or {}
     for name in ("test_accuracy", "paper_accuracy", "paper_accuracy_std", "val_accuracy"):
         if result.get(name) is not None:
-            rows[name.replace("_", " ")] = f"{result[name]:.2%}"
+            rows[name.replace("_", " ")] = f"{result[name]:.2%}{over_seeds(result, name)}"
     rows |= {f"version of {name}": value for name, value in content["versions"].items()}
     for name, value in rows.items():
         table.add_row(name, str(value))

@@ -1,10 +1,10 @@
 """A run: its settings, its folder, and the steps from data to a saved and tested model."""
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import augmentation, checkpoint, metrics, presets, sampling, variants
+from . import augmentation, checkpoint, metrics, presets, sampling, seeds, variants
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
 from .defaults import LR
@@ -23,6 +23,7 @@ from .json_records import Json, field
 from .loading import from_checkpoint
 from .model import Model
 from .normalisation import statistics
+from .replicas import slices_of
 from .training import Epoch, NotFinite, Progress, fit
 
 CHECKPOINT_SECONDS = 30.0
@@ -30,7 +31,7 @@ ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held o
 WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
 AT_FIRST = {  # of runs that did not record them
     **{"precision": "float32", "head": "paper", "label": None, "labels": None},
-    **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw"},
+    **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw", "seeds": None},
     **{name: None for name in variants.OWN if name not in ("T", "eta")},
 }
 
@@ -41,7 +42,7 @@ class Settings:
 
     `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
     where a table has its labels, as `noprop.data.load` has it. What a variant has not is None
-    (`variants.OWN`); so are steps by default.
+    (`variants.OWN`); so are steps by default. A run has either one seed or several.
     """
 
     data: str = "digits"
@@ -59,7 +60,8 @@ class Settings:
     lr_schedule: str = "cosine"
     weight_decay: float
     eta: float | None = 0.1
-    seed: int = 0
+    seed: int | None = 0
+    seeds: tuple[int, ...] | None = None
     val_fraction: float = 0.0
     precision: str = "float32"
     augment: str = "none"
@@ -79,6 +81,8 @@ class Settings:
             InputError: a setting is missing, unknown or of another kind.
         """
         record = AT_FIRST | record
+        if isinstance(record["seeds"], list):
+            record["seeds"] = tuple(record["seeds"])
         names = {item.name for item in fields(cls)}
         if record.keys() != names:
             raise InputError(f"the run's settings must be {sorted(names)}, got {sorted(record)}")
@@ -87,7 +91,33 @@ class Settings:
                 raise InputError(f"the run's {name} must be {kind}, got {record[name]!r}")
         if record["epochs"] < 1 or record["batch_size"] < 1:
             raise InputError("the run's epochs and batch_size must be at least 1")
-        return cls(**record)
+        settings = cls(**record)
+        settings.check_seeds()
+        return settings
+
+    def check_seeds(self) -> None:
+        """
+        Raises:
+            InputError: there are not one seed or several.
+        """
+        try:
+            if (self.seed is None) == (self.seeds is None):
+                raise ValueError("it must have one seed or several")
+            if self.seeds is not None and not all(_is_a(seed, int) for seed in self.seeds):
+                raise ValueError("its seeds must be whole numbers")
+            if self.seeds is not None:
+                seeds.check(self.seeds)
+        except ValueError as error:
+            got = f"{self.seed} and {self.seeds}"
+            raise InputError(f"the run's seed and seeds do not fit: {error}, got {got}") from error
+
+    @property
+    def each_seed(self) -> list[int]:
+        """The seed of each replica."""
+        if self.seeds is not None:
+            return list(self.seeds)
+        assert self.seed is not None  # by check_seeds
+        return [self.seed]
 
 
 # a resumed run may change these; data and labels are checked by their content
@@ -98,7 +128,7 @@ FIXED = tuple(item.name for item in fields(Settings) if item.name not in (*MOVAB
 
 def _is_a(value: Any, kind: Any) -> bool:
     """Whether a JSON value has a field's type; an int is accepted for a float."""
-    kinds = get_args(kind) or (kind,)
+    kinds = tuple(get_origin(each) or each for each in get_args(kind) or (kind,))
     if isinstance(value, bool):
         return bool in kinds
     return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
@@ -157,7 +187,7 @@ def build(
     answer, paper = sampling.samplers_of("train", goal, settings.sampler, settings.steps)
     shared = {
         "optimizer": variants.optimizer_of(settings.optimizer, settings.lr, settings.weight_decay),
-        "seed": settings.seed,
+        "seed": settings.each_seed,
         "precision": settings.precision,
         "backend": backend,
     }
@@ -231,6 +261,31 @@ class Run:
             field(content, "versions", dict),
         )
 
+    def split(self, replica: int, folder: Path) -> "Run":
+        """The run of one of several seeds, not saved yet, as if it had been trained alone; but its
+        times are those of all.
+        """
+        assert self.settings.seeds is not None  # by the caller
+        of_blocks, of_head = slices_of(replica, self.model.blocks.T), slices_of(replica, 1)
+        seed, done = self.settings.seeds[replica], self.progress
+        result = None
+        if self.result is not None:
+            result = seeds.of_one(self.result, replica) | {"seeds": None, "run": str(folder)}
+        return replace(
+            self,
+            folder=folder,
+            settings=replace(self.settings, seed=seed, seeds=None),
+            model=self.model.replica(replica),
+            progress=replace(
+                done,
+                loss_sum=done.loss_sum[of_blocks],
+                skipped=done.skipped[of_blocks],
+                head_loss_sum=done.head_loss_sum[of_head],
+                head_skipped=done.head_skipped[of_head],
+            ),
+            result=result,
+        )
+
     def changes(self) -> list[str]:
         """A line for each version that has changed since it was saved.
 
@@ -258,7 +313,7 @@ class Run:
         on_call: Callable[[int], None],
         on_epoch: Callable[[Epoch, str], None],
         say: Callable[[str], None],
-        nonfinite: str = "stop",
+        nonfinite: str | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> bool:
         """Trains to the end of the settings' epochs, and saves periodically and at the end.
@@ -266,9 +321,10 @@ class Run:
         Args:
             split: the data.
             stop: called several times a second; true ends the training.
-            on_call, on_epoch: called with samples, and with epochs and their accuracy.
+            on_call, on_epoch: called with samples, and with epochs and their accuracy, which are
+                means over the seeds.
             say: called with a line on what the training leaves out.
-            nonfinite: "stop" or "skip", what to do about a loss that is not finite.
+            nonfinite: what to do about a loss that is not finite, as `fit` has it.
             checkpoint_seconds: the least time between two saves.
 
         Returns:
@@ -284,6 +340,7 @@ class Run:
         self.save()
         metrics.rewind(self.folder, self.progress.epoch)
         saved_at = time.monotonic()
+        watched: list[tuple[Epoch, float]] = []  # of the replicas in an epoch
 
         def after_call(progress: Progress, samples: int) -> None:
             nonlocal saved_at
@@ -293,9 +350,17 @@ class Run:
                 saved_at = time.monotonic()
 
         def after_epoch(epoch: Epoch) -> None:
-            name, accuracy = self.watch(split, WATCHED_STEPS)
-            metrics.append(self.folder, asdict(epoch) | {name: accuracy})
-            on_epoch(epoch, f"{name.replace('_', ' ')} {accuracy:.2%}")
+            name, accuracy = self.watch(split, WATCHED_STEPS, epoch.replica)
+            line, replica = asdict(epoch) | {name: accuracy}, epoch.replica
+            del line["replica"]
+            if self.settings.seeds is not None:
+                line["seed"] = self.settings.seeds[replica]
+            metrics.append(self.folder, line)
+            watched.append((epoch, accuracy))
+            if replica == self.model.replicas - 1:
+                told = f"{name.replace('_', ' ')} {_of_seeds([each for _, each in watched])}"
+                on_epoch(_mean_epoch([each for each, _ in watched]), told)
+                watched.clear()
 
         try:
             fit(
@@ -304,7 +369,7 @@ class Run:
                 self.labels(split.y),
                 epochs=self.settings.epochs,
                 batch_size=self.settings.batch_size,
-                seed=self.settings.seed,
+                seed=self.settings.each_seed,
                 lr_schedule=self.settings.lr_schedule,
                 progress=self.progress,
                 nonfinite=nonfinite,
@@ -327,51 +392,92 @@ class Run:
             return y
         return np.array(names)[y.numpy()]
 
-    def watch(self, split: Split, most_steps: int | None = None) -> tuple[str, float]:
+    def watch(
+        self, split: Split, most_steps: int | None = None, replica: int = 0
+    ) -> tuple[str, float]:
         """Accuracy without noise on the held-out rows, else on some training rows.
 
         Args:
             split: the data.
             most_steps: of the sampler of a CT or FM, where its own are more; None: its own.
+            replica: which of several.
         """
         steps = None
         if most_steps is not None and not isinstance(self.model.goal, nk.DT):
             steps = min(most_steps, self.model.sampler.steps)
         if split.x_val is not None and split.y_val is not None:
-            return "val_accuracy", self.accuracy(split.x_val, split.y_val, steps)
+            return "val_accuracy", self.accuracy(split.x_val, split.y_val, steps, replica)
         some = split.x[:ROWS_WATCHED], split.y[:ROWS_WATCHED]
-        return "train_accuracy", self.accuracy(*some, steps)
+        return "train_accuracy", self.accuracy(*some, steps, replica)
 
-    def accuracy(self, x: Tensor, y: Tensor, steps: int | None) -> float:
-        return (self.model.predict(x, steps=steps).labels.cpu() == y).double().mean().item()
+    def accuracy(self, x: Tensor, y: Tensor, steps: int | None, replica: int) -> float:
+        answer = self.model.predict(x, steps=steps, replica=replica)
+        return (answer.labels.cpu() == y).double().mean().item()
 
     def test(self, data: Dataset, split: Split, samples: int) -> Json:
         """Tests on the test rows: everything that `--json` prints."""
         begun = time.perf_counter()
-        evaluation = evaluate(self.model, data.x_test, data.y_test, samples=samples)
-        return self.summary(evaluation, split, time.perf_counter() - begun)
+        evaluations = [
+            evaluate(model, data.x_test, data.y_test, samples=samples) for model in self.each()
+        ]
+        return self.summary(evaluations, split, time.perf_counter() - begun)
 
-    def summary(self, evaluation: Evaluation, split: Split, eval_seconds: float) -> Json:
-        blocks, head, seconds = self.model.blocks, self.model.head, self.progress.seconds
+    def each(self) -> Iterator[Model]:
+        """The model of each seed."""
+        R = self.model.replicas
+        return (self.model if R == 1 else self.model.replica(replica) for replica in range(R))
+
+    def summary(self, evaluations: list[Evaluation], split: Split, eval_seconds: float) -> Json:
+        blocks, seconds = self.model.blocks, self.progress.seconds
         trained = self.progress.epoch * len(split.x)
-        summary: dict[str, Any] = {
-            **evaluation.to_json(),
+        records = [
+            self.figures(evaluation, split, replica)
+            for replica, evaluation in enumerate(evaluations)
+        ]
+        several = self.settings.seeds
+        return {
+            **(records[0] if several is None else seeds.summary(several, records)),
             "train_seconds": seconds,
             "eval_seconds": eval_seconds,
             "samples_per_second": trained / seconds if seconds else 0.0,
-            "parameters": self.model.num_parameters(),
+            "parameters": self.model.num_parameters() // self.model.replicas,
             "parameters_per_block": blocks.plan.num_parameters(),
-            "block_updates": int(blocks.updates[0]),
-            "head_updates": 0 if head is None else int(head.updates[0]),
             "train_rows": len(split.x),
             "threads": torch.get_num_threads(),
             **asdict(self.settings),
             **self.model.versions(),
             "run": str(self.folder),
         }
+
+    def figures(self, evaluation: Evaluation, split: Split, replica: int) -> Json:
+        """What a seed's model has of its own."""
+        blocks, head = self.model.blocks, self.model.head
+        figures = {
+            **evaluation.to_json(),
+            "block_updates": int(blocks.updates[replica * blocks.T]),
+            "head_updates": 0 if head is None else int(head.updates[replica]),
+        }
         if split.x_val is not None:
-            summary["val_accuracy"] = self.watch(split)[1]
-        return summary
+            figures["val_accuracy"] = self.watch(split, replica=replica)[1]
+        return figures
+
+
+def _of_seeds(accuracies: list[float]) -> str:
+    """An accuracy, of several seeds their mean and deviation."""
+    text = f"{seeds.mean(accuracies):.2%}"
+    if len(accuracies) == 1:
+        return text
+    return f"{text} +- {seeds.deviation(accuracies):.2%} over {len(accuracies)} seeds"
+
+
+def _mean_epoch(epochs: list[Epoch]) -> Epoch:
+    """An epoch with the mean losses of the replicas."""
+    last, names = epochs[-1], ("loss", "error", "head_loss")
+    if len(epochs) == 1:
+        return last
+    return replace(
+        last, **{name: seeds.mean([getattr(epoch, name) for epoch in epochs]) for name in names}
+    )
 
 
 def progress_from_json(record: Json) -> Progress:
@@ -379,6 +485,9 @@ def progress_from_json(record: Json) -> Progress:
     Raises:
         InputError: it was not written by `Progress.to_json`.
     """
+    for name in ("head_loss_sum", "head_skipped"):  # early runs had a number, of the one head
+        if name in record and not isinstance(record[name], list):
+            record = record | {name: [record[name]]}
     for name, value in record.items():
         default = getattr(Progress(), name, None)
         values = value if isinstance(value, list) else [value]

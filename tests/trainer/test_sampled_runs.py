@@ -154,9 +154,9 @@ def test_batching_changes_no_figure(toy, sampled, few_steps, monkeypatch):
 def test_epochs_are_watched_in_few_steps(toy_file, monkeypatch, few_steps):
     asked, predict = [], noprop.Model.predict
 
-    def watched(self, x, *, steps=None):
+    def watched(self, x, *, steps=None, **options):
         asked.append(steps)
-        return predict(self, x, steps=steps)
+        return predict(self, x, steps=steps, **options)
 
     monkeypatch.setattr(noprop.Model, "predict", watched)
     for variant, steps in (("ct", 5), ("fm", 5), ("dt", None)):

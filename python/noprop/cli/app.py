@@ -29,6 +29,7 @@ from .options import (
     DataDir,
     Labels,
     OnDevice,
+    Replica,
     RunArgument,
     Threads,
     names,
@@ -166,6 +167,14 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, noise and order.")] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Of several models, trained at once: 0-2 or 0,3,7. Each is as with --seed alone; "
+            "results have their mean and deviation.",
+        ),
+    ] = None,
     val_fraction: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of training rows held out.")
     ] = 0.0,
@@ -199,8 +208,12 @@ def train(
         float, typer.Option(min=0, help="Save so often; what is newer a crash loses.")
     ] = 30.0,
     on_nonfinite: Annotated[
-        str, typer.Option(help=f"What to do where a loss is NaN or infinite. {names(NONFINITE)}")
-    ] = "stop",
+        str | None,
+        typer.Option(
+            help=f"What to do where a loss is NaN or infinite. {names(NONFINITE)} Default: stop, "
+            "of --seeds skip."
+        ),
+    ] = None,
     as_json: AsJson = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train nothing: print sizes and backend.")
@@ -238,6 +251,7 @@ def predict(
     format: Annotated[
         str | None, typer.Option(help=f"{names(FORMATS)} Default: by --out's ending, else csv.")
     ] = None,
+    replica: Replica = None,
     threads: Threads = None,
     backend: Backend = None,
     device: OnDevice = "auto",
@@ -260,9 +274,22 @@ def export(
             min=1, help="Of ct's and fm's sampler, at most 100; default the answer's own, 20."
         ),
     ] = None,
+    replica: Replica = None,
 ) -> None:
     """Write a run's model to a file that runs without this library."""
     execute("export", locals())
+
+
+@app.command()
+def split(
+    folder: RunArgument,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the new run.")
+    ],
+    replica: Replica = None,
+) -> None:
+    """Make one of a run's several models a run of its own, as if it had been trained alone."""
+    execute("split", locals())
 
 
 @app.command()

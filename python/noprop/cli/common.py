@@ -78,9 +78,32 @@ def check_meaning(options: SimpleNamespace) -> None:
                 f"only variant {' and '.join(owners)} has it, not {options.variant}",
                 param_hint=option_of(name),
             )
+    if options.seeds is not None and options.embedding != "one-hot":
+        raise typer.BadParameter(
+            f"embeddings that are {options.embedding} learn from the blocks of one model, and are "
+            "trained for one seed at a time: run each with --seed",
+            param_hint="--seeds",
+        )
     reason = variants.VARIANTS[options.variant].without_head
     if reason is not None and options.head != "none":
         raise typer.BadParameter(f"{reason}: leave it none", param_hint="--head")
+
+
+def check_replica(replica: int | None, seeds: list[int], folder: Path) -> int:
+    """The replica that is asked for, which must be named where a run has several.
+
+    Raises:
+        typer.BadParameter: it is not named, or there is none such.
+    """
+    if replica is None and len(seeds) == 1:
+        return 0
+    if replica is None or replica >= len(seeds):
+        raise typer.BadParameter(
+            f"{folder} has the models 0..{len(seeds) - 1}, of the seeds "
+            f"{', '.join(map(str, seeds))}: name one, got {replica}",
+            param_hint="--replica",
+        )
+    return replica
 
 
 def option_of(name: str) -> str:

@@ -11,6 +11,7 @@ from .. import loading
 from ..errors import extra, notice
 from ..files import atomic_file
 from ..model import Model
+from . import common
 
 EXAMPLE_ROWS = 2  # torch.export treats a size of 1 as a constant
 
@@ -19,6 +20,7 @@ def run(options: SimpleNamespace) -> None:
     if (options.onnx is None) == (options.torch is None):
         raise typer.BadParameter("give one of --onnx FILE and --torch FILE")
     trained = loading.load(options.folder)
+    trained = trained.replica(common.check_replica(options.replica, trained.seeds, options.folder))
     try:
         module, x = trained.to_module(steps=options.steps), example(trained)
     except ValueError as error:

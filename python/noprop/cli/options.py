@@ -64,4 +64,8 @@ Backend = Annotated[str | None, typer.Option(help=f"Force a backend: {', '.join(
 OnDevice = Annotated[
     str, typer.Option(help=f"{names(DEVICES)} auto: a GPU that the kernels run on.")
 ]
+Replica = Annotated[
+    int | None,
+    typer.Option(min=0, help="Which model of a run with --seeds, by its place among them, from 0."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line last, on stdout.")]

@@ -23,13 +23,15 @@ def run(options: SimpleNamespace) -> None:
     by_name = "jsonl" if options.out is not None and options.out.suffix == ".jsonl" else "csv"
     common.place_of(options)  # refuses at once what no model can use
     trained = loading.load(options.folder, backend=options.backend)
+    replica = common.check_replica(options.replica, trained.seeds, options.folder)
     common.placed(options, trained)
     if trained.inputs is None:
         raise InputError(
             f"{options.folder} was trained by a version that did not record what a row is: train "
             "it again, or ask Model.predict"
         )
-    answer = trained.predict(read_rows(options.file, trained.inputs, notice))
+    rows = read_rows(options.file, trained.inputs, notice)
+    answer = trained.predict(rows, replica=replica)
     text = as_jsonl(answer) if (options.format or by_name) == "jsonl" else as_csv(answer)
     if options.out is None:
         sys.stdout.write(text)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import typer
 
-from .. import checkpoint, data, presets, report, variants
+from .. import checkpoint, data, presets, report, seeds, variants
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
@@ -101,7 +101,15 @@ def check(options: SimpleNamespace) -> None:
     one_of("--lr-schedule", options.lr_schedule, LR_SCHEDULES)
     one_of("--augment", options.augment, AUGMENTATIONS)
     one_of("--precision", options.precision, PRECISIONS)
-    one_of("--on-nonfinite", options.on_nonfinite, NONFINITE)
+    if options.on_nonfinite is not None:
+        one_of("--on-nonfinite", options.on_nonfinite, NONFINITE)
+    if options.seeds is not None:
+        if common.on_command_line(options, "seed"):
+            raise typer.BadParameter("--seeds has all seeds: leave --seed away")
+        try:
+            options.seed, options.seeds = None, seeds.parse(options.seeds)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--seeds") from error
     if options.resume is not None and options.out is not None:
         raise typer.BadParameter("--resume goes on in its own folder: leave --out away")
 
