@@ -95,8 +95,8 @@ def test_the_json_line(toy_file, tmp_path):
     outcome = json.loads(result.stdout)
     assert {name: type(outcome[name]) for name in SCHEMA} == SCHEMA
     others = {"instruction_set", "compiler", "lr_schedule", "triton", "label", "labels"}
-    others |= NOT_OF_DT
-    assert all(outcome[name] is None for name in NOT_OF_DT)
+    others |= NOT_OF_DT | {"seeds"}
+    assert all(outcome[name] is None for name in (*NOT_OF_DT, "seeds"))
     assert set(outcome) - set(SCHEMA) == others
     for name in ("accuracy_per_block", "accuracy_alone"):
         assert len(outcome[name]) == 3 and all(0 <= value <= 1 for value in outcome[name])
@@ -281,7 +281,7 @@ OTHERWISE = {  # for every setting, what a run was not begun with
     **{"variant": "ct", "preset": "paper", "embedding": "learned"},
     "augment": "crop-flip",
     **{"optimizer": "adam", "weight": "uniform", "gamma_0": 1, "gamma_1": 2, "stratified": None},
-    **{"sigma": 1, "sampler": "euler", "steps": 5},
+    **{"sigma": 1, "sampler": "euler", "steps": 5, "seeds": "0,1"},
 }
 
 

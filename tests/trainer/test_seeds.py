@@ -2,13 +2,14 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 import noprop
-from noprop import checkpoint, evaluation, metrics, seeds
+from noprop import checkpoint, evaluation, metrics, runs, seeds
 from noprop.errors import InputError
 from noprop.runs import Settings, progress_from_json
 from support.cli import QUICK, call, words
@@ -160,6 +161,33 @@ def test_a_run_of_several_seeds_goes_on_bit_for_bit(several, toy_file):
     for other in (("--seeds", "0-2"), ("--seed", 3)):
         text = words(call("train", "--resume", several, *other, code=2).stderr)
         assert "and a run that goes on cannot change it" in text
+
+
+def test_a_run_split_within_an_epoch_goes_on_as_alone(toy_file, monkeypatch):
+    """With the losses of the steps before."""
+    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    advance = runs.fit
+
+    def interrupted(*args, on_call, **options):
+        def watch(progress, samples):
+            on_call(progress, samples)
+            if progress.head_steps == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+        return advance(*args, on_call=watch, **options)
+
+    monkeypatch.setattr(runs, "fit", interrupted)
+    command = ("train", "--data", toy_file, *KINDS["dt"], "--epochs", 1)
+    call(*command, "--seeds", "0,3,7", "--out", "several", code=143)
+    monkeypatch.setattr(runs, "fit", advance)
+    call("split", "several", "--replica", 1, "--out", "split")
+    call("train", "--resume", "split")
+    call(*command, "--seed", 3, "--out", "alone")
+    assert tensors_of("split") == tensors_of("alone")
+    (mine,), (its,) = metrics.read(Path("split")), metrics.read(Path("alone"))
+    for name in ("loss", "head_loss"):
+        assert mine[name] == pytest.approx(its[name], rel=1e-12)
+    assert mine["skipped"] == its["skipped"] and len(mine["loss"]) == 3
 
 
 def test_it_is_shown(several):
