@@ -49,15 +49,15 @@ class Batching:
 
     Args:
         feed: the data.
-        seeds: of each replica's order and augmentation.
-        crops: of each replica, or none.
+        seeds: of each replica's order and augmentation; one is that of all.
+        crops: of each seed, or none.
     """
 
     def __init__(self, feed: Feed, seeds: list[int], crops: list[CropFlip]) -> None:
         self.feed, self.seeds, self.crops = feed, seeds, crops
 
     def order(self, epoch: int) -> Tensor:
-        """An epoch's rows in the order of training: (rows,), of several replicas (R, rows)."""
+        """An epoch's rows in the order of training: (rows,), of several seeds (R, rows)."""
         orders = [self.feed.order(seed, epoch) for seed in self.seeds]
         return orders[0] if len(orders) == 1 else torch.stack(orders)
 

@@ -29,18 +29,6 @@ def field(record: Json, name: str, kind: type) -> Any:
     return value
 
 
-def replicas_of(record: Json) -> int:
-    """R of a saved model; none is recorded where it is 1.
-
-    Raises:
-        InputError: it is not a number of at least 1.
-    """
-    replicas = field({"replicas": 1} | record, "replicas", int)
-    if replicas < 1:
-        raise InputError(f"a saved model must have at least 1 replica, got {replicas}")
-    return replicas
-
-
 def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) -> None:
     """Checks that the tensors have the sizes that a saved model names, before memory for it is
     allocated, and that counters are not negative.
@@ -48,7 +36,7 @@ def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) ->
     Raises:
         InputError: one does not fit.
     """
-    R = replicas_of(record)
+    R = field({"replicas": 1} | record, "replicas", int)  # recorded where there are several
     sizes = {
         f"blocks.{name}": (R * T, *shape)
         for name, shape in (plan.parameters() | plan.statistics()).items()

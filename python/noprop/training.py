@@ -254,7 +254,7 @@ def fit(
 
 
 def seeds_of(seed: int | Sequence[int], replicas: int) -> list[int]:
-    """A seed for each replica.
+    """A seed for each replica, or one for all.
 
     Raises:
         ValueError: there are not one or as many as replicas.
@@ -262,7 +262,7 @@ def seeds_of(seed: int | Sequence[int], replicas: int) -> list[int]:
     seeds = seed_list("fit", seed)
     if len(seeds) not in (1, replicas):
         raise ValueError(f"fit: seed must be one or {replicas}, one per replica, got {seed!r}")
-    return seeds if len(seeds) == replicas else seeds * replicas
+    return seeds
 
 
 class _Loop:

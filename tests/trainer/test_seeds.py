@@ -181,6 +181,9 @@ def test_a_run_split_within_an_epoch_goes_on_as_alone(toy_file, monkeypatch):
     call(*command, "--seeds", "0,3,7", "--out", "several", code=143)
     monkeypatch.setattr(runs, "fit", advance)
     call("split", "several", "--replica", 1, "--out", "split")
+    progress = checkpoint.load_content(Path("split"))["training"]["progress"]
+    lengths = {name: len(it) for name, it in progress.items() if isinstance(it, list)}
+    assert lengths == {"loss_sum": 3, "skipped": 3, "head_loss_sum": 1, "head_skipped": 1}
     call("train", "--resume", "split")
     call(*command, "--seed", 3, "--out", "alone")
     assert tensors_of("split") == tensors_of("alone")
