@@ -191,14 +191,15 @@ def build(
         "precision": settings.precision,
         "backend": backend,
     }
-    size = 3 * 4 * goal.T * plan.num_parameters()  # bytes of weights and moments
+    count = len(settings.each_seed) * goal.T
+    size = 3 * 4 * count * plan.num_parameters()  # bytes of weights and moments
     try:
         # fails at once, before the first layers are filled
         torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
         blocks = nk.DenoisingBlocks(plan, goal, **shared)
     except RuntimeError as error:  # torch's error when memory is short
         raise MemoryError(
-            f"no memory for {goal.T} blocks of {plan.num_parameters():,} parameters"
+            f"no memory for {count} blocks of {plan.num_parameters():,} parameters"
         ) from error
     head = None
     if settings.head == "paper":

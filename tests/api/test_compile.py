@@ -120,7 +120,9 @@ def test_output_head_compiles_whole(backend):
 PREDICTS = [
     (("cpu", "reference")[(p + o) % 2], plan, options)
     for p, plan in enumerate(("mlp", "norm"))
-    for o, options in enumerate(({}, {"noise": False, "seed": 5}, {"samples": 2, "keep": "all"}))
+    for o, options in enumerate(
+        ({}, {"noise": False, "seed": 5}, {"samples": 2, "keep": "all"}, {"replica": 1})
+    )
 ]
 
 

@@ -275,6 +275,11 @@ def test_models_whose_losses_are_not_finite(toy_file):
     assert text.count("noprop: error:") == 1 and "--on-nonfinite skip" in text
 
 
+def test_memory_for_all_that_is_not_there_is_one_line(toy_file):
+    command = ("train", "--data", toy_file, "--hidden", 10**7, "--seeds", "0-2")
+    assert "noprop: error: no memory for 30 blocks of" in call(*command, code=1).stderr
+
+
 def test_the_sizes_of_several(toy_file):
     command = ("train", "--data", toy_file, *KINDS["dt"], "--dry-run", "--json")
     one = json.loads(call(*command).stdout)
