@@ -20,7 +20,9 @@ def run(options: SimpleNamespace) -> None:
     if (options.onnx is None) == (options.torch is None):
         raise typer.BadParameter("give one of --onnx FILE and --torch FILE")
     trained = loading.load(options.folder)
-    trained = trained.replica(common.check_replica(options.replica, trained.seeds, options.folder))
+    replica = common.check_replica(options.replica, trained.seeds, options.folder)
+    if trained.replicas > 1:
+        trained = trained.replica(replica)
     try:
         module, x = trained.to_module(steps=options.steps), example(trained)
     except ValueError as error:
