@@ -229,6 +229,62 @@ NopropResult noprop_draw_times_cpu(double* t, const int64_t* seeds, const Noprop
 NopropResult noprop_embed_times_cpu(float* out, const double* t, int64_t count,
                                     const double* frequencies, int64_t n, const NopropHost* host);
 
+/* gamma(t) of R replicas, learned: gamma_0 + softplus(delta) (1 - gbar(t)), where gbar is the
+ * network softplus(w2) . tanh(softplus(w1) (t - 1/2) + b1), normalised to 0 at t = 0 and 1 at t
+ * = 1. */
+typedef struct {
+  const float *w1, *b1, *w2;    /* (R, hidden) */
+  const float *gamma_0, *delta; /* (R,) */
+  int64_t R, hidden;
+} NopropGamma;
+
+/* The weight of a row's error: scale times SNR'(t), 1, or the smaller of SNR(t) and `most`. */
+enum { NOPROP_SNR = 0, NOPROP_UNIFORM = 1, NOPROP_MIN_SNR = 2 };
+typedef struct {
+  int32_t kind;
+  double scale, most;
+} NopropWeighting;
+
+typedef struct {
+  double* net;                     /* (R, B + 2), the network at t, and then at 0 and 1 */
+  double* net_slope;               /* (R, B) */
+  float *signal, *noise, *weight;  /* (R, B) */
+  float *last_signal, *last_noise; /* (R,), at t = 1 */
+  double *prior, *alpha_bar_0;     /* (R,) */
+} NopropLevels;
+
+/* The levels at t (R, B) of a CT with a learned gamma, and KL(q(z_0 | y) || N(0, I)) of embeddings
+ * (.., D) whose mean |u_y|^2 is u_squared (R,). */
+NopropResult noprop_levels_cpu(const NopropLevels* out, const NopropGamma* gamma,
+                               const NopropWeighting* weighting, const double* t,
+                               const double* u_squared, int64_t D, int64_t B,
+                               const NopropHost* host);
+
+/* Of a loss, in the levels of its rows, and in the last one, from which each row has its z. */
+typedef struct {
+  const float *d_signal, *d_noise, *d_weight, *d_last_signal, *d_last_noise; /* (R, B) */
+} NopropLevelsGrads;
+
+typedef struct {
+  float *w1, *b1, *w2;    /* (R, hidden) */
+  float *gamma_0, *delta; /* (R,) */
+} NopropGammaGrads;
+
+/* The gradient of that loss and the prior in gamma's parameters; net and net_slope as
+ * noprop_levels_cpu made them. */
+NopropResult noprop_levels_gradient_cpu(const NopropGammaGrads* out, const NopropGamma* gamma,
+                                        const NopropWeighting* weighting, const double* t,
+                                        const double* net, const double* net_slope,
+                                        const NopropLevelsGrads* given, const double* u_squared,
+                                        int64_t D, int64_t B, const NopropHost* host);
+
+/* One optimizer step of parameters (R, count) each from their `grad`, in the replicas where apply
+ * (R,) is not 0 and all gradients are finite: applied (R,) says which. */
+NopropResult noprop_update_shared_cpu(const NopropParam* params, const int64_t* counts,
+                                      int32_t num_params, int64_t R, const uint8_t* apply,
+                                      uint8_t* applied, int64_t* updates, int64_t* draws,
+                                      const NopropUpdateRule* rule, const NopropHost* host);
+
 /* Bytes of one slice's saved activations. */
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B);
 

@@ -7,9 +7,9 @@ from .arguments.batches import Inputs, check_labels
 from .blocks import DenoisingBlocks
 from .check import check_integer
 from .compiler.eager import eager_only
+from .coupled_levels import step_levels
 from .embedding_step import BlockStep, embedding_step
-from .goal import Goal, Levels
-from .output_head import OutputHead
+from .output_head import OutputHead, head_step
 from .philox import BLOCK_SHARED, STREAM_TIME, uniform
 from .results import CoupledStep, Step
 from .stack import engine, training
@@ -114,16 +114,13 @@ class Coupled(nn.Module):
         ts, head_t = self._chosen(op, t)
         y = check_labels(op, y, None, blocks.device)
         self._check_rules(op, lr)
-        with torch.enable_grad():
-            goal = shared.present_goal(grad=True)
-            given, levels = self._timed_levels(goal, len(y))
-            prior = shared.prior(y, blocks.M)
+        goal, levels = blocks.goal, step_levels(blocks, shared, y)
         if shared.learns_embedding and (goal.flow != 0 or shared.detach_target):
             assert head is not None
-            block = embedding_step(blocks, head, shared, x, y, ts, given, lr)
+            block = embedding_step(blocks, head, shared, x, y, ts, levels.given, lr)
         else:
             step = training.train_step(
-                *(blocks, x, y, ts, lr, None, False), levels_grad=shared.learns, given=given
+                *(blocks, x, y, ts, lr, None, False), levels_grad=shared.learns, given=levels.given
             )
             block = self._block_step(step, len(y))
         applied = block.applied.view(shared.replicas, -1).all(1)
@@ -131,11 +128,10 @@ class Coupled(nn.Module):
         at_end: Step | None = None
         if goal.flow == 0:
             assert head is not None
-            at_end = head.train_step(y, head_t, lr=lr, levels_grad=shared.learns)
+            at_end = head_step(head, y, head_t, lr, shared.learns, levels.last)
             head_loss, applied = at_end.loss, applied & at_end.applied
-        grads = self._shared_gradients(block, at_end, prior, goal, levels)
-        applied = shared.update(grads, applied, lr=lr)
-        return CoupledStep(block.loss, head_loss, prior.detach().float(), applied)
+        applied = levels.update(levels.gradients(block, at_end), applied, lr)
+        return CoupledStep(block.loss, head_loss, levels.prior.float(), applied)
 
     def extra_repr(self) -> str:
         return f"order={self.order!r}"
@@ -171,15 +167,6 @@ class Coupled(nn.Module):
         if self.shared.learns:
             self.shared.rule(op, lr)
 
-    def _timed_levels(self, goal: Goal, B: int) -> tuple[engine.TimedLevels | None, Levels | None]:
-        """t and the levels there of the next step, apart from the graph of the levels beside it."""
-        if not goal.timed:
-            return None, None
-        t = self.blocks.times(B)[None]
-        levels = goal.levels(t)
-        free = Levels(levels.signal.detach(), levels.noise.detach(), levels.weight.detach())
-        return (t, free), levels
-
     def _block_step(self, step: Step, B: int) -> BlockStep:
         """A training call's results; d_W_embed is the mean over t, added up in its order."""
         result = BlockStep(step.loss, step.applied)
@@ -193,53 +180,3 @@ class Coupled(nn.Module):
             result.d_signal, result.d_noise = step.d_signal, step.d_noise
             result.d_weight = step.error / B
         return result
-
-    def _shared_gradients(
-        self,
-        block: BlockStep,
-        at_end: Step | None,
-        prior: Tensor,
-        goal: Goal,
-        levels: Levels | None,
-    ) -> dict[str, Tensor]:
-        """The gradient of the whole loss in each parameter of what is shared."""
-        shared = self.shared
-        outputs, seeds = [prior], [torch.ones_like(prior)]
-        if shared.learns_schedule:
-            assert levels is not None and at_end is not None
-            with torch.enable_grad():
-                last = goal.last()
-            outputs += [levels.signal, levels.noise, levels.weight, last.signal, last.noise]
-            of_rows = [block.d_signal, block.d_noise, block.d_weight]
-            seeds += [value[None] for value in of_rows if value is not None]
-            of_last = [at_end.d_signal, at_end.d_noise]
-            seeds += [row_sums(value) for value in of_last if value is not None]
-        reached = [
-            (output, seed)
-            for output, seed in zip(outputs, seeds, strict=True)
-            if output.requires_grad
-        ]
-        names = shared.layout.params
-        params = [shared.get_parameter(name) for name in names]
-        grads = [torch.zeros_like(value) for value in params]
-        if reached and params:
-            given = torch.autograd.grad(
-                *([each[0] for each in reached], params, [each[1] for each in reached]),
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            grads = list(given)
-        by_name = dict(zip(names, grads, strict=True))
-        if shared.learns_embedding:
-            assert block.d_W_embed is not None
-            total = block.d_W_embed
-            if at_end is not None:
-                assert at_end.d_W_embed is not None
-                total = total + at_end.d_W_embed[0]
-            by_name["W_embed"] = by_name["W_embed"] + total
-        return by_name
-
-
-def row_sums(value: Tensor) -> Tensor:
-    """The sum over B of each replica apart: (R, B) -> (R,)."""
-    return torch.stack([one.sum() for one in value.unbind(0)])

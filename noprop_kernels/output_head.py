@@ -10,7 +10,7 @@ from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops
 from .check import LARGEST, check_integer, check_number, check_positive, check_tensor, is_flag
 from .compiler.eager import eager_only
-from .goal import Goal, LastLevel, check_goal
+from .goal import Goal, LastLevel, Levels, check_goal
 from .optimizers import AdamW, Optimizer
 from .philox import STREAM_HEAD
 from .plan import Dense, Plan
@@ -190,35 +190,7 @@ class OutputHead(Stack):
             ValueError: an argument does not fit, or optimizer=None.
             BackendError: no backend can run it.
         """
-        op, index = "train_step", self._everyone()
-        self._refuse_flow(op)
-        rule = engine.step_rule(self, op, lr, index)
-        B = len(check_labels(op, y, None, self.device))
-        engine.check_rows(self, op, "y", B)
-        out = engine.new_out(self, 1, len(self))
-        out.error = engine.empty(self, len(self), B)
-        if levels_grad:
-            out.d_W_embed = engine.empty(self, len(self), self.M, self.D)
-            out.d_signal, out.d_noise = torch.empty_like(out.error), torch.empty_like(out.error)
-        engine.train(
-            self,
-            op,
-            index=index,
-            block=self._noise_block(op, t, 1),
-            inputs={},
-            y=y.contiguous().expand(1, len(self), B),
-            B=B,
-            rule=rule,
-            out=out,
-        )
-        return Step(
-            out.loss[0],
-            out.error,
-            out.applied[0],
-            d_signal=out.d_signal,
-            d_noise=out.d_noise,
-            d_W_embed=out.d_W_embed,
-        )
+        return head_step(self, y, t, lr, levels_grad, None)
 
     @eager_only
     def train_steps(
@@ -299,3 +271,44 @@ class OutputHead(Stack):
         if K and not (1 <= int(ts.min()) and int(ts.max()) <= self.goal.T):
             raise ValueError(f"{op}: t must be in 1..{self.goal.T}, got {ts.unique().tolist()}")
         return (ts - 1).to(self.device, non_blocking=True)[:, None].expand(K, len(self))
+
+
+def head_step(
+    head: OutputHead,
+    y: Tensor,
+    t: int,
+    lr: float | Tensor | None,
+    levels_grad: bool,
+    last: Levels | None,
+) -> Step:
+    """OutputHead.train_step; `last` are the levels of z_T, where the caller has them."""
+    op, index = "train_step", head._everyone()
+    head._refuse_flow(op)
+    rule = engine.step_rule(head, op, lr, index)
+    B = len(check_labels(op, y, None, head.device))
+    engine.check_rows(head, op, "y", B)
+    out = engine.new_out(head, 1, len(head))
+    out.error = engine.empty(head, len(head), B)
+    if levels_grad:
+        out.d_W_embed = engine.empty(head, len(head), head.M, head.D)
+        out.d_signal, out.d_noise = torch.empty_like(out.error), torch.empty_like(out.error)
+    engine.train(
+        head,
+        op,
+        index=index,
+        block=head._noise_block(op, t, 1),
+        inputs={},
+        y=y.contiguous().expand(1, len(head), B),
+        B=B,
+        rule=rule,
+        out=out,
+        given=None if last is None else (None, last),
+    )
+    return Step(
+        out.loss[0],
+        out.error,
+        out.applied[0],
+        d_signal=out.d_signal,
+        d_noise=out.d_noise,
+        d_W_embed=out.d_W_embed,
+    )

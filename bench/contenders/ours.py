@@ -19,7 +19,7 @@ from ..problem.problem import Factors, Problem, Weights
 from .contender import PRECISIONS, Contender, Entry, Missing
 
 SEED = 0  # of all blocks of a DT; replicas have 0, 1, ...
-OPTIMIZERS = {"sgd": nk.SGD, "ct": nk.Adam, "fm": nk.Adam}
+OPTIMIZERS = {"sgd": nk.SGD} | dict.fromkeys(("ct", "fm", "coupled", "apart"), nk.Adam)
 
 
 class Ours(Contender):
@@ -50,6 +50,7 @@ class Ours(Contender):
             s.plan,
             self.goal(),
             embedding=None if problem.embedding is None else problem.embedding.cpu(),
+            shared=self.shared(),
             optimizer=make(lr=problem.lr, weight_decay=problem.weight_decay),
             seed=list(range(s.T)) if s.timed else SEED,
             precision=problem.precision,
@@ -65,6 +66,10 @@ class Ours(Contender):
         if self.maths in ("ct", "fm"):
             return nk.CT() if self.maths == "ct" else nk.FM()
         return nk.DT(nk.NoiseSchedule.cosine(T=self.shape.T))
+
+    def shared(self) -> nk.Shared | None:
+        """What the blocks share with an output head."""
+        return None
 
     def steps(self, indices: Tensor, eps: Tensor | None = None) -> Tensor:
         self.refuse(eps)

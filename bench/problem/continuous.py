@@ -18,10 +18,8 @@ import torch
 from torch import Tensor, cat
 from torch.nn.functional import conv2d, linear, max_pool2d
 
-from .problem import Factors, Problem, Weights
+from .problem import GAMMA_0, GAMMA_1, Factors, Problem, Weights
 from .twin import Mismatch, Result, embedding
-
-GAMMA_0, GAMMA_1 = -3.0, 6.0  # gamma at t = 1 and t = 0
 
 
 class Levels(NamedTuple):

@@ -42,6 +42,8 @@ class Problem:
             float32.
         embedding: (M, D) float32, or None for one-hot.
         encoder: (F, F) and (F,) float32, "encoder.weight" and "encoder.bias".
+        coupled: (1, ...) float32, of a timed shape: the output head's "head.weight" and
+            "head.bias", and "gamma.w1" and the like of a learned gamma (coupled.py).
 
     Attributes:
         wanted: the twin's results that contenders' checks have in common.
@@ -61,6 +63,7 @@ class Problem:
     precision: str = "float32"
     embedding: Tensor | None = None
     encoder: Weights = field(default_factory=dict)
+    coupled: Weights = field(default_factory=dict)
     wanted: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def factors(self, seed: int) -> Factors:
@@ -137,8 +140,28 @@ def make_problem(
         name: (torch.rand(size, **draw) * 2 - 1) / math.sqrt(shape.F)
         for name, size in sizes.items()
     }
+    if shape.timed:
+        settings["coupled"] = coupled_weights(shape, draw)
     numbers = (number.to(device) for number in schedule(shape.T))
     return Problem(shape, *numbers, weights=weights, X=X, Y=Y, encoder=encoder, **settings)
+
+
+GAMMA_0, GAMMA_1 = -3.0, 6.0  # gamma at t = 1 and t = 0, of a learned one at first
+
+
+def coupled_weights(shape: Shape, draw: dict[str, Any]) -> Weights:
+    """Of an output head, as torch.nn's, and of gamma's network, 64 wide, at the paper's 1,024."""
+    hidden = 64 if shape.image is None else 1024
+    sizes = {"head.weight": (shape.M, shape.D), "head.bias": (shape.M,)}
+    made = {
+        name: (torch.rand(1, *size, **draw) * 2 - 1) / math.sqrt(shape.D)
+        for name, size in sizes.items()
+    }
+    made |= {f"gamma.{name}": torch.randn(1, hidden, **draw) for name in ("w1", "b1", "w2")}
+    spread = GAMMA_1 - GAMMA_0
+    ends = {"gamma_0": GAMMA_0, "delta": spread + math.log(-math.expm1(-spread))}
+    device = draw["device"]
+    return made | {f"gamma.{n}": torch.full((1,), v, device=device) for n, v in ends.items()}
 
 
 def schedule(T: int, eta: float = 0.1) -> tuple[Tensor, ...]:

@@ -131,7 +131,12 @@ def run(
 
 
 def first_weights(problem: Problem, maths: str) -> Weights:
-    return problem.weights | (problem.encoder if maths == "encoded" else {})
+    """Those that the maths trains."""
+    of_gamma = ("gamma.",) if maths == "apart" else ()
+    rest = {"encoded": problem.encoder, "coupled": problem.coupled, "apart": problem.coupled}
+    return problem.weights | {
+        name: value for name, value in rest.get(maths, {}).items() if not name.startswith(of_gamma)
+    }
 
 
 def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:

@@ -281,6 +281,17 @@ def continuous_rows(lines: Iterable[Line]) -> Rows:
     return [BESIDE, *(cells for _, cells in beside_best(lines, "continuous"))]
 
 
+def coupling_rows(lines: Iterable[Line]) -> Rows:
+    """Header and rows: what the coupling of a step adds to block and head apart."""
+    rows: Rows = [("shape", "threads", "coupled, ms", "apart, ms", "added")]
+    for (shape, threads, _), group in groups(lines, "continuous").items():
+        times = {maths: our_lines(group, maths) for maths in ("coupled", "apart")}
+        for both, alone in zip(*times.values(), strict=False):
+            added = both["ms_per_step"] / alone["ms_per_step"] - 1
+            rows.append((shape, str(threads), spread(both), spread(alone), f"{added:.0%}"))
+    return rows
+
+
 def sampler_rows(lines: Iterable[Line]) -> Rows:
     """Header and rows of `bench samplers`' lines: ours, the best rival, and an evaluation's time.
 

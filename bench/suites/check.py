@@ -9,7 +9,7 @@ from ..contenders.contender import Contender
 from ..contenders.rivals.processes import share
 from ..contenders.rivals.stacked import Stacked, StackedSGD
 from ..machine import gpu
-from ..problem import continuous, twin
+from ..problem import continuous, coupled, twin
 
 CHECK_STEPS = 3
 PLAIN = {"adamw": Stacked, "sgd": StackedSGD}
@@ -43,6 +43,7 @@ def check_steps(contender: Contender) -> list[float]:
     key = contender.maths, given is None
     if key not in problem.wanted:
         run = continuous.run if problem.shape.timed else twin.run
+        run = coupled.run if contender.maths in coupled.MATHS else run
         problem.wanted[key] = run(problem, contender.maths, indices, used, factors=factors)
     want = problem.wanted[key]
     if problem.shape.image is None:

@@ -8,15 +8,22 @@ draw t and noise by torch in the timed step, and crop their images to what resul
 As in `bench run`, a contender's steps must be a float64 twin's before it is timed, here with t,
 noise and dropout given, and contenders take turns. Only contenders of the same maths, ct or fm, are
 compared. The paper's block is timed at K = 1 alone.
+
+One block is also timed with its output head and a learned gamma (maths "coupled"), 64 wide, at the
+paper's block 1,024: ours by Coupled.step, the rivals by one loss and one Adam. The maths "apart" is
+our block and head with a fixed gamma, which have nothing in common.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
+from ..contenders.contender import Entry
+from ..contenders.coupled import OursCoupled
 from ..contenders.ours import Ours, OursTrainStep
-from ..contenders.rivals.continuous import CONTINUOUS_RIVALS, both
+from ..contenders.rivals.continuous import CONTINUOUS_RIVALS, both, single
 from ..problem.sizes import CONTINUOUS_SHAPES
 from ..report.lines import Line
-from ..report.tables import aligned, continuous_rows, plain_table
+from ..report.tables import aligned, continuous_rows, coupling_rows, plain_table
 from .check import check_steps
 from .rounds import measure_rounds
 from .run import run
@@ -32,7 +39,10 @@ def measure(lineup: Lineup, suite: Suite, rounds: int, end: float) -> list[Line]
 
 
 def table(lines: Sequence[Line]) -> str:
-    return plain_table(lines) + "\n\n" + aligned(continuous_rows(lines))
+    shown = [plain_table(lines), aligned(continuous_rows(lines))]
+    if len(rows := coupling_rows(lines)) > 1:
+        shown.append(aligned(rows))
+    return "\n\n".join(shown)
 
 
 SUITE = Suite(
@@ -42,6 +52,8 @@ SUITE = Suite(
     entries=(
         *both("ours", Ours),
         *both("ours_train_step", OursTrainStep, single=True),
+        Entry("ours_step", partial(OursCoupled, maths="coupled"), single=True, fits=single),
+        Entry("ours_step", partial(OursCoupled, maths="apart"), single=True, fits=single),
         *CONTINUOUS_RIVALS,
     ),
     shapes=CONTINUOUS_SHAPES,

@@ -12,6 +12,7 @@
 
 #include "call_chain.h"
 #include "call_layer.h"
+#include "call_levels.h"
 #include "call_reader.h"
 #include "cpu/threads/processors.h"
 
@@ -183,6 +184,62 @@ Result embed_times(const py::object& out, const py::object& t, const py::object&
   float* to = reader.out(out, {"out"}, {count, 2 * n});
   return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
     return noprop_embed_times_cpu(to, from, count, by, n, host);
+  });
+}
+
+Result levels(const py::object& call, int32_t threads) {
+  Reader reader("levels");
+  const Levels of(reader, call);
+  const NopropLevels out = levels_out(reader, get(call, "out"), of);
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_levels_cpu(&out, &of.gamma, &of.weighting, of.t, of.u_squared, of.D, of.B, host);
+  });
+}
+
+Result levels_gradient(const py::object& call, int32_t threads) {
+  Reader reader("levels");
+  const py::object levels = get(call, "levels"), made = get(levels, "out");
+  const Levels of(reader, levels);
+  const int64_t R = of.R, B = of.B, H = of.gamma.hidden;
+  const auto doubles = [&](const char* name, int64_t count) {
+    return reader.tensors.read(get(made, name), {name}, Kind::kFloat64, {R, count}).as<double>();
+  };
+  const auto rows = [&](const char* name) {
+    return reader.floats(get(call, name), {name}, {R, B});
+  };
+  const double *net = doubles("net", B + 2), *net_slope = doubles("net_slope", B);
+  const NopropLevelsGrads given = {rows("d_signal"), rows("d_noise"), rows("d_weight"),
+                                   rows("d_last_signal"), rows("d_last_noise")};
+  const py::object grads = get(call, "grads");
+  const auto grad = [&](const char* name, std::initializer_list<int64_t> shape) {
+    return reader.out(item(grads, py::str(name)), {name, nullptr, ".grad"}, shape);
+  };
+  const NopropGammaGrads out = {grad("w1", {R, H}), grad("b1", {R, H}), grad("w2", {R, H}),
+                                grad("gamma_0", {R}), grad("delta", {R})};
+  return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
+    return noprop_levels_gradient_cpu(&out, &of.gamma, &of.weighting, of.t, net, net_slope, &given,
+                                      of.u_squared, of.D, B, host);
+  });
+}
+
+Result update_shared(const py::object& call, const Optimizer& optimizer, int32_t threads) {
+  Reader reader("update");
+  Tensors& tensors = reader.tensors;
+  const py::object updates_given = get(call, "updates");
+  const int64_t R = reader.n = reader.sizes(updates_given, {"updates"}, 1).shape[0];
+  const SharedParams shared(reader, call, optimizer, R);
+  const NopropUpdateRule rule = reader.rule(get(call, "rule"), &optimizer);
+  const auto counter = [&](const py::object& tensor, const char* name) {
+    return tensors.write(tensor, {name}, Kind::kInt64, {R}).as<int64_t>();
+  };
+  int64_t *updates = counter(updates_given, "updates"),
+          *draws = counter(get(call, "draws"), "draws");
+  const auto* apply = tensors.read(get(call, "apply"), {"apply"}, Kind::kBool, {R}).as<uint8_t>();
+  auto* applied = tensors.write(get(call, "applied"), {"applied"}, Kind::kBool, {R}).as<uint8_t>();
+  return without_gil(tensors, threads, [&](const NopropHost* host) {
+    return noprop_update_shared_cpu(shared.params.data(), shared.counts.data(),
+                                    static_cast<int32_t>(shared.params.size()), R, apply, applied,
+                                    updates, draws, &rule, host);
   });
 }
 
@@ -415,6 +472,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("add_noise", &add_noise);
   m.def("draw_times", &draw_times);
   m.def("embed_times", &embed_times);
+  m.def("levels", &levels);
+  m.def("levels_gradient", &levels_gradient);
+  m.def("update_shared", &update_shared);
   m.def("forward", &forward);
   m.def("head", &head);
   m.def("backward", &backward);

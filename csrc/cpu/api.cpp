@@ -80,6 +80,9 @@ NopropResult run_rows(int64_t n, int64_t B, int64_t rows, int64_t bytes, Host& h
 }
 
 }  // namespace
+
+const Isa& present_isa() { return isa(); }
+
 }  // namespace noprop
 
 using namespace noprop;

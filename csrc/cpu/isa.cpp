@@ -3,7 +3,9 @@
 #include "cpu/isa.h"
 
 #include "cpu/kernels/times.h"
+#include "cpu/passes/levels.h"
 #include "cpu/passes/predict.h"
+#include "cpu/passes/shared_update.h"
 
 // These catch flags that outside_flags.cmake did not see, such as those of a compiler's own files.
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
@@ -103,6 +105,18 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
                      int64_t strata) { k_avx512.draw_times(t, seeds, noise, k, i, B, strata); },
     .embed_times = [](float* out, const double* t, int64_t count, const double* frequencies,
                       int64_t n) { k_avx512.embed_times(out, t, count, frequencies, n); },
+    .levels_bytes = [](int64_t hidden) { return k_avx512.levels_bytes(hidden); },
+    .levels_rows = [](const LevelsTask& task, int64_t r, int64_t first, int64_t rows,
+                      char* workspace) { k_avx512.levels_rows(task, r, first, rows, workspace); },
+    .levels_gradient_bytes = [](int64_t units,
+                                int64_t B) { return k_avx512.levels_gradient_bytes(units, B); },
+    .levels_gradient =
+        [](const LevelsGradientTask& task, int64_t r, int64_t first, int64_t units,
+           char* workspace) { k_avx512.levels_gradient(task, r, first, units, workspace); },
+    .update_shared =
+        [](const NopropParam* params, const int64_t* counts, int32_t num, int64_t r,
+           const NopropUpdateRule& rule,
+           int64_t updates) { k_avx512.update_shared(params, counts, num, r, rule, updates); },
     .saved_bytes =
         [](const NopropPlan* plan, int64_t B) {
           return (is_own(*plan) ? saved_bytes : k_avx512.saved_bytes)(plan, B);
@@ -158,6 +172,11 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
     .noise_slice = noise_slice,
     .draw_times = draw_times,
     .embed_times = embed_times,
+    .levels_bytes = levels_bytes,
+    .levels_rows = levels_rows,
+    .levels_gradient_bytes = levels_gradient_bytes,
+    .levels_gradient = levels_gradient,
+    .update_shared = update_shared,
     .saved_bytes = saved_bytes,
     .forward_bytes = forward_bytes,
     .forward_slice = forward_slice,

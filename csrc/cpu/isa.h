@@ -153,6 +153,24 @@ struct PredictPart {
   void* host;
 };
 
+struct LevelsTask {
+  const NopropLevels* out;
+  const NopropGamma* gamma;
+  const NopropWeighting* weighting;
+  const double *t, *u_squared;
+  int64_t D, B;
+};
+
+struct LevelsGradientTask {
+  const NopropGammaGrads* out;
+  const NopropGamma* gamma;
+  const NopropWeighting* weighting;
+  const double *t, *net, *net_slope;
+  const NopropLevelsGrads* given;
+  const double* u_squared;
+  int64_t D, B;
+};
+
 // Each function does one slice i (or rows of one chain), in a workspace whose size the function
 // before it returns.
 struct Isa {
@@ -169,6 +187,13 @@ struct Isa {
                      int64_t B, int64_t strata);
   void (*embed_times)(float* out, const double* t, int64_t count, const double* frequencies,
                       int64_t n);
+  int64_t (*levels_bytes)(int64_t hidden);
+  void (*levels_rows)(const LevelsTask&, int64_t r, int64_t first, int64_t rows, char* workspace);
+  int64_t (*levels_gradient_bytes)(int64_t units, int64_t B);
+  void (*levels_gradient)(const LevelsGradientTask&, int64_t r, int64_t first, int64_t units,
+                          char* workspace);
+  void (*update_shared)(const NopropParam*, const int64_t* counts, int32_t num, int64_t r,
+                        const NopropUpdateRule&, int64_t updates);
   int64_t (*saved_bytes)(const NopropPlan*, int64_t B);
   int64_t (*forward_bytes)(const NopropPlan*, int64_t rows, bool saves, int32_t team_size);
   void (*forward_slice)(const ForwardTask&, int64_t i, char* workspace);
@@ -182,5 +207,7 @@ struct Isa {
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);
   double (*fma_gflop)(int64_t rounds);  // multiply-adds in registers: this core's peak
 };
+
+const Isa& present_isa();  // the one that calls run on
 
 }  // namespace noprop

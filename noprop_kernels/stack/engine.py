@@ -28,7 +28,7 @@ from ..time_embedding import embed_time, frequencies
 from .module import Stack
 from .state import check_state, find_tensors, slices_of, updated
 
-TimedLevels = tuple[Tensor, Levels]  # t (K, n, B) and the levels there
+TimedLevels = tuple[Tensor | None, Levels]  # t (K, n, B), where it is drawn, and the levels there
 
 
 def run(

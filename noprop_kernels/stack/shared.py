@@ -9,23 +9,24 @@ from torch import Tensor, nn
 
 from ..arguments.batches import check_labels
 from ..arguments.scalars import seed_list, seed_tensor
-from ..backends.calls import Rule
+from ..backends.calls import Rule, SharedUpdateCall
 from ..backends.reference.equations import optimizer_step
 from ..check import check_positive, check_tensor
 from ..continuous import CT
-from ..gamma_network import GammaNetwork, LearnedGamma
+from ..gamma_network import NAMES, GammaNetwork, LearnedGamma
 from ..goal import Goal, LastLevel, StepGoal, check_goal
 from ..learned_embedding import LearnedEmbedding
 from ..optimizers import AdamW, Optimizer
 from ..philox import STREAM_INITIALISATION
 from . import engine
 from .layout import Layout
-from .named_tensors import place
+from .named_tensors import all_names, place
 from .state import check_state, checked_tensors
 from .strict import StrictModule
 
 BOOL = (torch.bool,)
 GAMMA = "gamma."  # begins the names of gamma's parameters
+GAMMA_PARAMETERS = tuple(GAMMA + name for name in NAMES)
 
 
 class Shared(StrictModule):
@@ -146,13 +147,16 @@ class Shared(StrictModule):
         if isinstance(goal, LastLevel):
             of = cast(Goal, self.present(goal.of, replica=replica, grad=grad))
             return replace(goal, of=of)
-        names = [name for name in self.layout.params if name.startswith(GAMMA)]
         params = {}
-        for name, value in zip(names, checked_tensors(self, (*names,)), strict=True):
+        for name, value in self.gamma_parameters().items():
             value = value if grad else value.detach()
-            part = value if replica is None else value[replica : replica + 1]
-            params[name.removeprefix(GAMMA)] = part
+            params[name] = value if replica is None else value[replica : replica + 1]
         return replace(cast(CT, goal), schedule=LearnedGamma(params))
+
+    def gamma_parameters(self) -> dict[str, Tensor]:
+        """Those of a learned gamma by gamma_network.NAMES, (R, hidden) or (R,)."""
+        tensors = checked_tensors(self, GAMMA_PARAMETERS)
+        return dict(zip(NAMES, tensors, strict=True))
 
     def table(self, device: torch.device) -> Tensor | None:
         """W_embed (M, D) of the only replica, for a call of a backend; None: one-hot."""
@@ -179,14 +183,19 @@ class Shared(StrictModule):
         """
         y = check_labels("prior", y, None, self.device)
         goal = self.present_goal(grad=True)
+        u_squared, _ = self.u_squared(y)
+        D = check_positive("prior", "M", M) if self.W_embed is None else self.W_embed.shape[-1]
+        return goal.prior(u_squared, D)
+
+    def u_squared(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The mean of |u_y|^2 over labels y (B,), (R,) float64, and, unless embeddings are one-hot,
+        the share of each class in them, (M,) float64."""
         if self.W_embed is None:
-            ones = torch.ones(self.replicas, dtype=torch.float64, device=self.device)
-            return goal.prior(ones, check_positive("prior", "M", M))
+            return torch.ones(self.replicas, dtype=torch.float64, device=self.device), None
         W_embed = self.W_embed.double().expand(self.replicas, -1, -1)
         classes = torch.arange(W_embed.shape[1], dtype=y.dtype, device=y.device)
-        share = (y[:, None] == classes).double().mean(0)  # of each class in the batch
-        u_squared = torch.stack([one.square().sum(-1) @ share for one in W_embed.unbind(0)])
-        return goal.prior(u_squared, W_embed.shape[2])
+        share = (y[:, None] == classes).double().mean(0)
+        return torch.stack([one.square().sum(-1) @ share for one in W_embed.unbind(0)]), share
 
     # training
 
@@ -223,6 +232,27 @@ class Shared(StrictModule):
             self.updates += apply
         self.draws += 1
         return apply
+
+    def update_call(
+        self, grads: Mapping[str, Tensor], apply: Tensor, lr: float | None
+    ) -> tuple[SharedUpdateCall, list[Tensor]]:
+        """`update` as a call of a backend, and the tensors that it writes."""
+        check_state(self)
+        params, moments, buffers = self.layout.params, self.layout.moments, self._buffers
+        tensors = checked_tensors(self, all_names(params, moments, ()))
+        state = iter(tensors)
+        call = SharedUpdateCall(
+            params=dict(zip(params, state, strict=False)),
+            m=dict(zip(params, state, strict=False)) if "m" in moments else {},
+            v=dict(zip(params, state, strict=False)) if "v" in moments else {},
+            grads={**grads},
+            apply=apply,
+            applied=torch.empty_like(apply),
+            updates=buffers["updates"],
+            draws=buffers["draws"],
+            rule=self.rule("update", lr),
+        )
+        return call, [*tensors, call.updates, call.draws]
 
     def rule(self, op: str, lr: float | Tensor | None) -> Rule:
         """The update rule of one step.

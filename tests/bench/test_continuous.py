@@ -14,7 +14,7 @@ import noprop_kernels as nk
 from bench.contenders.rivals.continuous import both
 from bench.contenders.rivals.continuous.eager import Eager
 from bench.machine import host
-from bench.problem import continuous, twin
+from bench.problem import continuous, coupled, twin
 from bench.problem.problem import make_problem
 from bench.problem.sizes import CONTINUOUS_SHAPES, Shape
 from bench.report import lines as result_lines
@@ -25,11 +25,14 @@ from bench.suites.continuous import SUITE
 MLP = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40, timed=True)
 PAPER = replace(MLP, B=24, F=225, H=256, image=(1, 15, 15))
 SHAPES = {"mlp": MLP, "paper": PAPER}
+SHAPES |= {f"one {net}": replace(shape, T=1) for net, shape in SHAPES.items()}
 CASES = [
     pytest.param(entry, net, id=f"{entry.name}-{entry.make.keywords['maths']}-{net}")
     for entry in SUITE.entries
     for net, shape in SHAPES.items()
-    if entry.fits(shape) and (entry.name, entry.make.keywords["maths"]) != ("processes", "fm")
+    if entry.fits(shape)
+    and (entry.name, entry.make.keywords["maths"]) != ("processes", "fm")
+    and (shape.T > 1 or entry.make.keywords["maths"] in coupled.MATHS)
 ]
 
 

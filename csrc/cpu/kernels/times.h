@@ -2,6 +2,7 @@
 // float64 and rounded once.
 #pragma once
 
+#include "cpu/kernels/doubles.h"
 #include "cpu/kernels/load.h"
 #include "cpu/kernels/noise.h"
 
@@ -26,18 +27,12 @@ inline void draw_times(double* t, const int64_t* seeds, const NopropNoise& noise
   }
 }
 
-typedef double DoubleVec __attribute__((vector_size(4 * NOPROP_LANES)));  // half as many lanes
-typedef int64_t LongVec __attribute__((vector_size(4 * NOPROP_LANES)));
-typedef float HalfFloatVec __attribute__((vector_size(2 * NOPROP_LANES)));
-constexpr int kDoubles = kLanes / 2;
-
 // sin and cos of x, |x| below 1e5, within 1e-15: x less a multiple of pi / 2, whose parts are exact
 // products, then the polynomials of fdlibm's k_sin.c and k_cos.c (Sun Microsystems, 1993)
 NOPROP_INLINE void sin_cos(DoubleVec x, DoubleVec& sine, DoubleVec& cosine) {
-  constexpr double kRound = 0x1.8p52;  // adding it leaves an integer in the last bits
   constexpr double kHigh = 0x1.921fb544p0, kLow = 0x1.0b4611a626331p-34;  // of pi / 2
-  const DoubleVec shifted = x * 0x1.45f306dc9c883p-1 + kRound;
-  const DoubleVec turns = shifted - kRound;
+  const DoubleVec shifted = x * 0x1.45f306dc9c883p-1 + kToInteger;
+  const DoubleVec turns = shifted - kToInteger;
   const LongVec quadrant = (LongVec)shifted;
   const DoubleVec r = (x - turns * kHigh) - turns * kLow, s = r * r;
   const DoubleVec sin_r =

@@ -21,8 +21,11 @@ from ..calls import (
     BackwardCall,
     ForwardCall,
     HeadCall,
+    LevelsCall,
+    LevelsGradientCall,
     PredictCall,
     Rule,
+    SharedUpdateCall,
     TimesCall,
     TrainCall,
     UpdateCall,
@@ -214,6 +217,18 @@ def _check_isa(isa: str) -> None:
         raise RuntimeError(
             f"backward: the forward ran with {isa} and left its layout; now {_C.isa_used()} is used"
         )
+
+
+def levels(call: LevelsCall) -> None:
+    _check("levels", _call(_C.levels, call), [], 0)
+
+
+def levels_gradient(call: LevelsGradientCall) -> None:
+    _check("levels", _call(_C.levels_gradient, call), [], 0)
+
+
+def update_shared(call: SharedUpdateCall) -> None:
+    _check("update", _call(_C.update_shared, call, _rule(call.rule)), [], 0)
 
 
 def forward(call: ForwardCall) -> None:

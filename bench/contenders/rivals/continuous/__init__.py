@@ -11,6 +11,7 @@ from ....problem.sizes import Shape
 from ...contender import Entry
 from ..processes import Processes
 from .compiled import StepCompiled
+from .coupled import CoupledCompiled, CoupledEager
 from .eager import Eager
 from .stacked import Stacked, Vmapped
 
@@ -20,6 +21,11 @@ MATHS = ("ct", "fm")
 def several(shape: Shape) -> bool:
     """Whether replicas can be stacked."""
     return shape.T > 1
+
+
+def single(shape: Shape) -> bool:
+    """Whether there is one replica."""
+    return not several(shape)
 
 
 def several_mlps(shape: Shape) -> bool:
@@ -52,5 +58,12 @@ CONTINUOUS_RIVALS = (
         partial(StepCompiled, all_replicas=True),
         compiles=True,
         fits=several_mlps,
+    ),
+    Entry("eager", partial(CoupledEager, maths="coupled"), fits=single),
+    Entry(
+        "step_compiled",
+        partial(CoupledCompiled, maths="coupled"),
+        compiles=True,
+        fits=single,
     ),
 )
