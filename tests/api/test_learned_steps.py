@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import noprop_kernels as nk
 from noprop_kernels import philox
+from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.embedding_step import embedding_step
 from noprop_kernels.stack import training
 from support.blocks import IMAGES, NORM, B, F, M, assert_same, batch, images, snapshot
@@ -483,6 +484,59 @@ def test_the_step_in_torch_is_the_kernels_step(backend) -> None:
         torch.testing.assert_close(got.d_W_embed, want.d_W_embed.mean(0), rtol=1e-4, atol=1e-6)
     for name, value in snapshot(fused).items():
         torch.testing.assert_close(snapshot(parts)[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+WEIGHTS = {"snr": "snr", "uniform": "uniform", "min-snr": ("min-snr", 3.0)}
+
+
+@pytest.mark.parametrize("seed", [3, [3, 4]], ids=["one", "two replicas"])
+@pytest.mark.parametrize("detach_target", [False, True])
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_a_learned_gamma_s_steps_by_the_kernels_are_those_by_torch(
+    monkeypatch, weight: str, detach_target: bool, seed: int | list[int]
+) -> None:
+    """Over several steps, at another rate than the optimizer's too, within rounding."""
+    network = nk.GammaNetwork(hidden=70)
+    goal = nk.CT(network, eta=0.05, weight=WEIGHTS[weight], stratified=True)
+    monkeypatch.setitem(GOALS, "ct", goal)
+    adam = nk.Adam(lr=0.01, weight_decay=0.02, eps=1e-2)  # which damps what is near 0
+    options = {"embedding": None if isinstance(seed, list) else "learned", "optimizer": adam}
+    options |= {"detach_target": detach_target, "seed": seed}
+    x, y = batch()
+    states, steps = [], []
+    for backend in ("cpu", "reference"):
+        coupled = make("ct", **options)
+        with nk.use_backend(backend):
+            steps.append([coupled.step(x, y, lr=0.02 if k == 1 else None) for k in range(4)])
+        states.append(snapshot(coupled))
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value, rtol=2e-4, atol=1e-5, msg=name)
+    for got, want in zip(*steps, strict=True):
+        for name, value in vars(want).items():
+            torch.testing.assert_close(getattr(got, name), value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_a_learned_gamma_s_steps_are_the_same_on_any_threads(monkeypatch, threads: int) -> None:
+    monkeypatch.setitem(GOALS, "ct", nk.CT(nk.GammaNetwork(hidden=3000), eta=0.05))
+    coupled, other = make("ct"), make("ct")
+    x, y = batch()
+    with nk.use_backend("cpu"):
+        for _ in range(3):
+            monkeypatch.setattr(cpu, "threads", lambda: 2)
+            coupled.step(x, y)
+            monkeypatch.setattr(cpu, "threads", lambda: threads)
+            other.step(x, y)
+    assert_same(snapshot(other), snapshot(coupled))
+
+
+def test_a_graph_sees_that_a_step_has_moved_what_is_shared(backend) -> None:
+    coupled = make("ct")
+    for name in ("gamma.w1", "W_embed"):
+        before = coupled.shared.get_parameter(name).square().sum()
+        coupled.step(*batch())
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            before.backward()
 
 
 def test_the_order_paper_needs_its_t_and_the_others_have_none() -> None:
