@@ -12,6 +12,7 @@ if not importlib.util.find_spec("bench"):
 
 import noprop_kernels as nk
 from bench.contenders.rivals.continuous import both
+from bench.contenders.rivals.continuous.coupled import CoupledEager
 from bench.contenders.rivals.continuous.eager import Eager
 from bench.machine import host
 from bench.problem import continuous, coupled, twin
@@ -126,6 +127,45 @@ class Decayed(Eager):
 def test_what_is_wrong_is_refused(problems, wrong, maths, net):
     with pytest.raises(twin.Mismatch):
         check.check_steps(wrong(problems[net], 1, maths=maths))
+
+
+class Fixed(CoupledEager):
+    """Wrong: gamma has no gradient by the rows' levels."""
+
+    def losses(self, p, *rest):
+        still = {n: v.detach() if n.startswith("gamma.w") else v for n, v in p.items()}
+        return super().losses(still, *rest)
+
+    def steps(self, *given):
+        for param in self.params.values():
+            param.grad = torch.zeros_like(param)
+        return super().steps(*given)
+
+
+class Alike(CoupledEager):
+    """Wrong: the head has the block's noise."""
+
+    def noise(self, *given):
+        t, e, _ = super().noise(*given)
+        return t, e, e
+
+
+@pytest.mark.parametrize("net", ["one mlp", "one paper"])
+@pytest.mark.parametrize("wrong", [Fixed, Alike])
+def test_a_coupled_step_that_is_wrong_is_refused(problems, wrong, net):
+    with pytest.raises(twin.Mismatch):
+        check.check_steps(wrong(problems[net], 1, maths="coupled"))
+
+
+def test_the_table_tells_what_the_coupling_adds(tmp_path, monkeypatch, capsys):
+    entries = [entry for entry in SUITE.entries if entry.name == "ours_step"]
+    lines = timed(tmp_path, monkeypatch, entries, rc=0, T=1)
+    both, apart = sorted(lines, key=lambda line: line["maths"], reverse=True)
+    assert (both["maths"], apart["maths"]) == ("coupled", "apart")
+    added = both["ms_per_step"] / apart["ms_per_step"] - 1
+    (_, row) = tables.coupling_rows(lines)
+    assert row[0] == "made-up" and row[-1] == f"{added:.0%}"
+    assert row[-1] in capsys.readouterr().out
 
 
 def test_levels_and_samplers_are_the_library_s():
