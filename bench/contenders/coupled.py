@@ -11,8 +11,8 @@ from .ours import Ours
 
 
 class OursCoupled(Ours):
-    """Coupled.step a step, on rows that torch gathers. In the maths "apart" gamma is fixed, and
-    nothing is coupled: the difference is what the coupling costs.
+    """Coupled.step a step, on rows that torch gathers. In the maths "apart" gamma is fixed, and a
+    step is train_step of the block and of the head: the difference is what the coupling costs.
 
     Args:
         maths: "coupled" or "apart".
@@ -49,8 +49,15 @@ class OursCoupled(Ours):
         losses = []
         for rows in indices:
             x, y = self.X.index_select(0, rows), self.Y.index_select(0, rows)
-            losses.append(self.coupled.step(x, y).loss)
+            losses.append(self.step(x, y).loss)
         return torch.stack(losses)
+
+    def step(self, x: Tensor, y: Tensor) -> nk.CoupledStep | nk.Step:
+        if self.learns:
+            return self.coupled.step(x, y)
+        step = self.blocks.train_step(x, y)
+        self.head.train_step(y, 1)
+        return step
 
     def weights(self) -> Weights:
         own = {name: value.detach().clone() for name, value in self.own_params().items()}
