@@ -41,7 +41,8 @@ NopropResult noprop_levels_cpu(const NopropLevels* out, const NopropGamma* gamma
   const int64_t bytes = present_isa().levels_bytes(gamma->hidden);
   const auto run = [&](int64_t at, const Worker& worker) {
     const int64_t first = at % pieces * rows;
-    present_isa().levels_rows(task, at / pieces, first, std::min(rows, B - first), worker.workspace);
+    present_isa().levels_rows(task, at / pieces, first, std::min(rows, B - first),
+                              worker.workspace);
   };
   return host.result(run_tasks(gamma->R * pieces, bytes, host, run));
 }
@@ -70,7 +71,7 @@ NopropResult noprop_levels_gradient_cpu(const NopropGammaGrads* out, const Nopro
   const auto run = [&](int64_t at, const Worker& worker) {
     const int64_t first = at % pieces * units;
     present_isa().levels_gradient(task, at / pieces, first, std::min(units, H - first),
-                               worker.workspace);
+                                  worker.workspace);
   };
   return host.result(run_tasks(gamma->R * pieces, bytes, host, run));
 }
