@@ -20,6 +20,7 @@ import torch
 from . import builds
 from .compare import Comparison, compare, largest_difference, read
 
+TEST = "tests/test_bits_cases.py"
 SHOWN = 6  # differing cases of a run with their tensors shown, and lines of its problems
 
 
@@ -46,7 +47,7 @@ def run_cases(
 ) -> tuple[list[Path], list[str | None]]:
     """Runs the cases in both trees: the folders of their outputs, and the reason for one that
     failed."""
-    test = f"tests/test_bits_cases.py::test_bits[{run.backend}]"
+    test = f"{TEST}::test_bits[{run.backend}]"
     # without the options and warning filters of the commit's own tests
     options = ["-q", "-rs", "-W", "ignore", "-o", "addopts=", "--import-mode=importlib"]
     outs = [tree.parent / f"{tree.name}-out" for tree in trees]
@@ -143,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trees = [Path(folder) / side for side in ("BEFORE", "AFTER")]
         for tree, commit in zip(trees, names, strict=True):
             builds.unpack(commit, tree)
-            shutil.copy(Path(__file__).with_name("cases.py"), tree / "tests/test_bits_cases.py")
+            shutil.copytree(Path(__file__).with_name("cases"), tree / "bits_cases")
+            (tree / TEST).write_text("from bits_cases.run_cases import test_bits\n")
         builds.build(trees)
         print(f"BEFORE {names[0]}\nAFTER  {names[1]}", flush=True)
         chosen = {"NOPROP_BITS_CASE": options.case}

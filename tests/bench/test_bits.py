@@ -10,7 +10,10 @@ import torch
 if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
-from bench.bits import cases
+from bench.bits.cases.digests import digest
+from bench.bits.cases.plans import PLANS, WIDE
+from bench.bits.cases.selection import all_cases
+from bench.bits.cases.settings import GOALS, OPTIMIZERS, PRECISIONS
 from bench.bits.compare import compare, largest_difference, read
 
 LINE = {"case": "mlp", "digests": {"loss": "a", "weight": "b"}}
@@ -80,13 +83,15 @@ def test_lines_are_read_by_case(tmp_path: Path):
 
 def test_cases_are_the_product_by_names_of_their_own():
     for backend in ("reference", "cpu", "cuda", "triton"):
-        names = [name for name, _ in cases.all_cases(backend)]
+        names = [name for name, _ in all_cases(backend)]
         assert len(names) == len(set(names))
-        for plan in set(cases.PLANS) - set(cases.WIDE if backend == "triton" else ()):
-            for optimizer in cases.OPTIMIZERS:
-                for precision in cases.PRECISIONS:
+        for plan in set(PLANS) - set(WIDE if backend == "triton" else ()):
+            for optimizer in OPTIMIZERS:
+                for precision in PRECISIONS:
                     start = f"{plan} {optimizer} {precision} train_steps"
                     assert any(name.startswith(start) for name in names), start
+        for goal in GOALS:
+            assert any(name.startswith(goal) and "coupled" in name for name in names), goal
 
 
 def test_a_digest_is_of_form_and_bits():
@@ -98,10 +103,10 @@ def test_a_digest_is_of_form_and_bits():
         one.view(torch.int32),
         torch.nextafter(one, one + 1),
     )
-    digests = {cases.digest(value) for value in (one, *others)}
+    digests = {digest(value) for value in (one, *others)}
     assert len(digests) == 1 + len(others)
-    assert cases.digest(torch.tensor([[0.0, 5.0], [1.0, 6.0]])[:, 0]) == cases.digest(one)
-    assert cases.digest(torch.tensor(3)) != cases.digest(torch.tensor(4))
+    assert digest(torch.tensor([[0.0, 5.0], [1.0, 6.0]])[:, 0]) == digest(one)
+    assert digest(torch.tensor(3)) != digest(torch.tensor(4))
 
 
 def test_how_far_two_tensors_are_apart():
