@@ -14,7 +14,7 @@ from noprop_kernels import plan as plan_module
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.backends.cuda import extension
-from noprop_kernels.backends.gpu import tables
+from noprop_kernels.backends.gpu import layers as gpu_layers
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.backends.reference import layers
 from noprop_kernels.stack import plain_modules
@@ -386,5 +386,5 @@ def test_on_a_gpu_triton_comes_before_cuda_and_explain_says_why(monkeypatch):
 def test_every_backend_has_its_kinds_in_its_own_table():
     kinds = {name: set(dispatch.KINDS[name]) for name in dispatch.BACKENDS}
     assert kinds["reference"] == set(layers.KINDS) == set(plan_module.KINDS)
-    assert kinds["triton"] == kinds["cuda"] == set(tables.KINDS)
+    assert kinds["triton"] == kinds["cuda"] == set(gpu_layers.KINDS)
     assert set(plain_modules.KINDS) == set(plan_module.KINDS)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..gpu.buffers import Kind
 from ..gpu.checks import contents_are_checked
+from ..gpu.layers import update_parts
 from ..gpu.tables import TableOptions, train_table
 from . import extension, placement, tiles
 from .context import Fields
@@ -36,11 +37,9 @@ def options_of_steps(what: "Stack", batch: int) -> TableOptions:
 
 def weight_stages(what: "Stack") -> list[Fields]:
     """The stages that may keep moments in shared memory, in a program's order."""
-    plan = what.plan
     return [
-        {"kind": "update_weight", "tiles": tiles.weight_tiles(layer.features, plan.widths[source])}
-        for layer in plan.dense.values()
-        for source in layer.sources
+        {"kind": "update_weight", "tiles": tiles.weight_tiles(part.H, part.F)}
+        for part in update_parts(what.plan, True, False).weights
     ]
 
 

@@ -3,8 +3,16 @@
 from torch import Tensor
 
 from ..gpu.buffers import Kind
+from ..gpu.layers import (
+    StatisticPart,
+    VectorPart,
+    WeightPart,
+    behind_end,
+    consumers,
+    end_of,
+    update_parts,
+)
 from ..gpu.stages import Stage
-from ..gpu.tables import behind_activation, consumers, kept, product_gradient
 from ..gpu.tiles import cdiv
 from . import buffers, tiles
 from .buffers import address
@@ -79,27 +87,21 @@ def norm(ctx: LaunchContext, item: Stage) -> list[Fields]:
 
 def result_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
     plan, params, at, name = ctx.slices.plan, ctx.slices.params, ctx.at, item.name
-    layer, F = plan.dense.get(name), plan.widths[name]
+    end, F = end_of(plan, name), plan.widths[name]
     read = []
-    for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
-        height = plan.widths[reader]
-        if column is None:
-            read.append((at[Kind.GRADIENT(reader)], None, height, 0, 0))
-        else:
-            weight = address(params[f"{reader}.weight"])
-            d_y = at[product_gradient(plan, reader)]
-            read.append((d_y, weight, height, plan.in_widths[reader], column))
-    activation = None if layer is None else layer.activation
+    for part in consumers(plan, name):
+        weight = address(params[part.weight]) if part.weight else None
+        read.append((at[part.d_y], weight, part.height, part.in_width, part.column))
     d_result = at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in item.writes else None
-    d_y = at[behind_activation(plan, name)] if activation else None
+    d_y = at[end.d_y] if end else None
     made, most = [], tiles.constant("kMaxSources")
     while len(read) > most:  # the sum so far is passed on as an `add` would be
         partial = d_y if d_result is None else d_result
         made.append(gradient_stage(ctx.B, F, read[:most], d_result=partial))
         made[-1]["barrier"] = 1
         read = [(partial, None, F, 0, 0), *read[most:]]
-    ends = {"d_y": d_y, "kept": at[kept(plan, name)] if activation else None}
-    made.append(gradient_stage(ctx.B, F, read, d_result=d_result, activation=activation, **ends))
+    ends: Fields = {"d_y": d_y, "kept": at[end.kept], "activation": end.activation} if end else {}
+    made.append(gradient_stage(ctx.B, F, read, d_result=d_result, **ends))
     return made
 
 
@@ -137,7 +139,7 @@ def norm_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
             d_y=at[Kind.PRODUCT_GRADIENT(name)],
             d_weight=at[Kind.NORM_SUM(key + "weight")],
             d_bias=at[Kind.NORM_SUM(key + "bias")],
-            d_out=at[behind_activation(plan, name)],
+            d_out=at[behind_end(plan, name)],
             y=at[Kind.PRODUCT(name)],
             mean=at[Kind.MEAN(name)],
             rstd=at[Kind.RSTD(name)],
@@ -150,59 +152,54 @@ def norm_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
 
 def update(ctx: LaunchContext, item: Stage) -> list[Fields]:
     """The update's stages: weights first, source by source, then vectors, then statistics."""
-    plan, at, slices = ctx.slices.plan, ctx.at, ctx.slices
-    weights, vectors, statistics = [], [], []
-    for name, layer in plan.dense.items():
-        H, d_y, column = layer.features, at[product_gradient(plan, name)], 0
-        for source in layer.sources:
-            weights.append(weight_stage(ctx, name, source, column))
-            column += plan.widths[source]
-        frozen = layer.norm is not None and ctx.training
-        kind = "zero" if frozen else "rows"
-        vectors.append(vector_stage(ctx, f"{name}.bias", d_y, kind, H))
-        if layer.norm is None:
-            continue
-        key = f"{name}.norm."
-        for part in (key + "weight", key + "bias"):
-            vectors.append(vector_stage(ctx, part, at[Kind.NORM_SUM(part)], "done", H))
-        for part in (key + "running_mean", key + "running_var"):
-            if Kind.STATE(part) in item.writes:
-                fields = {"running": address(slices.stats[part]), "batch": at[Kind.BATCH(part)]}
-                fields |= {"rates": at[Kind.RATES()], "momentum": layer.norm.momentum, "H": H}
-                statistics.append(stage("update_statistic", tiles.vector_tiles(H), **fields))
-    return [*weights, *vectors, *statistics]
+    slices = ctx.slices
+    moving = any(Kind.STATE(name) in item.writes for name in slices.stats)
+    parts = update_parts(slices.plan, ctx.training, moving)
+    return [
+        *(weight_stage(ctx, part) for part in parts.weights),
+        *(vector_stage(ctx, part) for part in parts.vectors),
+        *(statistic_stage(ctx, part) for part in parts.statistics),
+    ]
 
 
-def weight_stage(ctx: LaunchContext, name: str, source: str, column: int) -> Fields:
-    plan = ctx.slices.plan
-    H, F = plan.widths[name], plan.widths[source]
+def weight_stage(ctx: LaunchContext, part: WeightPart) -> Fields:
     return stage(
         "update_weight",
-        tiles.weight_tiles(H, F),
-        param=ctx.parameter(f"{name}.weight"),
-        d_y=ctx.at[product_gradient(plan, name)],
-        x=ctx.at[Kind.RESULT(source)],
+        tiles.weight_tiles(part.H, part.F),
+        param=ctx.parameter(part.name),
+        d_y=ctx.at[part.d_y],
+        x=ctx.at[Kind.RESULT(part.x)],
         rates=ctx.at.get(Kind.RATES()),
-        H=H,
-        F=F,
-        in_width=plan.in_widths[name],
-        column=column,
+        H=part.H,
+        F=part.F,
+        in_width=part.in_width,
+        column=part.column,
         resident=0,
         resident_tiles=0,
     )
 
 
-def vector_stage(
-    ctx: LaunchContext, name: str, gradient: buffers.Address, kind: str, H: int
-) -> Fields:
+def vector_stage(ctx: LaunchContext, part: VectorPart) -> Fields:
     return stage(
         "update_vector",
-        tiles.vector_tiles(H),
-        param=ctx.parameter(name),
-        gradient=gradient,
+        tiles.vector_tiles(part.H),
+        param=ctx.parameter(part.name),
+        gradient=ctx.at[part.gradient],
         rates=ctx.at.get(Kind.RATES()),
-        sum=kind,
-        H=H,
+        sum=part.sum.name.lower(),
+        H=part.H,
+    )
+
+
+def statistic_stage(ctx: LaunchContext, part: StatisticPart) -> Fields:
+    return stage(
+        "update_statistic",
+        tiles.vector_tiles(part.H),
+        running=address(ctx.slices.stats[part.name]),
+        batch=ctx.at[Kind.BATCH(part.name)],
+        rates=ctx.at[Kind.RATES()],
+        momentum=part.momentum,
+        H=part.H,
     )
 
 

@@ -4,7 +4,8 @@ from functools import lru_cache
 from typing import Any
 
 from ...plan import Plan
-from ..gpu.tables import TableOptions, consumers, train_table
+from ..gpu.layers import consumers, update_parts
+from ..gpu.tables import TableOptions, train_table
 from ..gpu.tiles import cdiv
 from . import extension, tiles
 
@@ -25,10 +26,7 @@ def stages_of(plan: Plan) -> int:
     most = tiles.constant("kMaxSources")
     for name in plan.widths:  # a gradient with many readers is summed in several stages
         count += cdiv(max(0, len(consumers(plan, name)) - most), most - 1)
-    for layer in plan.dense.values():
-        norm = layer.norm is not None
-        count += len(layer.sources) + 1 + (4 if norm else 0)
-    return count
+    return count + sum(map(len, update_parts(plan, True, True)))
 
 
 def plan_gap(plan: Plan) -> str | None:

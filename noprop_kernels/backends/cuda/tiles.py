@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ...plan import Plan
+from ..gpu.layers import update_parts
 from ..gpu.tiles import Tiles, cdiv
 from . import extension
 
@@ -47,14 +48,9 @@ def weight_tile_entries() -> int:
 
 def update_tiles(plan: Plan, training: bool, moving: bool) -> int:
     """Tiles of all stages into which the table's update is split."""
-    total = 0
-    for name, layer in plan.dense.items():
-        H = layer.features
-        total += sum(weight_tiles(H, plan.widths[source]) for source in layer.sources)
-        ins = plan.in_shapes[name]
-        vectors = len(layer.parameters(ins)) - 1 + (len(layer.statistics(ins)) if moving else 0)
-        total += vectors * vector_tiles(H)
-    return total
+    parts = update_parts(plan, training, moving)
+    weights = sum(weight_tiles(part.H, part.F) for part in parts.weights)
+    return weights + sum(vector_tiles(part.H) for part in (*parts.vectors, *parts.statistics))
 
 
 def of_stages() -> Tiles:

@@ -1,13 +1,14 @@
 """The tables of a backend's calls: a whole step, the layers alone, the gradients behind them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
 
-from ...plan import Dense, Plan
+from ...plan import Plan
 from .buffers import Buffer, Kind
+from .layers import consumers, end_of, kind_of, update_parts
 from .stages import Shape, Stage, Table, floats, share_memory, with_barriers
 from .tiles import Tiles, cdiv
 
@@ -59,43 +60,6 @@ class TableOptions:
     outside: frozenset[Buffer] = frozenset()
 
 
-def behind_activation(plan: Plan, name: str) -> Buffer:
-    layer = plan.dense[name]
-    if layer.activation is None:
-        return Kind.GRADIENT(name)
-    return Kind.PRODUCT_GRADIENT(name) if layer.norm is None else Kind.NORM_OUT_GRADIENT(name)
-
-
-def product_gradient(plan: Plan, name: str) -> Buffer:
-    """The gradient of a layer's product."""
-    if plan.dense[name].norm is None:
-        return behind_activation(plan, name)
-    return Kind.PRODUCT_GRADIENT(name)
-
-
-def kept(plan: Plan, name: str) -> Buffer:
-    """The operand of a layer's activation gradient: its result, where nothing is added to it."""
-    layer = plan.dense[name]
-    return Kind.KEPT(name) if layer.add or layer.needs_preactivation else Kind.RESULT(name)
-
-
-def consumers(plan: Plan, result: str) -> list[tuple[str, int | None]]:
-    """The layers that read a result, in plan order, each with the result's first column there.
-
-    None: as `add`. Their gradients are summed in this order.
-    """
-    found: list[tuple[str, int | None]] = []
-    for name, layer in plan.layers.items():
-        column = 0
-        for source in layer.sources:
-            if source == result:
-                found.append((name, column))
-            column += plan.widths[source]
-        if layer.add == result:
-            found.append((name, None))
-    return found
-
-
 def flags_of(stage: Stage) -> list[Buffer]:
     """The flags of contents that a stage reads."""
     return [each for each in stage.reads if each.kind in (Kind.BAD, Kind.BAD_LABELS)]
@@ -142,8 +106,8 @@ class TableBuilder:
         self.add("add_noise", "z", [Kind.GIVEN_LABELS(), Kind.DRAW()], writes, (tiles, n))
 
     def forward(self) -> None:
-        for name, layer in self.plan.layers.items():
-            KINDS[type(layer)](self, name, layer)
+        for name in self.plan.layers:
+            kind_of(self.plan, name).forward(self, name)
 
     def head(self) -> None:
         options, out = self.options, self.plan.output
@@ -168,39 +132,25 @@ class TableBuilder:
         options, plan = self.options, self.plan
         needed = plan.needs_gradient(options.wanted)
         for name in reversed([*plan.inputs, *plan.layers]):
-            if name in needed:
-                self.result_gradient(name, needed)
+            if name not in needed:
+                continue
+            self.result_gradient(name, needed)
+            if name in plan.layers:
+                kind_of(plan, name).backward(self, name)
 
     def result_gradient(self, name: str, needed: frozenset[str]) -> None:
-        options, plan = self.options, self.plan
+        options, plan, end = self.options, self.plan, end_of(self.plan, name)
         n, B, F = options.n, options.B, plan.widths[name]
-        layer = plan.dense.get(name)
-        gradient = Kind.GRADIENT(name)
-        behind = gradient if layer is None else behind_activation(plan, name)
-        reads, writes = [], []
-        if layer is not None and layer.activation:
-            reads.append(kept(plan, name))
-            writes.append(self.size(behind, n, B, F))
-        if name == plan.output:
-            reads.append(gradient)
-        else:
-            for reader, column in consumers(plan, name):
-                if column is None:
-                    reads.append(Kind.GRADIENT(reader))
-                else:
-                    reads += [product_gradient(plan, reader), Kind.STATE(f"{reader}.weight")]
-            if behind == gradient or (layer is not None and layer.add in needed):
-                writes.append(self.size(gradient, n, B, F))
+        reads = [buffer for part in consumers(plan, name) for buffer in part.reads]
+        writes = []
+        if end is not None:
+            reads.append(end.kept)
+            writes.append(self.size(end.d_y, n, B, F))
+        if name != plan.output and (end is None or plan.layers[name].add in needed):
+            writes.append(self.size(Kind.GRADIENT(name), n, B, F))
         if writes:
             grid = (*options.tiles.product(B, F, options.precision), n)
             self.add("result_gradient", name, reads, writes, grid)
-        if layer is not None and layer.norm is not None:
-            norm = f"{name}.norm."
-            reads = [behind, Kind.PRODUCT(name), Kind.MEAN(name), Kind.RSTD(name)]
-            reads.append(Kind.STATE(norm + "weight"))
-            writes = [self.size(Kind.PRODUCT_GRADIENT(name), n, B, F)]
-            writes += [self.size(Kind.NORM_SUM(norm + part), n, F) for part in ("weight", "bias")]
-            self.add("norm_gradient", name, reads, writes, (options.tiles.vector(F), n))
 
     def step_gradients(self) -> None:
         options = self.options
@@ -217,52 +167,20 @@ class TableBuilder:
 
     def update(self) -> None:
         options, plan = self.options, self.plan
-        reads = {Kind.RESULT(name): None for each in plan.layers.values() for name in each.sources}
-        for name, layer in plan.dense.items():
-            reads[product_gradient(plan, name)] = None
-            if layer.norm is not None:
-                norm = f"{name}.norm."
-                reads |= {Kind.NORM_SUM(norm + part): None for part in ("weight", "bias")}
+        moving = options.statistics == "later"
+        parts = update_parts(plan, options.training, moving)
+        reads = {Kind.RESULT(part.x): None for part in parts.weights}
+        reads |= {part.d_y: None for part in parts.weights}
+        reads |= {part.gradient: None for part in parts.vectors}
         params = [*plan.parameters()]
         if not options.update:
             writes = [*map(Kind.PARAMETER_GRADIENT, params)]
         else:
-            moved = [*plan.statistics()] if options.statistics == "later" else []
+            moved = [part.name for part in parts.statistics]
             writes = [*map(Kind.STATE, [*params, *moved])]
             reads |= dict.fromkeys([*writes, Kind.RATES(), *map(Kind.BATCH, moved)])
-        tiles = options.tiles.update(plan, options.training, options.statistics == "later")
+        tiles = options.tiles.update(plan, options.training, moving)
         self.add("update", "", reads, writes, (tiles, options.n))
-
-
-def dense_forward(builder: TableBuilder, name: str, layer: Dense) -> None:
-    options, plan = builder.options, builder.plan
-    n, B, H = options.n, options.B, layer.features
-    sources = [*map(Kind.RESULT, layer.sources)]
-    params = [Kind.STATE(f"{name}.weight"), Kind.STATE(f"{name}.bias")]
-    grid = (*options.tiles.product(B, H, options.precision), n)
-    ends = [builder.size(Kind.RESULT(name), n, B, H)]
-    if layer.activation and kept(plan, name).kind is Kind.KEPT:
-        ends.append(builder.size(Kind.KEPT(name), n, B, H))
-    add = [Kind.RESULT(layer.add)] if layer.add else []
-    if layer.norm is None:
-        builder.add("dense", name, [*sources, *add, *params], ends, grid)
-        return
-    y = builder.size(Kind.PRODUCT(name), n, B, H)
-    builder.add("dense", name, [*sources, *params], [y], grid)
-    norm = f"{name}.norm."
-    reads = [y, *add, Kind.STATE(norm + "weight"), Kind.STATE(norm + "bias")]
-    ends += [builder.size(part(name), n, H) for part in (Kind.MEAN, Kind.RSTD)]
-    statistics = [Kind.STATE(norm + part) for part in ("running_mean", "running_var")]
-    if not options.training or options.statistics == "now":
-        reads += statistics
-    if options.statistics == "now":
-        ends += statistics
-    elif options.training:
-        ends += [builder.size(Kind.BATCH(running.name), n, H) for running in statistics]
-    builder.add("norm", name, reads, ends, (options.tiles.vector(H), n))
-
-
-KINDS: dict[type, Callable[..., None]] = {Dense: dense_forward}  # forward stages of each kind
 
 
 def finish(builder: TableBuilder, given: Iterable[Buffer], kept: Iterable[Buffer] = ()) -> Table:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 from ...plan import Plan
 
-SUM_ROWS, SUM_DONE, SUM_ZERO = 0, 1, 2  # a vector's gradient: summed here, earlier, or always 0
-
 
 def cdiv(a: int, b: int) -> int:
     return -(-a // b)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...plan import Plan
-from ..gpu.tiles import SUM_DONE, SUM_ROWS, SUM_ZERO, Tiles, cdiv
+from ..gpu.layers import update_parts
+from ..gpu.tiles import Tiles, cdiv
 
 ROWS = 16  # of a program of the head and of the noise
 EMBEDDING = 16  # rows and columns of a program of d_W_embed
@@ -72,26 +73,20 @@ class UpdateTiles:
 
 @lru_cache(maxsize=256)
 def update_tiles(plan: Plan, training: bool, moving: bool) -> UpdateTiles:
-    blocks = update_blocks()
+    blocks, parts = update_blocks(), update_parts(plan, training, moving)
     first, weights, vectors, statistics = 0, [], [], []
-    for name, layer in plan.dense.items():
-        H, column = layer.features, 0
-        for source in layer.sources:
-            F = plan.widths[source]
-            block = power_of_2(F, 16, blocks.columns)
-            last = first + cdiv(H, blocks.rows) * cdiv(F, block)
-            weights.append((first, last, H, F, plan.in_widths[name], column, block))
-            first, column = last, column + F
-    for layer in plan.dense.values():
-        H, frozen = layer.features, layer.norm is not None and training
-        sums = [SUM_ZERO if frozen else SUM_ROWS] + [SUM_DONE] * 2 * (layer.norm is not None)
-        for kind in sums:
-            last = first + cdiv(H, blocks.rows)
-            vectors.append((first, last, H, kind))
-            first = last
-    for _, (H,) in plan.statistics().items() if moving else ():
-        last = first + cdiv(H, blocks.rows)
-        statistics.append((first, last, H))
+    for _, _, _, H, F, in_width, column in parts.weights:
+        block = power_of_2(F, 16, blocks.columns)
+        last = first + cdiv(H, blocks.rows) * cdiv(F, block)
+        weights.append((first, last, H, F, in_width, column, block))
+        first = last
+    for part in parts.vectors:
+        last = first + cdiv(part.H, blocks.rows)
+        vectors.append((first, last, part.H, int(part.sum)))
+        first = last
+    for part in parts.statistics:
+        last = first + cdiv(part.H, blocks.rows)
+        statistics.append((first, last, part.H))
         first = last
     return UpdateTiles(tuple(weights), tuple(vectors), tuple(statistics), first)
 

@@ -6,10 +6,11 @@ from torch import Tensor
 
 from ..calls import AddNoiseCall, Gather, HeadCall, TrainCall
 from ..gpu.buffers import Kind
+from ..gpu.layers import behind_end, consumers, end_of, update_parts
 from ..gpu.memory import differs
 from ..gpu.optimizer import formula_of
 from ..gpu.stages import Stage
-from ..gpu.tables import behind_activation, consumers, flags_of, kept, product_gradient
+from ..gpu.tables import flags_of
 from ..gpu.tiles import cdiv
 from .configs import (
     EMBEDDING,
@@ -20,7 +21,7 @@ from .configs import (
     update_tiles,
     vector_block,
 )
-from .context import Address, Device, LaunchContext, logs_of, numbers_of, per_row, rates_of
+from .context import Device, LaunchContext, logs_of, numbers_of, per_row, rates_of
 from .kernels import dense, head, noise, norm, step_gradients, update
 
 
@@ -172,27 +173,19 @@ def rates(ctx: LaunchContext, stage: Stage, k: int) -> None:
 
 def result_gradient(ctx: LaunchContext, stage: Stage, k: int) -> None:
     plan, slices, at, name = ctx.slices.plan, ctx.slices, ctx.at, stage.name
-    layer, F = plan.dense.get(name), plan.widths[name]
-    read: list[Address] = []
-    columns, heights, widths = [], [], []
-    for reader, column in consumers(plan, name) if name != plan.output else [(name, None)]:
-        columns.append(column or 0)
-        heights.append(plan.widths[reader])
-        widths.append(1 if column is None else plan.in_widths[reader])
-        if column is None:
-            read.append((at[Kind.GRADIENT(reader)], None))
-        else:
-            read.append((at[product_gradient(plan, reader)], slices.params[f"{reader}.weight"]))
-    activation = None if layer is None else layer.activation
+    end, parts, F = end_of(plan, name), consumers(plan, name), plan.widths[name]
+    weights = [slices.params[part.weight] if part.weight else None for part in parts]
+    heights = tuple(part.height for part in parts)
     blocks = dense_blocks(F, slices.precision)
     ctx.launch(
         dense.result_gradient_kernel, stage,
         at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in stage.writes else None,
-        at[behind_activation(plan, name)] if activation else None,
-        at[kept(plan, name)] if activation else None, tuple(read), ctx.index, ctx.B,
-        F=F, HEIGHTS=tuple(heights), IN_WIDTHS=tuple(widths), COLUMNS=tuple(columns),
-        ACTIVATION=activation, PRECISION=ctx.device.precision(slices.precision),
-        BLOCK_B=blocks.rows, BLOCK_F=blocks.columns, BLOCK_K=blocks.depths(tuple(heights)),
+        at[end.d_y] if end else None, at[end.kept] if end else None,
+        tuple((at[part.d_y], weight) for part, weight in zip(parts, weights, strict=True)),
+        ctx.index, ctx.B, F=F, HEIGHTS=heights, IN_WIDTHS=tuple(part.in_width for part in parts),
+        COLUMNS=tuple(part.column for part in parts), ACTIVATION=end.activation if end else None,
+        PRECISION=ctx.device.precision(slices.precision),
+        BLOCK_B=blocks.rows, BLOCK_F=blocks.columns, BLOCK_K=blocks.depths(heights),
         warps=blocks.warps, stages=blocks.stages,
     )  # fmt: skip
 
@@ -203,7 +196,7 @@ def norm_gradient(ctx: LaunchContext, stage: Stage, k: int) -> None:
     ctx.launch(
         norm.norm_gradient_kernel, stage, at[Kind.PRODUCT_GRADIENT(name)],
         at[Kind.NORM_SUM(key + "weight")], at[Kind.NORM_SUM(key + "bias")],
-        at[behind_activation(plan, name)], at[Kind.PRODUCT(name)],
+        at[behind_end(plan, name)], at[Kind.PRODUCT(name)],
         at[Kind.MEAN(name)], at[Kind.RSTD(name)], ctx.slices.params[key + "weight"], ctx.index,
         ctx.B, H=plan.widths[name], TRAINING=ctx.training,
         BLOCK_H=vector_block(plan.widths[name]),
@@ -234,21 +227,15 @@ def embedding_gradient(ctx: LaunchContext, stage: Stage, k: int) -> None:
 
 def update_all(ctx: LaunchContext, stage: Stage, k: int) -> None:
     plan, at, slices = ctx.slices.plan, ctx.at, ctx.slices
-    weights, vectors, statistics = [], [], []
-    for name, layer in plan.dense.items():
-        d_y = at[product_gradient(plan, name)]
-        for source in layer.sources:
-            weights.append((ctx.parameter(f"{name}.weight"), d_y, ctx.source(source)))
-        vectors.append((ctx.parameter(f"{name}.bias"), d_y))
-        if layer.norm is not None:
-            key = f"{name}.norm."
-            for part in ("weight", "bias"):
-                vectors.append((ctx.parameter(key + part), at[Kind.NORM_SUM(key + part)]))
-            if Kind.STATE(key + "running_mean") in stage.writes:
-                for part in (key + "running_mean", key + "running_var"):
-                    batch = at[Kind.BATCH(part)]
-                    statistics.append((slices.stats[part], batch, layer.norm.momentum))
-    tiles = update_tiles(plan, ctx.training, bool(statistics))
+    moving = any(Kind.STATE(name) in stage.writes for name in slices.stats)
+    parts = update_parts(plan, ctx.training, moving)
+    tiles = update_tiles(plan, ctx.training, moving)
+    weights = [(ctx.parameter(one.name), at[one.d_y], ctx.source(one.x)) for one in parts.weights]
+    vectors = [(ctx.parameter(one.name), at[one.gradient]) for one in parts.vectors]
+    statistics = [
+        (slices.stats[name], at[Kind.BATCH(name)], momentum)
+        for name, momentum, _ in parts.statistics
+    ]
     blocks = update_blocks()
     ctx.launch(
         update.update_kernel, stage, tuple(weights), tuple(vectors), tuple(statistics),

@@ -12,7 +12,7 @@ import noprop_kernels as nk
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cuda import backend, extension, limits, placement, tiles
 from noprop_kernels.backends.cuda.placement import Layout, keep_moments, layout, phases
-from noprop_kernels.backends.gpu.tables import consumers
+from noprop_kernels.backends.gpu.layers import consumers
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import Dense, Plan
 from support.calls import PLANS, make_train_call

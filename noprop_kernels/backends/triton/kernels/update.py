@@ -10,15 +10,15 @@ A parameter is (itself, m, v, its gradient's place); what the optimizer does not
 import triton
 import triton.language as tl
 
-from .. import configs
+from ...gpu.layers import Sum
 from .dense import slice_of
 from .head import slice_loss
 from .norm import move_statistic
 from .optimizer import rates_of, step
 from .products import CHUNK_ROWS, begin, multiply, per_row
 
-SUM_ROWS = tl.constexpr(configs.SUM_ROWS)
-SUM_DONE = tl.constexpr(configs.SUM_DONE)
+SUM_ROWS = tl.constexpr(int(Sum.ROWS))
+SUM_DONE = tl.constexpr(int(Sum.DONE))
 RATES = tl.constexpr(4)  # numbers of a slice: lr, decay, sqrt(c_2), and 1 where it moves
 
 
