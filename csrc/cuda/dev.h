@@ -1,7 +1,7 @@
-// All that a kernel needs beyond plain C++: shared memory, barriers, warp operations, asynchronous
-// copies, flags in global memory, and arithmetic (dev_convert.h). This header and the two that it
-// includes are the only ones that know the compiler: nvcc gets PTX, any other C++20 compiler the
-// twin that runs on the host.
+// All that a kernel needs beyond plain C++: shared memory, barriers, warp operations, flags in
+// global memory, and arithmetic (dev_convert.h). This header and the two that it includes are the
+// only ones that know the compiler: nvcc gets PTX, any other C++20 compiler the twin that runs on
+// the host.
 //
 // Kernels include this and standard headers, nothing else. They use threadIdx, blockIdx, blockDim
 // and gridDim as CUDA has them, and expf, logf, tanhf, erff, expm1 of <cmath>, which are accurate
@@ -86,32 +86,13 @@ NOPROP_DEV void sync_warp(NOPROP_SITE) {
 #endif
 }
 
-// The value of lane ^ mask, of lane + delta (its own where that is past the warp), of lane
-// `source`. All 32 lanes must call; T is float, int32_t or uint32_t.
+// the value of lane ^ mask; all 32 lanes must call; T is float, int32_t or uint32_t
 template <typename T>
 NOPROP_DEV T shfl_xor(T value, int mask, NOPROP_SITE) {
 #ifdef __CUDACC__
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 #else
-  return hc::shuffle(value, hc::Shuffle::kXor, mask, {file, line});
-#endif
-}
-
-template <typename T>
-NOPROP_DEV T shfl_down(T value, int delta, NOPROP_SITE) {
-#ifdef __CUDACC__
-  return __shfl_down_sync(0xFFFFFFFFu, value, delta);
-#else
-  return hc::shuffle(value, hc::Shuffle::kDown, delta, {file, line});
-#endif
-}
-
-template <typename T>
-NOPROP_DEV T shfl(T value, int source, NOPROP_SITE) {
-#ifdef __CUDACC__
-  return __shfl_sync(0xFFFFFFFFu, value, source);
-#else
-  return hc::shuffle(value, hc::Shuffle::kFrom, source, {file, line});
+  return hc::shuffle(value, mask, {file, line});
 #endif
 }
 
@@ -149,20 +130,10 @@ NOPROP_DEV void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
 // the transposed matrix with Trans.
 template <int N, bool Trans>
 NOPROP_DEV void ldmatrix(uint32_t (&r)[N], const void* row, NOPROP_SITE) {
-  static_assert(N == 1 || N == 2 || N == 4, "ldmatrix loads 1, 2 or 4 matrices");
+  static_assert(N == 2 || N == 4);
 #ifdef __CUDACC__
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  if constexpr (N == 1 && !Trans) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(at)
-                 : "memory");
-  } else if constexpr (N == 1) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(r[0])
-                 : "r"(at)
-                 : "memory");
-  } else if constexpr (N == 2 && !Trans) {
+  if constexpr (N == 2 && !Trans) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(r[0]), "=r"(r[1])
                  : "r"(at)
@@ -185,50 +156,6 @@ NOPROP_DEV void ldmatrix(uint32_t (&r)[N], const void* row, NOPROP_SITE) {
   }
 #else
   hc::ldmatrix(r, N, Trans, row, {file, line});
-#endif
-}
-
-// 16 (4) bytes from global to shared memory, both aligned to their size; zeros, and nothing read,
-// where not valid. They have arrived after cp_commit and a cp_wait; other threads see them after a
-// barrier on top. The 16-byte copy goes past L1, so that it sees what other blocks wrote.
-NOPROP_DEV void cp_async16(void* shared, const void* global, bool valid, NOPROP_SITE) {
-#ifdef __CUDACC__
-  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at),
-               "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
-               : "memory");
-#else
-  hc::cp_async(shared, global, 16, valid, {file, line});
-#endif
-}
-
-NOPROP_DEV void cp_async4(void* shared, const void* global, bool valid, NOPROP_SITE) {
-#ifdef __CUDACC__
-  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at),
-               "l"(__cvta_generic_to_global(global)), "r"(valid ? 4 : 0)
-               : "memory");
-#else
-  hc::cp_async(shared, global, 4, valid, {file, line});
-#endif
-}
-
-// closes the group of the copies issued since the last one
-NOPROP_DEV void cp_commit() {
-#ifdef __CUDACC__
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#else
-  ++hc::cur->groups;
-#endif
-}
-
-// waits until all of this thread's groups but the latest N have arrived
-template <int N>
-NOPROP_DEV void cp_wait() {
-#ifdef __CUDACC__
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-#else
-  hc::cp_wait(N);
 #endif
 }
 
@@ -305,18 +232,6 @@ NOPROP_DEV void atomic_or(int* p, int bits) {
   atomicOr(p, bits);
 #else
   __atomic_fetch_or(p, bits, __ATOMIC_RELAXED);
-  hc::after_atomic();
-#endif
-}
-
-NOPROP_DEV void atomic_max(int* p, int value) {
-#ifdef __CUDACC__
-  atomicMax(p, value);
-#else
-  int seen = __atomic_load_n(p, __ATOMIC_RELAXED);
-  while (seen < value &&
-         !__atomic_compare_exchange_n(p, &seen, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
-  }
   hc::after_atomic();
 #endif
 }

@@ -73,23 +73,6 @@ NOPROP_DEV float fma_rn(float a, float b, float c) {
 #endif
 }
 
-// a b and a + b, each rounded, never contracted
-NOPROP_DEV float mul_rn(float a, float b) {
-#ifdef __CUDACC__
-  return __fmul_rn(a, b);
-#else
-  return a * b;  // the host is built with -ffp-contract=off
-#endif
-}
-
-NOPROP_DEV float add_rn(float a, float b) {
-#ifdef __CUDACC__
-  return __fadd_rn(a, b);
-#else
-  return a + b;
-#endif
-}
-
 NOPROP_DEV float sqrt_rn(float x) {
 #ifdef __CUDACC__
   return __fsqrt_rn(x);

@@ -7,8 +7,7 @@ says, or by a sanitizer.
 These tests have limits. A missing release or acquire changes no byte on the host, whose processor
 orders stores, so that ThreadSanitizer alone reports it, by the orders that C++ gives; the device's
 are PTX that no test here runs. Nor a barrier too few where the tiles of a stage are too few to use
-its scratch twice. Copies that are waited for too early (cp_wait) are planted in faults.cpp, for
-products load by way of registers and have none.
+its scratch twice.
 """
 
 import re

@@ -124,9 +124,6 @@ void run_fiber() {
   }
 #endif
   now.entry(now.closure);
-  if (fiber.copy_count > 0) {
-    fail("returned without cp_wait for its last %d copies", fiber.copy_count);
-  }
   fiber.state = State::kDone;
   --now.live;
   pass_on(true);
@@ -208,7 +205,6 @@ void join_all() {
 
 void destroy_all() {
   if (now.fibers) join_all();
-  for (int i = 0; now.fibers && i < now.count; ++i) free(now.fibers[i].copies);
   for (unsigned b = 0; now.blocks && b < now.grid.count(); ++b) unmap_shared(&now.blocks[b]);
   free(now.fibers), free(now.blocks), free(now.clusters), free(now.warps), free(now.polling);
   now.schedule.finish();
@@ -314,18 +310,6 @@ void after_atomic() {
 }
 
 int64_t ticks() { return ++now.ticks; }
-
-Copy& new_copy() {
-  Fiber& fiber = *running();
-  if (fiber.copy_count == fiber.copy_room) {
-    const int room = fiber.copy_room == 0 ? 16 : 2 * fiber.copy_room;
-    void* copies = realloc(fiber.copies, room * sizeof(Copy));
-    if (copies == nullptr) fail("no memory for %d copies", room);
-    fiber.copies = static_cast<Copy*>(copies);
-    fiber.copy_room = room;
-  }
-  return fiber.copies[fiber.copy_count++];
-}
 
 int run(const char* name, void (*entry)(void*), void* closure, Dim3 grid, Dim3 block,
         size_t shared_bytes, const Options& options) {

@@ -53,22 +53,11 @@ struct Site {
   int line;
 };
 
-// a copy to shared memory that has been issued and not yet waited for; zeros where from is null
-struct Copy {
-  void* to;
-  const void* from;
-  int bytes;
-  uint32_t group;
-};
-
 // what a kernel sees of the CUDA thread that runs
 struct Thread {
   Dim3 thread_index, block_index, block_size, grid_size;
   unsigned char* shared = nullptr;  // of its block
   size_t shared_bytes = 0;
-  uint32_t groups = 0;  // of copies, committed so far
-  Copy* copies = nullptr;
-  int copy_count = 0, copy_room = 0;
 };
 
 extern Thread* cur;
@@ -80,7 +69,6 @@ struct Options {
   unsigned max_blocks = 0;  // a larger grid is an error, as it would be on a device; 0: any
   unsigned cluster = 1;     // blocks of a cluster, 1 to 8
 };
-using Opts = Options;
 
 // Text of the last launch that failed, else "".
 const char* last_error();
@@ -112,14 +100,12 @@ int64_t ticks();      // a clock: switches between threads, and readings of it
 
 // Operations of a warp, done for all lanes by the last one to arrive; these touch only the lanes'
 // own registers, and a lane learns nothing from them about another's memory.
-enum class Shuffle { kXor, kDown, kFrom };
-uint32_t shuffle_bits(uint32_t value, Shuffle kind, int by, Site site);
+uint32_t shuffle_bits(uint32_t value, int mask, Site site);
 void mma_bf16(float* d, const uint32_t* a, const uint32_t* b, Site site);
 void mma_tf32(float* d, const uint32_t* a, const uint32_t* b, Site site);
 void spread_rows(uint32_t* registers, int matrices, bool transposed, const uint32_t (&row)[4],
                  Site site);
 void sincos_pi(float x, float& sine, float& cosine);
-Copy& new_copy();
 
 // what stands for an approximate instruction; infinities, zeros and NaN are exact there too
 inline float last_bit_wrong(float value) {
@@ -128,9 +114,9 @@ inline float last_bit_wrong(float value) {
 }
 
 template <typename T>
-T shuffle(T value, Shuffle kind, int by, Site site) {
+T shuffle(T value, int mask, Site site) {
   static_assert(sizeof(T) == 4, "a shuffle moves 32 bits");
-  return __builtin_bit_cast(T, shuffle_bits(__builtin_bit_cast(uint32_t, value), kind, by, site));
+  return __builtin_bit_cast(T, shuffle_bits(__builtin_bit_cast(uint32_t, value), mask, site));
 }
 
 // What follows touches the kernel's memory, so it is compiled with the kernel and its sanitizer.
@@ -140,12 +126,6 @@ using Word __attribute__((may_alias)) = uint32_t;
 inline void told_read([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes) {
 #ifdef __SANITIZE_THREAD__
   __tsan_read_range(const_cast<void*>(p), bytes);
-#endif
-}
-
-inline void told_write([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
-#ifdef __SANITIZE_THREAD__
-  __tsan_write_range(p, bytes);
 #endif
 }
 
@@ -182,37 +162,6 @@ inline void ldmatrix(uint32_t* registers, int matrices, bool transposed, const v
     for (int i = 0; i < 4; ++i) words[i] = static_cast<const Word*>(row)[i];
   }
   spread_rows(registers, matrices, transposed, words, site);
-}
-
-// the destination is NaN until the copy has been waited for
-inline void cp_async(void* to, const void* from, int bytes, bool valid, Site site) {
-  check_shared(to, bytes, "cp_async", site);
-  if (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0) {
-    fail_at(site, "cp_async: the source %p is not aligned to %d bytes", from, bytes);
-  }
-  told_write(to, bytes);
-  for (int i = 0; i < bytes / 4; ++i) {
-    static_cast<Word*>(to)[i] = 0xFFFFFFFF;
-    // the device may read at once, or as late as in cp_wait, where the emulator does
-    if (valid) (void)*(static_cast<const volatile Word*>(from) + i);
-  }
-  if (valid) told_read(from, bytes);
-  new_copy() = {to, valid ? from : nullptr, bytes, cur->groups};
-}
-
-inline void cp_wait(int groups_left) {
-  int done = 0;
-  for (; done < cur->copy_count; ++done) {
-    const Copy& copy = cur->copies[done];
-    if (static_cast<int32_t>(cur->groups - groups_left - copy.group) <= 0) break;
-    told_write(copy.to, copy.bytes);
-    if (copy.from) told_read(copy.from, copy.bytes);
-    for (int i = 0; i < copy.bytes / 4; ++i) {
-      static_cast<Word*>(copy.to)[i] = copy.from ? static_cast<const Word*>(copy.from)[i] : 0;
-    }
-  }
-  cur->copy_count -= done;
-  for (int i = 0; i < cur->copy_count; ++i) cur->copies[i] = cur->copies[i + done];
 }
 
 }  // namespace hc

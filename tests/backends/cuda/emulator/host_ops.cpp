@@ -9,8 +9,7 @@ namespace {
 
 struct ShuffleLane {
   uint32_t value, result;
-  Shuffle kind;
-  int by;
+  int mask;
 };
 
 struct ProductLane {
@@ -40,13 +39,9 @@ void together(void* arguments, void (*all)(Warp&), const char* what, Site site) 
 void shuffle_all(Warp& warp) {
   for (int lane = 0; lane < kWarp; ++lane) {
     auto& own = lane_of<ShuffleLane>(warp, lane);
-    int from = own.by;
-    if (own.kind == Shuffle::kXor) from = lane ^ own.by;
-    if (own.kind == Shuffle::kDown) from = lane + own.by;
-    if (from < 0 || (from >= kWarp && own.kind != Shuffle::kDown)) {
-      fail("shuffle: lane %d takes from lane %d", lane, from);
-    }
-    own.result = lane_of<ShuffleLane>(warp, from < kWarp ? from : lane).value;
+    const int from = lane ^ own.mask;
+    if (from < 0 || from >= kWarp) fail("shuffle: lane %d takes from lane %d", lane, from);
+    own.result = lane_of<ShuffleLane>(warp, from).value;
   }
 }
 
@@ -110,8 +105,8 @@ void spread_all(Warp& warp) {
 
 }  // namespace
 
-uint32_t shuffle_bits(uint32_t value, Shuffle kind, int by, Site site) {
-  ShuffleLane lane = {value, 0, kind, by};
+uint32_t shuffle_bits(uint32_t value, int mask, Site site) {
+  ShuffleLane lane = {value, 0, mask};
   together(&lane, shuffle_all, "shuffle", site);
   return lane.result;
 }

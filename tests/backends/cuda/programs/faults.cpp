@@ -1,5 +1,5 @@
 // A kernel that does what the real ones do, and faults in it, of which a run has one: blocks of a
-// group pass their states on, through global memory, group barriers, double-buffered copies,
+// group pass their states on, through global memory, group barriers, double-buffered tiles,
 // ldmatrix and mma, warp and block barriers. All values are whole numbers that bfloat16 holds, so
 // that without a fault the result is exact and the same in every schedule.
 //
@@ -71,15 +71,13 @@ struct Tiles {
 // columns 16 step .. 16 step + 15 of x, rows 16 step .. of w
 NOPROP_DEV void fetch(const Tiles& tiles, const uint16_t* x, const uint16_t* w, int step) {
   const int half = threadIdx.x % 2, row = threadIdx.x / 2 % 16;
-  if (has("MISALIGNED_COPY")) w += 4;
+  const uint16_t* from = w + (step * kStep + row) * kColumns;
+  uint16_t* to = tiles.w[step % 2] + row * kColumns;
   if (threadIdx.x < 32) {
-    dev::cp_async16(tiles.x[step % 2] + row * kStep + 8 * half,
-                    x + row * kDepth + step * kStep + 8 * half, true);
-  } else {
-    dev::cp_async16(tiles.w[step % 2] + row * kColumns + 8 * half,
-                    w + (step * kStep + row) * kColumns + 8 * half, true);
+    from = x + row * kDepth + step * kStep;
+    to = tiles.x[step % 2] + row * kStep;
   }
-  dev::cp_commit();
+  for (int i = 8 * half; i < 8 * half + 8; ++i) to[i] = from[i];
 }
 
 // sums (16, 16) of this block, 8 columns for each of the two warps
@@ -91,11 +89,6 @@ NOPROP_DEV void multiply(const Tiles& tiles, const uint16_t* x, const uint16_t* 
   for (int step = 0; step < kSteps; ++step) {
     // with the overrun, the last one is never used
     if (step + 1 < kSteps || has("GLOBAL_OVERRUN")) fetch(tiles, x, w, step + 1);
-    if (has("EARLY_COPY_WAIT") || (step + 1 < kSteps && !has("MISSING_COPY_WAIT"))) {
-      dev::cp_wait<1>();
-    } else if (!has("MISSING_COPY_WAIT")) {
-      dev::cp_wait<0>();
-    }
     if (!has("MISSING_BARRIER_AFTER_COPY")) dev::sync_block();
     uint32_t a[4], b[2];
     const int a_place =
@@ -109,11 +102,6 @@ NOPROP_DEV void multiply(const Tiles& tiles, const uint16_t* x, const uint16_t* 
     }
     dev::mma_bf16(d, a, b);
     if (!has("MISSING_BARRIER_BEFORE_REFILL")) dev::sync_block();
-  }
-  if (has("EARLY_COPY_WAIT") || has("MISSING_COPY_WAIT")) {
-    dev::cp_wait<0>();  // as some later wait would
-  } else if (has("COPY_LEFT")) {
-    fetch(tiles, x, w, 0);
   }
   for (int i = 0; i < 4; ++i) {
     const int low = i & 1, high = i >> 1, down = has("WRONG_ACCUMULATOR") ? low : high;

@@ -64,16 +64,12 @@ __global__ void multiply_tiles(float* d, const float* a, const float* b) {
   for (int i = 0; i < 4; ++i) d[(g + 8 * (i >> 1)) * 8 + 2 * t + (i & 1)] = own_d[i];
 }
 
-// values (32,) float and int of other lanes: out (6, 32)
+// values (32,) float and int of other lanes: out (2, 32)
 __global__ void shuffle_all(float* out, const float* in) {
   const int lane = threadIdx.x;
   const float value = in[lane];
   out[lane] = dev::shfl_xor(value, 5);
-  out[32 + lane] = dev::shfl_down(value, 9);
-  out[64 + lane] = dev::shfl(value, 17);
-  out[96 + lane] = static_cast<float>(dev::shfl_xor(-lane, 16));
-  out[128 + lane] = static_cast<float>(dev::shfl_down(static_cast<unsigned>(lane), 1));
-  out[160 + lane] = static_cast<float>(dev::shfl(lane, lane * 3 % 32));
+  out[32 + lane] = static_cast<float>(dev::shfl_xor(-lane, 16));
 }
 
 }  // namespace layouts

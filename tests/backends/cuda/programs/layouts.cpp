@@ -139,15 +139,11 @@ void test_tiles(uint64_t seed) {
 
 void test_shuffles(uint64_t seed) {
   const auto in = draw(32);
-  std::vector<float> out(6 * 32);
+  std::vector<float> out(2 * 32);
   launch("shuffle", seed, layouts::shuffle_all, out.data(), in.data());
   for (int lane = 0; lane < 32; ++lane) {
     expect("shfl_xor", lane, out[lane], in[lane ^ 5]);
-    expect("shfl_down", lane, out[32 + lane], in[lane + 9 < 32 ? lane + 9 : lane]);
-    expect("shfl", lane, out[64 + lane], in[17]);
-    expect("shfl_xor int", lane, out[96 + lane], float(-(lane ^ 16)));
-    expect("shfl_down uint", lane, out[128 + lane], float(lane < 31 ? lane + 1 : 31));
-    expect("shfl int", lane, out[160 + lane], float(lane * 3 % 32));
+    expect("shfl_xor int", lane, out[32 + lane], float(-(lane ^ 16)));
   }
 }
 
@@ -192,7 +188,6 @@ void test_arithmetic() {
          uint32_t((unsigned __int128){0xD2511F53u} * 0xCD9E8D57u >> 32));
   const float tiny = 1.0f / (1 << 13);  // (1 + tiny) ** 2 - 1 - 2 tiny is lost without fusion
   expect("fma", 0, dev::fma_rn(1 + tiny, 1 + tiny, -1 - 2 * tiny), tiny * tiny);
-  expect("mul, add", 0, dev::add_rn(dev::mul_rn(1 + tiny, 1 + tiny), -1 - 2 * tiny), 0.0f);
   expect("sqrt", 0, dev::sqrt_rn(2.0f), float(std::sqrt(2.0)));
   expect("div", 0, dev::div_rn(1.0f, 3.0f), float(1.0 / 3.0));
   for (int i = -4096; i <= 4096; ++i) {
@@ -216,8 +211,6 @@ int main() {
   for (uint64_t seed = 0; seed < 4; ++seed) {
     test_registers(true, seed);
     test_registers(false, seed);
-    test_matrices<1, false>(seed);
-    test_matrices<1, true>(seed);
     test_matrices<2, false>(seed);
     test_matrices<2, true>(seed);
     test_matrices<4, false>(seed);
