@@ -64,7 +64,4 @@ SUITE = Suite(
     table=table,
     kind="continuous",
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(SUITE, arguments)
+main = partial(run, SUITE)

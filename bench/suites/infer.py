@@ -6,7 +6,7 @@ z_T must be a float64 twin's before it is timed, and contenders take turns; a st
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -186,7 +186,4 @@ INFERENCE = Suite(
     check=check_answers,
     measure=measure_rounds,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(INFERENCE, arguments)
+main = partial(run, INFERENCE)

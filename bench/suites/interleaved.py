@@ -7,7 +7,6 @@ between. As in `bench run`, a contender's steps must be a float64 twin's before 
 contenders take turns. A ratio compares contenders of the same maths.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -56,7 +55,4 @@ SUITE = Suite(
     kind="interleaved",
     all_threads=True,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(SUITE, arguments)
+main = partial(run, SUITE)

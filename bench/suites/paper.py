@@ -9,6 +9,7 @@ and the share of peak counts operations on live pixels. Beside it stands the sha
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from ..contenders.contender import Entry
 from ..contenders.ours import Ours, OursTrainStep
@@ -45,7 +46,4 @@ SUITE = Suite(
     table=table,
     kind="paper",
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(SUITE, arguments)
+main = partial(run, SUITE)

@@ -277,7 +277,4 @@ SUITE = Suite(
     kind="samplers",
     all_threads=True,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(SUITE, arguments)
+main = partial(run, SUITE)

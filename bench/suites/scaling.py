@@ -7,6 +7,7 @@ parameter, at the rate of a copy as large as the state of all blocks (bench.repo
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from ..problem.sizes import SCALING_SHAPES
 from ..report.lines import Line
@@ -37,7 +38,4 @@ SUITE = Suite(
     kind="scaling",
     all_threads=True,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run(SUITE, arguments)
+main = partial(run, SUITE)

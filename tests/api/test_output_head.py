@@ -4,10 +4,12 @@ import copy
 import io
 import math
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as functional
+from torch import Tensor
 
 import noprop_kernels as nk
 from noprop_kernels.backends import dispatch
@@ -54,17 +56,18 @@ def z_T(y: torch.Tensor, seed: int, t: int, draw: int, W_embed: torch.Tensor = W
     return (alpha_bar.sqrt() * W_embed[y] + (1 - alpha_bar).sqrt() * eps).float()
 
 
-def test_steps_are_torchs_cross_entropy_and_adamw(backend):
-    head, twin = make_head(seed=5), torch.nn.Linear(3, M)
+def check_steps(head: nk.OutputHead, ts: list[int], error_of: Callable[..., Tensor]) -> None:
+    """Trains as torch's AdamW does on the mean of error_of(twin, y, t, draw), the rows' errors."""
+    twin = torch.nn.Linear(head.D, M)
     with torch.no_grad():
         twin.weight.copy_(head.logits.weight[0])
         twin.bias.copy_(head.logits.bias[0])
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=1e-3)
-    for draw, t in enumerate([1, 1, 3, 2]):
+    for draw, t in enumerate(ts):
         y = batch(seed=draw)[1]
         step = head.train_step(y, t)
         optimizer.zero_grad()
-        error = functional.cross_entropy(twin(z_T(y, 5, t, draw)), y, reduction="none")
+        error = error_of(twin, y, t, draw)
         error.mean().backward()
         optimizer.step()
         torch.testing.assert_close(step.error[0], error.detach(), rtol=1e-4, atol=1e-5)
@@ -72,7 +75,14 @@ def test_steps_are_torchs_cross_entropy_and_adamw(backend):
         assert step.applied.all()
     torch.testing.assert_close(head.logits.weight[0], twin.weight, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head.logits.bias[0], twin.bias, rtol=1e-4, atol=1e-5)
-    assert head.draws.tolist() == head.updates.tolist() == [4]
+    assert head.draws.tolist() == head.updates.tolist() == [len(ts)]
+
+
+def test_steps_are_torchs_cross_entropy_and_adamw(backend):
+    def error_of(twin, y, t, draw):
+        return functional.cross_entropy(twin(z_T(y, 5, t, draw)), y, reduction="none")
+
+    check_steps(make_head(seed=5), [1, 1, 3, 2], error_of)
 
 
 @pytest.mark.parametrize("one_hot", [False, True])
@@ -82,24 +92,12 @@ def test_radial_steps_are_those_of_its_equations_and_adamw(backend, one_hot):
         head, W_embed = nk.OutputHead(M, M, goal=GOAL, kind="radial", seed=5), torch.eye(M)
     else:
         head, W_embed = make_head(kind="radial", sigma=0.6, seed=5), W
-    twin = torch.nn.Linear(head.D, M)
-    with torch.no_grad():
-        twin.weight.copy_(head.logits.weight[0])
-        twin.bias.copy_(head.logits.bias[0])
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-3, weight_decay=1e-3)
-    for draw, t in enumerate([1, 3, 2]):
-        y = batch(seed=draw)[1]
-        step = head.train_step(y, t)
-        optimizer.zero_grad()
+
+    def error_of(twin, y, t, draw):
         log_probs = radial_probs(twin(z_T(y, 5, t, draw, W_embed)), W_embed, head.sigma)
-        error = -log_probs[torch.arange(B), y]
-        error.mean().backward()
-        optimizer.step()
-        torch.testing.assert_close(step.error[0], error.detach(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(step.loss[0], error.mean().detach(), rtol=1e-4, atol=1e-5)
-        assert step.applied.all()
-    torch.testing.assert_close(head.logits.weight[0], twin.weight, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(head.logits.bias[0], twin.bias, rtol=1e-4, atol=1e-5)
+        return -log_probs[torch.arange(B), y]
+
+    check_steps(head, [1, 3, 2], error_of)
 
 
 def test_a_radial_loss_falls(backend):
