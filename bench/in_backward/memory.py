@@ -1,13 +1,11 @@
 """The peak memory of a trainer's steps, in a process that does nothing else."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
-from ..memory.cpu import TIMEOUT, give_back, status
+from ..memory.cpu import answer_apart, give_back, status
 from .models import task
 from .trainers import TRAINERS
 
@@ -33,22 +31,9 @@ def measure(model: str, name: str, threads: int) -> int:
 
 
 def measure_apart(model: str, name: str, threads: int) -> int:
-    """`measure` in a new process.
-
-    Raises:
-        RuntimeError: it failed or timed out; the text is its last line.
-    """
+    """`measure` in a new process."""
     call = f"from bench.in_backward.memory import child; child({model!r}, {name!r}, {threads})"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", call],
-            cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=TIMEOUT,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{name} was not done in {TIMEOUT} s") from error
-    if done.returncode != 0:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
+    return answer_apart(name, call)
 
 
 def child(model: str, name: str, threads: int) -> None:

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,16 +115,16 @@ def status(name: str) -> int:
     raise OSError(f"/proc/self/status has no {name}")
 
 
-def measure_apart(name: str, shape: Shape, threads: int) -> Line:
-    """`measure` in a new process.
+def answer_apart(name: str, program: str, request: object = None) -> Any:
+    """The JSON that a program prints last, in a new process that gets `request` as JSON on stdin.
 
     Raises:
         RuntimeError: it failed or timed out; the text is its last line.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", "from bench.memory import cpu; cpu.child()"],
-            input=json.dumps({"name": name, "shape": asdict(shape), "threads": threads}),
+            [sys.executable, "-c", program],
+            input=json.dumps(request),
             cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
@@ -134,6 +135,12 @@ def measure_apart(name: str, shape: Shape, threads: int) -> Line:
     if done.returncode != 0:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_apart(name: str, shape: Shape, threads: int) -> Line:
+    """`measure` in a new process."""
+    request = {"name": name, "shape": asdict(shape), "threads": threads}
+    return answer_apart(name, "from bench.memory import cpu; cpu.child()", request)
 
 
 def child() -> None:
