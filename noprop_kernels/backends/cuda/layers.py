@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..gpu.buffers import Kind
 from ..gpu.layers import (
+    End,
     StatisticPart,
     VectorPart,
     WeightPart,
@@ -93,39 +94,29 @@ def result_gradient(ctx: LaunchContext, item: Stage) -> list[Fields]:
         weight = address(params[part.weight]) if part.weight else None
         read.append((at[part.d_y], weight, part.height, part.in_width, part.column))
     d_result = at[Kind.GRADIENT(name)] if Kind.GRADIENT(name) in item.writes else None
-    d_y = at[end.d_y] if end else None
     made, most = [], tiles.constant("kMaxSources")
     while len(read) > most:  # the sum so far is passed on as an `add` would be
-        partial = d_y if d_result is None else d_result
-        made.append(gradient_stage(ctx.B, F, read[:most], d_result=partial))
+        partial = at[end.d_y] if d_result is None and end else d_result
+        made.append(gradient_stage(ctx, F, read[:most], partial, None))
         made[-1]["barrier"] = 1
         read = [(partial, None, F, 0, 0), *read[most:]]
-    ends: Fields = {"d_y": d_y, "kept": at[end.kept], "activation": end.activation} if end else {}
-    made.append(gradient_stage(ctx.B, F, read, d_result=d_result, **ends))
-    return made
+    return [*made, gradient_stage(ctx, F, read, d_result, end)]
 
 
 def gradient_stage(
-    B: int,
-    F: int,
-    consumers: list[tuple],
-    *,
-    d_result: buffers.Address | None,
-    activation: str | None = None,
-    d_y: buffers.Address | None = None,
-    kept: buffers.Address | None = None,
+    ctx: LaunchContext, F: int, read: list[tuple], d_result: buffers.Address | None, end: End | None
 ) -> Fields:
     return stage(
         "result_gradient",
-        tiles_of_product(B, F),
+        tiles_of_product(ctx.B, F),
         d_result=d_result,
-        d_y=d_y,
-        kept=kept,
-        consumers=consumers,
-        num_consumers=len(consumers),
+        d_y=ctx.at[end.d_y] if end else None,
+        kept=ctx.at[end.kept] if end else None,
+        consumers=read,
+        num_consumers=len(read),
         F=F,
-        activation=code(activation),
-        tile=tiles.product_tile(B, F),
+        activation=code(end.activation if end else None),
+        tile=tiles.product_tile(ctx.B, F),
     )
 
 
