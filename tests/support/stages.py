@@ -6,9 +6,7 @@ description, so that no second one can differ from the first.
 
 import ctypes
 import json
-import shutil
 import struct
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,37 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from support import HOST, PROGRAMS, ROOT
-
-HEADER = ROOT / "csrc/cuda/program.h"
 FORMATS = {"float32": "f", "float64": "d", "int32": "i", "uint32": "I", "int64": "q"}
 FORMATS |= {"pointer": "Q"}
 
 
-def compiler() -> str | None:
-    return shutil.which("c++") or shutil.which("g++")
-
-
-def gap() -> str | None:
-    """Why the stages cannot be built here; None if they can."""
-    if not HEADER.exists():
-        return "the sources are not here"
-    return None if compiler() else "no C++ compiler is on PATH"
-
-
-def build(folder: Path, *flags: str) -> ctypes.CDLL:
-    """The library of tests/backends/cuda/programs/stage_library.cpp."""
-    sources = [str(path) for path in sorted(HOST.glob("host_*.cpp"))]
-    library = folder / "stages.so"
-    options = ["-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra"]
-    options.append("-Wno-unknown-pragmas")  # unroll is for nvcc
-    options += [f"-I{ROOT / 'csrc'}", f"-I{HOST}", *flags, "-o", str(library)]
-    sources.append(str(PROGRAMS / "stage_library.cpp"))
-    subprocess.run([compiler() or "c++", *options, *sources], check=True)
-    return load(library)
-
-
 def load(path: Path) -> ctypes.CDLL:
+    """The library of tests/backends/cuda/programs/stage_library.cpp."""
     library = ctypes.CDLL(str(path))
     library.run_stage.restype = library.description.restype = ctypes.c_char_p
     return library

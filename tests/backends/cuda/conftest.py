@@ -9,17 +9,10 @@ import pytest
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cuda import extension, placement
 from noprop_kernels.backends.cuda.placement import Layout
+from support import PROGRAMS
 from support.host_programs import Builder, compiler_gap
 from support.recordings import Recorder, described, record_all
-from support.stages import build, gap
-
-
-@pytest.fixture(scope="session")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Single stages of the persistent kernel, for support.stages.run_stage."""
-    if reason := gap():
-        pytest.skip(reason)
-    return build(tmp_path_factory.mktemp("stages"))
+from support.stages import load
 
 
 @pytest.fixture
@@ -36,6 +29,12 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
     if reason := compiler_gap():
         pytest.skip(reason)
     return Builder(tmp_path_factory.mktemp("cuda_host"))
+
+
+@pytest.fixture(scope="session")
+def stages(builder: Builder) -> ctypes.CDLL:
+    """Single stages of the persistent kernel, for support.stages.run_stage."""
+    return load(builder.build("stages", [PROGRAMS / "stage_library.cpp"], "plain", shared=True))
 
 
 @pytest.fixture(scope="session")
