@@ -5,8 +5,6 @@ It is compiled once for a version of its sources and kept in pytest's cache.
 
 import hashlib
 import importlib.util
-import shutil
-import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +15,12 @@ from types import ModuleType
 import pytest
 
 from support import HOST, ROOT
+from support.host_programs import FLAGS, compiler_gap, run
 
 KERNELS = [HOST / "runtime_host.cpp", *sorted(HOST.glob("host_*.cpp"))]
 HEADERS = [*(ROOT / "csrc/cuda").glob("*.*"), ROOT / "csrc/noprop_cuda.h", *HOST.glob("host_*.h")]
-# no contraction, for not every host has a fused multiply-add
-OPTIONS = ["-std=c++20", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
-OPTIONS += ["-Wno-unknown-pragmas", "-fvisibility=hidden", "-DNOPROP_CUDA_ON_HOST"]
+OPTIONS = [*FLAGS, "-g0", "-fvisibility=hidden", "-DNOPROP_CUDA_ON_HOST"]
 OPTIONS += ["-DNOPROP_CUDA_CLOCKS"]  # which does nothing where no counters are given
-
-
-def compiler() -> str | None:
-    return shutil.which("g++")
 
 
 def compilations() -> dict[Path, list[str]]:
@@ -43,35 +36,29 @@ def compilations() -> dict[Path, list[str]]:
 
 def build(folder: Path) -> Path:
     """The module in `folder`, compiled if it is not there from the same sources."""
-    gcc, sources = compiler(), compilations()
-    assert gcc is not None
-    text = [path.read_bytes() for path in (*sources, *sorted(HEADERS))]
-    version = subprocess.run([gcc, "--version"], capture_output=True, check=True).stdout
-    facts = [*text, version, sys.version.encode(), repr([OPTIONS, *sources.values()]).encode()]
+    sources = compilations()
+    facts = [path.read_bytes() for path in (*sources, *sorted(HEADERS))]
+    options = repr([OPTIONS, *sources.values()])
+    facts += [text.encode() for text in (run("g++", "--version"), sys.version, options)]
     module = folder / f"_cuda_host_{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
     if module.exists():
         return module
-    shared = [gcc, *OPTIONS, f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
+    shared = ["g++", *OPTIONS, f"-I{ROOT / 'csrc'}", f"-I{HOST}"]
     with TemporaryDirectory(dir=folder) as work, ThreadPoolExecutor(2) as pool:
 
         def compile_one(item: tuple[Path, list[str]]) -> str:
             source, options = item
             target = f"{work}/{source.stem}.o"
-            run([*shared, *options, "-c", str(source), "-o", target])
+            run(*shared, *options, "-c", source, "-o", target, timeout=1800)
             return target
 
         objects = list(pool.map(compile_one, sources.items()))
         unfinished = Path(work) / module.name
-        run([gcc, "-shared", *objects, "-o", str(unfinished)])
+        run("g++", "-shared", *objects, "-o", unfinished)
         for old in folder.glob("_cuda_host_*.so"):
             old.unlink()
         unfinished.rename(module)
     return module
-
-
-def run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-5000:]}"
 
 
 def load(path: Path) -> ModuleType:
@@ -84,10 +71,8 @@ def load(path: Path) -> ModuleType:
 
 def built(config: pytest.Config, temporary: pytest.TempPathFactory) -> ModuleType:
     """The module; the test is skipped where there is no compiler."""
-    if not (ROOT / "csrc").exists():
-        pytest.skip("the CUDA kernels' sources are not here")
-    if compiler() is None:
-        pytest.skip("g++ is missing, which builds the CUDA kernels for the host")
+    if reason := compiler_gap():
+        pytest.skip(reason)
     cache = getattr(config, "cache", None)
     folder = temporary.mktemp("cuda_host") if cache is None else cache.mkdir("cuda_host")
     return load(build(folder))

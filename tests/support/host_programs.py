@@ -9,6 +9,7 @@ import pytest
 
 from support import HOST, ROOT
 
+# no contraction, for not every host has a fused multiply-add
 FLAGS = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
 FLAGS += ["-Wno-unknown-pragmas"]  # unroll is for nvcc
 SOURCES = ROOT / "csrc"
