@@ -31,6 +31,7 @@ from ..calls import (
     UpdateCall,
 )
 from ..contents import bad_index, bad_input, bad_label, check_finite, check_rows
+from ..turns import refused
 from . import openmp
 
 try:
@@ -167,10 +168,7 @@ def _check(op: str, result: tuple[int, int, int], inputs: list[str], M: int) -> 
     if status == _BUSY and where:
         raise RuntimeError(f"{op}: signal handlers must not interrupt each other {where} times")
     if status == _BUSY:
-        raise RuntimeError(
-            f"{op}: a signal handler must not use parameters that the interrupted call writes, "
-            "nor write what it reads; nothing was changed"
-        )
+        raise refused(op)
     if status == _FORKED:
         raise RuntimeError(
             f"{op}: a signal handler forked the process in the middle of the call; in this child "

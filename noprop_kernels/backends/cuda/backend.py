@@ -5,11 +5,9 @@ for the host, for the tests.
 """
 
 import dataclasses
-import threading
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...plan import Dense, Plan
 from ..calls import (
@@ -40,17 +38,6 @@ from .stages import of_table
 from .step_stages import chain_stage, head_stage, loss_stage, noise_stage, rates_stage, u_hat_stage
 
 STEPS = 128  # per launch; more take several launches, since no bit depends on K
-
-_locks = WeakTensorKeyDictionary()  # one per object, by its `updates`
-_registry = threading.RLock()  # reentrant: a signal handler may interrupt a call that holds it
-
-
-def lock_of(owner: Tensor) -> threading.RLock:
-    """Makes a second thread's call on the same object wait."""
-    with _registry:
-        if owner not in _locks:
-            _locks[owner] = threading.RLock()
-        return _locks[owner]
 
 
 def no_slices(n: int, device: torch.device) -> Slices:
@@ -209,11 +196,10 @@ def train(call: TrainCall) -> None:
     errors.raise_found(owner)
     check_train(call)
     group = n if call.blocks_per_launch is None else call.blocks_per_launch
-    with lock_of(owner):
-        for first in range(0, n, group):
-            for start in range(0, call.K, STEPS):
-                steps, slices = slice(start, start + STEPS), slice(first, first + group)
-                run_table(*context_of(part_of(call, steps, slices)))
+    for first in range(0, n, group):
+        for start in range(0, call.K, STEPS):
+            steps, slices = slice(start, start + STEPS), slice(first, first + group)
+            run_table(*context_of(part_of(call, steps, slices)))
     errors.send(owner)
 
 

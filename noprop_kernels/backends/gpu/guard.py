@@ -1,5 +1,5 @@
-"""The decorator of every function of a GPU backend: it sets the device, and turns a lack of memory
-into an error that says what to do.
+"""The decorator of every function of a GPU backend: it sets the device, keeps calls on the same
+parameters apart, and turns a lack of memory into an error that says what to do.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..calls import Slices, TrainCall
+from ..turns import takes_turn
 from .fits import check_slices
 
 
@@ -37,7 +38,7 @@ def entry(function: Callable[[Any], None]) -> Callable[[Any], None]:
             except torch.OutOfMemoryError as error:
                 raise MemoryError(no_memory(op, call, device, error)) from error
 
-    return guarded
+    return takes_turn(guarded)
 
 
 def no_memory(op: str, call: Any, device: torch.device, error: BaseException) -> str:

@@ -28,6 +28,7 @@ from ..calls import (
     UpdateCall,
 )
 from ..contents import check_finite, check_labels, check_rows, check_train, fetch
+from ..turns import takes_turn
 from . import equations as ref
 from .layers import Uniform, backward_layers, forward_layers
 
@@ -177,6 +178,7 @@ def add_noise(call: AddNoiseCall) -> None:
     put(call.z, noisy_embedding(call.noise, call.noising, u_y, eps, 0))
 
 
+@takes_turn
 @torch.no_grad()
 def forward(call: ForwardCall) -> None:
     slices = call.slices
@@ -216,6 +218,7 @@ def head(call: HeadCall) -> None:
         call.u_hat.copy_(ref.predict_embedding(call.logits, embedding.W_embed, objective.head)[0])
 
 
+@takes_turn
 @torch.no_grad()
 def backward(call: BackwardCall) -> None:
     slices = call.slices
@@ -230,11 +233,13 @@ def backward(call: BackwardCall) -> None:
         put(call.applied, finite)
 
 
+@takes_turn
 @torch.no_grad()
 def update(call: UpdateCall) -> None:
     apply_update(call.slices, call.grads, call.apply, call.rule)
 
 
+@takes_turn
 @torch.no_grad()
 def train(call: TrainCall) -> None:
     check_train(call)
@@ -297,6 +302,7 @@ def train_step(call: TrainCall, step: int) -> None:
     slices.draws[index] += 1
 
 
+@takes_turn
 @torch.no_grad()
 def predict(call: PredictCall) -> None:
     check_finite("predict", call.inputs)

@@ -52,11 +52,10 @@ class Graph:
 
 @dataclass
 class GraphCache:
-    """The cache of one object: its lock, its graphs by key (None: called once, not captured yet),
-    and the workspace that they share, by stream.
+    """The cache of one object: its graphs by key (None: called once, not captured yet), and the
+    workspace that they share, by stream.
     """
 
-    lock: Any = field(default_factory=threading.RLock)
     graphs: "OrderedDict[Any, Graph | None]" = field(default_factory=OrderedDict)
     workspaces: dict[int, Workspace] = field(default_factory=dict)
 
@@ -73,7 +72,7 @@ def cache_of(owner: Tensor) -> GraphCache:
 
 
 def train(call: TrainCall, context_of: ContextOf) -> None:
-    """Runs every step of the call; a second thread's call on the same object waits.
+    """Runs every step of the call.
 
     The workspace is allocated before the first launch, so that a call without enough memory changes
     nothing.
@@ -82,20 +81,19 @@ def train(call: TrainCall, context_of: ContextOf) -> None:
     cache = cache_of(owner)
     group = n if call.blocks_per_launch is None else call.blocks_per_launch
     groups = [slice(first, first + group) for first in range(0, n, group)]
-    with cache.lock:
-        captured = owner.is_cuda and torch.cuda.is_current_stream_capturing()
-        stream = torch.cuda.current_stream(owner.device).cuda_stream if owner.is_cuda else 0
-        # a caller's graph may outlive the workspace of a stream
-        workspace = Workspace() if captured else cache.workspaces.get(stream, Workspace())
-        if captured or not owner.is_cuda or call.K == 1:
-            parts = [part_of(call, slice(None), slices) for slices in groups]
-            contexts = [context_of(part, workspace) for part in parts]
-            for part, ctx in zip(parts, contexts, strict=True):
-                launch_steps(part, ctx)
-            return
-        steps = [slice(start, start + STEPS) for start in range(0, call.K, STEPS)]
-        parts = [part_of(call, rows, slices) for slices in groups for rows in steps]
-        train_by_graphs(parts, context_of, cache, capture_cuda, stream, workspace)
+    captured = owner.is_cuda and torch.cuda.is_current_stream_capturing()
+    stream = torch.cuda.current_stream(owner.device).cuda_stream if owner.is_cuda else 0
+    # a caller's graph may outlive the workspace of a stream
+    workspace = Workspace() if captured else cache.workspaces.get(stream, Workspace())
+    if captured or not owner.is_cuda or call.K == 1:
+        parts = [part_of(call, slice(None), slices) for slices in groups]
+        contexts = [context_of(part, workspace) for part in parts]
+        for part, ctx in zip(parts, contexts, strict=True):
+            launch_steps(part, ctx)
+        return
+    steps = [slice(start, start + STEPS) for start in range(0, call.K, STEPS)]
+    parts = [part_of(call, rows, slices) for slices in groups for rows in steps]
+    train_by_graphs(parts, context_of, cache, capture_cuda, stream, workspace)
 
 
 def launch_steps(call: TrainCall, ctx: LaunchContext) -> None:
