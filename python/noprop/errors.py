@@ -45,6 +45,8 @@ def reading(path: Path, failed: str = "cannot be read") -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(f"{path} {failed}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} {failed}: {error}; save it as UTF-8") from error
     except Exception as error:
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} {failed}: {text}") from error

@@ -43,6 +43,9 @@ def encode(
         inverse, found = values, np.arange(len(own))
     elif found.dtype == bool:
         texts, inverse = ("False", "True"), values.astype(np.int64)
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"{op}: {name} must be of texts that UTF-8 can hold, got {text!r}")
     index = torch.from_numpy(inverse.astype(np.int64).reshape(-1))
     if names is None:
         return index, texts
@@ -116,7 +119,7 @@ def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | N
     if array.dtype.kind == "O":
         array = _plain(array, op, name)
     if array.dtype.kind == "S":
-        array = np.char.decode(array, "latin1")
+        array = np.array([_decoded(value) for value in array.tolist()], str)
     if array.dtype.kind == "U":
         if len(empty := np.flatnonzero(np.char.strip(array) == "")):
             raise InputError(
@@ -143,8 +146,21 @@ def _plain(array: np.ndarray, op: str, name: str) -> np.ndarray:
                 f"{op}: {name} must be of one kind, got {array[0]!r} in row 0 and {array[row]!r} "
                 f"in row {row}"
             )
-    types = {"text": str, "bool": bool, "float": np.float64, "int": np.int64}
-    return array.astype(types["float" if "float" in kinds else kinds[0] if kinds else "int"])
+    if "float" in kinds:
+        return array.astype(np.float64)
+    if "text" in kinds:
+        return np.array([_decoded(v) if isinstance(v, bytes) else v for v in array], str)
+    if "bool" in kinds:
+        return array.astype(bool)
+    longest = max((abs(int(value)) for value in array), default=0)
+    return array.astype(np.int64 if longest < 2**63 else str)
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin1")
 
 
 def _kind(value: Any) -> str:

@@ -200,6 +200,24 @@ def test_what_is_no_label(y, text):
         labels.encode(y)
 
 
+@pytest.mark.parametrize(
+    "y, names",
+    [
+        ([10**20, 1, 10**20], ("1", "1" + "0" * 20)),
+        (["é".encode(), b"a", "é".encode()], ("a", "é")),
+        (np.array(["é".encode(), b"a"]), ("a", "é")),
+        (np.array([b"\xe9", b"a"]), ("a", "é")),
+    ],
+)
+def test_labels_of_any_length_and_bytes(y, names):
+    assert labels.encode(y)[1] == names
+
+
+def test_labels_that_no_file_can_hold():
+    with pytest.raises(InputError, match=r"must be of texts that UTF-8 can hold, got '\\ud800'"):
+        labels.encode(["\ud800", "b"])
+
+
 def test_labels_of_known_classes():
     assert labels.encode(["b"], ("a", "b"))[0].tolist() == [1]
     with pytest.raises(InputError, match="must be one of the classes a, b, got 'c' in row 1"):

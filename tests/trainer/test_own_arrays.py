@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from noprop import data
-from noprop.datasets import memory
+from noprop.datasets import memory, own
 from noprop.errors import InputError
 
 
@@ -44,6 +44,13 @@ def test_which_array_of_an_npz_is_not_guessed(tmp_path):
     np.savez(tmp_path / "a.npz", images_of_cats=x)
     with pytest.raises(InputError, match=r"must hold x and y .*, got \['images_of_cats'\]"):
         data.load(tmp_path / "a.npz")
+
+
+def test_an_array_without_rows_is_told(tmp_path):
+    for shape in ((), (0, 3)):
+        np.save(tmp_path / "a.npy", np.zeros(shape))
+        with pytest.raises(InputError, match="holds no rows"):
+            own.load(tmp_path / "a.npy", labels_file=tmp_path / "a.npy")
 
 
 def npy(shape, dtype="'<f8'", content=b""):

@@ -122,7 +122,11 @@ def test_rows_and_labels_in_two_files(tmp_path, frame, labels):
         ("kind\np\nq\n", "has no column beside 'kind'"),
         ("", "its first line is empty"),
         ("a,b,kind\n", "holds no rows"),
-        ("a,b,kind\n1,\xff,p\n", "cannot be read: 'utf-8' codec"),
+        ("a,b,kind\n1,\xff,p\n", "cannot be read: 'utf-8' codec.* save it as UTF-8"),
+        ("a,kind\n" + "1,2,p\n2,3,q\n" * 9, "a line has more cells than the first one"),
+        ("# by R\n" + "a,kind\n1,p\n2,q\n" * 9, "a line has more cells than the first one"),
+        ("a|kind\n1|p\n2|q\n", "separated by commas, semicolons or tabs"),
+        ("7,2019\n" + "1,p\n2,q\n" * 9, "2019 is a number, the labels below are texts"),
         ("a," * 200_000 + "a\n1\n", "has 200,001 columns"),
         ("a" * (1 << 24) + "bc", "its first line is longer than"),
         ("1," * 10 + '"' + "x" * 200_000 + '"\n', "field larger than field limit"),
@@ -134,6 +138,38 @@ def test_bad_tables(tmp_path, text, error):
     with pytest.raises(InputError, match=error) as caught:
         data.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [range(ROWS)[::-1], [*range(20)] * 2], ids=["shuffled", "joined"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_index_of_pandas_is_no_feature(tmp_path, frame, suffix, index):
+    path = tmp_path / f"a.{suffix}"
+    frame.index = pandas.Index(index)
+    (frame.to_csv if suffix == "csv" else frame.to_parquet)(path)
+    check_table(data.load(path), frame.reset_index(drop=True))
+
+
+def test_labels_with_spaces_around_them_are_the_same(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,kind\n" + "1,big p \n2, big p\n3,q\n" * 9)
+    assert data.load(path).class_names == ("big p", "q")
+
+
+@pytest.mark.parametrize("label", ["--1", "\u00b2", "1e0", "nothing"])
+def test_a_label_that_is_no_column(tmp_path, frame, label):
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(InputError, match=f"has no column {label!r}"):
+        data.load(tmp_path / "a.csv", label=label)
+    np.savez(tmp_path / "a.npz", x=np.eye(9), y=np.arange(9) % 2)
+    with pytest.raises(InputError, match=f"has no array {label!r}, its arrays are"):
+        data.load(tmp_path / "a.npz", label=label)
+
+
+def test_cells_that_are_lists_are_no_numbers(tmp_path):
+    frame = pandas.DataFrame({"a": [[1.0, 2.0]] * 9, "kind": list("pqr") * 3})
+    frame.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"row 0, column 'a': array\(\[1., 2.\]\) is no number"):
+        data.load(tmp_path / "a.parquet", label="kind")
 
 
 def test_identifiers_are_no_classes_and_a_stray_number_is_one(tmp_path):

@@ -68,7 +68,7 @@ def read_npy(path: Path) -> np.ndarray:
                 f"{path} must hold {math.prod(shape) * dtype.itemsize:,} bytes for its shape "
                 f"{shape}, got {size - start:,}"
             )
-        if 0 in shape:
+        if 0 in shape or not shape:
             raise InputError(f"{path} holds no rows, its shape is {shape}")
         return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order=order)
 

@@ -135,7 +135,9 @@ def _from_npz(path: Path, label: str | None) -> Dataset:
     names = arrays.names_of(path)
     found = {}
     for role, known in NAMES.items():
-        wanted = [n for n in names if n == label] if role == "y" and label else []
+        wanted = [n for n in names if n == label] if role == "y" else []
+        if role == "y" and label is not None and not wanted:
+            raise InputError(f"{path} has no array {label!r}, its arrays are {sorted(names)}")
         own = wanted or [n for n in names if n.lower() in known]
         if len(own) > 1:
             raise InputError(f"{path}: {role} may be any of {own}; keep one, or name y by --label")
@@ -160,7 +162,10 @@ def _from_table(path: Path, label: str | None, labels_file: Path | None) -> Data
     else:
         y = _labels_in(labels_file, len(content.frame))
     if not columns:
-        raise InputError(f"{path} has no column beside {own!r}")
+        raise InputError(
+            f"{path} has no column beside {own!r}; columns are separated by commas, semicolons or "
+            "tabs"
+        )
     x = content.numbers(columns)
     inputs = InputFormat((len(columns),), "numbers", tuple(columns) if content.named else None, own)
     return _made(path, x, y, inputs=inputs)

@@ -1,6 +1,8 @@
 """Tables: .csv, .tsv and .parquet, read by pandas; every error names the line and the column."""
 
 import csv
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +65,17 @@ class Table:
         missing = np.asarray(self.frame[name].isna())
         if missing.any():
             raise InputError(f"{self.place(int(missing.argmax()), name)}: there is no label")
-        return self.frame[name]
+        values = self.frame[name]
+        if values.dtype.kind in "biuf":
+            return values
+        texts = [v.strip() if isinstance(v, str) else v for v in values]
+        numbers = [_is_number(str(text)) for text in texts]
+        if not self.named and numbers[0] and len(numbers) > 1 and not any(numbers[1:]):
+            raise InputError(
+                f"{self.place(0, name)}: {texts[0]} is a number, the labels below are texts; name "
+                "the columns in the first line, not all by numbers"
+            )
+        return texts
 
     def label_of(self, wanted: str | None) -> str:
         """The column of the labels: the given name or number, else the only candidate.
@@ -75,7 +87,7 @@ class Table:
         if wanted is not None:
             if wanted in names:
                 return wanted
-            if wanted.lstrip("-").isdigit() and -len(names) <= int(wanted) < len(names):
+            if re.fullmatch("-?[0-9]{1,9}", wanted) and -len(names) <= int(wanted) < len(names):
                 return names[int(wanted)]
             raise InputError(
                 f"{self.path} has no column {wanted!r}, its columns are {_some(names)}"
@@ -92,7 +104,7 @@ class Table:
 
     def _refuse_text(self, name: str) -> None:
         for row, value in enumerate(self.frame[name]):
-            if value is None or value != value:
+            if value is None or isinstance(value, float) and value != value:
                 continue
             try:
                 float(value)
@@ -114,7 +126,8 @@ def read(path: Path) -> Table:
     """
     with extra("data"):
         import pandas
-    with reading(path):
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)  # of cells that are left out
         table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
     names = list(table.frame.columns)
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
@@ -122,11 +135,13 @@ def read(path: Path) -> Table:
         raise InputError(f"{path} has the column {twice!r} twice")
     if table.frame.shape[0] == 0 or not names:
         raise InputError(f"{path} holds no rows")
-    first = table.frame[names[0]]
-    if table.named and names[0].strip() in ("", "Unnamed: 0", "__index_level_0__"):
-        # the index that pandas itself writes
-        if pandas.api.types.is_integer_dtype(first) and (first == np.arange(len(first))).all():
-            table.frame = table.frame.drop(columns=names[0])
+    index = [name for name in names if re.fullmatch("__index_level_[0-9]+__", name)]
+    if table.named and names[0].strip() in ("", "Unnamed: 0"):
+        # the index that pandas writes: where rows were chosen, shuffled or joined, not 0, 1, 2
+        index += names[:1] * pandas.api.types.is_integer_dtype(table.frame[names[0]])
+    if len(index) == len(names):
+        raise InputError(f"{path} holds no column but an index of pandas")
+    table.frame = table.frame.drop(columns=index)
     return table
 
 
@@ -164,20 +179,26 @@ def _read_text(path: Path) -> Table:
     check_fits(path, 8 * path.stat().st_size)  # a cell takes two bytes at least
     named = _is_header(cells, below)
     names = [cell.strip() for cell in cells] if named else [str(i) for i in range(len(cells))]
-    frame = pandas.read_csv(
-        path,
-        sep=separator,
-        header=None,
-        skiprows=1 if named else 0,
-        names=range(len(names)),  # the file's own names may occur twice
-        index_col=False,
-        encoding="utf-8-sig",
-        skip_blank_lines=False,  # to count lines correctly
-        skipinitialspace=True,
-        low_memory=False,
-        na_values=["?"],
-        on_bad_lines="error",
-    )
+    try:
+        frame = pandas.read_csv(
+            path,
+            sep=separator,
+            header=None,
+            skiprows=1 if named else 0,
+            names=range(len(names)),  # the file's own names may occur twice
+            index_col=False,
+            encoding="utf-8-sig",
+            skip_blank_lines=False,  # to count lines correctly
+            skipinitialspace=True,
+            low_memory=False,
+            na_values=["?"],
+            on_bad_lines="error",
+        )
+    except pandas.errors.ParserWarning as error:  # pandas would leave the last cells out
+        raise InputError(
+            f"{path}: a line has more cells than the first one, which must name every column and "
+            "have no line above it"
+        ) from error
     while len(frame) and frame.iloc[-1].isna().all():
         frame = frame.iloc[:-1]
     frame.columns = names
