@@ -37,6 +37,7 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    check_dense(op, name, value)
     got = value.shape
     fits = len(got) == len(shape)
     for want, size in zip(shape, got, strict=False):
@@ -52,6 +53,12 @@ def check_tensor(
         raise ValueError(f"{op}: {name} must be on {device}, got {value.device}")
     check_memory(op, name, value)
     return value
+
+
+def check_dense(op: str, name: str, value: Tensor) -> None:
+    if value.layout is not torch.strided or value.is_nested:
+        got = "a nested tensor" if value.is_nested else str(value.layout)
+        raise ValueError(f"{op}: {name} must be dense, got {got}; .to_dense() makes most so")
 
 
 def check_memory(op: str, name: str, value: Tensor) -> None:

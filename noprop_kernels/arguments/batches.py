@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..backends.calls import Gather
-from ..check import check_memory, check_tensor, shape_text
+from ..check import check_dense, check_memory, check_tensor, shape_text
 from ..plan import Plan, Shape
 
 DATA = (torch.float32, torch.bfloat16, torch.uint8)
@@ -43,7 +43,10 @@ def flat(op: str, argument: str, value: object, shape: Shape) -> object:
     Raises:
         ValueError: they are neither such images nor rows, or the channels are last.
     """
-    if len(shape) == 1 or not isinstance(value, Tensor):
+    if not isinstance(value, Tensor):
+        return value
+    check_dense(op, argument, value)
+    if len(shape) == 1:
         return value
     check_memory(op, argument, value)
     channels, *size = shape

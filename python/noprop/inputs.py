@@ -216,8 +216,11 @@ def to_array(x: Any, op: str, name: str) -> Array:
         InputError: it is neither, and cannot be made one.
     """
     if isinstance(x, Tensor):
-        if x.layout != torch.strided:
-            raise InputError(f"{op}: {name} must be dense, got {x.layout}; use .to_dense()")
+        if x.layout != torch.strided or x.is_nested:
+            got = "a nested tensor" if x.is_nested else x.layout
+            raise InputError(f"{op}: {name} must be dense, got {got}; use .to_dense()")
+        if x.is_quantized:
+            raise InputError(f"{op}: {name} must be numbers, got {x.dtype}; use .dequantize()")
         if x.is_complex():
             raise InputError(f"{op}: {name} must be real numbers, got {x.dtype}")
         return x.detach()

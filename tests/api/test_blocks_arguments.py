@@ -42,6 +42,13 @@ STEP = {
     ),
     "x of other slices": ({"x": X.expand(2, B, F)}, r"x must have shape \(3, any, 7\), got \(2, 6"),
     "x in float64": ({"x": X.double()}, "x must be torch.float32, got torch.float64"),
+    "x sparse": ({"x": X.to_sparse()}, "x must be dense, got torch.sparse_coo"),
+    "x jagged": (
+        {"x": torch.nested.nested_tensor([*X], layout=torch.jagged)},
+        "x must be dense, got a nested tensor",
+    ),
+    "x of oneDNN": ({"x": X.to_mkldnn()}, "x must be dense, got torch._mkldnn"),
+    "y sparse": ({"y": Y.to_sparse()}, "y must be dense, got torch.sparse_coo"),
     "x no tensor": ({"x": X.tolist()}, "x must be a tensor, got list"),
     "x on another device": ({"x": X.to("meta")}, "x must be on cpu, got meta"),
     "x by another name": ({"x": {"image": X}}, r"x must be tensors by the names \['x'\]"),

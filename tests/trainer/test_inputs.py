@@ -50,6 +50,7 @@ def test_formats(x, shape, kind, channels):
         ([["1", "2"]], "must be numbers, got '1' in row 0, column 0"),
         (np.array([[1, "a"]], object), "must be numbers, got 'a' in row 0, column 1"),
         (torch.zeros(2, 2).to_sparse(), r"use .to_dense\(\)"),
+        (torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged), "got a nested tensor"),
         (np.ma.masked_equal([[1, 2]], 2), "no masked entry"),
         (np.zeros((2, 2), "M8[s]"), "must be numbers, got datetime64"),
         (pandas.DataFrame({"a": [1, 2], "b": ["x", "y"]}), "got 'x' in row 0, column 'b'"),

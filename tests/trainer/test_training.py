@@ -336,6 +336,11 @@ def test_an_encoder_is_applied_before_the_blocks(toy, new_model, assert_same_sta
         assert torch.allclose(model.tensors()[name], value, atol=1e-3), name
 
 
+def test_data_in_the_place_of_the_model():
+    with pytest.raises(ValueError, match="fit: model must be a noprop.Model, got Tensor"):
+        noprop.fit(torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64), epochs=1)
+
+
 @pytest.mark.parametrize(
     "change, text",
     [
