@@ -51,6 +51,8 @@ class InputFormat:
             InputError: it is none of these.
         """
         columns = tuple(map(str, x.columns)) if _is_frame(x) else None
+        if columns is not None and len(set(columns)) < len(columns):
+            raise InputError(f"{op}: {name} must have no column twice, got {list(columns)}")
         array = to_array(x, op, name)
         _check_shape(array, op, name)
         kind = "bytes" if _dtype(array) == torch.uint8 and columns is None else "numbers"
@@ -219,6 +221,8 @@ def to_array(x: Any, op: str, name: str) -> Array:
         if x.layout != torch.strided or x.is_nested:
             got = "a nested tensor" if x.is_nested else x.layout
             raise InputError(f"{op}: {name} must be dense, got {got}; use .to_dense()")
+        if x.is_meta:
+            raise InputError(f"{op}: {name} must have values, got a tensor on meta")
         if x.is_quantized:
             raise InputError(f"{op}: {name} must be numbers, got {x.dtype}; use .dequantize()")
         if x.is_complex():

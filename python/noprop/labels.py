@@ -100,6 +100,8 @@ def _values(y: Any, op: str, name: str) -> tuple[np.ndarray, tuple[str, ...] | N
             else np.asarray(y, object)
         )
     if isinstance(y, Tensor):
+        if y.is_meta or y.is_nested or y.layout != torch.strided:
+            raise InputError(f"{op}: {name} must be dense and have values, got one on {y.device}")
         y = y.detach().cpu()
         y = (y.double() if y.is_floating_point() else y).numpy()
     try:

@@ -50,6 +50,9 @@ def test_formats(x, shape, kind, channels):
         ([["1", "2"]], "must be numbers, got '1' in row 0, column 0"),
         (np.array([[1, "a"]], object), "must be numbers, got 'a' in row 0, column 1"),
         (torch.zeros(2, 2).to_sparse(), r"use .to_dense\(\)"),
+        (torch.zeros(2, 2, device="meta"), "must have values, got a tensor on meta"),
+        (pandas.DataFrame(np.eye(2), columns=["a", "a"]), "no column twice, got .'a', 'a'."),
+        (pandas.DataFrame(np.eye(2), columns=[1, "1"]), "no column twice, got .'1', '1'."),
         (torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged), "got a nested tensor"),
         (np.ma.masked_equal([[1, 2]], 2), "no masked entry"),
         (np.zeros((2, 2), "M8[s]"), "must be numbers, got datetime64"),
@@ -194,6 +197,8 @@ def test_labels(y, index, names):
         ([[1], [1, 2]], "must be an array of labels"),
         (np.array([1, 2j]), "must be whole numbers, texts or bools, got complex128"),
         ([{}], "got dict in row 0"),
+        (torch.zeros(2, dtype=torch.int64, device="meta"), "must be dense and have values"),
+        (torch.ones(2, dtype=torch.int64).to_sparse(), "must be dense and have values"),
     ],
 )
 def test_what_is_no_label(y, text):
