@@ -30,8 +30,14 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A new file that is renamed to `path` when the `with` succeeds, and removed when it fails.
 
     Its bytes are on the disk before the rename, and the rename is on the disk when this returns. A
-    file system that cannot sync is reported once.
+    file system that cannot sync is reported once. A link stays a link. A device or a pipe is
+    written in place: a rename would put a file where it was.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, "wb") as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

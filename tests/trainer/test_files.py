@@ -172,3 +172,25 @@ def test_a_failed_write_leaves_no_temporary(tmp_path):
     with pytest.raises(RuntimeError), atomic_file(tmp_path / "file"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there/new", "there/old"):
+        link = tmp_path / "link"
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / name)
+        (tmp_path / "there/old").write_text("before")
+        with atomic_file(link) as file:
+            file.write(b"text")
+        assert link.is_symlink() and (tmp_path / name).read_text() == "text"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_written_in_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with atomic_file(tmp_path / "pipe") as file:
+        file.write(b"text")
+    assert (tmp_path / "pipe").is_fifo() and os.read(reader, 9) == b"text"
+    os.close(reader)
