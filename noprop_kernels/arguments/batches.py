@@ -220,7 +220,12 @@ def mean_and_scale(
 
 def per_feature(op: str, value: float | Sequence[float] | Tensor, F: int) -> Tensor:
     """A number, one per channel (F / channels features in a row) or per feature: (F,) float64."""
-    numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten()
+    try:
+        numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten()
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(
+            f"{op}: normalize must have numbers that float64 can hold, got {value!r}"
+        ) from error
     if numbers.numel() == 0 or F % numbers.numel():
         raise ValueError(
             f"{op}: normalize must have one number, one per channel or one per feature of {F}, "

@@ -47,7 +47,7 @@ class StrictModule(nn.Module):
             ValueError: the attribute is fixed, or its value does not fit.
         """
         op = type(self).__name__
-        if name in FIXED and name in self.__dict__:
+        if name in FIXED and (name in self.__dict__ or name == "shared"):
             raise ValueError(f"{op}: {name} must stay what it was made with, make another {op}")
         if name in SETTABLE:
             self._check_option(op, name, value)

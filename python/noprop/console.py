@@ -15,10 +15,10 @@ with train_extra():
 
 
 class Output:
-    """A text stream that drops writes which fail."""
+    """A text stream that drops writes which fail; `needed`: that raises OSError instead."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.lost = stream, False
+    def __init__(self, stream: TextIO, needed: bool = False) -> None:
+        self.stream, self.lost, self.needed = stream, False, needed
 
     def write(self, text: str) -> int:
         if not self.lost:
@@ -28,6 +28,8 @@ class Output:
             except OSError as error:
                 self.lost = True
                 forget(self.stream)
+                if self.needed:
+                    raise
                 notice(f"the output is lost ({error.strerror}); the run goes on without it")
         return len(text)
 
@@ -54,15 +56,15 @@ def forget(stream: TextIO) -> None:
         os.close(nothing)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console of plain text: "[" is no markup.
+def console(*, stderr: bool = False, needed: bool = False) -> Console:
+    """A console of plain text: "[" is no markup; `needed`: its text is all that a command makes.
 
     It counts as a terminal only where the stream is one: FORCE_COLOR must not put cursor sequences
         into a file.
     """
     stream = sys.stderr if stderr else sys.stdout
     return Console(
-        file=Output(stream),  # pyright: ignore[reportArgumentType]
+        file=Output(stream, needed),  # pyright: ignore[reportArgumentType]
         force_terminal=stream.isatty(),
         markup=False,
         highlight=False,

@@ -145,6 +145,7 @@ def test_the_last_draw_is_used_and_none_after_it(backend: str) -> None:
         ("D", 7),
         ("held", (1,)),
         ("replicas", 2),
+        ("shared", 7),
     ],
 )
 def test_what_is_fixed(name: str, value: object) -> None:

@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +42,17 @@ def test_a_lost_output_is_told_once_and_nothing_ends(capsys):
         == "noprop: the output is lost (Broken pipe); the run goes on without it\n"
     )
     os.close(number)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_command_that_makes_text_alone_fails_where_it_is_lost(run):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "noprop", "info", str(run)],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )  # fmt: skip
+    assert done.returncode == 1 and "No space left on device" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("name", ["d[v2]/toy[a].npz", "[red]x[/red]", "[/]", ":smile:", "a[b]"])

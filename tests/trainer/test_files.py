@@ -174,6 +174,12 @@ def test_a_failed_write_leaves_no_temporary(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught, atomic_file(tmp_path):
+        pass
+    assert str(caught.value) == f"[Errno {errno.EISDIR}] Is a directory: {str(tmp_path)!r}"
+
+
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "there").mkdir()
     for name in ("there/new", "there/old"):

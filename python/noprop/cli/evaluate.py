@@ -9,7 +9,7 @@ from . import common
 
 
 def run(options: SimpleNamespace) -> None:
-    screen = console(stderr=options.as_json)
+    screen = console(stderr=options.as_json, needed=not options.as_json)
     common.place_of(options)  # refuses at once what no run can use
     run = Run.load(options.folder, options.backend)
     place = common.placed(options, run.model)

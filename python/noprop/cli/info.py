@@ -14,13 +14,13 @@ def run(options: SimpleNamespace) -> None:
     if options.folder is None:
         lines = list(kernels.lines())
         for line in lines:
-            report.say(console(stderr=options.as_json), line)
+            report.say(console(stderr=options.as_json, needed=not options.as_json), line)
         if options.as_json:
             common.print_json({"lines": lines})
         return
     content = checkpoint.load_content(options.folder)
     try:
-        report.show_info(console(stderr=options.as_json), content)
+        report.show_info(console(stderr=options.as_json, needed=not options.as_json), content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{options.folder} holds no run of this version: {error!r}") from error
     if options.as_json:
