@@ -243,6 +243,26 @@ def test_a_folder_of_pictures(tmp_path, colour, split):
     assert len(read_rows(tmp_path, read.inputs)) == (14 if split else 10)
 
 
+@pytest.mark.parametrize(
+    "train, test", [("Train", "Test"), ("Training", "Testing"), ("train", "valid")]
+)
+def test_folders_of_a_split_are_no_classes(tmp_path, train, test):
+    for part in (train, test):
+        for name in ("cat", "dog"):
+            for i in range(3):
+                picture(tmp_path / part / name / f"{i}.png", np.zeros((2, 2), np.uint8))
+    read = data.load(str(tmp_path))
+    assert read.class_names == ("cat", "dog") and len(read.x) == len(read.x_test) == 6
+
+
+def test_a_class_may_be_named_train(tmp_path):
+    for name in ("train", "bus"):
+        for i in range(4):
+            picture(tmp_path / name / f"{i}.png", np.zeros((2, 2), np.uint8))
+    picture(tmp_path / "__MACOSX" / "train" / "._0.png", np.zeros((2, 2), np.uint8))
+    assert data.load(str(tmp_path)).class_names == ("bus", "train")
+
+
 def test_bad_pictures(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="must have a folder of pictures for each class"):
         data.load(tmp_path)

@@ -10,16 +10,21 @@ from ..errors import InputError, extra, reading
 from .memory import check_fits
 
 KINDS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# names of the folders of a split, in upper or lower case, the first that is there
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
 GREY = ("1", "L", "LA")
 COLOUR = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "RGBX")
 
 
 def split_folders(folder: Path) -> tuple[Path, Path | None]:
-    """The folders of the training and of the test pictures: train and test, where they exist."""
-    train = folder / "train"
-    if not train.is_dir():
+    """The folders of the training and of the test pictures, or the folder itself and None where no
+    folder of one of the names TRAIN has folders."""
+    own = {path.name.lower(): path for path in _folders(folder)}
+    train = next((own[name] for name in TRAIN if name in own and _folders(own[name])), None)
+    if train is None:
         return folder, None
-    return train, next((folder / n for n in ("test", "val") if (folder / n).is_dir()), None)
+    return train, next((own[name] for name in TEST if name in own), None)
 
 
 def by_class(folder: Path) -> tuple[list[Path], list[str]]:
@@ -29,7 +34,7 @@ def by_class(folder: Path) -> tuple[list[Path], list[str]]:
         InputError: there are no class folders, or no pictures in one of them.
     """
     files, names = [], []
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = _folders(folder)
     if not classes:
         raise InputError(f"{folder} must have a folder of pictures for each class, got no folder")
     for path in classes:
@@ -38,6 +43,12 @@ def by_class(folder: Path) -> tuple[list[Path], list[str]]:
         files += own
         names += [path.name] * len(own)
     return files, names
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without those that archives and file servers add."""
+    found = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(path for path in found if not path.name.startswith((".", "__MACOSX", "@eaDir")))
 
 
 def pictures(folder: Path) -> list[Path]:
