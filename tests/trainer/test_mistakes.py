@@ -26,6 +26,13 @@ def test_a_loss_that_is_not_finite_stops_a_saved_run(toy_file):
     assert len(metrics.read(Path("run"))) == 3
 
 
+@pytest.mark.parametrize("threads", [0, 1025, 2**40, 10**30])
+def test_threads_that_no_machine_has_are_refused(toy_file, threads):
+    arguments = ("train", "--data", toy_file, *QUICK, "--threads", threads, "--out", "run")
+    assert "'--threads'" in words(call(*arguments, code=2).stderr)
+    assert not Path("run").exists()
+
+
 def test_the_last_net_is_one_line_with_the_place_of_the_traceback(toy_file, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(runs.Run, "watch", lambda *_: 1 / 0)

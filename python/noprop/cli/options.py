@@ -59,7 +59,7 @@ DataDir = Annotated[
         help="Folder of the data files; default NOPROP_DATA, else a cache folder.",
     ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; default all.")]
 Backend = Annotated[str | None, typer.Option(help=f"Force a backend: {', '.join(BACKENDS)}.")]
 OnDevice = Annotated[
     str, typer.Option(help=f"{names(DEVICES)} auto: a GPU that the kernels run on.")
