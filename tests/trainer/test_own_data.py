@@ -155,6 +155,15 @@ def test_labels_with_spaces_around_them_are_the_same(tmp_path):
     assert data.load(path).class_names == ("big p", "q")
 
 
+@pytest.mark.parametrize("header", ["a,kind\n", ""])
+def test_leading_zeros_are_part_of_a_label(tmp_path, header):
+    path = tmp_path / "a.csv"
+    path.write_text(header + "1.5, 007\n2,7 \n3,010\n" * 9)
+    assert data.load(path, label="-1").class_names == ("007", "010", "7")
+    path.write_text(header + "1.5,-1\n2,0\n3,10\n" * 9 + "\n")
+    assert data.load(path, label="1").class_names == ("-1", "0", "10")
+
+
 @pytest.mark.parametrize("label", ["--1", "\u00b2", "1e0", "nothing"])
 def test_a_label_that_is_no_column(tmp_path, frame, label):
     frame.to_csv(tmp_path / "a.csv", index=False)

@@ -28,12 +28,16 @@ class Table:
         frame: a DataFrame of pandas; columns are numbered where the file does not name them.
         named: whether the file names its columns.
         first_line: the line of row 0 in a text file; else None.
+        separator: between the cells of a text file.
+        names: the file's own columns, in its order.
     """
 
     path: Path
     frame: Any
     named: bool
     first_line: int | None
+    separator: str = ""
+    names: Sequence[str] = ()
 
     def place(self, row: int, column: str) -> str:
         where = f"row {row}" if self.first_line is None else f"line {self.first_line + row}"
@@ -66,6 +70,9 @@ class Table:
         if missing.any():
             raise InputError(f"{self.place(int(missing.argmax()), name)}: there is no label")
         values = self.frame[name]
+        if values.dtype.kind in "iu" and self.separator:
+            written = self._written(name)
+            return written if any(re.match("[+-]?0[0-9]", text) for text in written) else values
         if values.dtype.kind in "biuf":
             return values
         texts = [v.strip() if isinstance(v, str) else v for v in values]
@@ -76,6 +83,14 @@ class Table:
                 "the columns in the first line, not all by numbers"
             )
         return texts
+
+    def _written(self, name: str) -> list[str]:
+        """The cells of a column as a text file has them: 007 is no 7."""
+        at = self.names.index(name)
+        with open(self.path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter=self.separator, skipinitialspace=True)
+            cells = [row[at].strip() for row in rows if row]
+        return cells[self.named :][: len(self.frame)]
 
     def label_of(self, wanted: str | None) -> str:
         """The column of the labels: the given name or number, else the only candidate.
@@ -202,7 +217,7 @@ def _read_text(path: Path) -> Table:
     while len(frame) and frame.iloc[-1].isna().all():
         frame = frame.iloc[:-1]
     frame.columns = names
-    return Table(path, frame, named, 2 if named else 1)
+    return Table(path, frame, named, 2 if named else 1, separator, names)
 
 
 def _is_header(cells: list[str], below: list[str]) -> bool:
