@@ -79,7 +79,9 @@ def at_once(
 
     So a small layer takes half the time. What does not fit is left to checks by name.
     """
-    if type(x) not in PLAIN or type(weight) not in PLAIN or weight.ndim != 2 or not x.numel():
+    if type(x) not in PLAIN or type(weight) not in PLAIN or weight.ndim != 2:
+        return None
+    if x.layout is not torch.strided or x.is_nested or x.numel() == 0:
         return None
     out_features, in_features = weight.shape
     plan = plan_of(in_features, out_features, activation)
