@@ -23,70 +23,64 @@ NOPROP_INLINE IntVec replaces(Vec other, Vec maximum) {
   return (other > maximum) | (other != other);
 }
 
-// The numbers of dropout of one vector of rows: a word for each column, pixel * C + c, four of one
-// counter.
-struct DropoutWords {
-  const NoiseKey& key;
-  UintVec row;
-
-  DropoutWords(const NoiseKey& key, int64_t first_row)
-      : key(key), row((UintVec)lane_numbers() + (key.first_row + (uint32_t)first_row)) {}
-
-  NOPROP_INLINE void draw(UintVec (&words)[4], int64_t counter) const {
-    words[0] = UintVec{} + (uint32_t)counter;
-    words[1] = row;
-    words[2] = UintVec{} + key.place;
-    words[3] = UintVec{} + key.draw;
-    philox(words, key.seed);
-  }
-};
+// The numbers of dropout of a vector of rows from first_row on: a word for each column, pixel * C +
+// c, four of one counter.
+NOPROP_INLINE void draw_dropout(UintVec (&words)[4], const NoiseKey& key, int64_t first_row,
+                                int64_t counter) {
+  words[0] = UintVec{} + (uint32_t)counter;
+  words[1] = (UintVec)lane_numbers() + (key.first_row + (uint32_t)first_row);
+  words[2] = UintVec{} + key.place;
+  words[3] = UintVec{} + key.draw;
+  philox(words, key.seed);
+}
 
 // One row of a result, from one row of pixels, or two where it pools: `pixels` (row, x, C, P) has
 // the sums with bias, `width` of them beside each other, all that anything depends on. places (y,
 // x, C, P) gets each maximum's place in its window, 0..3 by rows.
+// Map and ends are copies: a store of a vector may change what a reference refers to.
 template <bool POOLS, bool DROPS>
-[[gnu::noinline]] inline void finish_pixels(float* out, const Map& map, uint8_t* places,
-                                            const float* pixels, int64_t width,
-                                            const ConvEnds& ends, int64_t y) {
+[[gnu::noinline]] inline void finish_pixels(float* out, const Map map, uint8_t* places,
+                                            const float* pixels, int64_t width, const ConvEnds ends,
+                                            int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
-  for (int64_t g = 0; g < kConvCols; ++g) {
-    const DropoutWords dropout(ends.key, g * kLanes);
-    for (int64_t x = 0; x < (POOLS ? width / 2 : width); ++x) {
-      const auto finish = [&](int64_t c, UintVec word) __attribute__((always_inline)) {
-        const auto pixel = [&](int64_t i, int64_t j) __attribute__((always_inline)) {
-          return load(pixels + ((i * width + j) * map.C + c) * P + g * kLanes);
-        };
-        Vec v = POOLS ? pixel(0, 2 * x) : pixel(0, x);
-        if constexpr (POOLS) {
-          IntVec place = {};
-#pragma GCC unroll 3
-          for (int q = 1; q < 4; ++q) {
-            const Vec other = pixel(q / 2, 2 * x + q % 2);
-            const IntVec takes = replaces(other, v);
-            v = takes ? other : v;
-            place = takes ? IntVec{} + q : place;
-          }
-          const ByteVec bytes = __builtin_convertvector(place, ByteVec);
-          const int64_t at = ((y * map.W + x) * map.C + c) * P + g * kLanes;
-          __builtin_memcpy(places + at, &bytes, sizeof bytes);
-        }
-        if (ends.is_relu) v = relu(v);
-        if (DROPS) v = (word >> 8) >= ends.dropped ? v * ends.scale : Vec{};
-        store(out + map.at(c, y, x) * P + g * kLanes, v);
+  for (int64_t x = 0; x < (POOLS ? width / 2 : width); ++x) {
+    const auto finish = [&](int64_t c, int64_t g, UintVec word) __attribute__((always_inline)) {
+      const auto pixel = [&](int64_t i, int64_t j) __attribute__((always_inline)) {
+        return load(pixels + ((i * width + j) * map.C + c) * P + g * kLanes);
       };
-      // the columns of a counter may belong to two pixels
-      const int64_t first = (y * map.W + x) * map.C;
-      for (int64_t counter = first / 4; counter * 4 < first + map.C; ++counter) {
-        UintVec words[4] = {};
-        if (DROPS) dropout.draw(words, counter);
-        const int64_t c = counter * 4 - first;
-        if (c >= 0 && c + 4 <= map.C) {
-#pragma GCC unroll 4
-          for (int64_t i = 0; i < 4; ++i) finish(c + i, words[i]);
-        } else {
-          for (int64_t i = 0; i < 4; ++i)
-            if (c + i >= 0 && c + i < map.C) finish(c + i, words[i]);
+      Vec v = POOLS ? pixel(0, 2 * x) : pixel(0, x);
+      if constexpr (POOLS) {
+        IntVec place = {};
+#pragma GCC unroll 3
+        for (int q = 1; q < 4; ++q) {
+          const Vec other = pixel(q / 2, 2 * x + q % 2);
+          const IntVec takes = replaces(other, v);
+          v = takes ? other : v;
+          place = takes ? IntVec{} + q : place;
         }
+        const ByteVec bytes = __builtin_convertvector(place, ByteVec);
+        const int64_t at = ((y * map.W + x) * map.C + c) * P + g * kLanes;
+        __builtin_memcpy(places + at, &bytes, sizeof bytes);
+      }
+      if (ends.is_relu) v = relu(v);
+      if (DROPS) v = (word >> 8) >= ends.dropped ? v * ends.scale : Vec{};
+      store(out + map.at(c, y, x) * P + g * kLanes, v);
+    };
+    // the columns of a counter may belong to two pixels
+    const int64_t first = (y * map.W + x) * map.C;
+    for (int64_t counter = first / 4; counter * 4 < first + map.C; ++counter) {
+      UintVec words[kConvCols][4] = {};
+#pragma GCC unroll 2
+      for (int64_t g = 0; DROPS && g < kConvCols; ++g)
+        draw_dropout(words[g], ends.key, g * kLanes, counter);
+      const int64_t c = counter * 4 - first;
+      if (c >= 0 && c + 4 <= map.C) {
+        for_tile<4, kConvCols>(
+            [&](int i, int g) __attribute__((always_inline)) { finish(c + i, g, words[g][i]); });
+      } else {
+        for (int64_t i = 0; i < 4; ++i)
+          if (c + i >= 0 && c + i < map.C)
+            for (int64_t g = 0; g < kConvCols; ++g) finish(c + i, g, words[g][i]);
       }
     }
   }
@@ -128,9 +122,9 @@ inline void conv_panel_row(float* out, const Map& map, uint8_t* places, const fl
 // and kept, whatever came behind the product.
 template <bool POOLS>
 [[gnu::noinline]] inline void pixels_gradient(float* pixels, float* d_bias, const float* d_out,
-                                              const float* out, const Map& map,
+                                              const float* out, const Map map,
                                               const uint8_t* places, int64_t width,
-                                              const ConvEnds& ends, int64_t y) {
+                                              const ConvEnds ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
   for (int64_t x = 0; x < (POOLS ? width / 2 : width); ++x)
     for (int64_t c = 0; c < map.C; ++c)
