@@ -42,26 +42,27 @@ constexpr int kConvCols = kImageCols;  // also of a strip of input channels
 constexpr int kConvRows = kTileRows[kConvCols];
 constexpr int64_t kConvStrip = kConvCols * kLanes;
 
-inline int64_t conv_tiles(int64_t channels) { return (channels + kConvRows - 1) / kConvRows; }
+// Tiles of output channels whose weights stay near while all pixels pass.
+constexpr int64_t kConvTilesAtOnce = 4;
 
-// floats of a weight (O, C, size, size) that is packed for products over its input channels
-inline int64_t packed_weight_floats(int64_t O, int64_t C, int64_t size) {
-  return conv_tiles(O) * kConvRows * C * size * size;
+// calls block(first, last) for the output channels that are near at once
+template <class Block>
+NOPROP_INLINE void for_channel_blocks(int64_t outputs, Block block) {
+  constexpr int64_t kBlock = kConvTilesAtOnce * kConvRows;
+  for (int64_t first = 0; first < outputs; first += kBlock)
+    block(first, outputs - first < kBlock ? outputs : first + kBlock);
 }
 
-// packed (tile, term, kConvRows) <- get(output channel, c, row, column), in the order of `map`; the
-// tiles of channels first .. last alone. rounds: to bfloat16
+// Packed (term, ROWS) of each tile of ROWS output channels of the product <- get(output channel, c,
+// row, column), in the order of `map`; the tiles that begin in channels first .. last alone.
+// rounds: to bfloat16
 template <class Get>
 inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map& map, int64_t first,
                         int64_t last, bool rounds, Get get) {
-  packed += first * map.C * size * size;
-  float* begin = packed;
-  for (int64_t tile = first / kConvRows; tile < conv_tiles(last); ++tile) {
+  const auto pack_tile = [&](int64_t o, int64_t rows) {
+    float *begin = packed + o * map.C * size * size, *to = begin;
     const auto put = [&](int64_t c, int64_t i, int64_t j) {
-      for (int64_t r = 0; r < kConvRows; ++r) {
-        const int64_t o = tile * kConvRows + r;
-        *packed++ = o < outputs ? get(o, c, i, j) : 0.0f;
-      }
+      for (int64_t r = 0; r < rows; ++r) *to++ = get(o + r, c, i, j);
     };
     if (map.channels_last) {
       for (int64_t i = 0; i < size; ++i)
@@ -72,8 +73,13 @@ inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map&
         for (int64_t i = 0; i < size; ++i)
           for (int64_t j = 0; j < size; ++j) put(c, i, j);
     }
-  }
-  if (rounds) round_run(begin, begin, packed - begin);
+    if (rounds) round_run(begin, begin, to - begin);
+  };
+  for_channel_blocks(outputs, [&](int64_t block, int64_t end) {
+    for_row_tiles<kConvCols>(block, end, [&](auto rows, int64_t o) {
+      if (o >= first && o < last) pack_tile(o, rows.value);
+    });
+  });
 }
 
 // for the product that makes a layer's result from its input
@@ -94,9 +100,6 @@ inline void pack_backward(float* packed, const float* weight, int64_t C, int64_t
               });
 }
 
-// Tiles of output channels whose weights stay near while all pixels pass.
-constexpr int64_t kConvTilesAtOnce = 4;
-
 // The sums of the windows of `in` whose corners are (y + offset, x + offset), for y in first_y ..
 // last_y and x < width: done(sums, first output channel, y, x) gets each tile, of as many channels
 // as its sums have rows.
@@ -106,92 +109,100 @@ template <bool CHANNELS_LAST, class Done>
                                            int64_t first_y, int64_t last_y, int64_t width,
                                            Done done) {
   constexpr int64_t P = kConvCols * kLanes;
-  const int64_t K = map.C * size * size, block = kConvTilesAtOnce * kConvRows;
-  for (int64_t first = 0; first < outputs; first += block) {
-    const int64_t last = outputs - first < block ? outputs : first + block;
+  const int64_t K = map.C * size * size;
+  for_channel_blocks(outputs, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
     for (int64_t y = first_y; y < last_y; ++y)
       for (int64_t x = 0; x < width; ++x)
         for_row_tiles<kConvCols>(
             first, last, [&](auto rows, int64_t o) __attribute__((always_inline)) {
               constexpr int ROWS = decltype(rows)::value;
               Vec c[ROWS][kConvCols] = {};
-              const float* w = packed + (o / kConvRows * K * kConvRows) + o % kConvRows;
-              for_runs<CHANNELS_LAST>(map, size, y + offset, x + offset,
-                                      [&](int64_t feature, int64_t term, int64_t count)
-                                          __attribute__((always_inline)) {
-                                            multiply_tile(c, w + term * kConvRows, 1, kConvRows,
-                                                          in + feature * P, P, count);
-                                          });
+              const float* w = packed + o * K;
+              for_runs<CHANNELS_LAST>(
+                  map, size, y + offset, x + offset,
+                  [&](int64_t feature, int64_t term, int64_t count) __attribute__((always_inline)) {
+                    multiply_tile(c, w + term * ROWS, 1, ROWS, in + feature * P, P, count);
+                  });
               done(c, o, y, x);
             });
-  }
+  });
 }
 
-// floats of a panel's image in strips of input channels
-inline int64_t channel_strip_floats(const Map& map) {
-  return (map.C + kConvStrip - 1) / kConvStrip * kConvStrip * map.H * map.W * kConvStrip;
+inline int64_t channel_strips(const Map& map) { return (map.C + kConvStrip - 1) / kConvStrip; }
+
+// floats of as many rows of an image's pixels as a window has, in strips of input channels
+inline int64_t channel_strip_floats(const Map& map, int64_t size) {
+  return channel_strips(map) * size * map.W * kConvCols * kLanes * kConvStrip;
 }
 
-// strips (strip, y, x, row, kConvStrip) of an image in a panel, by transposed squares
-[[gnu::noinline]] inline void panel_to_channel_strips(float* strips, const float* in,
-                                                      const Map& map) {
+// strips (x, row, kConvStrip) of kConvStrip channels from `first` on, of `width` pixels of row y of
+// an image in a panel, by transposed squares
+[[gnu::noinline]] inline void row_to_channel_strip(float* strip, const float* in, const Map& map,
+                                                   int64_t first, int64_t y, int64_t width) {
   constexpr int64_t P = kConvCols * kLanes;
-  for (int64_t first = 0; first < map.C; first += kConvStrip)
-    for (int64_t y = 0; y < map.H; ++y)
-      for (int64_t x = 0; x < map.W; ++x, strips += P * kConvStrip)
-        for (int64_t column = 0; column < kConvCols; ++column)
-          for (int64_t g = 0; g < kConvCols; ++g) {
-            Vec square[kLanes];
-            for (int64_t i = 0; i < kLanes; ++i) {
-              const int64_t c = first + column * kLanes + i;
-              square[i] = c < map.C ? load(in + map.at(c, y, x) * P + g * kLanes) : Vec{};
-            }
-            transpose(square);
-            for (int64_t i = 0; i < kLanes; ++i)
-              store(strips + (g * kLanes + i) * kConvStrip + column * kLanes, square[i]);
-          }
+  const int64_t step = map.channel * P;
+  for (int64_t x = 0; x < width; ++x, strip += P * kConvStrip)
+    for (int64_t column = 0; column < kConvStrip; column += kLanes) {
+      const float* from = in + map.at(first + column, y, x) * P;
+      const int64_t left = map.C - first - column;
+      for (int64_t g = 0; g < P; g += kLanes) {
+        Vec square[kLanes];
+        if (left >= kLanes)
+          for (int64_t i = 0; i < kLanes; ++i) square[i] = load(from + i * step + g);
+        else
+          for (int64_t i = 0; i < kLanes; ++i)
+            square[i] = i < left ? load(from + i * step + g) : Vec{};
+        transpose(square);
+        for (int64_t i = 0; i < kLanes; ++i)
+          store(strip + (g + i) * kConvStrip + column, square[i]);
+      }
+    }
 }
 
 // floats of a panel's weight gradient
-inline int64_t conv_gradient_floats(int64_t O, int64_t C, int64_t size) {
-  const int64_t strips = (C + kConvStrip - 1) / kConvStrip;
-  return conv_tiles(O) * strips * size * size * kConvRows * kConvStrip;
+inline int64_t conv_gradient_floats(int64_t O, const Map& map, int64_t size) {
+  return channel_strips(map) * size * size * O * kConvStrip;
 }
 
-// A panel's weight gradient, sums (tile, strip, window's pixel, kConvRows, kConvStrip), one
-// accumulator an element over (y, x, row). It waits in `sums` between two rows of pixels, whose
-// gradient then stays in the nearest cache for all pixels of the window. d has height x width
-// pixels of the map's gradient; `copied` has room for a row of kConvRows of its channels.
+// Adds to a panel's weight gradient, sums (strip, window's pixel, O, kConvStrip), one accumulator
+// an element over (y, x, row); the first row of pixels begins it. d has height x width pixels of
+// the map's gradient, from row first_y on. Between two rows of pixels the gradient waits in `sums`,
+// so that these rows of d and of the input stay near for all of it. `strips` has room for as many
+// rows of the input as a window has, of which the next one takes the first one's place, and keeps
+// them until the next call; `copied` for a row of kConvRows channels of d.
 [[gnu::noinline]] inline void conv_weight_grad(float* sums, const float* d, const Map& d_map,
-                                               const float* strips, const Map& map, int64_t size,
-                                               int64_t height, int64_t width, float* copied) {
+                                               const float* in, const Map& map, int64_t size,
+                                               int64_t first_y, int64_t height, int64_t width,
+                                               float* strips, float* copied) {
   constexpr int64_t P = kConvCols * kLanes;
-  const int64_t num_strips = (map.C + kConvStrip - 1) / kConvStrip, taps = size * size;
-  for (int64_t tile = 0; tile < conv_tiles(d_map.C); ++tile) {
-    const int64_t o = tile * kConvRows, left = d_map.C - o;
-    float* tile_sums = sums + tile * num_strips * taps * kConvRows * kConvStrip;
-    for (int64_t y = 0; y < height; ++y) {
-      float* to = copied;
+  const int64_t num_strips = channel_strips(map), taps = size * size, O = d_map.C;
+  const auto strip_row = [&](int64_t strip, int64_t y) {
+    return strips + (strip * size + y % size) * map.W * P * kConvStrip;
+  };
+  for (int64_t y = first_y; y < first_y + height; ++y) {
+    for (int64_t row = y ? y + size - 1 : 0; row < y + size; ++row)
+      for (int64_t strip = 0; strip < num_strips; ++strip)
+        row_to_channel_strip(strip_row(strip, row), in, map, strip * kConvStrip, row,
+                             width + size - 1);
+    for_row_tiles<kConvCols>(0, O, [&](auto rows, int64_t o) __attribute__((always_inline)) {
+      constexpr int ROWS = decltype(rows)::value;
       for (int64_t x = 0; x < width; ++x)
-        for (int64_t r = 0; r < kConvRows; ++r, to += P)
-          for (int64_t i = 0; i < P; i += kLanes)
-            store(to + i, r < left ? load(d + d_map.at(o + r, y, x) * P + i) : Vec{});
+        copy_run(copied + x * ROWS * P, d + d_map.at(o, y - first_y, x) * P, ROWS * P);
       for (int64_t strip = 0; strip < num_strips; ++strip)
         for (int64_t tap = 0; tap < taps; ++tap) {
-          float* sum = tile_sums + (strip * taps + tap) * kConvRows * kConvStrip;
-          Vec c[kConvRows][kConvCols] = {};
+          float* sum = sums + ((strip * taps + tap) * O + o) * kConvStrip;
+          Vec c[ROWS][kConvCols] = {};
           if (y > 0)
-            for_tile<kConvRows, kConvCols>(
+            for_tile<ROWS, kConvCols>(
                 [&](int i, int j) { c[i][j] = load(sum + i * kConvStrip + j * kLanes); });
           const float* a = copied;
-          const float* b =
-              strips + ((strip * map.H + y + tap / size) * map.W + tap % size) * P * kConvStrip;
-          for (int64_t x = 0; x < width; ++x, a += kConvRows * P, b += P * kConvStrip)
+          const float* b = strip_row(strip, y + tap / size) + tap % size * P * kConvStrip;
+          for (int64_t x = 0; x < width; ++x, a += ROWS * P, b += P * kConvStrip)
             multiply_tile(c, a, P, 1, b, kConvStrip, P);
-          for_tile<kConvRows, kConvCols>(
+          for_tile<ROWS, kConvCols>(
               [&](int i, int j) { store(sum + i * kConvStrip + j * kLanes, c[i][j]); });
         }
-    }
+    });
   }
 }
 
@@ -254,11 +265,11 @@ inline int64_t few_channels_gradient_floats(int64_t O, int64_t C, int64_t size) 
     }
 }
 
-// gradient (C, size, size) <- output channel o's, the sum of those of all panels, which are
-// `a_panel` floats apart, from 0 on in their order; `summed` has room for the channel's terms in
-// all lanes.
+// gradient (C, size, size) <- output channel o's of `outputs`, the sum of those of all panels,
+// which are `a_panel` floats apart, from 0 on in their order; `summed` has room for the channel's
+// terms in all lanes.
 inline void fold_panels(float* gradient, const float* sums, int64_t panels, int64_t a_panel,
-                        int64_t o, const Map& map, int64_t size, float* summed) {
+                        int64_t o, int64_t outputs, const Map& map, int64_t size, float* summed) {
   const int64_t taps = size * size;
   if (has_few_channels(map)) {
     for (int64_t term = 0; term < map.C * taps; ++term) {
@@ -268,13 +279,11 @@ inline void fold_panels(float* gradient, const float* sums, int64_t panels, int6
     }
     return;
   }
-  const int64_t num_strips = (map.C + kConvStrip - 1) / kConvStrip;
-  sums += o / kConvRows * num_strips * taps * kConvRows * kConvStrip + o % kConvRows * kConvStrip;
-  for (int64_t i = 0; i < num_strips * taps; ++i)
+  for (int64_t i = 0; i < channel_strips(map) * taps; ++i)
     for (int64_t j = 0; j < kConvStrip; j += kLanes) {
       Vec sum = {};
       for (int64_t p = 0; p < panels; ++p)
-        sum += load(sums + p * a_panel + i * kConvRows * kConvStrip + j);
+        sum += load(sums + p * a_panel + (i * outputs + o) * kConvStrip + j);
       store(summed + i * kConvStrip + j, sum);
     }
   for (int64_t c = 0; c < map.C; ++c)

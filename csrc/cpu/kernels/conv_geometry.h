@@ -51,14 +51,14 @@ struct ConvLayer {
   int64_t weights() const { return out.C * a_channel(); }
   int64_t sums() const {
     return has_few_channels(in) ? few_channels_gradient_floats(out.C, in.C, size)
-                                : conv_gradient_floats(out.C, in.C, size);
+                                : conv_gradient_floats(out.C, in, size);
   }
   // of a panel's gradients: the weight's, then the bias's
   int64_t panel_floats() const { return (sums() + out.C * kConvCols * kLanes + 15) / 16 * 16; }
   int64_t forward_floats() const {
-    return larger(packed_weight_floats(out.C, in.C, size), round_up(out.C) * a_channel());
+    return round_up(out.C) * a_channel();  // of rows apart; panels need less
   }
-  int64_t backward_floats() const { return packed_weight_floats(in.C, out.C, size); }
+  int64_t backward_floats() const { return weights(); }
 };
 
 // Convolutions that follow one another in the plan, layers first .. last. A panel of rows passes

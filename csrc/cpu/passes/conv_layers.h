@@ -180,19 +180,18 @@ inline void backward_panel(const Saved& saved, const Grads& grads, const NopropP
   __builtin_memset(d_bias, 0, sizeof(float) * O * P);
   for (int64_t y = 0; y < conv.map.H / conv.rows(); ++y) {
     // rows that nothing reads again are written where the last ones were, which is near
-    float* d = grads.d_map + (few && !wanted(source) ? 0 : y * row);
+    float* d = grads.d_map + (wanted(source) ? y * row : 0);
     (ends.pools ? pixels_gradient<true>
                 : pixels_gradient<false>)(d, d_bias, d_out, saved.kept[conv.result] + p * width * P,
                                           conv.out, saved.places[conv.result] + p * width * P,
                                           conv.map.W, ends, y);
-    if (job.weights_wanted && few)
+    if (!job.weights_wanted) continue;
+    if (few)
       few_channels_weight_grad(sums, d, conv.map, in, conv.in, conv.size, y * conv.rows(),
                                conv.rows(), conv.map.W);
-  }
-  if (job.weights_wanted && !few) {
-    panel_to_channel_strips(grads.channel_strips, in, conv.in);
-    conv_weight_grad(sums, grads.d_map, conv.map, grads.channel_strips, conv.in, conv.size,
-                     conv.map.H, conv.map.W, grads.copied);
+    else
+      conv_weight_grad(sums, d, conv.map, in, conv.in, conv.size, y * conv.rows(), conv.rows(),
+                       conv.map.W, grads.channel_strips, grads.copied);
   }
   if (!wanted(source)) return;
   float* to = gradient_panel(grads, plan, source, p, panels);

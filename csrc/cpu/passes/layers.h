@@ -231,8 +231,8 @@ inline void finish_conv(const BackwardPlan& job, const Grads& grads, const ConvL
   const int64_t count = conv.a_channel();
   for (int64_t o = own.first; o < own.last; ++o) {
     const NopropParam& weight = state.weight;
-    fold_panels(grads.channel, sums, panels.count, grads.sums_a_panel, o, conv.in, conv.size,
-                grads.summed);
+    fold_panels(grads.channel, sums, panels.count, grads.sums_a_panel, o, conv.out.C, conv.in,
+                conv.size, grads.summed);
     if (weight.grad)
       __builtin_memcpy(weight.grad + (job.i * conv.out.C + o) * count, grads.channel,
                        sizeof(float) * count);
