@@ -190,26 +190,26 @@ class Linear(nn.Linear):
 
     def _layer(self, precision: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:  # noqa: A002
         """The current tensors, checked so that a kernel can address them, and the backend."""
-        tensors, device = {"weight": weight, "bias": bias, **self._buffers}, weight.device
-        properties = [precision, self.activation, *map(properties_of, tensors.values())]
-        updates = tensors.pop("updates")
-        seen, slices = _checked.get(self, (None, None))
-        if properties != seen:
-            self._check(tensors, device)
-            slices = None
-        check_rows(OP, "input", input, self.in_features, device)
+        device, moments = weight.device, dict(self._buffers)
+        updates = moments.pop("updates")
         plan = plan_of(self.in_features, self.out_features, self.activation)
+        backend = dispatch.choose(plan, device, precision, self.backend)
+        check_rows(OP, "input", input, self.in_features, device)
         layer = Layer(
-            weight=weight,
-            bias=bias,
-            activation=self.activation,
-            precision=precision,
-            backend=dispatch.choose(plan, device, precision, self.backend),
-            moments={name: value for name, value in tensors.items() if name not in PARTS},
-            updates=updates,
-            made=slices,
+            *(weight, bias, self.activation, precision, backend, moments, updates),
+            op=OP,
+            name="input",
         )
-        if slices is None:
+        if layer.takes_tensors:  # and checks all but their kind
+            if not all(value is None or is_own(value) for value in layer.tensors):
+                self._check({"weight": weight, "bias": bias, **moments}, device)
+            return layer
+        tensors = {"weight": weight, "bias": bias, **moments}
+        properties = [precision, self.activation, *map(properties_of, (*layer.tensors, updates))]
+        seen, layer.made = _checked.get(self, (None, None))
+        if properties != seen:
+            layer.made = None
+            self._check(tensors, device)
             _checked[self] = properties, layer.slices()
         return layer
 
@@ -239,6 +239,11 @@ class Linear(nn.Linear):
                 "torch.autocast have the products in bfloat16"
             )
         return super()._apply(fn, recurse)
+
+
+def is_own(tensor: Tensor) -> bool:
+    """Whether a tensor's values are at its address, and it is no result of others."""
+    return is_plain(tensor) and tensor.is_leaf
 
 
 class Updating(torch.autograd.Function):
