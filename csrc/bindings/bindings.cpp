@@ -2,12 +2,10 @@
 // and every tensor is checked against the plan and the call's sizes where its address is taken.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <limits>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "call_chain.h"
@@ -15,6 +13,7 @@
 #include "call_levels.h"
 #include "call_reader.h"
 #include "cpu/threads/processors.h"
+#include "without_gil.h"
 
 namespace py = pybind11;
 
@@ -23,67 +22,6 @@ extern const char* const noprop_cuda_left_out;  // why the build has no CUDA ker
 namespace {
 
 using namespace noprop;
-
-bool interpreter_ends() {
-#if PY_VERSION_HEX >= 0x030D0000
-  return Py_IsFinalizing() != 0;
-#else
-  return _Py_IsFinalizing() != 0;
-#endif
-}
-
-// On the main thread, the only one that can, lets Python run its signal handlers, so that Ctrl-C
-// works; the exception is raised after the threads have stopped. On another thread, stops the call
-// if the interpreter is ending.
-int poll_signals(void*) {
-  if (gettid() != getpid()) return interpreter_ends();
-  const py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals();
-}
-
-// When the interpreter ends, Python before 3.14 unwinds the stack of another thread that takes the
-// GIL, and C++ then calls std::terminate. Such a thread sleeps until the process ends.
-[[gnu::noinline]] void take_gil(PyThreadState* state) {
-  struct Sleep {
-    bool unwound = true;
-    ~Sleep() {
-      while (unwound) pause();
-    }
-  } sleep;
-  PyEval_RestoreThread(state);
-  sleep.unwound = false;
-}
-
-using Result = std::tuple<int, int64_t, int64_t>;
-
-NopropOpenMP openmp = {};  // PyTorch's, or none
-
-void use_openmp(uintptr_t parallel, uintptr_t num_threads, uintptr_t pause) {
-  openmp = {
-      .parallel = reinterpret_cast<decltype(openmp.parallel)>(parallel),
-      .num_threads = reinterpret_cast<decltype(openmp.num_threads)>(num_threads),
-      .pause = reinterpret_cast<decltype(openmp.pause)>(pause),
-  };
-}
-
-// Calls run() without the GIL, after the check for shared memory. A stop raises the signal
-// handler's exception.
-template <class Run>
-Result without_gil(Tensors& tensors, int32_t threads, Run run) {
-  tensors.check_apart();
-  const NopropHost host = {threads, poll_signals, nullptr, openmp.parallel ? &openmp : nullptr};
-  NopropResult result;
-  PyThreadState* const state = PyEval_SaveThread();
-  try {
-    result = run(&host);
-  } catch (...) {
-    take_gil(state);
-    throw;
-  }
-  take_gil(state);
-  if (PyErr_Occurred()) throw py::error_already_set();
-  return {static_cast<int>(result.status), result.where, result.value};
-}
 
 Result train(const Plan& plan, const py::object& call, const Optimizer* optimizer,
              int32_t threads) {
@@ -243,16 +181,6 @@ Result update_shared(const py::object& call, const Optimizer& optimizer, int32_t
   });
 }
 
-// the memory that forward saves for backward, whose size must be that of this plan and batch
-char* take_saved(Tensors& tensors, const Plan& plan, py::handle saved, int64_t n, int64_t B,
-                 bool written) {
-  const int64_t floats = n * noprop_saved_bytes_cpu(&plan.plan, B) / 4;
-  const TensorView view = tensors.take(saved, {"saved"}, Kind::kFloat32, &floats, 1, 0, written);
-  if (reinterpret_cast<uintptr_t>(view.data) % 64 != 0)
-    tensors.refuse({"saved"}, "begin at a multiple of 64 bytes");
-  return view.data;
-}
-
 Result forward(const Plan& plan, const py::object& call, const py::object& saved_given,
                int32_t threads) {
   Reader reader("forward");
@@ -329,56 +257,6 @@ Result backward(const Plan& plan, const py::object& call, const py::object& save
   return without_gil(tensors, threads, [&](const NopropHost* host) {
     return noprop_backward_cpu(&state.slices, saved, d_logits, d_inputs.data(), &rule, applied, B,
                                training, host);
-  });
-}
-
-// y (*, out) of x (*, in), and what backward needs in `saved`; either may be None
-Result forward_layer(const Plan& plan, const char* op, const char* x_name, const py::object& x,
-                     const py::object& weight, const py::object& bias, const py::object& y_given,
-                     const py::object& saved_given, int32_t threads) {
-  LayerCall call(plan, op);
-  const float* const from = call.rows(x, {x_name}, call.in(), false);
-  call.take_params(weight, bias, false);
-  if (y_given.is_none() && plan.layers[0].activation)
-    call.tensors.refuse({"y"}, "be a tensor, as the layer is more than a product");
-  float* const y = call.rows_or_null(y_given, {"y"}, call.out(), true);
-  char* const saved = saved_given.is_none()
-                          ? nullptr
-                          : take_saved(call.tensors, plan, saved_given, 1, call.B, true);
-  NopropInput input = {};
-  input.data = from;
-  input.replicas = 1;
-  const NopropSlices slices = call.slices();
-  return without_gil(call.tensors, threads, [&](const NopropHost* host) {
-    return noprop_forward_cpu(y, saved, &slices, &input, nullptr, nullptr, call.B, false, host);
-  });
-}
-
-// d_x (*, in) or None, and the gradients (weight's, bias') or, with an optimizer, an update.
-// `moments` are weight_m, weight_v, bias_m, bias_v.
-Result backward_layer(const Plan& plan, const char* op, const py::object& saved_given,
-                      const py::object& weight, const py::object& bias, const py::object& d_y,
-                      const py::object& d_x_given, const py::object& grads,
-                      const Optimizer* optimizer, const py::tuple& moments,
-                      const py::object& updates, double lr, double weight_decay,
-                      const py::object& applied_given, int32_t threads) {
-  LayerCall call(plan, op);
-  const float* const from = call.rows(d_y, {"d_y"}, call.out(), false);
-  call.take_params(weight, bias, optimizer != nullptr);
-  if (optimizer) call.take_moments(*optimizer, moments, updates);
-  if (!grads.is_none()) call.take_grads(item(grads, py::int_(0)), item(grads, py::int_(1)));
-  float* d_x = call.rows_or_null(d_x_given, {"d_x"}, call.in(), true);
-  const char* const saved = take_saved(call.tensors, plan, saved_given, 1, call.B, false);
-  NopropUpdateRule rule = {};
-  if (optimizer) rule = optimizer->rule;
-  rule.lr = &lr;
-  rule.weight_decay = &weight_decay;
-  uint8_t* const applied =
-      optimizer ? call.tensors.write(applied_given, {"applied"}, Kind::kBool, {1}).as<uint8_t>()
-                : nullptr;
-  const NopropSlices slices = call.slices();
-  return without_gil(call.tensors, threads, [&](const NopropHost* host) {
-    return noprop_backward_cpu(&slices, saved, from, &d_x, &rule, applied, call.B, false, host);
   });
 }
 

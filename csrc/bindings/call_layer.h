@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "call_plan.h"
-#include "tensors.h"
+#include "call_reader.h"
+#include "without_gil.h"
 
 namespace noprop {
 
@@ -109,5 +109,57 @@ class LayerCall {
   std::vector<float> zeros_;
   std::vector<std::vector<float>> more_zeros_;
 };
+
+// y (*, out) of x (*, in), and what backward needs in `saved`; either may be None
+inline Result forward_layer(const Plan& plan, const char* op, const char* x_name,
+                            const py::object& x, const py::object& weight, const py::object& bias,
+                            const py::object& y_given, const py::object& saved_given,
+                            int32_t threads) {
+  LayerCall call(plan, op);
+  const float* const from = call.rows(x, {x_name}, call.in(), false);
+  call.take_params(weight, bias, false);
+  if (y_given.is_none() && plan.layers[0].activation)
+    call.tensors.refuse({"y"}, "be a tensor, as the layer is more than a product");
+  float* const y = call.rows_or_null(y_given, {"y"}, call.out(), true);
+  char* const saved = saved_given.is_none()
+                          ? nullptr
+                          : take_saved(call.tensors, plan, saved_given, 1, call.B, true);
+  NopropInput input = {};
+  input.data = from;
+  input.replicas = 1;
+  const NopropSlices slices = call.slices();
+  return without_gil(call.tensors, threads, [&](const NopropHost* host) {
+    return noprop_forward_cpu(y, saved, &slices, &input, nullptr, nullptr, call.B, false, host);
+  });
+}
+
+// d_x (*, in) or None, and the gradients (weight's, bias') or, with an optimizer, an update.
+// `moments` are weight_m, weight_v, bias_m, bias_v.
+inline Result backward_layer(const Plan& plan, const char* op, const py::object& saved_given,
+                             const py::object& weight, const py::object& bias,
+                             const py::object& d_y, const py::object& d_x_given,
+                             const py::object& grads, const Optimizer* optimizer,
+                             const py::tuple& moments, const py::object& updates, double lr,
+                             double weight_decay, const py::object& applied_given,
+                             int32_t threads) {
+  LayerCall call(plan, op);
+  const float* const from = call.rows(d_y, {"d_y"}, call.out(), false);
+  call.take_params(weight, bias, optimizer != nullptr);
+  if (optimizer) call.take_moments(*optimizer, moments, updates);
+  if (!grads.is_none()) call.take_grads(item(grads, py::int_(0)), item(grads, py::int_(1)));
+  float* d_x = call.rows_or_null(d_x_given, {"d_x"}, call.in(), true);
+  const char* const saved = take_saved(call.tensors, plan, saved_given, 1, call.B, false);
+  NopropUpdateRule rule = {};
+  if (optimizer) rule = optimizer->rule;
+  rule.lr = &lr;
+  rule.weight_decay = &weight_decay;
+  uint8_t* const applied =
+      optimizer ? call.tensors.write(applied_given, {"applied"}, Kind::kBool, {1}).as<uint8_t>()
+                : nullptr;
+  const NopropSlices slices = call.slices();
+  return without_gil(call.tensors, threads, [&](const NopropHost* host) {
+    return noprop_backward_cpu(&slices, saved, from, &d_x, &rule, applied, call.B, false, host);
+  });
+}
 
 }  // namespace noprop

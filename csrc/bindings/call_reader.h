@@ -254,4 +254,14 @@ struct Reader {
   }
 };
 
+// the memory that forward saves for backward, whose size must be that of this plan and batch
+inline char* take_saved(Tensors& tensors, const Plan& plan, py::handle saved, int64_t n, int64_t B,
+                        bool written) {
+  const int64_t floats = n * noprop_saved_bytes_cpu(&plan.plan, B) / 4;
+  const TensorView view = tensors.take(saved, {"saved"}, Kind::kFloat32, &floats, 1, 0, written);
+  if (reinterpret_cast<uintptr_t>(view.data) % 64 != 0)
+    tensors.refuse({"saved"}, "begin at a multiple of 64 bytes");
+  return view.data;
+}
+
 }  // namespace noprop

@@ -30,6 +30,7 @@ def modules(*folders: str) -> Iterator[tuple[str, str]]:
             {
                 "noprop_kernels/backends/cpu/backend.py",  # where saved memory begins
                 "noprop_kernels/backends/triton/graph.py",  # addresses that a graph froze
+                "noprop_kernels/backends/turns.py",  # by which calls are kept apart
                 *(
                     f"noprop_kernels/backends/cuda/{name}.py"
                     for name in ("buffers", "program", "step_stages")
