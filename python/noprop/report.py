@@ -164,6 +164,7 @@ def show_info(console: Console, content: Json) -> None:
             for name in ("sampler", "paper_sampler")
             if name in model
         },
+        **parts_rows(model),
         "classes": model["classes"],
         "class names": " ".join(model.get("class_names") or []),
     }
@@ -185,6 +186,24 @@ def show_info(console: Console, content: Json) -> None:
     console.print(table, highlight=False)
 
 
+def parts_rows(model: Json) -> Json:
+    """Embeddings and head, where their record has more than whether there is a head."""
+    rows: Json = {}
+    if embedding := model.get("embedding"):
+        about = [f"{embedding['kind']}, {model['embed_dim']} wide"]
+        if embedding["learned"]:
+            about.append("learned")
+        if embedding["detach_target"]:
+            about.append("the target a constant")
+        if embedding["prototypes"] is not None:
+            about.append(f"at first training rows {' '.join(map(str, embedding['prototypes']))}")
+        rows["embedding"] = ", ".join(about)
+    if isinstance(head := model.get("head"), dict):
+        sigma = f", sigma {head['sigma']:g}" if head["kind"] == "radial" else ""
+        rows["head"] = f"{head['kind']}{sigma}"
+    return rows
+
+
 def goal_rows(goal: Json) -> Json:
     """The variant and its schedule, from a goal's record."""
     if goal["kind"] == "DT":
@@ -194,6 +213,11 @@ def goal_rows(goal: Json) -> Json:
         }
     about = ", ".join(f"{key} = {value}" for key, value in goal.items() if key not in ALREADY)
     rows = {"variant": f"{goal['kind']}, one block of all t, {about}"}
-    if "gamma" in goal:
-        rows["gamma"] = " ".join(f"{value:.4f}" for value in goal["gamma"])
+    if isinstance(gamma := goal.get("gamma"), dict):
+        rows["gamma"] = (
+            f"learned by a network of {gamma['hidden']} from {gamma['gamma_1']} at t = 0 and "
+            f"{gamma['gamma_0']} at t = 1"
+        )
+    elif gamma is not None:
+        rows["gamma"] = " ".join(f"{value:.4f}" for value in gamma)
     return rows

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import augmentation, checkpoint, metrics, presets, sampling, variants
+from . import augmentation, checkpoint, choices, metrics, presets, sampling, variants
+from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
 from .defaults import LR
@@ -23,6 +24,8 @@ from .json_records import Json, field
 from .loading import from_checkpoint
 from .model import Model
 from .normalisation import statistics
+from .parts import make_parts
+from .prototypes import prototype_rows, prototypes
 from .training import Epoch, NotFinite, Progress, fit
 
 CHECKPOINT_SECONDS = 30.0
@@ -31,7 +34,7 @@ WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
 AT_FIRST = {  # of runs that did not record them
     **{"precision": "float32", "head": "paper", "label": None, "labels": None},
     **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw"},
-    **{name: None for name in variants.OWN if name not in ("T", "eta")},
+    **{name: None for name in choices.OWN if name not in ("T", "eta")},
 }
 
 
@@ -40,8 +43,8 @@ class Settings:
     """The settings of a run; together with the data they fix every bit of the result.
 
     `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
-    where a table has its labels, as `noprop.data.load` has it. What a variant has not is None
-    (`variants.OWN`); so are steps by default.
+    where a table has its labels, as `noprop.data.load` has it. What a variant, an embedding, a head
+    or a schedule has not is None (`choices.OWN`); so are steps by default.
     """
 
     data: str = "digits"
@@ -71,6 +74,14 @@ class Settings:
     sigma: float | None = None
     sampler: str | None = None
     steps: int | None = None
+    schedule: str | None = None
+    gamma_hidden: int | None = None
+    embed_dim: int | None = None
+    embed_init: str | None = None
+    embed_scale: float | None = None
+    detach_target: bool | None = None
+    head_sigma: float | None = None
+    order: str | None = None
 
     @classmethod
     def from_json(cls, record: Json) -> "Settings":
@@ -122,7 +133,7 @@ class Split:
 
 
 def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
-    """The plan of a block of these settings, also of one that cannot be trained yet.
+    """The plan of a block of these settings.
 
     Raises:
         ValueError: a setting does not fit.
@@ -134,53 +145,63 @@ def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
         data.shape,
         data.classes,
         settings.hidden,
+        settings.embed_dim,
     )
+
+
+def head_trouble(variant: str, embedding: str, schedule: str | None, head: str) -> str | None:
+    """Why a run of these choices has no such head, or None."""
+    needed = choices.needs_head(embedding, schedule)
+    reason = variants.VARIANTS[variant].without_head
+    if reason is not None and not needed and head != "none":
+        return f"head must be none, since {reason}, got {head}"
+    if needed and head == "none":
+        return "head must not be none where embeddings or gamma are learned, by its loss too"
+    if variant == "fm" and head == "radial":
+        return "head must be softmax of an fm, whose anchor is of logits, got radial"
+    return None
 
 
 def build(
     settings: Settings, data: Dataset | Published, split: Split | None, backend: str | None
 ) -> Model:
-    """An untrained model with one-hot embeddings, normalised by the training rows' statistics,
-    where there are any.
+    """An untrained model, normalised by the training rows' statistics, where there are any.
 
     Raises:
         ValueError: a setting does not fit.
         MemoryError: there is no memory for it.
     """
-    if reason := presets.untrainable(settings.embedding):
+    chosen = (settings.variant, settings.embedding, settings.schedule, settings.head)
+    if reason := head_trouble(*chosen):
         raise ValueError(reason)
-    if settings.head != "none" and (reason := variants.VARIANTS[settings.variant].without_head):
-        raise ValueError(f"head must be none, since {reason}, got {settings.head}")
     augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
     goal = variants.goal_of(**asdict(settings))
     answer, paper = sampling.samplers_of("train", goal, settings.sampler, settings.steps)
-    shared = {
-        "optimizer": variants.optimizer_of(settings.optimizer, settings.lr, settings.weight_decay),
-        "seed": settings.seed,
-        "precision": settings.precision,
-        "backend": backend,
-    }
+    normalize, rows, start = None, None, None
+    if split is not None:
+        normalize = statistics(split.x, data.inputs.channels)
+        if settings.embedding == "prototype":
+            rows = prototype_rows(split.x, split.y, data.classes, normalize)
+            start = prototypes(split.x, rows, normalize)
     size = 3 * 4 * goal.T * plan.num_parameters()  # bytes of weights and moments
     try:
         # fails at once, before the first layers are filled
         torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
-        blocks = nk.DenoisingBlocks(plan, goal, **shared)
+        made = make_parts(settings, plan, goal, data.classes, start, backend)
     except RuntimeError as error:  # torch's error when memory is short
         raise MemoryError(
             f"no memory for {goal.T} blocks of {plan.num_parameters():,} parameters"
         ) from error
-    head = None
-    if settings.head == "paper":
-        head = nk.OutputHead(data.classes, data.classes, goal=goal, **shared)
     return Model(
-        blocks,
-        head,
-        normalize=None if split is None else statistics(split.x, data.inputs.channels),
+        made.blocks,
+        made.head,
+        normalize=normalize,
         classes=data.class_names,
         inputs=data.inputs,
         sampler=answer,
         paper_sampler=paper,
+        prototypes=None if rows is None else rows.tolist(),
     )
 
 
@@ -309,6 +330,7 @@ class Run:
                 progress=self.progress,
                 nonfinite=nonfinite,
                 augment=self.settings.augment,
+                order=self.settings.order or "paper",
                 stop=stop,
                 on_call=after_call,
                 on_epoch=after_epoch,
@@ -319,6 +341,11 @@ class Run:
             raise
         self.save()
         return self.progress.epoch >= self.settings.epochs
+
+    def rows_of_epoch(self) -> int:
+        """Rows of the current epoch so far, each counted once for all blocks."""
+        steps = self.progress.block_steps // passes(self.model, self.settings.order or "paper")
+        return steps * self.settings.batch_size
 
     def labels(self, y: Tensor) -> Tensor | np.ndarray:
         """Class numbers as labels for `fit`: the names of the model's classes."""

@@ -4,6 +4,9 @@ With fixed embeddings no block needs another. All blocks run together in calls o
 same result as the paper's order (t outside, batches inside). The head, where the model has one, is
 trained separately in the order (epoch, t, batch). K is chosen by measured time; no result depends
 on it.
+
+Where embeddings or a schedule are learned, blocks, head and these take each step together
+(coupled_steps.py).
 """
 
 import math
@@ -21,6 +24,7 @@ from noprop_kernels.optimizers import Optimizer
 
 from . import augmentation
 from .augmentation import CropFlip
+from .coupled_steps import CoupledSteps
 from .defaults import default_epochs
 from .feeding import Feed, feed_of
 from .model import Model
@@ -37,11 +41,13 @@ class Progress:
 
     Attributes:
         epoch: number of complete epochs.
-        block_steps, head_steps: steps done in the current epoch.
+        block_steps, head_steps: steps done in the current epoch; where something shared is learned
+            block_steps counts those of all passes over the batches, and head_steps is 0.
         loss_sum: per block, summed over the epoch's samples so far; head_loss_sum: the head's, over
             all t.
         skipped, head_skipped: samples of steps whose loss was not finite. They are in no sum and
             moved no weight. Like loss_sum, empty before the epoch's first step.
+        seen: per block, samples of its steps, where something shared is learned.
         seconds, epoch_seconds: training time so far, in all epochs and in this one.
     """
 
@@ -54,6 +60,7 @@ class Progress:
     epoch_seconds: float = 0.0
     skipped: list[int] = field(default_factory=list)
     head_skipped: int = 0
+    seen: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +73,7 @@ class Progress:
         self.epoch += 1
         self.block_steps = self.head_steps = 0
         self.loss_sum, self.head_loss_sum, self.epoch_seconds = [], 0.0, 0.0
-        self.skipped, self.head_skipped = [], 0
+        self.skipped, self.head_skipped, self.seen = [], 0, []
 
 
 class NotFinite(ValueError):
@@ -187,6 +194,7 @@ def fit(
     lr_schedule: str = "constant",
     nonfinite: str = "stop",
     augment: str = "none",
+    order: str = "paper",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
@@ -222,6 +230,11 @@ def fit(
         augment: "none", or "crop-flip" of images: a border of 4 pixels of raw 0, of which a random
             window is cut out, mirrored half of the time; a new draw for each row and step, the
             same for all blocks.
+        order: of a DT that learns its embeddings: "paper", in which t is the outer loop of an
+            epoch and each block in turn sees all batches; "sampled", as many steps, each of a block
+            drawn for it; "all-t", in which a step trains all blocks on its batch, and the
+            embeddings by the mean over t, another algorithm than the paper's. Elsewhere it changes
+            nothing.
         progress: the state to resume from; updated in place.
         stop: called after every call, several times a second; true ends the training.
         on_call: called with `progress` and the call's samples, each counted once for all blocks.
@@ -251,7 +264,7 @@ def fit(
     assert model.inputs is not None  # by feed_of
     augmentation.check("fit", augment, model.inputs, model.encoder is not None)
     crop = None if augment == "none" else CropFlip(model.inputs, model.normalize, seed)
-    loop = _Loop(model, feed, batch_size, epochs, lr_schedule, crop)
+    loop = _Loop(model, feed, batch_size, epochs, lr_schedule, crop, order)
     progress = progress if progress is not None else Progress()
     if loop.batches.left_out and progress.epoch < epochs:
         say(
@@ -261,14 +274,13 @@ def fit(
 
     while progress.epoch < epochs:
         started = CLOCK()
-        order = feed.order(seed, progress.epoch)
+        rows = feed.order(seed, progress.epoch)
         while not loop.complete(progress):
             if stop():
                 return progress
-            if progress.block_steps < loop.steps:
-                samples = loop.train_blocks(progress, order)
-            else:
-                samples = loop.train_head(progress, order)
+            if loop.begins_pass(progress):
+                rows = feed.order(seed, progress.epoch)  # a loader begins again
+            samples = loop.train(progress, rows)
             now = CLOCK()
             progress.add_time(now - started)
             on_call(progress, samples)
@@ -299,6 +311,7 @@ class _Loop:
         epochs: int,
         lr_schedule: str,
         augment: CropFlip | None,
+        order: str,
     ) -> None:
         self.model, self.feed, self.augment = model, feed, augment
         self.epochs, self.lr_schedule = epochs, lr_schedule
@@ -306,8 +319,26 @@ class _Loop:
         self.steps = self.batches.steps
         self.block_pace, self.head_pace = Pace(), Pace()
         self.trouble: str | None = None
+        self.coupled: CoupledSteps | None = None
+        shared = model.blocks.shared
+        if shared is not None and shared.learns:
+            self.coupled = CoupledSteps(model, order)
+            self.coupled.check_rates(lr_schedule)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch that move the blocks, in all passes."""
+        return self.steps if self.coupled is None else self.steps * self.coupled.passes
+
+    def begins_pass(self, progress: Progress) -> bool:
+        """Whether the next step is the first of a further pass over the epoch's batches."""
+        return (
+            0 < progress.block_steps < self.epoch_steps and progress.block_steps % self.steps == 0
+        )
 
     def complete(self, progress: Progress) -> bool:
+        if self.coupled is not None:
+            return progress.block_steps >= self.epoch_steps
         head_steps = 0 if self.model.head is None else self.model.blocks.T * self.steps
         return progress.block_steps >= self.steps and progress.head_steps >= head_steps
 
@@ -318,12 +349,16 @@ class _Loop:
     def epoch(self, progress: Progress) -> Epoch:
         """The record of the epoch that `progress` has completed."""
         blocks, rows = self.model.blocks, self.batches.rows
-        last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
+        last = self.rates(
+            blocks.optimizer, progress.epoch, self.epoch_steps - 1, self.epoch_steps, 1
+        )
         skipped = progress.skipped or [0] * blocks.T  # early runs did not count them
-        counts = [rows - count for count in skipped]
+        seen = progress.seen or [rows] * blocks.T
+        counts = [count - out for count, out in zip(seen, skipped, strict=True)]
         head_loss = None
         if self.model.head is not None:
-            head_loss = _mean(progress.head_loss_sum, blocks.T * rows - progress.head_skipped)
+            passes = blocks.T if self.coupled is None else self.coupled.passes
+            head_loss = _mean(progress.head_loss_sum, passes * rows - progress.head_skipped)
         return Epoch(
             epoch=progress.epoch + 1,
             loss=list(map(_mean, progress.loss_sum, counts)),
@@ -354,6 +389,47 @@ class _Loop:
         assert optimizer is not None  # a learner without one has raised at its first step
         first, total = epoch * steps + done, self.epochs * steps
         return learning_rates(optimizer.lr, self.lr_schedule, first, K, total)
+
+    def train(self, progress: Progress, order: Tensor) -> int:
+        """One call from `progress` on; returns its samples, each counted once for all blocks.
+
+        Args:
+            order: the epoch's rows.
+        """
+        if self.coupled is not None:
+            return self.train_coupled(self.coupled, progress, order)
+        if progress.block_steps < self.steps:
+            return self.train_blocks(progress, order)
+        return self.train_head(progress, order)
+
+    def train_coupled(self, coupled: CoupledSteps, progress: Progress, order: Tensor) -> int:
+        done, total = progress.block_steps, self.epoch_steps
+        at, step = divmod(done, self.steps)
+        indices = self.batches.take(order, step, self.block_pace.K)
+        K, B = indices.shape
+        lr: list[float | None] = [None] * K
+        if self.lr_schedule != "constant":
+            optimizer = self.model.blocks.optimizer
+            lr = [*self.rates(optimizer, progress.epoch, done, total, K).tolist()]
+        with self.block_pace.measure(K):
+            batch = self.feed.take(indices)
+            if self.augment is not None:
+                batch = self.augment(batch, progress.epoch * total + done)
+            losses = coupled.run(batch, at + 1, lr)
+        names = [f"block {t}" for t in self.model.blocks.held]
+        if self.model.head is not None:
+            sums, skipped = self.account(losses.head, B, progress.epoch, step, ["the head"])
+            progress.head_loss_sum += sums[0]
+            progress.head_skipped += skipped[0]
+        trouble = self.trouble
+        sums, skipped = self.account(losses.blocks, B, progress.epoch, step, names)
+        self.trouble = self.trouble or trouble
+        progress.loss_sum = _added(progress.loss_sum, sums)
+        progress.skipped = _added(progress.skipped, skipped)
+        progress.seen = _added(progress.seen, (losses.trained.sum(0) * B).tolist())
+        before = done * B // coupled.passes
+        progress.block_steps += K
+        return progress.block_steps * B // coupled.passes - before
 
     def train_blocks(self, progress: Progress, order: Tensor) -> int:
         indices = self.batches.take(order, progress.block_steps, self.block_pace.K)
