@@ -154,11 +154,13 @@ def head_trouble(variant: str, embedding: str, schedule: str | None, head: str) 
     needed = choices.needs_head(embedding, schedule)
     reason = variants.VARIANTS[variant].without_head
     if reason is not None and not needed and head != "none":
-        return f"head must be none, since {reason}, got {head}"
+        return f"{reason}: leave it none"
     if needed and head == "none":
-        return "head must not be none where embeddings or gamma are learned, by its loss too"
+        return (
+            "what is learned of embeddings and gamma learns from the head's loss: leave it softmax"
+        )
     if variant == "fm" and head == "radial":
-        return "head must be softmax of an fm, whose anchor is of logits, got radial"
+        return "the anchor of an fm with learned embeddings is of logits: leave it softmax"
     return None
 
 
@@ -173,7 +175,7 @@ def build(
     """
     chosen = (settings.variant, settings.embedding, settings.schedule, settings.head)
     if reason := head_trouble(*chosen):
-        raise ValueError(reason)
+        raise ValueError(f"head {settings.head}: {reason}")
     augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
     goal = variants.goal_of(**asdict(settings))

@@ -1,0 +1,130 @@
+"""Runs that learn embeddings or gamma: training, resuming, files, evaluation and exports."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import noprop
+import noprop_kernels as nk
+from noprop import Progress, checkpoint, evaluation, training
+from noprop.errors import InputError
+from support.cli import call, words
+
+pytestmark = pytest.mark.usefixtures("alone")
+SMALL = ("--hidden", 8, "--batch-size", 32, "--lr-schedule", "constant", "--lr", 0.01)
+LEARNED = {
+    "dt learned": ("--variant", "dt", "--embedding", "learned", "--embed-dim", 5),
+    "dt prototype all-t": ("--variant", "dt", "--embedding", "prototype", "--order", "all-t"),
+    "dt learned sampled": ("--variant", "dt", "--embedding", "learned", "--order", "sampled"),
+    "dt radial detached": (
+        *("--variant", "dt", "--embedding", "learned", "--detach-target"),
+        *("--head", "radial", "--head-sigma", 0.5, "--embed-init", "normal"),
+    ),
+    "ct gamma": ("--variant", "ct", "--schedule", "learned", "--gamma-hidden", 16),
+    "ct both": (
+        *("--variant", "ct", "--schedule", "learned", "--gamma-hidden", 16, "--gamma-0", -2),
+        *("--embedding", "prototype", "--head", "radial", "--embed-scale", 2),
+    ),
+    "fm learned": ("--variant", "fm", "--embedding", "learned", "--embed-dim", 4),
+    "fm prototype": ("--variant", "fm", "--embedding", "prototype", "--detach-target"),
+}
+FIXED = {
+    "dt radial": ("--variant", "dt", "--head", "radial", "--head-sigma", 0.4),
+    "ct radial": ("--variant", "ct", "--head", "radial"),
+}
+EVERY = LEARNED | FIXED
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Fewer steps of an evaluation, and of the paper's protocol."""
+    monkeypatch.setattr(evaluation, "STEPS", (1, 2, 10))
+    monkeypatch.setattr(evaluation, "NOISY_STEPS", (10,))
+    monkeypatch.setattr(evaluation, "STEPS_ON_THE_WAY", 10)
+
+
+def command(name, file, *more):
+    options = EVERY[name]
+    three = ("--T", 3) if "dt" in options else ("--steps", 10)
+    return ("train", "--data", file, *options, *three, *SMALL, *more)
+
+
+def state_of(folder):
+    return checkpoint.load(Path(folder))[1]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_run_goes_on_with_the_same_bits_and_is_asked(name, toy_file, toy):
+    out = call(*command(name, toy_file, "--epochs", 4, "--out", "straight", "--json"))
+    call(*command(name, toy_file, "--epochs", 2, "--out", "run"))
+    call("train", "--resume", "run", "--epochs", 4)
+    assert_same(state_of("run"), state_of("straight"))
+    before = call(*command(name, toy_file, "--epochs", 1, "--out", "short")) and state_of("short")
+    learned = [part for part in before if part.startswith("shared.") and part.endswith("W_embed")]
+    learned += [part for part in before if part.startswith("shared.gamma") and part[-2] != "_"]
+    assert all(not torch.equal(before[part], state_of("run")[part]) for part in learned)
+    assert bool(learned) == (name in LEARNED)
+
+    outcome = json.loads(out.stdout)
+    assert outcome["parameters"] == noprop.load("run").num_parameters()
+    again = json.loads(call("eval", "run", "--json").stdout)
+    for figure in ("test_accuracy", "paper_accuracy", "accuracy_per_block", "accuracy_by_steps"):
+        assert again[figure] == outcome[figure]
+    model = noprop.load("run")
+    answer = model.predict(toy[0])
+    Path("rows.csv").write_text("\n".join(",".join(map(str, row)) for row in toy[0].tolist()))
+    labels = [line.split(",")[0] for line in call("predict", "run", "rows.csv").stdout.split()]
+    assert labels[1:] == answer.names
+    text = words(call("info", "run").stdout)
+    assert f"head {'radial' if 'radial' in EVERY[name] else 'softmax'}" in text
+    changed = call("train", "--resume", "run", "--head", "none", code=2).stderr
+    assert "was begun with" in words(changed)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_training_that_stops_anywhere_goes_on(name, toy_file, toy, monkeypatch):
+    """Within a pass, at the end of one and in calls of other sizes, with a falling rate."""
+    call(*command(name, toy_file, "--epochs", 1, "--out", "run"))
+    order = json.loads(Path("run/model.json").read_text())["training"]["settings"]["order"]
+    fit = partial(noprop.fit, x=toy[0], y=toy[1], batch_size=32, lr_schedule="cosine", epochs=2)
+    fit = partial(fit, order=order or "paper")
+    straight = noprop.load("run")
+    fit(straight)
+    monkeypatch.setattr(training, "CALL_SECONDS", 0)  # a step a call
+    for calls in (2, 5, 9):
+        model, done = noprop.load("run"), []
+        stop = partial(lambda done, calls: len(done) >= calls, done, calls)
+        at = fit(model, stop=stop, on_call=partial(lambda done, *_: done.append(1), done))
+        model.save("stopped")
+        model = noprop.load("stopped")
+        fit(model, progress=Progress(**at.to_json()))
+        assert_same(model.tensors(), straight.tensors())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_exports_answer_as_predict_does(name, toy_file, toy):
+    call(*command(name, toy_file, "--epochs", 3, "--out", "run"))
+    model, x = noprop.load("run"), toy[0]
+    want = model.predict(x)
+    call("export", "run", "--torch", "model.pt2")
+    for module in (model.to_module(), torch.export.load("model.pt2").module()):
+        labels, probs = module(x)
+        assert torch.equal(labels, want.labels)
+        torch.testing.assert_close(probs, want.probs, rtol=1e-4, atol=1e-4)
+    drawn, reads = model.to_module(noise=True), []
+    torch.manual_seed(0)
+    for _ in range(100):
+        labels, probs = drawn(x)
+        assert torch.equal(labels, probs.argmax(-1))
+        reads.append(probs)
+    chain = torch.softmax(model.predict_paper(x, samples=100), -1)
+    assert torch.stack(reads).mean(0).sub(chain.mean(0)).abs().mean() < 0.03
