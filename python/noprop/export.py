@@ -86,7 +86,8 @@ class Writer:
         return self.graph.call_module(name, args)
 
     def buffer(self, name: str, value: Tensor) -> fx.Node:
-        self.root[name] = value.detach().clone()
+        # contiguous, as files of torch.export keep tensors
+        self.root[name] = value.detach().clone(memory_format=torch.contiguous_format)
         return self.graph.get_attr(name)
 
     def call(self, function: Any, *args: Any) -> fx.Node:

@@ -8,9 +8,7 @@ import pytest
 import torch
 
 import noprop
-import noprop_kernels as nk
 from noprop import Progress, checkpoint, evaluation, training
-from noprop.errors import InputError
 from support.cli import call, words
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -127,4 +125,5 @@ def test_exports_answer_as_predict_does(name, toy_file, toy):
         assert torch.equal(labels, probs.argmax(-1))
         reads.append(probs)
     chain = torch.softmax(model.predict_paper(x, samples=100), -1)
-    assert torch.stack(reads).mean(0).sub(chain.mean(0)).abs().mean() < 0.03
+    apart = torch.stack(reads).mean(0).sub(chain.mean(0)).abs().mean()
+    assert apart < chain.std(0).mean() * (2 / 100) ** 0.5 + 1e-3
