@@ -156,9 +156,7 @@ def head_trouble(variant: str, embedding: str, schedule: str | None, head: str) 
     if reason is not None and not needed and head != "none":
         return f"{reason}: leave it none"
     if needed and head == "none":
-        return (
-            "what is learned of embeddings and gamma learns from the head's loss: leave it softmax"
-        )
+        return "what is learned of embeddings and gamma learns from its loss: leave it softmax"
     if variant == "fm" and head == "radial":
         return "the anchor of an fm with learned embeddings is of logits: leave it softmax"
     return None
