@@ -12,7 +12,16 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import augmentation, checkpoint, choices, metrics, presets, sampling, variants
+from . import (
+    augmentation,
+    checkpoint,
+    choices,
+    learned_metrics,
+    metrics,
+    presets,
+    sampling,
+    variants,
+)
 from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
@@ -288,7 +297,7 @@ class Run:
             split: the data.
             stop: called several times a second; true ends the training.
             on_call, on_epoch: called with samples, and with epochs and their accuracy.
-            say: called with a line on what the training leaves out.
+            say: called with a line on what the training leaves out, or on embeddings that collapse.
             nonfinite: "stop" or "skip", what to do about a loss that is not finite.
             checkpoint_seconds: the least time between two saves.
 
@@ -304,7 +313,7 @@ class Run:
         sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
         self.save()
         metrics.rewind(self.folder, self.progress.epoch)
-        saved_at = time.monotonic()
+        saved_at, collapsed = time.monotonic(), False
 
         def after_call(progress: Progress, samples: int) -> None:
             nonlocal saved_at
@@ -314,9 +323,16 @@ class Run:
                 saved_at = time.monotonic()
 
         def after_epoch(epoch: Epoch) -> None:
+            nonlocal collapsed
             name, accuracy = self.watch(split, WATCHED_STEPS)
-            metrics.append(self.folder, asdict(epoch) | {name: accuracy})
-            on_epoch(epoch, f"{name.replace('_', ' ')} {accuracy:.2%}")
+            learned = learned_metrics.learned_metrics(self.model)
+            metrics.append(self.folder, asdict(epoch) | {name: accuracy} | learned)
+            figures = (f"{name.replace('_', ' ')} {accuracy:.2%}", learned_metrics.line(learned))
+            on_epoch(epoch, "  ".join(filter(None, figures)))
+            warning = learned_metrics.collapse(self.model, learned)
+            if warning is not None and not collapsed:
+                say(f"warning: after epoch {epoch.epoch} {warning}")
+            collapsed = warning is not None
 
         try:
             fit(

@@ -319,6 +319,14 @@ def info(
         Path | None,
         typer.Argument(metavar="[RUN]", parser=path, help="Folder of the run; none: this machine."),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=path,
+            help="Draw the run's learned schedule after several epochs: .svg, .png or .pdf.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Describe a run; without one, describe the build and the backends that run here."""
