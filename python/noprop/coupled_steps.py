@@ -39,6 +39,7 @@ class CoupledSteps:
     Attributes:
         passes: over the batches in an epoch: of a DT as many as blocks, in each of which the order
             "paper" trains one block, and "sampled" a block drawn for each batch; else 1.
+        named: whether each pass trains one block, whose t a step is told.
 
     Raises:
         ValueError: the parts do not belong together, or the order is unknown.

@@ -330,6 +330,13 @@ class _Loop:
         """Steps of an epoch that move the blocks, in all passes."""
         return self.steps if self.coupled is None else self.steps * self.coupled.passes
 
+    @property
+    def rated_steps(self) -> int:
+        """Steps of an epoch by which the blocks' rate falls: in the order "paper" of one pass, so
+        that each block has the same rates."""
+        named = self.coupled is not None and self.coupled.named
+        return self.steps if named else self.epoch_steps
+
     def begins_pass(self, progress: Progress) -> bool:
         """Whether the next step is the first of a further pass over the epoch's batches."""
         return (
@@ -410,7 +417,8 @@ class _Loop:
         lr: list[float | None] = [None] * K
         if self.lr_schedule != "constant":
             optimizer = self.model.blocks.optimizer
-            lr = [*self.rates(optimizer, progress.epoch, done, total, K).tolist()]
+            rated = self.rated_steps
+            lr = [*self.rates(optimizer, progress.epoch, done % rated, rated, K).tolist()]
         with self.block_pace.measure(K):
             batch = self.feed.take(indices)
             if self.augment is not None:
