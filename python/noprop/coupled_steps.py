@@ -46,7 +46,7 @@ class CoupledSteps:
     """
 
     def __init__(self, model: Model, order: str) -> None:
-        shared = model.blocks.shared
+        shared = model.shared
         self.model = model
         self.coupled = nk.Coupled(model.blocks, model.head, shared, order=order)
         self.passes = passes(model, order)
@@ -57,7 +57,7 @@ class CoupledSteps:
         Raises:
             ValueError: a falling rate is asked for, and the parts have several.
         """
-        shared = self.model.blocks.shared
+        shared = self.model.shared
         parts = (*self.model.learners.values(), shared)
         rates = {part.optimizer.lr for part in parts if part.optimizer is not None}
         if lr_schedule != "constant" and len(rates) > 1:
@@ -89,7 +89,7 @@ class CoupledSteps:
 
 def passes(model: Model, order: str) -> int:
     """Passes over the batches in an epoch that move the blocks."""
-    shared = model.blocks.shared
+    shared = model.shared
     return 1 if shared is None or not shared.learns or order == "all-t" else model.blocks.T
 
 

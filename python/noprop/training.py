@@ -320,7 +320,7 @@ class _Loop:
         self.block_pace, self.head_pace = Pace(), Pace()
         self.trouble: str | None = None
         self.coupled: CoupledSteps | None = None
-        shared = model.blocks.shared
+        shared = model.shared
         if shared is not None and shared.learns:
             self.coupled = CoupledSteps(model, order)
             self.coupled.check_rates(lr_schedule)
@@ -339,9 +339,8 @@ class _Loop:
 
     def begins_pass(self, progress: Progress) -> bool:
         """Whether the next step is the first of a further pass over the epoch's batches."""
-        return (
-            0 < progress.block_steps < self.epoch_steps and progress.block_steps % self.steps == 0
-        )
+        done = progress.block_steps
+        return 0 < done < self.epoch_steps and done % self.steps == 0
 
     def complete(self, progress: Progress) -> bool:
         if self.coupled is not None:
@@ -356,9 +355,8 @@ class _Loop:
     def epoch(self, progress: Progress) -> Epoch:
         """The record of the epoch that `progress` has completed."""
         blocks, rows = self.model.blocks, self.batches.rows
-        last = self.rates(
-            blocks.optimizer, progress.epoch, self.epoch_steps - 1, self.epoch_steps, 1
-        )
+        steps = self.rated_steps
+        last = self.rates(blocks.optimizer, progress.epoch, steps - 1, steps, 1)
         skipped = progress.skipped or [0] * blocks.T  # early runs did not count them
         seen = progress.seen or [rows] * blocks.T
         counts = [count - out for count, out in zip(seen, skipped, strict=True)]

@@ -26,13 +26,17 @@ with train_extra():
 
 
 def place_of(
-    options: SimpleNamespace, plan: Plan | None = None, *, sampled: bool = False
+    options: SimpleNamespace,
+    plan: Plan | None = None,
+    *,
+    sampled: bool = False,
+    head: str | None = None,
 ) -> Device:
     """The device for a plan that --device and --backend ask for; sets --threads.
 
     Args:
         options: device, backend and threads.
-        plan, sampled: as of `pick_device`.
+        plan, sampled, head: as of `pick_device`.
 
     Raises:
         typer.BadParameter: there is none.
@@ -45,14 +49,15 @@ def place_of(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
     try:
-        return pick_device(options.device, options.backend, plan, sampled=sampled)
+        return pick_device(options.device, options.backend, plan, sampled=sampled, head=head)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from error
 
 
 def placed(options: SimpleNamespace, model: Model) -> Device:
     """Moves a model to its device, and says so where that leaves a GPU aside."""
-    place = place_of(options, model.blocks.plan, sampled=model.goal.timed)
+    head = None if model.head is None else model.head.kind
+    place = place_of(options, model.blocks.plan, sampled=model.goal.timed, head=head)
     if place.aside is not None:
         notice(place.aside)
     model.to(place.device)
