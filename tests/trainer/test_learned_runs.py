@@ -1,6 +1,7 @@
 """Runs that learn embeddings or gamma: training, resuming, files, evaluation and exports."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,15 @@ import pytest
 import torch
 
 import noprop
-from noprop import Progress, checkpoint, evaluation, training
+from noprop import (
+    Progress,
+    checkpoint,
+    evaluation,
+    learned_metrics,
+    metrics,
+    schedule_picture,
+    training,
+)
 from support.cli import call, words
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -130,3 +139,52 @@ def test_exports_answer_as_predict_does(name, toy_file, toy):
     chain = torch.softmax(model.predict_paper(x, samples=100), -1)
     apart = torch.stack(reads).mean(0).sub(chain.mean(0)).abs().mean()
     assert apart < chain.std(0).mean() * (2 / 100) ** 0.5 + 1e-3
+
+
+# what a run records and says
+
+
+def test_the_lines_of_the_epochs(toy_file):
+    shown = call(*command("ct both", toy_file, "--epochs", 2, "--out", "run")).stdout
+    lines, model = metrics.read(Path("run")), noprop.load("run")
+    last = lines[-1]
+    assert len(lines) == 2 and last["embedding"] == learned_metrics.distances(model)
+    assert last["schedule"]["gamma"][0] == pytest.approx(model.goal.gamma.ends()[0].item())
+    assert lines[0]["schedule"] != last["schedule"]
+    assert f"embeddings {last['embedding']['least_distance']:.3g} apart, norms " in words(shown)
+    assert f"gamma {last['schedule']['gamma'][0]:.3g} to " in words(shown)
+    call(*command("dt radial", toy_file, "--epochs", 1, "--out", "fixed"))
+    assert not {"embedding", "schedule"} & metrics.read(Path("fixed"))[0].keys()
+
+
+def test_a_collapse_is_told_once(toy_file, monkeypatch):
+    monkeypatch.setattr(learned_metrics, "LEAST_NOISE", 1e3)
+    told = call(*command("fm learned", toy_file, "--epochs", 3, "--out", "run")).stderr
+    assert told.count("noprop: warning: after epoch 1 the embeddings of ") == 1
+    assert told.count("they collapse") == 1
+
+
+def test_the_schedule_is_drawn(toy_file):
+    pytest.importorskip("matplotlib")
+    call(*command("ct gamma", toy_file, "--epochs", 7, "--out", "run"))
+    told = call("info", "run", "--plot", "gamma.svg").stderr
+    assert "gamma.svg: the schedule after epochs 1, 3, 4, 5, 7" in told
+    text = Path("gamma.svg").read_text()
+    for part in ("linear", "epoch 7", "SNR(t)", "weight(t), snr"):
+        assert f"<!-- {part} -->" in text
+    call(*command("ct radial", toy_file, "--epochs", 1, "--out", "fixed"))
+    for arguments, code, text in (
+        (("fixed", "--plot", "gamma.png"), 1, "there is no learned schedule to draw"),
+        (("run", "--plot", "gamma.txt"), 1, "gamma.txt must end with .svg, .png or .pdf"),
+        (("--plot", "gamma.png"), 2, "--plot: it needs a run"),
+    ):
+        assert text in words(call("info", *arguments, code=code).stderr)
+    assert not Path("gamma.png").exists()
+
+
+def test_the_line_beside_a_learned_schedule():
+    settings = {"variant": "ct", "eta": 1.0, "weight": "snr", "stratified": False}
+    settings |= {"gamma_0": -3.0, "gamma_1": 6.0, "schedule": "learned", "gamma_hidden": 8}
+    line = schedule_picture.linear(settings, 3)
+    assert line["gamma"] == [6.0, 1.5, -3.0]
+    assert line["weight"] == pytest.approx([4.5 * math.exp(-gamma) for gamma in line["gamma"]])
