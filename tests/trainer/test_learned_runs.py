@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import noprop
+import noprop_kernels as nk
 from noprop import (
     Progress,
     checkpoint,
@@ -188,3 +189,24 @@ def test_the_line_beside_a_learned_schedule():
     line = schedule_picture.linear(settings, 3)
     assert line["gamma"] == [6.0, 1.5, -3.0]
     assert line["weight"] == pytest.approx([4.5 * math.exp(-gamma) for gamma in line["gamma"]])
+
+
+@pytest.mark.parametrize("variant", ["dt", "ct", "fm"])
+@pytest.mark.parametrize("embedding", ["learned", "prototype"])
+def test_the_papers_network(variant, embedding, image_file):
+    """With prototypes z is an image, with convolutions of its own."""
+    own = ("--T", 2) if variant == "dt" else ("--steps", 3)
+    options = (*own, "--variant", variant, "--embedding", embedding, "--preset", "paper")
+    options = ("--data", image_file, *options, "--batch-size", 32)
+    call("train", *options, "--epochs", 1, "--out", "run")
+    call("train", "--resume", "run", "--epochs", 2)
+    outcome = json.loads(
+        call("train", *options, "--epochs", 2, "--out", "straight", "--json").stdout
+    )
+    assert_same(state_of("run"), state_of("straight"))
+    model, width = noprop.load("run"), 20 if embedding == "learned" else 768
+    make = nk.plans.paper_dt if variant == "dt" else nk.plans.paper_ct
+    assert model.blocks.plan == make((3, 16, 16), width, 3, z_image=embedding == "prototype")
+    assert model.shared.optimizer.kind == ("AdamW" if variant == "dt" else "Adam")
+    head = "softmax" if variant == "fm" else "paper"
+    assert (outcome["head"], outcome["paper_accuracy"] is not None) == (head, True)
