@@ -162,6 +162,8 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     content = common.load_data(options, options.data_dir)
     split = Split.of(content, options.val_fraction)
     settings = common.settings_of(options, len(split.x))
+    if settings.embedding == "prototype":
+        notice("the prototypes are chosen by all distances within each class")
     model = common.built(settings, content, split, options.backend)
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
     folder = Path()  # until one is claimed
