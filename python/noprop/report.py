@@ -106,7 +106,7 @@ def sizes(model: Model, batch_size: int) -> Json:
     workers = min(at_once or model.blocks.T, model.blocks.T)
     moments = sum(
         math.prod(value.shape)
-        for part in model.learners.values()
+        for part in model.optimized.values()
         for name, value in part.named_buffers()
         if name.endswith(("_m", "_v"))
     )
@@ -137,7 +137,7 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
     size, T = sizes(model, batch_size), model.blocks.T
     console.print(
         f"{T} block{'s' if T > 1 else ''} of {size['parameters_per_block']:,} parameters, "
-        f"{size['parameters']:,} in all{'' if model.head is None else ', the head too'}",
+        f"{size['parameters']:,} in all{beside(model)}",
         highlight=False,
     )
     notes = {
@@ -149,6 +149,14 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
         number = "not known" if count is None else f"{count:,} bytes"
         console.print(f"  {name:<12}{number:>20}{notes.get(name, '')}", highlight=False)
     console.print(nk.explain(model.blocks, batch=batch_size), highlight=False)
+
+
+def beside(model: Model) -> str:
+    """What a count of parameters has beside the blocks."""
+    learned = model.shared is not None and model.shared.learns
+    names = {"the head": model.head is not None, "what all share and learn": learned}
+    parts = [name for name, there in names.items() if there]
+    return f", {' and '.join(parts)} too" if parts else ""
 
 
 def show_info(console: Console, content: Json) -> None:

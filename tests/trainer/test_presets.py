@@ -106,6 +106,9 @@ def test_a_size_without_convolutions_and_of_own_images(toy_file, image_file):
         assert outcome["parameters_per_block"] == plan.num_parameters()
         W, head = 3 * plan.widths["z"], 3 * plan.widths["z"] + 3
         assert outcome["parameters"] == 10 * plan.num_parameters() + W + head
+        assert outcome["bytes"]["moments"] == 2 * 4 * outcome["parameters"]
+    told = words(call(*command[:-1], "--embedding", "learned").stdout)
+    assert "in all, the head and what all share and learn too" in told
     command = ("train", "--data", image_file, "--preset", "paper", "--dry-run", "--json")
     outcome = json.loads(call(*command, "--embedding", "prototype").stdout)
     plan = plans.paper_dt((3, 16, 16), 768, 3, z_image=True)
