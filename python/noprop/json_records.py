@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
+from noprop_kernels.goal import Goal
 from noprop_kernels.optimizers import OPTIMIZERS, Optimizer
 from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Layer, MaxPool2d, Plan
 
@@ -91,16 +92,16 @@ def plan_from_json(record: Json) -> Plan:
     return Plan(inputs, layers)
 
 
-def goal_to_json(goal: nk.DT | nk.CT | nk.FM) -> Json:
+def goal_to_json(goal: Goal) -> Json:
     if isinstance(goal, nk.DT):
         return {"kind": "DT", "eta": goal.eta, "alpha_bar": goal.schedule.alpha_bar.tolist()}
     if isinstance(goal, nk.FM):
         return {"kind": "FM", "sigma": goal.sigma, "stratified": goal.stratified}
-    assert isinstance(goal.schedule, nk.Gamma)  # by Model, which takes no shared=
+    assert isinstance(goal, nk.CT)  # as Model's goals are
     return {
         "kind": "CT",
         "eta": goal.eta,
-        "gamma": goal.schedule.values.tolist(),
+        "gamma": gamma_to_json(goal.schedule),
         "weight": goal.weight,
         "stratified": goal.stratified,
     }
@@ -116,11 +117,29 @@ def goal_from_json(record: Json) -> nk.DT | nk.CT | nk.FM:
     if kind != "CT":
         raise InputError(f"a saved goal is of kind {kind!r}, this version knows DT, CT and FM")
     return nk.CT(
-        nk.Gamma(_numbers(record, "gamma")),
+        gamma_from_json(record),
         field(record, "eta", float),
         field(record, "weight", object),
         field(record, "stratified", bool),
     )
+
+
+def gamma_to_json(schedule: object) -> list[float] | Json:
+    """The values of a fixed schedule, or how a learned one began."""
+    if isinstance(schedule, nk.GammaNetwork):
+        return {"kind": "network", **asdict(schedule)}
+    assert isinstance(schedule, nk.Gamma)  # by CT, whose blocks have no values of a learned one
+    return schedule.values.tolist()
+
+
+def gamma_from_json(record: Json) -> nk.Gamma | nk.GammaNetwork:
+    saved = record.get("gamma")
+    if not isinstance(saved, dict):
+        return nk.Gamma(_numbers(record, "gamma"))
+    if (kind := saved.get("kind")) != "network":
+        raise InputError(f"a saved gamma is of kind {kind!r}, this version knows network")
+    numbers = (field(saved, name, float) for name in ("gamma_0", "gamma_1"))
+    return nk.GammaNetwork(field(saved, "hidden", int), *numbers)
 
 
 def _numbers(record: Json, name: str) -> Tensor:

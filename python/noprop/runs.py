@@ -12,7 +12,18 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import augmentation, checkpoint, metrics, presets, sampling, seeds, variants
+from . import (
+    augmentation,
+    checkpoint,
+    choices,
+    learned_metrics,
+    metrics,
+    presets,
+    sampling,
+    seeds,
+    variants,
+)
+from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
 from .defaults import LR
@@ -23,6 +34,8 @@ from .json_records import Json, field
 from .loading import from_checkpoint
 from .model import Model
 from .normalisation import statistics
+from .parts import make_parts
+from .prototypes import prototype_rows, prototypes
 from .replicas import slices_of
 from .training import Epoch, NotFinite, Progress, fit
 
@@ -32,7 +45,7 @@ WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
 AT_FIRST = {  # of runs that did not record them
     **{"precision": "float32", "head": "paper", "label": None, "labels": None},
     **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw", "seeds": None},
-    **{name: None for name in variants.OWN if name not in ("T", "eta")},
+    **{name: None for name in choices.OWN if name not in ("T", "eta")},
 }
 
 
@@ -41,8 +54,9 @@ class Settings:
     """The settings of a run; together with the data they fix every bit of the result.
 
     `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
-    where a table has its labels, as `noprop.data.load` has it. What a variant has not is None
-    (`variants.OWN`); so are steps by default. A run has either one seed or several.
+    where a table has its labels, as `noprop.data.load` has it. What a variant, an embedding, a head
+    or a schedule has not is None (`choices.OWN`); so are steps by default. A run has either one
+    seed or several.
     """
 
     data: str = "digits"
@@ -73,6 +87,14 @@ class Settings:
     sigma: float | None = None
     sampler: str | None = None
     steps: int | None = None
+    schedule: str | None = None
+    gamma_hidden: int | None = None
+    embed_dim: int | None = None
+    embed_init: str | None = None
+    embed_scale: float | None = None
+    detach_target: bool | None = None
+    head_sigma: float | None = None
+    order: str | None = None
 
     @classmethod
     def from_json(cls, record: Json) -> "Settings":
@@ -152,7 +174,7 @@ class Split:
 
 
 def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
-    """The plan of a block of these settings, also of one that cannot be trained yet.
+    """The plan of a block of these settings.
 
     Raises:
         ValueError: a setting does not fit.
@@ -164,54 +186,67 @@ def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
         data.shape,
         data.classes,
         settings.hidden,
+        settings.embed_dim,
     )
+
+
+def head_trouble(variant: str, embedding: str, schedule: str | None, head: str) -> str | None:
+    """Why a run of these choices has no such head, or None."""
+    needed = choices.needs_head(embedding, schedule)
+    reason = variants.VARIANTS[variant].without_head
+    if reason is not None and not needed and head != "none":
+        return f"{reason}: leave it none"
+    if needed and head == "none":
+        return "what is learned of embeddings and gamma learns from its loss: leave it softmax"
+    if variant == "fm" and head == "radial":
+        return "the anchor of an fm with learned embeddings is of logits: leave it softmax"
+    return None
 
 
 def build(
     settings: Settings, data: Dataset | Published, split: Split | None, backend: str | None
 ) -> Model:
-    """An untrained model with one-hot embeddings, normalised by the training rows' statistics,
-    where there are any.
+    """An untrained model, normalised by the training rows' statistics, where there are any.
 
     Raises:
         ValueError: a setting does not fit.
         MemoryError: there is no memory for it.
     """
-    if reason := presets.untrainable(settings.embedding):
-        raise ValueError(reason)
-    if settings.head != "none" and (reason := variants.VARIANTS[settings.variant].without_head):
-        raise ValueError(f"head must be none, since {reason}, got {settings.head}")
+    chosen = (settings.variant, settings.embedding, settings.schedule, settings.head)
+    if reason := head_trouble(*chosen):
+        raise ValueError(f"head {settings.head}: {reason}")
+    alone = choices.one_seed(settings.embedding, settings.schedule)
+    if settings.seeds is not None and alone is not None:
+        raise ValueError(f"seeds: {alone}")
     augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
     goal = variants.goal_of(**asdict(settings))
     answer, paper = sampling.samplers_of("train", goal, settings.sampler, settings.steps)
-    shared = {
-        "optimizer": variants.optimizer_of(settings.optimizer, settings.lr, settings.weight_decay),
-        "seed": settings.each_seed,
-        "precision": settings.precision,
-        "backend": backend,
-    }
     count = len(settings.each_seed) * goal.T
+    normalize, rows, start = None, None, None
+    if split is not None:
+        normalize = statistics(split.x, data.inputs.channels)
+        if settings.embedding == "prototype":
+            rows = prototype_rows(split.x, split.y, data.classes, normalize)
+            start = prototypes(split.x, rows, normalize)
     size = 3 * 4 * count * plan.num_parameters()  # bytes of weights and moments
     try:
         # fails at once, before the first layers are filled
         torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
-        blocks = nk.DenoisingBlocks(plan, goal, **shared)
+        made = make_parts(settings, plan, goal, data.classes, start, backend)
     except RuntimeError as error:  # torch's error when memory is short
         raise MemoryError(
             f"no memory for {count} blocks of {plan.num_parameters():,} parameters"
         ) from error
-    head = None
-    if settings.head == "paper":
-        head = nk.OutputHead(data.classes, data.classes, goal=goal, **shared)
     return Model(
-        blocks,
-        head,
-        normalize=None if split is None else statistics(split.x, data.inputs.channels),
+        made.blocks,
+        made.head,
+        normalize=normalize,
         classes=data.class_names,
         inputs=data.inputs,
         sampler=answer,
         paper_sampler=paper,
+        prototypes=None if rows is None else rows.tolist(),
     )
 
 
@@ -324,7 +359,7 @@ class Run:
             stop: called several times a second; true ends the training.
             on_call, on_epoch: called with samples, and with epochs and their accuracy, which are
                 means over the seeds.
-            say: called with a line on what the training leaves out.
+            say: called with a line on what the training leaves out, or on embeddings that collapse.
             nonfinite: what to do about a loss that is not finite, as `fit` has it.
             checkpoint_seconds: the least time between two saves.
 
@@ -340,7 +375,7 @@ class Run:
         sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
         self.save()
         metrics.rewind(self.folder, self.progress.epoch)
-        saved_at = time.monotonic()
+        saved_at, collapsed = time.monotonic(), False
         watched: list[tuple[Epoch, float]] = []  # of the replicas in an epoch
 
         def after_call(progress: Progress, samples: int) -> None:
@@ -351,8 +386,10 @@ class Run:
                 saved_at = time.monotonic()
 
         def after_epoch(epoch: Epoch) -> None:
+            nonlocal collapsed
             name, accuracy = self.watch(split, WATCHED_STEPS, epoch.replica)
-            line, replica = asdict(epoch) | {name: accuracy}, epoch.replica
+            learned = learned_metrics.learned_metrics(self.model)
+            line, replica = asdict(epoch) | {name: accuracy} | learned, epoch.replica
             del line["replica"]
             if self.settings.seeds is not None:
                 line["seed"] = self.settings.seeds[replica]
@@ -360,8 +397,15 @@ class Run:
             watched.append((epoch, accuracy))
             if replica == self.model.replicas - 1:
                 told = f"{name.replace('_', ' ')} {_of_seeds([each for _, each in watched])}"
-                on_epoch(_mean_epoch([each for each, _ in watched]), told)
+                figures = (told, learned_metrics.line(learned))
+                on_epoch(
+                    _mean_epoch([each for each, _ in watched]), "  ".join(filter(None, figures))
+                )
                 watched.clear()
+            warning = learned_metrics.collapse(self.model, learned)
+            if warning is not None and not collapsed:
+                say(f"warning: after epoch {epoch.epoch} {warning}")
+            collapsed = warning is not None
 
         try:
             fit(
@@ -375,6 +419,7 @@ class Run:
                 progress=self.progress,
                 nonfinite=nonfinite,
                 augment=self.settings.augment,
+                order=self.settings.order or "paper",
                 stop=stop,
                 on_call=after_call,
                 on_epoch=after_epoch,
@@ -385,6 +430,11 @@ class Run:
             raise
         self.save()
         return self.progress.epoch >= self.settings.epochs
+
+    def rows_of_epoch(self) -> int:
+        """Rows of the current epoch so far, each counted once for all blocks."""
+        steps = self.progress.block_steps // passes(self.model, self.settings.order or "paper")
+        return steps * self.settings.batch_size
 
     def labels(self, y: Tensor) -> Tensor | np.ndarray:
         """Class numbers as labels for `fit`: the names of the model's classes."""
