@@ -21,7 +21,10 @@ def shared_of(shared: nk.Shared, replica: int) -> nk.Shared:
     whole = () if shared.learns_embedding else ("W_embed",)  # fixed ones are of all replicas
     tensors = {name: it if name in whole else it[part] for name, it in tensors.items()}
     made = nk.Shared(
-        *(shared.goal, embedding), optimizer=shared.optimizer, seed=int(tensors["seeds"][0])
+        shared.goal,
+        embedding,
+        optimizer=optimizer_of(shared.optimizer, replica, shared.replicas),
+        seed=int(tensors["seeds"][0]),
     )
     made.load_state_dict(tensors)
     return made.to(shared.device)
@@ -35,7 +38,7 @@ def blocks_of(
     made = nk.DenoisingBlocks(
         blocks.plan,
         blocks.goal,
-        embedding=None if blocks.W_embed is None else blocks.W_embed.cpu(),
+        embedding=None if shared is not None else embedding_of(blocks),
         shared=shared,
         optimizer=optimizer_of(blocks.optimizer, replica, blocks.replicas),
         seed=int(tensors["seeds"][0]),
@@ -55,7 +58,7 @@ def head_of(head: nk.OutputHead, replica: int, shared: nk.Shared | None = None) 
         head.D,
         head.M,
         goal=head.goal,
-        embedding=None if head.W_embed is None else head.W_embed.cpu(),
+        embedding=None if shared is not None else embedding_of(head),
         shared=shared,
         kind=head.kind,
         sigma=head.sigma,
@@ -66,6 +69,11 @@ def head_of(head: nk.OutputHead, replica: int, shared: nk.Shared | None = None) 
     )
     made.load_state_dict(tensors)
     return made.to(head.device)
+
+
+def embedding_of(stack: nk.DenoisingBlocks | nk.OutputHead) -> Tensor | None:
+    """Of a stack that has embeddings of its own; None: they are one-hot."""
+    return None if stack.W_embed is None else stack.W_embed.cpu()
 
 
 def state_of(

@@ -215,9 +215,6 @@ def build(
     chosen = (settings.variant, settings.embedding, settings.schedule, settings.head)
     if reason := head_trouble(*chosen):
         raise ValueError(f"head {settings.head}: {reason}")
-    alone = choices.one_seed(settings.embedding, settings.schedule)
-    if settings.seeds is not None and alone is not None:
-        raise ValueError(f"seeds: {alone}")
     augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
     goal = variants.goal_of(**asdict(settings))
