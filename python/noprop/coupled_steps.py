@@ -47,8 +47,8 @@ class CoupledSteps:
 
     def __init__(self, model: Model, order: str) -> None:
         shared = model.shared
-        assert shared is not None  # by the caller
-        self.model, self.shared = model, shared
+        assert shared is not None  # a model that shares nothing needs no such steps
+        self.model = model
         self.coupled = nk.Coupled(model.blocks, model.head, shared, order=order)
         self.passes = passes(model, order)
         self.named = order == "paper" and model.blocks.T > 1
@@ -58,7 +58,7 @@ class CoupledSteps:
         Raises:
             ValueError: a falling rate is asked for, and the parts have several.
         """
-        parts = (*self.model.learners.values(), self.shared)
+        parts = self.model.optimized.values()
         rates = {part.optimizer.lr for part in parts if part.optimizer is not None}
         if lr_schedule != "constant" and len(rates) > 1:
             raise ValueError(
