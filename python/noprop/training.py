@@ -27,6 +27,7 @@ from .augmentation import CropFlip
 from .batching import Batches, Batching
 from .coupled_steps import CoupledSteps
 from .defaults import default_epochs
+from .errors import InputError
 from .feeding import feed_of
 from .model import Model
 from .pace import Pace
@@ -207,6 +208,8 @@ def fit(
         ValueError: an argument does not fit.
         NotFinite: a loss was not finite, where that stops.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"fit: model must be a noprop.Model, got {type(model).__name__}")
     if (epochs is not None and epochs < 0) or batch_size < 1:
         raise ValueError(
             f"fit: epochs must be at least 0 and batch_size at least 1, "
