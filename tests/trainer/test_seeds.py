@@ -19,6 +19,7 @@ SMALL = ("--hidden", 8, "--batch-size", 32, "--lr-schedule", "constant")
 KINDS = {
     "dt": (*QUICK, "--head", "paper"),
     "ct": ("--variant", "ct", "--head", "paper", *SMALL),
+    "radial": (*QUICK, "--head", "radial", "--head-sigma", 0.4),
     "fm": ("--variant", "fm", *SMALL),
 }
 LIST = (0, 3, 7)
