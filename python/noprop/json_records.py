@@ -1,7 +1,7 @@
 """Plans, goals and optimizers to JSON and back: the description of a saved model."""
 
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -28,6 +28,14 @@ def field(record: Json, name: str, kind: type) -> Any:
         got = "nothing" if value is None else type(value).__name__
         raise InputError(f"a saved model must carry its {name} ({kind.__name__}), got {got}")
     return value
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has a field's type; an int is accepted for a float."""
+    kinds = tuple(get_origin(each) or each for each in get_args(kind) or (kind,))
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) -> None:

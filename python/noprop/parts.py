@@ -1,7 +1,7 @@
 """The parts of a run's model: blocks, output head, and what both share and learn."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -10,9 +10,7 @@ import noprop_kernels as nk
 from . import variants
 from .choices import needs_head
 from .defaults import LEAST_WEIGHT_DECAY
-
-if TYPE_CHECKING:
-    from .runs import Settings
+from .settings import Settings
 
 Goal = nk.DT | nk.CT | nk.FM
 
@@ -28,7 +26,7 @@ class Parts:
 
 
 def make_parts(
-    settings: "Settings",
+    settings: Settings,
     plan: nk.Plan,
     goal: Goal,
     classes: int,
@@ -75,7 +73,7 @@ def make_parts(
 
 
 def learned_embedding(
-    settings: "Settings", plan: nk.Plan, classes: int, start: Tensor | None
+    settings: Settings, plan: nk.Plan, classes: int, start: Tensor | None
 ) -> nk.LearnedEmbedding | None:
     """Of these settings; None where embeddings are one-hot.
 

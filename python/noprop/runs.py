@@ -1,10 +1,9 @@
-"""A run: its settings, its folder, and the steps from data to a saved and tested model."""
+"""A run: its folder, and the steps from data to a saved and tested model."""
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -26,134 +25,22 @@ from . import (
 from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
-from .defaults import LR
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .files import sweep
-from .json_records import Json, field
+from .json_records import Json, field, is_a
 from .loading import from_checkpoint
 from .model import Model
 from .normalisation import statistics
 from .parts import make_parts
 from .prototypes import prototype_rows, prototypes
 from .replicas import slices_of
+from .settings import Settings
 from .training import Epoch, NotFinite, Progress, fit
 
 CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
 WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
-AT_FIRST = {  # of runs that did not record them
-    **{"precision": "float32", "head": "paper", "label": None, "labels": None},
-    **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw", "seeds": None},
-    **{name: None for name in choices.OWN if name not in ("T", "eta")},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of a run; together with the data they fix every bit of the result.
-
-    `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
-    where a table has its labels, as `noprop.data.load` has it. What a variant, an embedding, a head
-    or a schedule has not is None (`choices.OWN`); so are steps by default. A run has either one
-    seed or several.
-    """
-
-    data: str = "digits"
-    label: str | None = None
-    labels: str | None = None
-    variant: str = "dt"
-    preset: str = "mlp"
-    embedding: str = "one-hot"
-    head: str = "none"
-    hidden: int = 256
-    T: int | None = 10
-    epochs: int
-    batch_size: int = 128
-    lr: float = LR
-    lr_schedule: str = "cosine"
-    weight_decay: float
-    eta: float | None = 0.1
-    seed: int | None = 0
-    seeds: tuple[int, ...] | None = None
-    val_fraction: float = 0.0
-    precision: str = "float32"
-    augment: str = "none"
-    optimizer: str = "adamw"
-    weight: str | None = None
-    gamma_0: float | None = None
-    gamma_1: float | None = None
-    stratified: bool | None = None
-    sigma: float | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    schedule: str | None = None
-    gamma_hidden: int | None = None
-    embed_dim: int | None = None
-    embed_init: str | None = None
-    embed_scale: float | None = None
-    detach_target: bool | None = None
-    head_sigma: float | None = None
-    order: str | None = None
-
-    @classmethod
-    def from_json(cls, record: Json) -> "Settings":
-        """
-        Raises:
-            InputError: a setting is missing, unknown or of another kind.
-        """
-        record = AT_FIRST | record
-        if isinstance(record["seeds"], list):
-            record["seeds"] = tuple(record["seeds"])
-        names = {item.name for item in fields(cls)}
-        if record.keys() != names:
-            raise InputError(f"the run's settings must be {sorted(names)}, got {sorted(record)}")
-        for name, kind in get_type_hints(cls).items():
-            if not _is_a(record[name], kind):
-                raise InputError(f"the run's {name} must be {kind}, got {record[name]!r}")
-        if record["epochs"] < 1 or record["batch_size"] < 1:
-            raise InputError("the run's epochs and batch_size must be at least 1")
-        settings = cls(**record)
-        settings.check_seeds()
-        return settings
-
-    def check_seeds(self) -> None:
-        """
-        Raises:
-            InputError: there are not one seed or several.
-        """
-        try:
-            if (self.seed is None) == (self.seeds is None):
-                raise ValueError("it must have one seed or several")
-            if self.seeds is not None and not all(_is_a(seed, int) for seed in self.seeds):
-                raise ValueError("its seeds must be whole numbers")
-            if self.seeds is not None:
-                seeds.check(self.seeds)
-        except ValueError as error:
-            got = f"{self.seed} and {self.seeds}"
-            raise InputError(f"the run's seed and seeds do not fit: {error}, got {got}") from error
-
-    @property
-    def each_seed(self) -> list[int]:
-        """The seed of each replica."""
-        if self.seeds is not None:
-            return list(self.seeds)
-        assert self.seed is not None  # by check_seeds
-        return [self.seed]
-
-
-# a resumed run may change these; data and labels are checked by their content
-MOVABLE = ("data", "labels")
-CHANGEABLE = ("epochs",)
-FIXED = tuple(item.name for item in fields(Settings) if item.name not in (*MOVABLE, *CHANGEABLE))
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has a field's type; an int is accepted for a float."""
-    kinds = tuple(get_origin(each) or each for each in get_args(kind) or (kind,))
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 @dataclass(frozen=True)
@@ -540,7 +427,7 @@ def progress_from_json(record: Json) -> Progress:
         default = getattr(Progress(), name, None)
         values = value if isinstance(value, list) else [value]
         kind = int if isinstance(default, int) else float
-        fits = all(_is_a(number, kind) and number >= 0 for number in values)
+        fits = all(is_a(number, kind) and number >= 0 for number in values)
         if default is None or isinstance(value, list) != isinstance(default, list) or not fits:
             raise InputError(f"a run's progress must count from 0 on, got {name} {value!r}")
     return Progress(**record)

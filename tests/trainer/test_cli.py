@@ -20,7 +20,7 @@ from noprop import (
     defaults,
     devices,
     metrics,
-    runs,
+    settings,
     training,
     variants,
 )
@@ -327,11 +327,11 @@ OTHERWISE = {  # for every setting, what a run was not begun with
 }
 
 
-@pytest.mark.parametrize("item", [item.name for item in fields(runs.Settings)])
+@pytest.mark.parametrize("item", [item.name for item in fields(settings.Settings)])
 def test_a_run_does_not_change_its_settings(run, tmp_path, item):
-    if item in (*runs.MOVABLE, *runs.CHANGEABLE):
+    if item in (*settings.MOVABLE, *settings.CHANGEABLE):
         return  # checked by content, or by tests of their own
-    assert item in runs.FIXED
+    assert item in settings.FIXED
     before, option = tree(tmp_path), "--" + (item if item == "T" else item.replace("_", "-"))
     value = OTHERWISE[item]
     text = call("train", "--resume", run, option, *[value] * (value is not None), code=2).stderr
@@ -340,7 +340,7 @@ def test_a_run_does_not_change_its_settings(run, tmp_path, item):
 
 
 def test_settings_that_may_change_are_few():
-    assert set(runs.MOVABLE + runs.CHANGEABLE) == {"data", "labels", "epochs"}
+    assert set(settings.MOVABLE + settings.CHANGEABLE) == {"data", "labels", "epochs"}
 
 
 def test_epochs_by_default_are_what_the_rows_need(toy_file):

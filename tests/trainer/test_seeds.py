@@ -11,7 +11,8 @@ import torch
 import noprop
 from noprop import checkpoint, evaluation, metrics, runs, seeds
 from noprop.errors import InputError
-from noprop.runs import Settings, progress_from_json
+from noprop.runs import progress_from_json
+from noprop.settings import Settings
 from support.cli import QUICK, call, words
 
 pytestmark = pytest.mark.usefixtures("alone")

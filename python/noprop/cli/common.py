@@ -19,7 +19,8 @@ from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
 from ..devices import Device, pick_device
 from ..errors import InputError, notice, train_extra
 from ..model import Model
-from ..runs import Run, Settings, Split, build, head_trouble
+from ..runs import Run, Split, build, head_trouble
+from ..settings import Settings
 
 with train_extra():
     from rich.console import Console

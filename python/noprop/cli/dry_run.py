@@ -8,7 +8,8 @@ from ..data import Published
 from ..datasets.dataset import Dataset
 from ..errors import train_extra
 from ..model import Model
-from ..runs import Settings, Split
+from ..runs import Split
+from ..settings import Settings
 from . import common
 
 with train_extra():

@@ -17,7 +17,8 @@ from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
 from ..progress import display
-from ..runs import FIXED, Run, Settings, Split
+from ..runs import Run, Split
+from ..settings import FIXED, Settings
 from ..signals import Interrupted, asked_to_stop, status
 from ..training import NotFinite, Progress
 from . import common, dry_run
