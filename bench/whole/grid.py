@@ -35,7 +35,8 @@ from sklearn.preprocessing import StandardScaler
 from noprop.datasets.dataset import Dataset
 from noprop.defaults import LR, default_epochs, default_weight_decay
 from noprop.model import Model
-from noprop.runs import Settings, Split, build
+from noprop.runs import Split, build
+from noprop.settings import Settings
 from noprop.training import fit
 
 from ..machine import host

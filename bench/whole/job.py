@@ -27,7 +27,8 @@ from torch import Tensor
 from noprop.datasets.dataset import Dataset
 from noprop.model import Model
 from noprop.progress import display
-from noprop.runs import Settings, Split, build
+from noprop.runs import Split, build
+from noprop.settings import Settings
 from noprop.training import Batches, Epoch, Progress, fit, learning_rates
 from noprop_kernels import AdamW, philox
 

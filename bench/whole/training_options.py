@@ -7,7 +7,7 @@ from pathlib import Path
 from noprop import data as datasets
 from noprop.datasets.dataset import Dataset
 from noprop.errors import InputError
-from noprop.runs import Settings
+from noprop.settings import Settings
 
 from ..machine import host
 from ..suites import command

@@ -26,7 +26,9 @@ from .files import LOCK, atomic_file, locked, sweep
 RECORD = "model.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # unique to this folder
 TEMPORARY = ("tensors-*.safetensors", RECORD)
-FORMATS = (1, 2)  # 1: of a DT, which older versions read; 2: of a CT or FM, or several replicas
+# 1: of a DT, which older versions read; 2: of a CT or FM, of several replicas, of what is learned,
+# of a radial head
+FORMATS = (1, 2)
 OF_DEVICE = {"device", "backend", "instruction_set", "compiler", "triton"}  # versions of one thing
 
 

@@ -55,7 +55,12 @@ def is_name(name: str) -> bool:
 
 
 def pick_device(
-    name: str, backend: str | None = None, plan: Plan | None = None, *, sampled: bool = False
+    name: str,
+    backend: str | None = None,
+    plan: Plan | None = None,
+    *,
+    sampled: bool = False,
+    head: str | None = None,
 ) -> Device:
     """The device of one of NAMES; auto chooses a GPU whose kernels run the plan, else the CPU.
 
@@ -64,6 +69,7 @@ def pick_device(
         backend: the forced backend, if any.
         plan: of the blocks; None: any.
         sampled: whether the blocks are of a CT or FM, which need a sampler.
+        head: the kind of the output head; None: there is none.
 
     Raises:
         ValueError: no such name, or a GPU that cannot be used; the text has the reason and what to
@@ -79,7 +85,8 @@ def pick_device(
     asked = torch.device("cuda" if name == "auto" else name)
     able = (forced,) if forced else OF_GPUS
     reasons = {
-        kernels: dispatch.gap(kernels, plan, asked, "float32", sampled=sampled) for kernels in able
+        kernels: dispatch.gap(kernels, plan, asked, "float32", sampled=sampled, head=head)
+        for kernels in able
     }
     gap = dispatch.device_gap(asked)  # reported before anything that the kernels lack
     runs = [kernels for kernels, reason in reasons.items() if reason is None and gap is None]

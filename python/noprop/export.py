@@ -43,8 +43,8 @@ def chain(model: "Model", with_noise: bool, steps: int | None) -> fx.GraphModule
     writer = Writer()
     h = features(writer, model)
     z, probs = evaluations(writer, model, sampler, h, with_noise)
-    if with_noise and model.head is not None:
-        scores = writer.part("head", plain_modules.copied_module(model.head, 0), z)
+    if with_noise and model.head is not None and not isinstance(model.goal, nk.FM):
+        scores = head_scores(writer, model, model.head, z)
     else:
         scores = written_scores(writer, model, z)
     if with_noise or isinstance(model.goal, nk.FM):
@@ -86,7 +86,8 @@ class Writer:
         return self.graph.call_module(name, args)
 
     def buffer(self, name: str, value: Tensor) -> fx.Node:
-        self.root[name] = value.detach().clone()
+        # contiguous, as files of torch.export keep tensors
+        self.root[name] = value.detach().clone(memory_format=torch.contiguous_format)
         return self.graph.get_attr(name)
 
     def call(self, function: Any, *args: Any) -> fx.Node:
@@ -171,7 +172,7 @@ def evaluations(
     z = writer.method("new_zeros", h, (rows, blocks.D))
     if with_noise:
         z = writer.call(torch.randn_like, z)
-    W, t, x = blocks.W_embed, None, ""
+    W, t, x = model.W_embed, None, ""
     W_embed = None if W is None else writer.buffer("W_embed", W)
     if goal.timed:
         t = writer.buffer("t", nk.embed_time(table.t, blocks.plan.widths["t"]).to(model.device))
@@ -209,12 +210,28 @@ def evaluations(
 
 def written_scores(writer: Writer, model: "Model", z: fx.Node) -> fx.Node:
     """The scores (B, M); of one-hot embeddings column y of z, since every |u_y| is 1."""
-    W = model.blocks.W_embed
+    W = model.W_embed
     if W is None:
         return z
     weight, bias = sampling.score_weights(W, *sampling.last_signal(model.goal))
     scores = writer.call(torch.matmul, z, writer.buffer("score_weight", weight.T))
     return writer.call(add, scores, writer.buffer("score_bias", bias))
+
+
+def head_scores(writer: Writer, model: "Model", head: nk.OutputHead, z: fx.Node) -> fx.Node:
+    """The head's logits (B, M), of a radial head those of its distances."""
+    logits = writer.part("head", plain_modules.copied_module(head, 0), z)
+    if head.kind != "radial":
+        return logits
+    p = writer.call(torch.softmax, logits, -1)
+    W = model.W_embed
+    if W is None:  # |u_tilde - u_m|^2 = |p|^2 - 2 p_m + 1
+        return writer.call(mul, p, 1 / head.sigma**2)
+    near = writer.buffer("head_W_embed", W)
+    u_tilde = writer.call(torch.matmul, p, near)
+    apart = writer.call(sub, writer.method("unsqueeze", u_tilde, -2), near)
+    squares = writer.method("sum", writer.call(mul, apart, apart), -1)
+    return writer.call(mul, squares, -1 / (2 * head.sigma**2))
 
 
 def affine(model: "Model") -> dict[str, Tensor]:

@@ -57,8 +57,6 @@ def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
     Raises:
         InputError: x or y does not fit.
     """
-    if not isinstance(model, Model):
-        raise InputError(f"fit: model must be a noprop.Model, got {type(model).__name__}")
     if isinstance(x, DataLoader | Dataset):
         if y is not None:
             raise InputError(f"fit: y must be None, as {type(x).__name__} brings labels with x")

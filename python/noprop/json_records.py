@@ -1,12 +1,13 @@
 """Plans, goals and optimizers to JSON and back: the description of a saved model."""
 
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor
 
 import noprop_kernels as nk
+from noprop_kernels.goal import Goal
 from noprop_kernels.optimizers import OPTIMIZERS, Optimizer
 from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Layer, MaxPool2d, Plan
 
@@ -27,6 +28,14 @@ def field(record: Json, name: str, kind: type) -> Any:
         got = "nothing" if value is None else type(value).__name__
         raise InputError(f"a saved model must carry its {name} ({kind.__name__}), got {got}")
     return value
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a JSON value has a field's type; an int is accepted for a float."""
+    kinds = tuple(get_origin(each) or each for each in get_args(kind) or (kind,))
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) -> None:
@@ -91,16 +100,16 @@ def plan_from_json(record: Json) -> Plan:
     return Plan(inputs, layers)
 
 
-def goal_to_json(goal: nk.DT | nk.CT | nk.FM) -> Json:
+def goal_to_json(goal: Goal) -> Json:
     if isinstance(goal, nk.DT):
         return {"kind": "DT", "eta": goal.eta, "alpha_bar": goal.schedule.alpha_bar.tolist()}
     if isinstance(goal, nk.FM):
         return {"kind": "FM", "sigma": goal.sigma, "stratified": goal.stratified}
-    assert isinstance(goal.schedule, nk.Gamma)  # by Model, which takes no shared=
+    assert isinstance(goal, nk.CT)  # as Model's goals are
     return {
         "kind": "CT",
         "eta": goal.eta,
-        "gamma": goal.schedule.values.tolist(),
+        "gamma": gamma_to_json(goal.schedule),
         "weight": goal.weight,
         "stratified": goal.stratified,
     }
@@ -116,11 +125,29 @@ def goal_from_json(record: Json) -> nk.DT | nk.CT | nk.FM:
     if kind != "CT":
         raise InputError(f"a saved goal is of kind {kind!r}, this version knows DT, CT and FM")
     return nk.CT(
-        nk.Gamma(_numbers(record, "gamma")),
+        gamma_from_json(record),
         field(record, "eta", float),
         field(record, "weight", object),
         field(record, "stratified", bool),
     )
+
+
+def gamma_to_json(schedule: object) -> list[float] | Json:
+    """The values of a fixed schedule, or how a learned one began."""
+    if isinstance(schedule, nk.GammaNetwork):
+        return {"kind": "network", **asdict(schedule)}
+    assert isinstance(schedule, nk.Gamma)  # by CT, whose blocks have no values of a learned one
+    return schedule.values.tolist()
+
+
+def gamma_from_json(record: Json) -> nk.Gamma | nk.GammaNetwork:
+    saved = record.get("gamma")
+    if not isinstance(saved, dict):
+        return nk.Gamma(_numbers(record, "gamma"))
+    if (kind := saved.get("kind")) != "network":
+        raise InputError(f"a saved gamma is of kind {kind!r}, this version knows network")
+    numbers = (field(saved, name, float) for name in ("gamma_0", "gamma_1"))
+    return nk.GammaNetwork(field(saved, "hidden", int), *numbers)
 
 
 def _numbers(record: Json, name: str) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import noprop_kernels as nk
 
-from . import checkpoint, json_records
+from . import checkpoint, json_records, part_records
 from .errors import InputError
 from .inputs import InputFormat
 from .json_records import Json, field
@@ -56,23 +56,27 @@ def from_checkpoint(
         json_records.check_sizes(record, plan, goal.T, tensors)
         normal, inputs = record["normalisation"], record.get("inputs")
         names = record.get("class_names")  # early models did not carry them
+        shared = part_records.shared_from_json(record, goal, tensors)
         embedding = tensors.get("blocks.W_embed")
         blocks = nk.DenoisingBlocks(
             plan,
             goal,
             embedding=embedding,
+            shared=shared,
             optimizer=json_records.optimizer_from_json(optimizers.get("blocks")),
             seed=tensors["blocks.seeds"][:: goal.T].tolist(),
             precision=precision["blocks"],
             backend=backend,
         )
-        head = None
-        if record.get("head", True):  # early models always had one
+        head, kind = None, part_records.head_from_json(record)
+        if kind is not None:
             head = nk.OutputHead(
                 field(record, "embed_dim", int),
                 field(record, "classes", int),
                 goal=goal,
                 embedding=embedding,
+                shared=shared,
+                **kind,
                 optimizer=json_records.optimizer_from_json(optimizers.get("head")),
                 seed=tensors["head.seeds"].tolist(),
                 precision=precision["head"],
@@ -80,6 +84,8 @@ def from_checkpoint(
             )
             head.load_state_dict(_part(tensors, "head."))
         blocks.load_state_dict(_part(tensors, "blocks."))
+        if shared is not None:
+            shared.load_state_dict(_part(tensors, "shared."))
         if field(record, "encoder", bool):
             if encoder is None:
                 raise InputError("this model was saved with an encoder: give one like it")
@@ -93,6 +99,7 @@ def from_checkpoint(
             normalize=None if normal is None else Normalisation.from_json(normal),
             classes=names,
             inputs=None if inputs is None else InputFormat.from_json(inputs),
+            prototypes=part_records.prototypes_from_json(record),
             **samplers,
         )
     except InputError:

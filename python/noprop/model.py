@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 import noprop_kernels as nk
 from noprop_kernels.check import check_integer, check_positive
 
-from . import checkpoint, export, json_records, replicas, sampling
+from . import checkpoint, export, json_records, part_records, replicas, sampling
 from .inputs import InputFormat
 from .json_records import Json
 from .normalisation import Normalisation
@@ -67,10 +67,13 @@ class Model:
     answers is the caller's own.
 
     Args:
-        blocks: all T of them, in each replica.
+        blocks: all T of them, in each replica. The nk.Shared that they read, if any, is part of the
+            model: its embeddings and schedule are saved, and where it learns them `fit` trains it,
+            of one replica.
         head: None, or the head that reads the last z in the paper's protocol (`predict_paper`), of
-            as many replicas; `fit` trains it beside the blocks. No answer depends on it. FM has
-            none.
+            as many replicas; `fit` trains it beside the blocks. No answer depends on it. An FM has
+            none but where it learns its embeddings, by the head's loss; it reads classes without it
+            all the same.
         encoder: None, or a frozen module from normalised x (B, F) to features (B, F'): `fit` trains
             only the blocks and the head.
         normalize: mean and std of x, each (channels,), where x is made of that many equal runs of
@@ -81,9 +84,11 @@ class Model:
             ("ddim", 20), of FM ("euler", 20).
         paper_sampler: of the paper's protocol; None: of DT the chain, of CT ("ancestral", 1000), of
             FM ("euler", 1000).
+        prototypes: the training rows whose features the learned embeddings were at first, by class;
+            None: they were none.
 
     Raises:
-        ValueError: blocks are missing, or head, classes or a sampler do not fit them.
+        ValueError: blocks are missing, or head, classes, a sampler or prototypes do not fit them.
     """
 
     def __init__(
@@ -97,31 +102,41 @@ class Model:
         inputs: InputFormat | None = None,
         sampler: tuple[str, int] | None = None,
         paper_sampler: tuple[str, int] | None = None,
+        prototypes: Sequence[int] | None = None,
     ) -> None:
-        goal, T = blocks.goal, blocks.T
+        goal, T, shared = blocks.goal, blocks.T, blocks.shared
         if not isinstance(goal, nk.DT | nk.CT | nk.FM):
             raise ValueError(
                 f"Model: blocks must have a DT, CT or FM as goal, got {type(goal).__name__}"
             )
-        self.goal = goal
         quiet = sampling.check_pair("Model", "sampler", sampler)
         noisy = sampling.check_pair("Model", "paper_sampler", paper_sampler)
         self.sampler = sampling.answer_sampler("Model", goal, *quiet)
         self.paper_sampler = sampling.paper_sampler("Model", goal, *noisy)
-        if blocks.shared is not None:
+        if head is not None and head.shared is not shared:
             raise ValueError(
-                "Model: blocks must have embeddings and a schedule of their own, got shared=, "
-                "whose tensors a model does not save yet"
-            )
-        if head is not None and head.kind != "softmax":
-            raise ValueError(
-                f'Model: head must be of the kind "softmax", which a model saves, got {head.kind!r}'
+                "Model: head must be made with the blocks' shared=, got "
+                f"{'none' if head.shared is None else 'another'}"
             )
         if list(blocks.held) != list(range(1, T + 1)):
             raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
-        if head is not None and isinstance(goal, nk.FM):
+        if shared is not None and shared.learns and blocks.replicas > 1:
             raise ValueError(
-                "Model: head must be None of an FM, whose classes are read by the nearest embedding"
+                "Model: blocks must have one replica where something shared is learned, whose "
+                f"steps give one batch to all replicas, got {blocks.replicas}; make a model for "
+                "each seed"
+            )
+        learns_embedding = shared is not None and shared.learns_embedding
+        if head is not None and isinstance(goal, nk.FM) and not learns_embedding:
+            raise ValueError(
+                "Model: head must be None of an FM with fixed embeddings, whose classes are read "
+                "by the nearest one"
+            )
+        if prototypes is not None and not (learns_embedding and len(prototypes) == blocks.M):
+            raise ValueError(
+                f"Model: prototypes must be a row for each of {blocks.M} classes of learned "
+                f"embeddings, got {len(prototypes)}"
+                f"{'' if learns_embedding else ' of fixed ones'}"
             )
         if head is not None and len(head) != blocks.replicas:
             raise ValueError(
@@ -135,6 +150,7 @@ class Model:
         self.blocks, self.head, self.encoder, self.normalize = blocks, head, encoder, normalize
         self.classes_ = None if classes is None else tuple(classes)
         self.inputs = inputs
+        self.prototypes = None if prototypes is None else tuple(prototypes)
         if classes is not None and not len(set(classes)) == len(classes) == blocks.M:
             raise ValueError(
                 f"Model: classes must be {blocks.M} different names, got {len(set(classes))} in "
@@ -155,6 +171,26 @@ class Model:
         """The seed of each replica."""
         return self.blocks.seeds[:: self.blocks.T].tolist()
 
+    @property
+    def goal(self) -> nk.DT | nk.CT | nk.FM:
+        """The variant, whose schedule has its present values where it is learned."""
+        shared = self.shared
+        # where a schedule is learned there is one replica
+        goal = self.blocks.goal if shared is None else shared.present_goal(replica=0)
+        assert isinstance(goal, nk.DT | nk.CT | nk.FM)  # by the constructor
+        return goal
+
+    @property
+    def shared(self) -> nk.Shared | None:
+        """What blocks and head share, and may learn."""
+        return self.blocks.shared
+
+    @property
+    def W_embed(self) -> Tensor | None:
+        """(M, D), the present embeddings; None: one-hot."""
+        shared = self.shared
+        return self.blocks.W_embed if shared is None else shared.table(self.device)
+
     def replica(self, replica: int) -> "Model":
         """A copy of one replica: a model with the bits of one that was trained alone, which may be
         trained further. It has this model's encoder itself.
@@ -163,15 +199,17 @@ class Model:
             ValueError: there is no such replica.
         """
         replica = self._which("replica", replica)
+        shared = None if self.shared is None else replicas.shared_of(self.shared, replica)
         return Model(
-            replicas.blocks_of(self.blocks, replica),
-            None if self.head is None else replicas.head_of(self.head, replica),
+            replicas.blocks_of(self.blocks, replica, shared),
+            None if self.head is None else replicas.head_of(self.head, replica, shared),
             self.encoder,
             normalize=self.normalize,
             classes=self.classes_,
             inputs=self.inputs,
             sampler=self.sampler,
             paper_sampler=self.paper_sampler,
+            prototypes=self.prototypes,
         )
 
     def _which(self, op: str, replica: int | None) -> int:
@@ -188,11 +226,17 @@ class Model:
     def parts(self) -> dict[str, nn.Module]:
         """The existing modules, by their names in a checkpoint."""
         encoder = {} if self.encoder is None else {"encoder": self.encoder}
-        return {**self.learners, **encoder}
+        return {**self.optimized, **encoder}
+
+    @property
+    def optimized(self) -> dict[str, nk.DenoisingBlocks | nk.OutputHead | nk.Shared]:
+        """The learners, and what they share: all that has an optimizer of its own."""
+        shared = {} if self.shared is None else {"shared": self.shared}
+        return {**self.learners, **shared}
 
     @property
     def learners(self) -> dict[str, nk.DenoisingBlocks | nk.OutputHead]:
-        """The trained modules: the blocks, and the head if there is one."""
+        """The networks that are trained: the blocks, and the head if there is one."""
         head = {} if self.head is None else {"head": self.head}
         return {"blocks": self.blocks, **head}
 
@@ -230,8 +274,9 @@ class Model:
         return self
 
     def num_parameters(self) -> int:
-        """Parameters of all blocks, and of the head if there is one, in all replicas."""
-        return sum(p.numel() for part in self.learners.values() for p in part.parameters())
+        """Parameters of all blocks, of the head if there is one, and of what is shared, in all
+        replicas."""
+        return sum(p.numel() for part in self.optimized.values() for p in part.parameters())
 
     def features(self, x: Any, first_row: int = 0) -> Tensor:
         """The blocks' input for x: normalised, then encoded if there is an encoder.
@@ -322,8 +367,8 @@ class Model:
     ) -> Tensor:
         """The head's logits of the last z by the paper's protocol, from z_0 ~ N(0, I), S times.
 
-        Of DT and CT there is noise in every step. Of FM, which has no head, they are the scores,
-        whose argmax is the nearest embedding.
+        Of DT and CT there is noise in every step. Of FM, which reads no class by a head, they are
+        the scores, whose argmax is the nearest embedding.
 
         Args:
             x: B rows, as in `predict`. The noise of a row depends on its position.
@@ -363,25 +408,28 @@ class Model:
             levels = sampling.last_signal(self.goal)
         else:
             levels = sampling.signal_at(self.goal, t)
-        return sampling.scores(self.blocks, z, *levels)
+        return sampling.scores(self.W_embed, z, *levels, backend=self.blocks.backend)
 
     @property
     def reads(self) -> bool:
-        """Whether the paper's protocol can read a class: by a head, or of an FM without one."""
+        """Whether the paper's protocol can read a class: by a head, or of an FM in any case."""
         return self.head is not None or isinstance(self.goal, nk.FM)
 
     def read(self, z: Tensor, *, replica: int | None = None) -> Tensor:
-        """The head's logits (..., M) of embeddings z (..., D); of an FM the scores.
+        """The head's logits (..., M) of embeddings z (..., D), of a radial head log-probabilities;
+        of an FM the scores.
 
         Raises:
             ValueError: the model has no head, or several and `replica` does not say which.
         """
         self._check_reads("read")
         replica = self._which("read", replica)
-        if self.head is None:
+        if self.head is None or isinstance(self.goal, nk.FM):
             return self.scores(z)
+        rows = z.reshape(-1, z.shape[-1])
         with torch.no_grad():
-            logits = self.head.forward(z.reshape(-1, z.shape[-1]))[replica]
+            radial = self.head.kind == "radial"
+            logits = (self.head.log_probs(rows) if radial else self.head.forward(rows))[replica]
         return logits.view(*z.shape[:-1], -1)
 
     def check_single(self, op: str) -> None:
@@ -441,7 +489,7 @@ class Model:
         content = {
             "model": {
                 "plan": json_records.plan_to_json(self.blocks.plan),
-                "goal": json_records.goal_to_json(self.goal),
+                "goal": json_records.goal_to_json(self.blocks.goal),
                 "order": list(self.blocks.held),
                 **({} if self.replicas == 1 else {"replicas": self.replicas}),
                 **json_records.samplers_to_json(self.goal, self.sampler, self.paper_sampler),
@@ -451,10 +499,10 @@ class Model:
                 "inputs": None if self.inputs is None else self.inputs.to_json(),
                 "class_names": None if self.classes_ is None else list(self.classes_),
                 "encoder": self.encoder is not None,
-                "head": self.head is not None,
+                **part_records.parts_to_json(self),
                 "optimizers": {
                     name: json_records.optimizer_to_json(part.optimizer)
-                    for name, part in self.learners.items()
+                    for name, part in self.optimized.items()
                 },
                 "precision": {name: part.precision for name, part in self.learners.items()},
                 "classes": self.blocks.M,
@@ -463,8 +511,7 @@ class Model:
             "versions": self.versions(),
             "training": training,
         }
-        of_first = isinstance(self.goal, nk.DT) and self.replicas == 1
-        format = checkpoint.FORMATS[0 if of_first else 1]
+        format = checkpoint.FORMATS[0 if part_records.has_first_form(self) else 1]
         checkpoint.save(Path(folder), content, self.tensors(), format)
 
     def tensors(self) -> dict[str, Tensor]:

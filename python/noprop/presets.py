@@ -10,7 +10,6 @@ from typing import Any
 from noprop_kernels import plans
 from noprop_kernels.plan import Plan, Shape
 
-LEARNED_DIM = 20  # of the paper's learned embeddings
 LEAST_PIXELS = 14  # of a side; what fewer leave for the third convolution is no window
 
 # table 4
@@ -40,41 +39,39 @@ def settings(preset: str, data: str, variant: str = "dt") -> dict[str, Any]:
     return PAPER | PAPER_OF[variant] | ({"epochs": epochs[data]} if data in epochs else {})
 
 
-def untrainable(embedding: str) -> str | None:
-    """Why blocks of this embedding cannot be trained yet, or None."""
-    if embedding != "one-hot":
-        return f"embedding {embedding} cannot be trained yet, one-hot can: use --embedding one-hot"
-    return None
-
-
 def plan_of(
-    variant: str, preset: str, embedding: str, shape: Shape, classes: int, hidden: int
+    variant: str,
+    preset: str,
+    embedding: str,
+    shape: Shape,
+    classes: int,
+    hidden: int,
+    embed_dim: int | None = None,
 ) -> Plan:
-    """The plan of a block, also of one that cannot be trained yet.
+    """The plan of a block.
 
     Args:
         variant: "dt", "ct" or "fm"; the latter two have the same plan.
         preset: "mlp" or "paper".
-        embedding: "one-hot", "learned" (of LEARNED_DIM) or "prototype" (of a whole image).
+        embedding: "one-hot", "learned" or "prototype" (of a whole row or image).
         shape: (F,), or (C, H, W) of images.
         classes: M.
         hidden: width of the hidden layers of "mlp".
+        embed_dim: D, of learned embeddings alone.
 
     Raises:
         ValueError: the preset has no such plan, or is not for rows of this shape.
     """
+    widths = {"one-hot": classes, "learned": embed_dim, "prototype": prod(shape)}
+    D = widths[embedding]
+    assert D is not None  # choices.defaults has one of learned embeddings
     if preset == "mlp":
-        if embedding != "one-hot":
-            raise ValueError(
-                f"preset mlp has embedding one-hot alone, got {embedding}: use --preset paper"
-            )
-        return plans.mlp(prod(shape), classes, classes, hidden=hidden, time=variant != "dt")
+        return plans.mlp(prod(shape), D, classes, hidden=hidden, time=variant != "dt")
     if len(shape) != 3 or min(shape[1:]) < LEAST_PIXELS:
         got = " x ".join(map(str, shape[1:])) if len(shape) == 3 else f"rows of {shape[0]} numbers"
         raise ValueError(
             f"preset paper is for images of at least {LEAST_PIXELS} x {LEAST_PIXELS} pixels, got "
             f"{got}: use --preset mlp"
         )
-    D = {"one-hot": classes, "learned": LEARNED_DIM, "prototype": prod(shape)}[embedding]
     make = plans.paper_dt if variant == "dt" else plans.paper_ct
     return make(shape, D, classes, z_image=embedding == "prototype")

@@ -149,7 +149,7 @@ def sizes(model: Model, batch_size: int) -> Json:
     workers = min(at_once or slices, slices)
     moments = sum(
         math.prod(value.shape)
-        for part in model.learners.values()
+        for part in model.optimized.values()
         for name, value in part.named_buffers()
         if name.endswith(("_m", "_v"))
     )
@@ -182,7 +182,7 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
     console.print(
         f"{f'{R} models of ' if R > 1 else ''}{T} block{'s' if T > 1 else ''} of "
         f"{size['parameters_per_block']:,} parameters, "
-        f"{R * size['parameters']:,} in all{'' if model.head is None else ', the head too'}",
+        f"{R * size['parameters']:,} in all{beside(model)}",
         highlight=False,
     )
     notes = {
@@ -194,6 +194,14 @@ def show_plan(console: Console, model: Model, batch_size: int, data_bytes: int) 
         number = "not known" if count is None else f"{count:,} bytes"
         console.print(f"  {name:<12}{number:>20}{notes.get(name, '')}", highlight=False)
     console.print(nk.explain(model.blocks, batch=batch_size), highlight=False)
+
+
+def beside(model: Model) -> str:
+    """What a count of parameters has beside the blocks."""
+    learned = model.shared is not None and model.shared.learns
+    names = {"the head": model.head is not None, "what all share and learn": learned}
+    parts = [name for name, there in names.items() if there]
+    return f", {' and '.join(parts)} too" if parts else ""
 
 
 def show_info(console: Console, content: Json) -> None:
@@ -209,6 +217,7 @@ def show_info(console: Console, content: Json) -> None:
             for name in ("sampler", "paper_sampler")
             if name in model
         },
+        **parts_rows(model),
         "classes": model["classes"],
         "class names": " ".join(model.get("class_names") or []),
     }
@@ -232,6 +241,24 @@ def show_info(console: Console, content: Json) -> None:
     console.print(table, highlight=False)
 
 
+def parts_rows(model: Json) -> Json:
+    """Embeddings and head, where their record has more than whether there is a head."""
+    rows: Json = {}
+    if embedding := model.get("embedding"):
+        about = [f"{embedding['kind']}, {model['embed_dim']} wide"]
+        if embedding["learned"]:
+            about.append("learned")
+        if embedding["detach_target"]:
+            about.append("the target a constant")
+        if embedding["prototypes"] is not None:
+            about.append(f"at first training rows {' '.join(map(str, embedding['prototypes']))}")
+        rows["embedding"] = ", ".join(about)
+    if isinstance(head := model.get("head"), dict):
+        sigma = f", sigma {head['sigma']:g}" if head["kind"] == "radial" else ""
+        rows["head"] = f"{head['kind']}{sigma}"
+    return rows
+
+
 def goal_rows(goal: Json) -> Json:
     """The variant and its schedule, from a goal's record."""
     if goal["kind"] == "DT":
@@ -241,6 +268,11 @@ def goal_rows(goal: Json) -> Json:
         }
     about = ", ".join(f"{key} = {value}" for key, value in goal.items() if key not in ALREADY)
     rows = {"variant": f"{goal['kind']}, one block of all t, {about}"}
-    if "gamma" in goal:
-        rows["gamma"] = " ".join(f"{value:.4f}" for value in goal["gamma"])
+    if isinstance(gamma := goal.get("gamma"), dict):
+        rows["gamma"] = (
+            f"learned by a network of {gamma['hidden']} from {gamma['gamma_1']} at t = 0 and "
+            f"{gamma['gamma_0']} at t = 1"
+        )
+    elif gamma is not None:
+        rows["gamma"] = " ".join(f"{value:.4f}" for value in gamma)
     return rows

@@ -1,10 +1,9 @@
-"""A run: its settings, its folder, and the steps from data to a saved and tested model."""
+"""A run: its folder, and the steps from data to a saved and tested model."""
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -12,126 +11,36 @@ from torch import Tensor
 
 import noprop_kernels as nk
 
-from . import augmentation, checkpoint, metrics, presets, sampling, seeds, variants
+from . import (
+    augmentation,
+    checkpoint,
+    choices,
+    learned_metrics,
+    metrics,
+    presets,
+    sampling,
+    seeds,
+    variants,
+)
+from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
-from .defaults import LR
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .files import sweep
-from .json_records import Json, field
+from .json_records import Json, field, is_a
 from .loading import from_checkpoint
 from .model import Model
 from .normalisation import statistics
+from .parts import make_parts
+from .prototypes import prototype_rows, prototypes
 from .replicas import slices_of
+from .settings import Settings
 from .training import Epoch, NotFinite, Progress, fit
 
 CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
 WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
-AT_FIRST = {  # of runs that did not record them
-    **{"precision": "float32", "head": "paper", "label": None, "labels": None},
-    **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw", "seeds": None},
-    **{name: None for name in variants.OWN if name not in ("T", "eta")},
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The settings of a run; together with the data they fix every bit of the result.
-
-    `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
-    where a table has its labels, as `noprop.data.load` has it. What a variant has not is None
-    (`variants.OWN`); so are steps by default. A run has either one seed or several.
-    """
-
-    data: str = "digits"
-    label: str | None = None
-    labels: str | None = None
-    variant: str = "dt"
-    preset: str = "mlp"
-    embedding: str = "one-hot"
-    head: str = "none"
-    hidden: int = 256
-    T: int | None = 10
-    epochs: int
-    batch_size: int = 128
-    lr: float = LR
-    lr_schedule: str = "cosine"
-    weight_decay: float
-    eta: float | None = 0.1
-    seed: int | None = 0
-    seeds: tuple[int, ...] | None = None
-    val_fraction: float = 0.0
-    precision: str = "float32"
-    augment: str = "none"
-    optimizer: str = "adamw"
-    weight: str | None = None
-    gamma_0: float | None = None
-    gamma_1: float | None = None
-    stratified: bool | None = None
-    sigma: float | None = None
-    sampler: str | None = None
-    steps: int | None = None
-
-    @classmethod
-    def from_json(cls, record: Json) -> "Settings":
-        """
-        Raises:
-            InputError: a setting is missing, unknown or of another kind.
-        """
-        record = AT_FIRST | record
-        if isinstance(record["seeds"], list):
-            record["seeds"] = tuple(record["seeds"])
-        names = {item.name for item in fields(cls)}
-        if record.keys() != names:
-            raise InputError(f"the run's settings must be {sorted(names)}, got {sorted(record)}")
-        for name, kind in get_type_hints(cls).items():
-            if not _is_a(record[name], kind):
-                raise InputError(f"the run's {name} must be {kind}, got {record[name]!r}")
-        if record["epochs"] < 1 or record["batch_size"] < 1:
-            raise InputError("the run's epochs and batch_size must be at least 1")
-        settings = cls(**record)
-        settings.check_seeds()
-        return settings
-
-    def check_seeds(self) -> None:
-        """
-        Raises:
-            InputError: there are not one seed or several.
-        """
-        try:
-            if (self.seed is None) == (self.seeds is None):
-                raise ValueError("it must have one seed or several")
-            if self.seeds is not None and not all(_is_a(seed, int) for seed in self.seeds):
-                raise ValueError("its seeds must be whole numbers")
-            if self.seeds is not None:
-                seeds.check(self.seeds)
-        except ValueError as error:
-            got = f"{self.seed} and {self.seeds}"
-            raise InputError(f"the run's seed and seeds do not fit: {error}, got {got}") from error
-
-    @property
-    def each_seed(self) -> list[int]:
-        """The seed of each replica."""
-        if self.seeds is not None:
-            return list(self.seeds)
-        assert self.seed is not None  # by check_seeds
-        return [self.seed]
-
-
-# a resumed run may change these; data and labels are checked by their content
-MOVABLE = ("data", "labels")
-CHANGEABLE = ("epochs",)
-FIXED = tuple(item.name for item in fields(Settings) if item.name not in (*MOVABLE, *CHANGEABLE))
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a JSON value has a field's type; an int is accepted for a float."""
-    kinds = tuple(get_origin(each) or each for each in get_args(kind) or (kind,))
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 @dataclass(frozen=True)
@@ -152,7 +61,7 @@ class Split:
 
 
 def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
-    """The plan of a block of these settings, also of one that cannot be trained yet.
+    """The plan of a block of these settings.
 
     Raises:
         ValueError: a setting does not fit.
@@ -164,54 +73,64 @@ def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
         data.shape,
         data.classes,
         settings.hidden,
+        settings.embed_dim,
     )
+
+
+def head_trouble(variant: str, embedding: str, schedule: str | None, head: str) -> str | None:
+    """Why a run of these choices has no such head, or None."""
+    needed = choices.needs_head(embedding, schedule)
+    reason = variants.VARIANTS[variant].without_head
+    if reason is not None and not needed and head != "none":
+        return f"{reason}: leave it none"
+    if needed and head == "none":
+        return "what is learned of embeddings and gamma learns from its loss: leave it softmax"
+    if variant == "fm" and head == "radial":
+        return "the anchor of an fm with learned embeddings is of logits: leave it softmax"
+    return None
 
 
 def build(
     settings: Settings, data: Dataset | Published, split: Split | None, backend: str | None
 ) -> Model:
-    """An untrained model with one-hot embeddings, normalised by the training rows' statistics,
-    where there are any.
+    """An untrained model, normalised by the training rows' statistics, where there are any.
 
     Raises:
         ValueError: a setting does not fit.
         MemoryError: there is no memory for it.
     """
-    if reason := presets.untrainable(settings.embedding):
-        raise ValueError(reason)
-    if settings.head != "none" and (reason := variants.VARIANTS[settings.variant].without_head):
-        raise ValueError(f"head must be none, since {reason}, got {settings.head}")
+    chosen = (settings.variant, settings.embedding, settings.schedule, settings.head)
+    if reason := head_trouble(*chosen):
+        raise ValueError(f"head {settings.head}: {reason}")
     augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
     goal = variants.goal_of(**asdict(settings))
     answer, paper = sampling.samplers_of("train", goal, settings.sampler, settings.steps)
-    shared = {
-        "optimizer": variants.optimizer_of(settings.optimizer, settings.lr, settings.weight_decay),
-        "seed": settings.each_seed,
-        "precision": settings.precision,
-        "backend": backend,
-    }
     count = len(settings.each_seed) * goal.T
+    normalize, rows, start = None, None, None
+    if split is not None:
+        normalize = statistics(split.x, data.inputs.channels)
+        if settings.embedding == "prototype":
+            rows = prototype_rows(split.x, split.y, data.classes, normalize)
+            start = prototypes(split.x, rows, normalize)
     size = 3 * 4 * count * plan.num_parameters()  # bytes of weights and moments
     try:
         # fails at once, before the first layers are filled
         torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
-        blocks = nk.DenoisingBlocks(plan, goal, **shared)
+        made = make_parts(settings, plan, goal, data.classes, start, backend)
     except RuntimeError as error:  # torch's error when memory is short
         raise MemoryError(
             f"no memory for {count} blocks of {plan.num_parameters():,} parameters"
         ) from error
-    head = None
-    if settings.head == "paper":
-        head = nk.OutputHead(data.classes, data.classes, goal=goal, **shared)
     return Model(
-        blocks,
-        head,
-        normalize=None if split is None else statistics(split.x, data.inputs.channels),
+        made.blocks,
+        made.head,
+        normalize=normalize,
         classes=data.class_names,
         inputs=data.inputs,
         sampler=answer,
         paper_sampler=paper,
+        prototypes=None if rows is None else rows.tolist(),
     )
 
 
@@ -324,7 +243,7 @@ class Run:
             stop: called several times a second; true ends the training.
             on_call, on_epoch: called with samples, and with epochs and their accuracy, which are
                 means over the seeds.
-            say: called with a line on what the training leaves out.
+            say: called with a line on what the training leaves out, or on embeddings that collapse.
             nonfinite: what to do about a loss that is not finite, as `fit` has it.
             checkpoint_seconds: the least time between two saves.
 
@@ -340,7 +259,7 @@ class Run:
         sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
         self.save()
         metrics.rewind(self.folder, self.progress.epoch)
-        saved_at = time.monotonic()
+        saved_at, collapsed = time.monotonic(), False
         watched: list[tuple[Epoch, float]] = []  # of the replicas in an epoch
 
         def after_call(progress: Progress, samples: int) -> None:
@@ -351,8 +270,10 @@ class Run:
                 saved_at = time.monotonic()
 
         def after_epoch(epoch: Epoch) -> None:
+            nonlocal collapsed
             name, accuracy = self.watch(split, WATCHED_STEPS, epoch.replica)
-            line, replica = asdict(epoch) | {name: accuracy}, epoch.replica
+            learned = learned_metrics.learned_metrics(self.model)
+            line, replica = asdict(epoch) | {name: accuracy} | learned, epoch.replica
             del line["replica"]
             if self.settings.seeds is not None:
                 line["seed"] = self.settings.seeds[replica]
@@ -360,8 +281,15 @@ class Run:
             watched.append((epoch, accuracy))
             if replica == self.model.replicas - 1:
                 told = f"{name.replace('_', ' ')} {_of_seeds([each for _, each in watched])}"
-                on_epoch(_mean_epoch([each for each, _ in watched]), told)
+                figures = (told, learned_metrics.line(learned))
+                on_epoch(
+                    _mean_epoch([each for each, _ in watched]), "  ".join(filter(None, figures))
+                )
                 watched.clear()
+            warning = learned_metrics.collapse(self.model, learned)
+            if warning is not None and not collapsed:
+                say(f"warning: after epoch {epoch.epoch} {warning}")
+            collapsed = warning is not None
 
         try:
             fit(
@@ -375,6 +303,7 @@ class Run:
                 progress=self.progress,
                 nonfinite=nonfinite,
                 augment=self.settings.augment,
+                order=self.settings.order or "paper",
                 stop=stop,
                 on_call=after_call,
                 on_epoch=after_epoch,
@@ -385,6 +314,11 @@ class Run:
             raise
         self.save()
         return self.progress.epoch >= self.settings.epochs
+
+    def rows_of_epoch(self) -> int:
+        """Rows of the current epoch so far, each counted once for all blocks."""
+        steps = self.progress.block_steps // passes(self.model, self.settings.order or "paper")
+        return steps * self.settings.batch_size
 
     def labels(self, y: Tensor) -> Tensor | np.ndarray:
         """Class numbers as labels for `fit`: the names of the model's classes."""
@@ -493,7 +427,7 @@ def progress_from_json(record: Json) -> Progress:
         default = getattr(Progress(), name, None)
         values = value if isinstance(value, list) else [value]
         kind = int if isinstance(default, int) else float
-        fits = all(_is_a(number, kind) and number >= 0 for number in values)
+        fits = all(is_a(number, kind) and number >= 0 for number in values)
         if default is None or isinstance(value, list) != isinstance(default, list) or not fits:
             raise InputError(f"a run's progress must count from 0 on, got {name} {value!r}")
     return Progress(**record)

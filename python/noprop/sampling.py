@@ -91,12 +91,14 @@ def score_weights(W_embed: Tensor, signal: float, square: float) -> tuple[Tensor
     return signal * W_embed, -square / 2 * W_embed.square().sum(1)
 
 
-def scores(blocks: nk.DenoisingBlocks, z: Tensor, signal: float, square: float) -> Tensor:
-    """signal <u_y, z> - signal^2 |u_y|^2 / 2 (..., M) of z (..., D)."""
-    if blocks.W_embed is None:  # <u_y, z> is column y of z
+def scores(
+    W_embed: Tensor | None, z: Tensor, signal: float, square: float, *, backend: str | None
+) -> Tensor:
+    """signal <u_y, z> - signal^2 |u_y|^2 / 2 (..., M) of z (..., D); W_embed None: one-hot."""
+    if W_embed is None:  # <u_y, z> is column y of z
         return signal * z - square / 2
-    weight, bias = score_weights(blocks.W_embed, signal, square)
-    return functional.dense(z, weight, bias, backend=blocks.backend)
+    weight, bias = score_weights(W_embed, signal, square)
+    return functional.dense(z, weight, bias, backend=backend)
 
 
 def signal_at(goal: nk.CT | nk.FM, t: float) -> tuple[float, float]:

@@ -4,6 +4,9 @@ With fixed embeddings no block needs another. All blocks run together in calls o
 same result as the paper's order (t outside, batches inside). The head, where the model has one, is
 trained separately in the order (epoch, t, batch). K is chosen by measured time; no result depends
 on it.
+
+Where embeddings or a schedule are learned, blocks, head and these take each step together
+(coupled_steps.py).
 """
 
 import math
@@ -22,7 +25,9 @@ from noprop_kernels.optimizers import Optimizer
 from . import augmentation
 from .augmentation import CropFlip
 from .batching import Batches, Batching
+from .coupled_steps import CoupledSteps
 from .defaults import default_epochs
+from .errors import InputError
 from .feeding import feed_of
 from .model import Model
 from .pace import Pace
@@ -40,11 +45,13 @@ class Progress:
 
     Attributes:
         epoch: number of complete epochs.
-        block_steps, head_steps: steps done in the current epoch.
+        block_steps, head_steps: steps done in the current epoch; where something shared is learned
+            block_steps counts those of all passes over the batches, and head_steps is 0.
         loss_sum: per block, summed over the epoch's samples so far, replica by replica;
             head_loss_sum: the head's of each replica, over all t.
         skipped, head_skipped: samples of steps whose loss was not finite. They are in no sum and
             moved no weight. Like the sums, empty before the epoch's first step.
+        seen: per block, samples of its steps, where something shared is learned.
         seconds, epoch_seconds: training time so far, in all epochs and in this one.
     """
 
@@ -57,6 +64,7 @@ class Progress:
     epoch_seconds: float = 0.0
     skipped: list[int] = field(default_factory=list)
     head_skipped: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +77,7 @@ class Progress:
         self.epoch += 1
         self.block_steps = self.head_steps = 0
         self.loss_sum, self.head_loss_sum, self.epoch_seconds = [], [], 0.0
-        self.skipped, self.head_skipped = [], []
+        self.skipped, self.head_skipped, self.seen = [], [], []
 
 
 class NotFinite(ValueError):
@@ -141,6 +149,7 @@ def fit(
     lr_schedule: str = "constant",
     nonfinite: str | None = None,
     augment: str = "none",
+    order: str = "paper",
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
@@ -179,6 +188,11 @@ def fit(
         augment: "none", or "crop-flip" of images: a border of 4 pixels of raw 0, of which a random
             window is cut out, mirrored half of the time; a new draw for each row and step, the
             same for all blocks.
+        order: of a DT that learns its embeddings: "paper", in which t is the outer loop of an
+            epoch and each block in turn sees all batches; "sampled", as many steps, each of a block
+            drawn for it; "all-t", in which a step trains all blocks on its batch, and the
+            embeddings by the mean over t, another algorithm than the paper's. Elsewhere it changes
+            nothing.
         progress: the state to resume from; updated in place.
         stop: called after every call, several times a second; true ends the training.
         on_call: called with `progress` and the call's samples, each counted once for all blocks
@@ -194,6 +208,8 @@ def fit(
         ValueError: an argument does not fit.
         NotFinite: a loss was not finite, where that stops.
     """
+    if not isinstance(model, Model):
+        raise InputError(f"fit: model must be a noprop.Model, got {type(model).__name__}")
     if (epochs is not None and epochs < 0) or batch_size < 1:
         raise ValueError(
             f"fit: epochs must be at least 0 and batch_size at least 1, "
@@ -214,7 +230,7 @@ def fit(
     crops = []
     if augment != "none":
         crops = [CropFlip(model.inputs, model.normalize, seed) for seed in seeds]
-    loop = _Loop(model, Batching(feed, seeds, crops), batch_size, epochs, lr_schedule)
+    loop = _Loop(model, Batching(feed, seeds, crops), batch_size, epochs, lr_schedule, order)
     progress = progress if progress is not None else Progress()
     told = set()  # replicas of which a loss that is not finite was told
     if loop.batches.left_out and progress.epoch < epochs:
@@ -225,14 +241,13 @@ def fit(
 
     while progress.epoch < epochs:
         started = CLOCK()
-        order = loop.batching.order(progress.epoch)
+        rows = loop.batching.order(progress.epoch)
         while not loop.complete(progress):
             if stop():
                 return progress
-            if progress.block_steps < loop.steps:
-                samples = loop.train_blocks(progress, order)
-            else:
-                samples = loop.train_head(progress, order)
+            if loop.begins_pass(progress):
+                rows = loop.batching.order(progress.epoch)  # a loader begins again
+            samples = loop.train(progress, rows)
             now = CLOCK()
             progress.add_time(now - started)
             on_call(progress, samples)
@@ -281,6 +296,7 @@ class _Loop:
         batch_size: int,
         epochs: int,
         lr_schedule: str,
+        order: str,
     ) -> None:
         self.model, self.batching, self.feed = model, batching, batching.feed
         self.epochs, self.lr_schedule = epochs, lr_schedule
@@ -288,8 +304,32 @@ class _Loop:
         self.steps = self.batches.steps
         self.block_pace, self.head_pace = Pace(CALL_SECONDS), Pace(CALL_SECONDS)
         self.trouble: dict[int, str] = {}
+        self.coupled: CoupledSteps | None = None
+        shared = model.shared
+        if shared is not None and shared.learns:
+            self.coupled = CoupledSteps(model, order)
+            self.coupled.check_rates(lr_schedule)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch that move the blocks, in all passes."""
+        return self.steps if self.coupled is None else self.steps * self.coupled.passes
+
+    @property
+    def rated_steps(self) -> int:
+        """Steps of an epoch by which the blocks' rate falls: in the order "paper" of one pass, so
+        that each block has the same rates."""
+        named = self.coupled is not None and self.coupled.named
+        return self.steps if named else self.epoch_steps
+
+    def begins_pass(self, progress: Progress) -> bool:
+        """Whether the next step is the first of a further pass over the epoch's batches."""
+        done = progress.block_steps
+        return 0 < done < self.epoch_steps and done % self.steps == 0
 
     def complete(self, progress: Progress) -> bool:
+        if self.coupled is not None:
+            return progress.block_steps >= self.epoch_steps
         head_steps = 0 if self.model.head is None else self.model.blocks.T * self.steps
         return progress.block_steps >= self.steps and progress.head_steps >= head_steps
 
@@ -301,17 +341,20 @@ class _Loop:
         """The record of the epoch that `progress` has completed, of each replica."""
         blocks, rows = self.model.blocks, self.batches.rows
         R, T = blocks.replicas, blocks.T
-        last = self.rates(blocks.optimizer, progress.epoch, self.steps - 1, self.steps, 1)
+        steps = self.rated_steps
+        last = self.rates(blocks.optimizer, progress.epoch, steps - 1, steps, 1)
         all_skipped = progress.skipped or [0] * (R * T)  # early runs did not count them
         head_skipped = progress.head_skipped or [0] * R
+        all_seen = progress.seen or [rows] * (R * T)
+        passes = T if self.coupled is None else self.coupled.passes  # of the head
         epochs = []
         for replica in range(R):
             own = slices_of(replica, T)
             loss_sum, skipped = progress.loss_sum[own], all_skipped[own]
-            counts = [rows - count for count in skipped]
+            counts = [seen - out for seen, out in zip(all_seen[own], skipped, strict=True)]
             head_loss = None
             if self.model.head is not None:
-                samples = T * rows - head_skipped[replica]
+                samples = passes * rows - head_skipped[replica]
                 head_loss = _mean(progress.head_loss_sum[replica], samples)
             epochs.append(
                 Epoch(
@@ -353,6 +396,46 @@ class _Loop:
         assert optimizer is not None  # a learner without one has raised at its first step
         first, total = epoch * steps + done, self.epochs * steps
         return learning_rates(optimizer.lr, self.lr_schedule, first, K, total)
+
+    def train(self, progress: Progress, order: Tensor) -> int:
+        """One call from `progress` on; returns its samples, each counted once for all blocks.
+
+        Args:
+            order: the epoch's rows.
+        """
+        if self.coupled is not None:
+            return self.train_coupled(self.coupled, progress, order)
+        if progress.block_steps < self.steps:
+            return self.train_blocks(progress, order)
+        return self.train_head(progress, order)
+
+    def train_coupled(self, coupled: CoupledSteps, progress: Progress, order: Tensor) -> int:
+        done, total = progress.block_steps, self.epoch_steps
+        at, step = divmod(done, self.steps)
+        indices = self.batches.take(order, step, self.block_pace.K)
+        K, B = indices.shape
+        lr: list[float | None] = [None] * K
+        if self.lr_schedule != "constant":
+            optimizer = self.model.blocks.optimizer
+            rated = self.rated_steps
+            lr = [*self.rates(optimizer, progress.epoch, done % rated, rated, K).tolist()]
+        with self.block_pace.measure(K):
+            batch = self.batching.take(indices, progress.epoch * total + done)
+            losses = coupled.run(batch, at + 1, lr)
+        names = [f"block {t}" for t in self.model.blocks.held]
+        if self.model.head is not None:
+            sums, skipped = self.account(losses.head, B, progress.epoch, step, ["the head"])
+            progress.head_loss_sum = _added(progress.head_loss_sum, sums)
+            progress.head_skipped = _added(progress.head_skipped, skipped)
+        of_head = self.trouble
+        sums, skipped = self.account(losses.blocks, B, progress.epoch, step, names)
+        self.trouble = of_head | self.trouble
+        progress.loss_sum = _added(progress.loss_sum, sums)
+        progress.skipped = _added(progress.skipped, skipped)
+        progress.seen = _added(progress.seen, (losses.trained.sum(0) * B).tolist())
+        before = done * B // coupled.passes
+        progress.block_steps += K
+        return progress.block_steps * B // coupled.passes - before
 
     def train_blocks(self, progress: Progress, order: Tensor) -> int:
         indices = self.batches.take(order, progress.block_steps, self.block_pace.K)

@@ -17,7 +17,7 @@ class Variant:
     Attributes:
         defaults: the settings that it has, and others have not, with their defaults; steps None
             are those of the answer and of the paper's protocol each.
-        without_head: why it has no head, where it has none.
+        without_head: why it has no head with fixed embeddings, where it has none.
     """
 
     defaults: dict[str, Any]
@@ -27,24 +27,13 @@ class Variant:
 OF_CT = {"eta": 1.0, "weight": "snr", "gamma_0": -3.0, "gamma_1": 6.0, "sampler": "ancestral"}
 SAMPLED = {"stratified": False, "steps": None}
 VARIANTS = {
-    "dt": Variant({"T": 10, "eta": 0.1}),
-    "ct": Variant(OF_CT | SAMPLED),
+    "dt": Variant({"T": 10, "eta": 0.1, "order": "paper"}),
+    "ct": Variant({**OF_CT, "schedule": "linear", **SAMPLED}),
     "fm": Variant(
         {"sigma": 0.0, "sampler": "euler", **SAMPLED},
         "the classes of an fm with fixed embeddings are read by the nearest embedding",
     ),
 }
-OWN = tuple(dict.fromkeys(name for each in VARIANTS.values() for name in each.defaults))
-
-
-def defaults(variant: str) -> dict[str, Any]:
-    """All of OWN for a variant: its defaults, and None for what it has not."""
-    return dict.fromkeys(OWN) | VARIANTS[variant].defaults
-
-
-def owners(name: str) -> list[str]:
-    """The variants that have a setting of OWN."""
-    return [variant for variant, each in VARIANTS.items() if name in each.defaults]
 
 
 def parse_weight(text: str) -> str | tuple[str, float]:
@@ -69,7 +58,7 @@ def goal_of(variant: str, **own: Any) -> nk.DT | nk.CT | nk.FM:
 
     Args:
         variant: one of VARIANTS.
-        own: its settings, by the names of OWN; others are not looked at.
+        own: its settings, by name; others are not looked at.
 
     Raises:
         ValueError: a setting does not fit.
@@ -77,7 +66,9 @@ def goal_of(variant: str, **own: Any) -> nk.DT | nk.CT | nk.FM:
     if variant == "dt":
         return nk.DT(nk.NoiseSchedule.cosine(T=own["T"]), eta=own["eta"])
     if variant == "ct":
-        gamma = nk.Gamma.linear(own["gamma_0"], own["gamma_1"])
+        ends = own["gamma_0"], own["gamma_1"]
+        learned = own.get("schedule") == "learned"
+        gamma = nk.GammaNetwork(own["gamma_hidden"], *ends) if learned else nk.Gamma.linear(*ends)
         return nk.CT(gamma, own["eta"], parse_weight(own["weight"]), own["stratified"])
     return nk.FM(own["sigma"], own["stratified"])
 

@@ -13,7 +13,7 @@ if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
 from bench.report import tables
 from bench.whole import job
 from noprop import data
-from noprop.runs import Settings
+from noprop.settings import Settings
 
 SETTINGS = Settings(
     data="digits", head="paper", epochs=3, hidden=64, T=3, lr=1e-2, weight_decay=1e-3

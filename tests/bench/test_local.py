@@ -13,7 +13,7 @@ if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
 from bench.report import tables
 from bench.whole import local
 from noprop import data
-from noprop.runs import Settings
+from noprop.settings import Settings
 from noprop_kernels import NoiseSchedule
 
 SETTINGS = Settings(data="digits", epochs=4, hidden=64, T=3, lr=1e-2, weight_decay=1e-3)

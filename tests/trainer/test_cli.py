@@ -20,7 +20,7 @@ from noprop import (
     defaults,
     devices,
     metrics,
-    runs,
+    settings,
     training,
     variants,
 )
@@ -85,6 +85,8 @@ SCHEMA = {
     **dict.fromkeys(["noprop", "torch", "python", "machine", "device"], str),
 }
 NOT_OF_DT = {"weight", "gamma_0", "gamma_1", "stratified", "sigma", "sampler", "steps"}
+NOT_OF_DT |= {"schedule", "gamma_hidden", "order", "head_sigma"}
+NOT_OF_DT |= {"embed_dim", "embed_init", "embed_scale", "detach_target"}
 NOT_OF_DT |= {"accuracy_by_steps", "accuracy_by_steps_with_noise", "accuracy_by_t"}
 
 
@@ -213,7 +215,45 @@ USAGE = [
     (["--preset", "paper"], "at least 14 x 14 pixels, got 8 x 8: use --preset mlp"),
     (["--preset", "paper", "--hidden", "9"], "--hidden: only preset mlp has it"),
     (["--embedding", "two"], "'two' is not available, there is: one-hot, learned, prototype"),
-    (["--embedding", "learned"], "embedding learned cannot be trained yet, one-hot can: use --em"),
+    (["--embed-dim", "9"], "--embed-dim: only embedding learned has it, not one-hot"),
+    (["--embedding", "prototype", "--embed-dim", "9"], "embedding learned has it, not prototype"),
+    (["--embedding", "prototype", "--embed-init", "normal"], "embedding learned has it, not proto"),
+    (["--embed-scale", "2"], "--embed-scale: only embedding learned and prototype has it, not one"),
+    (
+        ["--detach-target"],
+        "--detach-target: only embedding learned and prototype has it, not one",
+    ),
+    (["--order", "all-t"], "--order: only embedding learned and prototype has it, not one-hot"),
+    (
+        ["--variant", "ct", "--embedding", "learned", "--order", "all-t"],
+        "variant dt has it, not ct",
+    ),
+    (
+        ["--embedding", "learned", "--order", "t"],
+        "'t' is not available, there is: paper, all-t, sa",
+    ),
+    (["--embedding", "learned", "--embed-init", "zero"], "there is: orthogonal, normal"),
+    (["--embedding", "learned", "--embed-scale", "0"], "scale must be above 0"),
+    (["--embedding", "learned", "--head", "none"], "learns from its loss: leave it softmax"),
+    (
+        ["--variant", "fm", "--embedding", "learned", "--head", "radial"],
+        "is of logits: leave it sof",
+    ),
+    (["--schedule", "learned"], "--schedule: only variant ct has it, not dt"),
+    (
+        ["--variant", "ct", "--schedule", "cosine"],
+        "'cosine' is not available, there is: linear",
+    ),
+    (
+        ["--variant", "ct", "--gamma-hidden", "9"],
+        "--gamma-hidden: only schedule learned has it, not",
+    ),
+    (["--gamma-hidden", "9"], "--gamma-hidden: only schedule learned has it"),
+    (
+        ["--head", "softmax", "--head-sigma", "1"],
+        "--head-sigma: only head radial has it, not",
+    ),
+    (["--head", "radial", "--head-sigma", "0"], "sigma must be above 0"),
     (["--device", "tpu"], "'tpu' is not available, there is: auto, cpu, cuda, cuda:N"),
     (["--data", "imagenet"], "'imagenet' is not available, there is: digits"),
     (["--backend", "abacus"], "backend must be one of"),
@@ -222,7 +262,7 @@ USAGE = [
     (["--T", "ten"], "--T"),
     (["--epochs", "0"], "--epochs"),
     (["--lr", "nan"], "--lr|lr"),
-    (["--head", "two"], "'two' is not available, there is: none, paper"),
+    (["--head", "two"], "'two' is not available, there is: none, paper, softmax, radial"),
     (["--on-nonfinite", "panic"], "'panic' is not available, there is: stop, skip"),
     (["--checkpoint-seconds", "-1"], "--checkpoint-seconds"),
     (["--eta", "0"], "eta must be above 0"),
@@ -281,15 +321,17 @@ OTHERWISE = {  # for every setting, what a run was not begun with
     **{"variant": "ct", "preset": "paper", "embedding": "learned"},
     "augment": "crop-flip",
     **{"optimizer": "adam", "weight": "uniform", "gamma_0": 1, "gamma_1": 2, "stratified": None},
-    **{"sigma": 1, "sampler": "euler", "steps": 5, "seeds": "0,1"},
+    **{"sigma": 1, "sampler": "euler", "steps": 5, "schedule": "learned", "gamma_hidden": 5},
+    **{"embed_dim": 7, "embed_init": "normal", "embed_scale": 2, "detach_target": None},
+    **{"head_sigma": 2, "order": "all-t", "seeds": "0,1"},
 }
 
 
-@pytest.mark.parametrize("item", [item.name for item in fields(runs.Settings)])
+@pytest.mark.parametrize("item", [item.name for item in fields(settings.Settings)])
 def test_a_run_does_not_change_its_settings(run, tmp_path, item):
-    if item in (*runs.MOVABLE, *runs.CHANGEABLE):
+    if item in (*settings.MOVABLE, *settings.CHANGEABLE):
         return  # checked by content, or by tests of their own
-    assert item in runs.FIXED
+    assert item in settings.FIXED
     before, option = tree(tmp_path), "--" + (item if item == "T" else item.replace("_", "-"))
     value = OTHERWISE[item]
     text = call("train", "--resume", run, option, *[value] * (value is not None), code=2).stderr
@@ -298,7 +340,7 @@ def test_a_run_does_not_change_its_settings(run, tmp_path, item):
 
 
 def test_settings_that_may_change_are_few():
-    assert set(runs.MOVABLE + runs.CHANGEABLE) == {"data", "labels", "epochs"}
+    assert set(settings.MOVABLE + settings.CHANGEABLE) == {"data", "labels", "epochs"}
 
 
 def test_epochs_by_default_are_what_the_rows_need(toy_file):

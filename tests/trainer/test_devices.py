@@ -136,6 +136,12 @@ def test_a_plan_that_no_gpu_s_kernels_run(with_gpus, monkeypatch):
     assert pick_device("auto", None, plan).aside is None
 
 
+def test_a_radial_head_that_no_gpu_s_kernels_train(with_gpus):
+    found = pick_device("auto", None, nk.plans.mlp(6, 3, 3), head="radial")
+    assert found.device == CPU and "has no kernels for the radial head" in found.aside
+    assert pick_device("auto", None, nk.plans.mlp(6, 3, 3), head="softmax").aside is None
+
+
 def test_a_gpu_that_is_left_aside_is_told(with_gpus, image_file, monkeypatch):
     monkeypatch.setattr(noprop.Model, "to", lambda self, device: self)  # no GPU is there at all
     options = ("--preset", "paper", "--T", 1, "--epochs", 1)

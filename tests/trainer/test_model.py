@@ -190,11 +190,13 @@ def test_what_a_model_refuses():
         noprop.Model(blocks, nk.OutputHead(4, 4, goal=goal))
 
 
-def test_what_a_model_does_not_save_is_refused():
+def test_parts_that_do_not_belong_together_are_refused():
     goal = nk.DT(nk.NoiseSchedule.cosine(T=2))
-    plan, shared = nk.plans.mlp(4, 2, 2, hidden=4), nk.Shared(goal, optimizer=None)
-    with pytest.raises(ValueError, match="blocks must have embeddings and a schedule of their own"):
-        noprop.Model(nk.DenoisingBlocks(plan, goal, shared=shared))
-    head = nk.OutputHead(2, 2, goal=goal, kind="radial")
-    with pytest.raises(ValueError, match='head must be of the kind "softmax", which a model saves'):
-        noprop.Model(nk.DenoisingBlocks(plan, goal), head)
+    plan, shared = nk.plans.mlp(4, 2, 2, hidden=4), nk.Shared(goal)
+    blocks = nk.DenoisingBlocks(plan, goal, shared=shared)
+    for other, got in ((None, "none"), (nk.Shared(goal), "another")):
+        head = nk.OutputHead(2, 2, goal=goal, shared=other)
+        with pytest.raises(ValueError, match=f"head must be made with the blocks' .*, got {got}"):
+            noprop.Model(blocks, head)
+    with pytest.raises(ValueError, match="prototypes must be a row for each .* got 2 of fixed"):
+        noprop.Model(blocks, prototypes=[0, 1])

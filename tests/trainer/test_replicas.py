@@ -249,3 +249,70 @@ def test_a_record_of_other_replicas_is_refused(tmp_path, change):
     del content["model"]["replicas"]
     with pytest.raises(noprop.InputError, match=r"must have blocks.* \[3, "):
         noprop.loading.from_checkpoint(content, tensors)
+
+
+# what blocks and head share
+
+
+def sharing(
+    kind: str,
+    embedding: object,
+    seed: int | list[int] = SEEDS,
+    head: dict[str, object] | None = None,
+) -> noprop.Model:
+    plan, goal = PLANS[kind]
+    if kind == "ct" and embedding is None:
+        goal = nk.CT(nk.GammaNetwork(hidden=8))
+    shared = nk.Shared(goal, embedding, optimizer=nk.AdamW(lr=1e-2), seed=seed)
+    options = {"optimizer": nk.AdamW(lr=1e-2), "seed": seed, "shared": shared}
+    blocks = nk.DenoisingBlocks(plan, goal, **options)
+    rows = [5, 0, 2] if shared.learns_embedding else None
+    reads = nk.OutputHead(3, 3, goal=goal, **options, **(head or {}))
+    return noprop.Model(blocks, reads, prototypes=rows)
+
+
+@pytest.mark.parametrize("kind", ["dt", "ct"])
+def test_replicas_share_fixed_embeddings_and_have_radial_heads(kind, tmp_path, assert_same_state):
+    W = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    head = {"kind": "radial", "sigma": 0.7}
+    model, x = sharing(kind, W, head=head), data_of(kind)[0]
+    fit(model, kind)
+    model.save(tmp_path)
+    again = noprop.load(tmp_path)
+    assert_same_state(again, model)
+    for replica, seed in enumerate(SEEDS):
+        alone = sharing(kind, W, seed, head)
+        fit(alone, kind, seed)
+        one = again.replica(replica)
+        assert_same_state(one, alone)
+        assert (one.head.kind, one.head.sigma) == ("radial", 0.7) and one.head.shared is one.shared
+        paper = model.predict_paper(x, samples=2, replica=replica)
+        assert torch.equal(paper, alone.predict_paper(x, samples=2))
+        assert torch.equal(model(x, replica=replica), alone(x))
+
+
+@pytest.mark.parametrize(
+    "kind, embedding",
+    [("dt", nk.LearnedEmbedding(3, 3, detach_target=True)), ("ct", None)],
+    ids=["embedding", "schedule"],
+)
+def test_a_copy_has_what_is_learned(kind, embedding, assert_same_state):
+    model = sharing(kind, embedding, 3)
+    fit(model, kind, 3)
+    copy = model.replica(0)
+    assert_same_state(copy, model)
+    assert copy.shared is not model.shared and copy.prototypes == model.prototypes
+    assert copy.shared.detach_target == (embedding is not None)
+    before = {name: value.clone() for name, value in model.tensors().items()}
+    fit(copy, kind, 3, epochs=1)
+    for name, value in model.tensors().items():
+        assert torch.equal(value, before[name]), name
+    fit(model, kind, 3, epochs=1)
+    assert_same_state(copy, model)
+
+
+def test_what_is_learned_has_one_replica():
+    with pytest.raises(ValueError, match=r"Model: blocks must have one replica where something sh"):
+        sharing("ct", None)
+    with pytest.raises(ValueError, match="seed must be one where W_embed is learned"):
+        sharing("dt", nk.LearnedEmbedding(3, 3))

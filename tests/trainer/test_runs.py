@@ -16,6 +16,7 @@ import pytest
 from noprop import checkpoint, metrics, runs
 from noprop.cli import train
 from noprop.files import LOCK
+from noprop.settings import Settings
 from support.cli import QUICK, call, words
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -199,7 +200,7 @@ def test_names_are_printed_as_they_are(toy_file, tmp_path, place):
 
 
 def test_runs_begun_at_once_have_a_folder_each(tmp_path):
-    settings = runs.Settings(data="digits", epochs=1, weight_decay=0.1)
+    settings = Settings(data="digits", epochs=1, weight_decay=0.1)
     barrier, found = threading.Barrier(8), []
     with ExitStack() as held:
 

@@ -11,7 +11,8 @@ import torch
 import noprop
 from noprop import checkpoint, evaluation, metrics, runs, seeds
 from noprop.errors import InputError
-from noprop.runs import Settings, progress_from_json
+from noprop.runs import progress_from_json
+from noprop.settings import Settings
 from support.cli import QUICK, call, words
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -19,6 +20,7 @@ SMALL = ("--hidden", 8, "--batch-size", 32, "--lr-schedule", "constant")
 KINDS = {
     "dt": (*QUICK, "--head", "paper"),
     "ct": ("--variant", "ct", "--head", "paper", *SMALL),
+    "radial": (*QUICK, "--head", "radial", "--head-sigma", 0.4),
     "fm": ("--variant", "fm", *SMALL),
 }
 LIST = (0, 3, 7)
@@ -183,7 +185,8 @@ def test_a_run_split_within_an_epoch_goes_on_as_alone(toy_file, monkeypatch):
     call("split", "several", "--replica", 1, "--out", "split")
     progress = checkpoint.load_content(Path("split"))["training"]["progress"]
     lengths = {name: len(it) for name, it in progress.items() if isinstance(it, list)}
-    assert lengths == {"loss_sum": 3, "skipped": 3, "head_loss_sum": 1, "head_skipped": 1}
+    of_blocks, of_head = ("loss_sum", "skipped"), ("head_loss_sum", "head_skipped")
+    assert lengths == {**dict.fromkeys(of_blocks, 3), **dict.fromkeys(of_head, 1), "seen": 0}
     call("train", "--resume", "split")
     call(*command, "--seed", 3, "--out", "alone")
     assert tensors_of("split") == tensors_of("alone")
@@ -299,6 +302,10 @@ USAGE = [
     (
         ("--seeds", "0-2", "--embedding", "learned", "--preset", "paper", "--dry-run"),
         "--seeds: embeddings that are learned learn from the blocks of one model",
+    ),
+    (
+        ("--seeds", "0-2", "--variant", "ct", "--schedule", "learned"),
+        "--seeds: a schedule that is learned takes each step on one batch",
     ),
 ]
 

@@ -17,11 +17,14 @@ from .options import (
     EMBEDDINGS,
     FORMATS,
     HEADS,
+    INITIAL,
     NONFINITE,
     OPTIMIZERS,
+    ORDERS,
     PRECISIONS,
     PRESETS,
     SAMPLERS,
+    SCHEDULES,
     VARIANTS,
     AsJson,
     Backend,
@@ -95,12 +98,47 @@ def train(
     embedding: Annotated[
         str,
         typer.Option(
-            help=f"Of labels. {names(EMBEDDINGS)} The latter two: their size alone, by --dry-run."
+            help=f"Of labels. {names(EMBEDDINGS)} learned, and prototype, which begins as a "
+            "training row of each class, are trained with the blocks."
         ),
     ] = "one-hot",
+    embed_dim: Annotated[
+        int | None, typer.Option(min=1, help="Width of learned embeddings; default 20.")
+    ] = None,
+    embed_init: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of learned embeddings. {names(INITIAL)} Default: orthogonal, which is normal "
+            "where there are more classes than dimensions."
+        ),
+    ] = None,
+    embed_scale: Annotated[
+        float | None,
+        typer.Option(help="Factor of the first learned or prototype embeddings; default 1."),
+    ] = None,
+    detach_target: Annotated[
+        bool | None,
+        typer.Option(
+            "--detach-target",
+            help="The squared error's target teaches the embeddings nothing; the paper's does.",
+        ),
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of dt's blocks where embeddings are learned. {names(ORDERS)} Default: paper."
+        ),
+    ] = None,
     head: Annotated[
-        str, typer.Option(help=f"{names(HEADS)} paper: trains what the paper's protocol reads.")
+        str,
+        typer.Option(
+            help=f"What the paper's protocol reads. {names(HEADS)} paper: softmax, as in its "
+            "tables. Default: softmax where embeddings or gamma are learned, else none."
+        ),
     ] = "none",
+    head_sigma: Annotated[
+        float | None, typer.Option(help="Of the head radial, above 0; default 1.")
+    ] = None,
     hidden: Annotated[
         int, typer.Option(min=1, help="Width of the hidden layers, of preset mlp alone.")
     ] = 256,
@@ -137,6 +175,16 @@ def train(
             help="Of ct: snr, the paper's (default), uniform, or min-snr:K, K the most that SNR "
             "counts.",
         ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of ct: gamma between its ends. {names(SCHEDULES)} Default: linear. learned: a "
+            "network of t and both ends are trained with the block."
+        ),
+    ] = None,
+    gamma_hidden: Annotated[
+        int | None, typer.Option(min=1, help="Width of a learned schedule; default 1024.")
     ] = None,
     gamma_0: Annotated[
         float | None,
@@ -297,6 +345,14 @@ def info(
     folder: Annotated[
         Path | None,
         typer.Argument(metavar="[RUN]", parser=path, help="Folder of the run; none: this machine."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=path,
+            help="Draw the run's learned schedule after several epochs: .svg, .png or .pdf.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

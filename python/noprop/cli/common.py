@@ -12,27 +12,32 @@ import typer
 from noprop_kernels import Plan
 from noprop_kernels.backends import dispatch
 
-from .. import data, presets, report, strict_json, variants
+from .. import choices, data, presets, report, strict_json
 from ..data import Published
 from ..datasets.dataset import Dataset
 from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
 from ..devices import Device, pick_device
 from ..errors import InputError, notice, train_extra
 from ..model import Model
-from ..runs import Run, Settings, Split, build
+from ..runs import Run, Split, build, head_trouble
+from ..settings import Settings
 
 with train_extra():
     from rich.console import Console
 
 
 def place_of(
-    options: SimpleNamespace, plan: Plan | None = None, *, sampled: bool = False
+    options: SimpleNamespace,
+    plan: Plan | None = None,
+    *,
+    sampled: bool = False,
+    head: str | None = None,
 ) -> Device:
     """The device for a plan that --device and --backend ask for; sets --threads.
 
     Args:
         options: device, backend and threads.
-        plan, sampled: as of `pick_device`.
+        plan, sampled, head: as of `pick_device`.
 
     Raises:
         typer.BadParameter: there is none.
@@ -45,14 +50,15 @@ def place_of(
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
     try:
-        return pick_device(options.device, options.backend, plan, sampled=sampled)
+        return pick_device(options.device, options.backend, plan, sampled=sampled, head=head)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--device") from error
 
 
 def placed(options: SimpleNamespace, model: Model) -> Device:
     """Moves a model to its device, and says so where that leaves a GPU aside."""
-    place = place_of(options, model.blocks.plan, sampled=model.goal.timed)
+    head = None if model.head is None else model.head.kind
+    place = place_of(options, model.blocks.plan, sampled=model.goal.timed, head=head)
     if place.aside is not None:
         notice(place.aside)
     model.to(place.device)
@@ -67,26 +73,41 @@ def on_command_line(options: SimpleNamespace, name: str) -> bool:
 def check_meaning(options: SimpleNamespace) -> None:
     """
     Raises:
-        typer.BadParameter: an option was given that the preset or the variant has not.
+        typer.BadParameter: an option was given that the preset, the variant or another choice has
+            not.
     """
     if options.preset != "mlp" and on_command_line(options, "hidden"):
         raise typer.BadParameter("only preset mlp has it", param_hint="--hidden")
-    for name in variants.OWN:
-        owners = variants.owners(name)
-        if options.variant not in owners and on_command_line(options, name):
-            raise typer.BadParameter(
-                f"only variant {' and '.join(owners)} has it, not {options.variant}",
-                param_hint=option_of(name),
-            )
-    if options.seeds is not None and options.embedding != "one-hot":
-        raise typer.BadParameter(
-            f"embeddings that are {options.embedding} learn from the blocks of one model, and are "
-            "trained for one seed at a time: run each with --seed",
-            param_hint="--seeds",
-        )
-    reason = variants.VARIANTS[options.variant].without_head
-    if reason is not None and options.head != "none":
-        raise typer.BadParameter(f"{reason}: leave it none", param_hint="--head")
+    chosen = chosen_of(options)
+    for name in choices.OWN:
+        if on_command_line(options, name) and (reason := choices.missing(name, chosen)):
+            raise typer.BadParameter(reason, param_hint=option_of(name))
+    if reason := head_trouble(**chosen):
+        raise typer.BadParameter(reason, param_hint="--head")
+    if options.seeds is not None and (
+        reason := choices.one_seed(options.embedding, chosen["schedule"])
+    ):
+        raise typer.BadParameter(f"{reason}: run each with --seed", param_hint="--seeds")
+
+
+def chosen_of(options: SimpleNamespace) -> dict[str, Any]:
+    """The values of the options on which others depend: those given, then the preset's, then the
+    defaults."""
+    preset = presets.settings(options.preset, options.data, options.variant)
+    schedule = options.schedule
+    if schedule is None and options.variant in choices.owners("variant", "schedule"):
+        schedule = "linear"
+    head = options.head
+    if not on_command_line(options, "head"):
+        head = preset.get("head", head)
+        if head == "none" and choices.needs_head(options.embedding, schedule):
+            head = "softmax"
+    return {
+        "variant": options.variant,
+        "embedding": options.embedding,
+        "schedule": schedule,
+        "head": head,
+    }
 
 
 def check_replica(replica: int | None, seeds: list[int], folder: Path) -> int:
@@ -117,8 +138,10 @@ def settings_of(options: SimpleNamespace, rows: int) -> Settings:
     """
     asked = {item.name: getattr(options, item.name) for item in fields(Settings)}
     preset = presets.settings(options.preset, options.data, options.variant)
-    preset = variants.defaults(options.variant) | preset
+    chosen = chosen_of(options)
+    preset = choices.defaults(chosen) | preset
     asked |= {name: it for name, it in preset.items() if not on_command_line(options, name)}
+    asked |= chosen
     asked["data"] = absolute(options.data)
     asked["labels"] = None if options.labels is None else str(options.labels.absolute())
     if asked["epochs"] is None:

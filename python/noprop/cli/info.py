@@ -2,15 +2,19 @@
 
 from types import SimpleNamespace
 
+import typer
+
 import noprop_kernels.__main__ as kernels
 
-from .. import checkpoint, report
+from .. import checkpoint, metrics, report, schedule_picture
 from ..console import console
-from ..errors import InputError
+from ..errors import InputError, notice
 from . import common
 
 
 def run(options: SimpleNamespace) -> None:
+    if options.folder is None and options.plot is not None:
+        raise typer.BadParameter("it needs a run, whose schedule is drawn", param_hint="--plot")
     if options.folder is None:
         lines = list(kernels.lines())
         for line in lines:
@@ -23,5 +27,9 @@ def run(options: SimpleNamespace) -> None:
         report.show_info(console(stderr=options.as_json, needed=not options.as_json), content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{options.folder} holds no run of this version: {error!r}") from error
+    if options.plot is not None:
+        settings = (content.get("training") or {}).get("settings") or {}
+        epochs = schedule_picture.draw(options.plot, settings, metrics.read(options.folder))
+        notice(f"{options.plot}: the schedule after epochs {', '.join(map(str, epochs))}")
     if options.as_json:
         common.print_json(content)

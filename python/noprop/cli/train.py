@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import typer
 
-from .. import checkpoint, data, presets, report, seeds, variants
+from .. import checkpoint, data, report, seeds, variants
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
@@ -17,7 +17,8 @@ from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
 from ..progress import display
-from ..runs import FIXED, Run, Settings, Split
+from ..runs import Run, Split
+from ..settings import FIXED, Settings
 from ..signals import Interrupted, asked_to_stop, status
 from ..training import NotFinite, Progress
 from . import common, dry_run
@@ -26,12 +27,15 @@ from .options import (
     AUGMENTATIONS,
     EMBEDDINGS,
     HEADS,
+    INITIAL,
     LR_SCHEDULES,
     NONFINITE,
     OPTIMIZERS,
+    ORDERS,
     PRECISIONS,
     PRESETS,
     SAMPLERS,
+    SCHEDULES,
     VARIANTS,
     one_of,
 )
@@ -91,8 +95,14 @@ def check(options: SimpleNamespace) -> None:
     one_of("--embedding", options.embedding, EMBEDDINGS)
     one_of("--head", options.head, HEADS)
     one_of("--optimizer", options.optimizer, OPTIMIZERS)
-    if options.sampler is not None:
-        one_of("--sampler", options.sampler, SAMPLERS)
+    for option, value, known in (
+        ("--sampler", options.sampler, SAMPLERS),
+        ("--schedule", options.schedule, SCHEDULES),
+        ("--embed-init", options.embed_init, INITIAL),
+        ("--order", options.order, ORDERS),
+    ):
+        if value is not None:
+            one_of(option, value, known)
     if options.weight is not None:
         try:
             variants.parse_weight(options.weight)
@@ -157,12 +167,12 @@ def claimed(folder: Path | None, settings: Settings, held: ExitStack) -> Path:
 
 
 def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
-    if reason := presets.untrainable(options.embedding):
-        raise typer.BadParameter(f"{reason}; --dry-run prints its size")
     common.check_meaning(options)
     content = common.load_data(options, options.data_dir)
     split = Split.of(content, options.val_fraction)
     settings = common.settings_of(options, len(split.x))
+    if settings.embedding == "prototype":
+        notice("the prototypes are chosen by all distances within each class")
     model = common.built(settings, content, split, options.backend)
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
     folder = Path()  # until one is claimed
@@ -202,7 +212,7 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
         typer.Exit: a signal stopped it, or a loss was not finite; the run is saved.
     """
     rows = len(split.x)
-    done = run.progress.epoch * rows + run.progress.block_steps * run.settings.batch_size
+    done = run.progress.epoch * rows + run.rows_of_epoch()
     shown = display(screen, epochs=run.settings.epochs, rows=rows, done=done)
     try:
         with asked_to_stop() as signal_number, shown as display_:
