@@ -7,9 +7,8 @@ and some the weight too. Of each case, means over the seeds:
     curves          loss and gradient norm by step, in windows of steps, with their spread over
                     seeds; accuracy on the test rows at ten points, by 100 steps of the sampler,
                     with noise and without it, a class read by the nearest embedding to z_1
-    effective rows  (sum w)^2 / sum w^2 of a batch's weights w, times B / rows: as drawn, and in
-                    closed form; likewise of the norms of the rows' gradients, so that B rows of
-                    equal weight or norm are B
+    effective rows  (sum w)^2 / sum w^2 of the weights w of a batch's rows, as drawn and in closed
+                    form, and of the lengths of their gradients; equal ones have all rows
     noise scale     the batch at which the variance of the mean gradient is its squared length
     by tenth of t   shares of the weights and of the rows' squared gradients, and the squared error
                     of u_hat or v_hat on the test rows
@@ -58,6 +57,7 @@ class Case:
     optimizer: nk.Adam = nk.Adam(lr=LR, weight_decay=DECAY)  # noqa: RUF009  # frozen
     cosine: bool = False  # whether the learning rate falls to 0 by a half cosine
     fixed_ends: bool = False  # whether a learned gamma keeps its ends
+    rows: int = B
 
 
 def ends(gamma_0: float, gamma_1: float, weight: Any = "snr") -> nk.CT:
@@ -74,6 +74,7 @@ CASES = (
     Case("CT, snr, stratified", nk.CT(stratified=True)),
     Case("CT, snr, AdamW", nk.CT(), ADAMW),
     Case("CT, snr, cosine rate", nk.CT(), cosine=True),
+    Case("CT, snr, batches of 576", nk.CT(), rows=576),  # of 128 effective rows
     Case("CT, snr, gamma 5 to -13.3", ends(-13.3, 5)),
     Case("CT, snr, gamma 5 to -2", ends(-2, 5)),
     Case("CT, snr, gamma 4 to -1", ends(-1, 4)),
@@ -139,8 +140,8 @@ class Trained:
         return loss, norm
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """t and the weights of the next step's rows, (R, B) float64 each."""
-        t = self.blocks.times(B)
+        """t and the weights of the next step's rows, (R, rows) float64 each."""
+        t = self.blocks.times(self.case.rows)
         return t, self.goal().levels(t[None]).weight[0].double()
 
     def accuracies(self, x: Tensor, y: Tensor) -> dict[str, list[float]]:
@@ -163,12 +164,12 @@ def measure(
     trained = Trained(case, x.shape[1], data.classes, seeds)
     draw = torch.Generator().manual_seed(0)
     loss, norm = torch.empty(2, steps, seeds).unbind(0)
-    times, weights = torch.empty(2, steps, seeds, B, dtype=torch.float64).unbind(0)
+    times, weights = torch.empty(2, steps, seeds, case.rows, dtype=torch.float64).unbind(0)
     at: list[int] = []
     accuracies: list[dict[str, list[float]]] = []
     gradients = {}
     for step in range(steps):
-        rows = torch.randint(len(x), (B,), generator=draw)
+        rows = torch.randint(len(x), (case.rows,), generator=draw)
         lr = LR * (0.5 + 0.5 * math.cos(math.pi * step / steps)) if case.cosine else LR
         times[step], weights[step] = trained.weights()
         loss[step], norm[step] = trained.step(x[rows], data.y[rows], lr)
@@ -187,9 +188,9 @@ def measure(
     base |= {"kind": "curves", "contender": "ours", "K": None, "data": data.name}
     base |= {"maths": type(case.goal).__name__.lower(), "seeds": seeds, "steps": steps}
     return base | {
-        "rows": B,
-        "effective_rows": effective_rows(case.goal, B),
-        "drawn_rows": drawn_rows(weights, B),
+        "rows": case.rows,
+        "effective_rows": effective_rows(case.goal, case.rows),
+        "drawn_rows": drawn_rows(weights, case.rows),
         "share_of_weight": shares(times, weights),
         "gradients": gradients,
         "norm_spread": float((second.std(0) / second.mean(0)).mean()),
