@@ -14,6 +14,7 @@ from matplotlib import pyplot  # noqa: E402  # after its backend is chosen
 DRAWN = {  # those of the cases that a picture can keep apart
     "CT, snr": "black",
     "CT, snr, cosine rate": "tab:gray",
+    "CT, snr, batches of 576": "tab:cyan",
     "CT, snr, gamma 5 to -13.3": "tab:red",
     "CT, snr, gamma 4 to -1": "tab:orange",
     "CT, min-snr 5": "tab:green",
@@ -51,19 +52,19 @@ def draw_curves(lines: Sequence[Line]) -> Any:
         axes.set_yscale("log")
     for axes in (weight, square):
         axes.set_ylim(1e-5, 1.3)
-    for axes in (noise, clean):
-        axes.set_ylim(0.8, 1)
-        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
+    for axes, low in ((noise, 0.8), (clean, 0.9)):
+        axes.set_ylim(low, 1)
+        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
     bars(rows, chosen)
     for axes, title, below in (
         (loss, "loss, the first = 1; band: seeds", "step"),
         (norm, "gradient norm, the first = 1; band: seeds", "step"),
-        (noise, "accuracy with noise; band: seeds", "step"),
-        (clean, "accuracy without noise; band: seeds", "step"),
+        (noise, "accuracy with noise, from 80 % on; band: seeds", "step"),
+        (clean, "accuracy without noise, from 90 % on; band: seeds", "step"),
         (weight, "share of the weight", "t, in tenths"),
         (square, "share of the squared gradients, early", "t, in tenths"),
         (error, "squared error on the test rows", "t, in tenths"),
-        (rows, "effective rows of a batch of 128", ""),
+        (rows, "effective rows of a batch", ""),
     ):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(below)
@@ -79,7 +80,13 @@ def relative(
     first = values[0]
     axes.plot(at, [value / first for value in values], color=color, linewidth=0.9)
     pairs = list(zip(values, spread, strict=True))
-    low, high = ([max(v + sign * s, 1e-9) / first for v, s in pairs] for sign in (-1, 1))
+    low, high = (
+        [
+            max(v + sign * s, v / 3) / first  # a log axis
+            for v, s in pairs
+        ]
+        for sign in (-1, 1)
+    )
     axes.fill_between(at, low, high, color=to_rgba(color, 0.12), linewidth=0)
 
 
