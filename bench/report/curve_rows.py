@@ -1,11 +1,13 @@
 """The tables of `bench curves`'s lines."""
 
+import math
 from collections.abc import Iterable, Sequence
-from statistics import mean, stdev
+from statistics import NormalDist, mean, stdev
 
 from .lines import Line, timed
 from .tables import Rows
 
+CLASSES = 10  # of the digits
 LATE = 5  # points of the second half, over which an accuracy's unsteadiness is taken
 
 
@@ -19,6 +21,23 @@ def unsteady(points: Sequence[Sequence[float]]) -> float:
     """Deviation of a replica's accuracy over the later points, the mean over replicas."""
     late = points[-LATE:]
     return mean(stdev(values) for values in zip(*late, strict=True)) if len(late) > 1 else 0.0
+
+
+def ceiling(line: Line) -> str:
+    """How often the embedding nearest to z_1 ~ q(z_1 | y) is u_y: what noise leaves of CT."""
+    if not line["gamma"]:
+        return ""
+    return f"{nearest(math.exp(-line['gamma'][1] / 2), CLASSES):.2%}"
+
+
+def nearest(distance: float, classes: int) -> float:
+    """How often a normal number of the mean `distance` is above classes - 1 of the mean 0.
+
+    The integral of phi(e) Phi(e + distance)^(classes - 1).
+    """
+    normal, step = NormalDist(), 0.01
+    at = [step * i for i in range(-800, 801)]
+    return step * sum(normal.pdf(e) * normal.cdf(e + distance) ** (classes - 1) for e in at)
 
 
 def scale(value: float) -> str:
@@ -40,6 +59,7 @@ def curve_rows(lines: Iterable[Line]) -> Rows:
             "norm's deviation",
             "error at t < .1",
             "with noise",
+            "its ceiling",
             "its last estimate",
             "without noise",
             "unsteady",
@@ -60,6 +80,7 @@ def curve_rows(lines: Iterable[Line]) -> Rows:
                 f"{line['norm_spread']:.2f}",
                 f"{line['error_by_tenth'][0]:.3f}",
                 last(line, "noise"),
+                ceiling(line),
                 last(line, "estimate"),
                 last(line, "without"),
                 f"{100 * unsteady(line['accuracy']['noise']):.2f}",

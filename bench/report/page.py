@@ -79,7 +79,8 @@ SECTIONS = (
         "lengths of their gradients. Noise scale: the batch at which the variance of the mean "
         "gradient is its squared length; off by strata: what stratified t take off this variance. "
         "Norm's deviation: of the gradient norm over the later half of the steps, by its mean. "
-        "Unsteady: deviation of the accuracy with noise over the last five of ten points:",
+        "The ceiling is the accuracy with noise of a block without error. Unsteady: deviation of "
+        "the accuracy with noise over the last five of ten points:",
         curve_rows,
     ),
 )

@@ -90,6 +90,16 @@ def test_summary_parts_the_variance_of_known_gradients():
     assert both["stratified_off"] == pytest.approx(25 / 185, rel=0.04)
 
 
+def test_ceiling_is_how_often_z_1_is_nearest_to_its_label():
+    last, draw = nk.CT().last(), torch.Generator().manual_seed(0)
+    z = last.noise * torch.randn(200_000, 10, generator=draw)
+    z[:, 0] += last.signal
+    share = (z.argmax(1) == 0).double().mean().item()
+    said = float(curve_rows.ceiling({"gamma": [6.0, -3.0]}).rstrip("%")) / 100
+    assert said == pytest.approx(share, abs=1e-3)
+    assert curve_rows.ceiling({"gamma": []}) == ""
+
+
 def test_fixed_ends_stay_and_free_ones_move():
     moved = {}
     for fixed in (False, True):
