@@ -76,11 +76,11 @@ SECTIONS = (
     (
         "CT and FM on the digits, means of seeds, and deviations over them (`bench curves`). "
         "Effective rows: (sum w)² / sum w² of the rows of a batch, by their weights or by the "
-        "lengths of their gradients. Noise scale: the batch at which the variance of the mean "
-        "gradient is its squared length; off by strata: what stratified t take off this variance. "
-        "Norm's deviation: of the gradient norm over the later half of the steps, by its mean. "
-        "The ceiling is the accuracy with noise of a block without error. Unsteady: deviation of "
-        "the accuracy with noise over the last five of ten points:",
+        "lengths of their gradients. Noise scale, a rough estimate: the batch at which the "
+        "variance of the mean gradient is its squared length; off by strata: what stratified t "
+        "take off this variance. Norm's deviation: of the gradient norm over the later half of the "
+        "steps, by its mean. The ceiling is the accuracy with noise of a block without error. "
+        "Unsteady: deviation of the accuracy with noise over the last five of ten points:",
         curve_rows,
     ),
 )
