@@ -5,6 +5,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.colors import to_rgba
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from .lines import Line, timed
 
@@ -54,7 +56,7 @@ def draw_curves(lines: Sequence[Line]) -> Any:
         axes.set_ylim(1e-5, 1.3)
     for axes, low in ((noise, 0.8), (clean, 0.9)):
         axes.set_ylim(low, 1)
-        axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     bars(rows, chosen)
     for axes, title, below in (
         (loss, "loss, the first = 1; band: seeds", "step"),
@@ -68,7 +70,7 @@ def draw_curves(lines: Sequence[Line]) -> Any:
     ):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel(below)
-    handles = [pyplot.Line2D([], [], color=DRAWN[name], label=name) for name in chosen]
+    handles = [Line2D([], [], color=DRAWN[name], label=name) for name in chosen]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9)
     return figure
 
