@@ -23,6 +23,7 @@ COMMANDS = {
     "job": ("whole.job", "times the whole job, MNIST from the first epoch on"),
     "local": ("whole.local", "accuracy by the loss that a block is trained for"),
     "grid": ("whole.grid", "the trainer's defaults beside logistic regression on small data"),
+    "curves": ("whole.curves", "why CT's training is unsteady, and what helps"),
     "kills": ("whole.kills", "kills runs, goes on with them, and compares bits"),
     "gpu_check": ("gpu_check.check", "all that a GPU has to show; by bash bench/gpu_check.sh OUT"),
     "gpu": ("machine.gpu", "facts or rates of a GPU"),

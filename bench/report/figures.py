@@ -2,7 +2,8 @@
 
 Writes the pictures for which the files have lines: cpu.png, the speed of every contender beside the
 best rival's; roofline.png, rate over arithmetic intensity, and shares of the peak; scaling.png,
-time a step over T, B and H beside its floor. Needs matplotlib.
+time a step over T, B and H beside its floor; curves.png, what `bench curves` tells of CT and FM.
+Needs matplotlib.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import Any
 import matplotlib
 
 from ..problem.sizes import SCALES, scaled
+from .curve_figure import draw_curves
 from .lines import (
     Line,
     best_rival,
@@ -22,6 +24,7 @@ from .lines import (
     is_ours,
     read,
     rescaled,
+    timed,
     traffic,
 )
 
@@ -167,6 +170,7 @@ FIGURES: dict[str, Callable[[Sequence[Line]], Any]] = {
     "cpu.png": draw_speed,
     "roofline.png": draw_roofline,
     "scaling.png": draw_scaling,
+    "curves.png": draw_curves,
 }
 
 
@@ -179,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = [line for line in read(options.results) if line["precision"] == options.precision]
     whole = [line for line in lines if "peak_gflops" in line and "error" not in line]
     peaks = highest_peaks(whole)
-    whole = [rescaled(line, peaks) for line in whole]
+    whole = [rescaled(line, peaks) for line in whole] + timed(lines, "curves")
     options.out.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
         if figure := draw(whole):

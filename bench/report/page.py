@@ -2,13 +2,14 @@
 
 They are written between two markers of a page, so that its figures are never typed by hand. The
 files of `bench run`, paper, continuous, samplers, infer, parts, scaling, neighbour, job, local,
-grid and memory each have their own tables.
+grid, curves and memory each have their own tables.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .curve_rows import curve_rows
 from .lines import Line, groups, highest_peaks, machine_of, read, rescaled, timed
 from .tables import (
     continuous_rows,
@@ -71,6 +72,16 @@ SECTIONS = (
     (
         "Small data, means of seeds, ours (logistic regression's) (`bench grid`):",
         grid_rows,
+    ),
+    (
+        "CT and FM on the digits, means of seeds, and deviations over them (`bench curves`). "
+        "Effective rows: (sum w)² / sum w² of the rows of a batch, by their weights or by the "
+        "lengths of their gradients. Noise scale, a rough estimate: the batch at which the "
+        "variance of the mean gradient is its squared length; off by strata: what stratified t "
+        "take off this variance. Norm's deviation: of the gradient norm over the later half of the "
+        "steps, by its mean. The ceiling is the accuracy with noise of a block without error. "
+        "Unsteady: deviation of the accuracy with noise over the last five of ten points:",
+        curve_rows,
     ),
 )
 
