@@ -191,7 +191,9 @@ class Linear(nn.Linear):
     def _layer(self, precision: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:  # noqa: A002
         """The current tensors, checked so that a kernel can address them, and the backend."""
         device, moments = weight.device, dict(self._buffers)
-        updates = moments.pop("updates")
+        updates = moments.pop("updates", None)
+        if not isinstance(updates, Tensor):
+            raise ValueError(f"{OP}: updates must be a tensor, got {type(updates).__name__}")
         plan = plan_of(self.in_features, self.out_features, self.activation)
         backend = dispatch.choose(plan, device, precision, self.backend)
         check_rows(OP, "input", input, self.in_features, device)

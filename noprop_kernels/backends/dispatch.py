@@ -144,7 +144,7 @@ def forced_backend(backend: str | None) -> tuple[str | None, str]:
     if name := _forced.get():
         return name, f'use_backend("{name}")'
     if backend is not None:
-        return backend, f'backend="{backend}"'
+        return check_name("call", backend), f'backend="{backend}"'
     if name := settings.backend():
         return check_name("NOPROP_BACKEND", name), f"NOPROP_BACKEND={name}"
     return None, ""

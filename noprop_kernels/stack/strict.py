@@ -34,7 +34,11 @@ class StrictModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self._buffers["draws"].device
+        draws = self._buffers.get("draws")
+        if not isinstance(draws, Tensor):
+            got = type(draws).__name__
+            raise ValueError(f"{type(self).__name__}: draws must be a tensor, got {got}")
+        return draws.device
 
     def __len__(self) -> int:
         """N, the slices held."""

@@ -1,5 +1,6 @@
 """A picture of a learned schedule: gamma, SNR and weight over t after several epochs."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def draw(path: Path, settings: dict[str, Any], lines: list[dict[str, Any]]) -> l
         style: dict[str, Any] = {"label": name, "color": color}
         style["linestyle"] = "--" if name == "linear" else "-"
         of_gamma.plot(t, values["gamma"], **style)
-        of_snr.plot(t, torch.tensor(values["gamma"]).neg().exp(), **style)
+        of_snr.plot(t, [math.exp(-gamma) for gamma in values["gamma"]], **style)
         of_weight.plot(t, values["weight"], **style)
     for axes, title in (
         (of_gamma, "gamma(t) = -log SNR(t)"),

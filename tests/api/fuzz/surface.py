@@ -36,6 +36,7 @@ PLANS = {
     ),
 }
 GOAL = nk.DT(nk.NoiseSchedule.cosine(T))
+TIMED = nk.plans.mlp(F, D, M, hidden=6, time=True)
 WORDS = (ValueError, RuntimeError, MemoryError)  # what a call may raise; BackendError is the second
 OF_PYTHON = (*WORDS, TypeError, AttributeError)  # and what setting or deleting an attribute may
 
@@ -73,7 +74,7 @@ NUMBERS = st.sampled_from(
     [0, 1, 2, 3, -1, 2**16, 2**31, 2**32, 2**63, 2**64, True, 0.5, -0.5, 1e39, 1e-3, None, "1"]
     + [float("nan"), float("inf"), (), [1], [3, 1], [1, 1]]
 )
-OBJECTS = st.sampled_from(["mlp", "norm", "head"])
+OBJECTS = st.sampled_from(["mlp", "norm", "head", "ct", "shared", "linear"])
 ATTRIBUTES = (
     "plan",
     "goal",
@@ -128,7 +129,14 @@ class Surface(RuleBasedStateMachine):
             "plain": nk.DenoisingBlocks(PLANS["norm"], GOAL, optimizer=None, held=[1, 3]),
             "sgd": nk.DenoisingBlocks(PLANS["mlp"], GOAL, optimizer=nk.SGD(momentum=0.9)),
             "head": nk.OutputHead(D, M, goal=GOAL, seed=[0, 1]),
+            "linear": nk.Linear(F, M, optimizer=nk.AdamW()),
         }
+        learned = nk.CT(nk.GammaNetwork(hidden=4))
+        shared = nk.Shared(learned, nk.LearnedEmbedding(M, D))
+        blocks = nk.DenoisingBlocks(TIMED, learned, shared=shared)
+        head = nk.OutputHead(D, M, goal=learned, shared=shared)
+        self.objects |= {"ct": blocks, "ct head": head, "shared": shared}
+        self.coupled = nk.Coupled(blocks, head, shared)
         self.results: list[Tensor] = []
 
     def teardown(self) -> None:
@@ -236,6 +244,33 @@ class Surface(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(calls)))
         self.step(f"head.{name}({number!r}) with {text or 'fit tensors'}", head, calls[name])
 
+    @rule(data=st.data(), number=NUMBERS)
+    def call_what_is_shared(self, data: st.DataObject, number: Any) -> None:
+        """Steps of the parts as they were made; an assignment may have moved any tensor of them."""
+        blocks, shared = self.objects["ct"], self.objects["shared"]
+        text, v = self.tensors(data, x=ones(B, F), y=torch.arange(B), t=ones(B).double() / 2)
+        calls: dict[str, Callable[[], Any]] = {
+            "step": lambda: self.coupled.step(v["x"], v["y"]),
+            "step lr": lambda: self.coupled.step(v["x"], v["y"], lr=number),
+            "train_step": lambda: blocks.train_step(v["x"], v["y"], levels_grad=True),
+            "times": lambda: blocks.times(number),
+            "predict": lambda: blocks.predict(v["x"], steps=number if number != 2**16 else 2),
+            "present_goal": lambda: shared.present_goal(replica=0).levels(v["t"]),
+            "prior": lambda: shared.prior(v["y"], M),
+        }
+        assume(not (isinstance(number, int) and number > 2**16 and number < 2**33))
+        name = data.draw(st.sampled_from(sorted(calls)))
+        self.step(f"ct {name}({number!r}) with {text or 'fit tensors'}", None, calls[name])
+
+    @rule(data=st.data(), trains=st.booleans())
+    def call_linear(self, data: st.DataObject, trains: bool) -> None:
+        linear = self.objects["linear"]
+        text, v = self.tensors(data, x=ones(B, F), d=ones(B, M))
+        run = (lambda: linear(v["x"]).backward(v["d"])) if trains else (lambda: linear(v["x"]))
+        moving = linear if not trains else None  # a backward that fails may have made its step
+        said = "linear and backward" if trains else "linear"
+        self.step(f"{said} with {text or 'fit tensors'}", moving, run, OF_PYTHON)
+
     @rule(data=st.data(), which=st.sampled_from(["mlp", "norm", "sgd"]))
     def update(self, data: st.DataObject, which: str) -> None:
         blocks = self.objects[which]
@@ -301,7 +336,10 @@ class Surface(RuleBasedStateMachine):
 
     # assignments
 
-    @rule(data=st.data(), which=st.sampled_from(["mlp", "norm", "sgd", "head"]))
+    @rule(
+        data=st.data(),
+        which=st.sampled_from(["mlp", "norm", "sgd", "head", "ct", "ct head", "shared", "linear"]),
+    )
     def put_a_tensor(self, data: st.DataObject, which: str) -> None:
         module = self.objects[which]
         found = dict([*module.named_parameters(), *module.named_buffers()])
