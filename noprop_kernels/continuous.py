@@ -82,6 +82,7 @@ class CT:
 
     def levels(self, t: Tensor) -> Levels:
         """The levels at t, float64 in [0, 1] of any shape; (K, R, B) for R learned schedules."""
+        check_t(t)
         if self.weight == "snr":
             gamma, slope = self.gamma.with_slope(t)
             weight = -slope * torch.exp(-gamma)
@@ -161,6 +162,7 @@ class FM:
 
     def levels(self, t: Tensor) -> Levels:
         """The levels at t, float64 in [0, 1] of any shape."""
+        check_t(t)
         return Levels(t.float(), (1 - t).float(), torch.ones_like(t).float())
 
     def last(self) -> Levels:
@@ -189,3 +191,13 @@ def check_weight(weight: object) -> Weight:
 def check_flag(op: str, stratified: object) -> None:
     if not isinstance(stratified, bool):
         raise ValueError(f"{op}: stratified must be true or false, got {stratified!r}")
+
+
+def check_t(t: object) -> None:
+    """
+    Raises:
+        ValueError: it holds no real numbers.
+    """
+    if not (isinstance(t, Tensor) and t.is_floating_point()):
+        got = t.dtype if isinstance(t, Tensor) else type(t).__name__
+        raise ValueError(f"levels: t must be a tensor of floats, got {got}")

@@ -361,3 +361,10 @@ X, Z = batch()[0], torch.zeros(B, D)
 def test_what_does_not_fit_is_refused(call, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         call(make())
+
+
+@pytest.mark.parametrize("goal", [nk.CT(), nk.CT(weight="uniform"), nk.FM()])
+@pytest.mark.parametrize("t", [None, [0.5], torch.tensor([1]), torch.tensor([True])])
+def test_levels_are_of_floats(goal, t):
+    with pytest.raises(ValueError, match="levels: t must be a tensor of floats, got"):
+        goal.levels(t)
