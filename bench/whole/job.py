@@ -24,12 +24,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from noprop.batching import Batches
 from noprop.datasets.dataset import Dataset
+from noprop.epochs import Epoch, Progress
 from noprop.model import Model
 from noprop.progress import display
 from noprop.runs import Split, build
 from noprop.settings import Settings
-from noprop.training import Batches, Epoch, Progress, fit, learning_rates
+from noprop.training import fit, learning_rates
 from noprop_kernels import AdamW, philox
 
 from ..contenders.rivals.stacked import split

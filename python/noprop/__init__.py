@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from noprop_kernels import __version__
 
+    from .answer import Answer
+    from .epochs import Progress
     from .errors import InputError
     from .evaluation import Evaluation, evaluate
     from .loading import load
-    from .model import Answer, Model
-    from .training import NotFinite, Progress, fit
+    from .model import Model
+    from .training import NotFinite, fit
 
 __all__ = [
     "Answer",
@@ -27,12 +29,12 @@ __all__ = [
 
 # imported on first use: the command line must print its help without waiting for torch
 _HOMES = {
-    "Answer": ".model",
+    "Answer": ".answer",
     "Evaluation": ".evaluation",
     "InputError": ".errors",
     "Model": ".model",
     "NotFinite": ".training",
-    "Progress": ".training",
+    "Progress": ".epochs",
     "__version__": "noprop_kernels",
     "evaluate": ".evaluation",
     "fit": ".training",

@@ -1,18 +1,17 @@
 """A NoProp model: blocks, an optional head, normalisation, and the data for inference."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import is_lazy
 
 import noprop_kernels as nk
 from noprop_kernels.check import check_integer, check_positive
 
-from . import checkpoint, export, json_records, part_records, replicas, sampling
+from . import checkpoint, export, replicas, sampling, saving
+from .answer import Answer
 from .inputs import InputFormat
 from .json_records import Json
 from .normalisation import Normalisation
@@ -20,38 +19,6 @@ from .sampling import Sampler
 
 Normalize = tuple[Tensor, Tensor]
 ROWS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer of the chain without noise for B rows; each row's depends on that row alone.
-
-    Attributes:
-        scores: (B, M) float32, `signal <u_y, z> - signal^2 |u_y|^2 / 2` of the last z, which grows
-            with its likelihood under q(z | y). No prior is added: the blocks carry it.
-        probs: (B, M) float32. Of DT the mean of the softmaxes of the blocks T // 2 + 1..T: each
-            block treats the beliefs of earlier blocks as evidence, so the last one alone is
-            overconfident where classes overlap; a softmax of the scores would be even more so. Of
-            CT the softmax of the last evaluation. Of FM, whose block has no softmax, that of the
-            scores, as if z_1 had the noise of N(0, I) around its embedding: with one-hot embeddings
-            a row in the middle of its class then has e / (e + M - 1), and not 1. Where two classes
-            are close, the argmax of probs may differ from the label.
-        classes: names of the M classes.
-    """
-
-    scores: Tensor
-    probs: Tensor
-    classes: tuple[str, ...]
-
-    @property
-    def labels(self) -> Tensor:
-        """(B,) int64: argmax of the scores."""
-        return self.scores.argmax(-1)
-
-    @property
-    def names(self) -> list[str]:
-        """The class names of the labels."""
-        return [self.classes[label] for label in self.labels.tolist()]
 
 
 class Model:
@@ -486,32 +453,7 @@ class Model:
             ImportError: safetensors is not installed.
             OSError: the disk refuses the write.
         """
-        content = {
-            "model": {
-                "plan": json_records.plan_to_json(self.blocks.plan),
-                "goal": json_records.goal_to_json(self.blocks.goal),
-                "order": list(self.blocks.held),
-                **({} if self.replicas == 1 else {"replicas": self.replicas}),
-                **json_records.samplers_to_json(self.goal, self.sampler, self.paper_sampler),
-                "normalisation": None
-                if self.normalize is None
-                else Normalisation.of(self.normalize).to_json(),
-                "inputs": None if self.inputs is None else self.inputs.to_json(),
-                "class_names": None if self.classes_ is None else list(self.classes_),
-                "encoder": self.encoder is not None,
-                **part_records.parts_to_json(self),
-                "optimizers": {
-                    name: json_records.optimizer_to_json(part.optimizer)
-                    for name, part in self.optimized.items()
-                },
-                "precision": {name: part.precision for name, part in self.learners.items()},
-                "classes": self.blocks.M,
-                "embed_dim": self.blocks.D,
-            },
-            "versions": self.versions(),
-            "training": training,
-        }
-        format = checkpoint.FORMATS[0 if part_records.has_first_form(self) else 1]
+        content, format = saving.content_of(self, training)
         checkpoint.save(Path(folder), content, self.tensors(), format)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -521,15 +463,7 @@ class Model:
         Raises:
             ValueError: the encoder's state contains something that a checkpoint cannot hold.
         """
-        values, seen = {}, set()
-        for part, module in self.parts.items():
-            for name, value in module.state_dict().items():
-                values[f"{part}.{name}"] = value = _savable(f"{part}.{name}", value)
-                memory = value.untyped_storage().data_ptr()
-                if value.numel() and memory in seen:
-                    values[f"{part}.{name}"] = value.detach().clone()
-                seen.add(memory)
-        return values
+        return saving.tensors_of(self.parts)
 
     def versions(self) -> dict[str, str | None]:
         """Versions and backend: what a training step's bits depend on beside the settings."""
@@ -539,14 +473,3 @@ class Model:
 def in_parts(x: Any, rows: int) -> Iterator[tuple[int, Any]]:
     """(first_row, rows of x) for each part of at most `rows` rows."""
     return ((start, x[start : start + rows]) for start in range(0, len(x), rows))
-
-
-def _savable(name: str, value: Any) -> Tensor:
-    """`value` of a state_dict, after checking that a checkpoint can hold it."""
-    plain = isinstance(value, Tensor) and not is_lazy(value)
-    if not plain or value.layout != torch.strided or value.is_quantized:
-        raise ValueError(
-            f"save: {name} must be a dense tensor, which a checkpoint can hold, got "
-            f"{type(value).__name__}"
-        )
-    return value

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .epochs import Epoch
 from .errors import train_extra
-from .training import Epoch
 
 with train_extra():
     from rich.console import Console

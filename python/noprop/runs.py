@@ -25,6 +25,7 @@ from . import (
 from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
+from .epochs import Epoch, Progress
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .files import sweep
@@ -36,7 +37,7 @@ from .parts import make_parts
 from .prototypes import prototype_rows, prototypes
 from .replicas import slices_of
 from .settings import Settings
-from .training import Epoch, NotFinite, Progress, fit
+from .training import NotFinite, fit
 
 CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out

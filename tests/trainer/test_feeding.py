@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import noprop
-from noprop.training import Progress
+from noprop.epochs import Progress
 
 
 def fitted(model, *data, **options):

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from noprop import progress
-from noprop.training import Epoch
+from noprop.epochs import Epoch
 
 EPOCHS = [
     Epoch(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import noprop
 import noprop_kernels as nk
 from noprop import checkpoint, training
-from noprop.training import Progress
+from noprop.epochs import Progress
 from support.images import toy_images
 
 SEEDS = [3, 8, 5]

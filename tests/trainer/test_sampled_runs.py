@@ -11,7 +11,7 @@ import torch
 import noprop
 import noprop_kernels as nk
 from noprop import Progress, checkpoint, evaluation, metrics, progress, runs, training
-from noprop.training import Epoch
+from noprop.epochs import Epoch
 from noprop_kernels import plans
 from support.cli import call, words
 

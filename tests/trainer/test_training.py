@@ -10,9 +10,10 @@ import torch
 import noprop
 import noprop_kernels as nk
 from noprop import checkpoint, pace, training
+from noprop.batching import Batches
+from noprop.epochs import Progress
 from noprop.loading import from_checkpoint
 from noprop.normalisation import statistics
-from noprop.training import Batches, Progress
 from noprop_kernels import philox
 
 B = 32

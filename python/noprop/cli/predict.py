@@ -7,10 +7,10 @@ import sys
 from types import SimpleNamespace
 
 from .. import loading
+from ..answer import Answer
 from ..datasets.own import read_rows
 from ..errors import InputError, notice
 from ..files import atomic_file
-from ..model import Answer
 from . import common
 from .options import FORMATS, one_of
 

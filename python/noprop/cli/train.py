@@ -13,6 +13,7 @@ from .. import checkpoint, data, report, seeds, variants
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
+from ..epochs import Progress
 from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
@@ -20,7 +21,7 @@ from ..progress import display
 from ..runs import Run, Split
 from ..settings import FIXED, Settings
 from ..signals import Interrupted, asked_to_stop, status
-from ..training import NotFinite, Progress
+from ..training import NotFinite
 from . import common, dry_run
 from .guard import fail
 from .options import (

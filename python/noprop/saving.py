@@ -1,0 +1,72 @@
+"""What a checkpoint has of a model; loading.py reads it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn, strided
+from torch.nn.parameter import is_lazy
+
+from . import checkpoint, json_records, part_records
+from .json_records import Json
+from .normalisation import Normalisation
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+def content_of(model: "Model", training: Json | None) -> tuple[Json, int]:
+    """The record beside the tensors, and its format.
+
+    Args:
+        training: the trainer's own record.
+    """
+    content = {
+        "model": {
+            "plan": json_records.plan_to_json(model.blocks.plan),
+            "goal": json_records.goal_to_json(model.blocks.goal),
+            "order": list(model.blocks.held),
+            **({} if model.replicas == 1 else {"replicas": model.replicas}),
+            **json_records.samplers_to_json(model.goal, model.sampler, model.paper_sampler),
+            "normalisation": None
+            if model.normalize is None
+            else Normalisation.of(model.normalize).to_json(),
+            "inputs": None if model.inputs is None else model.inputs.to_json(),
+            "class_names": None if model.classes_ is None else list(model.classes_),
+            "encoder": model.encoder is not None,
+            **part_records.parts_to_json(model),
+            "optimizers": {
+                name: json_records.optimizer_to_json(part.optimizer)
+                for name, part in model.optimized.items()
+            },
+            "precision": {name: part.precision for name, part in model.learners.items()},
+            "classes": model.blocks.M,
+            "embed_dim": model.blocks.D,
+        },
+        "versions": model.versions(),
+        "training": training,
+    }
+    return content, checkpoint.FORMATS[0 if part_records.has_first_form(model) else 1]
+
+
+def tensors_of(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """`Model.tensors` of a model's parts."""
+    values, seen = {}, set()
+    for part, module in parts.items():
+        for name, value in module.state_dict().items():
+            values[f"{part}.{name}"] = value = _savable(f"{part}.{name}", value)
+            memory = value.untyped_storage().data_ptr()
+            if value.numel() and memory in seen:
+                values[f"{part}.{name}"] = value.detach().clone()
+            seen.add(memory)
+    return values
+
+
+def _savable(name: str, value: Any) -> Tensor:
+    """`value` of a state_dict, after checking that a checkpoint can hold it."""
+    plain = isinstance(value, Tensor) and not is_lazy(value)
+    if not plain or value.layout != strided or value.is_quantized:
+        raise ValueError(
+            f"save: {name} must be a dense tensor, which a checkpoint can hold, got "
+            f"{type(value).__name__}"
+        )
+    return value
