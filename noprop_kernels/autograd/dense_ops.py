@@ -77,7 +77,7 @@ def at_once(
 ) -> Tensor | None:
     """y where the kernels take the tensors as they are, and check them alone; else None.
 
-    So a small layer takes half the time. What does not fit is left to checks by name.
+    So a small layer does not pay for checks by name, to which what does not fit is left.
     """
     if type(x) not in PLAIN or type(weight) not in PLAIN or weight.ndim != 2:
         return None

@@ -274,8 +274,8 @@ def predict(call: PredictCall) -> None:
     _check("predict", result, list(plan.inputs), plan.widths[plan.output])
 
 
-# One dense layer on tensors as torch.nn.Linear has them, without a record: where it takes 10 us, a
-# record's fields would cost as much. The kernels are those of `forward` and `backward`.
+# One dense layer on tensors as torch.nn.Linear has them, without a record, so that a small one does
+# not pay for making and reading it. The kernels are those of `forward` and `backward`.
 
 
 def forward_layer(
