@@ -162,8 +162,11 @@ def denoising_loss(
         raise ValueError(f"{op}: eps must be given where flow is not 0 and only there, got {flow=}")
     if eps is not None:
         check_tensor(op, "eps", eps, shape=(B, D), device=logits.device)
-    run = label_ops.error_op if torch.compiler.is_compiling() else label_ops.error_node
-    error, _, _ = run(logits, y, W_embed, eps, head, flow, backend)
+    arguments = (logits, y, W_embed, eps, head, flow, backend)
+    if torch.compiler.is_compiling():
+        error, _, _ = label_ops.error_op(*arguments)
+    else:
+        error = label_ops.error_node(*arguments)
     return error if weight is None else error * per_row(op, "weight", weight, y)
 
 
@@ -206,20 +209,25 @@ def dense_update_(
         BackendError: no backend can run it.
     """
     op = "dense_update_"
+    check_optimizer(op, optimizer)
+    if lr is None:
+        lr = optimizer.lr
+    must = "be finite and at least 0"
+    lr = check_number(op, "lr", lr, must, lambda value: 0 <= value <= LARGEST)
+    dispatch.check_options(op, precision, backend)
+    if state and not torch.compiler.is_compiling():
+        options = (lr, input_grad, precision, backend)
+        done = dense_ops.update_at_once(op, x, d_y, weight, bias, optimizer, state, *options)
+        if done is not None:
+            return done
     check_layer(op, x, weight, bias)
     check_rows(op, "d_y", d_y, weight.shape[0], weight.device)
     if d_y.shape[:-1] != x.shape[:-1]:
         raise ValueError(
             f"{op}: d_y must have the rows of x, {tuple(x.shape[:-1])}, got {tuple(d_y.shape[:-1])}"
         )
-    check_optimizer(op, optimizer)
     if isinstance(optimizer.weight_decay, tuple):
         raise ValueError(f"{op}: optimizer must have one weight_decay, got a tuple")
-    if lr is None:
-        lr = optimizer.lr
-    must = "be finite and at least 0"
-    lr = check_number(op, "lr", lr, must, lambda value: 0 <= value <= LARGEST)
-    dispatch.check_options(op, precision, backend)
     params = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     names = dense_ops.moment_names(optimizer, bias is not None)
     if not state:

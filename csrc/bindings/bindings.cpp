@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "call_chain.h"
+#include "call_labels.h"
 #include "call_layer.h"
 #include "call_levels.h"
 #include "call_reader.h"
@@ -356,6 +357,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("forward", &forward);
   m.def("head", &head);
   m.def("backward", &backward);
+  m.def("add_noise_rows", &add_noise_rows);
+  m.def("error_rows", &error_rows);
   m.def("forward_layer", &forward_layer);
   m.def("backward_layer", &backward_layer);
   m.def("update", &update);

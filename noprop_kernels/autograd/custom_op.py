@@ -29,17 +29,32 @@ def register(
 
 
 def node(
-    run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]
+    run: Callable[..., Any],
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+    *,
+    returned: int,
 ) -> Callable[..., Any]:
-    """The same as a node of torch's graph."""
+    """The same as a node of torch's graph, where one is needed; it gives the first `returned`
+    outputs, each of which a node pays for."""
+    chosen = 0 if returned == 1 else slice(returned)
 
     def forward(ctx: Any, *arguments: Any) -> Any:
         output = run(*arguments)
         # no setup_context, for which torch inspects signatures: 45 us at each call
         setup(ctx, arguments, output)
-        return output
+        return output[chosen]
+
+    def call(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(map(needs_grad, arguments)):
+            return made.apply(*arguments)
+        return run(*arguments)[chosen]
 
     methods = {"forward": forward, "backward": once_differentiable(backward)}
     methods = {name: staticmethod(method) for name, method in methods.items()}
     made: Any = type(run.__name__, (torch.autograd.Function,), methods)
-    return made.apply
+    return call
+
+
+def needs_grad(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.requires_grad

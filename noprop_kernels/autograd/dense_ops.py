@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backends import dispatch
-from ..check import PLAIN
+from ..check import MOST_COUNT, PLAIN
 from ..optimizers import OPTIMIZERS, Optimizer
-from .custom_op import register
+from .custom_op import needs_grad, register
 from .layer import PARTS, Layer, check_layer, plan_of
 from .layer_optimizer import rule_of
 
@@ -53,16 +53,14 @@ def run(
     if torch.compiler.is_compiling():
         check_layer(op, x, weight, bias, name=name)
         return dense_op(x, weight, bias, activation, precision, backend)
-    needs_grad = torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in (x, weight, bias)
-    )
-    if not needs_grad:
+    graph = torch.is_grad_enabled() and any(map(needs_grad, (x, weight, bias)))
+    if not graph:
         y = at_once(op, name, x, weight, bias, activation, precision, backend)
         if y is not None:
             return y
     check_layer(op, x, weight, bias, name=name)
     layer = layer_of(weight, bias, activation, precision, backend)
-    return DenseNode.apply(layer, x, weight, bias) if needs_grad else layer.forward(x, save=False)
+    return DenseNode.apply(layer, x, weight, bias) if graph else layer.forward(x, save=False)
 
 
 def at_once(
@@ -236,6 +234,47 @@ def fake_update(x, d_y, weight, bias, moments, updates, kind, numbers, lr, wd, i
     return d_y.new_empty(1, dtype=torch.bool), torch.empty_like(x) if input_grad else d_y.new_empty(
         0
     )
+
+
+def update_at_once(
+    op: str,
+    x: Tensor,
+    d_y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    optimizer: Optimizer,
+    state: Mapping[str, Tensor],
+    lr: float,
+    input_grad: bool,
+    precision: str,
+    backend: str | None,
+) -> tuple[Tensor, Tensor | None] | None:
+    """`applied`, and d_x where requested, as `at_once`: what does not fit is left to the checks by
+    name, and nothing has changed."""
+    parts = (x, d_y, weight) if bias is None else (x, d_y, weight, bias)
+    for value in (*parts, *state.values()):
+        if type(value) not in PLAIN or not value.is_contiguous() or value.is_nested:
+            return None
+    decay, updates = optimizer.weight_decay, state.get("updates")
+    if isinstance(decay, tuple) or x.numel() == 0 or d_y.numel() == 0 or weight.ndim != 2:
+        return None
+    if x.ndim == 0 or x.shape[:-1] != d_y.shape[:-1]:
+        return None
+    if state.keys() != {*moment_names(optimizer, bias is not None), "updates"}:
+        return None
+    chosen = dispatch.choose(plan_of(*weight.shape[::-1], None), weight.device, precision, backend)
+    if not hasattr(chosen, "forward_layer") or updates is None or updates.shape != (1,):
+        return None
+    if updates.dtype != torch.int64 or not 0 <= updates.item() <= MOST_COUNT:
+        return None
+    layer = Layer(weight, bias, None, precision, chosen, state, updates, op=op)
+    try:
+        layer.save(x)
+        rule = rule_of(optimizer, lr, decay, weight.device)
+        d_x, applied = layer.backward(d_y, input_grad=input_grad, rule=rule)
+    except ValueError:
+        return None
+    return applied, d_x
 
 
 dense_update_op = register(

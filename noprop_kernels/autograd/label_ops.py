@@ -26,6 +26,10 @@ def embedding_of(W_embed: Tensor | None, D: int) -> Embedding:
     return Embedding(None if W_embed is None else W_embed.detach().contiguous(), D)
 
 
+def contiguous(value: Tensor | None) -> Tensor | None:
+    return value if value is None or value.is_contiguous() else value.contiguous()
+
+
 # error = |u_hat - target|^2
 
 
@@ -39,10 +43,39 @@ def denoising_error(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """error (B,), u_hat (B, D), and d_logits (B, M) of the sum of errors."""
+    u_hat = logits.new_empty(len(logits), logits.shape[1] if W_embed is None else W_embed.shape[1])
+    error, d_logits = form_error(logits, y, W_embed, eps, head, flow, backend, u_hat)
+    return error, u_hat, d_logits
+
+
+def error_for_gradient(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The same, with u_hat only where the gradient of W_embed needs it."""
+    W_embed = arguments[2]
+    if W_embed is not None and W_embed.requires_grad:
+        return denoising_error(*arguments)
+    error, d_logits = form_error(*arguments, None)
+    return error, None, d_logits
+
+
+def form_error(
+    logits: Tensor,
+    y: Tensor,
+    W_embed: Tensor | None,
+    eps: Tensor | None,
+    head: str,
+    flow: float,
+    backend: str | None,
+    u_hat: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """error and d_logits; writes u_hat where it is given."""
     B, M = logits.shape
     D = M if W_embed is None else W_embed.shape[1]
-    error, u_hat, d_logits = logits.new_empty(B), logits.new_empty(B, D), logits.new_empty(B, M)
-    if B:
+    error, d_logits = logits.new_empty(B), logits.new_empty(B, M)
+    chosen = backend_of(M, D, logits.device, backend, head)
+    if B and hasattr(chosen, "error_rows"):
+        given = (contiguous(value) for value in (logits, y, W_embed, eps))
+        chosen.error_rows(*given, head, flow, error, u_hat, d_logits)
+    elif B:
         ones = logits.new_ones(1).expand(1, 1, B)
         call = HeadCall(
             objective=Objective(ones, flow, head, rows=1),
@@ -53,11 +86,11 @@ def denoising_error(
             loss=None,
             error=error[None],
             d_logits=d_logits[None],
-            u_hat=u_hat[None],
+            u_hat=None if u_hat is None else u_hat[None],
             op="denoising_loss",
         )
-        backend_of(M, D, logits.device, backend, head).head(call)
-    return error, u_hat, d_logits
+        chosen.head(call)
+    return error, d_logits
 
 
 def fake_error(logits, y, W_embed, eps, head, flow, backend):
@@ -69,7 +102,7 @@ def fake_error(logits, y, W_embed, eps, head, flow, backend):
 def save_error(ctx: Any, inputs: tuple, output: tuple) -> None:
     logits, y, W_embed, eps, ctx.head, ctx.flow, _ = inputs
     _, u_hat, d_logits = output
-    ctx.mark_non_differentiable(u_hat, d_logits)
+    ctx.mark_non_differentiable(*(value for value in (u_hat, d_logits) if value is not None))
     if not ctx.needs_input_grad[2]:
         logits = y = W_embed = eps = u_hat = None
     ctx.save_for_backward(d_logits, logits, y, W_embed, eps, u_hat)
@@ -88,7 +121,7 @@ def error_backward(ctx: Any, d_error: Tensor, *_: Tensor) -> tuple[Tensor | None
     return d_logits * d_error[:, None], None, d_W_embed, None, None, None, None
 
 
-error_node = node(denoising_error, save_error, error_backward)
+error_node = node(error_for_gradient, save_error, error_backward, returned=1)
 error_op = register(denoising_error, fake_error, save_error, error_backward)
 
 
@@ -111,7 +144,12 @@ def add_noise(
     """z and eps, (B, D)."""
     (B,) = y.shape
     z, eps = signal.new_empty(B, D), signal.new_empty(B, D)
-    if B:
+    chosen = backend_of(1, D, y.device, backend)
+    if B and hasattr(chosen, "add_noise_rows"):
+        where = (STREAM_EPS, seed, draw, block, first_row)
+        given = contiguous(y), signal, noise, contiguous(W_embed)
+        chosen.add_noise_rows(*given, where, sigma, z, eps)
+    elif B:
         noising = Noising(signal.detach()[None, None], noise.detach()[None, None], sigma)
         numbers = torch.tensor([[seed], [draw], [block]], dtype=torch.int64, device=y.device)
         seeds, draws, blocks = numbers.split(1)
@@ -119,7 +157,7 @@ def add_noise(
         labels = y.contiguous().view(1, 1, B)
         embedding = embedding_of(W_embed, D)
         call = AddNoiseCall(NoiseAddress(*address), noising, embedding, labels, z[None], eps[None])
-        backend_of(1, D, y.device, backend).add_noise(call)
+        chosen.add_noise(call)
     return z, eps
 
 
@@ -148,5 +186,5 @@ def noise_backward(ctx: Any, d_z: Tensor, _: Tensor) -> tuple[Tensor | None, ...
     return None, d_signal, d_noise, d_W_embed, *(None for _ in rest)
 
 
-noise_node = node(add_noise, save_noise, noise_backward)
+noise_node = node(add_noise, save_noise, noise_backward, returned=2)
 noise_op = register(add_noise, fake_noise, save_noise, noise_backward)

@@ -4,6 +4,7 @@ its state in torch.optim's form.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -141,7 +142,9 @@ class LayerOptimizer:
         return {**others, **self.settings.torch_options}
 
 
+@lru_cache(maxsize=64)
 def rule_of(settings: Optimizer, lr: float, weight_decay: float, device: torch.device) -> Rule:
+    """Its tensors are cached and shared: do not modify."""
     return Rule(
         settings,
         torch.full((1, 1), lr, dtype=torch.float64, device=device),

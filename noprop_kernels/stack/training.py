@@ -179,8 +179,7 @@ def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
     by_name = {name: apart(grads.by_name[name], state) for name in shapes}
     apply = grads.applied.clone()
     for value in (*by_name.values(), *grads.stats.values()):
-        rows = value.flatten(1)  # their extremes, since isfinite of all is an array as large
-        apply &= rows.amax(1).isfinite() & rows.amin(1).isfinite()
+        apply &= finite_rows(value.flatten(1))
     engine.run(stack, "update", UpdateCall(slices, by_name, apply, rule), state)
     at = index.to(stack.device)
     stack.draws[at] += 1
@@ -190,6 +189,19 @@ def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
         moved = (1 - momentum) * running[at] + momentum * batch
         running[at] = torch.where(apply[:, None], moved, running[at])
     return apply
+
+
+def finite_rows(rows: Tensor) -> Tensor:
+    """(n,) bool: whether each row's numbers are all finite; isfinite of all is an array as large.
+
+    A sum is finite only where all its terms are, and reads them once. One that is not may have
+    overflowed: then the extremes decide, and on a GPU always, which need not wait for the sums.
+    """
+    if rows.is_cpu:
+        finite = rows.sum(1).isfinite()
+        if bool(finite.all()):
+            return finite
+    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
 
 
 def add_noise(

@@ -136,6 +136,14 @@ def test_update_finds_one_number_that_is_not_finite(name, bad, backend):
     assert blocks.update(grads).tolist() == [True, False, True]
 
 
+def test_update_takes_large_gradients_whose_sum_overflows(backend):
+    x, y = batch()
+    blocks = make()
+    grads = blocks.gradients(x, y)
+    grads.by_name["hx.weight"][0] = 3e38
+    assert blocks.update(grads).tolist() == [True, True, True]
+
+
 def test_bad_gradients(backend):
     x, y = batch()
     blocks = make()

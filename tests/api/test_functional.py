@@ -262,6 +262,31 @@ def test_wrong_arguments_of_dense(options, text):
         F.dense(**({"x": rows(4, 7), "weight": rows(5, 7)} | options))
 
 
+@pytest.mark.parametrize("optimizer", [nk.AdamW(), nk.SGD(lr=0.1, momentum=0.9), nk.SGD(lr=0.1)])
+def test_dense_update_has_the_same_bits_for_rows_that_are_not_contiguous(optimizer, backend):
+    x, d_y = rows(6, 7), rows(6, 5)
+    ends = []
+    for given in (x, x.T.contiguous().T):
+        w, b = rows(5, 7).clone(), rows(5).clone()
+        state = {}
+        for _ in range(3):
+            applied, d_x = F.dense_update_(
+                *(given, d_y, w, b), optimizer=optimizer, state=state, input_grad=True
+            )
+            assert applied.item()
+        ends.append([w, b, d_x, *state.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert ends[0][-1].item() == 3
+
+
+def test_dense_update_tells_torch_what_it_wrote(backend):
+    w, state = rows(5, 7), {}
+    for _ in range(2):
+        before = w._version
+        F.dense_update_(rows(4, 7), rows(4, 5), w, optimizer=nk.SGD(lr=0.1), state=state)
+        assert w._version > before
+
+
 @pytest.mark.parametrize(
     "options, text",
     [

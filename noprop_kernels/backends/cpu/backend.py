@@ -274,6 +274,45 @@ def predict(call: PredictCall) -> None:
     _check("predict", result, list(plan.inputs), plan.widths[plan.output])
 
 
+# Labels' noise and errors on tensors as functional.py has them, without a record.
+
+
+def add_noise_rows(
+    y: Tensor,
+    signal: Tensor,
+    noise: Tensor,
+    W_embed: Tensor | None,
+    address: tuple[int, int, int, int, int],
+    sigma: float,
+    z: Tensor,
+    eps: Tensor,
+) -> None:
+    """z and eps (B, D) of the labels y (B,), by signal and noise (B,).
+
+    Args:
+        address: stream, seed, draw, block and first row of the noise.
+    """
+    M = z.shape[-1] if W_embed is None else W_embed.shape[0]
+    result = _call(_C.add_noise_rows, y, signal, noise, W_embed, *address, sigma, z, eps)
+    _check("add_noise", result, [], M)
+
+
+def error_rows(
+    logits: Tensor,
+    y: Tensor,
+    W_embed: Tensor | None,
+    eps: Tensor | None,
+    head: str,
+    flow: float,
+    error: Tensor,
+    u_hat: Tensor | None,
+    d_logits: Tensor,
+) -> None:
+    """error (B,), u_hat (B, D) unless it is None, and d_logits (B, M), of the labels y (B,)."""
+    result = _call(_C.error_rows, logits, y, W_embed, eps, head, flow, error, u_hat, d_logits)
+    _check("denoising_loss", result, [], logits.shape[-1])
+
+
 # One dense layer on tensors as torch.nn.Linear has them, without a record, so that a small one does
 # not pay for making and reading it. The kernels are those of `forward` and `backward`.
 
