@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.table import Table
 
-from noprop import console, report
+from noprop import console, console_text
 
 
 class Pipe(io.StringIO):
@@ -59,7 +59,7 @@ def test_a_command_that_makes_text_alone_fails_where_it_is_lost(run):
 def test_names_are_no_markup(monkeypatch, name):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     screen = console.console()
-    report.say(screen, name)
+    console_text.say(screen, name)
     table = Table(title=name)
     table.add_column(name)
     table.add_row(name)

@@ -12,7 +12,7 @@ import typer
 from noprop_kernels import Plan
 from noprop_kernels.backends import dispatch
 
-from .. import choices, data, presets, report, strict_json
+from .. import choices, console_text, data, presets, strict_json
 from ..data import Published
 from ..datasets.dataset import Dataset
 from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
@@ -204,7 +204,7 @@ def data_of(run: Run, options: SimpleNamespace, *, moved: bool) -> tuple[Dataset
 
 
 def show_result(screen: Console, result: dict[str, Any], as_json: bool) -> None:
-    report.show_result(screen, result)
+    console_text.show_result(screen, result)
     if as_json:
         print_json(result)
 

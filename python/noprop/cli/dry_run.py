@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from types import SimpleNamespace
 
-from .. import data, report
+from .. import console_text, data
 from ..data import Published
 from ..datasets.dataset import Dataset
 from ..errors import train_extra
@@ -35,8 +35,8 @@ def run(options: SimpleNamespace, screen: Console) -> None:
     model = common.built(settings, content, known, options.backend)
     place = common.placed(options, model)
     model.blocks.blocks_per_launch = options.blocks_per_launch
-    report.say(screen, content.describe())
-    report.say(screen, place.describe(model))
+    console_text.say(screen, content.describe())
+    console_text.say(screen, place.describe(model))
     show(screen, model, settings, data_bytes, options.as_json)
 
 
@@ -49,8 +49,8 @@ def facts(options: SimpleNamespace) -> Dataset | Published:
 
 def show(screen: Console, model: Model, settings: Settings, data_bytes: int, as_json: bool) -> None:
     """A network that can be trained."""
-    size = report.sizes(model, settings.batch_size)
-    report.show_plan(screen, model, settings.batch_size, data_bytes)
+    size = console_text.sizes(model, settings.batch_size)
+    console_text.show_plan(screen, model, settings.batch_size, data_bytes)
     if as_json:
         about = {"trainable": True, "why_not": None}
         common.print_json({**asdict(settings), **model.versions(), **size, **about})

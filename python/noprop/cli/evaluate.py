@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from .. import report
+from .. import console_text
 from ..console import console
 from ..runs import Run
 from . import common
@@ -15,7 +15,7 @@ def run(options: SimpleNamespace) -> None:
     place = common.placed(options, run.model)
     content, split = common.data_of(run, options, moved=options.data is not None)
     where = place.describe(run.model)
-    report.say(screen, f"{content.name}: {len(content.x_test):,} test rows, {where}")
-    report.say_test(screen, run.model, options.samples)
+    console_text.say(screen, f"{content.name}: {len(content.x_test):,} test rows, {where}")
+    console_text.say_test(screen, run.model, options.samples)
     result = run.test(content, split, options.samples)
     common.show_result(screen, result, options.as_json)

@@ -6,7 +6,7 @@ import typer
 
 import noprop_kernels.__main__ as kernels
 
-from .. import checkpoint, metrics, report, schedule_picture
+from .. import checkpoint, console_text, metrics, schedule_picture
 from ..console import console
 from ..errors import InputError, notice
 from . import common
@@ -18,13 +18,13 @@ def run(options: SimpleNamespace) -> None:
     if options.folder is None:
         lines = list(kernels.lines())
         for line in lines:
-            report.say(console(stderr=options.as_json, needed=not options.as_json), line)
+            console_text.say(console(stderr=options.as_json, needed=not options.as_json), line)
         if options.as_json:
             common.print_json({"lines": lines})
         return
     content = checkpoint.load_content(options.folder)
     try:
-        report.show_info(console(stderr=options.as_json, needed=not options.as_json), content)
+        console_text.show_info(console(stderr=options.as_json, needed=not options.as_json), content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{options.folder} holds no run of this version: {error!r}") from error
     if options.plot is not None:

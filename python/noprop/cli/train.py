@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import typer
 
-from .. import checkpoint, data, report, seeds, variants
+from .. import checkpoint, console_text, data, seeds, variants
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
@@ -70,16 +70,16 @@ def run(options: SimpleNamespace) -> None:
         where = place.describe(run.model)
         for line in run.changes():
             notice(f"warning: {line}; from here on the bits may differ")
-        report.say(screen, content.describe())
+        console_text.say(screen, content.describe())
         if options.dry_run:
-            report.say(screen, where)
+            console_text.say(screen, where)
             dry_run.show(screen, run.model, run.settings, split.x.nbytes, options.as_json)
             return
         if anew:
             run.folder = claimed(folder, run.settings, held)
-        report.say(screen, f"into {run.folder}, {where}")
+        console_text.say(screen, f"into {run.folder}, {where}")
         train(run, split, screen, options)
-        report.say_test(screen, run.model, SAMPLES)
+        console_text.say_test(screen, run.model, SAMPLES)
         test(run, content, split)
     common.show_result(screen, run.result or {}, options.as_json)
 

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from noprop import report
+from noprop import console_text
 
 RESULT = {
     "data": "toy",
@@ -25,7 +25,7 @@ RESULT = {
 def shown(**changes):
     console = Console(width=200)
     with console.capture() as capture:
-        report.show_result(console, RESULT | changes)
+        console_text.show_result(console, RESULT | changes)
     return capture.get()
 
 
