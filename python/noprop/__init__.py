@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from noprop_kernels import __version__
 
     from .answer import Answer
-    from .epochs import Progress
+    from .callbacks import Callback, Steps
+    from .epochs import Epoch, Progress
     from .errors import InputError
     from .evaluation import Evaluation, evaluate
     from .loading import load
@@ -16,11 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Callback",
+    "Epoch",
     "Evaluation",
     "InputError",
     "Model",
     "NotFinite",
     "Progress",
+    "Steps",
     "__version__",
     "evaluate",
     "fit",
@@ -30,11 +34,14 @@ __all__ = [
 # imported on first use: the command line must print its help without waiting for torch
 _HOMES = {
     "Answer": ".answer",
+    "Callback": ".callbacks",
+    "Epoch": ".epochs",
     "Evaluation": ".evaluation",
     "InputError": ".errors",
     "Model": ".model",
     "NotFinite": ".training",
     "Progress": ".epochs",
+    "Steps": ".callbacks",
     "__version__": "noprop_kernels",
     "evaluate": ".evaluation",
     "fit": ".training",

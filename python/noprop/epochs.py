@@ -63,6 +63,9 @@ class Epoch:
         seconds: training time of the epoch.
         samples_per_second: training samples, each counted once for all blocks and replicas.
         replica: its number.
+        figures: what callbacks have measured after the epoch, by name, for those after them: in a
+            run "val_accuracy" on the held-out rows, or without these "train_accuracy" on some of
+            the training's.
     """
 
     epoch: int
@@ -74,3 +77,4 @@ class Epoch:
     seconds: float
     samples_per_second: float
     replica: int = 0
+    figures: dict[str, float] = field(default_factory=dict)

@@ -442,8 +442,9 @@ class Model:
             self._check_reads("to_module")
         return export.chain(self, noise, steps)
 
-    def save(self, folder: str | Path, training: Json | None = None) -> None:
-        """Writes the model, optimizer state and counters included, into `folder` (checkpoint.py).
+    def save(self, folder: str | Path, training: Json | None = None) -> Path:
+        """Writes the model, optimizer state and counters included, into `folder` (checkpoint.py),
+        and returns that.
 
         Args:
             folder: created if it is missing.
@@ -454,7 +455,9 @@ class Model:
             OSError: the disk refuses the write.
         """
         content, format = saving.content_of(self, training)
-        checkpoint.save(Path(folder), content, self.tensors(), format)
+        folder = Path(folder)
+        checkpoint.save(folder, content, self.tensors(), format)
+        return folder
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that training changes, and the embeddings, by name. Each has its own memory,

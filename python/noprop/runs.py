@@ -1,7 +1,7 @@
 """A run: its folder, and the steps from data to a saved and tested model."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from . import (
     seeds,
     variants,
 )
+from .callbacks import Callback
 from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
@@ -37,9 +38,8 @@ from .parts import make_parts
 from .prototypes import prototype_rows, prototypes
 from .replicas import slices_of
 from .settings import Settings
-from .training import NotFinite, fit
+from .training import CHECKPOINT_SECONDS, fit
 
-CHECKPOINT_SECONDS = 30.0
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
 WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
 
@@ -216,7 +216,8 @@ class Run:
         now = self.model.versions()
         return [] if self.saved_by is None else checkpoint.differences(self.saved_by, now)
 
-    def save(self) -> None:
+    def save(self) -> Path:
+        """Writes the run into its folder, and returns that."""
         training = {
             "settings": asdict(self.settings),
             "progress": self.progress.to_json(),
@@ -224,7 +225,7 @@ class Run:
             "data_dir": None if self.data_dir is None else str(self.data_dir),
             "result": self.result,
         }
-        self.model.save(self.folder, training)
+        return self.model.save(self.folder, training)
 
     def train(
         self,
@@ -234,6 +235,7 @@ class Run:
         on_call: Callable[[int], None],
         on_epoch: Callable[[Epoch, str], None],
         say: Callable[[str], None],
+        callbacks: Sequence[Callback] = (),
         nonfinite: str | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> bool:
@@ -244,6 +246,7 @@ class Run:
             stop: called several times a second; true ends the training.
             on_call, on_epoch: called with samples, and with epochs and their accuracy, which are
                 means over the seeds.
+            callbacks: as of `fit`; an epoch has its accuracy among its figures.
             say: called with a line on what the training leaves out, or on embeddings that collapse.
             nonfinite: what to do about a loss that is not finite, as `fit` has it.
             checkpoint_seconds: the least time between two saves.
@@ -254,28 +257,23 @@ class Run:
         Raises:
             NotFinite: a loss is not finite; the run is saved.
             MemoryError: a call had no memory and has changed nothing; the run is saved.
+            Exception: whatever a callback raises; the run is saved.
         """
         if self.progress.epoch < self.settings.epochs:
             self.result = None  # belongs to the shorter run
         sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
         self.save()
         metrics.rewind(self.folder, self.progress.epoch)
-        saved_at, collapsed = time.monotonic(), False
+        collapsed = False
         watched: list[tuple[Epoch, float]] = []  # of the replicas in an epoch
-
-        def after_call(progress: Progress, samples: int) -> None:
-            nonlocal saved_at
-            on_call(samples)
-            if time.monotonic() - saved_at > checkpoint_seconds:
-                self.save()
-                saved_at = time.monotonic()
 
         def after_epoch(epoch: Epoch) -> None:
             nonlocal collapsed
             name, accuracy = self.watch(split, WATCHED_STEPS, epoch.replica)
             learned = learned_metrics.learned_metrics(self.model)
+            epoch.figures[name] = accuracy
             line, replica = asdict(epoch) | {name: accuracy} | learned, epoch.replica
-            del line["replica"]
+            del line["replica"], line["figures"]
             if self.settings.seeds is not None:
                 line["seed"] = self.settings.seeds[replica]
             metrics.append(self.folder, line)
@@ -292,28 +290,26 @@ class Run:
                 say(f"warning: after epoch {epoch.epoch} {warning}")
             collapsed = warning is not None
 
-        try:
-            fit(
-                self.model,
-                split.x,
-                self.labels(split.y),
-                epochs=self.settings.epochs,
-                batch_size=self.settings.batch_size,
-                seed=self.settings.each_seed,
-                lr_schedule=self.settings.lr_schedule,
-                progress=self.progress,
-                nonfinite=nonfinite,
-                augment=self.settings.augment,
-                order=self.settings.order or "paper",
-                stop=stop,
-                on_call=after_call,
-                on_epoch=after_epoch,
-                say=say,
-            )
-        except (MemoryError, NotFinite):  # after these the state can still be resumed
-            self.save()
-            raise
-        self.save()
+        fit(
+            self.model,
+            split.x,
+            self.labels(split.y),
+            epochs=self.settings.epochs,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.each_seed,
+            lr_schedule=self.settings.lr_schedule,
+            progress=self.progress,
+            nonfinite=nonfinite,
+            augment=self.settings.augment,
+            order=self.settings.order or "paper",
+            stop=stop,
+            on_call=lambda _, samples: on_call(samples),
+            on_epoch=after_epoch,
+            callbacks=callbacks,
+            checkpoint=self.save,
+            checkpoint_seconds=checkpoint_seconds,
+            say=say,
+        )
         return self.progress.epoch >= self.settings.epochs
 
     def rows_of_epoch(self) -> int:

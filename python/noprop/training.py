@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from noprop_kernels.optimizers import Optimizer
 from . import augmentation
 from .augmentation import CropFlip
 from .batching import Batches, Batching
+from .callbacks import Callback, Listeners, Steps
 from .coupled_steps import CoupledSteps
 from .defaults import default_epochs
 from .epochs import Epoch, Progress
@@ -35,6 +37,7 @@ from .replicas import slices_of
 
 LR_SCHEDULES = ("constant", "cosine")
 NONFINITE = ("stop", "skip")
+CHECKPOINT_SECONDS = 30.0
 CALL_SECONDS = 0.2  # aim for one call: Ctrl-C and the progress bar respond in this time
 CLOCK = time.perf_counter
 
@@ -82,6 +85,9 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: Callable[[], Path] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     say: Callable[[str], None] = lambda line: warnings.warn(line, stacklevel=3),
 ) -> Progress:
     """Trains `model` until `epochs` epochs are complete, or `stop()` is true.
@@ -127,6 +133,12 @@ def fit(
             and replicas.
         on_epoch: called with every complete epoch, of each replica in turn; its time does not count
             as training.
+        callbacks: told each step, epoch and save; on_call and on_epoch are functions in place of a
+            callback, called before these.
+        checkpoint: saves what resuming needs and returns the folder, as `Model.save` does. It is
+            called between two calls where the last save is `checkpoint_seconds` ago, at the end,
+            and before NotFinite, a MemoryError of a call, or an error of a callback is raised.
+        checkpoint_seconds: the least time between two saves.
         say: called with a line on what the training leaves out; by default a Python warning.
 
     Returns:
@@ -135,6 +147,7 @@ def fit(
     Raises:
         ValueError: an argument does not fit.
         NotFinite: a loss was not finite, where that stops.
+        Exception: whatever a callback raises; `progress` and the model match.
     """
     if not isinstance(model, Model):
         raise InputError(f"fit: model must be a noprop.Model, got {type(model).__name__}")
@@ -147,6 +160,7 @@ def fit(
         raise ValueError(f"fit: lr_schedule must be one of {LR_SCHEDULES}, got {lr_schedule!r}")
     if nonfinite is not None and nonfinite not in NONFINITE:
         raise ValueError(f"fit: nonfinite must be one of {NONFINITE}, got {nonfinite!r}")
+    listeners = Listeners(callbacks, on_call, on_epoch, checkpoint, checkpoint_seconds)
     stops = nonfinite == "stop" or (nonfinite is None and model.replicas == 1)
     seeds = seeds_of(seed, model.replicas)
     feed = feed_of(model, x, y, batch_size)
@@ -169,18 +183,22 @@ def fit(
 
     while progress.epoch < epochs:
         started = CLOCK()
-        rows = loop.batching.order(progress.epoch)
+        with listeners.saved_before(MemoryError):
+            rows = loop.batching.order(progress.epoch)
         while not loop.complete(progress):
             if stop():
+                listeners.checkpoint()
                 return progress
-            if loop.begins_pass(progress):
-                rows = loop.batching.order(progress.epoch)  # a loader begins again
-            samples = loop.train(progress, rows)
+            with listeners.saved_before(MemoryError):  # which has changed nothing
+                if loop.begins_pass(progress):
+                    rows = loop.batching.order(progress.epoch)  # a loader begins again
+                steps = loop.train(progress, rows)
             now = CLOCK()
             progress.add_time(now - started)
-            on_call(progress, samples)
+            listeners.step(progress, steps)
             if loop.trouble and stops:
                 loop.check()  # raises the cause, where a GPU found it in the data
+                listeners.checkpoint()
                 text = next(iter(loop.trouble.values()))
                 raise NotFinite(f'{text}, and nonfinite="skip" goes on', progress)
             if nonfinite is None:
@@ -192,7 +210,8 @@ def fit(
         done = loop.epochs_of(progress)
         progress.finish_epoch()
         for epoch in done:
-            on_epoch(epoch)
+            listeners.epoch(epoch)
+    listeners.checkpoint()
     return progress
 
 
@@ -325,8 +344,16 @@ class _Loop:
         first, total = epoch * steps + done, self.epochs * steps
         return learning_rates(optimizer.lr, self.lr_schedule, first, K, total)
 
-    def train(self, progress: Progress, order: Tensor) -> int:
-        """One call from `progress` on; returns its samples, each counted once for all blocks.
+    def first_step(self, progress: Progress) -> int:
+        """The number of the next step among all of the training, the head's own included."""
+        of_head = 0
+        if self.coupled is None and self.model.head is not None:
+            of_head = self.model.blocks.T * self.steps
+        done = progress.block_steps + progress.head_steps
+        return progress.epoch * (self.epoch_steps + of_head) + done
+
+    def train(self, progress: Progress, order: Tensor) -> Steps:
+        """One call from `progress` on; returns its steps.
 
         Args:
             order: the epoch's rows.
@@ -337,16 +364,17 @@ class _Loop:
             return self.train_blocks(progress, order)
         return self.train_head(progress, order)
 
-    def train_coupled(self, coupled: CoupledSteps, progress: Progress, order: Tensor) -> int:
+    def train_coupled(self, coupled: CoupledSteps, progress: Progress, order: Tensor) -> Steps:
         done, total = progress.block_steps, self.epoch_steps
         at, step = divmod(done, self.steps)
         indices = self.batches.take(order, step, self.block_pace.K)
         K, B = indices.shape
-        lr: list[float | None] = [None] * K
+        rated, first = self.rated_steps, self.first_step(progress)
+        optimizer = self.model.blocks.optimizer
+        rates = self.rates(optimizer, progress.epoch, done % rated, rated, K)
+        lr: list[float | None] = [None] * K  # each part its own
         if self.lr_schedule != "constant":
-            optimizer = self.model.blocks.optimizer
-            rated = self.rated_steps
-            lr = [*self.rates(optimizer, progress.epoch, done % rated, rated, K).tolist()]
+            lr = [*rates.tolist()]
         with self.block_pace.measure(K):
             batch = self.batching.take(indices, progress.epoch * total + done)
             losses = coupled.run(batch, at + 1, lr)
@@ -363,11 +391,20 @@ class _Loop:
         progress.seen = _added(progress.seen, (losses.trained.sum(0) * B).tolist())
         before = done * B // coupled.passes
         progress.block_steps += K
-        return progress.block_steps * B // coupled.passes - before
+        loss = losses.blocks.masked_fill(~losses.trained, math.nan)
+        return Steps(
+            epoch=progress.epoch + 1,
+            first=first,
+            lr=rates,
+            samples=progress.block_steps * B // coupled.passes - before,
+            loss=loss.view(K, 1, -1),
+            head_loss=None if self.model.head is None else losses.head,
+        )
 
-    def train_blocks(self, progress: Progress, order: Tensor) -> int:
+    def train_blocks(self, progress: Progress, order: Tensor) -> Steps:
         indices = self.batches.take(order, progress.block_steps, self.block_pace.K)
         blocks, B = self.model.blocks, indices.shape[-1]
+        first = self.first_step(progress)
         lr = self.rates(
             blocks.optimizer, progress.epoch, progress.block_steps, self.steps, len(indices)
         )
@@ -380,12 +417,14 @@ class _Loop:
         progress.loss_sum = _added(progress.loss_sum, sums)
         progress.skipped = _added(progress.skipped, skipped)
         progress.block_steps += len(indices)
-        return len(indices) * B
+        loss = losses.view(len(indices), blocks.replicas, -1)
+        return Steps(progress.epoch + 1, first, lr, len(indices) * B, loss=loss)
 
-    def train_head(self, progress: Progress, order: Tensor) -> int:
+    def train_head(self, progress: Progress, order: Tensor) -> Steps:
         head, T = self.model.head, self.model.blocks.T
         assert head is not None  # `complete` counts no head steps without a head
         block, step = divmod(progress.head_steps, self.steps)
+        first = self.first_step(progress)
         indices = self.batches.take(order, step, self.head_pace.K)
         lr = self.rates(
             head.optimizer, progress.epoch, progress.head_steps, self.steps * T, len(indices)
@@ -396,7 +435,7 @@ class _Loop:
         progress.head_loss_sum = _added(progress.head_loss_sum, sums)
         progress.head_skipped = _added(progress.head_skipped, skipped)
         progress.head_steps += len(indices)
-        return 0
+        return Steps(progress.epoch + 1, first, lr, 0, head_loss=losses)
 
     def account(
         self, losses: Tensor, B: int, epoch: int, done: int, names: Sequence[str]
