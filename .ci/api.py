@@ -16,10 +16,11 @@ import pdoc.doc
 import pdoc.render
 
 import noprop
+import noprop.loggers
 import noprop_kernels
 import noprop_kernels.tuning
 
-MODULES = (noprop, noprop_kernels, noprop_kernels.tuning)
+MODULES = (noprop, noprop.loggers, noprop_kernels, noprop_kernels.tuning)
 
 
 def complete() -> None:

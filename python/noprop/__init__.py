@@ -49,10 +49,13 @@ _HOMES = {
 }
 
 
+_MODULES = ("loggers",)  # of which this package has no names
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name], __name__), name)
-    if f".{name}" in _HOMES.values():
+    if name in _MODULES or f".{name}" in _HOMES.values():
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -62,7 +62,7 @@ class Epoch:
             mean over no sample is None.
         seconds: training time of the epoch.
         samples_per_second: training samples, each counted once for all blocks and replicas.
-        replica: its number.
+        replica: its number, of `replicas`.
         figures: what callbacks have measured after the epoch, by name, for those after them: in a
             run "val_accuracy" on the held-out rows, or without these "train_accuracy" on some of
             the training's.
@@ -77,4 +77,5 @@ class Epoch:
     seconds: float
     samples_per_second: float
     replica: int = 0
+    replicas: int = 1
     figures: dict[str, float] = field(default_factory=dict)

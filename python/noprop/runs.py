@@ -273,7 +273,7 @@ class Run:
             learned = learned_metrics.learned_metrics(self.model)
             epoch.figures[name] = accuracy
             line, replica = asdict(epoch) | {name: accuracy} | learned, epoch.replica
-            del line["replica"], line["figures"]
+            del line["replica"], line["replicas"], line["figures"]
             if self.settings.seeds is not None:
                 line["seed"] = self.settings.seeds[replica]
             metrics.append(self.folder, line)

@@ -314,6 +314,7 @@ class _Loop:
                     seconds=progress.epoch_seconds,
                     samples_per_second=rows / progress.epoch_seconds,
                     replica=replica,
+                    replicas=R,
                 )
             )
         return epochs

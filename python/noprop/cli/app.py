@@ -18,6 +18,7 @@ from .options import (
     FORMATS,
     HEADS,
     INITIAL,
+    LOGS,
     NONFINITE,
     OPTIMIZERS,
     ORDERS,
@@ -260,6 +261,14 @@ def train(
         typer.Option(
             help=f"What to do where a loss is NaN or infinite. {names(NONFINITE)} Default: stop, "
             "of --seeds skip."
+        ),
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help=f"Write losses and figures of steps and epochs into logs in the run's folder. "
+            f"{names(LOGS)} It may be given twice; a resumed run goes on with its logs.",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -22,6 +22,7 @@ NONFINITE = ("stop", "skip")
 DEVICES = ("auto", "cpu", "cuda", "cuda:N")
 BACKENDS = ("cpu", "triton", "cuda", "reference")
 FORMATS = ("csv", "jsonl")
+LOGS = ("csv", "tensorboard")
 
 
 def path(text: str) -> Path:

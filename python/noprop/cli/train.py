@@ -17,6 +17,7 @@ from ..epochs import Progress
 from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
+from ..loggers import LOGGERS, Logger
 from ..progress import display
 from ..runs import Run, Split
 from ..settings import FIXED, Settings
@@ -29,6 +30,7 @@ from .options import (
     EMBEDDINGS,
     HEADS,
     INITIAL,
+    LOGS,
     LR_SCHEDULES,
     NONFINITE,
     OPTIMIZERS,
@@ -112,6 +114,9 @@ def check(options: SimpleNamespace) -> None:
     one_of("--lr-schedule", options.lr_schedule, LR_SCHEDULES)
     one_of("--augment", options.augment, AUGMENTATIONS)
     one_of("--precision", options.precision, PRECISIONS)
+    for kind in options.log or ():
+        one_of("--log", kind, LOGS)
+        LOGGERS[kind](Path())  # raises where its package is missing, before anything is written
     if options.on_nonfinite is not None:
         one_of("--on-nonfinite", options.on_nonfinite, NONFINITE)
     if options.seeds is not None:
@@ -216,12 +221,14 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
     done = run.progress.epoch * rows + run.rows_of_epoch()
     shown = display(screen, epochs=run.settings.epochs, rows=rows, done=done)
     try:
-        with asked_to_stop() as signal_number, shown as display_:
+        with ExitStack() as held, asked_to_stop() as signal_number, shown as display_:
+            callbacks = [held.enter_context(logger) for logger in loggers(run.folder, options.log)]
             finished = run.train(
                 split,
                 stop=lambda: signal_number() > 0,
                 on_call=display_.advance,
                 on_epoch=display_.epoch,
+                callbacks=callbacks,
                 say=notice,
                 nonfinite=options.on_nonfinite,
                 checkpoint_seconds=options.checkpoint_seconds,
@@ -233,6 +240,13 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
     if not finished:
         notice(f"interrupted in epoch {run.progress.epoch + 1} and saved; {go_on(run)}")
         raise typer.Exit(status(signal_number()))
+
+
+def loggers(folder: Path, kinds: list[str] | None) -> list[Logger]:
+    """The loggers of a run: those that are asked for, and those that it has logs of."""
+    logs = folder / "logs"
+    found = [kind for kind in LOGS if kind in (kinds or ()) or (logs / kind).is_dir()]
+    return [LOGGERS[kind](logs / kind) for kind in found]
 
 
 def test(run: Run, content: Dataset, split: Split) -> None:
