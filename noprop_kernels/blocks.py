@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from .arguments.batches import Inputs, Normalize, check_inputs, rows_of, same_rows
+from .arguments.row_weights import check_row_weight
 from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops, chain
 from .compiler.eager import eager_only
@@ -137,6 +138,7 @@ class DenoisingBlocks(Stack):
         z: Tensor | None = None,
         input_grad: bool = False,
         levels_grad: bool = False,
+        row_weight: Tensor | None = None,
     ) -> Step:
         """One step of n slices: draw z_{t-1}, forward, loss, backward, update.
 
@@ -153,6 +155,9 @@ class DenoisingBlocks(Stack):
                 drawn again only for the target, and the caller computes the path through z.
             input_grad: whether to compute d_x, and d_z if `z` is given.
             levels_grad: whether to compute d_W_embed, and d_signal and d_noise unless `z` is given.
+            row_weight: (B,) float32, at least 0, by which the rows' weights in the loss are
+                multiplied; None: 1. The loss is divided by B whatever they are. On a GPU, where no
+                check waits, a negative weight makes it NaN.
 
         Returns:
             Step.
@@ -161,7 +166,7 @@ class DenoisingBlocks(Stack):
             ValueError: an argument does not fit, or optimizer=None.
             BackendError: no backend can run it.
         """
-        return training.train_step(self, x, y, blocks, lr, z, input_grad, levels_grad)
+        return training.train_step(self, x, y, blocks, lr, z, input_grad, levels_grad, row_weight)
 
     @eager_only
     def train_steps(
@@ -173,6 +178,7 @@ class DenoisingBlocks(Stack):
         blocks: Blocks = None,
         lr: float | Tensor | None = None,
         normalize: Normalize | Mapping[str, Normalize] | None = None,
+        row_weight: Tensor | None = None,
     ) -> Tensor:
         """K steps in one call, each as `train_step`; after a stop each slice has its own `draws`.
 
@@ -188,6 +194,8 @@ class DenoisingBlocks(Stack):
             normalize: (mean, std), each a number, one per channel (features in channel order) or
                 one per feature; uint8 is divided by 255 first, as by torchvision's ToTensor. A dict
                 by name as X.
+            row_weight: float32 in Y's shape, as of `train_step`; those of a data set are gathered
+                as its rows are.
 
         Returns:
             (K, n) float32 losses.
@@ -196,7 +204,7 @@ class DenoisingBlocks(Stack):
             ValueError: an argument does not fit, or optimizer=None.
             BackendError: no backend can run it.
         """
-        return training.train_steps(self, X, Y, indices, blocks, lr, normalize)
+        return training.train_steps(self, X, Y, indices, blocks, lr, normalize, row_weight)
 
     @eager_only
     def gradients(
@@ -208,6 +216,7 @@ class DenoisingBlocks(Stack):
         step: int | None = None,
         first_row: int = 0,
         rows: int | None = None,
+        row_weight: Tensor | None = None,
     ) -> Gradients:
         """Gradients of one step's loss, or of a part of its batch; no state and no counter changes.
 
@@ -216,6 +225,7 @@ class DenoisingBlocks(Stack):
             step: the draw of the noise; None: each slice's own `draws`.
             first_row: position of row 0 in the whole batch.
             rows: rows of the whole batch, by which the loss is divided; None: B.
+            row_weight: (B,) float32, as of `train_step`.
 
         Returns:
             Gradients, which add over the parts of a batch; give them to `update`.
@@ -224,7 +234,7 @@ class DenoisingBlocks(Stack):
             ValueError: an argument does not fit.
             BackendError: no backend can run it.
         """
-        return training.gradients(self, x, y, blocks, step, first_row, rows)
+        return training.gradients(self, x, y, blocks, step, first_row, rows, row_weight)
 
     @eager_only
     def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
@@ -323,7 +333,14 @@ class DenoisingBlocks(Stack):
         return run(self, {name: inputs[name] for name in self.plan.inputs}, index)
 
     @eager_only
-    def loss(self, x: Inputs, y: Tensor, *, blocks: Blocks = None) -> Tensor:
+    def loss(
+        self,
+        x: Inputs,
+        y: Tensor,
+        *,
+        blocks: Blocks = None,
+        row_weight: Tensor | None = None,
+    ) -> Tensor:
         """loss = sum over rows of weight * |u_hat - u_y|^2 / B, differentiable in parameters and x.
 
         The noise is that of the next step: call `advance()` after each step of an outside
@@ -332,6 +349,7 @@ class DenoisingBlocks(Stack):
         Args:
             x, blocks: as in `forward`.
             y: (B,) int64, labels.
+            row_weight: (B,) float32, as of `train_step`; no gradient reaches it.
 
         Returns:
             (n,) float32; its sum trains every block by its own loss alone.
@@ -342,11 +360,12 @@ class DenoisingBlocks(Stack):
         op = "loss"
         index = index_of(self, op, blocks)
         check_draws_z(self, op)
-        check_batch(self, op, x, y, len(index), training=self.training)
+        _, B = check_batch(self, op, x, y, len(index), training=self.training)
+        row_weight = check_row_weight(op, row_weight, (B,), self.device)
         z, eps = training.add_noise(self, op, y, blocks)
         t = training.times(self, op, len(y), blocks, 0, None) if self.goal.timed else None
         logits = self.forward(x, z, t=t, blocks=blocks)
-        return block_nodes.Loss.apply(self, index, y, eps, logits)
+        return block_nodes.Loss.apply(self, index, y, eps, logits, row_weight)
 
     @eager_only
     def backward_update(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .arguments.batches import INT64, check_labels, gather_inputs, rows_of
+from .arguments.row_weights import check_row_weight, in_steps
 from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops
 from .check import LARGEST, check_integer, check_number, check_positive, check_tensor, is_flag
@@ -174,6 +175,7 @@ class OutputHead(Stack):
         *,
         lr: float | Tensor | None = None,
         levels_grad: bool = False,
+        row_weight: Tensor | None = None,
     ) -> Step:
         """One step on z_T of the labels.
 
@@ -182,6 +184,7 @@ class OutputHead(Stack):
             t: the block, in 1..T, in whose order of training this step is; it addresses the noise.
             lr: a number or (R,); None: the optimizer's.
             levels_grad: whether to compute d_W_embed, d_signal and d_noise, all through z_T.
+            row_weight: (B,) float32, as of DenoisingBlocks.train_step.
 
         Returns:
             Step.
@@ -190,7 +193,7 @@ class OutputHead(Stack):
             ValueError: an argument does not fit, or optimizer=None.
             BackendError: no backend can run it.
         """
-        return head_step(self, y, t, lr, levels_grad, None)
+        return head_step(self, y, t, lr, levels_grad, None, row_weight)
 
     @eager_only
     def train_steps(
@@ -200,6 +203,7 @@ class OutputHead(Stack):
         t: int | Tensor,
         *,
         lr: float | Tensor | None = None,
+        row_weight: Tensor | None = None,
     ) -> Tensor:
         """K steps in one call, each as `train_step`.
 
@@ -209,6 +213,7 @@ class OutputHead(Stack):
                 the batches.
             t: an int, or (K,) int64, one per step.
             lr: a number, (K,) or (K, R); None: the optimizer's.
+            row_weight: float32 in Y's shape, as of DenoisingBlocks.train_steps.
 
         Returns:
             (K, R) float32 losses.
@@ -223,7 +228,9 @@ class OutputHead(Stack):
             op, {}, Y, indices, None, self.plan, (), index, len(self), self.device
         )
         block = self._noise_block(op, t, K)
-        return engine.train_steps(self, op, index, block, inputs, labels, B, lr)
+        weight = check_row_weight(op, row_weight, Y.shape, self.device)
+        weight = in_steps(weight, labels, len(self))
+        return engine.train_steps(self, op, index, block, inputs, labels, B, lr, weight)
 
     @eager_only
     def backward_update(
@@ -280,6 +287,7 @@ def head_step(
     lr: float | Tensor | None,
     levels_grad: bool,
     last: Levels | None,
+    row_weight: Tensor | None = None,
 ) -> Step:
     """OutputHead.train_step; `last` are the levels of z_T, where the caller has them."""
     op, index = "train_step", head._everyone()
@@ -287,6 +295,7 @@ def head_step(
     rule = engine.step_rule(head, op, lr, index)
     B = len(check_labels(op, y, None, head.device))
     engine.check_rows(head, op, "y", B)
+    row_weight = check_row_weight(op, row_weight, (B,), head.device)
     out = engine.new_out(head, 1, len(head))
     out.error = engine.empty(head, len(head), B)
     if levels_grad:
@@ -303,6 +312,7 @@ def head_step(
         rule=rule,
         out=out,
         given=None if last is None else (None, last),
+        row_weight=None if row_weight is None else row_weight.expand(1, len(head), B),
     )
     return Step(
         out.loss[0],

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..arguments.batches import packed
+from ..arguments.row_weights import weighted
 from ..backends.calls import BackwardCall, ForwardCall, HeadCall, Rule, Slices
 from ..check import check_tensor
 from ..results import Update
@@ -137,14 +138,23 @@ class Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stack: Stack, index: Tensor, y: Tensor, eps: Tensor | None, logits: Tensor
+        ctx: Any,
+        stack: Stack,
+        index: Tensor,
+        y: Tensor,
+        eps: Tensor | None,
+        logits: Tensor,
+        row_weight: Tensor | None,
     ) -> Tensor:
         n, B, _ = logits.shape
         loss = engine.empty(stack, n)
         d_logits = torch.empty_like(logits) if ctx.needs_input_grad[4] else None
         noise = engine.noise_of(stack, index, engine.blocks_of(stack, index, 1))
+        objective = engine.levels_of(stack, index, noise, B)[1]
+        if row_weight is not None:
+            row_weight = row_weight.expand(1, n, B)
         call = HeadCall(
-            objective=engine.levels_of(stack, index, noise, B)[1],
+            objective=weighted(objective, row_weight),
             embedding=engine.embedding_of(stack),
             y=y.contiguous().expand(1, n, B),
             logits=logits.contiguous(),
@@ -163,9 +173,9 @@ class Loss(torch.autograd.Function):
     @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, d_loss: Tensor
-    ) -> tuple[None, None, None, None, Tensor]:
+    ) -> tuple[None, None, None, None, Tensor, None]:
         (d_logits,) = ctx.saved_tensors
-        return None, None, None, None, d_logits * d_loss[:, None, None]
+        return None, None, None, None, d_logits * d_loss[:, None, None], None
 
 
 def backward_update(stack: Stack, logits: Tensor, d_logits: Tensor, lr: object) -> Update:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..arguments.row_weights import weighted
 from ..arguments.scalars import check_rates, number_tensor
 from ..backends import dispatch
 from ..backends.calls import (
@@ -263,8 +264,11 @@ def train(
     first_row: int = 0,
     rows: int | None = None,
     given: TimedLevels | None = None,
+    row_weight: Tensor | None = None,
 ) -> None:
-    """K steps of the selected slices, K = len(block): an update each, or `out.grads` once."""
+    """K steps of the selected slices, K = len(block): an update each, or `out.grads` once;
+    `row_weight` (K, n, B) as of `weighted`.
+    """
     K = len(block)
     if K > 1:
         check_state(stack, K)
@@ -275,7 +279,7 @@ def train(
         slices=slices,
         noise=noise,
         noising=noising,
-        objective=objective,
+        objective=weighted(objective, row_weight),
         embedding=embedding_of(stack),
         inputs=dict(inputs) if t is None else {**inputs, "t": time_input(stack, t)},
         z=z,
@@ -300,8 +304,9 @@ def train_steps(
     y: Tensor | Gather,
     B: int,
     lr: object,
+    row_weight: Tensor | None,
 ) -> Tensor:
-    """Losses (K, n) of K steps in one call."""
+    """Losses (K, n) of K steps in one call; `row_weight` (K, n, B) as of `train`."""
     if stack.shared is not None and stack.shared.learns:
         raise ValueError(
             f"{op}: shared must learn nothing, since W_embed and gamma stay what they are during a "
@@ -312,5 +317,6 @@ def train_steps(
     out = new_out(stack, K, len(index))
     if K > 0:
         check_rows(stack, op, "indices", B)
-        train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, rule=rule, out=out)
+        batch: dict[str, Any] = {"inputs": inputs, "y": y, "B": B, "row_weight": row_weight}
+        train(stack, op, index=index, block=block, rule=rule, out=out, **batch)
     return out.loss

@@ -17,6 +17,7 @@ from ..arguments.batches import (
     gather_inputs,
     packed,
 )
+from ..arguments.row_weights import check_row_weight, in_steps
 from ..backends.calls import AddNoiseCall, TrainOut, UpdateCall
 from ..check import MOST_COUNT, check_count, check_integer, check_positive, check_tensor
 from ..plan import Plan
@@ -39,6 +40,7 @@ def train_step(
     z: Tensor | None,
     input_grad: bool,
     levels_grad: bool,
+    row_weight: Tensor | None = None,
     given: engine.TimedLevels | None = None,
 ) -> Step:
     """DenoisingBlocks.train_step; `given` as engine.levels_of."""
@@ -47,6 +49,7 @@ def train_step(
     n = len(index)
     rule = engine.step_rule(stack, op, lr, index)
     inputs, B = check_batch(stack, op, x, y, n)
+    row_weight = check_row_weight(op, row_weight, (B,), stack.device)
     if not input_grad:
         refuse_graph(op, x, z)
     out = engine.new_out(stack, 1, n)
@@ -63,7 +66,8 @@ def train_step(
         out.d_W_embed = empty(n, stack.M, stack.D)
         if z is None:
             out.d_signal, out.d_noise = empty(n, B), empty(n, B)
-    one_step(stack, op, index, inputs, y, B, out, z=z, rule=rule, given=given)
+    options: dict[str, Any] = {"z": z, "rule": rule, "given": given}
+    one_step(stack, op, index, inputs, y, B, out, row_weight, **options)
     return Step(
         out.loss[0],
         out.error,
@@ -83,11 +87,15 @@ def one_step(
     y: Tensor,
     B: int,
     out: TrainOut,
+    row_weight: Tensor | None,
     **options: Any,
 ) -> None:
-    """A step of `index`'s slices on checked rows; `options` are those of engine.train."""
+    """A step of `index`'s slices on checked rows of weights (B,), or None; `options` are those of
+    engine.train.
+    """
     inputs = {name: packed(value)[None] for name, value in inputs.items()}
     y, block = y.contiguous().expand(1, len(index), B), engine.blocks_of(stack, index, 1)
+    options["row_weight"] = None if row_weight is None else row_weight.expand(1, len(index), B)
     engine.train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, out=out, **options)
 
 
@@ -99,6 +107,7 @@ def train_steps(
     blocks: Blocks,
     lr: float | Tensor | None,
     normalize: Normalize | Mapping[str, Normalize] | None,
+    row_weight: Tensor | None,
 ) -> Tensor:
     """DenoisingBlocks.train_steps."""
     op = "train_steps"
@@ -110,8 +119,10 @@ def train_steps(
         *(replica, stack.layout.replicas, stack.device),
     )
     refuse_graph(op, X)
+    weight = check_row_weight(op, row_weight, Y.shape, stack.device)
+    weight = in_steps(weight, labels, len(index))
     return engine.train_steps(
-        stack, op, index, engine.blocks_of(stack, index, K), inputs, labels, B, lr
+        stack, op, index, engine.blocks_of(stack, index, K), inputs, labels, B, lr, weight
     )
 
 
@@ -123,12 +134,14 @@ def gradients(
     step: int | None,
     first_row: int,
     rows: int | None,
+    row_weight: Tensor | None,
 ) -> Gradients:
     """DenoisingBlocks.gradients."""
     op = "gradients"
     index = index_of(stack, op, blocks)
     check_draws_z(stack, op)
     inputs, B = check_batch(stack, op, x, y, len(index))
+    row_weight = check_row_weight(op, row_weight, (B,), stack.device)
     refuse_graph(op, x)
     first_row = check_row(op, first_row, B)
     rows = check_whole(op, rows) or B
@@ -140,9 +153,8 @@ def gradients(
     out.error = engine.empty(stack, n, B)
     out.grads = {name: engine.empty(stack, n, *s) for name, s in stack.plan.parameters().items()}
     out.stats = {name: engine.empty(stack, n, *s) for name, s in stack.plan.statistics().items()}
-    one_step(
-        stack, op, index, inputs, y, B, out, rule=None, draw=draw, first_row=first_row, rows=rows
-    )
+    address: dict[str, Any] = {"draw": draw, "first_row": first_row, "rows": rows}
+    one_step(stack, op, index, inputs, y, B, out, row_weight, rule=None, **address)
     return Gradients(
         out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
     )

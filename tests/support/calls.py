@@ -174,6 +174,7 @@ def make_train_call(
     grads: bool = False,
     first_row: int = 0,
     rows: int | None = None,
+    row_weight: bool = False,
 ) -> TrainCall:
     """A random training call; its outputs hold NaN.
 
@@ -187,6 +188,7 @@ def make_train_call(
         extras: ask for error, d_inputs, d_signal, d_noise and d_W_embed (K = 1).
         grads: ask for gradients and batch statistics instead of an update (K = 1).
         first_row, rows: the place of these rows in the whole batch; rows defaults to B.
+        row_weight: the loss' weights differ by row, also where signal and noise do not.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -276,6 +278,8 @@ def make_train_call(
     if optimizer is not None:
         decays = torch.as_tensor(optimizer.weight_decay, dtype=torch.float64).expand(n)
         rule = Rule(optimizer, optimizer.lr * (0.5 + rand(K, n)), decays)
+    if row_weight:
+        objective.weight = objective.weight * (3 * rand(K, n, B)).to(dtype)
     return TrainCall(
         slices=slices,
         noise=noise,

@@ -192,6 +192,7 @@ class Surface(RuleBasedStateMachine):
             Y=torch.arange(9) % M,
             rows=torch.arange(2 * B).view(2, B),
             lr=ones(2),
+            w=ones(9),
         )
         calls: dict[str, Callable[[], Any]] = {
             "train_step": lambda: blocks.train_step(v["x"], v["y"]),
@@ -201,6 +202,9 @@ class Surface(RuleBasedStateMachine):
                 v["x"], v["y"], z=v["zs"], input_grad=True, levels_grad=True
             ),
             "train_steps": lambda: blocks.train_steps(v["X"], v["Y"], v["rows"], lr=v["lr"]),
+            "train_steps row_weight": lambda: blocks.train_steps(
+                v["X"], v["Y"], v["rows"], row_weight=v["w"]
+            ),
             "train_steps normalize": lambda: blocks.train_steps(
                 v["X"], v["Y"], v["rows"], normalize=(v["lr"], number)
             ),

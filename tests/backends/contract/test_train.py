@@ -46,6 +46,12 @@ VARIANTS = {
         "plan": "one_layer", "z_features": True, "D": 3, "flow": 1.0, "optimizer": AdamW(),
     },
     "grads": {"plan": "branches", "grads": True, "first_row": 11, "rows": 300},
+    "row weights": {
+        "plan": "mlp", "row_weight": True, "gather": True, "optimizer": AdamW(), "K": 2, "B": 7,
+    },
+    "row weights, cross entropy": {
+        "plan": "one_layer", "row_weight": True, "head": "cross_entropy", "grads": True, "n": 1,
+    },
 }  # fmt: skip
 
 
