@@ -56,13 +56,16 @@ class CropFlip:
     def __call__(self, batch: dict[str, Any], first_step: int) -> dict[str, Any]:
         """K steps from `first_step` on, of `Feed.take`; the rows are copied."""
         X, Y, indices = batch["X"], batch["Y"], batch["indices"]
+        weight = batch.get("row_weight")
         if indices is not None:
             X, Y = X[indices], Y[indices]
+            weight = None if weight is None else weight[indices]
         K, B, F = X.shape
         blank = torch.zeros_like(self.blank) if X.dtype == torch.uint8 else self.blank
         draws = self.draws(first_step, K, B, X.device).flatten(0, 1)
         made = crop_flip(X.view(-1, *self.shape), blank.to(X), draws)
-        return batch | {"X": made.view(K, B, F), "Y": Y, "indices": None}
+        gathered = {"X": made.view(K, B, F), "Y": Y, "indices": None, "row_weight": weight}
+        return batch | gathered
 
     def draws(self, first_step: int, K: int, B: int, device: torch.device) -> Tensor:
         """(K, B, 3) int64: row and column of the window, 0..2 PAD, and whether it is mirrored."""

@@ -72,7 +72,8 @@ class Batching:
             crop(self.feed.take(of_replica), first_step)
             for crop, of_replica in zip(self.crops, indices.unbind(1), strict=True)
         ]
-        gathered = {name: torch.stack([batch[name] for batch in each], 1) for name in ("X", "Y")}
+        names = [name for name in ("X", "Y", "row_weight") if each[0][name] is not None]
+        gathered = {name: torch.stack([batch[name] for batch in each], 1) for name in names}
         return as_rows(each[0] | gathered)
 
 
@@ -84,4 +85,6 @@ def as_rows(batch: dict[str, Any]) -> dict[str, Any]:
         return batch
     Y = batch["Y"]
     indices = torch.arange(Y.numel(), dtype=torch.int64, device=Y.device).view(Y.shape)
-    return batch | {"X": batch["X"].flatten(0, 2), "Y": Y.flatten(), "indices": indices}
+    weight = None if batch["row_weight"] is None else batch["row_weight"].flatten()
+    rows = {"X": batch["X"].flatten(0, 2), "Y": Y.flatten(), "indices": indices}
+    return batch | rows | {"row_weight": weight}

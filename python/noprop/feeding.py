@@ -17,7 +17,7 @@ from noprop_kernels import philox
 
 from . import labels
 from .errors import InputError
-from .inputs import Array, InputFormat, is_mapped
+from .inputs import Array, InputFormat, is_mapped, to_array
 from .model import Model
 from .normalisation import Moments, rows_at_once
 
@@ -29,10 +29,12 @@ class Feed(Protocol):
         rows: of an epoch.
         Y: (rows,) int64 labels on the blocks' device, indexed by the places in `order`.
         batch_size: the data's own, or None.
+        row_weight: (rows,) float32 of mean 1, indexed as Y is, or None.
     """
 
     rows: int
     batch_size: int | None
+    row_weight: Tensor | None
 
     @property
     def Y(self) -> Tensor: ...
@@ -42,24 +44,31 @@ class Feed(Protocol):
         ...
 
     def take(self, indices: Tensor) -> dict[str, Any]:
-        """The arguments X, Y, indices and normalize of `train_steps` for rows `indices` (K, B)."""
+        """The arguments X, Y, indices, normalize and row_weight of `train_steps` for rows `indices`
+        (K, B).
+        """
         ...
 
 
-def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
+def feed_of(model: Model, x: Any, y: Any, batch_size: int, sample_weight: Any = None) -> Feed:
     """Checks the data of `fit`, and sets on `model` what it does not know of them yet.
 
     Args:
         model: receives the inputs' format, the normalisation and the classes that it lacks.
-        x, y: as `fit` takes them.
+        x, y, sample_weight: as `fit` takes them.
         batch_size: for data sets that are read row by row.
 
     Raises:
-        InputError: x or y does not fit.
+        InputError: x, y or sample_weight does not fit.
     """
     if isinstance(x, DataLoader | Dataset):
         if y is not None:
             raise InputError(f"fit: y must be None, as {type(x).__name__} brings labels with x")
+        if sample_weight is not None:
+            raise InputError(
+                f"fit: sample_weight must be None where x is a {type(x).__name__}, whose rows have "
+                "an order of its own; give arrays, or draw rows as often as they weigh"
+            )
         if model.replicas > 1:
             raise InputError(
                 "fit: x must be an array where there are several replicas, each with an order of "
@@ -77,17 +86,48 @@ def feed_of(model: Model, x: Any, y: Any, batch_size: int) -> Feed:
     Y, names = labels.encode(y, known) if known else labels.for_model(y, model.blocks.M)
     if len(Y) != len(array):
         raise InputError(f"fit: y must have as many rows as x, {len(array)}, got {len(Y)}")
+    weight = _weights_of(sample_weight, len(array))
     normalize = model.normalize
     if normalize is None:
         moments = Moments(inputs.channels)
         for first_row, part in _parts(array, inputs):
-            moments.add(inputs.rows(part, "fit", first_row=first_row))
+            rows = inputs.rows(part, "fit", first_row=first_row)
+            own = None if weight is None else weight[first_row : first_row + len(rows)]
+            moments.add(rows, None if own is None else own.to(rows.device))
         normalize = moments.result()
     else:
         for first_row, part in _parts(array, inputs):
             inputs.rows(part, "fit", first_row=first_row)  # checks the values
     model.inputs, model.classes_, model.normalize = inputs, names, normalize
-    return Mapped(model, array, Y) if is_mapped(array) else InMemory(model, array, Y)
+    row_weight = None if weight is None else (weight / weight.mean()).float().to(model.device)
+    kind = Mapped if is_mapped(array) else InMemory
+    return kind(model, array, Y, row_weight)
+
+
+def _weights_of(sample_weight: Any, rows: int) -> Tensor | None:
+    """(rows,) float64 on the CPU; None: the rows weigh the same."""
+    if sample_weight is None:
+        return None
+    weight = to_array(sample_weight, "fit", "sample_weight")
+    if tuple(weight.shape) != (rows,):
+        raise InputError(
+            f"fit: sample_weight must be ({rows},), a number for each row of x, got "
+            f"{tuple(weight.shape)}"
+        )
+    if isinstance(weight, Tensor):
+        weight = weight.to("cpu", torch.float64)
+    else:
+        weight = torch.tensor(weight.astype(np.float64), dtype=torch.float64, device="cpu")
+    wrong = ~((weight >= 0) & weight.isfinite())
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        got = f"{weight[row].item()} in row {row}"
+        raise InputError(f"fit: sample_weight must be finite and at least 0, got {got}")
+    if not 0 < weight.sum() < torch.inf:
+        raise InputError(
+            f"fit: sample_weight must have a finite sum above 0, got {weight.sum().item()}"
+        )
+    return weight
 
 
 class InMemory:
@@ -95,10 +135,12 @@ class InMemory:
 
     batch_size: int | None = None
 
-    def __init__(self, model: Model, array: Array, Y: Tensor) -> None:
+    def __init__(
+        self, model: Model, array: Array, Y: Tensor, row_weight: Tensor | None = None
+    ) -> None:
         assert model.inputs is not None
         device, inputs, self.rows = model.device, model.inputs, len(array)
-        self.normalize = None
+        self.normalize, self.row_weight = None, row_weight
         try:
             if inputs.kind == "bytes" and model.encoder is None:
                 self.X, self.normalize = inputs.rows(array, "fit").to(device), model.normalize
@@ -121,7 +163,8 @@ class InMemory:
         return philox.permutation(seed, epoch, self.rows).to(self.Y.device)
 
     def take(self, indices: Tensor) -> dict[str, Any]:
-        return {"X": self.X, "Y": self.Y, "indices": indices, "normalize": self.normalize}
+        batch = {"X": self.X, "Y": self.Y, "indices": indices, "normalize": self.normalize}
+        return batch | {"row_weight": self.row_weight}
 
 
 class Mapped:
@@ -129,15 +172,19 @@ class Mapped:
 
     batch_size: int | None = None
 
-    def __init__(self, model: Model, array: Array, Y: Tensor) -> None:
+    def __init__(
+        self, model: Model, array: Array, Y: Tensor, row_weight: Tensor | None = None
+    ) -> None:
         self.model, self.array, self.rows, self.Y = model, array, len(array), Y.to(model.device)
+        self.row_weight = row_weight
 
     def order(self, seed: int, epoch: int) -> Tensor:
         return philox.permutation(seed, epoch, self.rows).to(self.Y.device)
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         rows = self.array[indices.flatten().cpu().numpy()]
-        return _batch(self.model, rows, self.Y[indices])
+        weight = None if self.row_weight is None else self.row_weight[indices]
+        return _batch(self.model, rows, self.Y[indices]) | {"row_weight": weight}
 
 
 class Stream:
@@ -148,6 +195,8 @@ class Stream:
         rows: rows of an epoch.
         steady: whether an epoch's rows are always the same in the same order.
     """
+
+    row_weight: Tensor | None = None
 
     def __init__(
         self,
@@ -291,7 +340,8 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 def _batch(model: Model, rows: Any, Y: Tensor) -> dict[str, Any]:
     """The arguments of `train_steps` for rows (K * B, F) in memory and labels (K, B)."""
     features = model.features(rows)
-    return {"X": features.view(*Y.shape, -1), "Y": Y, "indices": None, "normalize": None}
+    batch = {"X": features.view(*Y.shape, -1), "Y": Y, "indices": None, "normalize": None}
+    return batch | {"row_weight": None}
 
 
 def _parts(array: Array, inputs: InputFormat) -> Iterator[tuple[int, Array]]:

@@ -89,35 +89,52 @@ class Normalisation(NamedTuple):
 class Moments:
     """Mean and deviation of each channel, gathered from parts of the rows, in one pass.
 
-    Bytes are counted, which is exact; numbers are merged as (rows, mean, sum of squares) in
-    float64, by the formula of Chan, Golub and LeVeque.
+    Bytes are counted, which without weights is exact; numbers are merged as (rows, mean, sum of
+    squares) in float64, by the formula of Chan, Golub and LeVeque. A weighted row counts as so many
+    rows.
     """
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
-        self.rows = 0
-        self.counts = torch.zeros(channels, 256, dtype=torch.int64, device="cpu")
+        self.rows = 0.0
+        self.counts = torch.zeros(channels, 256, dtype=torch.float64, device="cpu")
         self.mean = self.squares = torch.zeros(channels, dtype=torch.float64, device="cpu")
         self.low = torch.full((channels,), torch.inf, dtype=torch.float64, device="cpu")
         self.high = -self.low
 
-    def add(self, x: Tensor) -> None:
-        """Adds rows (B, F), uint8 or other finite numbers, of one kind in all calls."""
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Adds rows (B, F), uint8 or other finite numbers, of one kind in all calls; weight (B,)
+        float64, where x is.
+        """
+        if weight is not None:
+            x, weight = x[weight > 0], weight[weight > 0]
+        if len(x) == 0:
+            return
+        first = 0
         for part in _parts(x):
+            w = None if weight is None else weight[first : first + len(part)]
+            first += len(part)
+            count = float(len(part)) if w is None else w.sum().item()
             runs = part.reshape(len(part), self.channels, -1)
             if x.dtype == torch.uint8:
+                each = None if w is None else w[:, None].expand(-1, runs.shape[2]).flatten()
                 for c in range(self.channels):
-                    counts = torch.bincount(runs[:, c].flatten(), minlength=256)
+                    counts = torch.bincount(runs[:, c].flatten(), each, minlength=256)
                     self.counts[c] += counts.cpu()
-            elif len(part):
-                self._merge(runs.double())
-            self.rows += len(part)
+            else:
+                self._merge(runs.double(), w, count)
+            self.rows += count
 
-    def _merge(self, runs: Tensor) -> None:
-        """(B, channels, run) float64"""
-        mean = runs.mean((0, 2)).cpu()
-        squares = (runs - mean.to(runs.device)[:, None]).square_().sum((0, 2)).cpu()
-        share = len(runs) / (self.rows + len(runs))
+    def _merge(self, runs: Tensor, w: Tensor | None, count: float) -> None:
+        """Runs (B, channels, run) float64 of weights w (B,), whose sum is `count`."""
+        if w is None:
+            mean = runs.mean((0, 2)).cpu()
+        else:
+            w = w[:, None, None]
+            mean = (runs * w).sum((0, 2)).cpu() / (count * runs.shape[2])
+        apart = (runs - mean.to(runs.device)[:, None]).square_()
+        squares = (apart if w is None else apart * w).sum((0, 2)).cpu()
+        share = count / (self.rows + count)
         apart = mean - self.mean
         between = apart**2 * (self.rows * share * runs.shape[2])
         self.mean, self.squares = self.mean + apart * share, self.squares + squares + between

@@ -74,6 +74,7 @@ def fit(
     x: Any,
     y: Any = None,
     *,
+    sample_weight: Any = None,
     epochs: int | None = None,
     batch_size: int = 128,
     seed: int | Sequence[int] = 0,
@@ -108,6 +109,10 @@ def fit(
         y: (rows,) or (rows, 1) whole numbers, texts or truth values, or (rows, C) one-hot; whole
             numbers below the model's M are the classes of those numbers, others are numbered in
             sorted order.
+        sample_weight: (rows,) numbers at least 0, by which the rows count in the loss and in the
+            normalisation that is measured; only their ratios matter. None: all count the same.
+            Going on from `progress` needs them again. Data sets and loaders have none, and a model
+            that learns its embeddings or its schedule takes none.
         epochs: number of complete epochs at the end, those of `progress` included; None: enough for
             the number of rows, by `default_epochs`.
         batch_size: B, unless a loader has its own; a short last batch is one more step.
@@ -163,7 +168,12 @@ def fit(
     listeners = Listeners(callbacks, on_call, on_epoch, checkpoint, checkpoint_seconds)
     stops = nonfinite == "stop" or (nonfinite is None and model.replicas == 1)
     seeds = seeds_of(seed, model.replicas)
-    feed = feed_of(model, x, y, batch_size)
+    if sample_weight is not None and model.shared is not None and model.shared.learns:
+        raise InputError(
+            "fit: sample_weight must be None where embeddings or a schedule are learned, whose "
+            "steps have no weights of rows"
+        )
+    feed = feed_of(model, x, y, batch_size, sample_weight)
     model.tensors()  # what cannot be saved raises now, and not after the training
     batch_size = feed.batch_size or batch_size
     epochs = default_epochs(feed.rows, batch_size) if epochs is None else epochs
@@ -431,7 +441,9 @@ class _Loop:
             head.optimizer, progress.epoch, progress.head_steps, self.steps * T, len(indices)
         )
         with self.head_pace.measure(len(indices)):
-            losses = head.train_steps(self.feed.Y, indices, block + 1, lr=lr).cpu()  # (K, R)
+            losses = head.train_steps(
+                self.feed.Y, indices, block + 1, lr=lr, row_weight=self.feed.row_weight
+            ).cpu()  # (K, R)
         sums, skipped = self.account(losses, indices.shape[-1], progress.epoch, step, ["the head"])
         progress.head_loss_sum = _added(progress.head_loss_sum, sums)
         progress.head_skipped = _added(progress.head_skipped, skipped)
