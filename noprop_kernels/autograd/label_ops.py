@@ -53,7 +53,7 @@ def error_for_gradient(*arguments: Any) -> tuple[Tensor, Tensor | None, Tensor]:
     W_embed = arguments[2]
     if W_embed is not None and W_embed.requires_grad:
         return denoising_error(*arguments)
-    error, d_logits = form_error(*arguments, None)
+    error, d_logits = form_error(*arguments, u_hat=None)
     return error, None, d_logits
 
 
