@@ -12,7 +12,7 @@ import noprop_kernels as nk
 from noprop_kernels import philox
 
 from ..problem.twin import Mismatch
-from .op import GRADIENT, RULE, Call, Op, Result, Updating
+from .op import GRADIENT, RULE, Call, Frame, Op, Result, Updating
 
 GOAL = nk.DT(nk.NoiseSchedule.cosine(T=10))
 
@@ -47,6 +47,9 @@ class DenoisingLoss(Labels):
 
     def ours_module(self) -> Call:
         return self.run(nk.DenoisingLoss())
+
+    def frame(self) -> Call:
+        return self.run(lambda logits, y: Frame.apply((self.B,), logits))
 
     def formula(self, logits: Tensor, y: Tensor) -> Tensor:
         return (logits.softmax(-1) - self.embedding.index_select(0, y)).square().sum(-1)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import noprop_kernels as nk
 
-from .op import GRADIENT, RULE, UPDATES, Call, Result, Updating
+from .op import GRADIENT, RULE, UPDATES, Call, Frame, Result, Updating
 
 
 def gradients(x: Tensor, d_y: Tensor) -> Result:
@@ -69,6 +69,10 @@ class Linear(Layer):
             return {"y": y, "d_x": d_y @ w["weight"]}, gradients(x, d_y)
 
         return partial(self.written_out(work), self.x, self.d_y)
+
+    def frame(self) -> Call:
+        module, shape = self.module(), self.d_y.shape
+        return self.step(module, lambda x: Frame.apply(shape, x, *module.parameters()))
 
     def step(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,11 @@ class Op:
     def compiled(self) -> Call:
         return self.run(self.compile(self.formula))
 
+    def frame(self) -> Call | None:
+        """The same call with no work inside: what PyTorch's graph itself costs a function that is
+        written in Python, whatever its kernels; None: nobody needs a graph."""
+        return None
+
     def wanted(self, contender: str) -> Result:
         """What the first call's results must be, in float64."""
         raise NotImplementedError
@@ -80,6 +86,20 @@ class Op:
             if not error <= 5e-3 * size + torch.finfo(torch.float32).eps * root_mean_square(start):
                 what = f"{self.name}: {contender}'s {name}"
                 raise Mismatch(f"{what} differs from float64's by {error:.1e} of {size:.1e}")
+
+
+class Frame(torch.autograd.Function):
+    """A node that keeps its inputs and makes a result and a gradient, whose numbers it leaves."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: tuple[int, ...], x: Tensor, *others: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *others)
+        return x.new_empty(shape)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, *others = ctx.saved_tensors
+        return None, torch.empty_like(x), *(None for _ in others)
 
 
 class Updating(Op):

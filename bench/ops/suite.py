@@ -17,7 +17,9 @@ convolution's T x B x C x H x W x channels x the window of its pool, 1 without.
 `eager` is PyTorch with its fused AdamW, `compiled` the same formulas written out with AdamW under
 torch.compile, `compiled_fused` the compiled module with fused AdamW. Each is checked first, against
 float64. A ratio is the best rival's time over ours in the same round: its median, 20 and 80 %. The
-control is ours once more, so that its ratio to ours shows what the machine's noise does to one.
+control is ours once more, so that its ratio to ours shows what the machine's noise does to one. The
+frame is the same call through PyTorch's graph with nothing in it; with the products at the peak and
+the state at the rate of a copy it is the floor of a function that is written in Python.
 `pytest bench/ops --benchmark-only` runs the same cases under pytest-benchmark.
 """
 
@@ -40,7 +42,7 @@ from ..suites.rounds import MIN_ROUNDS, in_turns, quantiles, ratios
 from .cases import CASES, CONTENDERS, OPS, Case, Started, start
 from .op import Call
 
-CONTROL = "control"
+CONTROL, FRAME = "control", "frame"
 SAMPLE_SECONDS = 5e-3
 MOST_CALLS = 200  # in a sample
 RATE_SECONDS = 0.2  # for each rate of the machine, before each case
@@ -78,15 +80,17 @@ def measure(case: Case, names: Sequence[str], base: Line, rounds: int) -> list[L
     """A result line for each contender, after rounds in which they take turns."""
     torch.compiler.reset()
     started, failed = checked(case, names, base)
+    op, lines = case.op(*case.size), []
+    if "ours" in started and (frame := op.frame()):
+        started[FRAME] = Started(frame, started["ours"].seconds)
     samples: dict[str, list[float]] = {name: [] for name in started}
     for _, name in in_turns([*started], rounds, inf):
         call, seconds = started[name]
         calls = min(MOST_CALLS, 1 + int(SAMPLE_SECONDS / min(seconds)))
         samples[name].append(sample(call, calls))
-    control = samples.pop(CONTROL, None)
+    control, framed = samples.pop(CONTROL, None), samples.pop(FRAME, None)
     rivals = {name: quantiles(each)[1] for name, each in samples.items() if not is_ours(name)}
     best = min(rivals, key=lambda name: rivals[name], default=None)
-    op, lines = case.op(*case.size), []
     for name, each in samples.items():
         low, median, high = quantiles(each)
         line = {"ms_q20": low, "ms_per_step": median, "ms_q80": high, "rounds": len(each)}
@@ -101,6 +105,10 @@ def measure(case: Case, names: Sequence[str], base: Line, rounds: int) -> list[L
             line |= {"rival": best} | named("ratio", ratios(samples[best], each))
         if name == "ours" and control:
             line |= named("control", ratios(control, each))
+        if name == "ours":
+            work = (op.flop / base["peak_gflops"], op.traffic / base["state_gb_s"])
+            frame_ms = quantiles(framed)[1] if framed else 0.0
+            line |= {"frame_ms": frame_ms, "floor_ms": frame_ms + max(work) / 1e6}
         lines.append(base | {"contender": name, "K": 1} | line)
     return lines + failed
 

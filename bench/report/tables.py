@@ -197,12 +197,12 @@ def parts_rows(lines: Iterable[Line]) -> Rows:
     """Header and rows of `bench parts`' lines: ours in each way of calling it, the best rival.
 
     A ratio with its range is the median of the rounds' own; older lines have that of the medians.
-    The control is the ratio of ours to itself.
+    The control is the ratio of ours to itself; the floor that of `bench parts`.
     """
     rows: Rows = [
         (
             *("shape", "threads", "part", "called", "ours, ms (20 to 80 %)", "best rival, ms"),
-            *("ratio", "control", "share of peak", "share of copy", "instructions"),
+            *("ratio", "control", "floor, ms", "share of peak", "share of copy", "instructions"),
         )
     ]
     for (shape, threads, _), group in groups(lines, "parts").items():
@@ -215,12 +215,17 @@ def parts_rows(lines: Iterable[Line]) -> Rows:
                     (
                         *(shape, str(threads), part, ours["contender"], spread(ours)),
                         f"{milliseconds(best['ms_per_step'])} {best['contender']}",
-                        *(ranged(ratio | ours, "ratio"), ranged(ours, "control")),
+                        *(ranged(ratio | ours, "ratio"), ranged(ours, "control"), floor_of(ours)),
                         *(share(ours, "share_of_peak"), share(ours, "share_of_copy")),
                         ours["versions"].get("isa", ""),
                     )
                 )
     return rows
+
+
+def floor_of(line: Line) -> str:
+    """The least time of a call, where it was measured."""
+    return milliseconds(line["floor_ms"]) if line.get("floor_ms") else ""
 
 
 def paper_rows(lines: Iterable[Line]) -> Rows:
