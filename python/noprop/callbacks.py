@@ -28,11 +28,13 @@ class Steps:
         epoch: that of the steps, from 1.
         first: number of the first of them among all steps of the training, from 0.
         lr: (K,) float64, learning rates of the blocks, or of the head in steps of its own.
-        samples: of the steps, each counted once for all blocks and replicas; 0 of the head's own.
-        loss: (K, R, T) float32 on the CPU, of block t of replica r in each step, the mean over the
-            batch of weight * |u_hat - u_y|^2 (arXiv:2503.24322v2, eq. 8), NaN where a step did not
-            train the block; None: these are steps of the head alone.
+        samples: of the steps, each counted once for all blocks and replicas; 0 of the head's own,
+            but those of the last pass where the head is trained alone.
+        loss: (K, R, n) float32 on the CPU, of the n `blocks` of replica r in each step, the mean
+            over the batch of weight * |u_hat - u_y|^2 (arXiv:2503.24322v2, eq. 8), NaN where a step
+            did not train the block; None: these are steps of the head alone.
         head_loss: (K, R) float32 on the CPU, the head's; None: these are steps of blocks alone.
+        blocks: the t of the blocks that are trained: all, or the units of `fit`.
     """
 
     epoch: int
@@ -41,6 +43,7 @@ class Steps:
     samples: int
     loss: Tensor | None = None
     head_loss: Tensor | None = None
+    blocks: tuple[int, ...] = ()
 
     @property
     def numbers(self) -> range:

@@ -27,8 +27,8 @@ RECORD = "model.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # unique to this folder
 TEMPORARY = ("tensors-*.safetensors", RECORD)
 # 1: of a DT, which older versions read; 2: of a CT or FM, of several replicas, of what is learned,
-# of a radial head
-FORMATS = (1, 2)
+# of a radial head; 3: of some of the blocks, or of units that have lives of their own
+FORMATS = (1, 2, 3)
 OF_DEVICE = {"device", "backend", "instruction_set", "compiler", "triton"}  # versions of one thing
 
 
@@ -119,7 +119,7 @@ def load_content(folder: Path) -> dict[str, Any]:
     if not right:
         raise InputError(f"{path} is corrupt: its sum does not fit")
     if record.get("format") not in FORMATS:
-        known = " and ".join(map(str, FORMATS))
+        known = f"{', '.join(map(str, FORMATS[:-1]))} and {FORMATS[-1]}"
         raise InputError(
             f"{path} has format {record.get('format')}, this version reads formats {known}"
         )

@@ -59,6 +59,17 @@ def needs_head(embedding: str, schedule: str | None) -> bool:
     return embedding != "one-hot" or schedule == "learned"
 
 
+def no_units(variant: str, embedding: str, several_seeds: bool) -> str | None:
+    """Why the units of a run of these choices cannot be trained apart, or None."""
+    if variant != "dt":
+        return f"{variant} has one block of all t: there is nothing to train apart"
+    if embedding != "one-hot":
+        return f"embeddings that are {embedding} learn from all blocks, which need each other"
+    if several_seeds:
+        return "several seeds are trained at once: run each with --seed"
+    return None
+
+
 def one_seed(embedding: str, schedule: str | None) -> str | None:
     """Why a run of these choices has one seed, or None."""
     if embedding != "one-hot":

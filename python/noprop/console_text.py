@@ -12,6 +12,7 @@ from noprop_kernels.backends.cpu import backend as cpu
 from . import evaluation
 from .errors import train_extra
 from .model import Model
+from .units import units_from_json
 
 with train_extra():
     from rich.console import Console
@@ -231,6 +232,7 @@ def show_info(console: Console, content: Json) -> None:
     if progress := training.get("progress"):
         rows["epochs done"] = progress["epoch"]
         rows["train seconds"] = f"{progress['seconds']:.1f}"
+    rows |= shares_rows(training.get("shares") or [], content["versions"])
     result = training.get("result") or {}
     for name in ("test_accuracy", "paper_accuracy", "paper_accuracy_std", "val_accuracy"):
         if result.get(name) is not None:
@@ -239,6 +241,20 @@ def show_info(console: Console, content: Json) -> None:
     for name, value in rows.items():
         table.add_row(name, str(value))
     console.print(table, highlight=False)
+
+
+def shares_rows(shares: list[Json], versions: Json) -> Json:
+    """The life of each share of the units, where a run has several, or not all units."""
+    rows: Json = {}
+    for share in shares:
+        progress, others = share["progress"], share["versions"] or {}
+        about = [f"{progress['epoch']} of {share['epochs']} epochs"]
+        if steps := progress["block_steps"] + progress["head_steps"]:
+            about.append(f"{steps} steps of the next")
+        about += [f"seed {share['seeds'][0]}", f"{progress['seconds']:.1f} s of training"]
+        about += [f"{name} {it}" for name, it in others.items() if versions.get(name) != it]
+        rows[str(units_from_json(share["units"]))] = ", ".join(about)
+    return rows
 
 
 def parts_rows(model: Json) -> Json:

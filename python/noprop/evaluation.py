@@ -106,6 +106,8 @@ def evaluate(
         ValueError: samples is below 1, there are no rows, or an argument does not fit.
     """
     model.check_single("evaluate")
+    model.check_whole("evaluate")
+    seed = model.seeds[0] if seed is None else seed
     x = model.format_of(x).array(x, "evaluate")
     if samples < 1 or len(x) == 0 or len(x) != len(y):
         raise ValueError(
@@ -150,7 +152,7 @@ def evaluate(
 
 
 def _count_blocks(
-    model: Model, x: Array, y: Tensor, samples: int, seed: int | None, first_row: int
+    model: Model, x: Array, y: Tensor, samples: int, seed: int, first_row: int
 ) -> dict[str, Tensor]:
     """Counts of correct rows of a DT, by name: of the answer (); of the blocks in its chain and
     alone, (T,) each; of the head and of the last block before it, (S,) each.
@@ -173,7 +175,7 @@ def _count_blocks(
 
 
 def _count_sampled(
-    model: Model, x: Array, y: Tensor, samples: int, seed: int | None, first_row: int
+    model: Model, x: Array, y: Tensor, samples: int, seed: int, first_row: int
 ) -> dict[str, Tensor]:
     """Counts of correct rows of a CT or FM, by name: of the answer (); by the steps of its sampler,
     (len(STEPS),); on its way, (TENTHS,); with noise (len(NOISY_STEPS), S); and of the paper's
@@ -214,8 +216,8 @@ def _right(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(-1) == y).sum(-1).cpu()
 
 
-def _z_0(model: Model, rows: int, seed: int | None, first_row: int) -> Tensor:
+def _z_0(model: Model, rows: int, seed: int, first_row: int) -> Tensor:
     """(B, D): z_0 of the first sample of a chain with noise."""
-    own = model.blocks.seeds[:1] if seed is None else model.blocks.seeds.new_tensor([seed])
+    own = model.blocks.seeds.new_tensor([seed])
     at = (philox.STREAM_INFERENCE, 0, 0, philox.BLOCK_Z_0, rows, model.blocks.D)
     return philox.normal(own.to(model.device), *at, first_row=first_row)[0]

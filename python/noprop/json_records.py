@@ -38,17 +38,18 @@ def is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
-def check_sizes(record: Json, plan: Plan, T: int, tensors: dict[str, Tensor]) -> None:
-    """Checks that the tensors have the sizes that a saved model names, before memory for it is
-    allocated, and that counters are not negative.
+def check_sizes(record: Json, plan: Plan, held: int, tensors: dict[str, Tensor]) -> None:
+    """Checks that the tensors have the sizes that a saved model of so many blocks names, before
+    memory for it is allocated, and that counters are not negative.
 
     Raises:
         InputError: one does not fit.
     """
     R = field({"replicas": 1} | record, "replicas", int)  # recorded where there are several
     sizes = {
-        f"blocks.{name}": (R * T, *shape)
+        f"blocks.{name}": (R * held, *shape)
         for name, shape in (plan.parameters() | plan.statistics()).items()
+        if held
     }
     if record.get("head", True):  # the only head of early versions
         sizes["head.logits.weight"] = (

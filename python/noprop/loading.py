@@ -49,11 +49,16 @@ def from_checkpoint(
         optimizers = field(record, "optimizers", dict)
         precision = {"blocks": "float32", "head": "float32"} | record.get("precision", {})
         samplers = json_records.samplers_from_json(goal, record)
-        if field(record, "order", list) != list(range(1, goal.T + 1)):
-            raise InputError(f"a saved model must have the blocks 1..{goal.T}, in this order")
+        held, every = field(record, "order", list), range(1, goal.T + 1)
+        if held != sorted(set(held)) or not all(t in every for t in held):
+            raise InputError(f"a saved model must have blocks 1..{goal.T}, or some, in this order")
+        # the first seed of each replica is that of inference, where none is saved
+        seeds = record.get("seeds", tensors[_seeds_of(held)][:: len(held) or 1].tolist())
+        if not all(json_records.is_a(seed, int) and 0 <= seed < 1 << 63 for seed in seeds):
+            raise InputError(f"a saved model must have seeds from 0 on, got {seeds}")
         if "normalisation" not in record:
             raise InputError("a saved model must carry its normalisation, got nothing")
-        json_records.check_sizes(record, plan, goal.T, tensors)
+        json_records.check_sizes(record, plan, len(held), tensors)
         normal, inputs = record["normalisation"], record.get("inputs")
         names = record.get("class_names")  # early models did not carry them
         shared = part_records.shared_from_json(record, goal, tensors)
@@ -64,7 +69,8 @@ def from_checkpoint(
             embedding=embedding,
             shared=shared,
             optimizer=json_records.optimizer_from_json(optimizers.get("blocks")),
-            seed=tensors["blocks.seeds"][:: goal.T].tolist(),
+            seed=seeds,
+            held=held or every[:1],
             precision=precision["blocks"],
             backend=backend,
         )
@@ -83,7 +89,10 @@ def from_checkpoint(
                 backend=backend,
             )
             head.load_state_dict(_part(tensors, "head."))
-        blocks.load_state_dict(_part(tensors, "blocks."))
+        if held:
+            # each block has the seed that it was trained by
+            blocks.seeds.copy_(tensors["blocks.seeds"])
+            blocks.load_state_dict(_part(tensors, "blocks."))
         if shared is not None:
             shared.load_state_dict(_part(tensors, "shared."))
         if field(record, "encoder", bool):
@@ -100,6 +109,8 @@ def from_checkpoint(
             classes=names,
             inputs=None if inputs is None else InputFormat.from_json(inputs),
             prototypes=part_records.prototypes_from_json(record),
+            seeds=seeds,
+            alone=not held,
             **samplers,
         )
     except InputError:
@@ -113,6 +124,10 @@ def from_checkpoint(
         RuntimeError,
     ) as error:
         raise InputError(f"this is no model that this version can load: {error}") from error
+
+
+def _seeds_of(held: list[int]) -> str:
+    return "blocks.seeds" if held else "head.seeds"
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

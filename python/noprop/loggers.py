@@ -87,7 +87,14 @@ class CsvLogger(Logger):
             for k, step in self.chosen(steps):
                 for replica, loss in enumerate(losses[k].tolist()):
                     row = {"step": step, "epoch": steps.epoch, "replica": replica, "lr": rates[k]}
-                    rows.append(row | (_each("loss", loss) if losses.ndim == 3 else {"loss": loss}))
+                    rows.append(
+                        row
+                        | (
+                            _each("loss", loss, steps.blocks)
+                            if losses.ndim == 3
+                            else {"loss": loss}
+                        )
+                    )
             self.tables[name].add(rows)
 
     def on_epoch(self, epoch: Epoch) -> None:
@@ -96,7 +103,7 @@ class CsvLogger(Logger):
             table.rewind(epoch.epoch)
         row = {name: getattr(epoch, name) for name in ("epoch", "replica", *OF_AN_EPOCH)}
         for name in OF_BLOCKS:
-            row |= _each(name, getattr(epoch, name))
+            row |= _each(name, getattr(epoch, name), epoch.blocks)
         table.add([row | epoch.figures])
 
 
@@ -134,7 +141,7 @@ class TensorBoardLogger(Logger):
             for k, step in self.chosen(steps):
                 values: Row = {f"lr/{part}": rates[k]}
                 if steps.loss is not None:
-                    values |= _each("loss/block", steps.loss[k, replica].tolist())
+                    values |= _each("loss/block", steps.loss[k, replica].tolist(), steps.blocks)
                 if steps.head_loss is not None:
                     values["loss/head"] = steps.head_loss[k, replica].item()
                 self._add(writer, values, step)
@@ -144,7 +151,7 @@ class TensorBoardLogger(Logger):
         writer = self._writer("epochs", epoch.replica, epoch.replicas, at, at)
         values = {f"epoch/{name}": getattr(epoch, name) for name in OF_AN_EPOCH}
         for name in OF_BLOCKS:
-            values |= _each(f"epoch_{name}/block", getattr(epoch, name))
+            values |= _each(f"epoch_{name}/block", getattr(epoch, name), epoch.blocks)
         values |= {f"epoch/{name}": value for name, value in epoch.figures.items()}
         self._add(writer, values, epoch.epoch)
         self.flush()
@@ -182,6 +189,6 @@ OF_AN_EPOCH = ("lr", "seconds", "samples_per_second", "head_loss")
 OF_BLOCKS = ("loss", "error", "skipped")
 
 
-def _each(name: str, values: Sequence[Any]) -> Row:
-    """A value of each block, t from 1 on."""
-    return {f"{name}_{t}": value for t, value in enumerate(values, 1)}
+def _each(name: str, values: Sequence[Any], blocks: Sequence[int]) -> Row:
+    """A value of each block, by its t."""
+    return {f"{name}_{t}": value for t, value in zip(blocks, values, strict=True)}

@@ -1,5 +1,5 @@
 """metrics.jsonl in a run's folder: one JSON object a line, one line an epoch, of several
-seeds one of each."""
+seeds one of each; where units are trained apart, one of each share, with its "units"."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 
 from . import strict_json
 from .files import atomic_file
+from .units import Units
 
 NAME = "metrics.jsonl"
 
@@ -34,9 +35,17 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def rewind(folder: Path, epochs: int) -> None:
-    """Drops the lines after the first `epochs` epochs, which a resumed run writes again."""
+def rewind(folder: Path, epochs: int, units: Units | None = None) -> None:
+    """Drops the lines after the first `epochs` epochs, which a resumed run writes again; of some
+    units their own alone.
+    """
+
+    def stays(line: dict[str, Any]) -> bool:
+        own = line.get("units")
+        others = units is not None and not (isinstance(own, list) and {*own} & {*units})
+        return line["epoch"] <= epochs or others
+
     if (folder / NAME).is_file():
-        kept = [line for line in read(folder) if line["epoch"] <= epochs]
+        kept = filter(stays, read(folder))
         with atomic_file(folder / NAME) as file:
             file.write("".join(strict_json.dumps(line) + "\n" for line in kept).encode())

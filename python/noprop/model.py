@@ -12,10 +12,12 @@ from noprop_kernels.check import check_integer, check_positive
 
 from . import checkpoint, export, replicas, sampling, saving
 from .answer import Answer
+from .errors import InputError
 from .inputs import InputFormat
 from .json_records import Json
 from .normalisation import Normalisation
 from .sampling import Sampler
+from .units import Units
 
 Normalize = tuple[Tensor, Tensor]
 ROWS_AT_ONCE = 1024
@@ -33,10 +35,13 @@ class Model:
     answers: a call that needs one asks which, `replica(r)` is a copy of one, and a mean of several
     answers is the caller's own.
 
+    With fixed embeddings no block needs another, so that a model may have some of them, or its head
+    alone: `fit` trains it, and what asks for an answer names the blocks that are missing.
+
     Args:
-        blocks: all T of them, in each replica. The nk.Shared that they read, if any, is part of the
-            model: its embeddings and schedule are saved, and where it learns them `fit` trains it,
-            of one replica.
+        blocks: all T of them, in each replica, or some. The nk.Shared that they read, if any, is
+            part of the model: its embeddings and schedule are saved, and where it learns them `fit`
+            trains it, of one replica.
         head: None, or the head that reads the last z in the paper's protocol (`predict_paper`), of
             as many replicas; `fit` trains it beside the blocks. No answer depends on it. An FM has
             none but where it learns its embeddings, by the head's loss; it reads classes without it
@@ -53,9 +58,12 @@ class Model:
             FM ("euler", 1000).
         prototypes: the training rows whose features the learned embeddings were at first, by class;
             None: they were none.
+        seeds: of the noise in inference, one for each replica; None: those of the first block held.
+        alone: the model is its head alone: `blocks` give plan and goal, and none is a part of it.
 
     Raises:
-        ValueError: blocks are missing, or head, classes, a sampler or prototypes do not fit them.
+        ValueError: blocks are missing where something shared is learned, or head, classes, a
+            sampler, seeds or prototypes do not fit them.
     """
 
     def __init__(
@@ -70,6 +78,8 @@ class Model:
         sampler: tuple[str, int] | None = None,
         paper_sampler: tuple[str, int] | None = None,
         prototypes: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+        alone: bool = False,
     ) -> None:
         goal, T, shared = blocks.goal, blocks.T, blocks.shared
         if not isinstance(goal, nk.DT | nk.CT | nk.FM):
@@ -85,8 +95,18 @@ class Model:
                 "Model: head must be made with the blocks' shared=, got "
                 f"{'none' if head.shared is None else 'another'}"
             )
-        if list(blocks.held) != list(range(1, T + 1)):
-            raise ValueError(f"Model: blocks must hold all of 1..{T}, got {list(blocks.held)}")
+        self.held = () if alone else blocks.held
+        if shared is not None and shared.learns and len(self.held) < T:
+            raise ValueError(
+                f"Model: blocks must hold all of 1..{T} where something shared is learned, which "
+                f"learns from each of them, got {list(self.held)}"
+            )
+        if alone and head is None:
+            raise ValueError("Model: head must be given where it is alone, got None")
+        if seeds is not None and len(seeds) != blocks.replicas:
+            raise ValueError(
+                f"Model: seeds must be one per replica, {blocks.replicas}, got {len(seeds)}"
+            )
         if shared is not None and shared.learns and blocks.replicas > 1:
             raise ValueError(
                 "Model: blocks must have one replica where something shared is learned, whose "
@@ -115,6 +135,8 @@ class Model:
                 f"Model: head must be for D, M = {blocks.D}, {blocks.M}, got {head.D}, {head.M}"
             )
         self.blocks, self.head, self.encoder, self.normalize = blocks, head, encoder, normalize
+        first = blocks.seeds[:: len(blocks.held)].tolist()
+        self.seeds: list[int] = first if seeds is None else list(seeds)
         self.classes_ = None if classes is None else tuple(classes)
         self.inputs = inputs
         self.prototypes = None if prototypes is None else tuple(prototypes)
@@ -134,9 +156,25 @@ class Model:
         return self.blocks.replicas
 
     @property
-    def seeds(self) -> list[int]:
-        """The seed of each replica."""
-        return self.blocks.seeds[:: self.blocks.T].tolist()
+    def units(self) -> Units:
+        """The blocks and the head that it has."""
+        return Units(self.held, self.head is not None)
+
+    @property
+    def missing(self) -> Units:
+        """The blocks that it has not."""
+        return Units(tuple(range(1, self.blocks.T + 1))) - self.units
+
+    def check_whole(self, op: str) -> None:
+        """
+        Raises:
+            InputError: blocks are missing.
+        """
+        if self.missing:
+            raise InputError(
+                f"{op}: the model must have all of its {self.blocks.T} blocks, missing: "
+                f"{self.missing}; noprop merge makes one run of those that have them"
+            )
 
     @property
     def goal(self) -> nk.DT | nk.CT | nk.FM:
@@ -177,6 +215,8 @@ class Model:
             sampler=self.sampler,
             paper_sampler=self.paper_sampler,
             prototypes=self.prototypes,
+            seeds=[self.seeds[replica]],
+            alone=not self.held,
         )
 
     def _which(self, op: str, replica: int | None) -> int:
@@ -204,8 +244,9 @@ class Model:
     @property
     def learners(self) -> dict[str, nk.DenoisingBlocks | nk.OutputHead]:
         """The networks that are trained: the blocks, and the head if there is one."""
+        blocks = {"blocks": self.blocks} if self.held else {}
         head = {} if self.head is None else {"head": self.head}
-        return {"blocks": self.blocks, **head}
+        return {**blocks, **head}
 
     def __repr__(self) -> str:
         blocks = self.blocks
@@ -213,6 +254,7 @@ class Model:
         parts = {
             **({} if self.replicas == 1 else {"replicas": self.replicas}),
             **({"T": blocks.T} if isinstance(self.goal, nk.DT) else sampled),
+            **({"missing": str(self.missing)} if self.missing else {}),
             **{name: list(shape) for name, shape in blocks.plan.inputs.items()},
             "classes": blocks.M,
             "parameters": f"{self.num_parameters():,}",
@@ -228,7 +270,7 @@ class Model:
 
     def to(self, device: torch.device | str) -> "Model":
         """Moves blocks, head and encoder; returns itself."""
-        for part in self.parts.values():
+        for part in (self.blocks, *self.parts.values()):
             part.to(device)
         return self
 
@@ -289,8 +331,9 @@ class Model:
             replica: which of several replicas answers; needed where there are several.
 
         Raises:
-            ValueError: x, steps or replica do not fit.
+            ValueError: x, steps or replica do not fit, or blocks are missing.
         """
+        self.check_whole("predict")
         replica = self._which("predict", replica)
         blocks, rows = self.blocks, self.format_of(x).array(x)
         kind, steps = self.sampler_of(steps)
@@ -347,10 +390,12 @@ class Model:
             (S, B, M) float32.
 
         Raises:
-            ValueError: the model has no head, or an argument does not fit.
+            ValueError: the model has no head, an argument does not fit, or blocks are missing.
         """
+        self.check_whole("predict_paper")
         self._check_reads("predict_paper")
         replica = self._which("predict_paper", replica)
+        seed = self.seeds[replica] if seed is None else seed
         check_positive("predict_paper", "samples", samples)
         rows = self.format_of(x).array(x)
         logits = torch.empty(
@@ -438,6 +483,7 @@ class Model:
                 replicas.
         """
         self.check_single("to_module")
+        self.check_whole("to_module")
         if noise:
             self._check_reads("to_module")
         return export.chain(self, noise, steps)

@@ -26,6 +26,12 @@ def has_first_form(model: "Model") -> bool:
     return one and model.shared is None and softmax
 
 
+def is_apart(model: "Model") -> bool:
+    """Whether blocks are missing, or their seeds are not all those of inference."""
+    seeds = model.blocks.seeds.view(model.replicas, -1)
+    return bool(model.missing) or bool((seeds != seeds.new_tensor(model.seeds)[:, None]).any())
+
+
 def parts_to_json(model: "Model") -> Json:
     """The head, in the second format with its kind, and there the embeddings too."""
     head, shared = model.head, model.shared

@@ -11,6 +11,7 @@ from . import variants
 from .choices import needs_head
 from .defaults import LEAST_WEIGHT_DECAY
 from .settings import Settings
+from .units import Units
 
 Goal = nk.DT | nk.CT | nk.FM
 
@@ -32,6 +33,7 @@ def make_parts(
     classes: int,
     start: Tensor | None,
     backend: str | None,
+    units: Units,
 ) -> Parts:
     """The untrained parts.
 
@@ -42,6 +44,7 @@ def make_parts(
         classes: M.
         start: (M, D) float32, the prototypes; None: they are not known, as in a dry run.
         backend: a backend to force.
+        units: to make; the blocks of a head alone have one that is no part of a model.
 
     Raises:
         ValueError: a setting does not fit.
@@ -63,9 +66,9 @@ def make_parts(
         "backend": backend,
         "shared": shared,
     }
-    blocks = nk.DenoisingBlocks(plan, goal, **options)
+    blocks = nk.DenoisingBlocks(plan, goal, held=units.blocks or (1,), **options)
     head = None
-    if settings.head != "none":
+    if units.head:
         kind = {"kind": "radial", "sigma": settings.head_sigma}
         of_kind = kind if settings.head == "radial" else {}
         head = nk.OutputHead(blocks.D, classes, goal=goal, **of_kind, **options)

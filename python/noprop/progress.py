@@ -88,11 +88,17 @@ def summary(epoch: Epoch, accuracy: str) -> str:
     """
     known = [error for error in epoch.error if error is not None]
     figures = [f"error {sum(known) / len(known):.4f}" if known else "error not finite"]
+    if not epoch.loss:  # the head alone
+        figures = []
     if epoch.error == [None] and epoch.loss != [None]:  # of CT and FM
         figures = [f"loss {epoch.loss[0]:.4f}"]
     if epoch.head_loss is not None:
         figures.append(f"head loss {epoch.head_loss:.4f}")
-    figures += [accuracy, f"lr {epoch.lr:.2g}", f"{epoch.samples_per_second:,.0f} samples/s"]
+    figures += [
+        *filter(None, [accuracy]),
+        f"lr {epoch.lr:.2g}",
+        f"{epoch.samples_per_second:,.0f} samples/s",
+    ]
     return "  ".join(figures)
 
 

@@ -47,6 +47,7 @@ def blocks_of(
         backend=blocks.backend,
         blocks_per_launch=blocks.blocks_per_launch,
     )
+    made.seeds.copy_(tensors["seeds"])  # a block may have a seed of its own
     made.load_state_dict(tensors)
     return made.to(blocks.device)
 

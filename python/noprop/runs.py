@@ -30,7 +30,7 @@ from .epochs import Epoch, Progress
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .files import sweep
-from .json_records import Json, field, is_a
+from .json_records import Json, field
 from .loading import from_checkpoint
 from .model import Model
 from .normalisation import statistics
@@ -38,9 +38,12 @@ from .parts import make_parts
 from .prototypes import prototype_rows, prototypes
 from .replicas import slices_of
 from .settings import Settings
+from .shares import Share, joined, progress_from_json
 from .training import CHECKPOINT_SECONDS, fit
+from .units import Units
 
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
+NOT_IN_A_LINE = ("replica", "replicas", "figures", "blocks")  # of an epoch, in metrics.jsonl
 WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
 
 
@@ -91,10 +94,24 @@ def head_trouble(variant: str, embedding: str, schedule: str | None, head: str) 
     return None
 
 
+def units_of(settings: Settings) -> Units:
+    """All units of a run of these settings."""
+    return Units(tuple(range(1, (settings.T or 1) + 1)), settings.head != "none")
+
+
 def build(
-    settings: Settings, data: Dataset | Published, split: Split | None, backend: str | None
+    settings: Settings,
+    data: Dataset | Published,
+    split: Split | None,
+    backend: str | None,
+    units: Units | None = None,
 ) -> Model:
     """An untrained model, normalised by the training rows' statistics, where there are any.
+
+    Args:
+        settings, data, split: of the run.
+        backend: a backend to force.
+        units: to make; None: all.
 
     Raises:
         ValueError: a setting does not fit.
@@ -107,7 +124,8 @@ def build(
     plan = plan_of(settings, data)
     goal = variants.goal_of(**asdict(settings))
     answer, paper = sampling.samplers_of("train", goal, settings.sampler, settings.steps)
-    count = len(settings.each_seed) * goal.T
+    units = units_of(settings) if units is None else units
+    count = len(settings.each_seed) * max(1, len(units.blocks))
     normalize, rows, start = None, None, None
     if split is not None:
         normalize = statistics(split.x, data.inputs.channels)
@@ -118,7 +136,7 @@ def build(
     try:
         # fails at once, before the first layers are filled
         torch.empty(min(size, 1 << 62), dtype=torch.uint8, device="cpu")
-        made = make_parts(settings, plan, goal, data.classes, start, backend)
+        made = make_parts(settings, plan, goal, data.classes, start, backend, units)
     except RuntimeError as error:  # torch's error when memory is short
         raise MemoryError(
             f"no memory for {count} blocks of {plan.num_parameters():,} parameters"
@@ -132,6 +150,7 @@ def build(
         sampler=answer,
         paper_sampler=paper,
         prototypes=None if rows is None else rows.tolist(),
+        alone=not units.blocks,
     )
 
 
@@ -141,21 +160,20 @@ class Run:
 
     Attributes:
         folder: its path; training holds its lock.
-        settings, model, progress: the state that training continues.
+        settings, model, shares: the state that training continues; the units of the shares are
+            those of the model.
         fingerprint: the checksum of the training data.
         data_dir: the requested data folder, absolute, or None.
         result: the test's, once there was one.
-        saved_by: the versions that it was saved by, where it was.
     """
 
     folder: Path
     settings: Settings
     model: Model
-    progress: Progress
+    shares: list[Share]
     fingerprint: str
     data_dir: Path | None = None
     result: Json | None = None
-    saved_by: Json | None = None
 
     @classmethod
     def load(cls, folder: Path, backend: str | None = None) -> "Run":
@@ -171,16 +189,38 @@ class Run:
         data_dir = None  # which runs did not record at first
         if training.get("data_dir") is not None:
             data_dir = Path(field(training, "data_dir", str))
+        settings = Settings.from_json(field(training, "settings", dict))
+        model = from_checkpoint(content, tensors, backend=backend)
         return cls(
             folder,
-            Settings.from_json(field(training, "settings", dict)),
-            from_checkpoint(content, tensors, backend=backend),
-            progress_from_json(field(training, "progress", dict)),
+            settings,
+            model,
+            shares_of(training, settings, model, field(content, "versions", dict)),
             field(training, "data_sha256", str),
             data_dir,
             training.get("result"),
-            field(content, "versions", dict),
         )
+
+    @property
+    def missing(self) -> Units:
+        """The units that it has not."""
+        return units_of(self.settings) - self.model.units
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has all units, which are trained to their ends."""
+        return not self.missing and all(share.finished for share in self.shares)
+
+    def check_whole(self) -> None:
+        """
+        Raises:
+            InputError: units are missing.
+        """
+        if self.missing:
+            raise InputError(
+                f"{self.folder} has not all units of its run, missing: {self.missing}; noprop "
+                "merge makes one run of those that have them"
+            )
 
     def split(self, replica: int, folder: Path) -> "Run":
         """The run of one of several seeds, not saved yet, as if it had been trained alone; but its
@@ -188,7 +228,8 @@ class Run:
         """
         assert self.settings.seeds is not None  # by the caller
         of_blocks, of_head = slices_of(replica, self.model.blocks.T), slices_of(replica, 1)
-        seed, done = self.settings.seeds[replica], self.progress
+        (share,) = self.shares  # several seeds are always trained together
+        seed, done = self.settings.seeds[replica], share.progress
         result = None
         if self.result is not None:
             result = seeds.of_one(self.result, replica) | {"seeds": None, "run": str(folder)}
@@ -197,39 +238,63 @@ class Run:
             folder=folder,
             settings=replace(self.settings, seed=seed, seeds=None),
             model=self.model.replica(replica),
-            progress=replace(
-                done,
-                loss_sum=done.loss_sum[of_blocks],
-                skipped=done.skipped[of_blocks],
-                head_loss_sum=done.head_loss_sum[of_head],
-                head_skipped=done.head_skipped[of_head],
-            ),
+            shares=[
+                replace(
+                    share,
+                    seeds=[seed],
+                    progress=replace(
+                        done,
+                        loss_sum=done.loss_sum[of_blocks],
+                        skipped=done.skipped[of_blocks],
+                        head_loss_sum=done.head_loss_sum[of_head],
+                        head_skipped=done.head_skipped[of_head],
+                    ),
+                )
+            ],
             result=result,
         )
 
-    def changes(self) -> list[str]:
-        """A line for each version that has changed since it was saved.
+    def changes(self, shares: Sequence[Share]) -> list[str]:
+        """A line for each version that has changed since these shares were trained.
 
         Raises:
             BackendError: no backend runs the model where it is now.
         """
-        now = self.model.versions()
-        return [] if self.saved_by is None else checkpoint.differences(self.saved_by, now)
+        now, lines = self.model.versions(), {}
+        for share in shares:
+            known = [] if share.versions is None else checkpoint.differences(share.versions, now)
+            for line in known:
+                lines.setdefault(line, []).append(share.units)
+        one = len(self.shares) == 1
+        return [
+            line if one else f"of {' and '.join(map(str, units))} {line}"
+            for line, units in lines.items()
+        ]
 
     def save(self) -> Path:
         """Writes the run into its folder, and returns that."""
         training = {
             "settings": asdict(self.settings),
-            "progress": self.progress.to_json(),
+            **self.lives(),
             "data_sha256": self.fingerprint,
             "data_dir": None if self.data_dir is None else str(self.data_dir),
             "result": self.result,
         }
         return self.model.save(self.folder, training)
 
+    def lives(self) -> Json:
+        """The progress of a run that was trained as a whole, else the shares."""
+        shares = joined(self.shares)
+        first, settings = shares[0], self.settings
+        as_one = (units_of(settings), settings.each_seed, settings.epochs)
+        if len(shares) == 1 and (first.units, first.seeds, first.epochs) == as_one:
+            return {"progress": first.progress.to_json()}
+        return {"shares": [share.to_json() for share in shares]}
+
     def train(
         self,
         split: Split,
+        share: Share,
         *,
         stop: Callable[[], bool],
         on_call: Callable[[int], None],
@@ -239,13 +304,14 @@ class Run:
         nonfinite: str | None = None,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> bool:
-        """Trains to the end of the settings' epochs, and saves periodically and at the end.
+        """Trains a share to the end of its epochs, and saves periodically and at the end.
 
         Args:
             split: the data.
+            share: one of the run's.
             stop: called several times a second; true ends the training.
             on_call, on_epoch: called with samples, and with epochs and their accuracy, which are
-                means over the seeds.
+                means over the seeds; "" where blocks are missing.
             callbacks: as of `fit`; an epoch has its accuracy among its figures.
             say: called with a line on what the training leaves out, or on embeddings that collapse.
             nonfinite: what to do about a loss that is not finite, as `fit` has it.
@@ -259,21 +325,33 @@ class Run:
             MemoryError: a call had no memory and has changed nothing; the run is saved.
             Exception: whatever a callback raises; the run is saved.
         """
-        if self.progress.epoch < self.settings.epochs:
+        if not share.finished:
             self.result = None  # belongs to the shorter run
         sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
+        share.versions = self.model.versions()
         self.save()
-        metrics.rewind(self.folder, self.progress.epoch)
+        several = share.units != units_of(self.settings)
+        metrics.rewind(self.folder, share.progress.epoch, share.units if several else None)
         collapsed = False
         watched: list[tuple[Epoch, float]] = []  # of the replicas in an epoch
 
         def after_epoch(epoch: Epoch) -> None:
             nonlocal collapsed
+            if self.model.missing:
+                line = asdict(epoch) | {"units": list(share.units)}
+                for name in NOT_IN_A_LINE:
+                    del line[name]
+                metrics.append(self.folder, line)
+                on_epoch(epoch, "")
+                return
             name, accuracy = self.watch(split, WATCHED_STEPS, epoch.replica)
             learned = learned_metrics.learned_metrics(self.model)
             epoch.figures[name] = accuracy
             line, replica = asdict(epoch) | {name: accuracy} | learned, epoch.replica
-            del line["replica"], line["replicas"], line["figures"]
+            for name in NOT_IN_A_LINE:
+                del line[name]
+            if several:
+                line["units"] = list(share.units)
             if self.settings.seeds is not None:
                 line["seed"] = self.settings.seeds[replica]
             metrics.append(self.folder, line)
@@ -294,11 +372,12 @@ class Run:
             self.model,
             split.x,
             self.labels(split.y),
-            epochs=self.settings.epochs,
+            epochs=share.epochs,
             batch_size=self.settings.batch_size,
-            seed=self.settings.each_seed,
+            seed=share.seeds,
             lr_schedule=self.settings.lr_schedule,
-            progress=self.progress,
+            units=share.units,
+            progress=share.progress,
             nonfinite=nonfinite,
             augment=self.settings.augment,
             order=self.settings.order or "paper",
@@ -310,11 +389,11 @@ class Run:
             checkpoint_seconds=checkpoint_seconds,
             say=say,
         )
-        return self.progress.epoch >= self.settings.epochs
+        return share.finished
 
-    def rows_of_epoch(self) -> int:
-        """Rows of the current epoch so far, each counted once for all blocks."""
-        steps = self.progress.block_steps // passes(self.model, self.settings.order or "paper")
+    def rows_of_epoch(self, share: Share) -> int:
+        """Rows of a share's current epoch so far, each counted once for all blocks."""
+        steps = share.progress.block_steps // passes(self.model, self.settings.order or "paper")
         return steps * self.settings.batch_size
 
     def labels(self, y: Tensor) -> Tensor | np.ndarray:
@@ -360,13 +439,14 @@ class Run:
         return (self.model if R == 1 else self.model.replica(replica) for replica in range(R))
 
     def summary(self, evaluations: list[Evaluation], split: Split, eval_seconds: float) -> Json:
-        blocks, seconds = self.model.blocks, self.progress.seconds
-        trained = self.progress.epoch * len(split.x)
+        blocks, several = self.model.blocks, self.settings.seeds
+        seconds = sum(share.progress.seconds for share in self.shares)
+        epochs = sum(share.progress.epoch * len(share.units) for share in self.shares)
+        trained = len(split.x) * epochs / len(self.model.units)
         records = [
             self.figures(evaluation, split, replica)
             for replica, evaluation in enumerate(evaluations)
         ]
-        several = self.settings.seeds
         return {
             **(records[0] if several is None else seeds.summary(several, records)),
             "train_seconds": seconds,
@@ -374,6 +454,22 @@ class Run:
             "samples_per_second": trained / seconds if seconds else 0.0,
             "parameters": self.model.num_parameters() // self.model.replicas,
             "parameters_per_block": blocks.plan.num_parameters(),
+            "train_rows": len(split.x),
+            "threads": torch.get_num_threads(),
+            **asdict(self.settings),
+            **self.model.versions(),
+            "run": str(self.folder),
+        }
+
+    def state(self, split: Split) -> Json:
+        """What there is to tell of a run that cannot be tested: everything that `--json` prints."""
+        return {
+            "units": list(self.model.units),
+            "missing": list(self.missing),
+            "shares": [share.to_json() for share in self.shares],
+            "train_seconds": sum(share.progress.seconds for share in self.shares),
+            "parameters": self.model.num_parameters(),
+            "parameters_per_block": self.model.blocks.plan.num_parameters(),
             "train_rows": len(split.x),
             "threads": torch.get_num_threads(),
             **asdict(self.settings),
@@ -412,19 +508,18 @@ def _mean_epoch(epochs: list[Epoch]) -> Epoch:
     )
 
 
-def progress_from_json(record: Json) -> Progress:
-    """
+def shares_of(training: Json, settings: Settings, model: Model, versions: Json) -> list[Share]:
+    """The shares of a saved run.
+
     Raises:
-        InputError: it was not written by `Progress.to_json`.
+        InputError: they were not written by `Run.save`, or are not those of the model's units.
     """
-    for name in ("head_loss_sum", "head_skipped"):  # early runs had a number, of the one head
-        if name in record and not isinstance(record[name], list):
-            record = record | {name: [record[name]]}
-    for name, value in record.items():
-        default = getattr(Progress(), name, None)
-        values = value if isinstance(value, list) else [value]
-        kind = int if isinstance(default, int) else float
-        fits = all(is_a(number, kind) and number >= 0 for number in values)
-        if default is None or isinstance(value, list) != isinstance(default, list) or not fits:
-            raise InputError(f"a run's progress must count from 0 on, got {name} {value!r}")
-    return Progress(**record)
+    if "shares" not in training:
+        progress = progress_from_json(field(training, "progress", dict))
+        return [Share(model.units, settings.each_seed, settings.epochs, progress, versions)]
+    shares = [Share.from_json(record) for record in field(training, "shares", list)]
+    if sorted(map(str, model.units)) != sorted(
+        str(unit) for share in shares for unit in share.units
+    ):
+        raise InputError(f"a run's shares must have the units of its model, {model.units}")
+    return joined(shares)

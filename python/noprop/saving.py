@@ -24,7 +24,8 @@ def content_of(model: "Model", training: Json | None) -> tuple[Json, int]:
         "model": {
             "plan": json_records.plan_to_json(model.blocks.plan),
             "goal": json_records.goal_to_json(model.blocks.goal),
-            "order": list(model.blocks.held),
+            "order": list(model.held),
+            **({"seeds": model.seeds} if part_records.is_apart(model) else {}),
             **({} if model.replicas == 1 else {"replicas": model.replicas}),
             **json_records.samplers_to_json(model.goal, model.sampler, model.paper_sampler),
             "normalisation": None
@@ -36,15 +37,20 @@ def content_of(model: "Model", training: Json | None) -> tuple[Json, int]:
             **part_records.parts_to_json(model),
             "optimizers": {
                 name: json_records.optimizer_to_json(part.optimizer)
-                for name, part in model.optimized.items()
+                for name, part in ({"blocks": model.blocks} | model.optimized).items()
             },
-            "precision": {name: part.precision for name, part in model.learners.items()},
+            "precision": {
+                name: part.precision
+                for name, part in ({"blocks": model.blocks} | model.learners).items()
+            },
             "classes": model.blocks.M,
             "embed_dim": model.blocks.D,
         },
         "versions": model.versions(),
         "training": training,
     }
+    if part_records.is_apart(model) or "shares" in (training or {}):
+        return content, checkpoint.FORMATS[2]
     return content, checkpoint.FORMATS[0 if part_records.has_first_form(model) else 1]
 
 

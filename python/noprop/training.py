@@ -12,7 +12,7 @@ Where embeddings or a schedule are learned, blocks, head and these take each ste
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from .feeding import feed_of
 from .model import Model
 from .pace import Pace
 from .replicas import slices_of
+from .units import Units
 
 LR_SCHEDULES = ("constant", "cosine")
 NONFINITE = ("stop", "skip")
@@ -82,6 +83,7 @@ def fit(
     nonfinite: str | None = None,
     augment: str = "none",
     order: str = "paper",
+    units: Iterable[int | str] | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_call: Callable[[Progress, int], None] = lambda progress, samples: None,
@@ -132,7 +134,10 @@ def fit(
             drawn for it; "all-t", in which a step trains all blocks on its batch, and the
             embeddings by the mean over t, another algorithm than the paper's. Elsewhere it changes
             nothing.
-        progress: the state to resume from; updated in place.
+        units: the t of the blocks to train, and "head"; None: all that the model has. No other
+            changes, and each has the bits of training with all others. Where something shared is
+            learned all are needed.
+        progress: the state to resume from, of these units; updated in place.
         stop: called after every call, several times a second; true ends the training.
         on_call: called with `progress` and the call's samples, each counted once for all blocks
             and replicas.
@@ -182,7 +187,9 @@ def fit(
     crops = []
     if augment != "none":
         crops = [CropFlip(model.inputs, model.normalize, seed) for seed in seeds]
-    loop = _Loop(model, Batching(feed, seeds, crops), batch_size, epochs, lr_schedule, order)
+    chosen = units_of(model, units)
+    batching = Batching(feed, seeds, crops)
+    loop = _Loop(model, chosen, batching, batch_size, epochs, lr_schedule, order)
     progress = progress if progress is not None else Progress()
     told = set()  # replicas of which a loss that is not finite was told
     if loop.batches.left_out and progress.epoch < epochs:
@@ -237,6 +244,26 @@ def seeds_of(seed: int | Sequence[int], replicas: int) -> list[int]:
     return seeds
 
 
+def units_of(model: Model, units: Iterable[int | str] | None) -> Units:
+    """The units of a training.
+
+    Raises:
+        ValueError: the model has not one of them, or all would have to be trained.
+    """
+    chosen = model.units if units is None else Units.of(units)
+    if missing := chosen - model.units:
+        raise InputError(f"fit: units must be among {model.units}, got {missing}")
+    if not chosen:
+        raise InputError(f"fit: units must be some of {model.units}, got none")
+    learns = model.shared is not None and model.shared.learns
+    if learns and chosen != model.units:
+        raise InputError(
+            f"fit: units must be all, {model.units}, where something that they share is learned, "
+            f"got {chosen}"
+        )
+    return chosen
+
+
 class _Loop:
     """Runs one call of the blocks or the head from `progress` on.
 
@@ -249,6 +276,7 @@ class _Loop:
     def __init__(
         self,
         model: Model,
+        units: Units,
         batching: Batching,
         batch_size: int,
         epochs: int,
@@ -256,6 +284,7 @@ class _Loop:
         order: str,
     ) -> None:
         self.model, self.batching, self.feed = model, batching, batching.feed
+        self.units, self.head = units, model.head if units.head else None
         self.epochs, self.lr_schedule = epochs, lr_schedule
         self.batches = Batches(self.feed.rows, batch_size, model.blocks.plan.has_norm())
         self.steps = self.batches.steps
@@ -287,8 +316,9 @@ class _Loop:
     def complete(self, progress: Progress) -> bool:
         if self.coupled is not None:
             return progress.block_steps >= self.epoch_steps
-        head_steps = 0 if self.model.head is None else self.model.blocks.T * self.steps
-        return progress.block_steps >= self.steps and progress.head_steps >= head_steps
+        block_steps = self.steps if self.units.blocks else 0
+        head_steps = 0 if self.head is None else self.model.blocks.T * self.steps
+        return progress.block_steps >= block_steps and progress.head_steps >= head_steps
 
     def check(self) -> None:
         for learner in self.model.learners.values():
@@ -297,20 +327,24 @@ class _Loop:
     def epochs_of(self, progress: Progress) -> list[Epoch]:
         """The record of the epoch that `progress` has completed, of each replica."""
         blocks, rows = self.model.blocks, self.batches.rows
-        R, T = blocks.replicas, blocks.T
+        R, n = blocks.replicas, len(self.units.blocks)
         steps = self.rated_steps
-        last = self.rates(blocks.optimizer, progress.epoch, steps - 1, steps, 1)
-        all_skipped = progress.skipped or [0] * (R * T)  # early runs did not count them
+        # the head's, which takes more steps, falls to the same rates
+        optimizer = (
+            blocks.optimizer if self.units.blocks or self.head is None else self.head.optimizer
+        )
+        last = self.rates(optimizer, progress.epoch, steps - 1, steps, 1)
+        all_skipped = progress.skipped or [0] * (R * n)  # early runs did not count them
         head_skipped = progress.head_skipped or [0] * R
-        all_seen = progress.seen or [rows] * (R * T)
-        passes = T if self.coupled is None else self.coupled.passes  # of the head
+        all_seen = progress.seen or [rows] * (R * n)
+        passes = blocks.T if self.coupled is None else self.coupled.passes  # of the head
         epochs = []
         for replica in range(R):
-            own = slices_of(replica, T)
+            own = slices_of(replica, n)
             loss_sum, skipped = progress.loss_sum[own], all_skipped[own]
             counts = [seen - out for seen, out in zip(all_seen[own], skipped, strict=True)]
             head_loss = None
-            if self.model.head is not None:
+            if self.head is not None:
                 samples = passes * rows - head_skipped[replica]
                 head_loss = _mean(progress.head_loss_sum[replica], samples)
             epochs.append(
@@ -325,6 +359,7 @@ class _Loop:
                     samples_per_second=rows / progress.epoch_seconds,
                     replica=replica,
                     replicas=R,
+                    blocks=self.units.blocks,
                 )
             )
         return epochs
@@ -337,10 +372,10 @@ class _Loop:
 
     def errors(self, loss_sum: list[float], counts: list[int]) -> list[float | None]:
         """Per block, the mean error of so many samples; None where a block has no one weight."""
-        blocks = self.model.blocks
+        blocks, ts = self.model.blocks, self.units.blocks
         if blocks.goal.timed:
-            return [None] * blocks.T
-        t = torch.arange(1, blocks.T + 1, dtype=torch.int64, device="cpu")
+            return [None] * len(ts)
+        t = torch.tensor(ts, dtype=torch.int64, device="cpu")
         weights = blocks.goal.levels(t).weight.tolist()
         return [
             _mean(total, weight * count)
@@ -358,10 +393,11 @@ class _Loop:
     def first_step(self, progress: Progress) -> int:
         """The number of the next step among all of the training, the head's own included."""
         of_head = 0
-        if self.coupled is None and self.model.head is not None:
+        if self.coupled is None and self.head is not None:
             of_head = self.model.blocks.T * self.steps
+        of_blocks = self.epoch_steps if self.units.blocks else 0
         done = progress.block_steps + progress.head_steps
-        return progress.epoch * (self.epoch_steps + of_head) + done
+        return progress.epoch * (of_blocks + of_head) + done
 
     def train(self, progress: Progress, order: Tensor) -> Steps:
         """One call from `progress` on; returns its steps.
@@ -371,7 +407,7 @@ class _Loop:
         """
         if self.coupled is not None:
             return self.train_coupled(self.coupled, progress, order)
-        if progress.block_steps < self.steps:
+        if self.units.blocks and progress.block_steps < self.steps:
             return self.train_blocks(progress, order)
         return self.train_head(progress, order)
 
@@ -409,6 +445,7 @@ class _Loop:
             lr=rates,
             samples=progress.block_steps * B // coupled.passes - before,
             loss=loss.view(K, 1, -1),
+            blocks=self.units.blocks,
             head_loss=None if self.model.head is None else losses.head,
         )
 
@@ -422,17 +459,18 @@ class _Loop:
         with self.block_pace.measure(len(indices)):
             step = progress.epoch * self.steps + progress.block_steps
             batch = self.batching.take(indices, step)
-            losses = blocks.train_steps(**batch, lr=lr).cpu()  # (K, R T)
-        names = [f"block {t}" for t in blocks.held]
+            losses = blocks.train_steps(**batch, blocks=self.units.blocks, lr=lr).cpu()  # (K, R n)
+        names = [f"block {t}" for t in self.units.blocks]
         sums, skipped = self.account(losses, B, progress.epoch, progress.block_steps, names)
         progress.loss_sum = _added(progress.loss_sum, sums)
         progress.skipped = _added(progress.skipped, skipped)
         progress.block_steps += len(indices)
         loss = losses.view(len(indices), blocks.replicas, -1)
-        return Steps(progress.epoch + 1, first, lr, len(indices) * B, loss=loss)
+        samples = len(indices) * B
+        return Steps(progress.epoch + 1, first, lr, samples, loss=loss, blocks=self.units.blocks)
 
     def train_head(self, progress: Progress, order: Tensor) -> Steps:
-        head, T = self.model.head, self.model.blocks.T
+        head, T = self.head, self.model.blocks.T
         assert head is not None  # `complete` counts no head steps without a head
         block, step = divmod(progress.head_steps, self.steps)
         first = self.first_step(progress)
@@ -448,7 +486,10 @@ class _Loop:
         progress.head_loss_sum = _added(progress.head_loss_sum, sums)
         progress.head_skipped = _added(progress.head_skipped, skipped)
         progress.head_steps += len(indices)
-        return Steps(progress.epoch + 1, first, lr, 0, head_loss=losses)
+        # where there is no block to count them the samples are those of the last pass
+        counted = not self.units.blocks and block == T - 1
+        samples = indices.shape[-1] * len(indices) if counted else 0
+        return Steps(progress.epoch + 1, first, lr, samples, head_loss=losses)
 
     def account(
         self, losses: Tensor, B: int, epoch: int, done: int, names: Sequence[str]

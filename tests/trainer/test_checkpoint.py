@@ -122,8 +122,8 @@ def test_every_cut_is_noticed(tmp_path):
 
 
 def test_another_format_is_refused(tmp_path):
-    checkpoint.save(tmp_path, {"name": "new"}, NEW, format=3)
-    with pytest.raises(InputError, match="has format 3, this version reads formats 1 and 2"):
+    checkpoint.save(tmp_path, {"name": "new"}, NEW, format=4)
+    with pytest.raises(InputError, match="has format 4, this version reads formats 1, 2 and 3"):
         checkpoint.load(tmp_path)
 
 

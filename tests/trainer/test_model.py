@@ -174,8 +174,10 @@ def parts(T=2, **blocks):
 
 
 def test_what_a_model_refuses():
-    with pytest.raises(ValueError, match=r"blocks must hold all of 1\.\.2, got \[2\]"):
-        noprop.Model(*parts(held=[2]))
+    with pytest.raises(ValueError, match="head must be given where it is alone, got None"):
+        noprop.Model(parts()[0], alone=True)
+    with pytest.raises(ValueError, match="seeds must be one per replica, 1, got 2"):
+        noprop.Model(*parts(), seeds=[0, 1])
     with pytest.raises(ValueError, match="head must have as many replicas as the blocks, 2, got 1"):
         noprop.Model(*parts(seed=[0, 1]))
     blocks, _ = parts()

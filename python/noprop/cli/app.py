@@ -249,6 +249,14 @@ def train(
             metavar="FOLDER", parser=path, help="Folder of the run; default a new one in runs."
         ),
     ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Train these alone, and the head where it is named: 3,7-9,head. They have the "
+            "bits of training with the others, and noprop merge puts runs together.",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="RUN", parser=path, help="Go on with a run, bit for bit."),

@@ -12,7 +12,7 @@ import typer
 from noprop_kernels import Plan
 from noprop_kernels.backends import dispatch
 
-from .. import choices, console_text, data, presets, strict_json
+from .. import apart, choices, console_text, data, presets, strict_json
 from ..data import Published
 from ..datasets.dataset import Dataset
 from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
@@ -21,6 +21,7 @@ from ..errors import InputError, notice, train_extra
 from ..model import Model
 from ..runs import Run, Split, build, head_trouble
 from ..settings import Settings
+from ..units import Units
 
 with train_extra():
     from rich.console import Console
@@ -90,6 +91,28 @@ def check_meaning(options: SimpleNamespace) -> None:
         raise typer.BadParameter(f"{reason}: run each with --seed", param_hint="--seeds")
 
 
+def parsed_units(option: str, text: str) -> Units:
+    """
+    Raises:
+        typer.BadParameter: these are no units.
+    """
+    try:
+        return Units.parse(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
+def check_units(option: str, units: Units, settings: Settings) -> None:
+    """
+    Raises:
+        typer.BadParameter: a run of these settings has no such units, or cannot train them apart.
+    """
+    try:
+        apart.check_units(settings, units)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
 def chosen_of(options: SimpleNamespace) -> dict[str, Any]:
     """The values of the options on which others depend: those given, then the preset's, then the
     defaults."""
@@ -153,11 +176,15 @@ def settings_of(options: SimpleNamespace, rows: int) -> Settings:
 
 
 def built(
-    settings: Settings, content: Dataset | Published, split: Split | None, backend: str | None
+    settings: Settings,
+    content: Dataset | Published,
+    split: Split | None,
+    backend: str | None,
+    units: Units | None,
 ) -> Model:
     """As `runs.build`, with its ValueError as a typer.BadParameter."""
     try:
-        return build(settings, content, split, backend)
+        return build(settings, content, split, backend, units)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
 

@@ -32,7 +32,9 @@ def run(options: SimpleNamespace, screen: Console) -> None:
     settings = common.settings_of(options, rows)
     # whose choice takes the distances of all rows of a class, and changes no size
     known = None if settings.embedding == "prototype" else split
-    model = common.built(settings, content, known, options.backend)
+    if options.blocks is not None:
+        common.check_units("--blocks", options.blocks, settings)
+    model = common.built(settings, content, known, options.backend, options.blocks)
     place = common.placed(options, model)
     model.blocks.blocks_per_launch = options.blocks_per_launch
     console_text.say(screen, content.describe())

@@ -12,6 +12,7 @@ def run(options: SimpleNamespace) -> None:
     screen = console(stderr=options.as_json, needed=not options.as_json)
     common.place_of(options)  # refuses at once what no run can use
     run = Run.load(options.folder, options.backend)
+    run.check_whole()
     place = common.placed(options, run.model)
     content, split = common.data_of(run, options, moved=options.data is not None)
     where = place.describe(run.model)

@@ -20,6 +20,7 @@ def run(options: SimpleNamespace) -> None:
     if (options.onnx is None) == (options.torch is None):
         raise typer.BadParameter("give one of --onnx FILE and --torch FILE")
     trained = loading.load(options.folder)
+    trained.check_whole(str(options.folder))
     replica = common.check_replica(options.replica, trained.seeds, options.folder)
     if trained.replicas > 1:
         trained = trained.replica(replica)

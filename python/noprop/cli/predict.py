@@ -23,6 +23,7 @@ def run(options: SimpleNamespace) -> None:
     by_name = "jsonl" if options.out is not None and options.out.suffix == ".jsonl" else "csv"
     common.place_of(options)  # refuses at once what no model can use
     trained = loading.load(options.folder, backend=options.backend)
+    trained.check_whole(str(options.folder))
     replica = common.check_replica(options.replica, trained.seeds, options.folder)
     common.placed(options, trained)
     if trained.inputs is None:

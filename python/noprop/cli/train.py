@@ -13,7 +13,6 @@ from .. import checkpoint, console_text, data, seeds, variants
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
-from ..epochs import Progress
 from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
@@ -21,6 +20,7 @@ from ..loggers import LOGGERS, Logger
 from ..progress import display
 from ..runs import Run, Split
 from ..settings import FIXED, Settings
+from ..shares import Share, cut
 from ..signals import Interrupted, asked_to_stop, status
 from ..training import NotFinite
 from . import common, dry_run
@@ -62,15 +62,16 @@ def run(options: SimpleNamespace) -> None:
                 dry_run.run(options, screen)
                 return
             run, content, split = new_run(options)
+            shares = run.shares
         else:
             if not options.dry_run and folder.is_dir():
                 held.enter_context(locked(folder))
-            run, content, split = resumed(options)
+            run, shares, content, split = resumed(options)
         place = common.placed(options, run.model)
         run.model.blocks.blocks_per_launch = options.blocks_per_launch
         # raises where no backend runs, before anything is written
         where = place.describe(run.model)
-        for line in run.changes():
+        for line in run.changes(shares):
             notice(f"warning: {line}; from here on the bits may differ")
         console_text.say(screen, content.describe())
         if options.dry_run:
@@ -80,7 +81,11 @@ def run(options: SimpleNamespace) -> None:
         if anew:
             run.folder = claimed(folder, run.settings, held)
         console_text.say(screen, f"into {run.folder}, {where}")
-        train(run, split, screen, options)
+        for share in shares:
+            train(run, share, split, screen, options)
+        if not run.whole:
+            say_parts(run, split, screen, options.as_json)
+            return
         console_text.say_test(screen, run.model, SAMPLES)
         test(run, content, split)
     common.show_result(screen, run.result or {}, options.as_json)
@@ -128,6 +133,8 @@ def check(options: SimpleNamespace) -> None:
             raise typer.BadParameter(str(error), param_hint="--seeds") from error
     if options.resume is not None and options.out is not None:
         raise typer.BadParameter("--resume goes on in its own folder: leave --out away")
+    if options.blocks is not None:
+        options.blocks = common.parsed_units("--blocks", options.blocks)
 
 
 # folders
@@ -179,14 +186,17 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     settings = common.settings_of(options, len(split.x))
     if settings.embedding == "prototype":
         notice("the prototypes are chosen by all distances within each class")
-    model = common.built(settings, content, split, options.backend)
+    if options.blocks is not None:
+        common.check_units("--blocks", options.blocks, settings)
+    model = common.built(settings, content, split, options.backend, options.blocks)
     data_dir = None if options.data_dir is None else options.data_dir.absolute()
     folder = Path()  # until one is claimed
-    return Run(folder, settings, model, Progress(), content.fingerprint(), data_dir), content, split
+    shares = [Share(model.units, settings.each_seed, settings.epochs)]
+    return Run(folder, settings, model, shares, content.fingerprint(), data_dir), content, split
 
 
-def resumed(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
-    """The run to resume, after checking that no option contradicts it."""
+def resumed(options: SimpleNamespace) -> tuple[Run, list[Share], Dataset, Split]:
+    """The run to resume and its shares to train, after checking that no option contradicts it."""
     folder, epochs = options.resume, options.epochs
     run = Run.load(folder, options.backend)
     for name in FIXED:
@@ -196,35 +206,53 @@ def resumed(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
                 f"{folder} was begun with {was}, and a run that goes on cannot change it",
                 param_hint=common.option_of(name),
             )
-    if epochs is not None and epochs != run.settings.epochs:
+    shares = run.shares
+    if options.blocks is not None:
+        common.check_units("--blocks", options.blocks, run.settings)
+        if missing := options.blocks - run.model.units:
+            raise typer.BadParameter(
+                f"{folder} has {run.model.units}, and not {missing}", param_hint="--blocks"
+            )
+        shares, others = cut(run.shares, options.blocks)
+        run.shares = [*shares, *others]
+    for share in shares:
+        if epochs is None or epochs == share.epochs:
+            continue
         if run.settings.lr_schedule == "cosine":
             raise typer.BadParameter(
-                f"{folder} was begun with {run.settings.epochs} epochs and a cosine learning rate, "
+                f"{folder} was begun with {share.epochs} epochs and a cosine learning rate, "
                 "which is 0 at their end",
                 param_hint="--epochs",
             )
+        share.epochs = epochs
+    if epochs is not None and options.blocks is None:
         run.settings = replace(run.settings, epochs=epochs)
     content, split = common.data_of(run, options, moved=common.on_command_line(options, "data"))
-    return run, content, split
+    return run, shares, content, split
 
 
 # training
 
 
-def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> None:
-    """Trains to the end.
+def train(run: Run, share: Share, split: Split, screen: Console, options: SimpleNamespace) -> None:
+    """Trains a share to its end.
 
     Raises:
         typer.Exit: a signal stopped it, or a loss was not finite; the run is saved.
     """
     rows = len(split.x)
-    done = run.progress.epoch * rows + run.rows_of_epoch()
-    shown = display(screen, epochs=run.settings.epochs, rows=rows, done=done)
+    done = share.progress.epoch * rows + run.rows_of_epoch(share)
+    if len(run.shares) > 1:
+        console_text.say(
+            screen, f"{share.units}: {share.progress.epoch} of {share.epochs} epochs done"
+        )
+    shown = display(screen, epochs=share.epochs, rows=rows, done=done)
     try:
         with ExitStack() as held, asked_to_stop() as signal_number, shown as display_:
-            callbacks = [held.enter_context(logger) for logger in loggers(run.folder, options.log)]
+            callbacks = [held.enter_context(logger) for logger in loggers(run, options.log)]
             finished = run.train(
                 split,
+                share,
                 stop=lambda: signal_number() > 0,
                 on_call=display_.advance,
                 on_epoch=display_.epoch,
@@ -238,15 +266,29 @@ def train(run: Run, split: Split, screen: Console, options: SimpleNamespace) -> 
     except ValueError as error:  # the blocks cannot be trained on these data
         raise InputError(str(error)) from error
     if not finished:
-        notice(f"interrupted in epoch {run.progress.epoch + 1} and saved; {go_on(run)}")
+        notice(f"interrupted in epoch {share.progress.epoch + 1} and saved; {go_on(run)}")
         raise typer.Exit(status(signal_number()))
 
 
-def loggers(folder: Path, kinds: list[str] | None) -> list[Logger]:
-    """The loggers of a run: those that are asked for, and those that it has logs of."""
-    logs = folder / "logs"
+def loggers(run: Run, kinds: list[str] | None) -> list[Logger]:
+    """The loggers of a run: those that are asked for, and those that it has logs of; none where
+    units are at different steps, which one count of steps cannot tell apart."""
+    logs = run.folder / "logs"
     found = [kind for kind in LOGS if kind in (kinds or ()) or (logs / kind).is_dir()]
+    if found and len(run.shares) > 1:
+        notice("no steps are logged: units are at different ones")
+        return []
     return [LOGGERS[kind](logs / kind) for kind in found]
+
+
+def say_parts(run: Run, split: Split, screen: Console, as_json: bool) -> None:
+    """Says what a trained run has not yet, and so is not tested for."""
+    lacks = [f"{share.units} to be trained" for share in run.shares if not share.finished]
+    if run.missing:
+        lacks.append(f"{run.missing}, with which noprop merge makes one run of several")
+    console_text.say(screen, f"{run.folder} has {run.model.units}; it lacks {', and '.join(lacks)}")
+    if as_json:
+        common.print_json(run.state(split))
 
 
 def test(run: Run, content: Dataset, split: Split) -> None:
