@@ -12,10 +12,13 @@ from . import checkpoint, choices, data
 from .epochs import Epoch
 from .errors import InputError, notice
 from .files import locked
+from .merging import merge
 from .runs import CHECKPOINT_SECONDS, Run, Split, build, units_of
 from .settings import Settings
 from .shares import Share
 from .units import Units
+
+__all__ = ["merge", "train_share"]
 
 
 def train_share(

@@ -26,7 +26,7 @@ from .callbacks import Callback
 from .coupled_steps import passes
 from .data import Dataset, Published
 from .datasets.split import hold_out_classes
-from .epochs import Epoch, Progress
+from .epochs import Epoch
 from .errors import InputError
 from .evaluation import Evaluation, evaluate
 from .files import sweep
@@ -271,6 +271,19 @@ class Run:
             for line, units in lines.items()
         ]
 
+    def lines(self) -> list[str]:
+        """A line for each share that other versions have trained than the first, or that is not
+        trained to its end."""
+        first, lines = self.shares[0], []
+        for share in self.shares:
+            if first.versions and share.versions and share.versions != first.versions:
+                for line in checkpoint.differences(first.versions, share.versions):
+                    lines.append(f"{share.units}, against {first.units}: {line}")
+            if not share.finished:
+                done = f"{share.progress.epoch} of {share.epochs} epochs"
+                lines.append(f"{share.units}: {done}; noprop train --resume {self.folder} goes on")
+        return lines
+
     def save(self) -> Path:
         """Writes the run into its folder, and returns that."""
         training = {
@@ -461,7 +474,7 @@ class Run:
             "run": str(self.folder),
         }
 
-    def state(self, split: Split) -> Json:
+    def state(self) -> Json:
         """What there is to tell of a run that cannot be tested: everything that `--json` prints."""
         return {
             "units": list(self.model.units),
@@ -470,7 +483,6 @@ class Run:
             "train_seconds": sum(share.progress.seconds for share in self.shares),
             "parameters": self.model.num_parameters(),
             "parameters_per_block": self.model.blocks.plan.num_parameters(),
-            "train_rows": len(split.x),
             "threads": torch.get_num_threads(),
             **asdict(self.settings),
             **self.model.versions(),

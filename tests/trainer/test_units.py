@@ -18,30 +18,10 @@ from noprop.settings import Settings
 from noprop.shares import Share, cut, joined
 from noprop.units import Units, ranges
 from support.cli import QUICK, call, words
+from support.units import assert_units_of
 
 B = 32
 WITH_HEAD = [*QUICK, "--epochs", 2, "--head", "paper"]
-
-
-def named(tensors: dict[str, torch.Tensor], t: int, held: list[int]) -> dict[str, torch.Tensor]:
-    """The tensors of block t."""
-    at = held.index(t)
-    blocks = {name: value for name, value in tensors.items() if name.startswith("blocks.")}
-    return {name: value[at] for name, value in blocks.items()}
-
-
-def assert_units_of(whole: noprop.Model, part: noprop.Model) -> None:
-    """Each unit of `part` has the bits of the same unit of `whole`."""
-    a, b = whole.tensors(), part.tensors()
-    for t in part.held:
-        mine, its = named(b, t, [*part.held]), named(a, t, [*whole.held])
-        assert mine.keys() == its.keys() and len(mine) > 8
-        for name in mine:
-            assert torch.equal(mine[name], its[name]), (t, name)
-    heads = [name for name in b if name.startswith("head.")]
-    assert bool(heads) == part.units.head
-    for name in heads:
-        assert torch.equal(a[name], b[name]), name
 
 
 # names of units

@@ -32,6 +32,7 @@ from .options import (
     DataAgain,
     DataDir,
     Labels,
+    OfUnits,
     OnDevice,
     Replica,
     RunArgument,
@@ -355,6 +356,59 @@ def split(
 ) -> None:
     """Make one of a run's several models a run of its own, as if it had been trained alone."""
     execute("split", locals())
+
+
+@app.command()
+def merge(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", parser=path, help="Folders of the runs.")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the new run.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Make one run of several that have trained its units apart."""
+    execute("merge", locals())
+
+
+@app.command()
+def repair(
+    folder: RunArgument,
+    block: OfUnits,
+    data: DataAgain = None,
+    labels: Labels = None,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    backend: Backend = None,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train some blocks of a run again, to the bits that they had; no other block changes."""
+    execute("repair", locals())
+
+
+@app.command()
+def replace(
+    folder: RunArgument,
+    block: OfUnits,
+    fresh: Annotated[
+        int | None, typer.Option(min=0, metavar="SEED", help="Train new ones with this seed.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", parser=path, help="Take those of another run."),
+    ] = None,
+    data: DataAgain = None,
+    labels: Labels = None,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    backend: Backend = None,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Put others in the place of some blocks of a run; no other block changes."""
+    execute("replace", locals())
 
 
 @app.command()

@@ -72,4 +72,5 @@ Replica = Annotated[
     int | None,
     typer.Option(min=0, help="Which model of a run with --seeds, by its place among them, from 0."),
 ]
+OfUnits = Annotated[str, typer.Option("--block", metavar="LIST", help="Which: 4, or 3,7-9,head.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON line last, on stdout.")]

@@ -84,7 +84,7 @@ def run(options: SimpleNamespace) -> None:
         for share in shares:
             train(run, share, split, screen, options)
         if not run.whole:
-            say_parts(run, split, screen, options.as_json)
+            say_parts(run, screen, options.as_json)
             return
         console_text.say_test(screen, run.model, SAMPLES)
         test(run, content, split)
@@ -281,14 +281,14 @@ def loggers(run: Run, kinds: list[str] | None) -> list[Logger]:
     return [LOGGERS[kind](logs / kind) for kind in found]
 
 
-def say_parts(run: Run, split: Split, screen: Console, as_json: bool) -> None:
+def say_parts(run: Run, screen: Console, as_json: bool) -> None:
     """Says what a trained run has not yet, and so is not tested for."""
     lacks = [f"{share.units} to be trained" for share in run.shares if not share.finished]
     if run.missing:
         lacks.append(f"{run.missing}, with which noprop merge makes one run of several")
     console_text.say(screen, f"{run.folder} has {run.model.units}; it lacks {', and '.join(lacks)}")
     if as_json:
-        common.print_json(run.state(split))
+        common.print_json(run.state())
 
 
 def test(run: Run, content: Dataset, split: Split) -> None:
