@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate
     from .loading import load
     from .model import Model
+    from .modules.blocks import ModuleBlocks
     from .training import NotFinite, fit
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Evaluation",
     "InputError",
     "Model",
+    "ModuleBlocks",
     "NotFinite",
     "Progress",
     "Steps",
@@ -39,6 +41,7 @@ _HOMES = {
     "Evaluation": ".evaluation",
     "InputError": ".errors",
     "Model": ".model",
+    "ModuleBlocks": ".modules.blocks",
     "NotFinite": ".training",
     "Progress": ".epochs",
     "Steps": ".callbacks",

@@ -22,12 +22,14 @@ from noprop_kernels.backends.cpu import backend as cpu
 from . import strict_json
 from .errors import InputError, train_extra
 from .files import LOCK, atomic_file, locked, sweep
+from .modules.blocks import ModuleBlocks
 
 RECORD = "model.json"
 TENSORS = re.compile(r"tensors-[0-9a-f]{16}\.safetensors")  # unique to this folder
 TEMPORARY = ("tensors-*.safetensors", RECORD)
 # 1: of a DT, which older versions read; 2: of a CT or FM, of several replicas, of what is learned,
-# of a radial head; 3: of some of the blocks, or of units that have lives of their own
+# of a radial head; 3: of some of the blocks, of units that have lives of their own, of networks of
+# one's own
 FORMATS = (1, 2, 3)
 OF_DEVICE = {"device", "backend", "instruction_set", "compiler", "triton"}  # versions of one thing
 
@@ -130,15 +132,17 @@ def load_content(folder: Path) -> dict[str, Any]:
     return record
 
 
-def versions(blocks: nk.DenoisingBlocks) -> dict[str, str | None]:
+def versions(blocks: nk.DenoisingBlocks | ModuleBlocks) -> dict[str, str | None]:
     """The backend, its build and the versions: what a run's bits depend on beside its settings.
 
     Raises:
         BackendError: no backend runs the blocks.
     """
     device = blocks.device
-    module = dispatch.choose(blocks.plan, device, blocks.precision, blocks.backend)
-    backend = dispatch.name_of(module)
+    backend = "torch"
+    if isinstance(blocks, nk.DenoisingBlocks):
+        module = dispatch.choose(blocks.plan, device, blocks.precision, blocks.backend)
+        backend = dispatch.name_of(module)
     built = cpu.describe() if backend == "cpu" else {}
     return {
         # a GPU's model without its index, which changes no bit

@@ -143,10 +143,11 @@ def deviation(result: Json) -> str:
 
 def sizes(model: Model, batch_size: int) -> Json:
     """Parameters of a replica, and bytes of memory for training by part."""
-    plan, R = model.blocks.plan, model.replicas
-    parameters, slices = model.num_parameters(), len(model.blocks)
+    blocks, R = model.blocks, model.replicas
+    assert isinstance(blocks, nk.DenoisingBlocks)  # as every run's
+    plan, parameters, slices = blocks.plan, model.num_parameters(), len(blocks)
     backend = model.versions()["backend"]
-    at_once = model.blocks.blocks_per_launch if backend == "triton" else torch.get_num_threads()
+    at_once = blocks.blocks_per_launch if backend == "triton" else torch.get_num_threads()
     workers = min(at_once or slices, slices)
     moments = sum(
         math.prod(value.shape)
@@ -158,7 +159,7 @@ def sizes(model: Model, batch_size: int) -> Json:
     activations = FLOAT * batch_size * widths * workers
     workspace = None
     if backend == "cpu":
-        T, D, precision = model.blocks.T, model.blocks.D, model.blocks.precision
+        T, D, precision = blocks.T, blocks.D, blocks.precision
         each = cpu.workspace_bytes(plan, T, batch_size, D, MANY_STEPS, precision)
         rows = R * cpu.packed_bytes(plan, T, batch_size, MANY_STEPS, precision)
         workspace = max(0, each * workers + rows - activations)

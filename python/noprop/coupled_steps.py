@@ -48,6 +48,7 @@ class CoupledSteps:
     def __init__(self, model: Model, order: str) -> None:
         shared = model.shared
         assert shared is not None  # a model that shares nothing needs no such steps
+        assert isinstance(model.blocks, nk.DenoisingBlocks)  # as what is shared demands
         self.model = model
         self.coupled = nk.Coupled(model.blocks, model.head, shared, order=order)
         self.passes = passes(model, order)

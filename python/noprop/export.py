@@ -23,6 +23,8 @@ from noprop_kernels.stack import plain_modules
 from noprop_kernels.stack.training import check_draws_z
 
 from . import sampling
+from .modules.blocks import ModuleBlocks
+from .modules.networks import time_input
 from .normalisation import Normalisation
 from .sampling import Sampler
 
@@ -35,11 +37,12 @@ MOST_STEPS = 100
 def chain(model: "Model", with_noise: bool, steps: int | None) -> fx.GraphModule:
     """The graph of `Model.to_module`, with tensors of its own."""
     blocks = model.blocks
-    check_draws_z(blocks, "to_module")
     sampler = sampler_of(model, with_noise, steps)
-    inputs = list(blocks.plan.inputs)
-    if len([name for name in inputs if name != "t" or not blocks.goal.timed]) != 2:
-        raise ValueError(f'to_module: plan must have "z" and one more input, got {inputs}')
+    if isinstance(blocks, nk.DenoisingBlocks):
+        check_draws_z(blocks, "to_module")
+        inputs = list(blocks.plan.inputs)
+        if len([name for name in inputs if name != "t" or not blocks.goal.timed]) != 2:
+            raise ValueError(f'to_module: plan must have "z" and one more input, got {inputs}')
     writer = Writer()
     h = features(writer, model)
     z, probs = evaluations(writer, model, sampler, h, with_noise)
@@ -162,34 +165,94 @@ def features(writer: Writer, model: "Model") -> fx.Node:
     return h
 
 
+class WrittenBlocks:
+    """The library's blocks in a graph; of a CT or FM with what x alone reaches written once.
+
+    Args:
+        h: the graph's x.
+        t: of each evaluation, where the goal draws it.
+    """
+
+    def __init__(
+        self, writer: Writer, blocks: nk.DenoisingBlocks, h: fx.Node, t: Tensor | None
+    ) -> None:
+        self.writer, self.plan, self.h = writer, blocks.plan, h
+        self.modules = blocks.to_modules()
+        self.kept: dict[fx.Node, fx.Node] = {}
+        self.t = None
+        if t is not None:
+            times = nk.embed_time(t, self.plan.widths["t"])
+            self.t = writer.buffer("t", times.to(blocks.device))
+
+    def logits(self, e: int, z: fx.Node, rows: fx.Node) -> fx.Node:
+        """Those of evaluation e."""
+        writer, inputs, h = self.writer, self.plan.inputs, self.h
+        if self.t is None:
+            given = (z if name == "z" else h for name in inputs)
+            return writer.part(f"block_{e + 1}", self.modules[e], *given)
+        at = writer.method("expand", writer.call(torch.select, self.t, 0, e), rows, -1)
+        x = next(name for name in inputs if name not in ("z", "t"))
+        return writer.inline("block", self.modules[0], {x: h, "z": z, "t": at}, self.kept, x)
+
+
+class WrittenNetworks:
+    """Networks of one's own in a graph, which calls copies of them; each encoder runs once.
+
+    Args:
+        h, t: as of WrittenBlocks.
+    """
+
+    def __init__(self, writer: Writer, blocks: ModuleBlocks, h: fx.Node, t: Tensor | None) -> None:
+        self.writer, self.blocks = writer, blocks
+        self.h = h if blocks.x_shape is None else writer.method("unflatten", h, 1, blocks.x_shape)
+        self.t = None
+        if t is not None:
+            self.t = writer.buffer("t", time_input(t, blocks.time_width).to(blocks.device))
+        self.read: dict[int, fx.Node] = {}  # by encoder
+        self.copies: dict[int, nn.Module] = {}
+
+    def logits(self, e: int, z: fx.Node, rows: fx.Node) -> fx.Node:
+        """Those of evaluation e."""
+        writer, blocks = self.writer, self.blocks
+        i = e % blocks.T
+        encoder = 0 if blocks.share_encoder else i
+        if encoder not in self.read:
+            read = self.h
+            if len(blocks.encoders):
+                module = copy.deepcopy(blocks.encoders[encoder])
+                read = writer.part(f"encoder_{encoder + 1}", module, read)
+            self.read[encoder] = read
+        given = [self.read[encoder], z]
+        if self.t is not None:
+            sizes = (rows,) if blocks.time_width is None else (rows, -1)
+            at = writer.call(torch.select, self.t, 0, e)
+            given.append(writer.method("expand", at, *sizes))
+        if i not in self.copies:
+            self.copies[i] = copy.deepcopy(blocks.networks[i])
+        return writer.part(f"network_{i + 1}", self.copies[i], *given)
+
+
 def evaluations(
     writer: Writer, model: "Model", sampler: Sampler, h: fx.Node, with_noise: bool
 ) -> tuple[fx.Node, fx.Node]:
     """The last z, and the mean of the later blocks' softmaxes, of a CT or FM of the last one."""
     blocks, goal = model.blocks, model.goal
-    modules, table = blocks.to_modules(), goal.table(*sampler)
-    rows = writer.method("size", h, 0)
+    table, rows = goal.table(*sampler), writer.method("size", h, 0)
     z = writer.method("new_zeros", h, (rows, blocks.D))
     if with_noise:
         z = writer.call(torch.randn_like, z)
-    W, t, x = model.W_embed, None, ""
+    W = model.W_embed
     W_embed = None if W is None else writer.buffer("W_embed", W)
-    if goal.timed:
-        t = writer.buffer("t", nk.embed_time(table.t, blocks.plan.widths["t"]).to(model.device))
-        x = next(name for name in blocks.plan.inputs if name not in ("z", "t"))
-    kept: dict[fx.Node, fx.Node] = {}
+    own = isinstance(blocks, ModuleBlocks)
+    t = table.t if goal.timed else None
+    written = WrittenNetworks(writer, blocks, h, t) if own else WrittenBlocks(writer, blocks, h, t)
     base, terms, later = z, [], []
     for e, ends in enumerate(table.ends.tolist()):
         a, b, sqrt_c, weight, onward, keep = (
             value[e].item()
             for value in (table.a, table.b, table.sqrt_c, table.weight, table.next, table.keep)
         )
-        if t is None:
-            given = (z if name == "z" else h for name in blocks.plan.inputs)
-            logits = writer.part(f"block_{e + 1}", modules[e], *given)
-        else:
-            at = writer.method("expand", writer.call(torch.select, t, 0, e), rows, -1)
-            logits = writer.inline("block", modules[0], {x: h, "z": z, "t": at}, kept, x)
+        logits = written.logits(e, z, rows)
         linear = goal.head == "linear"
         p = logits if linear else writer.call(torch.softmax, logits, -1)
         u_hat = p if W_embed is None else writer.call(torch.matmul, p, W_embed)
@@ -204,7 +267,7 @@ def evaluations(
         z = base = writer.sum(terms)
         terms = []
         later.append(p)
-    later = later[blocks.T // 2 :] if t is None else later[-1:]
+    later = later[-1:] if goal.timed else later[blocks.T // 2 :]
     return z, writer.call(mul, writer.sum(later), 1 / len(later))
 
 

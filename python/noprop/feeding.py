@@ -351,7 +351,8 @@ def _parts(array: Array, inputs: InputFormat) -> Iterator[tuple[int, Array]]:
 
 
 def _check_size(model: Model, inputs: InputFormat) -> None:
-    names = [name for name in model.blocks.plan.inputs if name != "z"]
+    drawn = ("z", "t") if model.blocks.goal.timed else ("z",)
+    names = [name for name in model.blocks.plan.inputs if name not in drawn]
     if model.encoder is None and len(names) == 1:
         plan = model.blocks.plan
         width, shape = plan.widths[names[0]], plan.shapes[names[0]]

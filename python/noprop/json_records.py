@@ -38,19 +38,17 @@ def is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
-def check_sizes(record: Json, plan: Plan, held: int, tensors: dict[str, Tensor]) -> None:
+def check_sizes(record: Json, plan: Plan | None, held: int, tensors: dict[str, Tensor]) -> None:
     """Checks that the tensors have the sizes that a saved model of so many blocks names, before
-    memory for it is allocated, and that counters are not negative.
+    memory for it is allocated, and that counters are not negative; networks of one's own have no
+    plan.
 
     Raises:
         InputError: one does not fit.
     """
     R = field({"replicas": 1} | record, "replicas", int)  # recorded where there are several
-    sizes = {
-        f"blocks.{name}": (R * held, *shape)
-        for name, shape in (plan.parameters() | plan.statistics()).items()
-        if held
-    }
+    shapes = {} if plan is None else plan.parameters() | plan.statistics()
+    sizes = {f"blocks.{name}": (R * held, *shape) for name, shape in shapes.items() if held}
     if record.get("head", True):  # the only head of early versions
         sizes["head.logits.weight"] = (
             R,

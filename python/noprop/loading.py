@@ -7,22 +7,29 @@ from torch import Tensor, nn
 
 import noprop_kernels as nk
 
-from . import checkpoint, json_records, part_records
+from . import checkpoint, json_records, network_records, part_records
 from .errors import InputError
 from .inputs import InputFormat
 from .json_records import Json, field
 from .model import Model
+from .modules.blocks import ModuleBlocks
 from .normalisation import Normalisation
 
 
 def load(
-    folder: str | Path, encoder: nn.Module | None = None, *, backend: str | None = None
+    folder: str | Path,
+    encoder: nn.Module | None = None,
+    *,
+    blocks: ModuleBlocks | None = None,
+    backend: str | None = None,
 ) -> Model:
     """Loads a model that `save` wrote, ready to predict or to train further.
 
     Args:
         folder: the run's folder.
         encoder: a module like the saved one; it receives the saved weights.
+        blocks: of a model of networks of one's own a ModuleBlocks like the saved one; it receives
+            the saved state, its optimizers' too, and becomes the model's.
         backend: a backend to force.
 
     Raises:
@@ -31,7 +38,7 @@ def load(
         ImportError: safetensors is not installed.
     """
     content, tensors = checkpoint.load(Path(folder))
-    return from_checkpoint(content, tensors, encoder, backend=backend)
+    return from_checkpoint(content, tensors, encoder, blocks=blocks, backend=backend)
 
 
 def from_checkpoint(
@@ -39,12 +46,17 @@ def from_checkpoint(
     tensors: dict[str, Tensor],
     encoder: nn.Module | None = None,
     *,
+    blocks: ModuleBlocks | None = None,
     backend: str | None = None,
 ) -> Model:
     """The model of a loaded checkpoint. Arguments and errors as `load`."""
     record = field(content, "model", dict)
     try:
-        plan = json_records.plan_from_json(field(record, "plan", dict))
+        plan = None
+        if "networks" not in record:
+            plan = json_records.plan_from_json(field(record, "plan", dict))
+            if blocks is not None:
+                raise InputError("this model was saved with layers of this library: give no blocks")
         goal = json_records.goal_from_json(field(record, "goal", dict))
         optimizers = field(record, "optimizers", dict)
         precision = {"blocks": "float32", "head": "float32"} | record.get("precision", {})
@@ -63,17 +75,20 @@ def from_checkpoint(
         names = record.get("class_names")  # early models did not carry them
         shared = part_records.shared_from_json(record, goal, tensors)
         embedding = tensors.get("blocks.W_embed")
-        blocks = nk.DenoisingBlocks(
-            plan,
-            goal,
-            embedding=embedding,
-            shared=shared,
-            optimizer=json_records.optimizer_from_json(optimizers.get("blocks")),
-            seed=seeds,
-            held=held or every[:1],
-            precision=precision["blocks"],
-            backend=backend,
-        )
+        if plan is None:
+            made = network_records.loaded_networks(record, goal, tensors, blocks)
+        else:
+            made = nk.DenoisingBlocks(
+                plan,
+                goal,
+                embedding=embedding,
+                shared=shared,
+                optimizer=json_records.optimizer_from_json(optimizers.get("blocks")),
+                seed=seeds,
+                held=held or every[:1],
+                precision=precision["blocks"],
+                backend=backend,
+            )
         head, kind = None, part_records.head_from_json(record)
         if kind is not None:
             head = nk.OutputHead(
@@ -89,10 +104,10 @@ def from_checkpoint(
                 backend=backend,
             )
             head.load_state_dict(_part(tensors, "head."))
-        if held:
+        if held and isinstance(made, nk.DenoisingBlocks):
             # each block has the seed that it was trained by
-            blocks.seeds.copy_(tensors["blocks.seeds"])
-            blocks.load_state_dict(_part(tensors, "blocks."))
+            made.seeds.copy_(tensors["blocks.seeds"])
+            made.load_state_dict(_part(tensors, "blocks."))
         if shared is not None:
             shared.load_state_dict(_part(tensors, "shared."))
         if field(record, "encoder", bool):
@@ -102,7 +117,7 @@ def from_checkpoint(
         elif encoder is not None:
             raise InputError("this model was saved without an encoder: give none")
         return Model(
-            blocks,
+            made,
             head,
             encoder,
             normalize=None if normal is None else Normalisation.from_json(normal),

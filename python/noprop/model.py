@@ -15,11 +15,13 @@ from .answer import Answer
 from .errors import InputError
 from .inputs import InputFormat
 from .json_records import Json
+from .modules.blocks import ModuleBlocks
 from .normalisation import Normalisation
 from .sampling import Sampler
 from .units import Units
 
 Normalize = tuple[Tensor, Tensor]
+Learner = nk.DenoisingBlocks | ModuleBlocks | nk.OutputHead
 ROWS_AT_ONCE = 1024
 
 
@@ -39,9 +41,10 @@ class Model:
     alone: `fit` trains it, and what asks for an answer names the blocks that are missing.
 
     Args:
-        blocks: all T of them, in each replica, or some. The nk.Shared that they read, if any, is
-            part of the model: its embeddings and schedule are saved, and where it learns them `fit`
-            trains it, of one replica.
+        blocks: all T of them, in each replica, or some: nk.DenoisingBlocks, or a ModuleBlocks of
+            networks of one's own, which has all. The nk.Shared that they read, if any, is part of
+            the model: its embeddings and schedule are saved, and where it learns them `fit` trains
+            it, of one replica.
         head: None, or the head that reads the last z in the paper's protocol (`predict_paper`), of
             as many replicas; `fit` trains it beside the blocks. No answer depends on it. An FM has
             none but where it learns its embeddings, by the head's loss; it reads classes without it
@@ -68,7 +71,7 @@ class Model:
 
     def __init__(
         self,
-        blocks: nk.DenoisingBlocks,
+        blocks: nk.DenoisingBlocks | ModuleBlocks,
         head: nk.OutputHead | None = None,
         encoder: nn.Module | None = None,
         *,
@@ -205,8 +208,12 @@ class Model:
         """
         replica = self._which("replica", replica)
         shared = None if self.shared is None else replicas.shared_of(self.shared, replica)
+        if isinstance(self.blocks, ModuleBlocks):
+            blocks = self.blocks.replica(replica)
+        else:
+            blocks = replicas.blocks_of(self.blocks, replica, shared)
         return Model(
-            replicas.blocks_of(self.blocks, replica, shared),
+            blocks,
             None if self.head is None else replicas.head_of(self.head, replica, shared),
             self.encoder,
             normalize=self.normalize,
@@ -236,13 +243,13 @@ class Model:
         return {**self.optimized, **encoder}
 
     @property
-    def optimized(self) -> dict[str, nk.DenoisingBlocks | nk.OutputHead | nk.Shared]:
+    def optimized(self) -> dict[str, Learner | nk.Shared]:
         """The learners, and what they share: all that has an optimizer of its own."""
         shared = {} if self.shared is None else {"shared": self.shared}
         return {**self.learners, **shared}
 
     @property
-    def learners(self) -> dict[str, nk.DenoisingBlocks | nk.OutputHead]:
+    def learners(self) -> dict[str, Learner]:
         """The networks that are trained: the blocks, and the head if there is one."""
         blocks = {"blocks": self.blocks} if self.held else {}
         head = {} if self.head is None else {"head": self.head}

@@ -10,6 +10,7 @@ from noprop_kernels.output_head import HEADS
 
 from .errors import InputError
 from .json_records import Json, field, optimizer_from_json
+from .modules.blocks import ModuleBlocks
 
 if TYPE_CHECKING:
     from .model import Model
@@ -20,10 +21,11 @@ LEARNED = EMBEDDINGS[2:]
 
 def has_first_form(model: "Model") -> bool:
     """Whether the first format can describe it: a DT of one replica that shares nothing, with no
-    radial head."""
+    radial head and no networks of one's own."""
+    own_networks = isinstance(model.blocks, ModuleBlocks)
     softmax = model.head is None or model.head.kind == "softmax"
     one = isinstance(model.goal, nk.DT) and model.replicas == 1
-    return one and model.shared is None and softmax
+    return one and model.shared is None and softmax and not own_networks
 
 
 def is_apart(model: "Model") -> bool:

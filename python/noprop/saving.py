@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn, strided
 from torch.nn.parameter import is_lazy
 
-from . import checkpoint, json_records, part_records
+from . import checkpoint, json_records, network_records, part_records
 from .json_records import Json
+from .modules.blocks import ModuleBlocks
 from .normalisation import Normalisation
 
 if TYPE_CHECKING:
@@ -15,15 +16,20 @@ if TYPE_CHECKING:
 
 
 def content_of(model: "Model", training: Json | None) -> tuple[Json, int]:
-    """The record beside the tensors, and its format.
+    """The record beside the tensors, and its format, of checkpoint.FORMATS.
 
     Args:
         training: the trainer's own record.
     """
+    blocks = model.blocks
+    if isinstance(blocks, ModuleBlocks):
+        layers = {"networks": network_records.networks_to_json(blocks)}
+    else:
+        layers = {"plan": json_records.plan_to_json(blocks.plan)}
     content = {
         "model": {
-            "plan": json_records.plan_to_json(model.blocks.plan),
-            "goal": json_records.goal_to_json(model.blocks.goal),
+            **layers,
+            "goal": json_records.goal_to_json(blocks.goal),
             "order": list(model.held),
             **({"seeds": model.seeds} if part_records.is_apart(model) else {}),
             **({} if model.replicas == 1 else {"replicas": model.replicas}),
@@ -37,19 +43,20 @@ def content_of(model: "Model", training: Json | None) -> tuple[Json, int]:
             **part_records.parts_to_json(model),
             "optimizers": {
                 name: json_records.optimizer_to_json(part.optimizer)
-                for name, part in ({"blocks": model.blocks} | model.optimized).items()
+                for name, part in ({"blocks": blocks} | model.optimized).items()
+                if not isinstance(part, ModuleBlocks)  # which has torch's, made by code
             },
             "precision": {
-                name: part.precision
-                for name, part in ({"blocks": model.blocks} | model.learners).items()
+                name: part.precision for name, part in ({"blocks": blocks} | model.learners).items()
             },
-            "classes": model.blocks.M,
-            "embed_dim": model.blocks.D,
+            "classes": blocks.M,
+            "embed_dim": blocks.D,
         },
         "versions": model.versions(),
         "training": training,
     }
-    if part_records.is_apart(model) or "shares" in (training or {}):
+    third = part_records.is_apart(model) or "shares" in (training or {})
+    if third or isinstance(blocks, ModuleBlocks):
         return content, checkpoint.FORMATS[2]
     return content, checkpoint.FORMATS[0 if part_records.has_first_form(model) else 1]
 

@@ -32,6 +32,7 @@ from .epochs import Epoch, Progress
 from .errors import InputError
 from .feeding import feed_of
 from .model import Model
+from .modules.optimizers import BlockOptimizers
 from .pace import Pace
 from .replicas import slices_of
 from .units import Units
@@ -383,7 +384,12 @@ class _Loop:
         ]
 
     def rates(
-        self, optimizer: Optimizer | None, epoch: int, done: int, steps: int, K: int
+        self,
+        optimizer: Optimizer | BlockOptimizers | None,
+        epoch: int,
+        done: int,
+        steps: int,
+        K: int,
     ) -> Tensor:
         """(K,) learning rates of a learner after `done` of its `steps` of this epoch."""
         assert optimizer is not None  # a learner without one has raised at its first step

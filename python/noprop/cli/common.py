@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import typer
 
-from noprop_kernels import Plan
+from noprop_kernels import DenoisingBlocks, Plan
 from noprop_kernels.backends import dispatch
 
 from .. import apart, choices, console_text, data, presets, strict_json
@@ -59,6 +59,7 @@ def place_of(
 def placed(options: SimpleNamespace, model: Model) -> Device:
     """Moves a model to its device, and says so where that leaves a GPU aside."""
     head = None if model.head is None else model.head.kind
+    assert isinstance(model.blocks, DenoisingBlocks)  # as every run's
     place = place_of(options, model.blocks.plan, sampled=model.goal.timed, head=head)
     if place.aside is not None:
         notice(place.aside)
