@@ -264,7 +264,29 @@ def test_dropout_follows_from_seed_block_and_step():
         torch.rand(3)
         other.train_steps(X, Y, INDICES[k : k + 1, 0])
     assert not changed(state(one), state(other))
-    another = own_blocks()
-    another.draws += 1  # a later step
-    dropped = [each.train_steps(X, Y, INDICES[:1, 0]) for each in (own_blocks(), another)]
-    assert not torch.equal(*dropped)
+
+
+class Drawing(nn.Module):
+    """Keeps what torch draws in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits, self.drawn = nn.Linear(M, M), []
+
+    def forward(self, x, z):
+        self.drawn.append(torch.rand(2))
+        return self.logits(z)
+
+
+def test_every_seed_block_and_step_draws_anew():
+    def drawn(draws: int = 0) -> torch.Tensor:
+        networks = [Drawing() for _ in range(2 * T)]
+        blocks = noprop.ModuleBlocks(networks, GOALS["dt"], M, seed=[5, 8])
+        blocks.draws += draws
+        blocks.train_steps(X, Y, INDICES[:3])
+        return torch.stack([torch.stack(network.drawn) for network in networks])
+
+    first = drawn()  # (N, K, 2)
+    assert len(first.flatten(0, 1).unique(dim=0)) == 2 * T * 3
+    assert torch.equal(drawn(), first)
+    assert torch.equal(drawn(draws=1)[:, :2], first[:, 1:])

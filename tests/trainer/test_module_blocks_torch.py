@@ -22,7 +22,7 @@ class Seen(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logits, self.dtypes = nn.Linear(F + M, M), []
+        self.logits, self.dtypes = nn.Linear(F + 4, M), []
 
     def forward(self, x, z):
         logits = self.logits(torch.cat([x, z], 1))
@@ -33,9 +33,8 @@ class Seen(nn.Module):
 def seen_blocks(**options) -> noprop.ModuleBlocks:
     make = partial(torch.optim.SGD, lr=0.5)
     torch.manual_seed(0)
-    return noprop.ModuleBlocks(
-        [Seen() for _ in range(3)], GOALS["dt"], M, optimizer=make, **options
-    )
+    options |= {"embedding": torch.eye(M, 4) + 0.1, "optimizer": make}
+    return noprop.ModuleBlocks([Seen() for _ in range(3)], GOALS["dt"], M, **options)
 
 
 # aot_eager traces and runs the same graphs without minutes of g++
@@ -71,11 +70,14 @@ def test_networks_run_in_bfloat16_and_losses_in_float32(by):
         first = blocks.train_steps(X, Y, INDICES[:1])
         later = blocks.train_steps(X, Y, INDICES[:1].expand(30, -1))
         answer = blocks.predict(X, noise=False)
-        logits = blocks(X, torch.zeros(len(X), M))
+        logits = blocks(X, torch.zeros(len(X), 4))
     seen = {dtype for network in blocks.networks for dtype in network.dtypes}
     assert seen == {torch.bfloat16}
     for value in (first, answer.logits, answer.z, logits, *blocks.parameters()):
         assert value.dtype == torch.float32
+    # a product of bfloat16 would have rounded it
+    u_hat = answer.logits.softmax(-1) @ blocks.W_embed
+    torch.testing.assert_close(answer.u_hat, u_hat, rtol=1e-6, atol=1e-6)
     # the caller's autocast keeps no casts of weights that an optimizer has moved since
     assert (later[-1] < 0.8 * first[0]).all()
     plain = seen_blocks()
@@ -93,6 +95,7 @@ def test_no_default_changes_a_bit(name):
         for each in those:
             steps = {} if each.T > 1 else {"steps": 3}
             found += [each.train_steps(X, Y, INDICES), each.predict(X, **steps).z]
+            found += [each.predict(X, noise=False, **steps).z]
             found += state(each).values()
         return found
 
