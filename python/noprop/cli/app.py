@@ -373,6 +373,21 @@ def merge(
 
 
 @app.command()
+def diagnose(
+    folder: RunArgument,
+    data: DataAgain = None,
+    labels: Labels = None,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    backend: Backend = None,
+    device: OnDevice = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Tell what each block of a run does, and which ones hurt, without changing it."""
+    execute("diagnose", locals())
+
+
+@app.command()
 def repair(
     folder: RunArgument,
     block: OfUnits,
