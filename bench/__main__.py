@@ -21,6 +21,7 @@ COMMANDS = {
     "memory": ("memory.cpu", "memory in parts, and its measured peak"),
     "gpu_memory": ("memory.gpu", "the same on a GPU"),
     "job": ("whole.job", "times the whole job, MNIST from the first epoch on"),
+    "repair": ("whole.repair", "times the repair of one block beside its run"),
     "local": ("whole.local", "accuracy by the loss that a block is trained for"),
     "grid": ("whole.grid", "the trainer's defaults beside logistic regression on small data"),
     "curves": ("whole.curves", "why CT's training is unsteady, and what helps"),
