@@ -33,7 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from noprop.datasets.dataset import Dataset
-from noprop.defaults import LR, default_epochs, default_weight_decay
+from noprop.defaults import LR, decay_settings, default_epochs
 from noprop.model import Model
 from noprop.runs import Split, build
 from noprop.settings import Settings
@@ -149,8 +149,8 @@ def ours(data: Dataset, seed: int) -> Measures:
     settings = Settings(
         epochs=default_epochs(rows, size),
         lr=LR,
-        weight_decay=default_weight_decay(rows),
         seed=seed,
+        **decay_settings(data.x, data.inputs.channels),
     )
     built = build(settings, data, Split.of(data, 0.0), None)
     model = Model(built.blocks, normalize=built.normalize)  # answers need no head
@@ -162,6 +162,7 @@ def ours(data: Dataset, seed: int) -> Measures:
         batch_size=size,
         seed=seed,
         lr_schedule=settings.lr_schedule,
+        early_weight_decay=settings.early_weight_decay,
     )
     answer = model.predict(data.x_test)
     return measures(data, answer.labels.numpy(), answer.probs.double().numpy())

@@ -1,4 +1,4 @@
-"""Defaults of training: functions of the number of training rows alone.
+"""Defaults of training: functions of the training rows.
 
 `fit`, the command line and the settings of a run share them. `python -m bench grid` compares them
 with logistic regression.
@@ -6,11 +6,16 @@ with logistic regression.
 
 import math
 
+from torch import Tensor
+
+from .directions import directions
+
 STEPS = 300
 LEAST_EPOCHS = 20
 LR = 2e-3  # AdamW's, falling to 0 by the cosine
 WEIGHT_DECAY_ROWS = 1000
 LEAST_WEIGHT_DECAY, MOST_WEIGHT_DECAY = 1e-3, 3.0  # the minimum is the paper's value
+WEIGHT_DECAY_PER_DIRECTION, MOST_EARLY_WEIGHT_DECAY = 12.0, 2.0
 
 
 def default_epochs(rows: int, batch_size: int) -> int:
@@ -50,3 +55,40 @@ def default_weight_decay(rows: int) -> float:
     if rows < 1:
         raise ValueError(f"default_weight_decay: rows must be at least 1, got {rows}")
     return min(MOST_WEIGHT_DECAY, max(LEAST_WEIGHT_DECAY, WEIGHT_DECAY_ROWS / rows))
+
+
+def default_weight_decays(rows: int, directions: float) -> tuple[float, float]:
+    """AdamW's weight decay in the first and in the second half of the epochs.
+
+    Both are `default_weight_decay`, but where WEIGHT_DECAY_PER_DIRECTION * directions / rows is
+    more. Then the first is that, at most 2, and the second so much weaker that their mean is the
+    default, but at least 1e-3.
+
+    Each direction of x adds its own noise to a network's answer, so that the best penalty of a
+    ridge regression grows with their number. Kept to the end it would leave the probabilities too
+    soft: at first it decides what the weights read, then the weak one lets the answers grow sure.
+
+    Args:
+        rows: training rows, at least 1.
+        directions: in how many directions they vary (`noprop.directions`).
+
+    Raises:
+        ValueError: rows is below 1.
+    """
+    decay = default_weight_decay(rows)
+    early = min(MOST_EARLY_WEIGHT_DECAY, WEIGHT_DECAY_PER_DIRECTION * directions / rows)
+    if early <= decay:
+        return decay, decay
+    return early, max(LEAST_WEIGHT_DECAY, 2 * decay - early)
+
+
+def decay_settings(x: Tensor, channels: int) -> dict[str, float | None]:
+    """`weight_decay` and `early_weight_decay` of a run's settings, the latter None where both are
+    one.
+
+    Args:
+        x: (rows, F), the training rows.
+        channels: of x (`InputFormat.channels`).
+    """
+    early, late = default_weight_decays(len(x), directions(x, channels))
+    return {"weight_decay": late, "early_weight_decay": early if early != late else None}

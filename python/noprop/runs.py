@@ -389,6 +389,7 @@ class Run:
             batch_size=self.settings.batch_size,
             seed=share.seeds,
             lr_schedule=self.settings.lr_schedule,
+            early_weight_decay=self.settings.early_weight_decay,
             units=share.units,
             progress=share.progress,
             nonfinite=nonfinite,

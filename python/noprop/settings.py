@@ -11,6 +11,7 @@ from .json_records import Json, is_a
 AT_FIRST = {  # of runs that did not record them
     **{"precision": "float32", "head": "paper", "label": None, "labels": None},
     **{"embedding": "one-hot", "augment": "none", "optimizer": "adamw", "seeds": None},
+    "early_weight_decay": None,
     **{name: None for name in choices.OWN if name not in ("T", "eta")},
 }
 
@@ -21,8 +22,8 @@ class Settings:
 
     `data` and `labels` are names, or absolute paths: a run is found from every folder. `label` says
     where a table has its labels, as `noprop.data.load` has it. What a variant, an embedding, a head
-    or a schedule has not is None (`choices.OWN`); so are steps by default. A run has either one
-    seed or several.
+    or a schedule has not is None (`choices.OWN`); so are steps by default, and an early weight
+    decay that is the later one. A run has either one seed or several.
     """
 
     data: str = "digits"
@@ -39,6 +40,7 @@ class Settings:
     lr: float = LR
     lr_schedule: str = "cosine"
     weight_decay: float
+    early_weight_decay: float | None = None
     eta: float | None = 0.1
     seed: int | None = 0
     seeds: tuple[int, ...] | None = None

@@ -12,7 +12,9 @@ Where embeddings or a schedule are learned, blocks, head and these take each ste
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from noprop_kernels.arguments.scalars import seed_list
+from noprop_kernels.check import LARGEST, check_number
 from noprop_kernels.optimizers import Optimizer
 
 from . import augmentation
@@ -81,6 +84,7 @@ def fit(
     batch_size: int = 128,
     seed: int | Sequence[int] = 0,
     lr_schedule: str = "constant",
+    early_weight_decay: float | None = None,
     nonfinite: str | None = None,
     augment: str = "none",
     order: str = "paper",
@@ -123,6 +127,10 @@ def fit(
             replicas, or a list of one for each.
         lr_schedule: "constant", as in the paper, or "cosine", by which the optimizers' lr falls
             to 0 over all `epochs`.
+        early_weight_decay: of the blocks in the first half of `epochs`, in place of their
+            optimizer's; None: the optimizer's own throughout. With a stronger one at first
+            the blocks ignore directions of x that are noise, and are as sure at the end as with
+            the later one alone.
         nonfinite: the reaction to a loss that is NaN or infinite; such a step changes no weight of
             its learner. "stop" raises NotFinite after the call, "skip" continues and counts it;
             None: "stop", or of several replicas "skip", so that the others go on, and `say` has the
@@ -191,6 +199,7 @@ def fit(
     chosen = units_of(model, units)
     batching = Batching(feed, seeds, crops)
     loop = _Loop(model, chosen, batching, batch_size, epochs, lr_schedule, order)
+    loop.early = early_optimizer(model.blocks.optimizer, early_weight_decay)
     progress = progress if progress is not None else Progress()
     told = set()  # replicas of which a loss that is not finite was told
     if loop.batches.left_out and progress.epoch < epochs:
@@ -210,7 +219,8 @@ def fit(
             with listeners.saved_before(MemoryError):  # which has changed nothing
                 if loop.begins_pass(progress):
                     rows = loop.batching.order(progress.epoch)  # a loader begins again
-                steps = loop.train(progress, rows)
+                with loop.decaying(progress):
+                    steps = loop.train(progress, rows)
             now = CLOCK()
             progress.add_time(now - started)
             listeners.step(progress, steps)
@@ -265,6 +275,20 @@ def units_of(model: Model, units: Iterable[int | str] | None) -> Units:
     return chosen
 
 
+def early_optimizer(optimizer: Optimizer | None, decay: float | None) -> Optimizer | None:
+    """The blocks' optimizer with another weight decay; None where there is none.
+
+    Raises:
+        ValueError: decay is no number of at least 0.
+    """
+    if decay is None or optimizer is None:
+        return None
+    decay = check_number(
+        "fit", "early_weight_decay", decay, "be at least 0", lambda decay: 0 <= decay <= LARGEST
+    )
+    return replace(optimizer, weight_decay=decay)
+
+
 class _Loop:
     """Runs one call of the blocks or the head from `progress` on.
 
@@ -272,6 +296,7 @@ class _Loop:
         steps: steps of an epoch for each block; the head has T times as many.
         trouble: a line on the first loss of the last call that was not finite, by the replica that
             had one, the earliest first.
+        early: the blocks' optimizer in the first half of the epochs; None: their own.
     """
 
     def __init__(
@@ -291,6 +316,7 @@ class _Loop:
         self.steps = self.batches.steps
         self.block_pace, self.head_pace = Pace(CALL_SECONDS), Pace(CALL_SECONDS)
         self.trouble: dict[int, str] = {}
+        self.early: Optimizer | None = None
         self.coupled: CoupledSteps | None = None
         shared = model.shared
         if shared is not None and shared.learns:
@@ -404,6 +430,18 @@ class _Loop:
         of_blocks = self.epoch_steps if self.units.blocks else 0
         done = progress.block_steps + progress.head_steps
         return progress.epoch * (of_blocks + of_head) + done
+
+    @contextmanager
+    def decaying(self, progress: Progress) -> Iterator[None]:
+        """Gives the blocks the optimizer of this epoch for a call, and their own back, by which
+        they are saved."""
+        blocks, own = self.model.blocks, self.model.blocks.optimizer
+        if self.early is not None and 2 * progress.epoch < self.epochs:
+            blocks.optimizer = self.early
+        try:
+            yield
+        finally:
+            blocks.optimizer = own
 
     def train(self, progress: Progress, order: Tensor) -> Steps:
         """One call from `progress` on; returns its steps.

@@ -97,7 +97,7 @@ def test_the_json_line(toy_file, tmp_path):
     outcome = json.loads(result.stdout)
     assert {name: type(outcome[name]) for name in SCHEMA} == SCHEMA
     others = {"instruction_set", "compiler", "lr_schedule", "triton", "label", "labels"}
-    others |= NOT_OF_DT | {"seeds"}
+    others |= NOT_OF_DT | {"seeds", "early_weight_decay"}
     assert all(outcome[name] is None for name in (*NOT_OF_DT, "seeds"))
     assert set(outcome) - set(SCHEMA) == others
     for name in ("accuracy_per_block", "accuracy_alone"):
@@ -317,7 +317,7 @@ def test_other_errors(args, text, tmp_path):
 OTHERWISE = {  # for every setting, what a run was not begun with
     **{"hidden": 9, "lr": 0.1, "T": 4, "batch_size": 16, "weight_decay": 0.5, "eta": 0.2},
     **{"seed": 7, "val_fraction": 0.1, "precision": "bfloat16", "lr_schedule": "cosine"},
-    **{"head": "paper", "label": "y"},
+    **{"head": "paper", "label": "y", "early_weight_decay": 0.25},
     **{"variant": "ct", "preset": "paper", "embedding": "learned"},
     "augment": "crop-flip",
     **{"optimizer": "adam", "weight": "uniform", "gamma_0": 1, "gamma_1": 2, "stratified": None},

@@ -166,6 +166,14 @@ def train(
             help="By default of adamw the stronger the fewer rows, of adam 0.001, the paper's.",
         ),
     ] = None,
+    early_weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of the blocks in the first half of the epochs. By default stronger than the "
+            "later one where x varies in many directions and that one is the default too.",
+        ),
+    ] = None,
     eta: Annotated[
         float | None,
         typer.Option(help="The paper's loss weight, above 0; default 0.1 of dt, 1 of ct."),

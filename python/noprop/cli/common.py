@@ -15,7 +15,7 @@ from noprop_kernels.backends import dispatch
 from .. import apart, choices, console_text, data, presets, strict_json
 from ..data import Published
 from ..datasets.dataset import Dataset
-from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
+from ..defaults import LEAST_WEIGHT_DECAY, decay_settings, default_epochs, default_weight_decay
 from ..devices import Device, pick_device
 from ..errors import InputError, notice, train_extra
 from ..model import Model
@@ -156,9 +156,17 @@ def option_of(name: str) -> str:
     return f"--{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
 
 
-def settings_of(options: SimpleNamespace, rows: int) -> Settings:
+def settings_of(
+    options: SimpleNamespace, rows: int, split: Split | None, channels: int
+) -> Settings:
     """The settings of a new run: options that were given, then the preset's, then the defaults for
-    this number of training rows.
+    these training rows.
+
+    Args:
+        options: of the command line.
+        rows: the number of training rows.
+        split: the data; None where they are not read.
+        channels: of x.
     """
     asked = {item.name: getattr(options, item.name) for item in fields(Settings)}
     preset = presets.settings(options.preset, options.data, options.variant)
@@ -171,8 +179,12 @@ def settings_of(options: SimpleNamespace, rows: int) -> Settings:
     if asked["epochs"] is None:
         asked["epochs"] = default_epochs(rows, asked["batch_size"])
     if asked["weight_decay"] is None:
-        of_adam = asked["optimizer"] == "adam"
-        asked["weight_decay"] = LEAST_WEIGHT_DECAY if of_adam else default_weight_decay(rows)
+        if asked["optimizer"] == "adam":
+            asked["weight_decay"] = LEAST_WEIGHT_DECAY
+        elif split is None or asked["early_weight_decay"] is not None:
+            asked["weight_decay"] = default_weight_decay(rows)
+        else:
+            asked |= decay_settings(split.x, channels)
     return Settings(**asked)
 
 

@@ -29,7 +29,7 @@ def run(options: SimpleNamespace, screen: Console) -> None:
     else:
         split = Split.of(content, options.val_fraction)
         rows, data_bytes = len(split.x), split.x.nbytes
-    settings = common.settings_of(options, rows)
+    settings = common.settings_of(options, rows, split, content.inputs.channels)
     # whose choice takes the distances of all rows of a class, and changes no size
     known = None if settings.embedding == "prototype" else split
     if options.blocks is not None:

@@ -183,7 +183,7 @@ def new_run(options: SimpleNamespace) -> tuple[Run, Dataset, Split]:
     common.check_meaning(options)
     content = common.load_data(options, options.data_dir)
     split = Split.of(content, options.val_fraction)
-    settings = common.settings_of(options, len(split.x))
+    settings = common.settings_of(options, len(split.x), split, content.inputs.channels)
     if settings.embedding == "prototype":
         notice("the prototypes are chosen by all distances within each class")
     if options.blocks is not None:
