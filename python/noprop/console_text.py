@@ -67,7 +67,7 @@ def show_result(console: Console, result: Json) -> None:
 
 def say_test(console: Console, model: Model, samples: int) -> None:
     """Says what a test of a CT or FM does, since it takes a while."""
-    if not isinstance(model.goal, nk.DT):
+    if model.variant.sampled:
         draws = "a draw" if samples == 1 else f"{samples} draws"
         say(console, f"the test: up to {max(evaluation.STEPS):,} steps of the sampler, {draws}")
 

@@ -114,7 +114,7 @@ def evaluate(
             f"evaluate: samples must be at least 1 and x and y have the same rows, at least 1, got "
             f"{samples} samples, {len(x)} and {len(y)} rows"
         )
-    count = _count_blocks if isinstance(model.goal, nk.DT) else _count_sampled
+    count = _count_sampled if model.variant.sampled else _count_blocks
     was_training = model.blocks.training
     model.blocks.eval()  # running statistics: an answer must not change them
     try:
@@ -206,7 +206,7 @@ def _count_sampled(
         known = noisy.get(paper.steps)
         last = chain(paper.kind, paper.steps, **draws) if known is None else known
         counts["paper"] = _right(model.read(last.z[:, 0]), y)
-        if not isinstance(model.goal, nk.FM):
+        if model.variant.softmax:
             counts["last"] = _right(last.logits[:, 0], y)
     return counts
 

@@ -46,11 +46,11 @@ def chain(model: "Model", with_noise: bool, steps: int | None) -> fx.GraphModule
     writer = Writer()
     h = features(writer, model)
     z, probs = evaluations(writer, model, sampler, h, with_noise)
-    if with_noise and model.head is not None and not isinstance(model.goal, nk.FM):
+    if with_noise and model.head is not None and model.variant.softmax:
         scores = head_scores(writer, model, model.head, z)
     else:
         scores = written_scores(writer, model, z)
-    if with_noise or isinstance(model.goal, nk.FM):
+    if with_noise or not model.variant.softmax:
         probs = writer.call(torch.softmax, scores, -1)
     writer.graph.output((writer.call(torch.argmax, scores, -1), probs))
     module = fx.GraphModule(writer.root, writer.graph, class_name="Classifier")
@@ -63,7 +63,7 @@ def sampler_of(model: "Model", with_noise: bool, steps: int | None) -> Sampler:
         ValueError: steps do not fit.
     """
     steps = model.sampler.steps if steps is None else steps
-    if steps > MOST_STEPS and not isinstance(model.goal, nk.DT):
+    if steps > MOST_STEPS and model.variant.sampled:
         raise ValueError(
             f"to_module: steps must be at most {MOST_STEPS}, got {steps}: each is written out as "
             "a part of the graph, and its exporters need time and memory for every one"
@@ -276,7 +276,7 @@ def written_scores(writer: Writer, model: "Model", z: fx.Node) -> fx.Node:
     W = model.W_embed
     if W is None:
         return z
-    weight, bias = sampling.score_weights(W, *sampling.last_signal(model.goal))
+    weight, bias = sampling.score_weights(W, *model.variant.last_signal(model.goal))
     scores = writer.call(torch.matmul, z, writer.buffer("score_weight", weight.T))
     return writer.call(add, scores, writer.buffer("score_bias", bias))
 

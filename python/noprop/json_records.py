@@ -1,18 +1,14 @@
-"""Plans, goals and optimizers to JSON and back: the description of a saved model."""
+"""Plans and optimizers to JSON and back: the description of a saved model."""
 
 from dataclasses import asdict, is_dataclass
 from typing import Any, get_args, get_origin
 
-import torch
 from torch import Tensor
 
-import noprop_kernels as nk
-from noprop_kernels.goal import Goal
 from noprop_kernels.optimizers import OPTIMIZERS, Optimizer
 from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Layer, MaxPool2d, Plan
 
 from .errors import InputError
-from .sampling import Sampler
 
 Json = dict[str, Any]
 
@@ -97,87 +93,6 @@ def plan_from_json(record: Json) -> Plan:
         layers[name] = KINDS[kind](sources, **values)
     inputs = {name: tuple(shape) for name, shape in field(record, "inputs", list)}
     return Plan(inputs, layers)
-
-
-def goal_to_json(goal: Goal) -> Json:
-    if isinstance(goal, nk.DT):
-        return {"kind": "DT", "eta": goal.eta, "alpha_bar": goal.schedule.alpha_bar.tolist()}
-    if isinstance(goal, nk.FM):
-        return {"kind": "FM", "sigma": goal.sigma, "stratified": goal.stratified}
-    assert isinstance(goal, nk.CT)  # as Model's goals are
-    return {
-        "kind": "CT",
-        "eta": goal.eta,
-        "gamma": gamma_to_json(goal.schedule),
-        "weight": goal.weight,
-        "stratified": goal.stratified,
-    }
-
-
-def goal_from_json(record: Json) -> nk.DT | nk.CT | nk.FM:
-    kind = record.get("kind")
-    if kind == "DT":
-        alpha_bar = _numbers(record, "alpha_bar")
-        return nk.DT(nk.NoiseSchedule(alpha_bar), eta=field(record, "eta", float))
-    if kind == "FM":
-        return nk.FM(field(record, "sigma", float), field(record, "stratified", bool))
-    if kind != "CT":
-        raise InputError(f"a saved goal is of kind {kind!r}, this version knows DT, CT and FM")
-    return nk.CT(
-        gamma_from_json(record),
-        field(record, "eta", float),
-        field(record, "weight", object),
-        field(record, "stratified", bool),
-    )
-
-
-def gamma_to_json(schedule: object) -> list[float] | Json:
-    """The values of a fixed schedule, or how a learned one began."""
-    if isinstance(schedule, nk.GammaNetwork):
-        return {"kind": "network", **asdict(schedule)}
-    assert isinstance(schedule, nk.Gamma)  # by CT, whose blocks have no values of a learned one
-    return schedule.values.tolist()
-
-
-def gamma_from_json(record: Json) -> nk.Gamma | nk.GammaNetwork:
-    saved = record.get("gamma")
-    if not isinstance(saved, dict):
-        return nk.Gamma(_numbers(record, "gamma"))
-    if (kind := saved.get("kind")) != "network":
-        raise InputError(f"a saved gamma is of kind {kind!r}, this version knows network")
-    numbers = (field(saved, name, float) for name in ("gamma_0", "gamma_1"))
-    return nk.GammaNetwork(field(saved, "hidden", int), *numbers)
-
-
-def _numbers(record: Json, name: str) -> Tensor:
-    return torch.tensor(field(record, name, list), dtype=torch.float64, device="cpu")
-
-
-# of every DT, as its first versions wrote it and older readers expect it
-CHAIN = {"kind": "ancestral", "equation": "arXiv:2503.24322v2, eq. 3", "from": "N(0, I)"}
-
-
-def samplers_to_json(goal: object, answer: Sampler, paper: Sampler) -> Json:
-    if isinstance(goal, nk.DT):
-        return {"sampler": CHAIN}
-    return {"sampler": answer._asdict(), "paper_sampler": paper._asdict()}
-
-
-def samplers_from_json(goal: object, record: Json) -> dict[str, Sampler]:
-    """The samplers of a saved model, as arguments of `Model`.
-
-    Raises:
-        InputError: one is missing or cannot be read, or is not a DT's.
-    """
-    if isinstance(goal, nk.DT):
-        if field(record, "sampler", dict) != CHAIN:
-            raise InputError(f"a saved model must have the sampler {CHAIN}")
-        return {}
-    samplers = {}
-    for name in ("sampler", "paper_sampler"):
-        saved = field(record, name, dict)
-        samplers[name] = Sampler(field(saved, "kind", str), field(saved, "steps", int))
-    return samplers
 
 
 def optimizer_to_json(optimizer: Optimizer | None) -> Json | None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import noprop_kernels as nk
 
-from . import checkpoint, json_records, network_records, part_records
+from . import checkpoint, json_records, network_records, part_records, sampling, variants
 from .errors import InputError
 from .inputs import InputFormat
 from .json_records import Json, field
@@ -57,10 +57,10 @@ def from_checkpoint(
             plan = json_records.plan_from_json(field(record, "plan", dict))
             if blocks is not None:
                 raise InputError("this model was saved with layers of this library: give no blocks")
-        goal = json_records.goal_from_json(field(record, "goal", dict))
+        goal = variants.goal_from_json(field(record, "goal", dict))
         optimizers = field(record, "optimizers", dict)
         precision = {"blocks": "float32", "head": "float32"} | record.get("precision", {})
-        samplers = json_records.samplers_from_json(goal, record)
+        samplers = sampling.samplers_from_json(goal, record)
         held, every = field(record, "order", list), range(1, goal.T + 1)
         if held != sorted(set(held)) or not all(t in every for t in held):
             raise InputError(f"a saved model must have blocks 1..{goal.T}, or some, in this order")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import checkpoint, choices, json_records, metrics
+from . import checkpoint, choices, json_records, metrics, variants
 from .errors import InputError, notice
 from .files import locked
 from .json_records import Json
@@ -131,7 +131,7 @@ def _facts(run: Run) -> Json:
     normal = None if model.normalize is None else Normalisation.of(model.normalize).to_json()
     return {
         "the plans of their blocks": json_records.plan_to_json(model.blocks.plan),
-        "the schedules of their noise": json_records.goal_to_json(model.blocks.goal),
+        "the schedules of their noise": variants.goal_to_json(model.blocks.goal),
         "their normalisations": normal,
         "the rows that they read": None if model.inputs is None else model.inputs.to_json(),
         "their classes": model.classes_,

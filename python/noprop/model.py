@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 import noprop_kernels as nk
 from noprop_kernels.check import check_integer, check_positive
+from noprop_kernels.goal import Goal
 
 from . import checkpoint, export, replicas, sampling, saving
 from .answer import Answer
@@ -19,6 +20,7 @@ from .modules.blocks import ModuleBlocks
 from .normalisation import Normalisation
 from .sampling import Sampler
 from .units import Units
+from .variants import variant_of
 
 Normalize = tuple[Tensor, Tensor]
 Learner = nk.DenoisingBlocks | ModuleBlocks | nk.OutputHead
@@ -85,10 +87,7 @@ class Model:
         alone: bool = False,
     ) -> None:
         goal, T, shared = blocks.goal, blocks.T, blocks.shared
-        if not isinstance(goal, nk.DT | nk.CT | nk.FM):
-            raise ValueError(
-                f"Model: blocks must have a DT, CT or FM as goal, got {type(goal).__name__}"
-            )
+        self.variant = variant_of("Model", goal)
         quiet = sampling.check_pair("Model", "sampler", sampler)
         noisy = sampling.check_pair("Model", "paper_sampler", paper_sampler)
         self.sampler = sampling.answer_sampler("Model", goal, *quiet)
@@ -117,7 +116,7 @@ class Model:
                 "each seed"
             )
         learns_embedding = shared is not None and shared.learns_embedding
-        if head is not None and isinstance(goal, nk.FM) and not learns_embedding:
+        if head is not None and not self.variant.softmax and not learns_embedding:
             raise ValueError(
                 "Model: head must be None of an FM with fixed embeddings, whose classes are read "
                 "by the nearest one"
@@ -180,13 +179,11 @@ class Model:
             )
 
     @property
-    def goal(self) -> nk.DT | nk.CT | nk.FM:
+    def goal(self) -> Goal:
         """The variant, whose schedule has its present values where it is learned."""
         shared = self.shared
         # where a schedule is learned there is one replica
-        goal = self.blocks.goal if shared is None else shared.present_goal(replica=0)
-        assert isinstance(goal, nk.DT | nk.CT | nk.FM)  # by the constructor
-        return goal
+        return self.blocks.goal if shared is None else shared.present_goal(replica=0)
 
     @property
     def shared(self) -> nk.Shared | None:
@@ -260,7 +257,7 @@ class Model:
         sampled = {"goal": type(self.goal).__name__, "sampler": self.sampler}
         parts = {
             **({} if self.replicas == 1 else {"replicas": self.replicas}),
-            **({"T": blocks.T} if isinstance(self.goal, nk.DT) else sampled),
+            **(sampled if self.variant.sampled else {"T": blocks.T}),
             **({"missing": str(self.missing)} if self.missing else {}),
             **{name: list(shape) for name, shape in blocks.plan.inputs.items()},
             "classes": blocks.M,
@@ -344,7 +341,6 @@ class Model:
         replica = self._which("predict", replica)
         blocks, rows = self.blocks, self.format_of(x).array(x)
         kind, steps = self.sampler_of(steps)
-        several = isinstance(self.goal, nk.DT)  # evaluations whose softmaxes are averaged
         probs = torch.empty(len(rows), blocks.M, dtype=torch.float32, device=blocks.device)
         scores = torch.empty_like(probs)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
@@ -353,15 +349,15 @@ class Model:
                 noise=False,
                 sampler=kind,
                 steps=steps,
-                keep="all" if several else 1,
+                keep=1 if self.variant.sampled else "all",
                 replica=replica,
             )
             last = first + len(part)
             scores[first:last] = self.scores(chain.z[-1, 0, 0])
-            if isinstance(self.goal, nk.FM):
-                probs[first:last] = scores[first:last].softmax(-1)
-            else:
+            if self.variant.softmax:
                 probs[first:last] = chain.logits[blocks.T // 2 :, 0, 0].softmax(-1).mean(0)
+            else:
+                probs[first:last] = scores[first:last].softmax(-1)
         return Answer(scores, probs, self.classes_ or tuple(map(str, range(blocks.M))))
 
     def sampler_of(self, steps: int | None) -> Sampler:
@@ -423,8 +419,8 @@ class Model:
 
     def scores(self, z: Tensor, t: float | None = None) -> Tensor:
         """`Answer.scores` (..., M) of the last z (..., D), or of z_t of a CT or FM."""
-        if t is None or isinstance(self.goal, nk.DT):
-            levels = sampling.last_signal(self.goal)
+        if t is None or not self.variant.sampled:
+            levels = self.variant.last_signal(self.goal)
         else:
             levels = sampling.signal_at(self.goal, t)
         return sampling.scores(self.W_embed, z, *levels, backend=self.blocks.backend)
@@ -432,7 +428,7 @@ class Model:
     @property
     def reads(self) -> bool:
         """Whether the paper's protocol can read a class: by a head, or of an FM in any case."""
-        return self.head is not None or isinstance(self.goal, nk.FM)
+        return self.head is not None or not self.variant.softmax
 
     def read(self, z: Tensor, *, replica: int | None = None) -> Tensor:
         """The head's logits (..., M) of embeddings z (..., D), of a radial head log-probabilities;
@@ -443,7 +439,7 @@ class Model:
         """
         self._check_reads("read")
         replica = self._which("read", replica)
-        if self.head is None or isinstance(self.goal, nk.FM):
+        if self.head is None or not self.variant.softmax:
             return self.scores(z)
         rows = z.reshape(-1, z.shape[-1])
         with torch.no_grad():

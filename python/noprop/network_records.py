@@ -4,11 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-import noprop_kernels as nk
+from noprop_kernels.goal import Goal
 
 from .errors import InputError
-from .json_records import Json, field, goal_to_json
+from .json_records import Json, field
 from .modules.blocks import ModuleBlocks
+from .variants import goal_to_json
 
 
 def networks_to_json(blocks: ModuleBlocks) -> Json:
@@ -23,7 +24,7 @@ def networks_to_json(blocks: ModuleBlocks) -> Json:
 
 
 def loaded_networks(
-    record: Json, goal: nk.DT | nk.CT | nk.FM, tensors: dict[str, Tensor], blocks: object
+    record: Json, goal: Goal, tensors: dict[str, Tensor], blocks: object
 ) -> ModuleBlocks:
     """`blocks`, which a caller of `load` has given, with the saved state.
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 from noprop_kernels.gamma_network import NAMES, NORMAL
+from noprop_kernels.goal import Goal
 from noprop_kernels.output_head import HEADS
 
 from .errors import InputError
@@ -24,7 +25,7 @@ def has_first_form(model: "Model") -> bool:
     radial head and no networks of one's own."""
     own_networks = isinstance(model.blocks, ModuleBlocks)
     softmax = model.head is None or model.head.kind == "softmax"
-    one = isinstance(model.goal, nk.DT) and model.replicas == 1
+    one = not model.variant.sampled and model.replicas == 1
     return one and model.shared is None and softmax and not own_networks
 
 
@@ -72,9 +73,7 @@ def head_from_json(record: Json) -> Json | None:
     return {"kind": saved["kind"], "sigma": field(saved, "sigma", float)}
 
 
-def shared_from_json(
-    record: Json, goal: nk.DT | nk.CT | nk.FM, tensors: dict[str, Tensor]
-) -> nk.Shared | None:
+def shared_from_json(record: Json, goal: Goal, tensors: dict[str, Tensor]) -> nk.Shared | None:
     """The nk.Shared of a saved model with its first values, to be given its state; None: it has
     none.
 
@@ -100,8 +99,8 @@ def shared_from_json(
         sizes["shared.W_embed"] = (1, M, D)
     elif kind == "fixed":
         sizes["shared.W_embed"] = (M, D)
-    if isinstance(goal, nk.CT) and isinstance(goal.schedule, nk.GammaNetwork):
-        hidden = goal.schedule.hidden
+    if isinstance(gamma := getattr(goal, "schedule", None), nk.GammaNetwork):
+        hidden = gamma.hidden
         sizes |= {f"shared.gamma.{name}": (1, hidden)[: 1 + (name in NORMAL)] for name in NAMES}
     for name, size in sizes.items():
         if name not in tensors or tuple(tensors[name].shape) != size:

@@ -6,14 +6,13 @@ from typing import Any
 from torch import Tensor
 
 import noprop_kernels as nk
+from noprop_kernels.goal import Goal
 
 from . import variants
 from .choices import needs_head
 from .defaults import LEAST_WEIGHT_DECAY
 from .settings import Settings
 from .units import Units
-
-Goal = nk.DT | nk.CT | nk.FM
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 from noprop_kernels import plans
 from noprop_kernels.plan import Plan, Shape
 
+from .variants import VARIANTS
+
 LEAST_PIXELS = 14  # of a side; what fewer leave for the third convolution is no window
 
 # table 4
@@ -66,12 +68,12 @@ def plan_of(
     D = widths[embedding]
     assert D is not None  # choices.defaults has one of learned embeddings
     if preset == "mlp":
-        return plans.mlp(prod(shape), D, classes, hidden=hidden, time=variant != "dt")
+        return plans.mlp(prod(shape), D, classes, hidden=hidden, time=VARIANTS[variant].sampled)
     if len(shape) != 3 or min(shape[1:]) < LEAST_PIXELS:
         got = " x ".join(map(str, shape[1:])) if len(shape) == 3 else f"rows of {shape[0]} numbers"
         raise ValueError(
             f"preset paper is for images of at least {LEAST_PIXELS} x {LEAST_PIXELS} pixels, got "
             f"{got}: use --preset mlp"
         )
-    make = plans.paper_dt if variant == "dt" else plans.paper_ct
+    make = plans.paper_ct if VARIANTS[variant].sampled else plans.paper_dt
     return make(shape, D, classes, z_image=embedding == "prototype")

@@ -84,12 +84,12 @@ def plan_of(settings: Settings, data: Dataset | Published) -> nk.Plan:
 def head_trouble(variant: str, embedding: str, schedule: str | None, head: str) -> str | None:
     """Why a run of these choices has no such head, or None."""
     needed = choices.needs_head(embedding, schedule)
-    reason = variants.VARIANTS[variant].without_head
-    if reason is not None and not needed and head != "none":
-        return f"{reason}: leave it none"
+    about = variants.VARIANTS[variant]
+    if about.without_head is not None and not needed and head != "none":
+        return f"{about.without_head}: leave it none"
     if needed and head == "none":
         return "what is learned of embeddings and gamma learns from its loss: leave it softmax"
-    if variant == "fm" and head == "radial":
+    if head == "radial" and not about.softmax:
         return "the anchor of an fm with learned embeddings is of logits: leave it softmax"
     return None
 
@@ -122,7 +122,7 @@ def build(
         raise ValueError(f"head {settings.head}: {reason}")
     augmentation.check("train", settings.augment, data.inputs)
     plan = plan_of(settings, data)
-    goal = variants.goal_of(**asdict(settings))
+    goal = variants.VARIANTS[settings.variant].of_settings(asdict(settings))
     answer, paper = sampling.samplers_of("train", goal, settings.sampler, settings.steps)
     units = units_of(settings) if units is None else units
     count = len(settings.each_seed) * max(1, len(units.blocks))
@@ -428,7 +428,7 @@ class Run:
             replica: which of several.
         """
         steps = None
-        if most_steps is not None and not isinstance(self.model.goal, nk.DT):
+        if most_steps is not None and self.model.variant.sampled:
             steps = min(most_steps, self.model.sampler.steps)
         if split.x_val is not None and split.y_val is not None:
             return "val_accuracy", self.accuracy(split.x_val, split.y_val, steps, replica)

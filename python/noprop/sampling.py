@@ -10,9 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import noprop_kernels as nk
 from noprop_kernels import functional
+from noprop_kernels.goal import Goal
 from noprop_kernels.samplers import choose_sampler
+
+from .errors import InputError
+from .json_records import Json, field
+from .variants import variant_of
 
 ANSWER_STEPS = 20  # of the answer, which draws nothing
 
@@ -40,21 +44,17 @@ def check_pair(op: str, name: str, value: object) -> tuple[str | None, int | Non
     return value[0], value[1]
 
 
-def answer_sampler(
-    op: str, goal: nk.DT | nk.CT | nk.FM, kind: str | None, steps: int | None
-) -> Sampler:
+def answer_sampler(op: str, goal: Goal, kind: str | None, steps: int | None) -> Sampler:
     """The sampler without noise: of DT the chain, of CT by default ddim, of FM euler.
 
     Raises:
         ValueError: the goal has no such sampler without noise, or steps do not fit.
     """
-    few = goal.steps if isinstance(goal, nk.DT) else ANSWER_STEPS
+    few = ANSWER_STEPS if variant_of(op, goal).sampled else goal.steps
     return Sampler(*choose_sampler(op, goal.samplers, kind, steps, noise=False, default_steps=few))
 
 
-def paper_sampler(
-    op: str, goal: nk.DT | nk.CT | nk.FM, kind: str | None, steps: int | None
-) -> Sampler:
+def paper_sampler(op: str, goal: Goal, kind: str | None, steps: int | None) -> Sampler:
     """The sampler of the paper's protocol, from z_0 ~ N(0, I): of CT by default ancestral, with
     noise in every step, of FM euler, of 1,000 steps.
 
@@ -66,7 +66,7 @@ def paper_sampler(
 
 
 def samplers_of(
-    op: str, goal: nk.DT | nk.CT | nk.FM, kind: str | None, steps: int | None
+    op: str, goal: Goal, kind: str | None, steps: int | None
 ) -> tuple[Sampler, Sampler]:
     """The answer's and the paper's samplers of one kind; without noise ancestral is ddim.
 
@@ -75,15 +75,6 @@ def samplers_of(
     """
     quiet = None if kind == "ancestral" else kind
     return answer_sampler(op, goal, quiet, steps), paper_sampler(op, goal, kind, steps)
-
-
-def last_signal(goal: nk.DT | nk.CT | nk.FM) -> tuple[float, float]:
-    """The signal of the last z, and its square."""
-    if isinstance(goal, nk.DT):  # from float64, and not by way of a rounded root
-        alpha_bar = float(goal.schedule.alpha_bar[-1])
-        return alpha_bar**0.5, alpha_bar
-    signal = goal.last().signal.item()
-    return signal, signal**2
 
 
 def score_weights(W_embed: Tensor, signal: float, square: float) -> tuple[Tensor, Tensor]:
@@ -101,7 +92,34 @@ def scores(
     return functional.dense(z, weight, bias, backend=backend)
 
 
-def signal_at(goal: nk.CT | nk.FM, t: float) -> tuple[float, float]:
+def signal_at(goal: Goal, t: float) -> tuple[float, float]:
     """The signal of z_t, and its square."""
     signal = goal.levels(torch.tensor(t, dtype=torch.float64, device="cpu")).signal.item()
     return signal, signal**2
+
+
+# of every DT, as its first versions wrote it and older readers expect it
+CHAIN = {"kind": "ancestral", "equation": "arXiv:2503.24322v2, eq. 3", "from": "N(0, I)"}
+
+
+def samplers_to_json(goal: Goal, answer: Sampler, paper: Sampler) -> Json:
+    if not variant_of("save", goal).sampled:
+        return {"sampler": CHAIN}
+    return {"sampler": answer._asdict(), "paper_sampler": paper._asdict()}
+
+
+def samplers_from_json(goal: Goal, record: Json) -> dict[str, Sampler]:
+    """The samplers of a saved model, as arguments of `Model`.
+
+    Raises:
+        InputError: one is missing or cannot be read, or is not a DT's.
+    """
+    if not variant_of("load", goal).sampled:
+        if field(record, "sampler", dict) != CHAIN:
+            raise InputError(f"a saved model must have the sampler {CHAIN}")
+        return {}
+    samplers = {}
+    for name in ("sampler", "paper_sampler"):
+        saved = field(record, name, dict)
+        samplers[name] = Sampler(field(saved, "kind", str), field(saved, "steps", int))
+    return samplers

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn, strided
 from torch.nn.parameter import is_lazy
 
-from . import checkpoint, json_records, network_records, part_records
+from . import checkpoint, json_records, network_records, part_records, sampling, variants
 from .json_records import Json
 from .modules.blocks import ModuleBlocks
 from .normalisation import Normalisation
@@ -29,11 +29,11 @@ def content_of(model: "Model", training: Json | None) -> tuple[Json, int]:
     content = {
         "model": {
             **layers,
-            "goal": json_records.goal_to_json(blocks.goal),
+            "goal": variants.goal_to_json(blocks.goal),
             "order": list(model.held),
             **({"seeds": model.seeds} if part_records.is_apart(model) else {}),
             **({} if model.replicas == 1 else {"replicas": model.replicas}),
-            **json_records.samplers_to_json(model.goal, model.sampler, model.paper_sampler),
+            **sampling.samplers_to_json(model.goal, model.sampler, model.paper_sampler),
             "normalisation": None
             if model.normalize is None
             else Normalisation.of(model.normalize).to_json(),

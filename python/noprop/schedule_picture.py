@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .errors import InputError, extra
-from .variants import goal_of
+from .variants import ct_of
 
 SHOWN = 5  # epochs, evenly spaced, the first and the last among them
 
@@ -22,7 +22,7 @@ def chosen(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def linear(settings: dict[str, Any], points: int) -> dict[str, list[float]]:
     """The straight line between the ends at which the schedule began, as a record of metrics."""
-    goal: Any = goal_of(**settings | {"schedule": "linear"})
+    goal = ct_of(settings | {"schedule": "linear"})
     t = torch.linspace(0, 1, points, dtype=torch.float64, device="cpu")
     return {"gamma": goal.gamma(t).tolist(), "weight": goal.levels(t).weight.tolist()}
 

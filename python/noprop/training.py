@@ -275,14 +275,21 @@ def units_of(model: Model, units: Iterable[int | str] | None) -> Units:
     return chosen
 
 
-def early_optimizer(optimizer: Optimizer | None, decay: float | None) -> Optimizer | None:
-    """The blocks' optimizer with another weight decay; None where there is none.
+def early_optimizer(
+    optimizer: Optimizer | BlockOptimizers | None, decay: float | None
+) -> Optimizer | None:
+    """The blocks' optimizer with another weight decay; None: their own.
 
     Raises:
-        ValueError: decay is no number of at least 0.
+        ValueError: decay is no number of at least 0, or the optimizers are of torch.
     """
     if decay is None or optimizer is None:
         return None
+    if isinstance(optimizer, BlockOptimizers):
+        raise ValueError(
+            "fit: early_weight_decay must be None of networks of one's own, whose optimizers have "
+            f"groups of parameters, got {decay!r}"
+        )
     decay = check_number(
         "fit", "early_weight_decay", decay, "be at least 0", lambda decay: 0 <= decay <= LARGEST
     )
@@ -435,7 +442,8 @@ class _Loop:
     def decaying(self, progress: Progress) -> Iterator[None]:
         """Gives the blocks the optimizer of this epoch for a call, and their own back, by which
         they are saved."""
-        blocks, own = self.model.blocks, self.model.blocks.optimizer
+        blocks: Any = self.model.blocks  # of this library, where there is an early optimizer
+        own = blocks.optimizer
         if self.early is not None and 2 * progress.epoch < self.epochs:
             blocks.optimizer = self.early
         try:

@@ -50,6 +50,11 @@ def test_it_learns(kind):
     assert torch.equal(model.predict(X).scores, answer.scores)
 
 
+def test_an_early_decay_is_not_theirs():
+    with pytest.raises(ValueError, match="fit: early_weight_decay must be None of networks of one"):
+        fit(own_model(), early_weight_decay=0.5)
+
+
 @pytest.mark.parametrize("encoder", ENCODED)
 @pytest.mark.parametrize("kind", GOALS)
 def test_a_run_resumes_with_the_same_bits_from_its_file(kind, encoder, tmp_path):

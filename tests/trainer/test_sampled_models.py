@@ -8,7 +8,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import checkpoint, json_records
+from noprop import checkpoint, variants
 from noprop.errors import InputError
 from noprop_kernels import philox
 
@@ -183,13 +183,35 @@ GOALS = [
 
 @pytest.mark.parametrize("goal", GOALS, ids=repr)
 def test_a_goal_comes_back(goal):
-    record = json.loads(json.dumps(json_records.goal_to_json(goal)))
-    assert json_records.goal_from_json(record) == goal
+    record = json.loads(json.dumps(variants.goal_to_json(goal)))
+    assert variants.goal_from_json(record) == goal
 
 
 def test_a_goal_of_another_kind_is_refused_by_name():
     with pytest.raises(InputError, match="of kind 'EDM', this version knows DT, CT and FM"):
-        json_records.goal_from_json({"kind": "EDM"})
+        variants.goal_from_json({"kind": "EDM"})
+
+
+class OtherDT(nk.DT):
+    """A goal of a user's own."""
+
+
+def test_a_subclass_answers_as_its_variant_and_is_not_saved_as_another(tmp_path):
+    plan = nk.plans.mlp(6, 3, 3, hidden=4)
+    goals = [kind(nk.NoiseSchedule.cosine(T=2)) for kind in (nk.DT, OtherDT)]
+    plain, other = (noprop.Model(nk.DenoisingBlocks(plan, goal)) for goal in goals)
+    x = torch.randn(5, 6)
+    assert torch.equal(plain(x), other(x))
+    with pytest.raises(ValueError, match="save: goal must be DT itself, got OtherDT"):
+        other.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_goal_of_no_variant_is_refused():
+    with pytest.raises(
+        ValueError, match="Model: blocks must have a DT, CT or FM as goal, got objec"
+    ):
+        variants.variant_of("Model", object())
 
 
 def test_a_model_comes_back_whole(tmp_path, toy, sampled, assert_same_state):

@@ -25,7 +25,7 @@ def check_fixed_goal(goal: object) -> Goal:
     """
     check_goal(OP, goal)
     assert isinstance(goal, Goal)  # by check_goal
-    if isinstance(goal, nk.CT) and isinstance(goal.schedule, nk.GammaNetwork):
+    if isinstance(getattr(goal, "schedule", None), nk.GammaNetwork):
         raise ValueError(f"{OP}: goal must have a fixed schedule, got a GammaNetwork")
     return goal
 
