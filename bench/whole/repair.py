@@ -75,16 +75,8 @@ def measure(
     for number in range(rounds):
         model = build(settings, content, split, None)
         share = Share(model.units, settings.each_seed, settings.epochs)
-        fit(
-            model,
-            *(split.x, split.y),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            seed=settings.each_seed,
-            lr_schedule=settings.lr_schedule,
-            progress=share.progress,
-        )
         run = Run(Path(), settings, model, [share], content.fingerprint())
+        fit(model, *(split.x, split.y), **run.fit_options(share))
         whole.append(share.progress.seconds)
         exchanges = retrain(run, units, split)
         assert exchanges is not None  # as nothing stops it

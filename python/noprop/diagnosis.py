@@ -7,7 +7,7 @@ the chain without it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -165,6 +165,7 @@ def embeddings(model: Model) -> Tensor:
 def own_task(model: Model, t: int, rows: Tensor, y: Tensor) -> Json:
     """What a block tells by itself."""
     blocks, W = model.blocks, embeddings(model)
+    assert isinstance(blocks, nk.DenoisingBlocks)  # as every run's are
     x, labels = model.features(rows), y.to(model.device)
     tensors = [value[model.held.index(t)] for value in numbers(blocks)]
     not_finite = sum(int((~value.isfinite()).sum()) for value in tensors)
@@ -319,12 +320,8 @@ def cost(run: Run, units: Units, split: Split) -> float | None:
         model,
         split.x,
         run.labels(split.y),
-        epochs=share.epochs,
-        batch_size=run.settings.batch_size,
-        seed=share.seeds,
-        lr_schedule=run.settings.lr_schedule,
+        **run.fit_options(replace(share, progress=Progress())),
         nonfinite="skip",
-        augment=run.settings.augment,
         stop=lambda: len(at) > 1 and at[-1][1] - at[0][1] > TIMED_SECONDS,
         on_call=on_call,
         say=ignore,

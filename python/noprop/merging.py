@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import noprop_kernels as nk
+
 from . import checkpoint, choices, json_records, metrics, variants
 from .errors import InputError, notice
 from .files import locked
@@ -128,6 +130,7 @@ def _differ(one: Run, other: Run, why: str) -> str:
 def _facts(run: Run) -> Json:
     """What a model says of itself beside its settings, in plural names."""
     model = run.model
+    assert isinstance(model.blocks, nk.DenoisingBlocks)  # as every run's are
     normal = None if model.normalize is None else Normalisation.of(model.normalize).to_json()
     return {
         "the plans of their blocks": json_records.plan_to_json(model.blocks.plan),

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -385,16 +386,9 @@ class Run:
             self.model,
             split.x,
             self.labels(split.y),
-            epochs=share.epochs,
-            batch_size=self.settings.batch_size,
-            seed=share.seeds,
-            lr_schedule=self.settings.lr_schedule,
-            early_weight_decay=self.settings.early_weight_decay,
+            **self.fit_options(share),
             units=share.units,
-            progress=share.progress,
             nonfinite=nonfinite,
-            augment=self.settings.augment,
-            order=self.settings.order or "paper",
             stop=stop,
             on_call=lambda _, samples: on_call(samples),
             on_epoch=after_epoch,
@@ -404,6 +398,19 @@ class Run:
             say=say,
         )
         return share.finished
+
+    def fit_options(self, share: Share) -> dict[str, Any]:
+        """The arguments of `fit` on which the bits of a share's units depend, and its progress."""
+        return {
+            "epochs": share.epochs,
+            "batch_size": self.settings.batch_size,
+            "seed": share.seeds,
+            "lr_schedule": self.settings.lr_schedule,
+            "early_weight_decay": self.settings.early_weight_decay,
+            "augment": self.settings.augment,
+            "order": self.settings.order or "paper",
+            "progress": share.progress,
+        }
 
     def rows_of_epoch(self, share: Share) -> int:
         """Rows of a share's current epoch so far, each counted once for all blocks."""

@@ -21,6 +21,7 @@ def untrained(model: Model, head: nk.OutputHead | None, units: Units, seed: int)
         seed: of their weights and noise.
     """
     blocks = model.blocks
+    assert isinstance(blocks, nk.DenoisingBlocks)  # as every run's are
     made = nk.DenoisingBlocks(
         blocks.plan,
         blocks.goal,

@@ -98,6 +98,7 @@ REFUSED = {
     "batch": (["--batch-size", 16], "batch size is 32 and 16"),
     "optimizer": (["--optimizer", "adam", "--weight-decay", 1.0], "optimizer is adamw and adam"),
     "decay": (["--weight-decay", 0.1], "weight decay is 1.0 and 0.1"),
+    "early": (["--early-weight-decay", 2.0], "early weight decay is None and 2.0"),
     "precision": (["--precision", "bfloat16"], "precision is float32 and bfloat16"),
     "epochs": (["--epochs", 3], "epochs is 2 and 3"),
     "held out": (["--val-fraction", 0.5, "--weight-decay", 1.0], "val fraction is 0.0 and 0.5"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from noprop import checkpoint, data, metrics, repairing
+from noprop import checkpoint, data, metrics, repairing, runs
 from noprop.repairing import retrain
 from noprop.runs import Run, Split
 from noprop.units import Units
@@ -48,6 +48,19 @@ def test_a_damaged_block_gets_its_bits_back(train, schedule):
     shown = call("repair", run, "--block", "1,head")
     assert "blocks" not in shown.stderr and "the bits that were there" in shown.stdout
     assert tensors_of(run) == sha and len(metrics.read(run)) == 2
+
+
+def test_an_early_weight_decay_is_early_again(train):
+    """Of an odd number of epochs."""
+    early = ["--early-weight-decay", 2.0, "--weight-decay", 0.01, "--epochs", 3]
+    run, other = train("run", *early), train("other", *early[2:])
+    sha = tensors_of(run)
+    assert sha != tensors_of(other)
+    damage(run, 1)
+    call("repair", run, "--block", "1-3,head")
+    assert tensors_of(run) == sha
+    text = words(call("train", "--resume", run, "--epochs", 5, code=2).stderr)
+    assert "with 3 epochs and an early weight decay, which is of their first half" in text
 
 
 def test_steps_that_were_skipped_are_skipped_again(train):
@@ -200,6 +213,40 @@ def test_one_block_is_trained_on(train):
     call("train", "--resume", run, "--epochs", 4)
     assert tensors_of(run) == tensors_of(longer)
     assert checkpoint.load_content(run)["format"] == 1
+
+
+def test_a_stopped_run_goes_on_block_by_block(toy_file, train, monkeypatch):
+    """From within an epoch, in any order."""
+    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    fit = runs.fit
+
+    def interrupted(*args, on_call, **options):
+        def watch(progress, samples):
+            on_call(progress, samples)
+            if (progress.epoch, progress.head_steps) == (0, 4):
+                signal.raise_signal(signal.SIGTERM)
+
+        return fit(*args, on_call=watch, **options)
+
+    monkeypatch.setattr(runs, "fit", interrupted)
+    call("train", "--data", toy_file, *ALL, "--out", "run", code=143)
+    monkeypatch.setattr(runs, "fit", fit)
+    shown = call("train", "--resume", "run", "--blocks", "2,head").stdout
+    assert "it lacks blocks 1, 3 to be trained" in words(shown)
+    shown = words(call("info", "run").stdout)
+    assert "block 2 and the head 2 of 2 epochs" in shown
+    assert "blocks 1, 3 0 of 2 epochs, 5 steps of the next" in shown
+    call("train", "--resume", "run")
+    assert tensors_of("run") == tensors_of(train("straight"))
+    assert checkpoint.load_content(Path("run"))["format"] == 1
+    lines = metrics.read(Path("run"))
+    straight = metrics.read(Path("straight"))
+    assert [(line["epoch"], line["units"]) for line in lines] == [
+        (1, [2, "head"]), (2, [2, "head"]), (1, [1, 3]), (2, [1, 3]),
+    ]  # fmt: skip
+    for line, whole in zip(lines, straight * 2, strict=True):
+        want = [whole["loss"][t - 1] for t in line["units"] if t != "head"]
+        assert line["loss"] == pytest.approx(want, rel=1e-12)
 
 
 def test_blocks_that_cannot_be_trained_on(train):

@@ -13,6 +13,7 @@ import noprop_kernels as nk
 from noprop import apart, checkpoint, metrics, runs, training
 from noprop.epochs import Progress
 from noprop.errors import InputError
+from noprop.loggers import CsvLogger
 from noprop.runs import Run
 from noprop.settings import Settings
 from noprop.shares import Share, cut, joined
@@ -155,6 +156,17 @@ def test_inference_has_a_seed_of_its_own(toy, new_model, tmp_path):
     for one in (model, again, again.replica(0)):
         assert torch.equal(one.predict_paper(toy[0]), want[0])
         assert noprop.evaluate(one, *toy) == want[1]
+
+
+def test_logs_name_the_blocks_that_are_trained(toy, new_model, tmp_path):
+    """By their t, and not by their place among those trained."""
+    with CsvLogger(tmp_path) as logger:
+        noprop.fit(
+            *(new_model(), *toy), epochs=2, batch_size=B, units=[1, 3, "head"], callbacks=[logger]
+        )
+    for name, columns in (("blocks.csv", ["loss_1", "loss_3"]), ("epochs.csv", ["error_3"])):
+        header, *rows = (tmp_path / name).read_text().splitlines()
+        assert {*columns} <= {*header.split(",")} and "loss_2" not in header and rows
 
 
 # shares

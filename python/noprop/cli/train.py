@@ -224,6 +224,12 @@ def resumed(options: SimpleNamespace) -> tuple[Run, list[Share], Dataset, Split]
                 "which is 0 at their end",
                 param_hint="--epochs",
             )
+        if run.settings.early_weight_decay is not None:
+            raise typer.BadParameter(
+                f"{folder} was begun with {share.epochs} epochs and an early weight decay, which "
+                "is of their first half",
+                param_hint="--epochs",
+            )
         share.epochs = epochs
     if epochs is not None and options.blocks is None:
         run.settings = replace(run.settings, epochs=epochs)
