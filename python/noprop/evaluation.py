@@ -161,7 +161,7 @@ def _count_blocks(
     y = y.to(features.device)
     chain = blocks.predict(features, noise=False, keep="all")
     with torch.no_grad():
-        alone = blocks.forward(features, _z_0(model, len(x), seed, first_row))
+        alone = blocks.forward(features, drawn_z_0(model, len(x), seed, first_row))
     counts = {
         "answer": _right(model.scores(chain.z[-1, 0, 0]), y),
         "chain": _right(chain.logits[:, 0, 0], y),
@@ -216,7 +216,7 @@ def _right(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(-1) == y).sum(-1).cpu()
 
 
-def _z_0(model: Model, rows: int, seed: int, first_row: int) -> Tensor:
+def drawn_z_0(model: Model, rows: int, seed: int, first_row: int) -> Tensor:
     """(B, D): z_0 of the first sample of a chain with noise."""
     own = model.blocks.seeds.new_tensor([seed])
     at = (philox.STREAM_INFERENCE, 0, 0, philox.BLOCK_Z_0, rows, model.blocks.D)

@@ -314,6 +314,31 @@ def evaluate(
 
 
 @app.command()
+def report(
+    folder: RunArgument,
+    data: DataAgain = None,
+    labels: Labels = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=path, help="Default: report.html in the run's folder."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Test again, with so many draws of the noise; default: the run's own test."
+        ),
+    ] = None,
+    replica: Replica = None,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    backend: Backend = None,
+    device: OnDevice = "auto",
+) -> None:
+    """Write one HTML page about a run: losses, accuracies, confusion, calibration, ways of z_t."""
+    execute("report", locals())
+
+
+@app.command()
 def predict(
     folder: RunArgument,
     file: Annotated[
