@@ -18,8 +18,8 @@ IN_COLUMNS = """
 body { max-width: none; }
 main { columns: 3; column-gap: 3rem; }
 nav, .wide { display: none; }
-h2, h2 + p, img { break-inside: avoid; }
-h2 { break-after: avoid; }
+p, img { break-inside: avoid; }
+h2, p { break-after: avoid; }
 section:last-child { display: none; }
 """
 
@@ -41,9 +41,11 @@ def page(width: int) -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, NAMES)))
     with sync_playwright() as tool:
         # a container's root may not have the sandbox; the pages are our own
-        browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = tool.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=0)
         try:
-            yield browser.new_page(viewport={"width": width, "height": 900})
+            shown = browser.new_page(viewport={"width": width, "height": 900})
+            shown.set_default_timeout(0)  # a loaded machine is no fault of a page
+            yield shown
         finally:
             browser.close()
 
@@ -68,7 +70,7 @@ def faults(path: Path, width: int) -> list[str]:
 
 
 def photograph(path: Path, out: Path) -> None:
-    """A report's pictures in columns, as a PNG of few colours."""
+    """A report's pictures in columns, as a PNG of 256 colours."""
     from PIL import Image
 
     with page(1900) as shown:
@@ -76,7 +78,9 @@ def photograph(path: Path, out: Path) -> None:
         shown.add_style_tag(content=IN_COLUMNS)
         pixels = shown.screenshot(full_page=True)
     image = Image.open(io.BytesIO(pixels)).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
+    # which keeps the colours of thin lines
+    few = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=5, dither=Image.Dither.NONE)
+    few.save(out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_the_numbers_are_those_of_the_evaluation(digits):
     assert [row[1] for row in table[1:]] == shares(result.accuracy_per_block)
     assert [row[2] for row in table[1:]] == shares(result.accuracy_alone)
     assert page.terms["test accuracy"] == f"{result.test_accuracy:.2%}"
-    drawn = f"the paper's protocol, ± {result.paper_accuracy_std:.2%}"
+    drawn = f"the paper's protocol, ±\u00a0{result.paper_accuracy_std:.2%}"
     assert page.terms[drawn] == f"{result.paper_accuracy:.2%}"
     last = metrics.read(digits)[-1]
     losses = page.tables["Epoch 3"][1:]

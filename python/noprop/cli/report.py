@@ -33,7 +33,7 @@ def run(options: SimpleNamespace) -> None:
         run.model,
         content.x_test,
         content.y_test,
-        name=f"{content.name}, {options.folder.resolve().name}",
+        name=f"{content.name}, run {options.folder.resolve().name}",
         result=run.result,
         lines=lines,
         about=asdict(run.settings)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import noprop_kernels as nk
@@ -105,7 +106,7 @@ def headline(result: Json, answers: Answers) -> list[tuple[str, str]]:
     figures = [("test accuracy", f"{result['test_accuracy']:.2%}")]
     if result["paper_accuracy"] is not None:
         std = result["paper_accuracy_std"]
-        term = "the paper's protocol" + ("" if std is None else f", ± {std:.2%}")
+        term = "the paper's protocol" + ("" if std is None else f", ±\u00a0{std:.2%}")
         figures.append((term, f"{result['paper_accuracy']:.2%}"))
     if result.get("val_accuracy") is not None:
         figures.append(("held-out rows", f"{result['val_accuracy']:.2%}"))
@@ -258,7 +259,10 @@ def calibration(answers: Answers, model: Model) -> Section:
 
 def ways(model: Model, x: Tensor, answers: Answers, names: Sequence[str]) -> Section:
     """Of the first test row of each of some classes, and of the worst wrong answer."""
-    firsts = [int((answers.y == label).nonzero()[0]) for label in answers.y.unique()[:WAYS]]
+    classes = answers.y.unique()
+    some = torch.linspace(0, len(classes) - 1, WAYS, dtype=torch.float64, device="cpu").round()
+    chosen = classes[some.long().unique()]  # spread over all
+    firsts = [int((answers.y == label).nonzero()[0]) for label in chosen]
     rows = [*firsts, *(row for row in answers.worst(1) if row not in firsts)]
     paths = Paths.of(model, x[rows])
     y, labels = answers.y[rows], answers.labels[rows]
@@ -281,7 +285,7 @@ def ways(model: Model, x: Tensor, answers: Answers, names: Sequence[str]) -> Sec
         "z_t from its beginning to the last z, of the first test row of some classes and of the "
         "wrong answer of the highest probability, which is dashed; rows count from 0. The plane "
         "has the embeddings' principal axes; one-hot embeddings, whose axes are all alike, lie on "
-        "a circle."
+        "a circle. Stars are the embeddings of the rows' own classes, squares the last z."
     )
     shown = [
         pictures.plane(paths, y, labels, names),

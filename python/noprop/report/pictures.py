@@ -78,7 +78,9 @@ def picture(draw: Callable[Concatenate[Figure, P], str]) -> Callable[P, Picture]
 
 
 def short(name: str) -> str:
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+    """A name without its middle where it is long: numbered names differ at their ends."""
+    half = MOST_LETTERS // 2
+    return name if len(name) <= MOST_LETTERS else f"{name[:half]}…{name[1 - half :]}"
 
 
 def powers_of_ten(axes: Any) -> None:
@@ -216,10 +218,9 @@ def reliability(figure: Figure, answers: Answers) -> str:
 @picture
 def plane(figure: Figure, paths: Paths, y: Tensor, labels: Tensor, names: Sequence[str]) -> str:
     """The ways on a plane: without noise, and a drawn one of each row."""
-    figure.set_size_inches(WIDTH, 4.4)
+    figure.set_size_inches(WIDTH, 4.6)
     onto, columns = paths.plane(), figure.subplots(1, 2)
     places = paths.W_embed @ onto
-    shown: list[int] = sorted({*y.tolist(), *labels.tolist()})
     for axes, ways, title in (
         (columns[0], paths.quiet @ onto, "without noise, the answer"),
         (columns[1], paths.drawn[:, :, 0] @ onto, "drawn, from z_0 ~ N(0, I)"),
@@ -227,26 +228,23 @@ def plane(figure: Figure, paths: Paths, y: Tensor, labels: Tensor, names: Sequen
         axes.plot(*places.T, ".", color="#b0b0b0", markersize=5)
         for row in range(len(y)):
             color, way = COLORS[row % len(COLORS)], ways[:, row]
-            style = "-" if labels[row] == y[row] else "--"  # which shows both where they cover
-            axes.plot(*way.T, style, color=color, linewidth=1.5)
+            own, answered = int(y[row]), int(labels[row])
+            style, label = "-", short(names[own])
+            if answered != own:
+                style, label = "--", f"{label}, answered {short(names[answered])}"
+            axes.plot(*way.T, style, color=color, linewidth=1.5, label=label)
             axes.plot(*way.T, ".", color=color, markersize=4)
             axes.plot(*way[-1], "s", color=color, markersize=6)
-        for label in shown:
-            axes.plot(*places[label], "*", color="black", markersize=9, zorder=3)
-            axes.annotate(
-                short(names[label]),
-                tuple(places[label].tolist()),
-                xytext=(5, 5),
-                textcoords="offset points",
-                zorder=4,
-                bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7},
-            )
+            axes.plot(*places[own], "*", color=color, markersize=13, mec="black", zorder=3)
         axes.set_title(title)
         axes.set_aspect("equal", adjustable="datalim")
-        axes.margins(0.12)
+        axes.margins(0.08)
+    handles = columns[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3)
     return (
-        f"Ways of z_t of {len(y)} test rows over the plane of the embeddings (stars), without "
-        "noise and drawn; squares are the last z, dashed ways those of wrong answers."
+        f"Ways of z_t of {len(y)} test rows over the plane of the embeddings (dots, stars of "
+        "the rows' own classes), without noise and drawn; squares are the last z, dashed ways "
+        "those of wrong answers."
     )
 
 
@@ -272,11 +270,11 @@ def distances(
         if others:
             axes.plot(paths.t, every[:, row, others], color="#c4c4c4", linewidth=0.8)
         axes.plot(paths.t, every[:, row, own], color=BLUE, linewidth=2.2)
-        title = f"row {number:,}: {short(names[own])}, answered right"
+        title = f"row {number:,}: {short(names[own])}"
         if answered != own:
             axes.plot(paths.t, every[:, row, answered], color=ORANGE, linewidth=2.2)
-            title = f"row {number:,}: {short(names[own])}, answered {short(names[answered])}"
-        axes.set_title(title)
+            title = f"{title},\nanswered {short(names[answered])}"
+        axes.set_title(title, fontsize=10)
     for axes in grid[len(y) :]:
         axes.set_axis_off()
     handles = [
