@@ -275,6 +275,20 @@ def test_one_of_several_seeds(alone, toy_file):
     assert ours.tables == alone_.tables and ours.terms == alone_.terms
 
 
+def test_a_run_merged_of_blocks_has_the_report_of_the_whole(alone, toy_file):
+    arguments = ("train", "--data", toy_file, *QUICK, "--epochs", 2, "--head", "paper")
+    call(*arguments, "--out", "whole")
+    call(*arguments, "--blocks", "1,3", "--out", "one")
+    call(*arguments, "--blocks", "2,head", "--out", "other")
+    assert "missing: block 2 and the head" in call("report", "one", code=1).stderr
+    call("merge", "one", "other", "--out", "merged")
+    merged, whole = report("merged"), report("whole")
+    for page in (merged, whole):
+        del page.tables["Settings and versions"]
+    assert len(whole.tables["Epoch 2"]) == 5
+    assert merged.tables == whole.tables and merged.terms == whole.terms
+
+
 def test_an_unfinished_run_is_tested_for_its_report(run, alone, monkeypatch):
     tests, test, load = [], runs.Run.test, runs.Run.load
 

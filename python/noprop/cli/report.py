@@ -4,11 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from .. import console_text, metrics
+from .. import checkpoint, console_text, metrics
 from ..console import console
 from ..evaluation import SAMPLES
 from ..files import atomic_file
-from ..report.page import render
+from ..report.page import losses_of_all, render
 from ..runs import Run
 from . import common
 
@@ -17,8 +17,9 @@ def run(options: SimpleNamespace) -> None:
     screen = console()
     common.place_of(options)  # refuses at once what no run can use
     run = Run.load(options.folder, options.backend)
+    run.check_whole()
     replica = common.check_replica(options.replica, run.settings.each_seed, options.folder)
-    lines = metrics.read(options.folder)[: run.progress.epoch * run.model.replicas]
+    lines = metrics.read(options.folder)
     if run.settings.seeds is not None:
         run = run.split(replica, options.folder)
         lines = [line for line in lines if line.get("seed") == run.settings.seed]
@@ -28,18 +29,20 @@ def run(options: SimpleNamespace) -> None:
     if run.result is None or options.samples is not None:
         console_text.say_test(screen, run.model, options.samples or SAMPLES)
         run.result = run.test(content, split, options.samples or SAMPLES)
-    progress = {"epochs done": run.progress.epoch, "train seconds": f"{run.progress.seconds:.1f}"}
+    each = [share.progress for share in run.shares]
+    progress = {
+        "epochs done": min(share.epoch for share in each),
+        "train seconds": f"{sum(share.seconds for share in each):.1f}",
+    }
+    versions = checkpoint.load_content(options.folder)["versions"]
     text = render(
         run.model,
         content.x_test,
         content.y_test,
         name=f"{content.name}, run {options.folder.resolve().name}",
         result=run.result,
-        lines=lines,
-        about=asdict(run.settings)
-        | progress
-        | (run.saved_by or {})
-        | {"read": place.describe(run.model)},
+        lines=losses_of_all(lines, run.model.blocks.T),
+        about=asdict(run.settings) | progress | versions | {"read": place.describe(run.model)},
     )
     out: Path = options.out or options.folder / "report.html"
     with atomic_file(out) as file:

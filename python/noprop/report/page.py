@@ -11,6 +11,7 @@ import noprop_kernels as nk
 
 from ..errors import extra
 from ..model import Model
+from ..units import HEAD
 from . import pictures
 from .answers import Answers
 from .paths import Paths
@@ -71,7 +72,7 @@ def render(
         x, y: the test rows (B, F) and their classes (B,).
         name: of the run.
         result: of `Evaluation.to_json`, and what a run adds to it.
-        lines: of metrics.jsonl, of this replica.
+        lines: as of `losses_of_all`, of this replica.
         about: the settings and versions, by name.
 
     Raises:
@@ -118,10 +119,30 @@ def headline(result: Json, answers: Answers) -> list[tuple[str, str]]:
     ]
 
 
+def losses_of_all(lines: Sequence[Json], T: int) -> list[Json]:
+    """Lines of metrics.jsonl, one an epoch, with the losses of all T blocks.
+
+    Of units that were trained apart each has lines of its own; of a unit that was trained again the
+    last line counts.
+    """
+    by_epoch: dict[int, Json] = {}
+    for line in lines:
+        whole = by_epoch.setdefault(line["epoch"], {"loss": [None] * T, "error": [None] * T})
+        blocks = [unit for unit in line.get("units", range(1, T + 1)) if unit != HEAD]
+        for name in ("loss", "error"):
+            for t, value in zip(blocks, line.get(name, ()), strict=False):
+                whole[name][t - 1] = value
+        rest = {name: value for name, value in line.items() if name not in ("loss", "error")}
+        if line.get("head_loss") is None:  # of other units
+            rest.pop("head_loss", None)
+        whole |= rest
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
 def losses(lines: Sequence[Json]) -> Section:
     epochs, last = [line["epoch"] for line in lines], lines[-1]
     kinds = {"loss": [line["loss"] for line in lines]}
-    errors = [line.get("error") or [None] for line in lines]
+    errors = [line["error"] for line in lines]
     if any(each is not None for line in errors for each in line):
         kinds = {"loss, weighted": kinds["loss"], "error, not weighted": errors}
     columns = ["block", *kinds]

@@ -39,20 +39,21 @@ class Paths:
         """The ways of the rows x under a model of one replica."""
         blocks, features = model.blocks, model.features(x)
         several = features.repeat_interleave(DRAWS, 0)  # a row's noise is that of its place
+        seed = model.seeds[0]
         quiet, drawn = model.sampler, model.paper_sampler
         if isinstance(model.goal, nk.DT):
             t = torch.arange(blocks.T + 1, dtype=torch.float64, device="cpu")
             z = blocks.predict(features, noise=False, keep="all").z
-            noisy = blocks.predict(several, keep="all").z
+            noisy = blocks.predict(several, seed=seed, keep="all").z
         else:
             t = torch.linspace(0, 1, SHOWN_STEPS + 1, dtype=torch.float64, device="cpu")
             z = blocks.predict(
                 features, noise=False, sampler=quiet.kind, steps=SHOWN_STEPS, keep="all"
             ).z
             noisy = blocks.predict(
-                several, sampler=drawn.kind, steps=DRAWN_STEPS, keep=SHOWN_STEPS
+                several, sampler=drawn.kind, steps=DRAWN_STEPS, seed=seed, keep=SHOWN_STEPS
             ).z
-        z_0 = drawn_z_0(model, len(several), None, 0)
+        z_0 = drawn_z_0(model, len(several), seed, 0)
         W_embed = model.W_embed
         if W_embed is None:
             W_embed = torch.eye(blocks.M, dtype=torch.float64, device="cpu")
