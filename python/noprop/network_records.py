@@ -56,7 +56,7 @@ def loaded_networks(
         if name.startswith("blocks.")
     }
     try:
-        if given or field(record, "order", list):  # a head alone has no blocks
+        if field(record, "order", list):  # a head alone was saved without blocks
             blocks.load_state_dict(given)
     except ValueError as error:
         raise InputError(f"this model's blocks are not like blocks=: {error}") from error

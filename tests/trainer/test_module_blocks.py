@@ -52,7 +52,8 @@ def test_twenty_steps_follow_the_librarys(name):
     """On the same noise, with a rate for each step, of two replicas with rows of their own."""
     blocks, own = twins(name)
     lr = torch.linspace(1e-2, 1e-3, 20)
-    given = {"lr": lr, "normalize": (0.5, 2.0)}
+    weight = torch.linspace(0, 2, len(X))
+    given = {"lr": lr, "normalize": (0.5, 2.0), "row_weight": weight}
     close(own.train_steps(X, Y, INDICES, **given), blocks.train_steps(X, Y, INDICES, **given))
     for mine, theirs in zip(own.networks, blocks.to_modules(), strict=True):
         for (key, value), want in zip(mine.named_parameters(), theirs.parameters(), strict=True):
@@ -104,8 +105,9 @@ def test_bytes_count_as_fractions(dtype):
 def test_gathered_batches_are_those_of_indices():
     own, other = own_blocks(), own_blocks()
     at = INDICES[:3, 0]
-    losses = own.train_steps(X[at], Y[at], None)
-    assert torch.equal(losses, other.train_steps(X, Y, at))
+    weight = torch.linspace(0, 2, len(X))
+    losses = own.train_steps(X[at], Y[at], None, row_weight=weight[at])
+    assert torch.equal(losses, other.train_steps(X, Y, at, row_weight=weight))
     assert not changed(state(own), state(other))
 
 

@@ -37,6 +37,10 @@ def with_shared_statistics() -> list[nn.Module]:
     return networks
 
 
+def of_two_rates(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": params[:1], "lr": 0.0}, {"params": params[1:], "lr": 0.1}])
+
+
 @pytest.mark.parametrize(
     "networks, options, wrong",
     [
@@ -63,6 +67,8 @@ def with_shared_statistics() -> list[nn.Module]:
         (nets(), {"precision": "tf32"}, "precision must be one of"),
         (nets(), {"seed": "a"}, "seed must be an int64"),
         (nets(), {"optimizer": lambda params: None}, "optimizer must make a torch.optim.Optimizer"),
+        (nets(), {"optimizer": torch.optim.LBFGS}, "must take its steps without a closure"),
+        (nets(), {"optimizer": of_two_rates}, "must have a first rate above 0"),
         (
             nets(),
             {"optimizer": lambda params: torch.optim.SGD(Net().parameters())},
@@ -189,6 +195,8 @@ def test_rows_of_another_shape():
         ({"blocks": 4}, "blocks must be distinct t in 1..3"),
         ({"blocks": []}, "blocks must be distinct t in 1..3"),
         ({"normalize": (0.5, 0.0)}, "normalize must have a std above 0"),
+        ({"row_weight": torch.ones(3)}, "row_weight must have shape"),
+        ({"row_weight": -torch.ones(40)}, "row_weight must be finite and at least 0, got -1.0"),
     ],
     ids=str,
 )

@@ -14,6 +14,7 @@ from noprop_kernels.arguments.batches import (
     flat,
     mean_and_scale,
 )
+from noprop_kernels.arguments.row_weights import check_row_weight, in_steps
 from noprop_kernels.backends.calls import Gather
 from noprop_kernels.backends.contents import bad_index, check_labels, fetch, first_outside
 from noprop_kernels.check import check_tensor
@@ -27,18 +28,22 @@ class Batches:
 
     Args:
         x, y: of each step; of R replicas, or of one for all.
+        row_weight: (K, R or 1, B), or None.
         shape: of a row, as networks take it.
     """
 
     x: Gather
     y: Gather
+    row_weight: Tensor | None
     K: int
     B: int
     shape: Shape
 
-    def take(self, step: int) -> tuple[Tensor, Tensor]:
-        """x (R or 1, B, ...) float32 and y (R or 1, B) of a step."""
-        return fetch(self.x, step).float().unflatten(-1, self.shape), fetch(self.y, step)
+    def take(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x (R or 1, B, ...) float32, y (R or 1, B) and weights like y of a step."""
+        x = fetch(self.x, step).float().unflatten(-1, self.shape)
+        weight = None if self.row_weight is None else self.row_weight[step]
+        return x, fetch(self.y, step), weight
 
 
 def shape_of(value: object, shape: Shape | None) -> Shape:
@@ -54,6 +59,7 @@ def batches_of(
     Y: object,
     indices: object,
     normalize: Normalize | None,
+    row_weight: Tensor | None,
     *,
     shape: Shape | None,
     M: int,
@@ -70,7 +76,7 @@ def batches_of(
     rows = flat(op, "X", X, shape)
     sizes = (*lead, math.prod(shape))
     rows = check_tensor(op, "X", rows, shape=sizes, dtype=DATA, device=device).detach()
-    labels = check_tensor(op, "Y", Y, shape=lead, dtype=INT64, device=device)
+    labels = given = check_tensor(op, "Y", Y, shape=lead, dtype=INT64, device=device)
     if rows.shape[:-1] != labels.shape:
         raise ValueError(
             f"{op}: X and Y must have the same rows, got {tuple(rows.shape[:-1])} and "
@@ -85,7 +91,9 @@ def batches_of(
         if found := first_outside(at, len(rows)):
             raise bad_index(op, *found)
     check_labels(op, labels, M)
+    weight = check_row_weight(op, row_weight, given.shape, device)
     numbers = mean_and_scale(op, normalize, rows)
     replica = torch.arange(at.shape[1], dtype=torch.int64, device=device)
     x, y = Gather(rows, at, replica, *numbers), Gather(labels, at, replica)
-    return Batches(x, y, len(at), at.shape[2], shape)
+    weights = in_steps(weight, y, len(replica))
+    return Batches(x, y, weights, len(at), at.shape[2], shape)

@@ -167,6 +167,7 @@ class ModuleBlocks(NetworkStack):
         blocks: Blocks = None,
         lr: float | Tensor | None = None,
         normalize: Normalize | None = None,
+        row_weight: Tensor | None = None,
     ) -> Tensor:
         """K steps of n slices: each draws z_{t-1}, runs its network forward and backward, and takes
         a step of its optimizer where its loss is finite. `draws` advance in any case.
@@ -182,6 +183,7 @@ class ModuleBlocks(NetworkStack):
             blocks: the t to train, in all replicas; None: all. A shared encoder learns from these.
             lr: a number, (K,) or (K, n); None: the optimizers' own.
             normalize: (mean, std), as of nk.DenoisingBlocks.
+            row_weight: float32 in Y's shape, as of nk.DenoisingBlocks.
 
         Returns:
             (K, n) float32, losses sum over rows of weight * |u_hat - target|^2 / B.
@@ -190,7 +192,7 @@ class ModuleBlocks(NetworkStack):
             ValueError: an argument does not fit, or a network's result does not.
         """
         at = self.positions("train_steps", blocks)
-        return steps.train_steps(self, X, Y, indices, at, lr, normalize)
+        return steps.train_steps(self, X, Y, indices, at, lr, normalize, row_weight)
 
     def check(self) -> None:
         """Nothing: calls check contents before they write, on every device."""

@@ -48,12 +48,13 @@ def draw_times(blocks: "NetworkStack", index: Tensor, B: int) -> Tensor:
     return (torch.arange(B, dtype=torch.float64, device=u.device) + u) / B
 
 
-def noised(blocks: "NetworkStack", index: Tensor, y: Tensor) -> Noised:
+def noised(blocks: "NetworkStack", index: Tensor, y: Tensor, row_weight: Tensor | None) -> Noised:
     """z = signal * u_y + noise * eps + sigma * eps_1 and target = u_y - flow * eps.
 
     Args:
         index: (n,) positions of the slices, on their device.
-        y: (n or 1, B) labels.
+        y: (n, B) labels.
+        row_weight: (n, B), by which the rows' weights are multiplied, or None.
     """
     goal, (n, B), D = blocks.goal, (len(index), y.shape[-1]), blocks.D
     block = index % blocks.T  # the paper's t - 1
@@ -69,12 +70,13 @@ def noised(blocks: "NetworkStack", index: Tensor, y: Tensor) -> Noised:
         value = value.to(index.device)
         return value[:, None].expand(n, B) if t is None else value[0]
 
-    u_y, eps = embed(blocks, y).expand(n, B, D), normal(philox.STREAM_EPS)
+    u_y, eps = embed(blocks, y), normal(philox.STREAM_EPS)
     z = spread(levels.signal)[..., None] * u_y + spread(levels.noise)[..., None] * eps
     if goal.sigma != 0:
         z = z + goal.sigma * normal(philox.STREAM_EPS_1)
     target = u_y if goal.flow == 0 else u_y - goal.flow * eps
-    return Noised(z, target, spread(levels.weight), t)
+    weight = spread(levels.weight)
+    return Noised(z, target, weight if row_weight is None else weight * row_weight, t)
 
 
 def predict_embedding(blocks: "NetworkStack", logits: Tensor) -> Tensor:

@@ -127,6 +127,17 @@ def _made(op: str, make: Make, params: list[nn.Parameter], owner: str) -> torch.
     if not isinstance(made, torch.optim.Optimizer):
         got = type(made).__name__
         raise ValueError(f"{op}: optimizer must make a torch.optim.Optimizer, got {got}")
+    if isinstance(made, torch.optim.LBFGS) or any("lr" not in each for each in made.param_groups):
+        raise ValueError(
+            f"{op}: optimizer must take its steps without a closure, and have a rate lr, got "
+            f"{type(made).__name__}"
+        )
+    rates = [float(group["lr"]) for group in made.param_groups]
+    if rates[0] == 0 and any(rates):
+        raise ValueError(
+            f"{op}: optimizer must have a first rate above 0, to which the others keep their "
+            f"proportions, got {rates}"
+        )
     own = {*map(id, params)}
     if any(id(param) not in own for param in _params(made)):
         raise ValueError(

@@ -31,6 +31,7 @@ def train_steps(
     positions: list[int],
     lr: float | Tensor | None,
     normalize: Normalize | None,
+    row_weight: Tensor | None,
 ) -> Tensor:
     """ModuleBlocks.train_steps, of the slices at these positions."""
     op, device, n = "train_steps", blocks.device, len(positions)
@@ -39,7 +40,7 @@ def train_steps(
     if not blocks.training:
         raise ValueError(f"{op}: mode must be that of train(), got that of eval()")
     batches = batches_of(
-        *(op, X, Y, indices, normalize),
+        *(op, X, Y, indices, normalize, row_weight),
         shape=blocks.x_shape,
         M=blocks.M,
         R=blocks.replicas,
@@ -78,6 +79,7 @@ def step(
     positions: list[int],
     x: Tensor,
     y: Tensor,
+    weight: Tensor | None,
     rates: Rates,
     dtype: torch.dtype | None,
 ) -> Tensor:
@@ -85,7 +87,7 @@ def step(
     where a network raises, all slices keep theirs.
 
     Args:
-        x, y: (R or 1, B, ...) and (R or 1, B).
+        x, y, weight: (R or 1, B, ...), (R or 1, B), and of the rows likewise, or None.
         dtype: of the networks' autocast.
     """
     optimizer = blocks.optimizer
@@ -93,7 +95,8 @@ def step(
     index = torch.tensor(positions, dtype=torch.int64, device=blocks.device)
     block, replica = index % blocks.T, index // blocks.T
     with torch.no_grad():
-        made = noised(blocks, index, y[replica] if len(y) > 1 else y)
+        own = replica if len(y) > 1 else torch.zeros_like(replica)
+        made = noised(blocks, index, y[own], None if weight is None else weight[own])
         draws = blocks.draws[index]
         seeds = torch_seeds(blocks.seeds[index], philox.STREAM_DROPOUT, draws, block)
     rows = [x[i // blocks.T if len(x) > 1 else 0] for i in positions]
