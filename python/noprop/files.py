@@ -25,6 +25,10 @@ NOT_THERE = {
 _held: set[Path] = set()  # folders that this process has locked
 
 
+class InUse(InputError):
+    """Another process holds a folder's lock."""
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A new file that is renamed to `path` when the `with` succeeds, and removed when it fails.
@@ -90,7 +94,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder: an existing folder.
 
     Raises:
-        InputError: another process holds the lock; the text has its number and machine.
+        InUse: another process holds the lock; the text has its number and machine.
         OSError: the folder cannot be written.
     """
     place = folder.resolve()
@@ -134,7 +138,7 @@ def _lock(descriptor: int, folder: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
-            raise InputError(f"{folder} is in use: {holder} writes it") from error
+            raise InUse(f"{folder} is in use: {holder} writes it") from error
         if error.errno not in NOT_THERE:
             raise
         notice_once(f"warning: this file system cannot {warning} ({error.strerror})")

@@ -2,6 +2,7 @@
 seeds one of each; where units are trained apart, one of each share, with its "units"."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def write(folder: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Replaces all lines; after a crash the old ones or the new ones are there."""
+    with atomic_file(folder / NAME) as file:
+        file.write("".join(strict_json.dumps(line) + "\n" for line in lines).encode())
+
+
 def rewind(folder: Path, epochs: int, units: Units | None = None) -> None:
     """Drops the lines after the first `epochs` epochs, which a resumed run writes again; of some
     units their own alone.
@@ -47,5 +54,4 @@ def rewind(folder: Path, epochs: int, units: Units | None = None) -> None:
 
     if (folder / NAME).is_file():
         kept = filter(stays, read(folder))
-        with atomic_file(folder / NAME) as file:
-            file.write("".join(strict_json.dumps(line) + "\n" for line in kept).encode())
+        write(folder, kept)

@@ -64,6 +64,7 @@ class Bar:
 
     def __init__(self, progress: Progress, epochs: int, rows: int, done: int) -> None:
         self.progress, self.left = progress, Left(epochs * rows - done)
+        self.rows, self.done = rows, done
         self.task = progress.add_task(
             "training",
             total=epochs * rows,
@@ -76,7 +77,9 @@ class Bar:
 
     def advance(self, samples: int) -> None:
         self.left.seen += samples
-        self.progress.update(self.task, advance=samples, left=str(self.left))
+        self.done += samples
+        epoch = self.done // self.rows
+        self.progress.update(self.task, completed=self.done, epoch=epoch, left=str(self.left))
 
     def epoch(self, epoch: Epoch, accuracy: str) -> None:
         self.progress.update(self.task, epoch=epoch.epoch, figures=summary(epoch, accuracy))

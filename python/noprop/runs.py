@@ -297,11 +297,13 @@ class Run:
         return self.model.save(self.folder, training)
 
     def lives(self) -> Json:
-        """The progress of a run that was trained as a whole, else the shares."""
+        """The progress of a run that was trained as a whole, by what saves it, else the shares."""
         shares = joined(self.shares)
         first, settings = shares[0], self.settings
         as_one = (units_of(settings), settings.each_seed, settings.epochs)
-        if len(shares) == 1 and (first.units, first.seeds, first.epochs) == as_one:
+        # a checkpoint names the versions that save it; several seeds have no shares
+        here = first.versions in (None, self.model.versions()) or settings.seed is None
+        if len(shares) == 1 and (first.units, first.seeds, first.epochs) == as_one and here:
             return {"progress": first.progress.to_json()}
         return {"shares": [share.to_json() for share in shares]}
 

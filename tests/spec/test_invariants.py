@@ -23,7 +23,14 @@ def modules(*folders: str) -> Iterator[tuple[str, str]]:
     "text, folders, allowed",
     [
         (r"\bos\.(environ|getenv)", ["noprop_kernels"], {"noprop_kernels/settings.py"}),
-        (r"\bos\.(environ|getenv)", ["python/noprop"], {"python/noprop/data.py"}),
+        (
+            r"\bos\.(environ|getenv)",
+            ["python/noprop"],
+            {
+                "python/noprop/data.py",
+                "python/noprop/engines/ray_engine.py",
+            },
+        ),
         (
             r"\bdata_ptr\(",
             ["noprop_kernels/backends"],

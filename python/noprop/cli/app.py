@@ -15,6 +15,7 @@ from .options import (
     AUGMENTATIONS,
     DATA,
     EMBEDDINGS,
+    ENGINES,
     FORMATS,
     HEADS,
     INITIAL,
@@ -264,6 +265,44 @@ def train(
             metavar="LIST",
             help="Train these alone, and the head where it is named: 3,7-9,head. They have the "
             "bits of training with the others, and noprop merge puts runs together.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Train the blocks in other processes, with the same bits. {names(ENGINES)}"
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of ray's cluster, or auto; default a Ray of this machine alone. Of slurm local: "
+            "tasks are processes of this machine."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of ray at most so many, default one a node; tasks of slurm."),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=path,
+            help="Where workers keep checkpoints, a folder that all reach; default in RUN.",
+        ),
+    ] = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(help="Of all workers; default the best that they have in common at first."),
+    ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Take workers too whose bits may differ.")
+    ] = False,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="An option of sbatch, like time=120; several times."
         ),
     ] = None,
     resume: Annotated[

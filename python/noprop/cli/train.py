@@ -13,6 +13,7 @@ from .. import checkpoint, console_text, data, seeds, variants
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
+from ..engines.driver import Fault
 from ..errors import InputError, notice, train_extra
 from ..evaluation import SAMPLES
 from ..files import locked
@@ -23,7 +24,7 @@ from ..settings import FIXED, Settings
 from ..shares import Share, cut
 from ..signals import Interrupted, asked_to_stop, status
 from ..training import NotFinite
-from . import common, dry_run
+from . import common, dry_run, engines
 from .guard import fail
 from .options import (
     AUGMENTATIONS,
@@ -67,6 +68,8 @@ def run(options: SimpleNamespace) -> None:
             if not options.dry_run and folder.is_dir():
                 held.enter_context(locked(folder))
             run, shares, content, split = resumed(options)
+        if options.engine is not None:
+            engines.check_apart(run.settings)
         place = common.placed(options, run.model)
         run.model.blocks.blocks_per_launch = options.blocks_per_launch
         # raises where no backend runs, before anything is written
@@ -81,8 +84,11 @@ def run(options: SimpleNamespace) -> None:
         if anew:
             run.folder = claimed(folder, run.settings, held)
         console_text.say(screen, f"into {run.folder}, {where}")
-        for share in shares:
-            train(run, share, split, screen, options)
+        if options.engine is not None:
+            train_elsewhere(run, content, split, screen, options)
+        else:
+            for share in shares:
+                train(run, share, split, screen, options)
         if not run.whole:
             say_parts(run, screen, options.as_json)
             return
@@ -135,6 +141,7 @@ def check(options: SimpleNamespace) -> None:
         raise typer.BadParameter("--resume goes on in its own folder: leave --out away")
     if options.blocks is not None:
         options.blocks = common.parsed_units("--blocks", options.blocks)
+    engines.check(options)
 
 
 # folders
@@ -199,6 +206,8 @@ def resumed(options: SimpleNamespace) -> tuple[Run, list[Share], Dataset, Split]
     """The run to resume and its shares to train, after checking that no option contradicts it."""
     folder, epochs = options.resume, options.epochs
     run = Run.load(folder, options.backend)
+    if not options.dry_run:
+        engines.recover(run)
     for name in FIXED:
         was, asked = getattr(run.settings, name), getattr(options, name)
         if common.on_command_line(options, name) and was != asked:
@@ -285,6 +294,23 @@ def loggers(run: Run, kinds: list[str] | None) -> list[Logger]:
         notice("no steps are logged: units are at different ones")
         return []
     return [LOGGERS[kind](logs / kind) for kind in found]
+
+
+def train_elsewhere(
+    run: Run, content: Dataset, split: Split, screen: Console, options: SimpleNamespace
+) -> None:
+    """Trains all units by an engine.
+
+    Raises:
+        typer.Exit: a signal stopped it, or a worker found a fault; the run is saved.
+    """
+    try:
+        number = engines.train(run, content, split, screen, options)
+    except Fault as error:
+        fail(f"{error}\nnoprop: saved; {go_on(run)}")
+    if number:
+        notice(f"interrupted and saved; {go_on(run)}")
+        raise typer.Exit(status(number))
 
 
 def say_parts(run: Run, screen: Console, as_json: bool) -> None:
