@@ -26,6 +26,8 @@ COMMANDS = {
     "grid": ("whole.grid", "the trainer's defaults beside logistic regression on small data"),
     "curves": ("whole.curves", "why CT's training is unsteady, and what helps"),
     "kills": ("whole.kills", "kills runs, goes on with them, and compares bits"),
+    "campaign": ("whole.campaign", "the same with workers, drivers and nodes of Ray"),
+    "engines": ("whole.engines", "two workers against one process, and more of them on paper"),
     "gpu_check": ("gpu_check.check", "all that a GPU has to show; by bash bench/gpu_check.sh OUT"),
     "gpu": ("machine.gpu", "facts or rates of a GPU"),
     "sanitize": ("gpu_check.sanitize", "small shapes for tools that look for races"),
