@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ NOT_RUN = {
 # those that need more than this machine may have: what, and whether it is there
 NEEDS: dict[str, tuple[str, Callable[[], bool]]] = {
     "--device cuda": ("a GPU", torch.cuda.is_available),
+    "--engine ray": ("Ray, of the extra ray", lambda: find_spec("ray") is not None),
+    "--engine slurm": ("submitit, of the extra slurm", lambda: find_spec("submitit") is not None),
     "--data mnist": (
         "MNIST in the folder NOPROP_DATA",
         lambda: bool(os.environ.get("NOPROP_DATA")),
