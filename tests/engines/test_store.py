@@ -56,6 +56,17 @@ def test_units_that_change_workers_come_to_the_bits_of_one_run(
     assert [line["epoch"] for line in metrics.read(run.folder)] == sorted([1, 2, 3] * 4)
 
 
+def test_blocks_at_the_same_step_are_trained_together_again(problem: Problem) -> None:
+    problem.work(1e9).turn([1, 2, 3], after(2))
+    work = problem.work()
+    work.take([1, 2, 3])
+    share = work.next_share()
+    assert share is not None and share.units == Units((1, 2, 3)) and work.shares == [share]
+    assert share.progress.block_steps > 0 and len(share.progress.loss_sum) == 3
+    work.turn([1, 2, 3, "head"], lambda: False)
+    assert [len(share.units) for share in work.shares] == [4]
+
+
 def test_a_checkpoint_replaces_only_one_with_fewer_draws(problem: Problem, stored: Store) -> None:
     before, same = stored.place(2), stored.load(2)
     assert before is not None and same is not None
