@@ -25,6 +25,7 @@ MODULES = (noprop, noprop.loggers, noprop_kernels, noprop_kernels.tuning)
 
 def complete() -> None:
     """Makes all public names visible to pdoc, which looks at what modules and classes hold."""
+    noprop.__all__ = dir(noprop)  # with what needs an extra
     for name in noprop.__all__:  # imported on first use
         setattr(noprop, name, getattr(noprop, name))
     for name in noprop_kernels.__all__:

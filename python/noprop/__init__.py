@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .callbacks import Callback, Steps
     from .epochs import Epoch, Progress
     from .errors import InputError
+    from .estimator import NoPropClassifier as NoPropClassifier
     from .evaluation import Evaluation, evaluate
     from .loading import load
     from .model import Model
@@ -42,6 +43,7 @@ _HOMES = {
     "InputError": ".errors",
     "Model": ".model",
     "ModuleBlocks": ".modules.blocks",
+    "NoPropClassifier": ".estimator",
     "NotFinite": ".training",
     "Progress": ".epochs",
     "Steps": ".callbacks",
@@ -64,4 +66,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "NoPropClassifier"]  # not in __all__, since it needs an extra

@@ -56,16 +56,15 @@ class CropFlip:
     def __call__(self, batch: dict[str, Any], first_step: int) -> dict[str, Any]:
         """K steps from `first_step` on, of `Feed.take`; the rows are copied."""
         X, Y, indices = batch["X"], batch["Y"], batch["indices"]
-        weight = batch.get("row_weight")
+        weight = {name: batch[name] for name in ("row_weight",) if name in batch}
         if indices is not None:
             X, Y = X[indices], Y[indices]
-            weight = None if weight is None else weight[indices]
+            weight = {name: value[indices] for name, value in weight.items()}
         K, B, F = X.shape
         blank = torch.zeros_like(self.blank) if X.dtype == torch.uint8 else self.blank
         draws = self.draws(first_step, K, B, X.device).flatten(0, 1)
         made = crop_flip(X.view(-1, *self.shape), blank.to(X), draws)
-        gathered = {"X": made.view(K, B, F), "Y": Y, "indices": None, "row_weight": weight}
-        return batch | gathered
+        return batch | {"X": made.view(K, B, F), "Y": Y, "indices": None} | weight
 
     def draws(self, first_step: int, K: int, B: int, device: torch.device) -> Tensor:
         """(K, B, 3) int64: row and column of the window, 0..2 PAD, and whether it is mirrored."""

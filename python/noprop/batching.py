@@ -72,7 +72,7 @@ class Batching:
             crop(self.feed.take(of_replica), first_step)
             for crop, of_replica in zip(self.crops, indices.unbind(1), strict=True)
         ]
-        names = [name for name in ("X", "Y", "row_weight") if each[0][name] is not None]
+        names = [name for name in ("X", "Y", "row_weight") if name in each[0]]
         gathered = {name: torch.stack([batch[name] for batch in each], 1) for name in names}
         return as_rows(each[0] | gathered)
 
@@ -85,6 +85,7 @@ def as_rows(batch: dict[str, Any]) -> dict[str, Any]:
         return batch
     Y = batch["Y"]
     indices = torch.arange(Y.numel(), dtype=torch.int64, device=Y.device).view(Y.shape)
-    weight = None if batch["row_weight"] is None else batch["row_weight"].flatten()
-    rows = {"X": batch["X"].flatten(0, 2), "Y": Y.flatten(), "indices": indices}
-    return batch | rows | {"row_weight": weight}
+    made = batch | {"X": batch["X"].flatten(0, 2), "Y": Y.flatten(), "indices": indices}
+    if "row_weight" in made:
+        made["row_weight"] = made["row_weight"].flatten()
+    return made

@@ -44,8 +44,8 @@ class Feed(Protocol):
         ...
 
     def take(self, indices: Tensor) -> dict[str, Any]:
-        """The arguments X, Y, indices, normalize and row_weight of `train_steps` for rows `indices`
-        (K, B).
+        """The arguments X, Y, indices and normalize of `train_steps` for rows `indices` (K, B), and
+        row_weight where they have weights.
         """
         ...
 
@@ -164,7 +164,7 @@ class InMemory:
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         batch = {"X": self.X, "Y": self.Y, "indices": indices, "normalize": self.normalize}
-        return batch | {"row_weight": self.row_weight}
+        return batch if self.row_weight is None else batch | {"row_weight": self.row_weight}
 
 
 class Mapped:
@@ -183,8 +183,10 @@ class Mapped:
 
     def take(self, indices: Tensor) -> dict[str, Any]:
         rows = self.array[indices.flatten().cpu().numpy()]
-        weight = None if self.row_weight is None else self.row_weight[indices]
-        return _batch(self.model, rows, self.Y[indices]) | {"row_weight": weight}
+        batch = _batch(self.model, rows, self.Y[indices])
+        if self.row_weight is None:
+            return batch
+        return batch | {"row_weight": self.row_weight[indices]}
 
 
 class Stream:
@@ -340,8 +342,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 def _batch(model: Model, rows: Any, Y: Tensor) -> dict[str, Any]:
     """The arguments of `train_steps` for rows (K * B, F) in memory and labels (K, B)."""
     features = model.features(rows)
-    batch = {"X": features.view(*Y.shape, -1), "Y": Y, "indices": None, "normalize": None}
-    return batch | {"row_weight": None}
+    return {"X": features.view(*Y.shape, -1), "Y": Y, "indices": None, "normalize": None}
 
 
 def _parts(array: Array, inputs: InputFormat) -> Iterator[tuple[int, Array]]:

@@ -20,7 +20,7 @@ from .modules.blocks import ModuleBlocks
 from .normalisation import Normalisation
 from .sampling import Sampler
 from .units import Units
-from .variants import variant_of
+from .variants import Variant, variant_of
 
 Normalize = tuple[Tensor, Tensor]
 Learner = nk.DenoisingBlocks | ModuleBlocks | nk.OutputHead
@@ -87,7 +87,7 @@ class Model:
         alone: bool = False,
     ) -> None:
         goal, T, shared = blocks.goal, blocks.T, blocks.shared
-        self.variant = variant_of("Model", goal)
+        variant = variant_of("Model", goal)
         quiet = sampling.check_pair("Model", "sampler", sampler)
         noisy = sampling.check_pair("Model", "paper_sampler", paper_sampler)
         self.sampler = sampling.answer_sampler("Model", goal, *quiet)
@@ -116,7 +116,7 @@ class Model:
                 "each seed"
             )
         learns_embedding = shared is not None and shared.learns_embedding
-        if head is not None and not self.variant.softmax and not learns_embedding:
+        if head is not None and not variant.softmax and not learns_embedding:
             raise ValueError(
                 "Model: head must be None of an FM with fixed embeddings, whose classes are read "
                 "by the nearest one"
@@ -177,6 +177,11 @@ class Model:
                 f"{op}: the model must have all of its {self.blocks.T} blocks, missing: "
                 f"{self.missing}; noprop merge makes one run of those that have them"
             )
+
+    @property
+    def variant(self) -> Variant:
+        """What the trainer does for the goal's variant."""
+        return variant_of("Model", self.blocks.goal)
 
     @property
     def goal(self) -> Goal:
@@ -340,9 +345,21 @@ class Model:
         self.check_whole("predict")
         replica = self._which("predict", replica)
         blocks, rows = self.blocks, self.format_of(x).array(x)
-        kind, steps = self.sampler_of(steps)
         probs = torch.empty(len(rows), blocks.M, dtype=torch.float32, device=blocks.device)
         scores = torch.empty_like(probs)
+        for part, own, logits in self.beliefs(rows, steps=steps, replica=replica):
+            scores[part], probs[part] = own, logits.softmax(-1).mean(0)
+        return Answer(scores, probs, self.classes_ or tuple(map(str, range(blocks.M))))
+
+    def beliefs(
+        self, rows: Any, *, steps: int | None = None, replica: int | None = None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """What `predict` answers from, for parts of the rows: the part, `Answer.scores` (B, M), and
+        the logits (E, B, M) whose softmaxes are averaged: of DT the later blocks', of CT the last
+        evaluation's, of FM the scores.
+        """
+        blocks = self.blocks
+        kind, steps = self.sampler_of(steps)
         for first, part in in_parts(rows, ROWS_AT_ONCE):
             chain = blocks.predict(
                 self.features(part, first),
@@ -352,13 +369,10 @@ class Model:
                 keep=1 if self.variant.sampled else "all",
                 replica=replica,
             )
-            last = first + len(part)
-            scores[first:last] = self.scores(chain.z[-1, 0, 0])
-            if self.variant.softmax:
-                probs[first:last] = chain.logits[blocks.T // 2 :, 0, 0].softmax(-1).mean(0)
-            else:
-                probs[first:last] = scores[first:last].softmax(-1)
-        return Answer(scores, probs, self.classes_ or tuple(map(str, range(blocks.M))))
+            scores = self.scores(chain.z[-1, 0, 0])
+            softmax = self.variant.softmax
+            logits = chain.logits[blocks.T // 2 :, 0, 0] if softmax else scores[None]
+            yield slice(first, first + len(part)), scores, logits
 
     def sampler_of(self, steps: int | None) -> Sampler:
         """The answer's sampler, with other steps where they are given.

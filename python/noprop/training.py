@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import noprop_kernels as nk
 from noprop_kernels.arguments.scalars import seed_list
 from noprop_kernels.check import LARGEST, check_number
 from noprop_kernels.optimizers import Optimizer
@@ -186,6 +187,11 @@ def fit(
         raise InputError(
             "fit: sample_weight must be None where embeddings or a schedule are learned, whose "
             "steps have no weights of rows"
+        )
+    if sample_weight is not None and not isinstance(model.blocks, nk.DenoisingBlocks):
+        raise InputError(
+            "fit: sample_weight must be None of networks of one's own, whose steps have no "
+            "weights of rows"
         )
     feed = feed_of(model, x, y, batch_size, sample_weight)
     model.tensors()  # what cannot be saved raises now, and not after the training
