@@ -24,6 +24,7 @@ COMMANDS = {
     "repair": ("whole.repair", "times the repair of one block beside its run"),
     "local": ("whole.local", "accuracy by the loss that a block is trained for"),
     "grid": ("whole.grid", "the trainer's defaults beside logistic regression on small data"),
+    "estimator": ("whole.estimator", "scikit-learn's classifiers beside NoPropClassifier"),
     "curves": ("whole.curves", "why CT's training is unsteady, and what helps"),
     "kills": ("whole.kills", "kills runs, goes on with them, and compares bits"),
     "campaign": ("whole.campaign", "the same with workers, drivers and nodes of Ray"),

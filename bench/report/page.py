@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .curve_rows import curve_rows
+from .estimator_rows import estimator_rows
 from .lines import Line, groups, highest_peaks, machine_of, read, rescaled, timed
 from .tables import (
     continuous_rows,
@@ -72,6 +73,11 @@ SECTIONS = (
     (
         "Small data, means of seeds, ours (logistic regression's) (`bench grid`):",
         grid_rows,
+    ),
+    (
+        "scikit-learn's classifiers by their defaults, means of seeds, the best with a star "
+        "(`bench estimator`):",
+        estimator_rows,
     ),
     (
         "CT and FM on the digits, means of seeds, and deviations over them (`bench curves`). "

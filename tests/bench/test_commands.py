@@ -10,7 +10,7 @@ if not importlib.util.find_spec("bench"):
 
 from bench.__main__ import COMMANDS, main
 
-NEEDS = {"figures": "matplotlib", "grid": "sklearn", "job": "rich"}
+NEEDS = {"figures": "matplotlib", "grid": "sklearn", "estimator": "sklearn", "job": "rich"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -99,6 +99,7 @@ def test_files_and_augmented_images_have_them(toy, new_model, weight, assert_sam
     plain = noprop.Model(nk.DenoisingBlocks(plan, goal, seed=2))
     fitted(both, images, y, sample_weight=weight, **options)
     fitted(alone, images, y, sample_weight=weight, **options | {"seed": 2})
+    plain.normalize = alone.normalize
     fitted(plain, images, y, **options | {"seed": 2})
     assert_same_state(both.replica(1), alone)
     assert not torch.equal(alone.blocks.hx.weight, plain.blocks.hx.weight)
