@@ -28,16 +28,18 @@ def complete() -> None:
     noprop.__all__ = dir(noprop)  # with what needs an extra
     for name in noprop.__all__:  # imported on first use
         setattr(noprop, name, getattr(noprop, name))
-    for name in noprop_kernels.__all__:
-        found = getattr(noprop_kernels, name)
-        if isinstance(found, type):
-            inherit(found)
+    public = {*noprop.__all__, *noprop_kernels.__all__}
+    for module in (noprop, noprop_kernels):
+        for name in module.__all__:
+            found = getattr(module, name)
+            if isinstance(found, type):
+                inherit(found, public)
 
 
-def inherit(found: type) -> None:
+def inherit(found: type, public: set[str]) -> None:
     """Adds what a class inherits from bases of ours that are not public themselves."""
     for base in found.__mro__[1:]:
-        if base.__module__.startswith("noprop") and base.__name__ not in noprop_kernels.__all__:
+        if base.__module__.startswith("noprop") and base.__name__ not in public:
             for name, member in vars(base).items():
                 if not name.startswith("_") and getattr(member, "__doc__", None):
                     if name not in vars(found):
@@ -51,8 +53,13 @@ def documented(parent: pdoc.doc.Namespace) -> Iterator[pdoc.doc.Doc]:
     for member in members:
         if isinstance(member, pdoc.doc.Class):
             yield from documented(member)
-        elif not member.name.startswith("_"):
+        elif not member.name.startswith("_") and not is_of_others(member):
             yield member
+
+
+def is_of_others(member: pdoc.doc.Doc) -> bool:
+    """Whether another package made it, as scikit-learn makes methods of its estimators."""
+    return not (getattr(member.obj, "__module__", None) or "noprop").startswith("noprop")
 
 
 class Text(HTMLParser):
