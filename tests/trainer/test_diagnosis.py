@@ -62,6 +62,19 @@ def test_a_diagnosis_changes_nothing(trained):
     assert "no block hurts" in call("diagnose", trained).stdout
 
 
+def test_statistics_of_batch_norm_stay(image_file):
+    call(
+        "train", "--data", image_file, "--preset", "paper", "--T", 2, "--epochs", 1, "--out", "run"
+    )
+    run = Run.load(Path("run"))
+    tensors = {name: value.clone() for name, value in run.model.tensors().items()}
+    blocks = diagnose(run, split_of(run)).blocks
+    assert any(name.endswith("running_mean") for name in tensors)
+    for name, value in run.model.tensors().items():
+        assert torch.equal(value, tensors[name]), name
+    assert run.model.blocks.training and all(block.hidden > 100 for block in blocks)
+
+
 def test_the_last_block_hurts_the_answer(trained):
     """Without it the chain has the belief of the block before."""
     damage(trained, 3, scale=30.0)

@@ -108,6 +108,9 @@ def test_other_versions_are_told_before_a_repair(train):
     checkpoint.save(Path("run"), content, tensors)
     text = call("repair", "run", "--block", 1).stderr
     assert f"warning: torch was 0.1, is {torch.__version__}; the bits may differ" in text
+    own, others = Run.load(Path("run")).shares
+    assert own.versions == Run.load(Path("run")).model.versions()
+    assert others.versions is not None and others.versions["torch"] == "0.1"
     assert [share.units for share in Run.load(Path("run")).shares] == [
         Units.of([1]), Units.parse("2-3,head"),
     ]  # fmt: skip
@@ -143,7 +146,8 @@ def test_a_new_block_of_another_seed(train):
         else:
             assert torch.equal(value, whole[name]), name
     assert "block 1 2 of 2 epochs, seed 7" in words(call("info", run).stdout)
-    assert after.result is not None and after.result["paper_accuracy"] is not None
+    result = json.loads(call("eval", run, "--json").stdout)
+    assert after.result is not None and after.result["accuracy_alone"] == result["accuracy_alone"]
     sha = tensors_of(run)
     damage(run, 1)
     call("repair", run, "--block", "1-2")
