@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,10 @@ def test_units_that_change_workers_come_to_the_bits_of_one_run(
     assert collection.collect(run, other.store.folder) and run.whole
     assert same_bits(run, undisturbed)
     assert [line["epoch"] for line in metrics.read(run.folder)] == sorted([1, 2, 3] * 4)
+
+
+def test_what_a_worker_has_to_know_has_none_of_the_rows(problem: Problem) -> None:
+    assert len(pickle.dumps(problem.job())) < 20_000 < problem.content.x.nbytes
 
 
 def test_blocks_at_the_same_step_are_trained_together_again(problem: Problem) -> None:

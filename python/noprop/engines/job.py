@@ -52,7 +52,8 @@ class Job:
             store: a folder.
             options: of checkpoints and of losses that are not finite.
         """
-        rows = {name: getattr(data, name)[:1] for name in ("x", "y", "x_test", "y_test")}
+        # cloned, since a view goes to other processes with all that it is a view of
+        rows = {name: getattr(data, name)[:1].clone() for name in ("x", "y", "x_test", "y_test")}
         outline = replace(data, **rows)
         return cls(
             run.settings,
