@@ -135,3 +135,20 @@ def test_what_is_learned_has_none(toy, weight):
     model = noprop.Model(blocks, nk.OutputHead(4, 3, goal=goal, shared=shared))
     with pytest.raises(noprop.InputError, match="None where embeddings or a schedule are learned"):
         fitted(model, *toy, sample_weight=weight)
+
+
+class Own(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dense = torch.nn.Linear(9, 3)
+
+    def forward(self, x, z):
+        return self.dense(torch.cat([x, z], 1))
+
+
+def test_networks_of_ones_own_have_none(toy, weight):
+    goal = nk.DT(nk.NoiseSchedule.cosine(2))
+    model = noprop.Model(noprop.ModuleBlocks([Own(), Own()], goal, M=3))
+    with pytest.raises(noprop.InputError, match="sample_weight must be None of networks of one's"):
+        fitted(model, *toy, sample_weight=weight)
+    fitted(model, *toy)
