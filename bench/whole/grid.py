@@ -33,7 +33,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from noprop.datasets.dataset import Dataset
-from noprop.defaults import LR, decay_settings, default_epochs
+from noprop.defaults import LR, default_epochs
+from noprop.directions import decay_settings
 from noprop.model import Model
 from noprop.runs import Split, build
 from noprop.settings import Settings

@@ -6,10 +6,6 @@ with logistic regression.
 
 import math
 
-from torch import Tensor
-
-from .directions import directions
-
 STEPS = 300
 LEAST_EPOCHS = 20
 LR = 2e-3  # AdamW's, falling to 0 by the cosine
@@ -80,15 +76,3 @@ def default_weight_decays(rows: int, directions: float) -> tuple[float, float]:
     if early <= decay:
         return decay, decay
     return early, max(LEAST_WEIGHT_DECAY, 2 * decay - early)
-
-
-def decay_settings(x: Tensor, channels: int) -> dict[str, float | None]:
-    """`weight_decay` and `early_weight_decay` of a run's settings, the latter None where both are
-    one.
-
-    Args:
-        x: (rows, F), the training rows.
-        channels: of x (`InputFormat.channels`).
-    """
-    early, late = default_weight_decays(len(x), directions(x, channels))
-    return {"weight_decay": late, "early_weight_decay": early if early != late else None}

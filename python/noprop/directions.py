@@ -1,8 +1,9 @@
-"""In how many directions the rows of a data set vary."""
+"""In how many directions the rows of a data set vary, and the weight decay that follows."""
 
 import torch
 from torch import Tensor
 
+from .defaults import default_weight_decays
 from .normalisation import statistics
 
 ROWS = 1000  # of which all pairs are compared
@@ -34,3 +35,15 @@ def directions(x: Tensor, channels: int = 1) -> float:
     if pairs == 0 or squares <= 0:
         return 0.0
     return (lengths.mean() ** 2 * pairs / squares).item()
+
+
+def decay_settings(x: Tensor, channels: int) -> dict[str, float | None]:
+    """`weight_decay` and `early_weight_decay` of a run's settings, the latter None where both are
+    one.
+
+    Args:
+        x: (rows, F), the training rows.
+        channels: of x (`InputFormat.channels`).
+    """
+    early, late = default_weight_decays(len(x), directions(x, channels))
+    return {"weight_decay": late, "early_weight_decay": early if early != late else None}

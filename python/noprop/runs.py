@@ -353,21 +353,17 @@ class Run:
 
         def after_epoch(epoch: Epoch) -> None:
             nonlocal collapsed
+            line = {key: it for key, it in asdict(epoch).items() if key not in NOT_IN_A_LINE}
+            if several:
+                line["units"] = list(share.units)
             if self.model.missing:
-                line = asdict(epoch) | {"units": list(share.units)}
-                for name in NOT_IN_A_LINE:
-                    del line[name]
                 metrics.append(self.folder, line)
                 on_epoch(epoch, "")
                 return
             name, accuracy = self.watch(split, WATCHED_STEPS, epoch.replica)
             learned = learned_metrics.learned_metrics(self.model)
             epoch.figures[name] = accuracy
-            line, replica = asdict(epoch) | {name: accuracy} | learned, epoch.replica
-            for name in NOT_IN_A_LINE:
-                del line[name]
-            if several:
-                line["units"] = list(share.units)
+            line, replica = line | {name: accuracy} | learned, epoch.replica
             if self.settings.seeds is not None:
                 line["seed"] = self.settings.seeds[replica]
             metrics.append(self.folder, line)

@@ -209,8 +209,12 @@ def test_installed_packages_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    for place in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        assert "://" in place or (ROOT / page).parent.joinpath(place).exists(), place
+    text = prose(page)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+    for place in re.findall(r"\]\(([^)\s]+)\)", text):
+        there = place in anchors or (ROOT / page).parent.joinpath(place).exists()
+        assert "://" in place or there, place
 
 
 @pytest.mark.parametrize("page", PAGES)

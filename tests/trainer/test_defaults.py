@@ -6,11 +6,11 @@ import torch
 from noprop.defaults import (
     LEAST_EPOCHS,
     STEPS,
-    decay_settings,
     default_epochs,
     default_weight_decay,
     default_weight_decays,
 )
+from noprop.directions import decay_settings
 
 
 @pytest.mark.parametrize("rows", [1, 2, 127, 128, 129, 1437, 5000, 60_000])

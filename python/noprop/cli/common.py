@@ -15,8 +15,9 @@ from noprop_kernels.backends import dispatch
 from .. import apart, choices, console_text, data, presets, strict_json
 from ..data import Published
 from ..datasets.dataset import Dataset
-from ..defaults import LEAST_WEIGHT_DECAY, decay_settings, default_epochs, default_weight_decay
+from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
 from ..devices import Device, pick_device
+from ..directions import decay_settings
 from ..errors import InputError, notice, train_extra
 from ..model import Model
 from ..runs import Run, Split, build, head_trouble
