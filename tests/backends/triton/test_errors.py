@@ -56,7 +56,7 @@ def z() -> torch.Tensor:
 def loss_alone(blocks: nk.DenoisingBlocks) -> torch.Tensor:
     """The head's call of `loss`, without the drawing of noise, which would flag them first."""
     logits = torch.zeros(T, B, M)
-    return block_nodes.Loss.apply(blocks, torch.arange(T), spoiled_y(), None, logits)
+    return block_nodes.Loss.apply(blocks, torch.arange(T), spoiled_y(), None, logits, None)
 
 
 # by op: a call of an object's with bad contents, and its error
