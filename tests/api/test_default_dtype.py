@@ -49,7 +49,7 @@ def test_every_factory_call_names_its_dtype_and_device() -> None:
 @contextmanager
 def default(name: str) -> Iterator[None]:
     """A default dtype, or a default device: one without contents, one that may not be there."""
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    dtype = torch.get_default_dtype()
     if name in ("meta", "cuda"):
         torch.set_default_device(name)
     elif name:
@@ -58,7 +58,7 @@ def default(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(dtype)
-        torch.set_default_device(device)
+        torch.set_default_device(None)  # a device would stay as a mode, another than none
 
 
 def state(module: torch.nn.Module) -> list[Tensor]:

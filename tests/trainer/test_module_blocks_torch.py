@@ -55,12 +55,17 @@ def test_compiled_networks_train_and_predict_as_eager_ones(share):
     assert state(eager).keys() == state(compiled).keys()
 
 
-def test_a_compiled_forward_is_whole():
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_compiled_forward_is_whole(device):
     torch._dynamo.reset()
     blocks = own_blocks().eval()
     z = torch.zeros(len(X), M)
     run = torch.compile(lambda x, z: blocks(x, z), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(run(X, z), blocks(X, z))
+    try:
+        torch.set_default_device(device)
+        torch.testing.assert_close(run(X, z), blocks(X, z))
+    finally:
+        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("by", ["precision", "caller"])
@@ -100,7 +105,7 @@ def test_no_default_changes_a_bit(name):
         return found
 
     want = run(blocks)
-    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    dtype = torch.get_default_dtype()
     try:
         if name == "meta":
             torch.set_default_device(name)
@@ -109,7 +114,7 @@ def test_no_default_changes_a_bit(name):
         got = run(others)
     finally:
         torch.set_default_dtype(dtype)
-        torch.set_default_device(device)
+        torch.set_default_device(None)
     for one, other in zip(got, want, strict=True):
         # torch's optimizers count their steps in the default dtype
         assert torch.equal(one.to(other.dtype), other)

@@ -96,7 +96,9 @@ class NetworkStack(nn.Module):
     def rows(self, op: str, x: object, slices: int) -> Tensor:
         """x (B, ...), or (slices, B, ...), as (slices, B, *x_shape)."""
         shape = shape_of(x, self.x_shape)
-        return rows_of(op, "x", x, shape, slices, self.device).unflatten(-1, shape)
+        rows = rows_of(op, "x", x, shape, slices, self.device)
+        # under a default device torch.compile cannot trace unflatten
+        return rows.reshape(*rows.shape[:-1], *shape)
 
     def encode(self, op: str, i: int, x: Tensor) -> Tensor:
         """What networks read of x (B, ...), by encoder i where there are any."""
