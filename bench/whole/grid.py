@@ -32,11 +32,11 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from noprop.building import Split, build
 from noprop.datasets.dataset import Dataset
 from noprop.defaults import LR, default_epochs
 from noprop.directions import decay_settings
 from noprop.model import Model
-from noprop.runs import Split, build
 from noprop.settings import Settings
 from noprop.training import fit
 

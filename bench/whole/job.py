@@ -25,13 +25,14 @@ from rich.console import Console
 from torch import Tensor
 
 from noprop.batching import Batches
+from noprop.building import Split, build
 from noprop.datasets.dataset import Dataset
 from noprop.epochs import Epoch, Progress
+from noprop.loop import learning_rates
 from noprop.model import Model
 from noprop.progress import display
-from noprop.runs import Split, build
 from noprop.settings import Settings
-from noprop.training import fit, learning_rates
+from noprop.training import fit
 from noprop_kernels import AdamW, philox
 
 from ..contenders.rivals.stacked import split

@@ -19,10 +19,10 @@ from torch import Tensor
 
 import noprop_kernels as nk
 from noprop.batching import Batches
+from noprop.building import Split, build
 from noprop.datasets.dataset import Dataset
-from noprop.runs import Split, build
+from noprop.loop import learning_rates
 from noprop.settings import Settings
-from noprop.training import learning_rates
 from noprop_kernels import philox
 from noprop_kernels.goal import Levels
 

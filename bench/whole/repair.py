@@ -17,11 +17,12 @@ import torch
 
 from noprop import data as datasets
 from noprop import presets
+from noprop.building import Split, build
 from noprop.datasets.dataset import Dataset
 from noprop.defaults import default_weight_decay
 from noprop.errors import InputError
 from noprop.repairing import retrain
-from noprop.runs import Run, Split, build
+from noprop.runs import Run
 from noprop.settings import Settings
 from noprop.shares import Share
 from noprop.training import fit

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import checkpoint, choices, data
+from .building import Split, build, units_of
 from .epochs import Epoch
 from .errors import InputError, notice
 from .files import locked
 from .merging import merge
-from .runs import CHECKPOINT_SECONDS, Run, Split, build, units_of
+from .runs import CHECKPOINT_SECONDS, Run
 from .settings import Settings
 from .shares import Share
 from .units import Units

@@ -16,10 +16,11 @@ from torch import Tensor, fx
 import noprop_kernels as nk
 
 from . import metrics
+from .building import Split
 from .epochs import Progress
 from .merging import check_apart
 from .model import Model
-from .runs import Run, Split
+from .runs import Run
 from .shares import cut
 from .training import fit
 from .transplant import untrained

@@ -6,11 +6,12 @@ from pathlib import Path
 import noprop_kernels as nk
 
 from . import checkpoint, choices, json_records, metrics, variants
+from .building import units_of
 from .errors import InputError, notice
 from .files import locked
 from .json_records import Json
 from .normalisation import Normalisation
-from .runs import Run, units_of
+from .runs import Run
 from .settings import CHANGEABLE, FIXED
 from .shares import cut, joined
 from .transplant import put, same_bits, untrained

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .building import Split
 from .epochs import Progress
 from .errors import InputError
 from .merging import check_apart, check_together
-from .runs import Run, Split
+from .runs import Run
 from .shares import Share, cut
 from .training import fit
 from .transplant import put, same_bits, untrained

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from noprop import data
+from noprop.building import Split, build
 from noprop.engines.job import Job, arrays_of
 from noprop.engines.work import Work
-from noprop.runs import Run, Split, build
+from noprop.runs import Run
 from noprop.settings import Settings
 from noprop.shares import Share
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import noprop
-from noprop import checkpoint, training
+from noprop import checkpoint
 from noprop.augmentation import PAD, CropFlip, crop_flip
 from noprop.inputs import InputFormat
 from noprop.normalisation import Normalisation
@@ -84,7 +84,7 @@ def test_calls_and_interruptions_change_no_bit(kind, assert_same_state, monkeypa
         given = np.load(tmp_path / "x.npy", mmap_mode="r")
     y = None if kind == "data set" else y
     want, _ = trained(given, y)
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)  # K = 1
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)  # K = 1
     model, _ = trained(given, y)
     assert_same_state(model, want)
     calls = iter(range(100))

@@ -8,7 +8,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import checkpoint, runs, training
+from noprop import checkpoint, runs
 from noprop.loading import from_checkpoint
 from support.cli import QUICK, call
 
@@ -50,7 +50,7 @@ def learned(order: str | None = None) -> noprop.Model:
 @pytest.mark.parametrize("seconds", [0.0, 10.0])
 @pytest.mark.parametrize("head", [False, True])
 def test_each_step_is_told_once_and_in_order(toy, new_model, monkeypatch, head, seconds):
-    monkeypatch.setattr(training, "CALL_SECONDS", seconds)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", seconds)
     diary = Diary()
     noprop.fit(new_model(head=head), *toy, epochs=3, batch_size=B, callbacks=[diary])
     an_epoch = 5 * 4 if head else 5  # of the blocks, then of the head for each t
@@ -152,7 +152,7 @@ def test_an_event_goes_to_all_in_their_order(tmp_path, toy, new_model):
 
 @pytest.mark.parametrize("calls", [1, 7, 20, 33])
 def test_a_resumed_training_tells_the_rest(tmp_path, toy, new_model, monkeypatch, calls):
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     model, left, diary = new_model(), iter(range(calls)), Diary()
     options = {"epochs": 2, "batch_size": B}
     stop = lambda: next(left, None) is None  # noqa: E731
@@ -182,7 +182,7 @@ class Fails(noprop.Callback):
 def test_an_error_of_a_callback_loses_nothing(
     tmp_path, toy, new_model, assert_same_state, monkeypatch, kind, nth
 ):
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     model, progress, diary = new_model(), noprop.Progress(), Diary()
     options = {"epochs": 2, "batch_size": B}
     with pytest.raises(RuntimeError, match="no more"):

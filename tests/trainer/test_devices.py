@@ -9,7 +9,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import checkpoint, devices, runs, training
+from noprop import checkpoint, devices, runs
 from noprop.cli import common
 from noprop.devices import pick_device
 from noprop_kernels.backends import dispatch
@@ -237,7 +237,7 @@ def test_a_run_goes_where_it_is_asked_to(toy_file, tmp_path, monkeypatch):
 
 def test_no_memory_in_the_middle_leaves_a_run_that_goes_on(toy_file, monkeypatch):
     """The call that failed changed nothing, so that the run ends with an unbroken one's bits."""
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     train_steps, left = noprop.model.nk.OutputHead.train_steps, iter(range(7))
 
     def refuse(self, *args, **options):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from noprop import checkpoint, data, metrics
+from noprop.building import Split
 from noprop.diagnosis import Chain, calibration, diagnose, some, trained_errors
-from noprop.runs import Run, Split
+from noprop.runs import Run
 from support.cli import QUICK, call, words
 from support.units import damage
 

@@ -165,7 +165,7 @@ def test_a_loader_trains_every_block_on_its_batches(toy, new_model, kind):
 
 
 def test_going_on_with_a_loader_is_told(toy, new_model, monkeypatch):
-    monkeypatch.setattr(noprop.training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     source = DataLoader(TensorDataset(*toy), 32, shuffle=True)
     model, left = new_model(), iter(range(3))
     progress = noprop.fit(model, source, epochs=1, stop=lambda: next(left, None) is None)
@@ -180,7 +180,7 @@ def test_going_on_with_a_loader_is_told(toy, new_model, monkeypatch):
 def test_going_on_with_a_data_set_gives_the_same_bits(
     toy, new_model, assert_same_state, monkeypatch
 ):
-    monkeypatch.setattr(noprop.training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     source = Rows(*toy)
     want = fitted(new_model(), source)
     for calls in (3, 5, 9, 22):

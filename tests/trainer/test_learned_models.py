@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import noprop
 import noprop_kernels as nk
-from noprop import NotFinite, checkpoint, learned_metrics, training
+from noprop import NotFinite, checkpoint, learned_metrics
 from noprop.errors import InputError
+from noprop.loop import learning_rates
 from support.images import toy_images
 
 CLASSES, FEATURES, D = 3, 6, 4
@@ -90,7 +91,7 @@ def test_a_rate_falls_for_every_block_alike(toy):
         patch.setattr(nk.Coupled, "step", watched)
         noprop.fit(model, *toy, epochs=2, batch_size=32, lr_schedule="cosine")
     by_block = {t: [lr for u, lr in rates if u == t] for t in (1, 2, 3)}
-    want = training.learning_rates(1e-2, "cosine", 0, 10, 10).tolist()
+    want = learning_rates(1e-2, "cosine", 0, 10, 10).tolist()
     assert by_block == {1: want, 2: want, 3: want}
 
 

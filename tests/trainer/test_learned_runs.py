@@ -17,7 +17,6 @@ from noprop import (
     learned_metrics,
     metrics,
     schedule_picture,
-    training,
 )
 from support.cli import call, words
 
@@ -107,7 +106,7 @@ def test_a_training_that_stops_anywhere_goes_on(name, toy_file, toy, monkeypatch
     fit = partial(fit, order=order or "paper")
     straight = noprop.load("run")
     fit(straight)
-    monkeypatch.setattr(training, "CALL_SECONDS", 0)  # a step a call
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0)  # a step a call
     for calls in (2, 5, 9):
         model, done = noprop.load("run"), []
         stop = partial(lambda done, calls: len(done) >= calls, done, calls)

@@ -11,7 +11,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import checkpoint, csv_table, loggers, metrics, training
+from noprop import checkpoint, csv_table, loggers, metrics
 from support.cli import QUICK, call
 
 pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
@@ -38,7 +38,7 @@ def seconds_pass(monkeypatch):
     """TensorBoard orders its files by the second in their names: here each has another."""
     clock = itertools.count(1_000_000_000)
     monkeypatch.setattr(event_file_writer.time, "time", lambda: float(next(clock)))
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)  # calls of one step
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)  # calls of one step
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from noprop import checkpoint, data, metrics, repairing, runs
+from noprop.building import Split
 from noprop.repairing import retrain
-from noprop.runs import Run, Split
+from noprop.runs import Run
 from noprop.units import Units
 from support.cli import QUICK, call, words
 from support.units import assert_units_of, damage
@@ -221,7 +222,7 @@ def test_one_block_is_trained_on(train):
 
 def test_a_stopped_run_goes_on_block_by_block(toy_file, train, monkeypatch):
     """From within an epoch, in any order."""
-    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     fit = runs.fit
 
     def interrupted(*args, on_call, **options):

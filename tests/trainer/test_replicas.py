@@ -104,7 +104,7 @@ def test_a_stopped_training_goes_on_with_the_same_bits(
     """Saved and loaded, within an epoch, of the blocks and of the head."""
     straight = make(kind)
     fit(straight, kind, epochs=5)
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     model, left = make(kind), iter(range(calls))
     progress = fit(model, kind, epochs=5, stop=lambda: next(left, None) is None)
     assert progress.epoch < 5

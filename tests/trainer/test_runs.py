@@ -77,7 +77,7 @@ def test_a_signal_stops_saves_and_the_run_goes_on(toy_file, tmp_path, name):
 
 
 def test_a_signal_between_two_steps_of_an_epoch(toy_file, monkeypatch):
-    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     advance = runs.fit
 
     def interrupted(*args, on_call, **options):

@@ -167,7 +167,7 @@ def test_a_run_of_several_seeds_goes_on_bit_for_bit(several, toy_file):
 
 def test_a_run_split_within_an_epoch_goes_on_as_alone(toy_file, monkeypatch):
     """With the losses of the steps before."""
-    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     advance = runs.fit
 
     def interrupted(*args, on_call, **options):

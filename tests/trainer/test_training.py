@@ -13,6 +13,7 @@ from noprop import checkpoint, pace, training
 from noprop.batching import Batches
 from noprop.epochs import Progress
 from noprop.loading import from_checkpoint
+from noprop.loop import learning_rates
 from noprop.normalisation import statistics
 from noprop_kernels import philox
 
@@ -44,7 +45,7 @@ def test_the_length_of_a_call_changes_no_bit(toy, new_model, assert_same_state, 
     lengths = {}
     models = {}
     for seconds in (0.0, 10.0):
-        monkeypatch.setattr(training, "CALL_SECONDS", seconds)
+        monkeypatch.setattr("noprop.loop.CALL_SECONDS", seconds)
         models[seconds], counts = new_model(), itertools.count()
         noprop.fit(
             models[seconds],
@@ -60,7 +61,7 @@ def test_the_length_of_a_call_changes_no_bit(toy, new_model, assert_same_state, 
 
 @pytest.mark.parametrize("calls", [0, 1, 3, 7, 11, 20, 33])
 def test_stop_save_load_and_go_on(tmp_path, toy, new_model, assert_same_state, monkeypatch, calls):
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)  # a call a step: 20 calls an epoch
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)  # a call a step: 20 calls an epoch
     straight = new_model()
     whole = noprop.fit(straight, *toy, epochs=2, batch_size=B)
     model, left = new_model(), iter(range(calls))
@@ -97,7 +98,7 @@ def test_a_call_takes_a_power_of_two_of_steps_that_its_time_affords(monkeypatch)
 def test_losses_told_do_not_depend_on_the_cut(toy, new_model, monkeypatch):
     outcome = []
     for seconds in (0.0, 10.0):
-        monkeypatch.setattr(training, "CALL_SECONDS", seconds)
+        monkeypatch.setattr("noprop.loop.CALL_SECONDS", seconds)
         epochs = []
         noprop.fit(new_model(), *toy, epochs=2, batch_size=B, on_epoch=epochs.append)
         outcome.append(epochs)
@@ -161,7 +162,7 @@ def test_the_epochs_lr_is_that_of_its_last_step(toy, new_model):
     noprop.fit(
         new_model(), *toy, epochs=3, batch_size=B, lr_schedule="cosine", on_epoch=epochs.append
     )
-    want = [training.learning_rates(1e-2, "cosine", 5 * e + 4, 1, 15).item() for e in range(3)]
+    want = [learning_rates(1e-2, "cosine", 5 * e + 4, 1, 15).item() for e in range(3)]
     assert [epoch.lr for epoch in epochs] == want
 
 
@@ -176,7 +177,7 @@ def broken(new_model, block=2, **options):
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("seconds", [0.0, 10.0])
 def test_a_loss_that_is_not_finite_stops(toy, new_model, monkeypatch, tmp_path, seconds, head):
-    monkeypatch.setattr(training, "CALL_SECONDS", seconds)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", seconds)
     model, progress = broken(new_model, head=head), Progress()
     text = "fit: the loss of block 2 is nan in epoch 1, step 1 of 5"
     with pytest.raises(training.NotFinite, match=text) as caught:
@@ -223,7 +224,7 @@ def test_a_head_whose_loss_is_not_finite_stops(toy, new_model):
 
 
 def test_progress_of_a_run_that_counted_nothing_goes_on(toy, new_model, monkeypatch):
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     model, left, epochs = new_model(), iter(range(7)), []
     progress = noprop.fit(
         model, *toy, epochs=1, batch_size=B, stop=lambda: next(left, None) is None

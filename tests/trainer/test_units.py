@@ -10,7 +10,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import apart, checkpoint, metrics, runs, training
+from noprop import apart, checkpoint, metrics, runs
 from noprop.epochs import Progress
 from noprop.errors import InputError
 from noprop.loggers import CsvLogger
@@ -253,7 +253,7 @@ def test_a_share_of_a_run(toy_file, whole):
 
 
 def test_a_share_that_was_stopped_goes_on(toy_file, whole, monkeypatch):
-    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     advance = runs.fit
 
     def interrupted(*args, on_call, **options):
@@ -305,7 +305,7 @@ def test_a_dry_run_counts_the_units(toy_file):
 
 def test_a_share_by_a_function(toy_file, whole, monkeypatch):
     """For any scheduler; stopped and called again it goes on."""
-    monkeypatch.setattr(training, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     settings = Run.load(whole).settings
     left = iter(range(6))
     stopped = apart.train_share(

@@ -13,6 +13,7 @@ from noprop_kernels import DenoisingBlocks, Plan
 from noprop_kernels.backends import dispatch
 
 from .. import apart, choices, console_text, data, presets, strict_json
+from ..building import Split, build, head_trouble
 from ..data import Published
 from ..datasets.dataset import Dataset
 from ..defaults import LEAST_WEIGHT_DECAY, default_epochs, default_weight_decay
@@ -20,7 +21,7 @@ from ..devices import Device, pick_device
 from ..directions import decay_settings
 from ..errors import InputError, notice, train_extra
 from ..model import Model
-from ..runs import Run, Split, build, head_trouble
+from ..runs import Run
 from ..settings import Settings
 from ..units import Units
 
@@ -196,7 +197,7 @@ def built(
     backend: str | None,
     units: Units | None,
 ) -> Model:
-    """As `runs.build`, with its ValueError as a typer.BadParameter."""
+    """As `building.build`, with its ValueError as a typer.BadParameter."""
     try:
         return build(settings, content, split, backend, units)
     except ValueError as error:

@@ -4,11 +4,11 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 from .. import console_text, data
+from ..building import Split
 from ..data import Published
 from ..datasets.dataset import Dataset
 from ..errors import train_extra
 from ..model import Model
-from ..runs import Split
 from ..settings import Settings
 from . import common
 

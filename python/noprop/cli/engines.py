@@ -13,6 +13,7 @@ import typer
 from noprop_kernels.backends.cpu import backend as cpu
 
 from .. import choices, console_text, strict_json
+from ..building import Split
 from ..datasets.dataset import Dataset
 from ..engines import collection
 from ..engines.assignment import Unit, even_parts
@@ -22,7 +23,7 @@ from ..engines.job import Job
 from ..engines.store import name_of
 from ..errors import notice, train_extra
 from ..progress import display
-from ..runs import Run, Split
+from ..runs import Run
 from ..settings import Settings
 from ..signals import asked_to_stop
 from ..units import Units

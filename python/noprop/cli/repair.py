@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import typer
 
 from .. import console_text
+from ..building import Split
 from ..console import console
 from ..data import Dataset
 from ..errors import InputError, notice
 from ..evaluation import SAMPLES
 from ..files import locked
 from ..repairing import Exchange, check_units, retrain
-from ..runs import Run, Split
+from ..runs import Run
 from ..shares import cut
 from ..signals import asked_to_stop, status
 from ..units import Units

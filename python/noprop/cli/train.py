@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import typer
 
 from .. import checkpoint, console_text, data, seeds, variants
+from ..building import Split
 from ..console import console
 from ..datasets import own
 from ..datasets.dataset import Dataset
@@ -19,7 +20,7 @@ from ..evaluation import SAMPLES
 from ..files import locked
 from ..loggers import LOGGERS, Logger
 from ..progress import display
-from ..runs import Run, Split
+from ..runs import Run
 from ..settings import FIXED, Settings
 from ..shares import Share, cut
 from ..signals import Interrupted, asked_to_stop, status

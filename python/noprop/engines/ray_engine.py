@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from ..building import Split
 from ..errors import InputError, extra
-from ..runs import Split
 
 with extra("ray"):
     import ray  # pyright: ignore[reportMissingImports]

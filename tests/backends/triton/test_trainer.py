@@ -101,7 +101,7 @@ def test_stopped_and_gone_on_with_it_has_the_same_bits(
     as_on_a_gpu(kernels, monkeypatch)
     train = ["train", "--data", data, *SMALL, "--device", "cpu", "--backend", "triton"]
     call(*train, "--epochs", 2, "--out", "straight")
-    monkeypatch.setattr("noprop.training.CALL_SECONDS", 0.0)
+    monkeypatch.setattr("noprop.loop.CALL_SECONDS", 0.0)
     call(*train, "--epochs", 1, "--out", "halves")
     call("train", "--resume", "halves", "--epochs", 2, "--backend", "triton")
     straight, halves = tensors("straight"), tensors("halves")
