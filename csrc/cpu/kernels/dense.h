@@ -83,8 +83,8 @@ inline void dense_few_rows(const DenseOut& out, const DenseSum& sum, int64_t H, 
 }
 
 // An operand that every tile of a product reads again stays in a core's second cache, of a megabyte
-// or more, beside what streams past it: a longer sum is formed in blocks of terms, for all tiles one
-// after the other, and between the blocks waits where its result will be.
+// or more, beside what streams past it: a longer sum is formed in blocks of terms, for all tiles
+// one after the other, and between the blocks waits where its result will be.
 constexpr int64_t kReadAgainFloats = 128 * 1024, kFewestTerms = 16;
 
 // calls body(first, count) for the blocks of K terms, each of which has `width` floats of it
