@@ -9,7 +9,7 @@ from .normalisation import statistics
 ROWS = 1000  # of which all pairs are compared
 
 
-def directions(x: Tensor, channels: int = 1) -> float:
+def directions(x: Tensor, channels: int) -> float:
     """(tr C)^2 / tr C^2 of the covariance C of normalised features: F where all vary alike and
     independently, few where features go together, as neighbouring pixels do.
 

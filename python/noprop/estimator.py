@@ -159,7 +159,9 @@ class NoPropClassifier(ClassifierMixin, BaseEstimator):
             self._same_network("fit")
         else:
             self._begin(classes, seed)
-        decays = default_weight_decays(rows.count, directions(torch.from_numpy(rows.X)))
+        columns = rows.X.shape[1]  # each in units of its own
+        vary = directions(torch.from_numpy(rows.X), columns)
+        decays = default_weight_decays(rows.count, vary)
         self._train(rows, decays, epochs, self.lr_schedule, patience)
         return self
 

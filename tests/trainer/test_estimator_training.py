@@ -53,6 +53,18 @@ def test_distinct_rows():
     assert np.array_equal(X[order][again] + 0.0, X[at]) and np.array_equal(same, sums)
 
 
+@pytest.mark.parametrize("units", [np.ones(300), np.logspace(-3, 3, 300)])
+def test_decay_follows_from_the_directions_whatever_the_units_of_the_columns(units, monkeypatch):
+    random, seen = np.random.default_rng(0), []
+    X, y = random.normal(size=(600, 300)) * units, np.arange(600) % 3
+    run = noprop.estimator.fit
+    monkeypatch.setattr(
+        "noprop.estimator.fit", lambda *a, **k: (seen.append(k["early_weight_decay"]), run(*a, **k))
+    )
+    fitted(X, y, epochs=1)
+    assert seen == [2.0]  # 12 * 300 / 600, at most 2
+
+
 # the seed, going on, early stopping
 
 
