@@ -17,6 +17,7 @@ import noprop_kernels as nk
 
 from . import metrics
 from .building import Split
+from .calibration import bins_of, calibration_error
 from .epochs import Progress
 from .merging import check_apart
 from .model import Model
@@ -27,7 +28,6 @@ from .transplant import untrained
 from .units import Units
 
 ROWS = 1000  # of the data that are looked at, evenly spread
-BINS = 15  # of confidence
 SIGNS = 4.0  # standard errors beyond which a difference counts
 WORSE = 1.2  # an error beyond so many times that of training counts
 DEAD = 0.5  # a share of dead units beyond which they count
@@ -51,8 +51,7 @@ class BlockHealth:
             u_hat of the block before it, or before the first the mean of the embeddings.
         gain: the accuracy of the answer less `without`.
         gain_deviation: the standard error of that difference, row by row.
-        calibration: the expected calibration error of its probabilities in the chain, in 15 bins
-            (Guo et al., arXiv:1706.04599).
+        calibration: the expected calibration error of its probabilities in the chain.
         dead, hidden: units after a ReLU that are 0 for all rows, of so many.
         not_finite: numbers of its parameters and statistics that are NaN or infinite.
         seconds: that a repair of it would take here, by the pace of some steps.
@@ -278,15 +277,11 @@ def chain_facts(chain: Chain | None, t: int) -> Json:
 
 
 def calibration(probs: Tensor, y: Tensor) -> float | None:
-    """The expected calibration error: the mean distance of confidence and accuracy in BINS equal
-    bins of confidence, weighted by their rows."""
+    """The expected calibration error; None where a probability is not finite."""
     confidence, guess = probs.double().max(-1)
     if not bool(confidence.isfinite().all()):
         return None
-    bins = (confidence * BINS).long().clamp(0, BINS - 1)
-    surplus = confidence - (guess == y).double()
-    sums = torch.zeros(BINS, dtype=torch.float64, device=probs.device).index_add(0, bins, surplus)
-    return sums.abs().sum().item() / len(y)
+    return calibration_error(bins_of(confidence, guess == y))
 
 
 def reasons(facts: Json) -> list[str]:

@@ -7,25 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..calibration import Bin, bins_of, calibration_error
 from ..model import Model
-
-BINS = 15  # of confidence
-
-
-@dataclass(frozen=True)
-class Bin:
-    """The rows whose confidence is in (low, high].
-
-    Attributes:
-        rows: how many.
-        confidence, accuracy: their means; 0 where there are none.
-    """
-
-    low: float
-    high: float
-    rows: int
-    confidence: float
-    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -89,24 +72,13 @@ class Answers:
 
     @cached_property
     def bins(self) -> list[Bin]:
-        """The reliability diagram: confidence and accuracy in BINS bins of equal width."""
-        place = (self.confidence * BINS).ceil().clamp(1, BINS).long() - 1
-        rows = torch.bincount(place, minlength=BINS)
-        confidence = torch.bincount(place, self.confidence, minlength=BINS) / rows.clamp(min=1)
-        accuracy = torch.bincount(place, self.right.double(), minlength=BINS) / rows.clamp(min=1)
-        return [
-            Bin(i / BINS, (i + 1) / BINS, *values)
-            for i, values in enumerate(
-                zip(rows.tolist(), confidence.tolist(), accuracy.tolist(), strict=True)
-            )
-        ]
+        """The reliability diagram."""
+        return bins_of(self.confidence, self.right)
 
     @property
     def calibration_error(self) -> float:
-        """The expected calibration error: the mean over the rows of |accuracy - confidence| of
-        their bins."""
-        apart = sum(each.rows * abs(each.accuracy - each.confidence) for each in self.bins)
-        return apart / len(self.y)
+        """The expected one."""
+        return calibration_error(self.bins)
 
     @property
     def log_loss(self) -> float:
