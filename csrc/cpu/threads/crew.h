@@ -5,6 +5,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/kernels/vec.h"
+#include "cpu/threads/relax.h"
 
 namespace noprop {
 namespace {
@@ -20,11 +21,7 @@ NOPROP_INLINE void wait_until(const Crew& crew, Done done, Idle idle) {
       idle();
       crew.yield();
     }
-#if defined(__SSE2__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
+    relax();
   }
 }
 

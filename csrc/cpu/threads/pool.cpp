@@ -1,9 +1,6 @@
 #include "cpu/threads/pool.h"
 
 #include <unistd.h>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 
 #include <algorithm>
 #include <atomic>
@@ -19,6 +16,7 @@
 #include "cpu/threads/apart.h"
 #include "cpu/threads/clock.h"
 #include "cpu/threads/denormals.h"
+#include "cpu/threads/relax.h"
 #include "cpu/threads/workspace.h"
 
 namespace noprop {
@@ -27,7 +25,8 @@ namespace {
 constexpr double kSpinSeconds = 50e-6;
 // of OpenMP's threads: an idle one comes sooner; a later one had to wait for a processor
 constexpr double kLateSeconds = 0.5e-3, kCrowdedSeconds = 0.25;
-constexpr int kPauseSoft = 1;  // of omp_pause_resource_t
+constexpr double kFetchSeconds = 0.2e-3;  // from one look at threads that do not run to the next
+constexpr int kPauseSoft = 1;             // of omp_pause_resource_t
 constexpr int32_t kNoLimit = std::numeric_limits<int32_t>::max();
 
 }  // namespace
@@ -145,6 +144,7 @@ class Pool {
       helpers_ = helpers;
       generation_.fetch_add(1, std::memory_order_release);
     }
+    apart_.begin(0);
     apart_.call(helpers);
     host.apart_ = &apart_;
     wake_.notify_all();
@@ -171,6 +171,7 @@ class Pool {
       std::atomic<bool> late{false};
       bool ran = false;
     } region{*this, host, openmp};
+    theirs_apart_.begin(0);
     host.apart_ = &theirs_apart_;
     if (region.begin >= crowded_until_)
       openmp.parallel(
@@ -194,9 +195,10 @@ class Pool {
   void drain(int32_t id, Apart& apart) {
     const Worker worker = {id, (*current_)[static_cast<size_t>(id)]};
     const FloatMode flush(float_mode() | kFlush);
+    apart.join(id);
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= count_) return apart.leave(worker.id);
+      if (task >= count_) return apart.leave(id);
       (*task_)(task, worker);
     }
   }
@@ -207,14 +209,15 @@ class Pool {
     theirs_apart_.begin(id);
     running_.fetch_add(1, std::memory_order_relaxed);
     drain(id, theirs_apart_);
-    leave();
+    leave(theirs_apart_);
   }
 
-  void leave() {
+  void leave(Apart& apart) {
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
       std::lock_guard<std::mutex> done(mutex_);
       done_.notify_one();
     }
+    apart.fetch(0, 0);
   }
 
   void work(size_t id) {
@@ -222,8 +225,8 @@ class Pool {
     uint64_t seen = 0;
     for (;;) {
       const double parked_at = now() + kSpinSeconds;
-      while (generation_.load(std::memory_order_acquire) == seen && now() < parked_at)
-        std::this_thread::yield();
+      // to yield beside a busy process is to wait for milliseconds
+      while (generation_.load(std::memory_order_acquire) == seen && now() < parked_at) relax();
       if (generation_.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
@@ -235,7 +238,7 @@ class Pool {
       lock.unlock();
       if (!takes_part) continue;
       drain(static_cast<int32_t>(id) + 1, apart_);
-      leave();
+      leave(apart_);
     }
   }
 
@@ -243,10 +246,12 @@ class Pool {
     const double parked_at = now() + kSpinSeconds;
     while (running_.load(std::memory_order_acquire) > 0 && now() < parked_at)
       std::this_thread::yield();
-    while (running_.load(std::memory_order_acquire) > 0) {
+    for (bool fetched = false; running_.load(std::memory_order_acquire) > 0;) {
       host.go_on(0);
+      host.apart_->leave(0);  // it has no task that another could fetch it for
+      fetched = fetched || host.apart_->fetch(1, helpers());
       std::unique_lock<std::mutex> lock(mutex_);
-      done_.wait_for(lock, std::chrono::duration<double>(kPollSeconds),
+      done_.wait_for(lock, std::chrono::duration<double>(fetched ? kPollSeconds : kFetchSeconds),
                      [&] { return running_.load(std::memory_order_acquire) == 0; });
     }
   }
@@ -284,11 +289,7 @@ void Barrier::wait() {
       std::this_thread::yield();
       continue;
     }
-#if defined(__SSE2__)
-    _mm_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
+    relax();
   }
 }
 

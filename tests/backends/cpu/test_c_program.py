@@ -1,8 +1,10 @@
-"""Programs in C on the C interface alone: a block trained, and the kernels against plain loops.
-The build that they share with others has hostile flags, which change none of their numbers."""
+"""Programs in C on the C interface alone: a block trained, and the kernels against plain loops; and
+one in C++ on what keeps threads running. The build that they share with others has hostile flags, which change none of their numbers."""
 
 import json
 import subprocess
+
+import pytest
 
 from support.cmake import Build
 
@@ -27,3 +29,10 @@ def test_kernels_match_plain_loops(hostile_build: Build) -> None:
     outcome = run(hostile_build, "kernels_match")
     assert outcome["failures"] == 0 and outcome["cases"] == 108 * len(outcome["worst"])
     assert all(0 < worst < 1e-5 for worst in outcome["worst"].values())
+
+
+def test_a_thread_behind_a_busy_one_is_fetched(hostile_build: Build) -> None:
+    outcome = run(hostile_build, "fetch")
+    if outcome["processors"] == 1:
+        pytest.skip("one processor: nowhere to fetch it to")
+    assert outcome == {"processors": 2, "wrong": 0, "moved": 1, "kept": 1, "ran_here": 1}
