@@ -15,6 +15,7 @@
 #include "cpu/threads/pool.h"
 #include "cpu/threads/processors.h"
 #include "cpu/threads/schedule.h"
+#include "cpu/threads/step_tasks.h"
 #include "cpu/threads/teams.h"
 #include "noprop.h"
 
@@ -140,8 +141,12 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
       if (const auto bad = pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, host))
         return {bad, 0, j};
     }
-    const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
+    const int64_t alone = size > 1 ? last - first : steps_a_task(n, last - first, host.threads());
+    StepTasks tasks(n, first, last, alone);
+    const auto run = [&](int64_t number, const Team& team, const Worker& worker) {
       Poll poll = {&host, worker.id};
+      const StepTask steps = size > 1 ? StepTask{number, first, last}
+                                      : tasks.take([&] { poll.host->go_on(poll.worker); });
       const TrainTask task = {
           .slices = slices,
           .noise = noise,
@@ -153,18 +158,20 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
           .y = y,
           .rule = rule,
           .B = B,
-          .k_first = first,
-          .k_last = last,
+          .k_first = steps.first,
+          .k_last = steps.last,
           .packed = packed,
+          .k_packed = first,
           .needs = needs,
           .out = out,
           .go_on = go_on,
           .host = &poll,
           .team = team,
       };
-      isa().train_slice(task, i, worker.workspace);
+      isa().train_slice(task, steps.slice, worker.workspace);
+      tasks.finish(steps);
     };
-    ran = run_teams(n, size, bytes, host, run);
+    ran = run_teams(tasks.count(), size, bytes, host, run);
   }
   return host.result(ran);
 }

@@ -55,7 +55,8 @@ struct TrainTask {
   const NopropLabels* y;
   const NopropUpdateRule* rule;
   int64_t B, k_first, k_last;  // steps of this task
-  char* const* packed;         // by input: its rows in these steps, packed for all slices, or null
+  char* const* packed;         // by input: its rows from step k_packed on, packed for all slices,
+  int64_t k_packed;            // or null
   StepNeeds needs;
   const NopropTrainOut* out;
   bool (*go_on)(void*);  // polled once per step

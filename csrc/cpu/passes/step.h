@@ -151,7 +151,7 @@ inline void load_inputs(const TrainTask& task, int64_t k, int64_t i, StepBuffers
     if (j == plan.z) continue;
     if (char* data = task.packed[j]) {
       const int64_t replica = input.replica ? input.replica[i] : 0;
-      const int64_t slot = (k - task.k_first) * input.replicas + replica;
+      const int64_t slot = (k - task.k_packed) * input.replicas + replica;
       const PackedInput packed = packed_input(plan, j, data, slot, panels);
       work.saved.value[j] = packed.values;
       work.saved.strips[j] = packed.strips;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <vector>
 
 #include "cpu/motion.h"
@@ -76,6 +77,22 @@ Schedule choose_schedule(const Isa& isa, const NopropPlan& plan, const NopropInp
   if (K <= fit) return {K, true};
   // a task of one step would fetch the state anew for each
   return fit > 1 ? Schedule{fit, true} : Schedule{K, false};
+}
+
+int64_t steps_a_task(int64_t n, int64_t steps, int32_t threads) {
+  if (n <= threads) return steps;  // of one slice, none run at once
+  constexpr double kLoad = 0.5;    // to fetch a slice's state, in steps
+  int64_t best = steps;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t tasks = 1; tasks <= std::min<int64_t>(steps, threads); ++tasks) {
+    const int64_t each = (steps + tasks - 1) / tasks, rounds = (n * tasks + threads - 1) / threads;
+    const double time = static_cast<double>(rounds) * (static_cast<double>(each) + kLoad);
+    if (time < least) {
+      least = time;
+      best = each;
+    }
+  }
+  return best;
 }
 
 int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t B, int64_t K) {

@@ -20,6 +20,10 @@ struct Schedule {
 Schedule choose_schedule(const Isa& isa, const NopropPlan& plan, const NopropInput* inputs,
                          int64_t n, int64_t B, int64_t K);
 
+// The steps of a task where a slice has so many to do: all, or a part of them where the threads
+// would else have unequal numbers of slices.
+int64_t steps_a_task(int64_t n, int64_t steps, int32_t threads);
+
 // The bytes that are packed at once if all inputs are the same for n slices.
 int64_t packed_bytes(const Isa& isa, const NopropPlan& plan, int64_t n, int64_t B, int64_t K);
 

@@ -1,5 +1,5 @@
 """Programs in C on the C interface alone: a block trained, and the kernels against plain loops; and
-one in C++ on what keeps threads running. The build that they share with others has hostile flags, which change none of their numbers."""
+others in C++ on threads. The build that they share with others has hostile flags, which change none of their numbers."""
 
 import json
 import subprocess
@@ -36,3 +36,11 @@ def test_a_thread_behind_a_busy_one_is_fetched(hostile_build: Build) -> None:
     if outcome["processors"] == 1:
         pytest.skip("one processor: nowhere to fetch it to")
     assert outcome == {"processors": 2, "wrong": 0, "moved": 1, "kept": 1, "ran_here": 1}
+
+
+def test_steps_of_a_slice_are_taken_in_turn_and_evenly(hostile_build: Build) -> None:
+    outcome = run(hostile_build, "step_tasks")
+    assert outcome["faults"] == 0
+    # (slices, steps, threads): (10, 20, 2), (10, 20, 8), (10, 20, 4), (10, 20, 3), (3, 20, 2),
+    # (5, 20, 2), (10, 1, 8), (3, 20, 8), (8, 20, 8), (3, 3, 2)
+    assert outcome["steps"] == [20, 5, 10, 10, 10, 10, 1, 20, 20, 3]

@@ -1,4 +1,6 @@
-"""Threads that share a slice's work, where they outnumber the slices: the same bits as one."""
+"""Threads that share a slice's work, where they outnumber the slices, or its steps, where they do
+not divide them evenly: the same bits as one.
+"""
 
 from types import ModuleType
 
@@ -52,6 +54,27 @@ def test_a_team_gives_the_bits_of_one_thread(
     assert kernels.team_size(PLANS[plan], n, B) == 1
     kernels.train(alone)
     assert torch.equal(call.out.applied, alone.out.applied)
+    for (name, got), (_, expected) in zip(results(call), results(alone), strict=True):
+        assert torch.equal(got, expected), name
+
+
+@pytest.mark.parametrize("n, threads", [(3, 2), (4, 3), (5, 4), (9, 8)])
+@pytest.mark.parametrize("mode", ["update", "gather"])
+def test_slices_in_several_tasks_have_the_bits_of_one(
+    kernels: ModuleType, mode: str, n: int, threads: int, monkeypatch
+) -> None:
+    """Where threads cannot have as many slices each, they take turns at a slice's steps."""
+    plan = PLANS["norm and skips"]
+    call = make_train_call(
+        plan, n + 1, n, 131, 9, optimizer=AdamW(), seed=threads, gather=mode == "gather"
+    )
+    alone = clone_call(call)
+    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    assert kernels.team_size(plan, n, 131) == 1
+    kernels.train(call)
+    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    kernels.train(alone)
+    assert call.out.applied.all()
     for (name, got), (_, expected) in zip(results(call), results(alone), strict=True):
         assert torch.equal(got, expected), name
 
