@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .backends.calls import LevelsCall, LevelsGradientCall, LevelsOut
+from .backends.shared_calls import LevelsCall, LevelsGradientCall, LevelsOut
 from .blocks import DenoisingBlocks
 from .continuous import CT
 from .embedding_step import BlockStep

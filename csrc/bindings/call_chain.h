@@ -1,4 +1,4 @@
-// The evaluations of a chain (calls.py's Chain).
+// The evaluations of a chain (chain_calls.py's Chain).
 #pragma once
 
 #include <cmath>

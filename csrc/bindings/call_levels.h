@@ -1,5 +1,4 @@
-// The calls on what blocks and the output head share (calls.py's LevelsCall, LevelsGradientCall and
-// SharedUpdateCall).
+// The calls on what blocks and the output head share (shared_calls.py).
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..arguments.batches import Inputs, check_inputs, packed
 from ..arguments.scalars import seed_list, seed_tensor
 from ..backends import dispatch
-from ..backends.calls import Chain, Embedding, PredictCall, Slices
+from ..backends.calls import Embedding, Slices
+from ..backends.chain_calls import Chain, PredictCall
 from ..check import MOST_COUNT, check_integer, check_positive
 from ..compiler.plan_texts import PLANS
 from ..goal import Goal

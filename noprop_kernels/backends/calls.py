@@ -1,9 +1,9 @@
 """Records of the calls to a backend: plain tensors, checked before a record is made.
 
 Every backend is a module with the seven functions of `BACKEND_FUNCTIONS`, each taking one of these
-records; the CPU's also has functions of one dense layer's tensors. Outputs are tensors that the
-caller made; a backend writes them and allocates nothing that outlives the call. `op` is the public
-name of the call, which errors begin with.
+records, or `predict` that of chain_calls.py; the CPU's also has functions of one dense layer's
+tensors. Outputs are tensors that the caller made; a backend writes them and allocates nothing that
+outlives the call. `op` is the public name of the call, which errors begin with.
 
 Letters: N slices that the object holds, n slices that the call runs, K steps, B rows, F features, D
 width of an embedding, M classes. "Expanded" dimensions may have stride 0.
@@ -178,91 +178,6 @@ class TimesCall:
 
 
 @dataclass
-class LevelsOut:
-    """Outputs of a LevelsCall.
-
-    Args:
-        net, net_slope: (R, B + 2) and (R, B) float64, the network at t and then at 0 and 1, and its
-            slope at t, which the gradient reads.
-        signal, noise, weight: (R, B) float32, of the rows.
-        last_signal, last_noise: (R,) float32, at t = 1.
-        prior: (R,) float64, KL(q(z_0 | y) || N(0, I)).
-        alpha_bar_0: (R,) float64, at t = 0.
-    """
-
-    net: Tensor
-    net_slope: Tensor
-    signal: Tensor
-    noise: Tensor
-    weight: Tensor
-    last_signal: Tensor
-    last_noise: Tensor
-    prior: Tensor
-    alpha_bar_0: Tensor
-
-
-@dataclass
-class LevelsCall:
-    """The levels of one step of a CT whose gamma is learned, in float64 and rounded once.
-
-    A backend may have `levels`, `levels_gradient` and `update_shared`; where it has not, autograd
-    and `optimizer_step` do the same.
-
-    Args:
-        gamma: parameters of gamma_network.NAMES, (R, hidden) or (R,) float32.
-        weight, scale, most: the weight of a row's error, scale times SNR'(t) ("snr"), 1
-            ("uniform"), or the smaller of SNR(t) and most ("min-snr").
-        t: (R, B) float64 in [0, 1].
-        u_squared: (R,) float64, the mean of |u_y|^2 over the labels.
-        D: width of an embedding.
-    """
-
-    gamma: Tensors
-    weight: str
-    scale: float
-    most: float
-    t: Tensor
-    u_squared: Tensor
-    D: int
-    out: LevelsOut
-
-
-@dataclass
-class LevelsGradientCall:
-    """The gradient in gamma's parameters of the prior and of a loss with the gradients d_signal,
-    d_noise, d_weight in the rows' levels and d_last_signal, d_last_noise in each row's last one,
-    (R, B) float32. `levels` is a call that ran. Outputs: `grads`, as `levels.gamma`.
-    """
-
-    levels: LevelsCall
-    d_signal: Tensor
-    d_noise: Tensor
-    d_weight: Tensor
-    d_last_signal: Tensor
-    d_last_noise: Tensor
-    grads: Tensors
-
-
-@dataclass
-class SharedUpdateCall:
-    """One optimizer step of parameters (R, ...) from gradients, in the replicas where `apply` (R,)
-    bool is true and every gradient is finite; `applied` (R,) bool, out, says which these are.
-
-    Updates params, m, v (as Slices has them), `updates` and `draws` (R,) int64.
-    """
-
-    params: Tensors
-    m: Tensors
-    v: Tensors
-    grads: Tensors
-    apply: Tensor
-    applied: Tensor
-    updates: Tensor
-    draws: Tensor
-    rule: "Rule"
-
-
-@dataclass
 class ForwardCall:
     """logits of the selected slices, or None: no product is computed, and `save` keeps what
     `backward` needs of the inputs, which is all where the plan is a product without an activation.
@@ -405,64 +320,3 @@ class TrainCall:
     out: TrainOut
     blocks_per_launch: int | None = None
     op: str = "train"
-
-
-@dataclass
-class Chain:
-    """E evaluations of a replica's network, which lead from z_0 to the last z.
-
-    Evaluation e runs block e of E blocks, or the only block there is, at z, and gives
-    k = a u_hat + b z. Where it ends a step, z = keep * base + total + weight * k + sqrt_c * eps:
-    base is z as the step began, total the sum of weight * k of the step's earlier evaluations. Any
-    other evaluation adds weight * k to total, and z = base + next * k is where the next one runs.
-    The last one ends a step. DT's chain is E = T steps with weight 1 and keep 0.
-
-    Args:
-        a, b, sqrt_c, weight, next, keep: (E,) float32, finite.
-        ends: (E,) bool.
-        t: (E, F) float32, the features of the plan's input "t", the same for all rows; None where
-            the caller's inputs have all of the plan's but "z".
-    """
-
-    a: Tensor
-    b: Tensor
-    sqrt_c: Tensor
-    weight: Tensor
-    next: Tensor
-    keep: Tensor
-    ends: Tensor
-    t: Tensor | None = None
-
-
-@dataclass
-class PredictCall:
-    """The chain z_t = a u_hat + b z_{t-1} + sqrt(c) eps of each replica (eq. 3), or a sampler's.
-
-    The n = R * L slices of `slices.index` are R replicas of L blocks in order; L is 1, or the
-    chain's E. z_0 is drawn from stream 2 with block 0xFFFF, the noise of step i (0, 1, ...) with
-    block i; draw = index of the sample. Without noise z_0 is 0, its mean.
-
-    Args:
-        inputs: (R, B, F) float32 by input name, without "z" and without "t" where the chain has it;
-            the first dimension may be expanded.
-        head: "softmax" | "linear".
-        first_row: position of row 0 in the whole batch.
-        add_noise: false omits sqrt(c) eps and begins at z_0 = 0: nothing is random.
-
-    Outputs: logits (kept, S, R, B, M), u_hat and z (kept, S, R, B, D), after every E / kept
-        evaluations, each of which ends a step; kept divides E. Inputs must be finite; `owner` as in
-        AddNoiseCall.
-    """
-
-    slices: Slices
-    seeds: Tensor  # (R,) int64
-    inputs: Tensors
-    chain: Chain
-    head: str
-    embedding: Embedding
-    first_row: int
-    add_noise: bool
-    logits: Tensor
-    u_hat: Tensor
-    z: Tensor
-    owner: Tensor | None = None

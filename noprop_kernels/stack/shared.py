@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..arguments.batches import check_labels
 from ..arguments.scalars import seed_list, seed_tensor
-from ..backends.calls import Rule, SharedUpdateCall
+from ..backends.calls import Rule
 from ..backends.reference.equations import optimizer_step
+from ..backends.shared_calls import SharedUpdateCall
 from ..check import check_positive, check_tensor
 from ..continuous import CT
 from ..gamma_network import NAMES, GammaNetwork, LearnedGamma

@@ -15,19 +15,18 @@ from torch import Tensor
 
 from noprop_kernels import plans
 from noprop_kernels.backends.calls import (
-    Chain,
     Embedding,
     Gather,
     NoiseAddress,
     Noising,
     Objective,
-    PredictCall,
     Rule,
     Slices,
     Tensors,
     TrainCall,
     TrainOut,
 )
+from noprop_kernels.backends.chain_calls import Chain, PredictCall
 from noprop_kernels.optimizers import Optimizer
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 

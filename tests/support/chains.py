@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from noprop_kernels import philox
-from noprop_kernels.backends.calls import Chain, Embedding, PredictCall
+from noprop_kernels.backends.calls import Embedding
+from noprop_kernels.backends.chain_calls import Chain, PredictCall
 from noprop_kernels.backends.reference import equations
 from noprop_kernels.backends.reference.layers import forward_layers
 from noprop_kernels.plan import Plan

@@ -21,16 +21,14 @@ from ..calls import (
     BackwardCall,
     ForwardCall,
     HeadCall,
-    LevelsCall,
-    LevelsGradientCall,
-    PredictCall,
     Rule,
-    SharedUpdateCall,
     TimesCall,
     TrainCall,
     UpdateCall,
 )
+from ..chain_calls import PredictCall
 from ..contents import bad_index, bad_input, bad_label, check_finite, check_rows
+from ..shared_calls import LevelsCall, LevelsGradientCall, SharedUpdateCall
 from ..turns import refused
 from . import openmp
 

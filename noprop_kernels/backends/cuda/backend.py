@@ -10,16 +10,8 @@ import torch
 from torch import Tensor
 
 from ...plan import Dense, Plan
-from ..calls import (
-    AddNoiseCall,
-    BackwardCall,
-    ForwardCall,
-    HeadCall,
-    PredictCall,
-    Slices,
-    TrainCall,
-    UpdateCall,
-)
+from ..calls import AddNoiseCall, BackwardCall, ForwardCall, HeadCall, Slices, TrainCall, UpdateCall
+from ..chain_calls import PredictCall
 from ..contents import check_rows
 from ..gpu import checks, errors, options
 from ..gpu.buffers import Kind

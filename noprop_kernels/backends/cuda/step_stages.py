@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ..calls import AddNoiseCall, Embedding, Gather, HeadCall, PredictCall, TrainCall
+from ..calls import AddNoiseCall, Embedding, Gather, HeadCall, TrainCall
+from ..chain_calls import PredictCall
 from ..gpu.buffers import Kind
 from ..gpu.stages import Stage
 from ..gpu.tables import flags_of

@@ -20,13 +20,13 @@ from ..calls import (
     NoiseAddress,
     Noising,
     Objective,
-    PredictCall,
     Rule,
     Slices,
     Tensors,
     TrainCall,
     UpdateCall,
 )
+from ..chain_calls import PredictCall
 from ..contents import check_finite, check_labels, check_rows, check_train, fetch
 from ..turns import takes_turn
 from . import equations as ref

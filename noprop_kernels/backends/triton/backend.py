@@ -16,10 +16,10 @@ from ..calls import (
     ForwardCall,
     Gather,
     HeadCall,
-    PredictCall,
     TrainCall,
     UpdateCall,
 )
+from ..chain_calls import PredictCall
 from ..contents import check_rows
 from ..gpu import checks, errors, options
 from ..gpu.buffers import Kind

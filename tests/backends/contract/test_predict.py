@@ -5,7 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from noprop_kernels.backends.calls import PredictCall
+from noprop_kernels.backends.chain_calls import PredictCall
 from support.calls import PLANS, clone_call, make_predict_call
 from support.compare import assert_matches, run_three
 from support.kernels import CPU, EVERY, on

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from noprop_kernels import plans
-from noprop_kernels.backends.calls import PredictCall
+from noprop_kernels.backends.chain_calls import PredictCall
 from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Plan
 from support.calls import clone_call

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noprop_kernels import plans
-from noprop_kernels.backends.calls import PredictCall
+from noprop_kernels.backends.chain_calls import PredictCall
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 from support.calls import clone_call, make_predict_call
 

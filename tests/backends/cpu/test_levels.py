@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
-from noprop_kernels.backends.calls import (
+from noprop_kernels.backends.calls import Rule
+from noprop_kernels.backends.reference.equations import optimizer_step
+from noprop_kernels.backends.shared_calls import (
     LevelsCall,
     LevelsGradientCall,
     LevelsOut,
-    Rule,
     SharedUpdateCall,
 )
-from noprop_kernels.backends.reference.equations import optimizer_step
 from noprop_kernels.gamma_network import NAMES, LearnedGamma
 from noprop_kernels.goal import Levels
 
