@@ -1,35 +1,27 @@
 """DenoisingBlocks: the blocks of NoProp as one stack (arXiv:2503.24322v2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
 
-from .arguments.batches import Inputs, Normalize, check_inputs, rows_of, same_rows
+from .arguments.batches import Inputs, check_inputs, rows_of, same_rows
 from .arguments.row_weights import check_row_weight
 from .arguments.scalars import seed_list, seed_tensor
+from .arguments.times import Blocks, check_blocks, check_time_input, check_times
 from .autograd import block_nodes, block_ops, chain
 from .compiler.eager import eager_only
 from .goal import Goal, check_goal
 from .optimizers import AdamW, Optimizer
 from .philox import STREAM_EPS
 from .plan import Plan
-from .results import Gradients, Prediction, Step, Update
+from .results import Prediction, Update
 from .stack import engine, plain_modules, training
-from .stack.module import Stack
+from .stack.call_arguments import check_batch, check_draws_z, index_of
 from .stack.shared import Shared, check_shared
-from .stack.training import (
-    Blocks,
-    check_batch,
-    check_blocks,
-    check_draws_z,
-    check_time_input,
-    check_times,
-    index_of,
-)
 
 
-class DenoisingBlocks(Stack):
+class DenoisingBlocks(training.TrainedStack):
     """Blocks t = 1..T, each a network of its own: u_hat_t = softmax(plan_t(x, z_{t-1})) @ W_embed.
 
     Under a DT block t is trained by its own loss alone, (T / 2) eta (SNR(t) - SNR(t-1)) mean
@@ -125,174 +117,7 @@ class DenoisingBlocks(Stack):
         held = f"T={self.T}" if len(self.held) == self.T else f"T={self.T}, held={self.held}"
         return f"{held}, replicas={self.replicas}, {super().extra_repr()}"
 
-    # training
-
-    @eager_only
-    def train_step(
-        self,
-        x: Inputs,
-        y: Tensor,
-        *,
-        blocks: Blocks = None,
-        lr: float | Tensor | None = None,
-        z: Tensor | None = None,
-        input_grad: bool = False,
-        levels_grad: bool = False,
-        row_weight: Tensor | None = None,
-    ) -> Step:
-        """One step of n slices: draw z_{t-1}, forward, loss, backward, update.
-
-        Advances `draws` by one, and where the loss is finite updates weights, moments, running
-        statistics and `updates`.
-
-        Args:
-            x: (B, F) float32, shared, or (n, B, F), one per slice; a dict by name if the plan has
-                more inputs than "x", "z" and a drawn "t".
-            y: (B,) int64, labels.
-            blocks: the t to train, in all replicas; None: all held.
-            lr: a number or (n,); None: the optimizer's.
-            z: (n, B, width) float32, features made from `add_noise` at the same address; eps is
-                drawn again only for the target, and the caller computes the path through z.
-            input_grad: whether to compute d_x, and d_z if `z` is given.
-            levels_grad: whether to compute d_W_embed, and d_signal and d_noise unless `z` is given.
-            row_weight: (B,) float32, at least 0, by which the rows' weights in the loss are
-                multiplied; None: 1. The loss is divided by B whatever they are. On a GPU, where no
-                check waits, a negative weight makes it NaN.
-
-        Returns:
-            Step.
-
-        Raises:
-            ValueError: an argument does not fit, or optimizer=None.
-            BackendError: no backend can run it.
-        """
-        return training.train_step(self, x, y, blocks, lr, z, input_grad, levels_grad, row_weight)
-
-    @eager_only
-    def train_steps(
-        self,
-        X: Inputs,
-        Y: Tensor,
-        indices: Tensor | None,
-        *,
-        blocks: Blocks = None,
-        lr: float | Tensor | None = None,
-        normalize: Normalize | Mapping[str, Normalize] | None = None,
-        row_weight: Tensor | None = None,
-    ) -> Tensor:
-        """K steps in one call, each as `train_step`; after a stop each slice has its own `draws`.
-
-        Args:
-            X: (rows, F), the data set: float32, bfloat16 or uint8, which counts as 0..255 of [0,
-                1]; with indices None (K, B, F), batches already gathered. A dict by name if the
-                plan has more inputs.
-            Y: (rows,) or (K, B) int64, labels.
-            indices: (K, B) int64, rows of each batch, or (K, R, B), each replica's own; None: X has
-                the batches.
-            blocks: the t to train, in all replicas; None: all held.
-            lr: a number, (K,) or (K, n); None: the optimizer's.
-            normalize: (mean, std), each a number, one per channel (features in channel order) or
-                one per feature; uint8 is divided by 255 first, as by torchvision's ToTensor. A dict
-                by name as X.
-            row_weight: float32 in Y's shape, as of `train_step`; those of a data set are gathered
-                as its rows are.
-
-        Returns:
-            (K, n) float32 losses.
-
-        Raises:
-            ValueError: an argument does not fit, or optimizer=None.
-            BackendError: no backend can run it.
-        """
-        return training.train_steps(self, X, Y, indices, blocks, lr, normalize, row_weight)
-
-    @eager_only
-    def gradients(
-        self,
-        x: Inputs,
-        y: Tensor,
-        *,
-        blocks: Blocks = None,
-        step: int | None = None,
-        first_row: int = 0,
-        rows: int | None = None,
-        row_weight: Tensor | None = None,
-    ) -> Gradients:
-        """Gradients of one step's loss, or of a part of its batch; no state and no counter changes.
-
-        Args:
-            x, y, blocks: as in `train_step`.
-            step: the draw of the noise; None: each slice's own `draws`.
-            first_row: position of row 0 in the whole batch.
-            rows: rows of the whole batch, by which the loss is divided; None: B.
-            row_weight: (B,) float32, as of `train_step`.
-
-        Returns:
-            Gradients, which add over the parts of a batch; give them to `update`.
-
-        Raises:
-            ValueError: an argument does not fit.
-            BackendError: no backend can run it.
-        """
-        return training.gradients(self, x, y, blocks, step, first_row, rows, row_weight)
-
-    @eager_only
-    def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
-        """The second half of `train_step`: updates the slices of `grads`; `draws` advance by one.
-
-        A slice whose loss or gradient is not finite keeps its state, except `draws`.
-
-        Args:
-            grads: of this object, or of one of the same plan and slices.
-            lr: a number or (n,); None: the optimizer's.
-
-        Returns:
-            (n,) bool, the slices that were updated.
-
-        Raises:
-            ValueError: an argument does not fit, or optimizer=None.
-        """
-        return training.update(self, grads, lr)
-
     # the parts of a step
-
-    @eager_only
-    def add_noise(
-        self, y: Tensor, *, blocks: Blocks = None, first_row: int = 0, rows: int | None = None
-    ) -> Tensor:
-        """z_{t-1} = signal * u_y + noise * eps, at the address of the next step; changes nothing.
-
-        Args:
-            y: (B,) int64, labels.
-            blocks: the t to draw for, in all replicas; None: all held.
-            first_row: position of row 0 in the whole batch.
-            rows: of the whole batch, which stratified t divide; None: B.
-
-        Returns:
-            (n, B, D) float32.
-
-        Raises:
-            ValueError: an argument does not fit.
-        """
-        return training.add_noise(self, "add_noise", y, blocks, first_row, rows)[0]
-
-    @eager_only
-    def times(
-        self, B: int, *, blocks: Blocks = None, first_row: int = 0, rows: int | None = None
-    ) -> Tensor:
-        """t of each row of a batch of B, at the address of the next step; changes nothing.
-
-        Args:
-            B: rows.
-            blocks, first_row, rows: as of `add_noise`.
-
-        Returns:
-            (n, B) float64 in [0, 1).
-
-        Raises:
-            ValueError: an argument does not fit, or the goal is a DT, which draws none.
-        """
-        return training.times(self, "times", B, blocks, first_row, rows)
 
     def forward(
         self, x: Inputs, z: Tensor, *, t: Tensor | None = None, blocks: Blocks = None

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .arguments.batches import Inputs
+from .arguments.batches import Inputs, refuse_graph
+from .arguments.times import Blocks
 from .backends.reference.equations import add_noise_gradient
 from .blocks import DenoisingBlocks
 from .output_head import OutputHead
 from .stack import engine, training
+from .stack.call_arguments import check_batch, index_of
 from .stack.shared import Shared
-from .stack.training import Blocks, index_of, refuse_graph
 
 
 @dataclass
@@ -60,7 +61,7 @@ def embedding_step(
     refuse_graph(op, x)
     index = index_of(blocks, op, ts)
     n = len(index)
-    _, B = training.check_batch(blocks, op, x, y, n)
+    _, B = check_batch(blocks, op, x, y, n)
     z, eps = training.add_noise(blocks, op, y, ts, with_eps=True, given=given)
     address = engine.noise_of(blocks, index, engine.blocks_of(blocks, index, 1))
     noising, objective, t = engine.levels_of(blocks, index, address, B, given=given)

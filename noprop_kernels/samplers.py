@@ -14,7 +14,7 @@ MOST_STEPS = 0xFFFF  # noise has addresses for as many
 
 @dataclass(frozen=True)
 class Table:
-    """A chain of E evaluations, (E,) float64 each and `ends` bool: the numbers of chain_calls.Chain.
+    """A chain of E evaluations, (E,) float64 each and `ends` bool: the numbers of a call's Chain.
 
     Args:
         t: in [0, 1], where each evaluation is.

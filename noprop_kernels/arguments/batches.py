@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,18 @@ def packed(x: Tensor) -> Tensor:
         ready = x.stride()[1:] == (x.shape[2], 1)
         return x if ready else x[:1].contiguous().expand(x.shape)
     return x.contiguous()
+
+
+def refuse_graph(op: str, *given: Any) -> None:
+    """Refuses inputs that require grad: no gradient would reach the module that made them."""
+    for value in given:
+        for tensor in value.values() if isinstance(value, Mapping) else (value,):
+            if getattr(tensor, "requires_grad", False) and torch.is_grad_enabled():
+                raise ValueError(
+                    f"{op}: inputs must not require a gradient, since none goes back to them; give "
+                    "x.detach(), or train_step x.detach() with input_grad=True and call "
+                    "x.backward(step.d_x), or use loss()"
+                )
 
 
 def check_labels(op: str, y: object, B: int | None, device: torch.device) -> Tensor:

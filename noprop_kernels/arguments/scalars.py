@@ -1,11 +1,19 @@
-"""Checks arguments with numbers: seeds and learning rates."""
+"""Checks arguments with numbers: seeds, learning rates, and the place of rows in a batch."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..check import LARGEST, check_integer, is_flag, shape_text
+from ..check import (
+    LARGEST,
+    MOST_COUNT,
+    check_count,
+    check_integer,
+    check_positive,
+    is_flag,
+    shape_text,
+)
 
 INT64_ENDS = (-(2**63), 2**63 - 1)
 
@@ -56,3 +64,13 @@ def check_rates(op: str, lr: object, K: int, n: int) -> Tensor:
         wrong = value[~((value >= 0) & (value <= LARGEST))]
         raise ValueError(f"{op}: lr must be finite and at least 0, got {wrong[0].item()}")
     return value.expand(K, n)
+
+
+def check_row(op: str, first_row: object, B: int) -> int:
+    """The position of row 0 in a batch whose rows noise addresses."""
+    return check_count(op, "first_row", first_row, MOST_COUNT + 1 - B)
+
+
+def check_whole(op: str, rows: object) -> int | None:
+    """The rows of a whole batch, where they are given."""
+    return None if rows is None else check_positive(op, "rows", rows, MOST_COUNT)

@@ -12,9 +12,9 @@ from ..backends.calls import BackwardCall, ForwardCall, HeadCall, Rule, Slices
 from ..check import check_tensor
 from ..results import Update
 from ..stack import engine
+from ..stack.call_arguments import input_gradients
 from ..stack.module import Stack
 from ..stack.state import check_state, slices_of, updated
-from ..stack.training import input_gradients
 
 
 def forward(stack: Stack, inputs: dict[str, Tensor], index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments.batches import Inputs, check_inputs, packed
-from ..arguments.scalars import seed_list, seed_tensor
+from ..arguments.scalars import check_row, seed_list, seed_tensor
 from ..backends import dispatch
 from ..backends.calls import Embedding, Slices
 from ..backends.chain_calls import Chain, PredictCall
@@ -20,9 +20,9 @@ from ..goal import Goal
 from ..results import Prediction
 from ..samplers import Table, choose_sampler
 from ..stack import engine
+from ..stack.call_arguments import check_draws_z, index_of
 from ..stack.module import Stack
 from ..stack.state import slices_of
-from ..stack.training import check_draws_z, check_row, index_of
 from .block_ops import slices_of as slices_of_lists
 from .block_ops import state_of
 from .custom_op import register

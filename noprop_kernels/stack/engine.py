@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..arguments.batches import packed
 from ..arguments.row_weights import weighted
 from ..arguments.scalars import check_rates, number_tensor
 from ..backends import dispatch
@@ -293,6 +294,26 @@ def train(
     )
     written = () if rule is None else [*updated(slices), slices.draws]
     run(stack, "train", call, written, head=objective.head)
+
+
+def step(
+    stack: Stack,
+    op: str,
+    index: Tensor,
+    inputs: Mapping[str, Tensor],
+    y: Tensor,
+    B: int,
+    out: TrainOut,
+    row_weight: Tensor | None,
+    **options: Any,
+) -> None:
+    """A step of `index`'s slices on checked rows of weights (B,), or None; `options` are those of
+    `train`.
+    """
+    inputs = {name: packed(value)[None] for name, value in inputs.items()}
+    y, block = y.contiguous().expand(1, len(index), B), blocks_of(stack, index, 1)
+    options["row_weight"] = None if row_weight is None else row_weight.expand(1, len(index), B)
+    train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, out=out, **options)
 
 
 def train_steps(

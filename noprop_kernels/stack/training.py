@@ -1,34 +1,212 @@
-"""The fused training of a stack's slices: a step, many in one call, or its halves."""
+"""The fused training of a stack's slices: a step, many in one call, or its parts."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..arguments.batches import (
-    INT64,
     Inputs,
     Normalize,
-    check_inputs,
     check_labels,
     flat,
     gather_inputs,
-    packed,
+    refuse_graph,
 )
 from ..arguments.row_weights import check_row_weight, in_steps
-from ..backends.calls import AddNoiseCall, TrainOut, UpdateCall
-from ..check import MOST_COUNT, check_count, check_integer, check_positive, check_tensor
-from ..plan import Plan
+from ..arguments.scalars import check_row, check_whole
+from ..arguments.times import Blocks
+from ..backends.calls import AddNoiseCall
+from ..check import MOST_COUNT, check_positive, check_tensor
+from ..compiler.eager import eager_only
 from ..results import Gradients, Step
-from . import engine
+from . import engine, gradients
+from .call_arguments import check_batch, check_draws_z, index_of, input_gradients
 from .module import Stack
-from .state import check_state, slices_of, updated
 
-Blocks = int | Sequence[int] | None
-BOOL = (torch.bool,)
-CPU = torch.device("cpu")
+
+class TrainedStack(Stack):
+    """Blocks that are trained by NoProp's own losses, in calls of the kernels."""
+
+    @eager_only
+    def train_step(
+        self,
+        x: Inputs,
+        y: Tensor,
+        *,
+        blocks: Blocks = None,
+        lr: float | Tensor | None = None,
+        z: Tensor | None = None,
+        input_grad: bool = False,
+        levels_grad: bool = False,
+        row_weight: Tensor | None = None,
+    ) -> Step:
+        """One step of n slices: draw z_{t-1}, forward, loss, backward, update.
+
+        Advances `draws` by one, and where the loss is finite updates weights, moments, running
+        statistics and `updates`.
+
+        Args:
+            x: (B, F) float32, shared, or (n, B, F), one per slice; a dict by name if the plan has
+                more inputs than "x", "z" and a drawn "t".
+            y: (B,) int64, labels.
+            blocks: the t to train, in all replicas; None: all held.
+            lr: a number or (n,); None: the optimizer's.
+            z: (n, B, width) float32, features made from `add_noise` at the same address; eps is
+                drawn again only for the target, and the caller computes the path through z.
+            input_grad: whether to compute d_x, and d_z if `z` is given.
+            levels_grad: whether to compute d_W_embed, and d_signal and d_noise unless `z` is given.
+            row_weight: (B,) float32, at least 0, by which the rows' weights in the loss are
+                multiplied; None: 1. The loss is divided by B whatever they are. On a GPU, where no
+                check waits, a negative weight makes it NaN.
+
+        Returns:
+            Step.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+            BackendError: no backend can run it.
+        """
+        return train_step(self, x, y, blocks, lr, z, input_grad, levels_grad, row_weight)
+
+    @eager_only
+    def train_steps(
+        self,
+        X: Inputs,
+        Y: Tensor,
+        indices: Tensor | None,
+        *,
+        blocks: Blocks = None,
+        lr: float | Tensor | None = None,
+        normalize: Normalize | Mapping[str, Normalize] | None = None,
+        row_weight: Tensor | None = None,
+    ) -> Tensor:
+        """K steps in one call, each as `train_step`; after a stop each slice has its own `draws`.
+
+        Args:
+            X: (rows, F), the data set: float32, bfloat16 or uint8, which counts as 0..255 of [0,
+                1]; with indices None (K, B, F), batches already gathered. A dict by name if the
+                plan has more inputs.
+            Y: (rows,) or (K, B) int64, labels.
+            indices: (K, B) int64, rows of each batch, or (K, R, B), each replica's own; None: X has
+                the batches.
+            blocks: the t to train, in all replicas; None: all held.
+            lr: a number, (K,) or (K, n); None: the optimizer's.
+            normalize: (mean, std), each a number, one per channel (features in channel order) or
+                one per feature; uint8 is divided by 255 first, as by torchvision's ToTensor. A dict
+                by name as X.
+            row_weight: float32 in Y's shape, as of `train_step`; those of a data set are gathered
+                as its rows are.
+
+        Returns:
+            (K, n) float32 losses.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+            BackendError: no backend can run it.
+        """
+        op = "train_steps"
+        index = index_of(self, op, blocks)
+        check_draws_z(self, op)
+        replica = torch.div(index, len(self.layout.held), rounding_mode="floor")
+        inputs, labels, K, B = gather_inputs(
+            *(op, X, Y, indices, normalize, self.plan, self.layout.given),
+            *(replica, self.layout.replicas, self.device),
+        )
+        refuse_graph(op, X)
+        weight = check_row_weight(op, row_weight, Y.shape, self.device)
+        weight = in_steps(weight, labels, len(index))
+        return engine.train_steps(
+            self, op, index, engine.blocks_of(self, index, K), inputs, labels, B, lr, weight
+        )
+
+    @eager_only
+    def gradients(
+        self,
+        x: Inputs,
+        y: Tensor,
+        *,
+        blocks: Blocks = None,
+        step: int | None = None,
+        first_row: int = 0,
+        rows: int | None = None,
+        row_weight: Tensor | None = None,
+    ) -> Gradients:
+        """Gradients of one step's loss, or of a part of its batch; no state and no counter changes.
+
+        Args:
+            x, y, blocks: as in `train_step`.
+            step: the draw of the noise; None: each slice's own `draws`.
+            first_row: position of row 0 in the whole batch.
+            rows: rows of the whole batch, by which the loss is divided; None: B.
+            row_weight: (B,) float32, as of `train_step`.
+
+        Returns:
+            Gradients, which add over the parts of a batch; give them to `update`.
+
+        Raises:
+            ValueError: an argument does not fit.
+            BackendError: no backend can run it.
+        """
+        return gradients.gradients(self, x, y, blocks, step, first_row, rows, row_weight)
+
+    @eager_only
+    def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
+        """The second half of `train_step`: updates the slices of `grads`; `draws` advance by one.
+
+        A slice whose loss or gradient is not finite keeps its state, except `draws`.
+
+        Args:
+            grads: of this object, or of one of the same plan and slices.
+            lr: a number or (n,); None: the optimizer's.
+
+        Returns:
+            (n,) bool, the slices that were updated.
+
+        Raises:
+            ValueError: an argument does not fit, or optimizer=None.
+        """
+        return gradients.update(self, grads, lr)
+
+    @eager_only
+    def add_noise(
+        self, y: Tensor, *, blocks: Blocks = None, first_row: int = 0, rows: int | None = None
+    ) -> Tensor:
+        """z_{t-1} = signal * u_y + noise * eps, at the address of the next step; changes nothing.
+
+        Args:
+            y: (B,) int64, labels.
+            blocks: the t to draw for, in all replicas; None: all held.
+            first_row: position of row 0 in the whole batch.
+            rows: of the whole batch, which stratified t divide; None: B.
+
+        Returns:
+            (n, B, D) float32.
+
+        Raises:
+            ValueError: an argument does not fit.
+        """
+        return add_noise(self, "add_noise", y, blocks, first_row, rows)[0]
+
+    @eager_only
+    def times(
+        self, B: int, *, blocks: Blocks = None, first_row: int = 0, rows: int | None = None
+    ) -> Tensor:
+        """t of each row of a batch of B, at the address of the next step; changes nothing.
+
+        Args:
+            B: rows.
+            blocks, first_row, rows: as of `add_noise`.
+
+        Returns:
+            (n, B) float64 in [0, 1).
+
+        Raises:
+            ValueError: an argument does not fit, or the goal is a DT, which draws none.
+        """
+        return times(self, "times", B, blocks, first_row, rows)
 
 
 def train_step(
@@ -67,7 +245,7 @@ def train_step(
         if z is None:
             out.d_signal, out.d_noise = empty(n, B), empty(n, B)
     options: dict[str, Any] = {"z": z, "rule": rule, "given": given}
-    one_step(stack, op, index, inputs, y, B, out, row_weight, **options)
+    engine.step(stack, op, index, inputs, y, B, out, row_weight, **options)
     return Step(
         out.loss[0],
         out.error,
@@ -77,143 +255,6 @@ def train_step(
         out.d_noise,
         out.d_W_embed,
     )
-
-
-def one_step(
-    stack: Stack,
-    op: str,
-    index: Tensor,
-    inputs: Mapping[str, Tensor],
-    y: Tensor,
-    B: int,
-    out: TrainOut,
-    row_weight: Tensor | None,
-    **options: Any,
-) -> None:
-    """A step of `index`'s slices on checked rows of weights (B,), or None; `options` are those of
-    engine.train.
-    """
-    inputs = {name: packed(value)[None] for name, value in inputs.items()}
-    y, block = y.contiguous().expand(1, len(index), B), engine.blocks_of(stack, index, 1)
-    options["row_weight"] = None if row_weight is None else row_weight.expand(1, len(index), B)
-    engine.train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, out=out, **options)
-
-
-def train_steps(
-    stack: Stack,
-    X: Inputs,
-    Y: Tensor,
-    indices: Tensor | None,
-    blocks: Blocks,
-    lr: float | Tensor | None,
-    normalize: Normalize | Mapping[str, Normalize] | None,
-    row_weight: Tensor | None,
-) -> Tensor:
-    """DenoisingBlocks.train_steps."""
-    op = "train_steps"
-    index = index_of(stack, op, blocks)
-    check_draws_z(stack, op)
-    replica = torch.div(index, len(stack.layout.held), rounding_mode="floor")
-    inputs, labels, K, B = gather_inputs(
-        *(op, X, Y, indices, normalize, stack.plan, stack.layout.given),
-        *(replica, stack.layout.replicas, stack.device),
-    )
-    refuse_graph(op, X)
-    weight = check_row_weight(op, row_weight, Y.shape, stack.device)
-    weight = in_steps(weight, labels, len(index))
-    return engine.train_steps(
-        stack, op, index, engine.blocks_of(stack, index, K), inputs, labels, B, lr, weight
-    )
-
-
-def gradients(
-    stack: Stack,
-    x: Inputs,
-    y: Tensor,
-    blocks: Blocks,
-    step: int | None,
-    first_row: int,
-    rows: int | None,
-    row_weight: Tensor | None,
-) -> Gradients:
-    """DenoisingBlocks.gradients."""
-    op = "gradients"
-    index = index_of(stack, op, blocks)
-    check_draws_z(stack, op)
-    inputs, B = check_batch(stack, op, x, y, len(index))
-    row_weight = check_row_weight(op, row_weight, (B,), stack.device)
-    refuse_graph(op, x)
-    first_row = check_row(op, first_row, B)
-    rows = check_whole(op, rows) or B
-    draw = None
-    if step is not None:
-        draw = stack.draws.new_full((1, len(index)), check_count(op, "step", step))
-    n = len(index)
-    out = engine.new_out(stack, 1, n)
-    out.error = engine.empty(stack, n, B)
-    out.grads = {name: engine.empty(stack, n, *s) for name, s in stack.plan.parameters().items()}
-    out.stats = {name: engine.empty(stack, n, *s) for name, s in stack.plan.statistics().items()}
-    address: dict[str, Any] = {"draw": draw, "first_row": first_row, "rows": rows}
-    one_step(stack, op, index, inputs, y, B, out, row_weight, rule=None, **address)
-    return Gradients(
-        out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
-    )
-
-
-def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
-    """DenoisingBlocks.update."""
-    op = "update"
-    if not isinstance(grads, Gradients):
-        raise ValueError(f"{op}: grads must be Gradients, got {type(grads).__name__}")
-    check_state(stack)
-    index = check_tensor(op, "index", grads.index, shape=(None,), dtype=INT64, device=CPU)
-    index = index.clone(memory_format=torch.contiguous_format)  # it may be a view
-    n, positions = len(index), index.tolist()
-    if len(set(positions)) != n or not all(0 <= i < len(stack) for i in positions):
-        raise ValueError(
-            f"{op}: grads must be of this object's {len(stack)} slices, each once, got {positions}"
-        )
-    shapes = stack.plan.parameters()
-    if not isinstance(grads.by_name, Mapping) or grads.by_name.keys() != shapes.keys():
-        raise ValueError(f"{op}: grads must have {list(shapes)}, got {list(grads.by_name)}")
-    for name, shape in shapes.items():
-        check_tensor(op, name, grads.by_name[name], shape=(n, *shape), device=stack.device)
-    check_tensor(op, "applied", grads.applied, shape=(n,), dtype=BOOL, device=stack.device)
-    statistics = stack.plan.statistics()
-    if not isinstance(grads.stats, Mapping) or not grads.stats.keys() <= statistics.keys():
-        raise ValueError(f"{op}: stats must be among {list(statistics)}, got {grads.stats}")
-    for name in grads.stats:
-        shape = statistics[name]
-        check_tensor(op, name, grads.stats[name], shape=(n, *shape), device=stack.device)
-    rule = engine.step_rule(stack, op, lr, index)
-    slices = slices_of(stack, index)
-    state = updated(slices)
-    by_name = {name: apart(grads.by_name[name], state) for name in shapes}
-    apply = grads.applied.clone()
-    for value in (*by_name.values(), *grads.stats.values()):
-        apply &= finite_rows(value.flatten(1))
-    engine.run(stack, "update", UpdateCall(slices, by_name, apply, rule), state)
-    at = index.to(stack.device)
-    stack.draws[at] += 1
-    for name, batch in grads.stats.items():
-        momentum = stack.plan.momentum(name)
-        running = slices.stats[name]
-        moved = (1 - momentum) * running[at] + momentum * batch
-        running[at] = torch.where(apply[:, None], moved, running[at])
-    return apply
-
-
-def finite_rows(rows: Tensor) -> Tensor:
-    """(n,) bool: whether each row's numbers are all finite; isfinite of all is an array as large.
-
-    A sum is finite only where all its terms are, and reads them once. One that is not may have
-    overflowed: then the extremes decide, and on a GPU always, which need not wait for the sums.
-    """
-    if rows.is_cpu:
-        finite = rows.sum(1).isfinite()
-        if bool(finite.all()):
-            return finite
-    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
 
 
 def add_noise(
@@ -263,136 +304,3 @@ def times(
         raise ValueError(f"{op}: goal must be a CT or FM, which draw t, got {stack.goal}")
     B = check_positive(op, "B", B, MOST_COUNT)
     return engine.next_times(stack, index, B, check_row(op, first_row, B), check_whole(op, rows))
-
-
-# arguments
-
-
-def index_of(stack: Stack, op: str, blocks: Blocks) -> Tensor:
-    """(n,) positions of the slices of `blocks`, replica-major; the state is checked too."""
-    check_state(stack)
-    held, replicas = stack.layout.held, stack.layout.replicas
-    if blocks is None:
-        return positions(held, held, replicas)
-    ts = check_blocks(op, "blocks", blocks, stack.goal.T)
-    if missing := [t for t in ts if t not in held]:
-        raise ValueError(f"{op}: blocks must be among {list(held)}, held, got {missing}")
-    return positions(tuple(ts), held, replicas)
-
-
-def check_batch(
-    stack: Stack, op: str, x: Inputs, y: Tensor, n: int, *, training: bool = True
-) -> tuple[dict[str, Tensor], int]:
-    """A training batch, checked: inputs (n, B, F) by name, and B."""
-    inputs = check_inputs(op, x, stack.plan, stack.layout.given, n, stack.device)
-    B = next(iter(inputs.values())).shape[1]
-    check_labels(op, y, B, stack.device)
-    if training or B < 1:
-        engine.check_rows(stack, op, "y", B)
-    return {name: value.detach() for name, value in inputs.items()}, B
-
-
-def check_draws_z(stack: Stack, op: str) -> None:
-    if (width := stack.plan.widths["z"]) != stack.D:
-        raise ValueError(
-            f'{op}: plan must have a "z" of the width D = {stack.D} of an embedding where z is '
-            f"drawn, got {width}; train_step takes features of it as z="
-        )
-
-
-def input_gradients(
-    stack: Stack, d_inputs: Mapping[str, Tensor]
-) -> tuple[Tensor | dict[str, Tensor] | None, Tensor | None]:
-    """d_x, a tensor where a caller gives one input, and d_z, each in its input's shape."""
-    shapes = stack.plan.shapes
-    d_x = {name: value.unflatten(-1, shapes[name]) for name, value in d_inputs.items()}
-    d_z = d_x.pop("z", None)
-    if len(stack.layout.given) == 1 and d_x:
-        return next(iter(d_x.values())), d_z
-    return d_x or None, d_z
-
-
-def apart(value: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """Contiguous, and copied where it shares memory that the update writes."""
-    written = {tensor.untyped_storage().data_ptr() for tensor in state}
-    value = value.detach().contiguous()
-    return value.clone() if value.untyped_storage().data_ptr() in written else value
-
-
-def refuse_graph(op: str, *given: Any) -> None:
-    """Refuses inputs that require grad: no gradient would reach the module that made them."""
-    for value in given:
-        for tensor in value.values() if isinstance(value, Mapping) else (value,):
-            if getattr(tensor, "requires_grad", False) and torch.is_grad_enabled():
-                raise ValueError(
-                    f"{op}: inputs must not require a gradient, since none goes back to them; give "
-                    "x.detach(), or train_step x.detach() with input_grad=True and call "
-                    "x.backward(step.d_x), or use loss()"
-                )
-
-
-def check_row(op: str, first_row: object, B: int) -> int:
-    """The position of row 0 in a batch whose rows noise addresses."""
-    return check_count(op, "first_row", first_row, MOST_COUNT + 1 - B)
-
-
-def check_time_input(op: str, plan: Plan) -> None:
-    """Raises where a plan has no place for the embedding of a drawn t."""
-    shape = plan.shapes["t"] if "t" in plan.inputs else None
-    if shape is None or len(shape) != 1 or shape[0] % 2:
-        got = "no such input" if shape is None else shape
-        raise ValueError(
-            f'{op}: plan must have an input "t" of an even width under a CT or FM, got {got}; '
-            "plans.paper_ct and plans.mlp(..., time=True) have it"
-        )
-
-
-def check_times(op: str, t: object, n: int, B: int, device: torch.device) -> Tensor:
-    """t (B,) or (n, B) as (n or 1, B) float64."""
-    if not isinstance(t, Tensor):
-        raise ValueError(f"{op}: t must be a tensor ({B},) or ({n}, {B}), got {type(t).__name__}")
-    shape = (B,) if t.ndim == 1 else (n, B)
-    dtypes = (torch.float32, torch.float64)
-    value = check_tensor(op, "t", t, shape=shape, dtype=dtypes, device=device).detach().double()
-    if torch.compiler.is_compiling():  # what follows depends on contents
-        return value if value.ndim == 2 else value[None]
-    if value.numel() and not bool(((value >= 0) & (value <= 1)).all()):
-        raise ValueError(f"{op}: t must lie in [0, 1], got {value.min():.4g}..{value.max():.4g}")
-    return value if value.ndim == 2 else value[None]
-
-
-def check_whole(op: str, rows: object) -> int | None:
-    """The rows of a whole batch, where they are given."""
-    return None if rows is None else check_positive(op, "rows", rows, MOST_COUNT)
-
-
-def positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:
-    """(n,), the positions of the blocks `ts` in every replica; cached and shared: do not modify."""
-    make = make_positions if torch.compiler.is_compiling() else kept_positions
-    return make(ts, held, replicas)
-
-
-def make_positions(ts: tuple[int, ...], held: tuple[int, ...], replicas: int) -> Tensor:
-    at = [r * len(held) + held.index(t) for r in range(replicas) for t in ts]
-    return torch.tensor(at, dtype=torch.int64, device="cpu")
-
-
-kept_positions = lru_cache(maxsize=256)(make_positions)
-
-
-def check_blocks(op: str, name: str, blocks: object, T: int) -> list[int]:
-    """The paper's t, one or several, each once and in 1..T."""
-    given = [*blocks] if isinstance(blocks, Iterable) and not is_scalar(blocks) else [blocks]
-    try:
-        ts = [check_integer(op, name, t, 1, T) for t in given]
-    except ValueError:
-        ts = []
-    if not ts or len(set(ts)) != len(ts):
-        raise ValueError(f"{op}: {name} must be distinct t in 1..{T}, at least one, got {given}")
-    return ts
-
-
-def is_scalar(value: object) -> bool:
-    """Whether a value is a tensor or array without dimensions, which has __iter__ but cannot be
-    iterated."""
-    return getattr(value, "ndim", 1) == 0

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 import noprop_kernels as nk
 from noprop_kernels.stack import plain_modules
-from noprop_kernels.stack.training import check_draws_z
+from noprop_kernels.stack.call_arguments import check_draws_z
 
 from . import sampling
 from .modules.blocks import ModuleBlocks

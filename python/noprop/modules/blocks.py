@@ -10,10 +10,10 @@ from torch import Tensor, nn
 import noprop_kernels as nk
 from noprop_kernels.arguments.batches import Normalize, rows_of
 from noprop_kernels.arguments.scalars import seed_list, seed_tensor
+from noprop_kernels.arguments.times import Blocks, check_blocks, check_times
 from noprop_kernels.autograd.chain import check_replica
 from noprop_kernels.check import check_positive
 from noprop_kernels.goal import Goal
-from noprop_kernels.stack.training import Blocks, check_blocks, check_times
 
 from . import chain, steps
 from .arguments import (

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from noprop_kernels import Prediction, philox
-from noprop_kernels.arguments.scalars import seed_list, seed_tensor
+from noprop_kernels.arguments.scalars import check_row, seed_list, seed_tensor
 from noprop_kernels.autograd.chain import check_keep, check_replica
 from noprop_kernels.check import MOST_COUNT, check_positive
 from noprop_kernels.samplers import choose_sampler
-from noprop_kernels.stack.training import check_row
 
 from .networks import asked_dtype, autocast, exact
 from .noise import predict_embedding

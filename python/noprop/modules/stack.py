@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from noprop_kernels.arguments.batches import rows_of
+from noprop_kernels.arguments.times import Blocks, check_blocks
 from noprop_kernels.goal import Goal
-from noprop_kernels.stack.training import Blocks, check_blocks
 
 from . import state
 from .arguments import OP

@@ -1,0 +1,119 @@
+"""The two halves of a step: its gradients, and the update from them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arguments.batches import INT64, Inputs, refuse_graph
+from ..arguments.row_weights import check_row_weight
+from ..arguments.scalars import check_row, check_whole
+from ..arguments.times import Blocks
+from ..backends.calls import UpdateCall
+from ..check import check_count, check_tensor
+from ..results import Gradients
+from . import engine
+from .call_arguments import check_batch, check_draws_z, index_of
+from .module import Stack
+from .state import check_state, slices_of, updated
+
+BOOL = (torch.bool,)
+CPU = torch.device("cpu")
+
+
+def gradients(
+    stack: Stack,
+    x: Inputs,
+    y: Tensor,
+    blocks: Blocks,
+    step: int | None,
+    first_row: int,
+    rows: int | None,
+    row_weight: Tensor | None,
+) -> Gradients:
+    """DenoisingBlocks.gradients."""
+    op = "gradients"
+    index = index_of(stack, op, blocks)
+    check_draws_z(stack, op)
+    inputs, B = check_batch(stack, op, x, y, len(index))
+    row_weight = check_row_weight(op, row_weight, (B,), stack.device)
+    refuse_graph(op, x)
+    first_row = check_row(op, first_row, B)
+    rows = check_whole(op, rows) or B
+    draw = None
+    if step is not None:
+        draw = stack.draws.new_full((1, len(index)), check_count(op, "step", step))
+    n = len(index)
+    out = engine.new_out(stack, 1, n)
+    out.error = engine.empty(stack, n, B)
+    out.grads = {name: engine.empty(stack, n, *s) for name, s in stack.plan.parameters().items()}
+    out.stats = {name: engine.empty(stack, n, *s) for name, s in stack.plan.statistics().items()}
+    address: dict[str, Any] = {"draw": draw, "first_row": first_row, "rows": rows}
+    engine.step(stack, op, index, inputs, y, B, out, row_weight, rule=None, **address)
+    return Gradients(
+        out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
+    )
+
+
+def update(stack: Stack, grads: Gradients, lr: float | Tensor | None) -> Tensor:
+    """DenoisingBlocks.update."""
+    op = "update"
+    if not isinstance(grads, Gradients):
+        raise ValueError(f"{op}: grads must be Gradients, got {type(grads).__name__}")
+    check_state(stack)
+    index = check_tensor(op, "index", grads.index, shape=(None,), dtype=INT64, device=CPU)
+    index = index.clone(memory_format=torch.contiguous_format)  # it may be a view
+    n, positions = len(index), index.tolist()
+    if len(set(positions)) != n or not all(0 <= i < len(stack) for i in positions):
+        raise ValueError(
+            f"{op}: grads must be of this object's {len(stack)} slices, each once, got {positions}"
+        )
+    shapes = stack.plan.parameters()
+    if not isinstance(grads.by_name, Mapping) or grads.by_name.keys() != shapes.keys():
+        raise ValueError(f"{op}: grads must have {list(shapes)}, got {list(grads.by_name)}")
+    for name, shape in shapes.items():
+        check_tensor(op, name, grads.by_name[name], shape=(n, *shape), device=stack.device)
+    check_tensor(op, "applied", grads.applied, shape=(n,), dtype=BOOL, device=stack.device)
+    statistics = stack.plan.statistics()
+    if not isinstance(grads.stats, Mapping) or not grads.stats.keys() <= statistics.keys():
+        raise ValueError(f"{op}: stats must be among {list(statistics)}, got {grads.stats}")
+    for name in grads.stats:
+        shape = statistics[name]
+        check_tensor(op, name, grads.stats[name], shape=(n, *shape), device=stack.device)
+    rule = engine.step_rule(stack, op, lr, index)
+    slices = slices_of(stack, index)
+    state = updated(slices)
+    by_name = {name: apart(grads.by_name[name], state) for name in shapes}
+    apply = grads.applied.clone()
+    for value in (*by_name.values(), *grads.stats.values()):
+        apply &= finite_rows(value.flatten(1))
+    engine.run(stack, "update", UpdateCall(slices, by_name, apply, rule), state)
+    at = index.to(stack.device)
+    stack.draws[at] += 1
+    for name, batch in grads.stats.items():
+        momentum = stack.plan.momentum(name)
+        running = slices.stats[name]
+        moved = (1 - momentum) * running[at] + momentum * batch
+        running[at] = torch.where(apply[:, None], moved, running[at])
+    return apply
+
+
+def finite_rows(rows: Tensor) -> Tensor:
+    """(n,) bool: whether each row's numbers are all finite; isfinite of all is an array as large.
+
+    A sum is finite only where all its terms are, and reads them once. One that is not may have
+    overflowed: then the extremes decide, and on a GPU always, which need not wait for the sums.
+    """
+    if rows.is_cpu:
+        finite = rows.sum(1).isfinite()
+        if bool(finite.all()):
+            return finite
+    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
+
+
+def apart(value: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Contiguous, and copied where it shares memory that the update writes."""
+    written = {tensor.untyped_storage().data_ptr() for tensor in state}
+    value = value.detach().contiguous()
+    return value.clone() if value.untyped_storage().data_ptr() in written else value
