@@ -1,28 +1,23 @@
 """A run: its folder, and the steps from data to a saved and tested model."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from . import (
-    checkpoint,
-    learned_metrics,
-    metrics,
-    seeds,
-)
+from . import checkpoint, metrics, run_results, seeds
 from .building import Split, units_of
 from .callbacks import Callback
 from .coupled_steps import passes
 from .data import Dataset
+from .epoch_reports import EpochReports
 from .epochs import Epoch
 from .errors import InputError
-from .evaluation import Evaluation, evaluate
+from .evaluation import evaluate
 from .files import sweep
 from .json_records import Json, field
 from .loading import from_checkpoint
@@ -34,8 +29,6 @@ from .training import CHECKPOINT_SECONDS, fit
 from .units import Units
 
 ROWS_WATCHED = 1000  # training rows to report accuracy on where none are held out
-NOT_IN_A_LINE = ("replica", "replicas", "figures", "blocks")  # of an epoch, in metrics.jsonl
-WATCHED_STEPS = 5  # of a sampler, for the accuracy after each epoch
 
 
 @dataclass
@@ -229,40 +222,8 @@ class Run:
         sweep(self.folder, (*checkpoint.TEMPORARY, metrics.NAME))
         share.versions = self.model.versions()
         self.save()
-        several = share.units != units_of(self.settings)
-        metrics.rewind(self.folder, share.progress.epoch, share.units if several else None)
-        collapsed = False
-        watched: list[tuple[Epoch, float]] = []  # of the replicas in an epoch
-
-        def after_epoch(epoch: Epoch) -> None:
-            nonlocal collapsed
-            line = {key: it for key, it in asdict(epoch).items() if key not in NOT_IN_A_LINE}
-            if several:
-                line["units"] = list(share.units)
-            if self.model.missing:
-                metrics.append(self.folder, line)
-                on_epoch(epoch, "")
-                return
-            name, accuracy = self.watch(split, WATCHED_STEPS, epoch.replica)
-            learned = learned_metrics.learned_metrics(self.model)
-            epoch.figures[name] = accuracy
-            line, replica = line | {name: accuracy} | learned, epoch.replica
-            if self.settings.seeds is not None:
-                line["seed"] = self.settings.seeds[replica]
-            metrics.append(self.folder, line)
-            watched.append((epoch, accuracy))
-            if replica == self.model.replicas - 1:
-                told = f"{name.replace('_', ' ')} {_of_seeds([each for _, each in watched])}"
-                figures = (told, learned_metrics.line(learned))
-                on_epoch(
-                    _mean_epoch([each for each, _ in watched]), "  ".join(filter(None, figures))
-                )
-                watched.clear()
-            warning = learned_metrics.collapse(self.model, learned)
-            if warning is not None and not collapsed:
-                say(f"warning: after epoch {epoch.epoch} {warning}")
-            collapsed = warning is not None
-
+        apart = share.units if share.units != units_of(self.settings) else None
+        metrics.rewind(self.folder, share.progress.epoch, apart)
         fit(
             self.model,
             split.x,
@@ -272,7 +233,7 @@ class Run:
             nonfinite=nonfinite,
             stop=stop,
             on_call=lambda _, samples: on_call(samples),
-            on_epoch=after_epoch,
+            on_epoch=EpochReports(self, split, apart, on_epoch, say),
             callbacks=callbacks,
             checkpoint=self.save,
             checkpoint_seconds=checkpoint_seconds,
@@ -330,83 +291,10 @@ class Run:
     def test(self, data: Dataset, split: Split, samples: int) -> Json:
         """Tests on the test rows: everything that `--json` prints."""
         begun = time.perf_counter()
-        evaluations = [
-            evaluate(model, data.x_test, data.y_test, samples=samples) for model in self.each()
-        ]
-        return self.summary(evaluations, split, time.perf_counter() - begun)
-
-    def each(self) -> Iterator[Model]:
-        """The model of each seed."""
-        R = self.model.replicas
-        return (self.model if R == 1 else self.model.replica(replica) for replica in range(R))
-
-    def summary(self, evaluations: list[Evaluation], split: Split, eval_seconds: float) -> Json:
-        blocks, several = self.model.blocks, self.settings.seeds
-        seconds = sum(share.progress.seconds for share in self.shares)
-        epochs = sum(share.progress.epoch * len(share.units) for share in self.shares)
-        trained = len(split.x) * epochs / len(self.model.units)
-        records = [
-            self.figures(evaluation, split, replica)
-            for replica, evaluation in enumerate(evaluations)
-        ]
-        return {
-            **(records[0] if several is None else seeds.summary(several, records)),
-            "train_seconds": seconds,
-            "eval_seconds": eval_seconds,
-            "samples_per_second": trained / seconds if seconds else 0.0,
-            "parameters": self.model.num_parameters() // self.model.replicas,
-            "parameters_per_block": blocks.plan.num_parameters(),
-            "train_rows": len(split.x),
-            "threads": torch.get_num_threads(),
-            **asdict(self.settings),
-            **self.model.versions(),
-            "run": str(self.folder),
-        }
-
-    def state(self) -> Json:
-        """What there is to tell of a run that cannot be tested: everything that `--json` prints."""
-        return {
-            "units": list(self.model.units),
-            "missing": list(self.missing),
-            "shares": [share.to_json() for share in self.shares],
-            "train_seconds": sum(share.progress.seconds for share in self.shares),
-            "parameters": self.model.num_parameters(),
-            "parameters_per_block": self.model.blocks.plan.num_parameters(),
-            "threads": torch.get_num_threads(),
-            **asdict(self.settings),
-            **self.model.versions(),
-            "run": str(self.folder),
-        }
-
-    def figures(self, evaluation: Evaluation, split: Split, replica: int) -> Json:
-        """What a seed's model has of its own."""
-        blocks, head = self.model.blocks, self.model.head
-        figures = {
-            **evaluation.to_json(),
-            "block_updates": int(blocks.updates[replica * blocks.T]),
-            "head_updates": 0 if head is None else int(head.updates[replica]),
-        }
-        if split.x_val is not None:
-            figures["val_accuracy"] = self.watch(split, replica=replica)[1]
-        return figures
-
-
-def _of_seeds(accuracies: list[float]) -> str:
-    """An accuracy, of several seeds their mean and deviation."""
-    text = f"{seeds.mean(accuracies):.2%}"
-    if len(accuracies) == 1:
-        return text
-    return f"{text} +- {seeds.deviation(accuracies):.2%} over {len(accuracies)} seeds"
-
-
-def _mean_epoch(epochs: list[Epoch]) -> Epoch:
-    """An epoch with the mean losses of the replicas."""
-    last, names = epochs[-1], ("loss", "error", "head_loss")
-    if len(epochs) == 1:
-        return last
-    return replace(
-        last, **{name: seeds.mean([getattr(epoch, name) for epoch in epochs]) for name in names}
-    )
+        R, rows = self.model.replicas, (data.x_test, data.y_test)
+        models = (self.model if R == 1 else self.model.replica(r) for r in range(R))
+        evaluations = [evaluate(model, *rows, samples=samples) for model in models]
+        return run_results.summary(self, evaluations, split, time.perf_counter() - begun)
 
 
 def shares_of(training: Json, settings: Settings, model: Model, versions: Json) -> list[Share]:

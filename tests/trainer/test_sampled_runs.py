@@ -10,7 +10,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import Progress, checkpoint, evaluation, metrics, progress, runs
+from noprop import Progress, checkpoint, epoch_reports, evaluation, metrics, progress
 from noprop.epochs import Epoch
 from noprop_kernels import plans
 from support.cli import call, words
@@ -165,7 +165,7 @@ def test_epochs_are_watched_in_few_steps(toy_file, monkeypatch, few_steps):
         asked.clear()
     call("train", "--data", toy_file, "--variant", "fm", *SMALL, "--steps", 3, "--epochs", 1)
     assert asked[0] == 3
-    assert runs.WATCHED_STEPS == 5
+    assert epoch_reports.WATCHED_STEPS == 5
 
 
 # the command line

@@ -3,7 +3,7 @@
 import shlex
 from types import SimpleNamespace
 
-from .. import apart
+from .. import apart, run_results
 from ..console import console
 from ..console_text import say
 from ..errors import notice
@@ -19,4 +19,4 @@ def run(options: SimpleNamespace) -> None:
         f"eval {shlex.quote(str(options.out))}",
     )
     if options.as_json:
-        common.print_json(merged.state())
+        common.print_json(run_results.state(merged))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import typer
 
-from .. import checkpoint, console_text, data, seeds, variants
+from .. import checkpoint, console_text, data, run_results, seeds, variants
 from ..building import Split
 from ..console import console
 from ..datasets import own
@@ -321,7 +321,7 @@ def say_parts(run: Run, screen: Console, as_json: bool) -> None:
         lacks.append(f"{run.missing}, with which noprop merge makes one run of several")
     console_text.say(screen, f"{run.folder} has {run.model.units}; it lacks {', and '.join(lacks)}")
     if as_json:
-        common.print_json(run.state())
+        common.print_json(run_results.state(run))
 
 
 def test(run: Run, content: Dataset, split: Split) -> None:
