@@ -15,8 +15,9 @@ from torch import Tensor
 import noprop_kernels as nk
 from noprop_kernels import philox
 
+from .inference import in_parts
 from .inputs import Array
-from .model import Model, in_parts
+from .model import Model
 
 SAMPLES = 5  # the paper's runs of inference
 ROWS_AT_ONCE = 512

@@ -9,7 +9,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import checkpoint, devices, runs
+from noprop import checkpoint, devices, inference, runs
 from noprop.cli import common
 from noprop.devices import pick_device
 from noprop_kernels.backends import dispatch
@@ -366,7 +366,7 @@ def test_single_steps_leave_nothing_behind(stub, new_model):
 def test_rows_of_an_answer_go_to_the_device_part_by_part(stub, toy, new_model, monkeypatch):
     model = new_model().to("meta")
     model.normalize = (torch.zeros(1), torch.ones(1))
-    monkeypatch.setattr(noprop.model, "ROWS_AT_ONCE", 50)
+    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 50)
     monkeypatch.setattr(model.head, "forward", lambda z: torch.empty(1, len(z), 3, device="meta"))
     rows = []
     predict = model.blocks.predict

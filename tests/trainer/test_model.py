@@ -5,7 +5,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import model as model_file
+from noprop import inference
 from noprop_kernels import philox
 
 
@@ -56,7 +56,7 @@ def test_a_row_s_answer_depends_on_that_row_alone(toy, new_model, embedding, mon
     noprop.fit(model, *toy, epochs=2, batch_size=32)
     whole = model.predict(x)
     order = philox.permutation(3, 0, len(x))
-    monkeypatch.setattr(model_file, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 7)
     for part in ("scores", "probs"):
         want = getattr(whole, part)
         assert torch.equal(getattr(model.predict(x), part), want)
@@ -91,7 +91,7 @@ def test_the_papers_protocol_is_the_head_on_z_T(trained, toy):
 
 def test_batching_changes_no_draw_of_the_papers_protocol(trained, toy, monkeypatch):
     whole = trained.predict_paper(toy[0], samples=2)
-    monkeypatch.setattr(model_file, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 7)
     assert torch.equal(trained.predict_paper(toy[0], samples=2), whole)
 
 

@@ -8,7 +8,7 @@ import torch
 
 import noprop
 import noprop_kernels as nk
-from noprop import checkpoint, variants
+from noprop import checkpoint, inference, variants
 from noprop.errors import InputError
 from noprop_kernels import philox
 
@@ -124,7 +124,7 @@ def test_a_row_s_answer_depends_on_the_row_alone(trained, toy, monkeypatch):
     for name in ("scores", "probs"):
         assert torch.equal(getattr(mixed, name), getattr(whole, name)[order])
     assert torch.equal(trained.predict(x[7:8]).scores, whole.scores[7:8])
-    monkeypatch.setattr(noprop.model, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(inference, "ROWS_AT_ONCE", 7)
     assert torch.equal(trained.predict(x).probs, whole.probs)
 
 

@@ -10,7 +10,7 @@ from ..batching import Batches
 from ..building import Split, build, plan_of, units_of
 from ..datasets.dataset import Dataset
 from ..epochs import Progress
-from ..model import Normalize
+from ..inference import Normalize
 from ..runs import Run
 from ..settings import Settings
 from ..shares import Share
