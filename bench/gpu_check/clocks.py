@@ -21,7 +21,7 @@ from ..contenders.ours import OursOnCUDA
 from ..machine import gpu, host
 from ..problem.problem import make_problem
 from ..problem.sizes import GPU_SHAPES, REHEARSAL
-from ..report.tables import markdown
+from ..report.cells import markdown
 from ..suites import command
 from .sanitize import SKIPPED
 

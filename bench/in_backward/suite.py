@@ -18,8 +18,8 @@ import torch
 
 from ..contenders.contender import Entry
 from ..machine import host
+from ..report.cells import aligned
 from ..report.lines import Line, best_rival
-from ..report.tables import aligned
 from ..suites import command
 from ..suites.rounds import MIN_ROUNDS, quantiles, time_rounds
 from ..suites.suite import Checked

@@ -30,8 +30,9 @@ from ..contenders.rivals.paper import PAPER_RIVALS
 from ..machine import host
 from ..problem.problem import Problem, make_problem
 from ..problem.sizes import PAPER_SHAPES, SHAPES, Shape
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, memory_rows
+from ..report.suite_rows import memory_rows
 from ..suites import command
 
 NAMES = (

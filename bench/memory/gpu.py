@@ -20,8 +20,9 @@ from ..contenders.rivals import RIVALS
 from ..machine import gpu, host
 from ..problem.problem import Problem, make_problem
 from ..problem.sizes import GPU_SHAPES, REHEARSAL
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, gpu_memory_rows
+from ..report.suite_rows import gpu_memory_rows
 from ..suites import command
 from ..suites.rounds import sample
 

@@ -35,8 +35,9 @@ import torch
 
 from ..machine import host
 from ..problem.twin import Mismatch
+from ..report.cells import aligned, spread
 from ..report.lines import Line, highest_peaks, is_ours, rescaled
-from ..report.tables import aligned, parts_rows, spread
+from ..report.suite_rows import parts_rows
 from ..suites import command
 from ..suites.rounds import MIN_ROUNDS, in_turns, quantiles, ratios
 from .cases import CASES, CONTENDERS, OPS, Case, Started, start

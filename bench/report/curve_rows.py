@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import NormalDist, mean, stdev
 
+from .cells import Rows
 from .lines import Line, timed
-from .tables import Rows
 
 CLASSES = 10  # of the digits
 LATE = 5  # points of the second half, over which an accuracy's unsteadiness is taken

@@ -9,27 +9,21 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .cells import markdown
 from .curve_rows import curve_rows
-from .estimator_rows import estimator_rows
 from .lines import Line, groups, highest_peaks, machine_of, read, rescaled, timed
-from .tables import (
+from .suite_rows import (
     continuous_rows,
     gpu_memory_rows,
-    grid_rows,
-    headline,
-    job_rows,
-    local_rows,
-    markdown,
     memory_rows,
     neighbour_rows,
     paper_rows,
     parts_rows,
-    rivals_table,
     sampler_rows,
     scaling_rows,
-    step_table,
-    target_rows,
 )
+from .tables import headline, rivals_table, step_table, target_rows
+from .whole_rows import estimator_rows, grid_rows, job_rows, local_rows
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {"adamw": "AdamW", "sgd": "SGD", "inference": "Inference, x1 and x1024 rows"}

@@ -22,8 +22,10 @@ from ..contenders.coupled import OursCoupled
 from ..contenders.ours import Ours, OursTrainStep
 from ..contenders.rivals.continuous import CONTINUOUS_RIVALS, both, single
 from ..problem.sizes import CONTINUOUS_SHAPES
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, continuous_rows, coupling_rows, plain_table
+from ..report.suite_rows import continuous_rows, coupling_rows
+from ..report.tables import plain_table
 from .check import check_steps
 from .rounds import measure_rounds
 from .run import run

@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..problem.sizes import SHAPES
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, neighbour_rows
+from ..report.suite_rows import neighbour_rows
 from .check import check_steps
 from .rounds import MIN_ROUNDS, quantiles, sample
 from .run import TRAINING, run

@@ -15,8 +15,9 @@ from ..contenders.contender import Entry
 from ..contenders.ours import Ours, OursTrainStep
 from ..contenders.rivals.paper import PAPER_RIVALS
 from ..problem.sizes import PAPER_SHAPES
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, paper_rows
+from ..report.suite_rows import paper_rows
 from .check import check_steps
 from .rounds import measure_rounds
 from .run import run

@@ -31,8 +31,10 @@ from ..contenders.rivals.paper.network import images
 from ..problem import continuous
 from ..problem.problem import Problem, Weights
 from ..problem.sizes import SAMPLER_SHAPES
+from ..report.cells import aligned
 from ..report.lines import Line, is_ours
-from ..report.tables import aligned, plain_table, sampler_rows
+from ..report.suite_rows import sampler_rows
+from ..report.tables import plain_table
 from .infer import Inference
 from .rounds import measure_rounds
 from .run import run

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..problem.sizes import SCALING_SHAPES
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, plain_table, scaling_rows
+from ..report.suite_rows import scaling_rows
+from ..report.tables import plain_table
 from .check import check_steps
 from .rounds import measure_rounds
 from .run import TRAINING, run

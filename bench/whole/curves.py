@@ -31,9 +31,9 @@ from noprop.datasets.dataset import Dataset
 from noprop_kernels.stack.shared import GAMMA
 
 from ..machine import host
+from ..report.cells import aligned
 from ..report.curve_rows import curve_rows
 from ..report.lines import Line
-from ..report.tables import aligned
 from ..suites import command
 from .row_gradients import (
     drawn_rows,

@@ -33,9 +33,9 @@ from noprop import data as published
 from noprop.datasets.dataset import Dataset
 
 from ..machine import host
-from ..report.estimator_rows import estimator_rows
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned
+from ..report.whole_rows import estimator_rows
 from ..suites import command
 from .grid import bundled
 

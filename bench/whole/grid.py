@@ -41,8 +41,9 @@ from noprop.settings import Settings
 from noprop.training import fit
 
 from ..machine import host
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, grid_rows
+from ..report.whole_rows import grid_rows
 from ..suites import command
 
 DISTANCE = 6.0

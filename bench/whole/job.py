@@ -41,8 +41,9 @@ from ..machine import host
 from ..problem.problem import Problem, Weights, schedule
 from ..problem.sizes import Shape
 from ..problem.twin import Mismatch
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, job_rows
+from ..report.whole_rows import job_rows
 from ..suites import command
 from ..suites.check import check_steps
 from ..suites.infer import Stacked

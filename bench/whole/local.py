@@ -27,8 +27,9 @@ from noprop_kernels import philox
 from noprop_kernels.goal import Levels
 
 from ..machine import host
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned, local_rows
+from ..report.whole_rows import local_rows
 from ..suites import command
 from . import training_options
 

@@ -30,8 +30,8 @@ from noprop.units import Units
 
 from ..machine import host
 from ..problem.twin import Mismatch
+from ..report.cells import aligned
 from ..report.lines import Line
-from ..report.tables import aligned
 from ..suites import command
 
 ROWS, TEST_ROWS, SIDE, CLASSES = 60_000, 10_000, 28, 10  # of MNIST

@@ -19,7 +19,7 @@ from bench.problem import continuous, coupled, twin
 from bench.problem.problem import make_problem
 from bench.problem.sizes import CONTINUOUS_SHAPES, Shape
 from bench.report import lines as result_lines
-from bench.report import page, tables
+from bench.report import page, suite_rows
 from bench.suites import check, run
 from bench.suites.continuous import SUITE
 
@@ -163,7 +163,7 @@ def test_the_table_tells_what_the_coupling_adds(tmp_path, monkeypatch, capsys):
     both, apart = sorted(lines, key=lambda line: line["maths"], reverse=True)
     assert (both["maths"], apart["maths"]) == ("coupled", "apart")
     added = both["ms_per_step"] / apart["ms_per_step"] - 1
-    (_, row) = tables.coupling_rows(lines)
+    (_, row) = suite_rows.coupling_rows(lines)
     assert row[0] == "made-up" and row[-1] == f"{added:.0%}"
     assert row[-1] in capsys.readouterr().out
 
@@ -225,7 +225,7 @@ def test_command_writes_lines_that_the_report_reads(tmp_path, monkeypatch, capsy
         rate = MLP.flop / (line["ms_per_step"] * 1e6)
         assert line["share_of_peak"] == pytest.approx(rate / 100)
     assert "best rival, ms" in capsys.readouterr().out
-    header, *rows = tables.continuous_rows(lines)
+    header, *rows = suite_rows.continuous_rows(lines)
     assert len(rows) == 6 and {row[1] for row in rows} == {"ct", "fm"}
     row = next(row for row in rows if row[:5] == ("made-up", "fm", "1", "2", "ours"))
     times = {

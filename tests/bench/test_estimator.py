@@ -12,7 +12,7 @@ if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
     pytest.skip("the trainer needs its extra", allow_module_level=True)
 
 import noprop
-from bench.report.estimator_rows import estimator_rows
+from bench.report.whole_rows import estimator_rows
 from bench.whole import estimator
 
 

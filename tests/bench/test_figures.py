@@ -9,7 +9,7 @@ if not importlib.util.find_spec("bench"):
     pytest.skip("the benchmarks lie in the repository's root", allow_module_level=True)
 
 from bench.problem.sizes import SCALES, SCALING_SHAPES, SHAPES, scaled
-from bench.report import figures, lines, tables
+from bench.report import figures, lines, suite_rows
 
 
 def line(contender, ms, shape, kind=None, K=20):
@@ -29,7 +29,7 @@ def test_floor_is_products_at_the_peak_and_24_bytes_a_parameter():
     traffic = 24 * SHAPES["small"].parameters
     assert lines.traffic(small) == traffic == 2 * SHAPES["small"].state_bytes
     assert lines.floor_ms(small) == pytest.approx(10 + traffic / 50e9 * 1e3)
-    rows = tables.scaling_rows([line("ours", 30.0, "small", "scaling")])
+    rows = suite_rows.scaling_rows([line("ours", 30.0, "small", "scaling")])
     assert rows[1][-1] == f"{30 / lines.floor_ms(small):.2f}"
 
 

@@ -24,7 +24,7 @@ from bench.problem import twin
 from bench.problem.problem import make_problem
 from bench.problem.sizes import GPU_SHAPES, Shape
 from bench.report import lines as result_lines
-from bench.report import page, tables
+from bench.report import page, suite_rows
 from bench.suites import check, run
 from noprop_kernels.backends.cuda import extension
 
@@ -299,7 +299,7 @@ def test_memory_is_told_in_parts(problem):
         **{"activations": 8 * weights, "workspace": 0, "peak": None},
     }
     base = line("nine", 1.0) | {"kind": "gpu_memory"} | measured
-    header, row = tables.gpu_memory_rows([base, line("other", 1.0)])
+    header, row = suite_rows.gpu_memory_rows([base, line("other", 1.0)])
     assert len(header) == len(row) and row[:3] == ("large", "nine", "tf32")
 
 

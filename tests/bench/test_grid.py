@@ -12,7 +12,7 @@ if not importlib.util.find_spec("bench"):
 if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
     pytest.skip("the trainer needs its extra", allow_module_level=True)
 
-from bench.report import tables
+from bench.report import whole_rows
 from bench.whole import grid
 
 GOOD = {"accuracy": 0.95, "balanced_accuracy": 0.95, "log_loss": 0.1}
@@ -80,7 +80,7 @@ def test_command_measures_and_tells(tmp_path, capsys):
         assert line["accuracy"] > 0.99 and line["log_loss"] < 0.1 and line["missed"] == []
         assert line["machine"]["cpu"] and line["versions"]["torch"]
     assert name in capsys.readouterr().out
-    header, row = tables.grid_rows(lines)
+    header, row = whole_rows.grid_rows(lines)
     assert len(header) == len(row) and row[-1] == ""
 
 

@@ -10,7 +10,7 @@ if not importlib.util.find_spec("bench"):
 if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
     pytest.skip("the trainer needs its extra", allow_module_level=True)
 
-from bench.report import tables
+from bench.report import whole_rows
 from bench.whole import job
 from noprop import data
 from noprop.settings import Settings
@@ -46,7 +46,7 @@ def test_both_networks_learn(measured):
     )
     assert ours["added"] == pytest.approx(ratios[1] - 1)
     assert 0 < ours["head_seconds"] and 0 <= ours["display_seconds"] < ours["seconds_per_epoch"]
-    header, *rows = tables.job_rows(measured)
+    header, *rows = whole_rows.job_rows(measured)
     assert [row[1] for row in rows] == ["ours", "train_steps", "step_compiled"]
     assert all(len(row) == len(header) for row in rows)
 

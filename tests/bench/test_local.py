@@ -10,7 +10,7 @@ if not importlib.util.find_spec("bench"):
 if not all(map(importlib.util.find_spec, ("sklearn", "typer", "rich"))):
     pytest.skip("the trainer needs its extra", allow_module_level=True)
 
-from bench.report import tables
+from bench.report import whole_rows
 from bench.whole import local
 from noprop import data
 from noprop.settings import Settings
@@ -33,7 +33,7 @@ def test_all_three_learn_and_are_told():
     alone, mean = lines[2]["accuracy_per_block"], lines[2]["accuracy_of_mean"]
     assert mean[0] == alone[0] and min(alone) > 0.7  # no block depends on another
     assert lines[0]["accuracy_per_block"] != lines[1]["accuracy_per_block"]
-    header, *rows = tables.local_rows(lines)
+    header, *rows = whole_rows.local_rows(lines)
     assert [row[1] for row in rows] == [*local.GOALS, "classifier, mean of 1 to t"]
     assert all(len(row) == len(header) for row in rows)
 

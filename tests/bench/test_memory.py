@@ -15,7 +15,7 @@ from bench.memory import cpu as memory
 from bench.problem.problem import make_problem
 from bench.problem.sizes import SHAPES, Shape
 from bench.report.lines import timed
-from bench.report.tables import memory_rows
+from bench.report.suite_rows import memory_rows
 
 SHAPE = Shape("made-up", B=16, F=512, H=512, D=10, M=10, T=4, rows=64)  # 12.3 MB of weights
 WEIGHTS = 4 * SHAPE.parameters

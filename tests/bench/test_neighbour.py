@@ -17,7 +17,7 @@ if not hasattr(os, "sched_setaffinity") or not Path("/proc/self/stat").exists():
 
 from bench.machine import host
 from bench.problem.sizes import Shape
-from bench.report import tables
+from bench.report import suite_rows
 from bench.suites import neighbour, run
 
 SHAPE = Shape("made-up", B=12, F=13, H=7, D=5, M=5, T=3, rows=40)
@@ -69,4 +69,4 @@ def test_command_writes_a_line_for_each_contender(tmp_path, monkeypatch):
         (name, K) for name in ("ours", "stacked_shared", "sequential") for K in (1, 4)
     }
     assert all(each["busy_ms_per_step"] > 0 and each["rounds"] == 3 for each in lines)
-    assert len(tables.neighbour_rows(lines)) == 7
+    assert len(suite_rows.neighbour_rows(lines)) == 7

@@ -18,7 +18,7 @@ from bench.ops.labels import AddNoise, BlocksUpdate, DenoisingLoss
 from bench.ops.linear import Dense, DenseUpdate, Layer, Linear
 from bench.problem.twin import Mismatch
 from bench.report import lines as result_lines
-from bench.report import tables
+from bench.report import suite_rows
 from support import ROOT
 
 SMALL = {2: (12, 5), 3: (12, 13, 7), 7: (2, 12, 3, 9, 8, 7, 2)}  # by the number of sizes
@@ -104,7 +104,7 @@ def test_command_writes_a_table_of_each_operation(small, tmp_path, capsys):
     arguments = ["--threads", "1", "--rounds", "3", "--out", str(out)]
     assert suite.main([*arguments, "--contender", "ours", "ours_module", "eager"]) == 0
     lines = [json.loads(text) for text in out.read_text().splitlines()]
-    header, *rows = tables.parts_rows(lines)
+    header, *rows = suite_rows.parts_rows(lines)
     ours = [(case.op.name, name) for case, name in EVERY if name.startswith("ours")]
     assert sorted((row[2], row[3]) for row in rows) == sorted(ours)
     assert all(len(row) == len(header) for row in rows)
@@ -128,7 +128,7 @@ def test_ratios_are_those_of_the_rounds(small, monkeypatch):
     assert (ours["ratio"], ours["ratio_q20"], ours["ratio_q80"]) == (3.0, 3.0, 3.0)
     assert ours["rival"] == "eager" and ours["control"] == 1.0 and ours["control_q20"] < 1
     assert "ratio" not in eager and eager["ms_per_step"] == 12.0
-    _, row = tables.parts_rows([ours, eager])
+    _, row = suite_rows.parts_rows([ours, eager])
     assert row[6] == "3.00 (3.00 to 3.00)" and row[-1] == "avx2"
 
 

@@ -22,7 +22,7 @@ from bench.problem import twin
 from bench.problem.problem import make_problem
 from bench.problem.sizes import PAPER_SHAPES, Shape
 from bench.report import lines as result_lines
-from bench.report import page, tables
+from bench.report import page, suite_rows, tables
 from bench.suites import check, run
 from bench.suites import paper as suite
 
@@ -138,7 +138,7 @@ def test_command_writes_a_table_with_both_shares(tmp_path, monkeypatch, capsys):
         ("ours", "paper", 1),
         ("eager", "paper", 1),
     ]
-    header, *rows = tables.paper_rows(lines)
+    header, *rows = suite_rows.paper_rows(lines)
     for line in lines:
         assert line["flop_per_step"] == SHAPE.flop < line["nominal_flop_per_step"]
         row = next(row for row in rows if row[1] == line["contender"])
@@ -164,5 +164,5 @@ def test_memory_tells_what_each_thread_has():
     line = {"kind": "memory", "shape": "made-up", "contender": "ours", "ms_per_step": 1.0}
     line |= {"memory_bytes": parts | {"rss_growth": 0, "thread": 3 << 20}}
     older = line | {"memory_bytes": parts | {"rss_growth": 0}}
-    header, *rows = tables.memory_rows([line, older])
+    header, *rows = suite_rows.memory_rows([line, older])
     assert [row[header.index("a thread")] for row in rows] == ["3.0", ""]

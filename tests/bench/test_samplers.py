@@ -14,7 +14,7 @@ from bench.machine import host
 from bench.problem import twin
 from bench.problem.problem import make_problem
 from bench.problem.sizes import SAMPLER_SHAPES, Shape
-from bench.report import page, tables
+from bench.report import page, suite_rows
 from bench.suites import run, samplers
 
 MLP = Shape("made-up", B=17, F=13, H=7, D=5, M=5, T=1, rows=40, timed=True)
@@ -90,7 +90,7 @@ def test_command_writes_lines_that_the_report_reads(tmp_path, monkeypatch, capsy
         ours = lines[0]
         linear = ours["first_ms"] + 39 * ours["next_ms"]
         assert 0 < ours["over_linear"] * linear <= ours["ms_per_step"]  # of the shortest answer
-        header, *rows = tables.sampler_rows(lines)
+        header, *rows = suite_rows.sampler_rows(lines)
         assert [row[1] for row in rows] == [*samplers.SAMPLERS]
         assert rows[0][header.index("over linear")] == f"{ours['over_linear']:.2f}"
         section = page.readme_section(lines)
