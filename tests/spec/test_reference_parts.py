@@ -17,7 +17,8 @@ from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import Dense, Plan
 from noprop_kernels.schedule import NoiseSchedule
-from support.calls import PLANS, clone_call, make_predict_call
+from support.calls import PLANS, clone_call
+from support.chains import make_predict_call
 from support.compare import assert_same
 from support.twin import F64, TIGHT, VARIANTS, Twin, gradient, make
 

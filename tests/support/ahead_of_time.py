@@ -25,7 +25,8 @@ from noprop_kernels.backends.calls import HeadCall, TrainCall, UpdateCall
 from noprop_kernels.backends.gpu import checks
 from noprop_kernels.backends.triton import backend, context, launch
 from noprop_kernels.optimizers import SGD, Adam, AdamW
-from support.calls import PLANS, make_predict_call, make_train_call
+from support.calls import PLANS, make_train_call
+from support.chains import make_predict_call
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -8,6 +8,7 @@ unwritten fails.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,6 @@ from noprop_kernels.backends.calls import (
     TrainCall,
     TrainOut,
 )
-from noprop_kernels.backends.chain_calls import Chain, PredictCall
 from noprop_kernels.optimizers import Optimizer
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 
@@ -94,6 +94,10 @@ PLANS: dict[str, Callable[[int, int, int], Plan]] = {
 }
 
 
+def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
 def make_slices(
     plan: Plan,
     N: int,
@@ -105,12 +109,7 @@ def make_slices(
 ) -> Slices:
     """N slices with random state, of which n are selected, in random order."""
 
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def randint(high: int) -> Tensor:
-        return torch.randint(high, (N,), generator=generator)
-
+    randn = partial(torch.randn, generator=generator, dtype=torch.float64)
     params: Tensors = {}
     for name, shape in plan.parameters().items():
         value = randn(N, *shape)
@@ -143,8 +142,8 @@ def make_slices(
         v=moment("v"),
         stats=stats,
         seeds=torch.randint(-(2**62), 2**62, (N,), generator=generator) * 2,
-        draws=randint(1000),
-        updates=randint(20),
+        draws=torch.randint(1000, (N,), generator=generator),
+        updates=torch.randint(20, (N,), generator=generator),
         index=torch.randperm(N, generator=generator)[:n],
     )
 
@@ -190,16 +189,9 @@ def make_train_call(
         row_weight: the loss' weights differ by row, also where signal and noise do not.
     """
     generator = torch.Generator().manual_seed(seed)
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def poison(*shape: int) -> Tensor:
-        return torch.full(shape, torch.nan, dtype=dtype)
-
+    kinds = torch.rand, torch.randn
+    rand, randn = (partial(kind, generator=generator, dtype=torch.float64) for kind in kinds)
+    poison = partial(nan, dtype=dtype)
     M = plan.widths[plan.output]
     if D is None:
         D = M if one_hot else plan.widths["z"]
@@ -293,71 +285,6 @@ def make_train_call(
         K=K,
         out=out,
     )
-
-
-def make_predict_call(
-    plan: Plan,
-    R: int,
-    L: int,
-    B: int,
-    S: int,
-    *,
-    head: str = "softmax",
-    one_hot: bool = False,
-    keep_all: bool = False,
-    add_noise: bool = True,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    first_row: int = 0,
-    stages: int | None = None,
-) -> PredictCall:
-    """A random chain of L blocks for R replicas and S samples; its outputs hold NaN. With `stages`
-    a sampler of one block and so many evaluations a step, which has the plan's "t".
-    """
-    generator = torch.Generator().manual_seed(seed)
-    M, D = plan.widths[plan.output], plan.inputs["z"][0]
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    def poison(*shape: int) -> Tensor:
-        return torch.full(shape, torch.nan, dtype=dtype)
-
-    slices = make_slices(plan, R * L, R * L, optimizer=None, generator=generator, dtype=dtype)
-    E = L if stages is None else 2 * stages  # two steps of one block
-    a, b, sqrt_c = torch.rand(3, E, generator=generator, dtype=torch.float64).to(dtype)
-    kept = 1 if not keep_all else L if stages is None else 2
-    return PredictCall(
-        slices=slices,
-        seeds=torch.randint(-(2**62), 2**62, (R,), generator=generator),
-        inputs={
-            name: randn(1 if name == "x" else R, B, *shape).expand(R, B, *shape)
-            for name, shape in plan.inputs.items()
-            if name != "z" and (name != "t" or stages is None)
-        },
-        chain=Chain(
-            *(a, b, sqrt_c),
-            **random_steps(E, stages, randn),
-            t=None if stages is None or "t" not in plan.inputs else randn(E, *plan.inputs["t"]),
-        ),
-        head=head,
-        embedding=Embedding(None if one_hot else randn(M, D), D),
-        first_row=first_row,
-        add_noise=add_noise,
-        logits=poison(kept, S, R, B, M),
-        u_hat=poison(kept, S, R, B, D),
-        z=poison(kept, S, R, B, D),
-    )
-
-
-def random_steps(E: int, stages: int | None, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
-    """The rest of a chain: DT's without `stages`, else steps of so many evaluations each."""
-    if stages is None:
-        one = torch.ones(E)
-        numbers = {"weight": one, "next": one * 0, "keep": one * 0}
-        return numbers | {"ends": one > 0}
-    ends = torch.arange(1, E + 1) % stages == 0
-    return {"weight": randn(E) / 2, "next": randn(E) / 2, "keep": randn(E) / 2, "ends": ends}
 
 
 def clone_call(call: Any, dtype: torch.dtype | None = None) -> Any:

@@ -1,6 +1,7 @@
 """Chains of evaluations: random calls of `predict`, tables of samplers, and their oracle."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from noprop_kernels.backends.chain_calls import Chain, PredictCall
 from noprop_kernels.backends.reference import equations
 from noprop_kernels.backends.reference.layers import forward_layers
 from noprop_kernels.plan import Plan
-from support.calls import clone_call, make_slices
+from support.calls import clone_call, make_slices, nan
 
 OUTPUTS = ("logits", "u_hat", "z")
 
@@ -41,6 +42,11 @@ def mixed(h: float) -> list[tuple]:
 STEPS = {step.__name__: step for step in (euler, ancestral, heun, rk4, mixed)}
 
 
+def drawn_in(dtype: torch.dtype, generator: torch.Generator) -> Callable[..., Tensor]:
+    """torch.randn of this dtype, whose numbers are drawn in float64."""
+    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
 def make_chain(
     kind: str, steps: int, t_width: int | None, generator: torch.Generator, dtype: torch.dtype
 ) -> Chain:
@@ -68,9 +74,9 @@ def make_chain(
 
 def poisoned(call: PredictCall, kept: int, S: int, R: int, B: int) -> PredictCall:
     """The same call with outputs of this shape that hold NaN."""
-    M, D = call.embedding.M, call.embedding.D
+    M, D, dtype = call.embedding.M, call.embedding.D, call.chain.a.dtype
     widths = {"logits": M, "u_hat": D, "z": D}
-    made = {name: torch.full((kept, S, R, B, widths[name]), torch.nan) for name in OUTPUTS}
+    made = {name: nan(kept, S, R, B, widths[name], dtype=dtype) for name in OUTPUTS}
     return dataclasses.replace(call, **made)
 
 
@@ -95,9 +101,7 @@ def make_chain_call(
     dtype = torch.float32
     M, D = plan.widths[plan.output], plan.widths["z"]
 
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
+    randn = drawn_in(dtype, generator)
     chain = make_chain(kind, steps, plan.widths.get("t"), generator, dtype)
     n = R * (len(chain.ends) if many_blocks else 1)
     slices = make_slices(plan, n, n, optimizer=None, generator=generator, dtype=dtype)
@@ -118,6 +122,66 @@ def make_chain_call(
         z=torch.empty(0),
     )
     return poisoned(call, kept, S, R, B)
+
+
+def make_predict_call(
+    plan: Plan,
+    R: int,
+    L: int,
+    B: int,
+    S: int,
+    *,
+    head: str = "softmax",
+    one_hot: bool = False,
+    keep_all: bool = False,
+    add_noise: bool = True,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    first_row: int = 0,
+    stages: int | None = None,
+) -> PredictCall:
+    """A random chain of L blocks for R replicas and S samples; its outputs hold NaN. With `stages`
+    a sampler of one block and so many evaluations a step, which has the plan's "t".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    M, D = plan.widths[plan.output], plan.inputs["z"][0]
+    randn = drawn_in(dtype, generator)
+    slices = make_slices(plan, R * L, R * L, optimizer=None, generator=generator, dtype=dtype)
+    E = L if stages is None else 2 * stages  # two steps of one block
+    a, b, sqrt_c = torch.rand(3, E, generator=generator, dtype=torch.float64).to(dtype)
+    kept = 1 if not keep_all else L if stages is None else 2
+    call = PredictCall(
+        slices=slices,
+        seeds=torch.randint(-(2**62), 2**62, (R,), generator=generator),
+        inputs={
+            name: randn(1 if name == "x" else R, B, *shape).expand(R, B, *shape)
+            for name, shape in plan.inputs.items()
+            if name != "z" and (name != "t" or stages is None)
+        },
+        chain=Chain(
+            *(a, b, sqrt_c),
+            **random_steps(E, stages, randn),
+            t=None if stages is None or "t" not in plan.inputs else randn(E, *plan.inputs["t"]),
+        ),
+        head=head,
+        embedding=Embedding(None if one_hot else randn(M, D), D),
+        first_row=first_row,
+        add_noise=add_noise,
+        logits=torch.empty(0),
+        u_hat=torch.empty(0),
+        z=torch.empty(0),
+    )
+    return poisoned(call, kept, S, R, B)
+
+
+def random_steps(E: int, stages: int | None, randn: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """The rest of a chain: DT's without `stages`, else steps of so many evaluations each."""
+    if stages is None:
+        one = torch.ones(E)
+        numbers = {"weight": one, "next": one * 0, "keep": one * 0}
+        return numbers | {"ends": one > 0}
+    ends = torch.arange(1, E + 1) % stages == 0
+    return {"weight": randn(E) / 2, "next": randn(E) / 2, "keep": randn(E) / 2, "ends": ends}
 
 
 def oracle(call: PredictCall, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -19,11 +19,7 @@ from noprop_kernels.backends.calls import (
 )
 from noprop_kernels.optimizers import Optimizer
 from noprop_kernels.plan import Plan
-from support.calls import make_slices
-
-
-def nan(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.full(shape, torch.nan, dtype=dtype)
+from support.calls import make_slices, nan
 
 
 def make_forward(

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from noprop_kernels.backends.calls import Rule, UpdateCall
 from noprop_kernels.optimizers import SGD, AdamW
-from support.calls import PLANS, make_predict_call, make_slices, make_train_call
+from support.calls import PLANS, make_slices, make_train_call
+from support.chains import make_predict_call
 from support.stages import fill
 
 PRECISIONS = ("float32", "tf32", "bfloat16")

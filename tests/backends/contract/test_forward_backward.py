@@ -9,10 +9,10 @@ from noprop_kernels.backends.calls import Rule
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import BatchNorm, Dense, Plan
-from support.calls import PLANS, clone_call
+from support.calls import PLANS, clone_call, nan
 from support.compare import check_layers
 from support.kernels import COMPILED, CPU, CUDA, EVERY, TRITON, on, with_precision
-from support.parts import make_backward, make_forward, nan
+from support.parts import make_backward, make_forward
 
 
 @pytest.mark.parametrize("training", [True, False])

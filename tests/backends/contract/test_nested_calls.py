@@ -19,7 +19,8 @@ from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import AdamW
 from support.blocks import assert_same as assert_same_state
 from support.blocks import batch, data, indices, make, snapshot
-from support.calls import PLANS, clone_call, make_predict_call, make_train_call
+from support.calls import PLANS, clone_call, make_train_call
+from support.chains import make_predict_call
 from support.compare import assert_same
 from support.kernels import CUDA, EVERY, REFERENCE, TRITON, name_of, on
 from support.parts import make_forward, make_update

@@ -7,10 +7,10 @@ import torch
 
 from noprop_kernels import philox
 from noprop_kernels.backends.reference import backend as reference
-from support.calls import clone_call
+from support.calls import clone_call, nan
 from support.compare import assert_matches, run_three
 from support.kernels import COMPILED, EVERY, TRITON, on
-from support.parts import make_add_noise, nan
+from support.parts import make_add_noise
 
 
 def check(kernels: ModuleType, B: int, D: int, sigma: float, one_hot: bool) -> None:

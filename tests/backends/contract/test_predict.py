@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from noprop_kernels.backends.chain_calls import PredictCall
-from support.calls import PLANS, clone_call, make_predict_call
+from support.calls import PLANS, clone_call, nan
+from support.chains import make_predict_call
 from support.compare import assert_matches, run_three
 from support.kernels import CPU, EVERY, on
-from support.parts import nan
 
 FIELDS = ("logits", "u_hat", "z")
 

@@ -22,8 +22,8 @@ from noprop_kernels.backends.calls import (
     UpdateCall,
 )
 from noprop_kernels.backends.cpu import backend as cpu
-from support.calls import PLANS, make_predict_call, make_train_call
-from support.chains import make_chain_call
+from support.calls import PLANS, make_train_call
+from support.chains import make_chain_call, make_predict_call
 
 pytestmark = pytest.mark.skipif(
     dispatch.native_gap() is not None, reason=f"no CPU kernels: {dispatch.native_gap()}"

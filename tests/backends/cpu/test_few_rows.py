@@ -8,7 +8,8 @@ import torch
 from noprop_kernels import plans
 from noprop_kernels.backends.chain_calls import PredictCall
 from noprop_kernels.plan import BatchNorm, Dense, Plan
-from support.calls import clone_call, make_predict_call
+from support.calls import clone_call
+from support.chains import make_predict_call
 
 OUTPUTS = ("logits", "u_hat", "z")
 SHAPES = {  # widths on both sides of every vector's, of pairs and of the four inputs of a square

@@ -14,7 +14,8 @@ from torch import Tensor
 from noprop_kernels.backends.calls import BackwardCall, ForwardCall, TrainCall
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD
-from support.calls import PLANS, clone_call, make_predict_call, make_train_call, one_slice
+from support.calls import PLANS, clone_call, make_train_call, one_slice
+from support.chains import make_predict_call
 from support.compare import results
 from support.convolutions import PLANS as CONVOLUTIONS
 from support.convolutions import blocks_of

@@ -10,7 +10,8 @@ from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.cuda import placement, program
 from noprop_kernels.backends.cuda.placement import Layout
 from noprop_kernels.optimizers import AdamW
-from support.calls import PLANS, clone_call, make_predict_call, make_train_call
+from support.calls import PLANS, clone_call, make_train_call
+from support.chains import make_predict_call
 from support.compare import assert_same
 
 pytestmark = pytest.mark.cuda_host
