@@ -10,9 +10,26 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from hostile import (
+    ATTRIBUTES,
+    GOAL,
+    KINDS,
+    NUMBERS,
+    OBJECTS,
+    PLANS,
+    TIMED,
+    VALUES,
+    B,
+    D,
+    F,
+    M,
+    bits,
+    ones,
+)
 from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
@@ -22,99 +39,12 @@ import noprop_kernels as nk
 from noprop_kernels import functional
 from noprop_kernels.backends.cpu import backend as cpu
 
-F, D, M, T, B = 7, 5, 5, 3, 4
-NORM = nk.BatchNorm()
-PLANS = {
-    "mlp": nk.plans.mlp(F, D, M, hidden=6),
-    "norm": nk.Plan(
-        {"x": (F,), "z": (D,)},
-        {
-            "hx": nk.Dense("x", 6, norm=NORM, activation="relu"),
-            "hz": nk.Dense(("z", "hx"), 6, norm=NORM, activation="gelu", add="hx"),
-            "logits": nk.Dense(("hz", "x"), M),
-        },
-    ),
-}
-GOAL = nk.DT(nk.NoiseSchedule.cosine(T))
-TIMED = nk.plans.mlp(F, D, M, hidden=6, time=True)
 WORDS = (ValueError, RuntimeError, MemoryError)  # what a call may raise; BackendError is the second
 OF_PYTHON = (*WORDS, TypeError, AttributeError)  # and what setting or deleting an attribute may
-
-KINDS: dict[str, Callable[[Tensor], Any]] = {
-    "as it is": lambda v: v,
-    "strided": lambda v: v.repeat_interleave(2, -1)[..., ::2] if v.ndim else v,
-    "expanded": lambda v: v[:1].expand(v.shape) if v.ndim else v.expand(3),
-    "short": lambda v: v[:1].clone() if v.ndim else v,
-    "long": lambda v: torch.cat([v, v]) if v.ndim else v,
-    "empty": lambda v: v.new_empty(0),
-    "no dimensions": lambda v: v.new_zeros(()),
-    "no rows": lambda v: v[:0] if v.ndim else v,
-    "transposed": lambda v: v.transpose(0, -1) if v.ndim else v,
-    "float64": lambda v: v.double(),
-    "float16": lambda v: v.half(),
-    "int32": lambda v: v.int(),
-    "int64": lambda v: v.long(),
-    "bool": lambda v: v.bool(),
-    "uint8": lambda v: v.byte(),
-    "meta": lambda v: v.to("meta"),
-    "sparse": lambda v: v.to_sparse(),
-    "NaN": lambda v: torch.full_like(v, torch.nan) if v.is_floating_point() else v,
-    "1e38": lambda v: torch.full_like(v, 1e38) if v.is_floating_point() else v,
-    "negative": lambda v: torch.full_like(v, -1),
-    "2^62": lambda v: torch.full_like(v, 2**62) if v.dtype == torch.int64 else v,
-    "requires grad": lambda v: v.detach().clone().requires_grad_(v.is_floating_point()),
-    "None": lambda v: None,
-    "a list": lambda v: v.tolist(),
-    "a number": lambda v: 3,
-    "negated lazily": torch._neg_view,
-    "zero tensor": lambda v: torch._efficientzerotensor(v.shape, dtype=v.dtype),
-    "no storage": lambda v: without_storage(v),
-}
-NUMBERS = st.sampled_from(
-    [0, 1, 2, 3, -1, 2**16, 2**31, 2**32, 2**63, 2**64, True, 0.5, -0.5, 1e39, 1e-3, None, "1"]
-    + [float("nan"), float("inf"), (), [1], [3, 1], [1, 1]]
-)
-OBJECTS = st.sampled_from(["mlp", "norm", "head", "ct", "shared", "linear"])
-ATTRIBUTES = (
-    "plan",
-    "goal",
-    "optimizer",
-    "precision",
-    "backend",
-    "held",
-    "replicas",
-    "M",
-    "D",
-    "T",
-)
-ATTRIBUTES += ("blocks_per_launch", "training", "t", "seeds", "draws", "updates", "W_embed", "hx")
-VALUES = st.sampled_from(
-    [PLANS["norm"], PLANS["mlp"], nk.DT(nk.NoiseSchedule.cosine(5)), nk.SGD(), nk.Adam(), "tf32"]
-    + ["bfloat16", "reference", "cpu", "triton", None, 1, -1, 2**40, "x", (), (1, 2), [9], 0.5]
-)
-
-
-def ones(*shape: int) -> Tensor:
-    return torch.ones(shape, dtype=torch.float32)
-
-
-def without_storage(value: Tensor) -> Tensor:
-    value = value.clone()
-    value.untyped_storage().resize_(0)
-    return value
 
 
 def log(text: str) -> None:
     os.write(1, f"{text}\n".encode())
-
-
-def bits(module: nn.Module) -> dict[str, bytes]:
-    """The object's contents, if they can be read."""
-    found = {}
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if value.layout == torch.strided and value.device.type == "cpu" and value.untyped_storage():
-            found[name] = value.detach().contiguous().view(-1).numpy(force=True).tobytes()
-    return found
 
 
 class Surface(RuleBasedStateMachine):
@@ -278,11 +208,8 @@ class Surface(RuleBasedStateMachine):
     @rule(data=st.data(), which=st.sampled_from(["mlp", "norm", "sgd"]))
     def update(self, data: st.DataObject, which: str) -> None:
         blocks = self.objects[which]
-        grads = self.step(
-            f"{which}.gradients",
-            blocks,
-            lambda: blocks.gradients(ones(B, F), torch.arange(B)),
-        )
+        run = partial(blocks.gradients, ones(B, F), torch.arange(B))
+        grads = self.step(f"{which}.gradients", blocks, run)
         if grads is None:
             return
         name = data.draw(st.sampled_from(["index", "applied", *grads.by_name, *grads.stats]))
@@ -305,7 +232,7 @@ class Surface(RuleBasedStateMachine):
         if data.draw(st.booleans()):
             self.step("backward", None, lambda: result.sum().backward())
         else:
-            run = lambda: blocks.backward_update(result, d)  # noqa: E731
+            run = partial(blocks.backward_update, result, d)
             self.step(f"{which}.backward_update", blocks, run)
 
     @rule(data=st.data(), number=NUMBERS)
@@ -368,16 +295,11 @@ class Surface(RuleBasedStateMachine):
 
         self.step(f"{which}: {how} {name}: {kind}", None, put, OF_PYTHON)
 
-    @rule(
-        which=OBJECTS,
-        name=st.sampled_from(ATTRIBUTES),
-        value=VALUES,
-    )
+    @rule(which=OBJECTS, name=st.sampled_from(ATTRIBUTES), value=VALUES)
     def put_an_attribute(self, which: str, name: str, value: Any) -> None:
         module = self.objects[which]
-        self.step(
-            f"{which}.{name} = {value!r}", None, lambda: setattr(module, name, value), OF_PYTHON
-        )
+        run = partial(setattr, module, name, value)
+        self.step(f"{which}.{name} = {value!r}", None, run, OF_PYTHON)
 
     @rule(which=OBJECTS, name=st.sampled_from(ATTRIBUTES))
     def delete_an_attribute(self, which: str, name: str) -> None:
