@@ -5,62 +5,20 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstring>
-#include <numeric>
 #include <vector>
 
 #include "cpu/contents.h"
 #include "cpu/isa.h"
 #include "cpu/threads/host.h"
 #include "cpu/threads/pool.h"
-#include "cpu/threads/processors.h"
 #include "cpu/threads/schedule.h"
 #include "cpu/threads/step_tasks.h"
 #include "cpu/threads/teams.h"
 #include "noprop.h"
 
-namespace noprop {
-
-extern const Isa k_avx512bf16, k_avx512, k_avx2, k_neon, k_baseline;
+using namespace noprop;
 
 namespace {
-
-#if defined(__x86_64__)
-const Isa* const kIsas[] = {&k_avx512bf16, &k_avx512, &k_avx2, &k_baseline};  // best first
-#elif defined(__aarch64__)
-const Isa* const kIsas[] = {&k_neon};
-#else
-const Isa* const kIsas[] = {&k_baseline};
-#endif
-constexpr int32_t kNumIsas = sizeof kIsas / sizeof kIsas[0];
-
-bool runs_here([[maybe_unused]] const Isa& isa) {
-#if defined(__x86_64__)
-  if (std::strncmp(isa.name, "avx512", 6) == 0)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           (std::strcmp(isa.name, "avx512bf16") != 0 || __builtin_cpu_supports("avx512bf16"));
-  if (std::strcmp(isa.name, "avx2") == 0)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-  return true;  // every processor of this architecture has the others
-}
-
-int32_t best_isa() {
-  for (int32_t i = 0; i < kNumIsas; ++i)
-    if (runs_here(*kIsas[i])) return i;
-  return kNumIsas - 1;
-}
-
-std::atomic<int32_t> used_isa{-1};
-
-int32_t isa_index() {
-  int32_t i = used_isa.load();
-  if (i < 0) used_isa.store(i = best_isa());
-  return i;
-}
-
-const Isa& isa() { return *kIsas[isa_index()]; }
 
 // whether an array of addresses, or null, has one
 bool has_any(float* const* addresses, int32_t count) {
@@ -82,12 +40,6 @@ NopropResult run_rows(int64_t n, int64_t B, int64_t rows, int64_t bytes, Host& h
 
 }  // namespace
 
-const Isa& present_isa() { return isa(); }
-
-}  // namespace noprop
-
-using namespace noprop;
-
 extern "C" {
 
 NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noise,
@@ -101,7 +53,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, K, n, B, M); bad.status) return bad;
-  const Schedule schedule = choose_schedule(isa(), plan, inputs, n, B, K);
+  const Schedule schedule = choose_schedule(present_isa(), plan, inputs, n, B, K);
   const auto packs = [&](int32_t j) {
     return j != plan.z && schedule.packs && is_shared(inputs[j], n);
   };
@@ -112,7 +64,7 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
     NopropResult bad = check_indices(input.indices, gathered, input.rows);
     // where a slice has one task, rows are checked as they are packed, before its first step
     if (!bad.status && !(packs(j) && schedule.steps == K))
-      bad = check_input(isa(), input, j, plan.input_widths[j], K, n, B, host);
+      bad = check_input(present_isa(), input, j, plan.input_widths[j], K, n, B, host);
     if (bad.status) return bad;
   }
   const int32_t size = team_size(plan, n, B, host.threads());
@@ -122,23 +74,16 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
                      .radial = objective->head == NOPROP_RADIAL,
                      .embedding_grad = out->d_W_embed != nullptr};
   for (int32_t j = 0; j < plan.num_inputs; ++j) needs.loads_inputs |= j != plan.z && !packs(j);
-  const int64_t bytes = isa().train_bytes(&plan, B, embedding->D, needs, size);
+  const int64_t bytes = present_isa().train_bytes(&plan, B, embedding->D, needs, size);
 
-  struct Poll {
-    Host* host;
-    int32_t worker;
-  };
-  const auto go_on = [](void* data) {
-    auto* poll = static_cast<Poll*>(data);
-    return poll->host->go_on(poll->worker);
-  };
   bool ran = true;
   for (int64_t first = 0; ran && first < K && !host.stopped(); first += schedule.steps) {
     const int64_t last = std::min(first + schedule.steps, K);
     char* packed[kMaxResults] = {};
     for (int32_t j = 0; j < plan.num_inputs; ++j) {
       if (!packs(j)) continue;
-      if (const auto bad = pack_input(packed[j], isa(), plan, inputs[j], j, B, first, last, host))
+      if (const auto bad =
+              pack_input(packed[j], present_isa(), plan, inputs[j], j, B, first, last, host))
         return {bad, 0, j};
     }
     const int64_t alone = size > 1 ? last - first : steps_a_task(n, last - first, host.threads());
@@ -164,11 +109,11 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
           .k_packed = first,
           .needs = needs,
           .out = out,
-          .go_on = go_on,
+          .go_on = Poll::go_on,
           .host = &poll,
           .team = team,
       };
-      isa().train_slice(task, steps.slice, worker.workspace);
+      present_isa().train_slice(task, steps.slice, worker.workspace);
       tasks.finish(steps);
     };
     ran = run_teams(tasks.count(), size, bytes, host, run);
@@ -184,7 +129,7 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
   if (host.status()) return host.result(false);
   if (const auto bad = check_labels(*y, 1, n, B, M); bad.status) return bad;
   const int64_t most = y->indices ? B : rows_a_task(n, B, embedding->D, host.threads());
-  const int64_t bytes = isa().noise_bytes(std::min(most, B), embedding->D);
+  const int64_t bytes = present_isa().noise_bytes(std::min(most, B), embedding->D);
   return run_rows(n, B, most, bytes, host,
                   [&](int64_t i, int64_t first, int64_t rows, char* workspace) {
                     const NoiseTask task = {
@@ -200,7 +145,7 @@ NopropResult noprop_add_noise_cpu(float* z, float* eps, const int64_t* seeds,
                         .B = B,
                         .M = M,
                     };
-                    isa().noise_slice(task, i, workspace);
+                    present_isa().noise_slice(task, i, workspace);
                   });
 }
 
@@ -211,7 +156,7 @@ NopropResult noprop_draw_times_cpu(double* t, const int64_t* seeds, const Noprop
   if (host.status()) return host.result(false);
   return host.result(run_tasks(K, 0, host, [&](int64_t k, const Worker&) {
     for (int64_t i = 0; i < n; ++i)
-      isa().draw_times(t + (k * n + i) * B, seeds, *noise, k, i, B, strata);
+      present_isa().draw_times(t + (k * n + i) * B, seeds, *noise, k, i, B, strata);
   }));
 }
 
@@ -223,25 +168,25 @@ NopropResult noprop_embed_times_cpu(float* out, const double* t, int64_t count,
   if (host.status()) return host.result(false);
   const auto run = [&](int64_t task, const Worker&) {
     const int64_t first = task * kRows;
-    isa().embed_times(out + first * 2 * n, t + first, std::min(kRows, count - first), frequencies,
-                      n);
+    present_isa().embed_times(out + first * 2 * n, t + first, std::min(kRows, count - first),
+                              frequencies, n);
   };
   return host.result(run_tasks((count + kRows - 1) / kRows, 0, host, run));
 }
 
 int64_t noprop_saved_bytes_cpu(const NopropPlan* plan, int64_t B) {
-  return isa().saved_bytes(plan, B);
+  return present_isa().saved_bytes(plan, B);
 }
 
 int64_t noprop_workspace_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, int64_t D,
                                    int64_t K) {
-  const StepNeeds needs = {.loads_inputs = packed_bytes(isa(), *plan, n, B, K) == 0,
+  const StepNeeds needs = {.loads_inputs = packed_bytes(present_isa(), *plan, n, B, K) == 0,
                            .input_gradients = false};
-  return isa().train_bytes(plan, B, D, needs, 1);
+  return present_isa().train_bytes(plan, B, D, needs, 1);
 }
 
 int64_t noprop_packed_bytes_cpu(const NopropPlan* plan, int64_t n, int64_t B, int64_t K) {
-  return packed_bytes(isa(), *plan, n, B, K);
+  return packed_bytes(present_isa(), *plan, n, B, K);
 }
 
 NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* slices,
@@ -253,12 +198,12 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
   // batch
   const int64_t piece = training || saved ? B : 256;
   const int64_t pieces = (B + piece - 1) / piece;
-  const int64_t slice_bytes = isa().saved_bytes(&plan, B);
+  const int64_t slice_bytes = present_isa().saved_bytes(&plan, B);
   Host host(*caller, slices, training != 0);
   if (host.status()) return host.result(false);
   const int64_t count = slices->n * pieces, most_rows = std::min(piece, B);
   const int32_t size = parts_team_size(plan, count, most_rows, host.threads());
-  const int64_t bytes = isa().forward_bytes(&plan, most_rows, saved != nullptr, size);
+  const int64_t bytes = present_isa().forward_bytes(&plan, most_rows, saved != nullptr, size);
   const auto run = [&](int64_t task, const Team& team, const Worker& worker) {
     const int64_t i = task / pieces, first = task % pieces * piece;
     const ForwardTask job = {
@@ -274,7 +219,7 @@ NopropResult noprop_forward_cpu(float* logits, void* saved, const NopropSlices* 
         .training = training != 0,
         .team = team,
     };
-    isa().forward_slice(job, i, worker.workspace);
+    present_isa().forward_slice(job, i, worker.workspace);
   };
   return host.result(run_teams(count, size, bytes, host, run));
 }
@@ -290,7 +235,7 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
   // the loss is a sum over all rows, in their order
   const bool whole = loss || y->indices;
   const int64_t most = whole ? B : rows_a_task(n, B, M + embedding->D, host.threads());
-  const int64_t bytes = isa().head_bytes(std::min(most, B), M, embedding->D);
+  const int64_t bytes = present_isa().head_bytes(std::min(most, B), M, embedding->D);
   return run_rows(n, B, most, bytes, host,
                   [&](int64_t i, int64_t first, int64_t rows, char* workspace) {
                     const HeadTask task = {
@@ -308,7 +253,7 @@ NopropResult noprop_head_cpu(float* loss, float* error, float* d_logits, float* 
                         .B = B,
                         .M = M,
                     };
-                    isa().head_slice(task, i, workspace);
+                    present_isa().head_slice(task, i, workspace);
                   });
 }
 
@@ -316,7 +261,7 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
                                  const float* d_logits, float* const* d_inputs,
                                  const NopropUpdateRule* rule, uint8_t* applied, int64_t B,
                                  int32_t training, const NopropHost* caller) {
-  const int64_t slice_bytes = isa().saved_bytes(slices->plan, B);
+  const int64_t slice_bytes = present_isa().saved_bytes(slices->plan, B);
   Host host(*caller, slices, rule->kind != NOPROP_NONE);
   if (host.status()) return host.result(false);
   const int32_t size = parts_team_size(*slices->plan, slices->n, B, host.threads());
@@ -334,9 +279,9 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
         .input_gradients = input_gradients,
         .team = team,
     };
-    isa().backward_slice(task, i, worker.workspace);
+    present_isa().backward_slice(task, i, worker.workspace);
   };
-  const int64_t bytes = isa().backward_bytes(slices->plan, B, input_gradients, size);
+  const int64_t bytes = present_isa().backward_bytes(slices->plan, B, input_gradients, size);
   return host.result(run_teams(slices->n, size, bytes, host, run));
 }
 
@@ -347,7 +292,7 @@ NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
   const int32_t size = update_team_size(*slices->plan, slices->n, host.threads());
   const bool ran =
       run_teams(slices->n, size, 0, host, [&](int64_t i, const Team& team, const Worker&) {
-        if (apply[i]) isa().update_slice(*slices, i, *rule, team);
+        if (apply[i]) present_isa().update_slice(*slices, i, *rule, team);
       });
   for (int64_t i = 0; ran && i < slices->n; ++i)
     if (apply[i]) slices->updates[slices->index[i]] += 1;
@@ -388,14 +333,6 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
   const int32_t size = crew_size(work.an_evaluation, count, most_rows, host.threads());
   std::vector<Crew> crews(static_cast<size_t>(size > 1 ? count : 0),
                           Crew{.size = size, .yield = [] { sched_yield(); }});
-  struct Poll {
-    Host* host;
-    int32_t worker;
-  };
-  const auto go_on = [](void* data) {
-    auto* poll = static_cast<Poll*>(data);
-    return poll->host->go_on(poll->worker);
-  };
   const auto run = [&](int64_t at, const Team& team, const Worker& worker) {
     // a member of a crew does not stop early, since the others wait for it
     if (!host.go_on(worker.id) && team.size == 1) return;
@@ -409,12 +346,12 @@ NopropResult noprop_predict_cpu(float* logits, float* u_hat, float* z, const Nop
         .last_sample = std::min(sample + samples, S),
         .first_row = first,
         .rows = std::min(kRows, B - first),
-        .go_on = go_on,
+        .go_on = Poll::go_on,
         .host = &poll,
     };
-    isa().predict_rows(task, part, crew, worker.workspace);
+    present_isa().predict_rows(task, part, crew, worker.workspace);
   };
-  const int64_t bytes = isa().predict_bytes(task, most_rows, samples, size);
+  const int64_t bytes = present_isa().predict_bytes(task, most_rows, samples, size);
   return host.result(run_teams(count, size, bytes, host, run));
 }
 
@@ -424,33 +361,6 @@ int32_t noprop_team_size_cpu(const NopropPlan* plan, int64_t n, int64_t B, int32
 
 int32_t noprop_crew_size_cpu(const NopropPlan* plan, int64_t chains, int64_t B, int32_t threads) {
   return crew_size(*plan, chains, B, threads);
-}
-
-int32_t noprop_num_isas(void) { return kNumIsas; }
-const char* noprop_isa_name(int32_t i) { return kIsas[i]->name; }
-int32_t noprop_isa_runs(int32_t i) { return runs_here(*kIsas[i]); }
-int32_t noprop_isa_used(void) { return isa_index(); }
-
-int32_t noprop_set_isa(const char* name) {
-  for (int32_t i = 0; i < kNumIsas; ++i)
-    if (runs_here(*kIsas[i]) && (name == nullptr || std::strcmp(kIsas[i]->name, name) == 0)) {
-      used_isa.store(i);
-      return 1;
-    }
-  return 0;
-}
-
-int32_t noprop_processors(void) { return available_processors(); }
-int32_t noprop_threads(int32_t wanted) { return granted_threads(wanted); }
-
-double noprop_fma_gflop(int32_t threads, int64_t rounds) {
-  const NopropHost quiet = {threads, nullptr, nullptr, nullptr};
-  Host host(quiet, nullptr, false);
-  std::vector<double> done(static_cast<size_t>(threads));
-  run_tasks(threads, 0, host, [&](int64_t i, const Worker&) {
-    done[static_cast<size_t>(i)] = isa().fma_gflop(rounds);
-  });
-  return std::accumulate(done.begin(), done.end(), 0.0);
 }
 
 }  // extern "C"

@@ -56,6 +56,17 @@ class Host {
   friend class Pool;
 };
 
+// A host and who asks it, as tasks poll between steps.
+struct Poll {
+  Host* host;
+  int32_t worker;
+
+  static bool go_on(void* data) {
+    const auto* poll = static_cast<Poll*>(data);
+    return poll->host->go_on(poll->worker);
+  }
+};
+
 // Thrown by go_on in a child process that a signal handler forked: it has none of the threads that
 // its copy of the call needs. The pool catches it.
 struct Forked {};
