@@ -1,7 +1,7 @@
 """Options of several commands, and the names that they accept."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +39,17 @@ def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
         raise typer.BadParameter(
             f"{value!r} is not available, there is: {', '.join(known)}", param_hint=option
         )
+
+
+def choice(known: tuple[str, ...], help: str, **more: Any) -> Any:
+    """An option of these names alone, which stand in its help in the place of {}."""
+
+    def check(param: typer.CallbackParam, value: str | list[str] | None) -> str | list[str] | None:
+        for each in [value] if isinstance(value, str) else value or ():
+            one_of(param.opts[0], each, known)
+        return value
+
+    return typer.Option(help=help.format(names(known)), callback=check, **more)
 
 
 def names(known: tuple[str, ...]) -> str:

@@ -27,23 +27,7 @@ from ..signals import Interrupted, asked_to_stop, status
 from ..training import NotFinite
 from . import common, dry_run, engines
 from .guard import fail
-from .options import (
-    AUGMENTATIONS,
-    EMBEDDINGS,
-    HEADS,
-    INITIAL,
-    LOGS,
-    LR_SCHEDULES,
-    NONFINITE,
-    OPTIMIZERS,
-    ORDERS,
-    PRECISIONS,
-    PRESETS,
-    SAMPLERS,
-    SCHEDULES,
-    VARIANTS,
-    one_of,
-)
+from .options import LOGS, one_of
 
 with train_extra():
     from rich.console import Console
@@ -105,32 +89,13 @@ def check(options: SimpleNamespace) -> None:
     """
     if not own.is_own(options.data):
         one_of("--data", options.data, (*data.NAMES, *own.KINDS, "or a folder"))
-    one_of("--variant", options.variant, VARIANTS)
-    one_of("--preset", options.preset, PRESETS)
-    one_of("--embedding", options.embedding, EMBEDDINGS)
-    one_of("--head", options.head, HEADS)
-    one_of("--optimizer", options.optimizer, OPTIMIZERS)
-    for option, value, known in (
-        ("--sampler", options.sampler, SAMPLERS),
-        ("--schedule", options.schedule, SCHEDULES),
-        ("--embed-init", options.embed_init, INITIAL),
-        ("--order", options.order, ORDERS),
-    ):
-        if value is not None:
-            one_of(option, value, known)
     if options.weight is not None:
         try:
             variants.parse_weight(options.weight)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--weight") from error
-    one_of("--lr-schedule", options.lr_schedule, LR_SCHEDULES)
-    one_of("--augment", options.augment, AUGMENTATIONS)
-    one_of("--precision", options.precision, PRECISIONS)
     for kind in options.log or ():
-        one_of("--log", kind, LOGS)
         LOGGERS[kind](Path())  # raises where its package is missing, before anything is written
-    if options.on_nonfinite is not None:
-        one_of("--on-nonfinite", options.on_nonfinite, NONFINITE)
     if options.seeds is not None:
         if common.on_command_line(options, "seed"):
             raise typer.BadParameter("--seeds has all seeds: leave --seed away")

@@ -15,6 +15,7 @@ from .options import (
     HEADS,
     INITIAL,
     LOGS,
+    LR_SCHEDULES,
     NONFINITE,
     OPTIMIZERS,
     ORDERS,
@@ -29,6 +30,7 @@ from .options import (
     Labels,
     OnDevice,
     Threads,
+    choice,
     names,
     path,
 )
@@ -46,21 +48,22 @@ def train(
     labels: Labels = None,
     data_dir: DataDir = None,
     variant: Annotated[
-        str,
-        typer.Option(help=f"{names(VARIANTS)} dt has T blocks, ct and fm one block of all t."),
+        str, choice(VARIANTS, "{} dt has T blocks, ct and fm one block of all t.")
     ] = "dt",
     preset: Annotated[
         str,
-        typer.Option(
-            help=f"{names(PRESETS)} paper: the paper's convolutions, for images, and its settings "
-            "for --data (table 4) where an option does not give others."
+        choice(
+            PRESETS,
+            "{} paper: the paper's convolutions, for images, and its settings for --data (table 4) "
+            "where an option does not give others.",
         ),
     ] = "mlp",
     embedding: Annotated[
         str,
-        typer.Option(
-            help=f"Of labels. {names(EMBEDDINGS)} learned, and prototype, which begins as a "
-            "training row of each class, are trained with the blocks."
+        choice(
+            EMBEDDINGS,
+            "Of labels. {} learned, and prototype, which begins as a training row of each class, "
+            "are trained with the blocks.",
         ),
     ] = "one-hot",
     embed_dim: Annotated[
@@ -68,9 +71,10 @@ def train(
     ] = None,
     embed_init: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of learned embeddings. {names(INITIAL)} Default: orthogonal, which is normal "
-            "where there are more classes than dimensions."
+        choice(
+            INITIAL,
+            "Of learned embeddings. {} Default: orthogonal, which is normal where there are more "
+            "classes than dimensions.",
         ),
     ] = None,
     embed_scale: Annotated[
@@ -86,15 +90,14 @@ def train(
     ] = None,
     order: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of dt's blocks where embeddings are learned. {names(ORDERS)} Default: paper."
-        ),
+        choice(ORDERS, "Of dt's blocks where embeddings are learned. {} Default: paper."),
     ] = None,
     head: Annotated[
         str,
-        typer.Option(
-            help=f"What the paper's protocol reads. {names(HEADS)} paper: softmax, as in its "
-            "tables. Default: softmax where embeddings or gamma are learned, else none."
+        choice(
+            HEADS,
+            "What the paper's protocol reads. {} paper: softmax, as in its tables. Default: "
+            "softmax where embeddings or gamma are learned, else none.",
         ),
     ] = "none",
     head_sigma: Annotated[
@@ -111,12 +114,11 @@ def train(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     optimizer: Annotated[
-        str,
-        typer.Option(help=f"{names(OPTIMIZERS)} Weight decay of adam is part of the gradient."),
+        str, choice(OPTIMIZERS, "{} Weight decay of adam is part of the gradient.")
     ] = "adamw",
     lr: Annotated[float, typer.Option(min=0, help="Learning rate of the optimizer.")] = LR,
     lr_schedule: Annotated[
-        str, typer.Option(help="cosine, to 0 over all epochs, or constant, as in the paper.")
+        str, choice(LR_SCHEDULES, "cosine, to 0 over all epochs, or constant, as in the paper.")
     ] = "cosine",
     weight_decay: Annotated[
         float | None,
@@ -147,9 +149,10 @@ def train(
     ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of ct: gamma between its ends. {names(SCHEDULES)} Default: linear. learned: a "
-            "network of t and both ends are trained with the block."
+        choice(
+            SCHEDULES,
+            "Of ct: gamma between its ends. {} Default: linear. learned: a network of t and both "
+            "ends are trained with the block.",
         ),
     ] = None,
     gamma_hidden: Annotated[
@@ -171,9 +174,9 @@ def train(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of ct and fm. {names(SAMPLERS)} Default: ancestral of ct (without noise ddim), "
-            "euler of fm."
+        choice(
+            SAMPLERS,
+            "Of ct and fm. {} Default: ancestral of ct (without noise ddim), euler of fm.",
         ),
     ] = None,
     steps: Annotated[
@@ -195,14 +198,13 @@ def train(
     val_fraction: Annotated[
         float, typer.Option(min=0, max=0.9, help="Share of training rows held out.")
     ] = 0.0,
-    precision: Annotated[
-        str, typer.Option(help=f"Of the products' operands. {names(PRECISIONS)}")
-    ] = "float32",
+    precision: Annotated[str, choice(PRECISIONS, "Of the products' operands. {}")] = "float32",
     augment: Annotated[
         str,
-        typer.Option(
-            help=f"Of training images. {names(AUGMENTATIONS)} crop-flip: shifted by up to 4 "
-            "pixels, mirrored half of the time."
+        choice(
+            AUGMENTATIONS,
+            "Of training images. {} crop-flip: shifted by up to 4 pixels, mirrored half of the "
+            "time.",
         ),
     ] = "none",
     threads: Threads = None,
@@ -272,17 +274,18 @@ def train(
     ] = 30.0,
     on_nonfinite: Annotated[
         str | None,
-        typer.Option(
-            help=f"What to do where a loss is NaN or infinite. {names(NONFINITE)} Default: stop, "
-            "of --seeds skip."
+        choice(
+            NONFINITE,
+            "What to do where a loss is NaN or infinite. {} Default: stop, of --seeds skip.",
         ),
     ] = None,
     log: Annotated[
         list[str] | None,
-        typer.Option(
+        choice(
+            LOGS,
+            "Write losses and figures of steps and epochs into logs in the run's folder. {} It may "
+            "be given twice; a resumed run goes on with its logs.",
             metavar="KIND",
-            help=f"Write losses and figures of steps and epochs into logs in the run's folder. "
-            f"{names(LOGS)} It may be given twice; a resumed run goes on with its logs.",
         ),
     ] = None,
     as_json: AsJson = False,
