@@ -34,6 +34,9 @@ WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the two key words after each round
 ROUNDS = 10
 CHUNK = 1 << 15  # counters per pass: 256 KiB an array, which stays in the cache
 
+# seeds, stream, site, draw, block, rows, columns: the arguments of `words`
+Address = tuple[Tensor, int, int, Tensor | int, Tensor | int, int, int]
+
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Philox4x32-10: four words for four counter words and two key words, all int64 below 2^32."""
@@ -120,18 +123,7 @@ def words(
     )
 
 
-def uniform(
-    seeds: Tensor,
-    stream: int,
-    site: int,
-    draw: Tensor | int,
-    block: Tensor | int,
-    rows: int,
-    columns: int,
-    *,
-    first_row: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def uniform(*address: *Address, first_row: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform numbers (r >> 8) * 2^-24 in [0, 1), one word each. Arguments as `words`.
 
     Returns:
@@ -139,7 +131,7 @@ def uniform(
     """
     return draw_numbers(
         lambda r: (r.flatten(-2) >> 8).double() * 2.0**-24,
-        *(seeds, stream, site, draw, block, rows, columns),
+        *address,
         first_row=first_row,
         dtype=dtype,
     )
@@ -163,28 +155,14 @@ def box_muller(r: Tensor) -> Tensor:
     return torch.stack([radius * sign * cos, radius * sign * sin], dim=-1).flatten(-2)
 
 
-def normal(
-    seeds: Tensor,
-    stream: int,
-    site: int,
-    draw: Tensor | int,
-    block: Tensor | int,
-    rows: int,
-    columns: int,
-    *,
-    first_row: int = 0,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def normal(*address: *Address, first_row: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers by Box-Muller, in float64 and rounded once. Arguments as `words`.
 
     Returns:
         (n, rows, columns) of `dtype`.
     """
     return draw_numbers(
-        lambda r: box_muller(r).flatten(-2),
-        *(seeds, stream, site, draw, block, rows, columns),
-        first_row=first_row,
-        dtype=dtype,
+        lambda r: box_muller(r).flatten(-2), *address, first_row=first_row, dtype=dtype
     )
 
 
