@@ -188,7 +188,7 @@ class DenoisingBlocks(training.TrainedStack):
         _, B = check_batch(self, op, x, y, len(index), training=self.training)
         row_weight = check_row_weight(op, row_weight, (B,), self.device)
         z, eps = training.add_noise(self, op, y, blocks)
-        t = training.times(self, op, len(y), blocks, 0, None) if self.goal.timed else None
+        t = self.times(len(y), blocks=blocks) if self.goal.timed else None
         logits = self.forward(x, z, t=t, blocks=blocks)
         return block_nodes.Loss.apply(self, index, y, eps, logits, row_weight)
 

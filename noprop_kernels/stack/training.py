@@ -21,13 +21,14 @@ from ..arguments.times import Blocks
 from ..backends.calls import AddNoiseCall
 from ..check import MOST_COUNT, check_positive, check_tensor
 from ..compiler.eager import eager_only
-from ..results import Gradients, Step
-from . import engine, gradients
+from ..results import Step
+from . import engine
 from .call_arguments import check_batch, check_draws_z, index_of, input_gradients
+from .gradients import GradientStack
 from .module import Stack
 
 
-class TrainedStack(Stack):
+class TrainedStack(GradientStack):
     """Blocks that are trained by NoProp's own losses, in calls of the kernels."""
 
     @eager_only
@@ -123,54 +124,6 @@ class TrainedStack(Stack):
         )
 
     @eager_only
-    def gradients(
-        self,
-        x: Inputs,
-        y: Tensor,
-        *,
-        blocks: Blocks = None,
-        step: int | None = None,
-        first_row: int = 0,
-        rows: int | None = None,
-        row_weight: Tensor | None = None,
-    ) -> Gradients:
-        """Gradients of one step's loss, or of a part of its batch; no state and no counter changes.
-
-        Args:
-            x, y, blocks: as in `train_step`.
-            step: the draw of the noise; None: each slice's own `draws`.
-            first_row: position of row 0 in the whole batch.
-            rows: rows of the whole batch, by which the loss is divided; None: B.
-            row_weight: (B,) float32, as of `train_step`.
-
-        Returns:
-            Gradients, which add over the parts of a batch; give them to `update`.
-
-        Raises:
-            ValueError: an argument does not fit.
-            BackendError: no backend can run it.
-        """
-        return gradients.gradients(self, x, y, blocks, step, first_row, rows, row_weight)
-
-    @eager_only
-    def update(self, grads: Gradients, *, lr: float | Tensor | None = None) -> Tensor:
-        """The second half of `train_step`: updates the slices of `grads`; `draws` advance by one.
-
-        A slice whose loss or gradient is not finite keeps its state, except `draws`.
-
-        Args:
-            grads: of this object, or of one of the same plan and slices.
-            lr: a number or (n,); None: the optimizer's.
-
-        Returns:
-            (n,) bool, the slices that were updated.
-
-        Raises:
-            ValueError: an argument does not fit, or optimizer=None.
-        """
-        return gradients.update(self, grads, lr)
-
-    @eager_only
     def add_noise(
         self, y: Tensor, *, blocks: Blocks = None, first_row: int = 0, rows: int | None = None
     ) -> Tensor:
@@ -206,7 +159,12 @@ class TrainedStack(Stack):
         Raises:
             ValueError: an argument does not fit, or the goal is a DT, which draws none.
         """
-        return times(self, "times", B, blocks, first_row, rows)
+        op = "times"
+        index = index_of(self, op, blocks)
+        if not self.layout.goal.timed:
+            raise ValueError(f"{op}: goal must be a CT or FM, which draw t, got {self.goal}")
+        B = check_positive(op, "B", B, MOST_COUNT)
+        return engine.next_times(self, index, B, check_row(op, first_row, B), check_whole(op, rows))
 
 
 def train_step(
@@ -293,14 +251,3 @@ def add_noise(
         )
         engine.run(stack, "add_noise", call)
     return z, eps
-
-
-def times(
-    stack: Stack, op: str, B: int, blocks: Blocks, first_row: int, rows: int | None
-) -> Tensor:
-    """DenoisingBlocks.times."""
-    index = index_of(stack, op, blocks)
-    if not stack.layout.goal.timed:
-        raise ValueError(f"{op}: goal must be a CT or FM, which draw t, got {stack.goal}")
-    B = check_positive(op, "B", B, MOST_COUNT)
-    return engine.next_times(stack, index, B, check_row(op, first_row, B), check_whole(op, rows))
