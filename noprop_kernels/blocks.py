@@ -159,12 +159,7 @@ class DenoisingBlocks(training.TrainedStack):
 
     @eager_only
     def loss(
-        self,
-        x: Inputs,
-        y: Tensor,
-        *,
-        blocks: Blocks = None,
-        row_weight: Tensor | None = None,
+        self, x: Inputs, y: Tensor, *, blocks: Blocks = None, row_weight: Tensor | None = None
     ) -> Tensor:
         """loss = sum over rows of weight * |u_hat - u_y|^2 / B, differentiable in parameters and x.
 

@@ -301,19 +301,8 @@ def head_step(
     if levels_grad:
         out.d_W_embed = engine.empty(head, len(head), head.M, head.D)
         out.d_signal, out.d_noise = torch.empty_like(out.error), torch.empty_like(out.error)
-    engine.train(
-        head,
-        op,
-        index=index,
-        block=head._noise_block(op, t, 1),
-        inputs={},
-        y=y.contiguous().expand(1, len(head), B),
-        B=B,
-        rule=rule,
-        out=out,
-        given=None if last is None else (None, last),
-        row_weight=None if row_weight is None else row_weight.expand(1, len(head), B),
-    )
+    block, given = head._noise_block(op, t, 1), None if last is None else (None, last)
+    engine.step(head, op, index, block, {}, y, B, out, row_weight, rule=rule, given=given)
     return Step(
         out.loss[0],
         out.error,

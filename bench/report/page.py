@@ -60,14 +60,8 @@ SECTIONS = (
     ("How a step grows with T, B and H, the rest as in `small`:", scaling_rows),
     ("Beside a process that keeps one core busy:", neighbour_rows),
     ("The whole job:", job_rows),
-    (
-        "Accuracy on the test rows by what a block is trained for (`bench local`):",
-        local_rows,
-    ),
-    (
-        "Small data, means of seeds, ours (logistic regression's) (`bench grid`):",
-        grid_rows,
-    ),
+    ("Accuracy on the test rows by what a block is trained for (`bench local`):", local_rows),
+    ("Small data, means of seeds, ours (logistic regression's) (`bench grid`):", grid_rows),
     (
         "scikit-learn's classifiers by their defaults, means of seeds, the best with a star "
         "(`bench estimator`):",

@@ -243,10 +243,7 @@ def check_rows(stack: Stack, op: str, argument: str, B: int) -> None:
 
 
 def new_out(stack: Stack, K: int, n: int) -> TrainOut:
-    return TrainOut(
-        loss=empty(stack, K, n),
-        applied=empty(stack, K, n, dtype=torch.bool),
-    )
+    return TrainOut(loss=empty(stack, K, n), applied=empty(stack, K, n, dtype=torch.bool))
 
 
 def train(
@@ -300,6 +297,7 @@ def step(
     stack: Stack,
     op: str,
     index: Tensor,
+    block: Tensor,
     inputs: Mapping[str, Tensor],
     y: Tensor,
     B: int,
@@ -311,7 +309,7 @@ def step(
     `train`.
     """
     inputs = {name: packed(value)[None] for name, value in inputs.items()}
-    y, block = y.contiguous().expand(1, len(index), B), blocks_of(stack, index, 1)
+    y = y.contiguous().expand(1, len(index), B)
     options["row_weight"] = None if row_weight is None else row_weight.expand(1, len(index), B)
     train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, out=out, **options)
 

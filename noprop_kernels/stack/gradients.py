@@ -65,13 +65,13 @@ class GradientStack(Stack):
         draw = None
         if step is not None:
             draw = self.draws.new_full((1, len(index)), check_count(op, "step", step))
-        n = len(index)
+        n, block = len(index), engine.blocks_of(self, index, 1)
         out = engine.new_out(self, 1, n)
         out.error = engine.empty(self, n, B)
         out.grads = {name: engine.empty(self, n, *s) for name, s in self.plan.parameters().items()}
         out.stats = {name: engine.empty(self, n, *s) for name, s in self.plan.statistics().items()}
         address: dict[str, Any] = {"draw": draw, "first_row": first_row, "rows": rows}
-        engine.step(self, op, index, inputs, y, B, out, row_weight, rule=None, **address)
+        engine.step(self, op, index, block, inputs, y, B, out, row_weight, rule=None, **address)
         return Gradients(
             out.grads, out.loss[0], out.error, out.applied[0], index.clone(), rows, out.stats
         )

@@ -2,19 +2,11 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..arguments.batches import (
-    Inputs,
-    Normalize,
-    check_labels,
-    flat,
-    gather_inputs,
-    refuse_graph,
-)
+from ..arguments.batches import Inputs, Normalize, check_labels, flat, gather_inputs, refuse_graph
 from ..arguments.row_weights import check_row_weight, in_steps
 from ..arguments.scalars import check_row, check_whole
 from ..arguments.times import Blocks
@@ -202,8 +194,8 @@ def train_step(
         out.d_W_embed = empty(n, stack.M, stack.D)
         if z is None:
             out.d_signal, out.d_noise = empty(n, B), empty(n, B)
-    options: dict[str, Any] = {"z": z, "rule": rule, "given": given}
-    engine.step(stack, op, index, inputs, y, B, out, row_weight, **options)
+    block, options = engine.blocks_of(stack, index, 1), {"z": z, "rule": rule, "given": given}
+    engine.step(stack, op, index, block, inputs, y, B, out, row_weight, **options)
     return Step(
         out.loss[0],
         out.error,

@@ -194,12 +194,7 @@ class Inference:
         return self.inputs or InputFormat.of(x, "predict")
 
     def predict_paper(
-        self,
-        x: Any,
-        samples: int = 5,
-        seed: int | None = None,
-        *,
-        replica: int | None = None,
+        self, x: Any, samples: int = 5, seed: int | None = None, *, replica: int | None = None
     ) -> Tensor:
         """The head's logits of the last z by the paper's protocol, from z_0 ~ N(0, I), S times.
 

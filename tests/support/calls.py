@@ -248,10 +248,7 @@ def make_train_call(
     else:
         y = torch.randint(M, (K, 1, B), generator=generator).expand(K, n, B)
 
-    out = TrainOut(
-        loss=poison(K, n),
-        applied=torch.randint(2, (K, n), generator=generator).bool(),
-    )
+    out = TrainOut(loss=poison(K, n), applied=torch.randint(2, (K, n), generator=generator).bool())
     if extras:
         out.error = poison(n, B)
         out.d_inputs = {

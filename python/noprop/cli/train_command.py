@@ -175,8 +175,7 @@ def train(
     sampler: Annotated[
         str | None,
         choice(
-            SAMPLERS,
-            "Of ct and fm. {} Default: ancestral of ct (without noise ddim), euler of fm.",
+            SAMPLERS, "Of ct and fm. {} Default: ancestral of ct (without noise ddim), euler of fm."
         ),
     ] = None,
     steps: Annotated[
@@ -266,8 +265,7 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", parser=path, help="Go on with a run, bit for bit."),
+        Path | None, typer.Option(metavar="RUN", parser=path, help="Go on with a run, bit for bit.")
     ] = None,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Save so often; what is newer a crash loses.")
