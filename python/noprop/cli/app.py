@@ -22,6 +22,7 @@ from .options import (
     Replica,
     RunArgument,
     Threads,
+    at,
     names,
     path,
 )
@@ -84,10 +85,7 @@ def report(
     folder: RunArgument,
     data: DataAgain = None,
     labels: Labels = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", parser=path, help="Default: report.html in the run's folder."),
-    ] = None,
+    out: Annotated[Path | None, at("FILE", "Default: report.html in the run's folder.")] = None,
     samples: Annotated[
         int | None,
         typer.Option(
@@ -110,9 +108,7 @@ def predict(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", parser=path, help="Rows like the training data's.")
     ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", parser=path, help="Default: stdout.")
-    ] = None,
+    out: Annotated[Path | None, at("FILE", "Default: stdout.")] = None,
     format: Annotated[
         str | None, typer.Option(help=f"{names(FORMATS)} Default: by --out's ending, else csv.")
     ] = None,
@@ -128,11 +124,8 @@ def predict(
 @app.command()
 def export(
     folder: RunArgument,
-    onnx: Annotated[Path | None, typer.Option(metavar="FILE", parser=path)] = None,
-    torch: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", parser=path, help="For torch.export.load, without noprop."),
-    ] = None,
+    onnx: Annotated[Path | None, at("FILE")] = None,
+    torch: Annotated[Path | None, at("FILE", "For torch.export.load, without noprop.")] = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -148,9 +141,7 @@ def export(
 @app.command()
 def split(
     folder: RunArgument,
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the new run.")
-    ],
+    out: Annotated[Path, at("FOLDER", "Folder of the new run.")],
     replica: Replica = None,
 ) -> None:
     """Make one of a run's several models a run of its own, as if it had been trained alone."""
@@ -162,9 +153,7 @@ def merge(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN...", parser=path, help="Folders of the runs.")
     ],
-    out: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=path, help="Folder of the new run.")
-    ],
+    out: Annotated[Path, at("FOLDER", "Folder of the new run.")],
     as_json: AsJson = False,
 ) -> None:
     """Make one run of several that have trained its units apart."""
@@ -209,10 +198,7 @@ def replace(
     fresh: Annotated[
         int | None, typer.Option(min=0, metavar="SEED", help="Train new ones with this seed.")
     ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="RUN", parser=path, help="Take those of another run."),
-    ] = None,
+    source: Annotated[Path | None, at("RUN", "Take those of another run.", "--from")] = None,
     data: DataAgain = None,
     labels: Labels = None,
     data_dir: DataDir = None,
@@ -233,11 +219,7 @@ def info(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            parser=path,
-            help="Draw the run's learned schedule after several epochs: .svg, .png or .pdf.",
-        ),
+        at("FILE", "Draw the run's learned schedule after several epochs: .svg, .png or .pdf."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

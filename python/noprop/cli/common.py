@@ -24,6 +24,7 @@ from ..model import Model
 from ..runs import Run
 from ..settings import Settings
 from ..units import Units
+from .options import refused
 
 with train_extra():
     from rich.console import Console
@@ -48,14 +49,10 @@ def place_of(
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.backend is not None:
-        try:
+        with refused():
             dispatch.check_name("--backend", options.backend)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
-    try:
+    with refused("--device"):
         return pick_device(options.device, options.backend, plan, sampled=sampled, head=head)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--device") from error
 
 
 def placed(options: SimpleNamespace, model: Model) -> Device:
@@ -99,10 +96,8 @@ def parsed_units(option: str, text: str) -> Units:
     Raises:
         typer.BadParameter: these are no units.
     """
-    try:
+    with refused(option):
         return Units.parse(text)
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def check_units(option: str, units: Units, settings: Settings) -> None:
@@ -110,10 +105,8 @@ def check_units(option: str, units: Units, settings: Settings) -> None:
     Raises:
         typer.BadParameter: a run of these settings has no such units, or cannot train them apart.
     """
-    try:
+    with refused(option):
         apart.check_units(settings, units)
-    except InputError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def chosen_of(options: SimpleNamespace) -> dict[str, Any]:
@@ -198,10 +191,8 @@ def built(
     units: Units | None,
 ) -> Model:
     """As `building.build`, with its ValueError as a typer.BadParameter."""
-    try:
+    with refused():
         return build(settings, content, split, backend, units)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def absolute(name: str) -> str:

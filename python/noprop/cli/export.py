@@ -12,6 +12,7 @@ from ..errors import extra, notice
 from ..files import atomic_file
 from ..model import Model
 from . import common
+from .options import refused
 
 EXAMPLE_ROWS = 2  # torch.export treats a size of 1 as a constant
 
@@ -24,10 +25,8 @@ def run(options: SimpleNamespace) -> None:
     replica = common.check_replica(options.replica, trained.seeds, options.folder)
     if trained.replicas > 1:
         trained = trained.replica(replica)
-    try:
+    with refused("--steps"):
         module, x = trained.to_module(steps=options.steps), example(trained)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--steps") from error
     shapes = ({0: torch.export.Dim("B")},)
     if options.torch is not None:
         program = torch.export.export(module, (x,), dynamic_shapes=shapes)

@@ -1,5 +1,7 @@
 """Options of several commands, and the names that they accept."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +54,20 @@ def choice(known: tuple[str, ...], help: str, **more: Any) -> Any:
     return typer.Option(help=help.format(names(known)), callback=check, **more)
 
 
+def at(metavar: str, help: str | None = None, *names: str) -> Any:
+    """An option that is a path."""
+    return typer.Option(*names, metavar=metavar, parser=path, help=help)
+
+
+@contextmanager
+def refused(option: str | None = None) -> Iterator[None]:
+    """Wraps the use of an option's value, or of several: what does not fit is a usage error."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from error
+
+
 def names(known: tuple[str, ...]) -> str:
     return f"One of: {', '.join(known)}."
 
@@ -63,17 +79,9 @@ DataAgain = Annotated[
         "--data", metavar="DATA", help="Where the run's data are now, if they were moved."
     ),
 ]
-Labels = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", parser=path, help="File of the labels, where the rows have none."),
-]
+Labels = Annotated[Path | None, at("FILE", "File of the labels, where the rows have none.")]
 DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        parser=path,
-        help="Folder of the data files; default NOPROP_DATA, else a cache folder.",
-    ),
+    Path | None, at("FOLDER", "Folder of the data files; default NOPROP_DATA, else a cache folder.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads; default all.")]
 Backend = Annotated[str | None, typer.Option(help=f"Force a backend: {', '.join(BACKENDS)}.")]

@@ -27,7 +27,7 @@ from ..signals import Interrupted, asked_to_stop, status
 from ..training import NotFinite
 from . import common, dry_run, engines
 from .guard import fail
-from .options import LOGS, one_of
+from .options import LOGS, one_of, refused
 
 with train_extra():
     from rich.console import Console
@@ -90,19 +90,15 @@ def check(options: SimpleNamespace) -> None:
     if not own.is_own(options.data):
         one_of("--data", options.data, (*data.NAMES, *own.KINDS, "or a folder"))
     if options.weight is not None:
-        try:
+        with refused("--weight"):
             variants.parse_weight(options.weight)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--weight") from error
     for kind in options.log or ():
         LOGGERS[kind](Path())  # raises where its package is missing, before anything is written
     if options.seeds is not None:
         if common.on_command_line(options, "seed"):
             raise typer.BadParameter("--seeds has all seeds: leave --seed away")
-        try:
+        with refused("--seeds"):
             options.seed, options.seeds = None, seeds.parse(options.seeds)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--seeds") from error
     if options.resume is not None and options.out is not None:
         raise typer.BadParameter("--resume goes on in its own folder: leave --out away")
     if options.blocks is not None:

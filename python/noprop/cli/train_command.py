@@ -30,9 +30,9 @@ from .options import (
     Labels,
     OnDevice,
     Threads,
+    at,
     choice,
     names,
-    path,
 )
 
 
@@ -213,10 +213,7 @@ def train(
         int | None, typer.Option(min=1, help="That a GPU trains at once; fewer need less memory.")
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", parser=path, help="Folder of the run; default a new one in runs."
-        ),
+        Path | None, at("FOLDER", "Folder of the run; default a new one in runs.")
     ] = None,
     blocks: Annotated[
         str | None,
@@ -245,11 +242,7 @@ def train(
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            parser=path,
-            help="Where workers keep checkpoints, a folder that all reach; default in RUN.",
-        ),
+        at("FOLDER", "Where workers keep checkpoints, a folder that all reach; default in RUN."),
     ] = None,
     isa: Annotated[
         str | None,
@@ -264,9 +257,7 @@ def train(
             metavar="NAME=VALUE", help="An option of sbatch, like time=120; several times."
         ),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", parser=path, help="Go on with a run, bit for bit.")
-    ] = None,
+    resume: Annotated[Path | None, at("RUN", "Go on with a run, bit for bit.")] = None,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Save so often; what is newer a crash loses.")
     ] = 30.0,

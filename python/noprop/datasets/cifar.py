@@ -9,7 +9,6 @@ from torch import Tensor
 from ..errors import InputError
 from . import pickles
 
-CHANNELS = 3
 FEATURES = 3 * 32 * 32
 CIFAR10_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 CIFAR10_TEST = ("test_batch",)
