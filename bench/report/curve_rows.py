@@ -49,20 +49,11 @@ def curve_rows(lines: Iterable[Line]) -> Rows:
     """Header and rows of all cases."""
     rows: Rows = [
         (
-            "case",
-            "effective rows of weights, closed form (drawn)",
-            "of gradients, early, late",
-            "weight in t < .5, t > .9",
-            "squared gradients there, early",
-            "noise scale, early",
-            "off by strata",
-            "norm's deviation",
-            "error at t < .1",
-            "with noise",
-            "its ceiling",
-            "its last estimate",
-            "without noise",
-            "unsteady",
+            *("case", "effective rows of weights, closed form (drawn)"),
+            *("of gradients, early, late", "weight in t < .5, t > .9"),
+            *("squared gradients there, early", "noise scale, early", "off by strata"),
+            *("norm's deviation", "error at t < .1", "with noise", "its ceiling"),
+            *("its last estimate", "without noise", "unsteady"),
         )
     ]
     for line in timed(lines, "curves"):

@@ -164,20 +164,11 @@ def scaling_rows(lines: Iterable[Line]) -> Rows:
 
 def neighbour_rows(lines: Iterable[Line]) -> Rows:
     """Header and rows of `bench neighbour`'s lines."""
-    rows: Rows = [
-        (
-            *("shape", "contender", "K", "alone, ms", "beside it, ms"),
-            *("slowdown (20 to 80 %)", "ideal"),
-        )
-    ]
+    numbers = ("alone, ms", "beside it, ms", "slowdown (20 to 80 %)", "ideal")
+    rows: Rows = [("shape", "contender", "K", *numbers)]
     for (shape, _, K), group in groups(lines, "neighbour").items():
         for line in group:
-            rows.append(
-                (
-                    *(shape, line["contender"], str(K), milliseconds(line["ms_per_step"])),
-                    milliseconds(line["busy_ms_per_step"]),
-                    ranged(line, "slowdown"),
-                    f"{line['ideal_slowdown']:.2f}",
-                )
-            )
+            times = (milliseconds(line[name]) for name in ("ms_per_step", "busy_ms_per_step"))
+            slower = (ranged(line, "slowdown"), f"{line['ideal_slowdown']:.2f}")
+            rows.append((shape, line["contender"], str(K), *times, *slower))
     return rows

@@ -49,9 +49,8 @@ def local_rows(lines: Iterable[Line]) -> Rows:
             rows = rows or [
                 ("data", "loss of a block", *(f"t = {t + 1}" for t in range(len(values))))
             ]
-            rows.append(
-                (line["shape"], line["contender"] + text, *(f"{value:.2%}" for value in values))
-            )
+            cells = (f"{value:.2%}" for value in values)
+            rows.append((line["shape"], line["contender"] + text, *cells))
     return rows or [()]
 
 

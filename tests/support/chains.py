@@ -117,9 +117,7 @@ def make_chain_call(
         embedding=Embedding(randn(M, D), D),
         first_row=first_row,
         add_noise=add_noise,
-        logits=torch.empty(0),
-        u_hat=torch.empty(0),
-        z=torch.empty(0),
+        **dict.fromkeys(OUTPUTS, torch.empty(0)),
     )
     return poisoned(call, kept, S, R, B)
 
@@ -167,9 +165,7 @@ def make_predict_call(
         embedding=Embedding(None if one_hot else randn(M, D), D),
         first_row=first_row,
         add_noise=add_noise,
-        logits=torch.empty(0),
-        u_hat=torch.empty(0),
-        z=torch.empty(0),
+        **dict.fromkeys(OUTPUTS, torch.empty(0)),
     )
     return poisoned(call, kept, S, R, B)
 
