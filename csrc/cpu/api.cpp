@@ -27,17 +27,6 @@ bool has_any(float* const* addresses, int32_t count) {
   return false;
 }
 
-// Runs run(slice, first row, number of rows, workspace) for pieces of `rows` of each slice's B
-// rows, which are independent.
-template <class Run>
-NopropResult run_rows(int64_t n, int64_t B, int64_t rows, int64_t bytes, Host& host, Run run) {
-  const int64_t pieces = (B + rows - 1) / rows;
-  return host.result(run_tasks(n * pieces, bytes, host, [&](int64_t at, const Worker& worker) {
-    const int64_t first = at % pieces * rows;
-    run(at / pieces, first, std::min(rows, B - first), worker.workspace);
-  }));
-}
-
 }  // namespace
 
 extern "C" {

@@ -37,14 +37,12 @@ NopropResult noprop_levels_cpu(const NopropLevels* out, const NopropGamma* gamma
       .D = D,
       .B = B,
   };
-  const int64_t rows = part_of(B, B * gamma->hidden, 64), pieces = (B + rows - 1) / rows;
+  const int64_t most = part_of(B, B * gamma->hidden, 64);
   const int64_t bytes = present_isa().levels_bytes(gamma->hidden);
-  const auto run = [&](int64_t at, const Worker& worker) {
-    const int64_t first = at % pieces * rows;
-    present_isa().levels_rows(task, at / pieces, first, std::min(rows, B - first),
-                              worker.workspace);
+  const auto run = [&](int64_t r, int64_t first, int64_t rows, char* workspace) {
+    present_isa().levels_rows(task, r, first, rows, workspace);
   };
-  return host.result(run_tasks(gamma->R * pieces, bytes, host, run));
+  return run_rows(gamma->R, B, most, bytes, host, run);
 }
 
 NopropResult noprop_levels_gradient_cpu(const NopropGammaGrads* out, const NopropGamma* gamma,
@@ -66,14 +64,12 @@ NopropResult noprop_levels_gradient_cpu(const NopropGammaGrads* out, const Nopro
       .D = D,
       .B = B,
   };
-  const int64_t H = gamma->hidden, units = part_of(H, B * H, 128), pieces = (H + units - 1) / units;
-  const int64_t bytes = present_isa().levels_gradient_bytes(units, B);
-  const auto run = [&](int64_t at, const Worker& worker) {
-    const int64_t first = at % pieces * units;
-    present_isa().levels_gradient(task, at / pieces, first, std::min(units, H - first),
-                                  worker.workspace);
+  const int64_t H = gamma->hidden, most = part_of(H, B * H, 128);
+  const int64_t bytes = present_isa().levels_gradient_bytes(most, B);
+  const auto run = [&](int64_t r, int64_t first, int64_t units, char* workspace) {
+    present_isa().levels_gradient(task, r, first, units, workspace);
   };
-  return host.result(run_tasks(gamma->R * pieces, bytes, host, run));
+  return run_rows(gamma->R, H, most, bytes, host, run);
 }
 
 NopropResult noprop_update_shared_cpu(const NopropParam* params, const int64_t* counts,

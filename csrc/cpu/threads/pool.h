@@ -2,6 +2,7 @@
 // parked between calls and re-created after fork.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -20,6 +21,17 @@ struct Worker {
 // if the process was forked; host.result has the reason.
 bool run_tasks(int64_t count, int64_t bytes, Host& host,
                const std::function<void(int64_t task, const Worker&)>& run);
+
+// Runs run(slice, first row, number of rows, workspace) for pieces of `rows` of each of n slices' B
+// rows, which are independent.
+template <class Run>
+NopropResult run_rows(int64_t n, int64_t B, int64_t rows, int64_t bytes, Host& host, Run run) {
+  const int64_t pieces = (B + rows - 1) / rows;
+  return host.result(run_tasks(n * pieces, bytes, host, [&](int64_t at, const Worker& worker) {
+    const int64_t first = at % pieces * rows;
+    run(at / pieces, first, std::min(rows, B - first), worker.workspace);
+  }));
+}
 
 // The threads that the system grants of `wanted` ones for a call, the calling one among them.
 int32_t granted_threads(int32_t wanted);
