@@ -1,5 +1,6 @@
 """Programs in C on the C interface alone: a block trained, and the kernels against plain loops; and
-others in C++ on threads. The build that they share with others has hostile flags, which change none of their numbers."""
+others in C++ on threads. The build that they share with others has hostile flags, which change none
+of their numbers."""
 
 import json
 import subprocess
