@@ -310,8 +310,9 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
                                  const NopropUpdateRule* rule, uint8_t* applied, int64_t B,
                                  int32_t training, const NopropHost* host);
 
-/* One optimizer step of each parameter from its `grad`, where apply (n,) is not 0. */
-NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
+/* One optimizer step of each parameter from its `grad`, where apply (n,) is not 0 and, with applied
+ * (n,) or null, which says where that is, every gradient is finite. */
+NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply, uint8_t* applied,
                                const NopropUpdateRule* rule, const NopropHost* host);
 
 /* Evaluations of a chain's network. One gives k = a u_hat + b z. Where it ends a step, z = keep *

@@ -270,8 +270,12 @@ Result update(const Plan& plan, const py::object& call, const Optimizer& optimiz
   const NopropUpdateRule rule = reader.rule(get(call, "rule"), &optimizer);
   const uint8_t* apply =
       reader.tensors.read(get(call, "apply"), {"apply"}, Kind::kBool, {state.n}).as<uint8_t>();
+  const py::object out = get(call, "applied");
+  uint8_t* const applied =
+      out.is_none() ? nullptr
+                    : reader.tensors.write(out, {"applied"}, Kind::kBool, {state.n}).as<uint8_t>();
   return without_gil(reader.tensors, threads, [&](const NopropHost* host) {
-    return noprop_update_cpu(&state.slices, apply, &rule, host);
+    return noprop_update_cpu(&state.slices, apply, applied, &rule, host);
   });
 }
 

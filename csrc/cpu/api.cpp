@@ -274,17 +274,21 @@ NopropResult noprop_backward_cpu(const NopropSlices* slices, const void* saved,
   return host.result(run_teams(slices->n, size, bytes, host, run));
 }
 
-NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply,
+NopropResult noprop_update_cpu(const NopropSlices* slices, const uint8_t* apply, uint8_t* applied,
                                const NopropUpdateRule* rule, const NopropHost* caller) {
   Host host(*caller, slices, true);
   if (host.status()) return host.result(false);
   const int32_t size = update_team_size(*slices->plan, slices->n, host.threads());
-  const bool ran =
-      run_teams(slices->n, size, 0, host, [&](int64_t i, const Team& team, const Worker&) {
-        if (apply[i]) present_isa().update_slice(*slices, i, *rule, team);
-      });
+  std::vector<uint8_t> own(static_cast<size_t>(slices->n));
+  uint8_t* const moved = applied ? applied : own.data();
+  const auto run = [&](int64_t i, const Team& team, const Worker& worker) {
+    const UpdateTask task = {slices, rule, apply[i] != 0, applied != nullptr, moved, team};
+    present_isa().update_slice(task, i, worker.workspace);
+  };
+  const auto bytes = static_cast<int64_t>(sizeof(int32_t)) * size;
+  const bool ran = run_teams(slices->n, size, bytes, host, run);
   for (int64_t i = 0; ran && i < slices->n; ++i)
-    if (apply[i]) slices->updates[slices->index[i]] += 1;
+    if (moved[i]) slices->updates[slices->index[i]] += 1;
   return host.result(ran);
 }
 

@@ -20,15 +20,7 @@ namespace noprop {
 namespace {
 
 inline bool all_finite(const void* data, int32_t dtype, int64_t count) {
-  // a sum of x * 0 stays 0 unless some x is infinite or NaN
-  if (dtype == NOPROP_FLOAT32) {
-    const float* x = static_cast<const float*>(data);
-    Vec sum = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) sum += load(x + i) * 0.0f;
-    if (i < count) sum += load_partial(x + i, (int)(count - i)) * 0.0f;
-    return sum_lanes(sum) == 0;
-  }
+  if (dtype == NOPROP_FLOAT32) return all_finite(static_cast<const float*>(data), count);
   if (dtype == NOPROP_BFLOAT16) {
     const uint16_t* x = static_cast<const uint16_t*>(data);
     int bad = 0;
@@ -144,8 +136,8 @@ constinit const Isa NOPROP_NAME(NOPROP_ISA) = {
           (is_own(*task.slices->plan) ? backward_slice : k_avx512.backward_slice)(task, i,
                                                                                   workspace);
         },
-    .update_slice = [](const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule,
-                       const Team& team) { k_avx512.update_slice(slices, i, rule, team); },
+    .update_slice = [](const UpdateTask& task, int64_t i,
+                       char* workspace) { k_avx512.update_slice(task, i, workspace); },
     .predict_bytes =
         [](const PredictTask& task, int64_t rows, int64_t samples, int32_t crew_size) {
           return (is_own(*task.slices->plan) ? predict_bytes : k_avx512.predict_bytes)(

@@ -122,6 +122,14 @@ struct HeadTask {
   int64_t B, M;
 };
 
+struct UpdateTask {
+  const NopropSlices* slices;
+  const NopropUpdateRule* rule;
+  bool apply, checks;  // this slice; only where its gradients are finite
+  uint8_t* applied;    // by slice: whether it was updated
+  Team team;
+};
+
 struct BackwardTask {
   const NopropSlices* slices;
   const char* saved;  // of this slice
@@ -202,7 +210,7 @@ struct Isa {
   void (*head_slice)(const HeadTask&, int64_t i, char* workspace);
   int64_t (*backward_bytes)(const NopropPlan*, int64_t B, bool input_gradients, int32_t team_size);
   void (*backward_slice)(const BackwardTask&, int64_t i, char* workspace);
-  void (*update_slice)(const NopropSlices&, int64_t i, const NopropUpdateRule&, const Team&);
+  void (*update_slice)(const UpdateTask&, int64_t i, char* workspace);
   int64_t (*predict_bytes)(const PredictTask&, int64_t rows, int64_t samples, int32_t crew_size);
   void (*predict_rows)(const PredictTask&, const PredictPart&, Crew&, char* workspace);
   bool (*all_finite)(const void* data, int32_t dtype, int64_t count);

@@ -250,7 +250,8 @@ class BackwardCall:
 
 @dataclass
 class UpdateCall:
-    """One optimizer step from gradients (n, ...), for the slices where `apply` (n,) bool is true.
+    """One optimizer step from gradients (n, ...), for the slices where `apply` (n,) bool is true
+    and, if there is `applied` (n,) bool, out, which says where that is, every gradient is finite.
 
     Updates params, m, v and `updates`; the caller updates `draws` and statistics.
     """
@@ -259,6 +260,7 @@ class UpdateCall:
     grads: Tensors
     apply: Tensor
     rule: Rule
+    applied: Tensor | None = None
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..plan import Plan
-from .calls import Gather, TrainCall
+from .calls import Gather, TrainCall, UpdateCall
 
 
 def check_rows(op: str, plan: Plan, B: int) -> None:
@@ -83,3 +83,26 @@ def check_train(call: TrainCall) -> None:
                 check_labels(call.op, rows, plan.widths[plan.output])
             elif not bool(rows.isfinite().all()):
                 raise bad_input(call.op, name)
+
+
+def finite_rows(rows: Tensor) -> Tensor:
+    """(n,) bool: whether each row's numbers are all finite; isfinite of all is an array as large.
+
+    A sum is finite only where all its terms are, and reads them once. One that is not may have
+    overflowed: then the extremes decide, and on a GPU always, which need not wait for the sums.
+    """
+    if rows.is_cpu:
+        finite = rows.sum(1).isfinite()
+        if bool(finite.all()):
+            return finite
+    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
+
+
+def where_finite(call: UpdateCall) -> Tensor:
+    """(n,) bool: where an update applies; `call.applied`, if there is one."""
+    if call.applied is None:
+        return call.apply
+    call.applied.copy_(call.apply)
+    for value in call.grads.values():
+        call.applied.logical_and_(finite_rows(value.flatten(1)))
+    return call.applied

@@ -1,6 +1,6 @@
 """The two halves of a step: its gradients, and the update from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from ..arguments.row_weights import check_row_weight
 from ..arguments.scalars import check_row, check_whole
 from ..arguments.times import Blocks
 from ..backends.calls import UpdateCall
+from ..backends.contents import finite_rows
 from ..check import check_count, check_tensor
 from ..compiler.eager import eager_only
 from ..results import Gradients
@@ -119,36 +120,24 @@ class GradientStack(Stack):
         rule = engine.step_rule(self, op, lr, index)
         slices = slices_of(self, index)
         state = updated(slices)
-        by_name = {name: apart(grads.by_name[name], state) for name in shapes}
+        written = {tensor.untyped_storage().data_ptr() for tensor in state}
+        by_name = {name: apart(grads.by_name[name], written) for name in shapes}
         apply = grads.applied.clone()
-        for value in (*by_name.values(), *grads.stats.values()):
+        for value in grads.stats.values():
             apply &= finite_rows(value.flatten(1))
-        engine.run(self, "update", UpdateCall(slices, by_name, apply, rule), state)
+        applied = torch.empty_like(apply)
+        engine.run(self, "update", UpdateCall(slices, by_name, apply, rule, applied), state)
         at = index.to(self.device)
         self.draws[at] += 1
         for name, batch in grads.stats.items():
             momentum = self.plan.momentum(name)
             running = slices.stats[name]
             moved = (1 - momentum) * running[at] + momentum * batch
-            running[at] = torch.where(apply[:, None], moved, running[at])
-        return apply
+            running[at] = torch.where(applied[:, None], moved, running[at])
+        return applied
 
 
-def finite_rows(rows: Tensor) -> Tensor:
-    """(n,) bool: whether each row's numbers are all finite; isfinite of all is an array as large.
-
-    A sum is finite only where all its terms are, and reads them once. One that is not may have
-    overflowed: then the extremes decide, and on a GPU always, which need not wait for the sums.
-    """
-    if rows.is_cpu:
-        finite = rows.sum(1).isfinite()
-        if bool(finite.all()):
-            return finite
-    return rows.amax(1).isfinite() & rows.amin(1).isfinite()
-
-
-def apart(value: Tensor, state: Sequence[Tensor]) -> Tensor:
+def apart(value: Tensor, written: set[int]) -> Tensor:
     """Contiguous, and copied where it shares memory that the update writes."""
-    written = {tensor.untyped_storage().data_ptr() for tensor in state}
     value = value.detach().contiguous()
     return value.clone() if value.untyped_storage().data_ptr() in written else value

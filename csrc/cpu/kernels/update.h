@@ -88,16 +88,29 @@ inline UpdateScalars make_scalars(const NopropUpdateRule& rule, double lr, doubl
   return s;
 }
 
+// A sum of x * 0 stays 0 unless some x is infinite or NaN.
+inline bool all_finite(const float* x, int64_t count) {
+  Vec sums[4] = {};  // which do not wait for one another
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (int j = 0; j < 4; ++j) sums[j] += load(x + i + j * kLanes) * 0.0f;
+  for (; i + kLanes <= count; i += kLanes) sums[0] += load(x + i) * 0.0f;
+  if (i < count) sums[0] += load_partial(x + i, (int)(count - i)) * 0.0f;
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) == 0;
+}
+
 // a parameter's arrays where a run of it begins; m and v null where the optimizer has none
 struct Run {
   float *w, *m, *v;
 };
 
-template <class Formula>
+// The processor's own prefetch ends at a page, and does not keep up with four arrays. LONG: one
+// long run, whose gradient comes from memory too.
+template <class Formula, bool LONG>
 NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradient,
                              int64_t gradient_stride, int64_t rows, int64_t count,
                              const UpdateScalars& s) {
-  constexpr int64_t kLine = 16, kAhead = 256;  // floats; the processor's prefetch ends at a page
+  constexpr int64_t kLine = 16, kAhead = LONG ? 1024 : 256;  // floats
   const bool has_m = Formula::kHasV || at.m != nullptr;
   for (int64_t row = 0; row < rows; ++row) {
     float *w = at.w + row * stride, *m = at.m + row * stride, *v = at.v + row * stride;
@@ -108,6 +121,7 @@ NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradien
         __builtin_prefetch(w + i + kAhead);
         if (has_m) __builtin_prefetch(m + i + kAhead);
         if (Formula::kHasV) __builtin_prefetch(v + i + kAhead);
+        if (LONG) __builtin_prefetch(g + i + kAhead);
       }
       Vec w_i = load(w + i), m_i = has_m ? load(m + i) : Vec{};
       Vec v_i = Formula::kHasV ? load(v + i) : Vec{};
@@ -132,7 +146,15 @@ inline void update_rows(const Run& at, int64_t stride, const float* gradient,
                         int64_t gradient_stride, int64_t rows, int64_t count,
                         const UpdateScalars& s) {
   with_formula(s.kind, [&](auto formula) {
-    move_rows<decltype(formula)>(at, stride, gradient, gradient_stride, rows, count, s);
+    move_rows<decltype(formula), false>(at, stride, gradient, gradient_stride, rows, count, s);
+  });
+}
+
+// a whole parameter, or a long part of one
+inline void update_run(const Run& at, const float* gradient, int64_t count,
+                       const UpdateScalars& s) {
+  with_formula(s.kind, [&](auto formula) {
+    move_rows<decltype(formula), true>(at, 0, gradient, 0, 1, count, s);
   });
 }
 

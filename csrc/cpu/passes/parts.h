@@ -202,28 +202,48 @@ void backward_slice(const BackwardTask& task, int64_t i, char* workspace) {
   if (apply && is_first) slices.updates[slice] += 1;
 }
 
-// this member's part of each parameter; the caller counts the update
-inline void update_slice(const NopropSlices& slices, int64_t i, const NopropUpdateRule& rule,
-                         const Team& team) {
-  const int64_t slice = slices.index[i];
+// This member's part of each parameter, once the gradients of all parts are found to be finite. The
+// caller counts the update.
+inline void update_slice(const UpdateTask& task, int64_t i, char* workspace) {
+  const NopropSlices& slices = *task.slices;
   const NopropPlan& plan = *slices.plan;
+  const int64_t slice = slices.index[i];
+  const auto for_params =
+      [&](auto visit) {  // param, its own part of this slice's numbers, how many
+        const auto of = [&](const NopropParam& param, int64_t size) {
+          visit(param, own_part({task.team}, size, kLineFloats), size);
+        };
+        for (int l = 0; l < plan.num_layers; ++l) {
+          const int64_t H = outputs_of(plan.layers[l]);
+          const NopropState& state = slices.layers[l];
+          of(state.weight, weights_of(plan.layers[l], in_width(plan, plan.layers[l])));
+          of(state.bias, H);
+          if (!plan.layers[l].norm) continue;
+          of(state.norm_weight, H);
+          of(state.norm_bias, H);
+        }
+      };
+  bool apply = task.apply;
+  if (apply && task.checks) {
+    int32_t* const finite = reinterpret_cast<int32_t*>(workspace);  // by member
+    bool is_finite = true;
+    for_params([&](const NopropParam& param, const Range& own, int64_t size) {
+      is_finite = is_finite && all_finite(param.grad + i * size + own.first, own.last - own.first);
+    });
+    finite[task.team.rank] = is_finite;
+    wait_for_team({task.team});
+    for (int member = 0; member < task.team.size; ++member) apply = apply && finite[member];
+  }
+  if (task.team.rank == 0) task.applied[i] = apply;
+  if (!apply) return;
+  const NopropUpdateRule& rule = *task.rule;
   const UpdateScalars scalars =
       make_scalars(rule, rule.lr[i * rule.lr_stride_slice],
                    rule.weight_decay[i * rule.decay_stride_slice], slices.updates[slice]);
-  const auto update = [&](const NopropParam& param, int64_t size) {
-    const Range own = own_part({team}, size, kLineFloats);
-    update_rows(run_at(param, slice * size + own.first), 0, param.grad + i * size + own.first, 0, 1,
-                own.last - own.first, scalars);
-  };
-  for (int l = 0; l < plan.num_layers; ++l) {
-    const int64_t H = outputs_of(plan.layers[l]);
-    const NopropState& state = slices.layers[l];
-    update(state.weight, weights_of(plan.layers[l], in_width(plan, plan.layers[l])));
-    update(state.bias, H);
-    if (!plan.layers[l].norm) continue;
-    update(state.norm_weight, H);
-    update(state.norm_bias, H);
-  }
+  for_params([&](const NopropParam& param, const Range& own, int64_t size) {
+    update_run(run_at(param, slice * size + own.first), param.grad + i * size + own.first,
+               own.last - own.first, scalars);
+  });
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ inline void update_shared(const NopropParam* params, const int64_t* counts, int3
     const NopropParam& param = params[p];
     const Run run = {param.value + at, param.m ? param.m + at : nullptr,
                      param.v ? param.v + at : nullptr};
-    update_rows(run, count, param.grad + at, count, 1, count, scalars);
+    update_run(run, param.grad + at, count, scalars);
   }
 }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...plan import Dense, Plan
 from ..calls import AddNoiseCall, BackwardCall, ForwardCall, HeadCall, Slices, TrainCall, UpdateCall
 from ..chain_calls import PredictCall
-from ..contents import check_rows
+from ..contents import check_rows, where_finite
 from ..gpu import checks, errors, options
 from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
@@ -150,7 +150,7 @@ def update(call: UpdateCall) -> None:
     ctx.at[Kind.RATES()] = buffers.of_slices(
         ctx.hold(torch.empty(n, 4, dtype=torch.float32, device=device))
     )
-    first = rates_stage(ctx, ctx.at[Kind.RATES()], buffers.of_slices(call.apply), None, 0)
+    first = rates_stage(ctx, ctx.at[Kind.RATES()], buffers.of_slices(where_finite(call)), None, 0)
     first["barrier"] = 1
     run_stages(ctx, [first, *(apply_stage(ctx, k, call.grads[k]) for k in slices.params)])
 

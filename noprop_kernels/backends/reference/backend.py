@@ -27,7 +27,7 @@ from ..calls import (
     UpdateCall,
 )
 from ..chain_calls import PredictCall
-from ..contents import check_finite, check_labels, check_rows, check_train, fetch
+from ..contents import check_finite, check_labels, check_rows, check_train, fetch, where_finite
 from ..turns import takes_turn
 from . import equations as ref
 from .layers import Uniform, backward_layers, forward_layers
@@ -236,7 +236,7 @@ def backward(call: BackwardCall) -> None:
 @takes_turn
 @torch.no_grad()
 def update(call: UpdateCall) -> None:
-    apply_update(call.slices, call.grads, call.apply, call.rule)
+    apply_update(call.slices, call.grads, where_finite(call), call.rule)
 
 
 @takes_turn

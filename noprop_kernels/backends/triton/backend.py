@@ -20,7 +20,7 @@ from ..calls import (
     UpdateCall,
 )
 from ..chain_calls import PredictCall
-from ..contents import check_rows
+from ..contents import check_rows, where_finite
 from ..gpu import checks, errors, options
 from ..gpu.buffers import Kind
 from ..gpu.checks import check_train, owner_of
@@ -141,8 +141,9 @@ def update(call: UpdateCall) -> None:
     n, device = len(index), device_of(where(slices))
     rates = torch.empty(n, 4, dtype=torch.float32, device=where(slices))
     lr, decay = rates_of(rule)
+    apply = as_bytes(where_finite(call))
     device.launch(
-        update_kernels.rates_kernel, (n,), rates, as_bytes(call.apply), slices.updates, None,
+        update_kernels.rates_kernel, (n,), rates, apply, slices.updates, None,
         lr, decay, index, 0, 0, RULE=formula_of(rule), **logs_of(rule),
     )  # fmt: skip
     for name, param in slices.params.items():

@@ -54,6 +54,28 @@ def test_update(kernels: ModuleType, name: str, updates: int) -> None:
     check(kernels, make(OPTIMIZERS[name]), updates)
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_a_slice_whose_gradient_is_not_finite_is_left_alone(
+    kernels: ModuleType, wrong: float
+) -> None:
+    call = make(OPTIMIZERS["adamw"])
+    call.applied = torch.tensor([True, True, False])  # written
+    for value in call.grads.values():
+        value[2].fill_(1e38)  # whose sum overflows
+    last = [*call.grads.values()][-1]
+    last[0].view(-1)[-1] = wrong
+    before = clone_call(call)
+    kernels.update(call)
+    assert call.applied.tolist() == [False, False, True]
+    moved = call.slices.index[2]
+    for group in ("params", "m", "v"):
+        for key, value in getattr(call.slices, group).items():
+            same = (value == getattr(before.slices, group)[key]).flatten(1)
+            assert [i for i, row in enumerate(same) if not row.all()] == [moved]
+    counted = call.slices.updates - before.slices.updates
+    assert counted.tolist() == [int(i == moved) for i in range(len(counted))]
+
+
 @on(*COMPILED)
 @pytest.mark.parametrize("updates", [0, 5, 100_000])
 @pytest.mark.parametrize("name", OPTIMIZERS)
