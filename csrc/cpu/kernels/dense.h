@@ -46,9 +46,10 @@ inline void dense_few_rows(const DenseOut& out, const DenseSum& sum, int64_t H, 
   const Range own = own_features(panels, share, H);
   with_few_rows(panels.B, [&](auto rows) {
     constexpr int ROWS = decltype(rows)::value;
-    const auto tile = [&](auto full, int64_t o, int64_t count) {
+    const auto tile = [&](auto full, auto vectors, int64_t o, int64_t count) {
       constexpr bool FULL = decltype(full)::value;
-      Vec c[kFewVectors][ROWS] = {};
+      constexpr int VECTORS = decltype(vectors)::value;
+      Vec c[VECTORS][ROWS] = {};
       for (int64_t first = 0; sum.start && first < count; first += kLanes) {
         Vec square[kLanes] = {};
         for (int64_t i = 0; i < kLanes && first + i < count; ++i)
@@ -72,13 +73,12 @@ inline void dense_few_rows(const DenseOut& out, const DenseSum& sum, int64_t H, 
             store(out.value + at * kLanes, square[i]);
       }
     };
-    for (int64_t o = own.first; o < own.last; o += kFewOutputs) {
-      const int64_t count = own.last - o;
-      if (count >= kFewOutputs)
-        tile(Constant<1>{}, o, kFewOutputs);
-      else
-        tile(Constant<0>{}, o, count);
-    }
+    constexpr int64_t kOutputs = few_outputs(ROWS);
+    int64_t o = own.first;
+    for (; o + kOutputs <= own.last; o += kOutputs)
+      tile(Constant<1>{}, Constant<few_vectors(ROWS)>{}, o, kOutputs);
+    for (; o < own.last; o += kLanes)
+      tile(Constant<0>{}, Constant<1>{}, o, own.last - o < kLanes ? own.last - o : kLanes);
   });
 }
 

@@ -128,6 +128,29 @@ inline bool load_input(float* strips, float* values, const NopropInput& input,
   return finite;
 }
 
+// Whether the form for few rows is all that is read of an input, and is what the caller has.
+inline bool narrows_rows(const NopropPlan& plan, int j, const NopropInput& input) {
+  if (rounds(plan) || has_images(plan)) return false;
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (plan.layers[l].add == j) return false;
+  return input.dtype == NOPROP_FLOAT32 && !input.scale && !input.indices;
+}
+
+// own features of the caller's rows from `first` on, in the form for few rows
+inline void narrow_rows(float* few, const NopropInput& input, const NopropPlan& plan, int j,
+                        int64_t i, int64_t first, const Panels& panels, const Share& share) {
+  const int64_t width = plan.input_widths[j], count = few_rows(panels.B);
+  const float* from =
+      static_cast<const float*>(input.data) + i * input.stride_slice + first * width;
+  const Range own = own_features(panels, share, width);
+  if (count == 1) {
+    __builtin_memcpy(few + own.first, from + own.first, sizeof(float) * (own.last - own.first));
+    return;
+  }
+  for (int64_t f = own.first; f < own.last; ++f)
+    for (int64_t b = 0; b < count; ++b) few[f * count + b] = b < panels.B ? from[b * width + f] : 0;
+}
+
 // from a row on; the labels are not gathered
 inline NopropLabels rows_from(NopropLabels y, int64_t row) {
   y.data += row;

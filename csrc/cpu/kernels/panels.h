@@ -21,11 +21,11 @@ constexpr int kTileRows[kMaxCols + 1] = {0, 8, 6};
 #endif
 constexpr int kMostTileRows = 12;
 // The products of a batch with at most kMostFewRows rows have lanes of output features
-// (small_batch.h). kFewVectors vectors of them at once hide the latency of a multiply-add behind
-// each other, or behind the shuffles.
+// (small_batch.h), in two vectors at once, which hide the latency of a multiply-add behind each
+// other; the sums of many rows hide it alone, and need the registers.
 constexpr int kMostFewRows = kLanes / 2;
-constexpr int kFewVectors = kLanes == 16 ? 1 : 2;
-constexpr int kFewOutputs = kFewVectors * kLanes;
+constexpr int few_vectors(int64_t rows) { return kLanes == 16 && rows > 4 ? 1 : 2; }
+constexpr int few_outputs(int64_t rows) { return few_vectors(rows) * kLanes; }
 constexpr int64_t kStrip = kMaxStripCols * kLanes;
 
 struct Panels {

@@ -65,7 +65,8 @@ NOPROP_INLINE Vec join_quarters(Part part) {
 }
 #endif
 
-// kFewOutputs rows of a weight (out, in); if there are fewer, the last one is repeated
+// Rows of a weight (out, in) as lanes of whole vectors; where there are fewer, the last is
+// repeated.
 template <bool FULL>
 struct OutputRows {
   const float* weight;
@@ -97,8 +98,8 @@ NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int
 // c[g][r] += sum over k of the weights of the outputs from g * kLanes times x[k * ROWS + r].
 // rounds: weights are rounded to bfloat16, as x is. If the processor multiplies pairs, x has pairs
 // of k, and all weights are rounded.
-template <bool FULL, int ROWS>
-NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FULL>& outputs,
+template <bool FULL, int VECTORS, int ROWS>
+NOPROP_INLINE void multiply_few(Vec (&c)[VECTORS][ROWS], const OutputRows<FULL>& outputs,
                                 const float* x, int64_t K, bool rounds) {
   constexpr int kStep = kHasPairs ? 2 : 1;
   // one of k, or the pair from k
@@ -115,7 +116,7 @@ NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FU
   int64_t k = 0;
   for (; k + 4 <= K; k += 4) {
 #pragma GCC unroll 4
-    for (int g = 0; g < kFewVectors; ++g) {
+    for (int g = 0; g < VECTORS; ++g) {
       Vec w[4];
       load_square(w, outputs, g, k);
       if (!kHasPairs && rounds)
@@ -126,7 +127,7 @@ NOPROP_INLINE void multiply_few(Vec (&c)[kFewVectors][ROWS], const OutputRows<FU
     }
   }
   for (; k < K; k += kStep)
-    for (int g = 0; g < kFewVectors; ++g) {
+    for (int g = 0; g < VECTORS; ++g) {
       Vec w = {}, odd = {};
       for (int i = 0; i < kLanes; ++i) {
         const float* row = outputs.row(g * kLanes + i) + k;

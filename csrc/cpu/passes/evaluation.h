@@ -122,7 +122,7 @@ struct Network {
   // features of a dense layer's tile
   int64_t unit(const CrewStage& stage) const {
     const bool few = !is_of_t(stage) && has_few_rows(panels);
-    return few ? kFewOutputs : kTileRows[panels_of(stage).cols];
+    return few ? few_outputs(panels_of(stage).B) : kTileRows[panels_of(stage).cols];
   }
 
   // the tiles of a stage; 0 if it takes less time than handing them out

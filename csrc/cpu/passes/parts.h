@@ -70,12 +70,22 @@ void forward_slice(const ForwardTask& task, int64_t i, char* workspace) {
   take_saved(saved, task.saved ? kept : scratch, plan, panels);
   take_forward(saved, scratch, plan, panels, task.team, has_few_rows(panels));
   const Range own = own_part(share, panels.vectors(), 1);
-  for (int j = 0; j < plan.num_inputs; ++j)
-    load_input(task.saved ? saved.strips[j] : nullptr, task.logits ? saved.value[j] : nullptr,
-               task.inputs[j], plan, j, 0, i, task.first_row, own.first, own.last, task.B, panels);
+  bool narrows[kMaxResults];  // by input: the products read its few rows alone
+  for (int j = 0; j < plan.num_inputs; ++j) {
+    narrows[j] = saved.few[j] && narrows_rows(plan, j, task.inputs[j]);
+    float* const values = task.logits && !narrows[j] ? saved.value[j] : nullptr;
+    float* const strips = task.saved ? saved.strips[j] : nullptr;
+    if (strips || values)
+      load_input(strips, values, task.inputs[j], plan, j, 0, i, task.first_row, own.first, own.last,
+                 task.B, panels);
+  }
   if (!task.logits) return;
   wait_for_team(share);
   for (int j = 0; j < plan.num_inputs; ++j) {
+    if (narrows[j]) {
+      narrow_rows(saved.few[j], task.inputs[j], plan, j, i, task.first_row, panels, share);
+      continue;
+    }
     if (keeps_value(plan, j)) round_operand(saved, plan, j, panels, share);
     narrow_operand(saved, plan, j, panels, share);
     make_images(saved, plan, j, panels, share);
