@@ -2,27 +2,24 @@
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .autograd import dense_ops
-from .autograd.layer import PARTS, Layer, check_rows, plan_of, properties_of
+from .autograd.layer import Layer, check_rows, plan_of, properties_of
 from .autograd.layer_optimizer import LayerOptimizer
-from .autograd.wrapped import is_plain, refuse_wrapped
+from .autograd.linear_node import OP, updating
+from .autograd.wrapped import is_plain
 from .backends import dispatch
 from .backends.calls import Slices
 from .check import check_tensor
-from .compiler.eager import eager_only
 from .optimizers import NAMES, Optimizer
 from .plan import ACTIVATION_NAMES
 
-OP = "Linear"
 _ASKED: Any = object()  # default: no optimizer was given
 
-_nodes = WeakTensorKeyDictionary()  # see nodes_of
 # by layer: the properties of tensors that passed the checks, and the views that kernels get
 _checked: WeakKeyDictionary[Any, tuple[list, Slices]] = WeakKeyDictionary()
 
@@ -188,7 +185,9 @@ class Linear(nn.Linear):
 
     # every forward
 
-    def _layer(self, precision: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Layer:  # noqa: A002
+    def checked_layer(
+        self, precision: str, input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Layer:  # noqa: A002
         """The current tensors, checked so that a kernel can address them, and the backend."""
         device, moments = weight.device, dict(self._buffers)
         updates = moments.pop("updates", None)
@@ -246,84 +245,3 @@ class Linear(nn.Linear):
 def is_own(tensor: Tensor) -> bool:
     """Whether a tensor's values are at its address, and it is no result of others."""
     return is_plain(tensor) and tensor.is_leaf
-
-
-class Updating(torch.autograd.Function):
-    """y = activation(x @ weight.T + bias), whose backward updates weight and bias."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, module: Linear, precision: str, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        ctx.layer, ctx.optimizer = module._layer(precision, x, weight, bias), module.optimizer
-        y = ctx.layer.forward(x, save=True)
-        ctx.save_for_backward(x, weight, bias)  # so that torch detects a change of what was read
-        ctx.used, ctx.nodes = False, nodes_of(weight)
-        ctx.nodes.add(ctx)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        layer, wanted = ctx.layer, trained(ctx)
-        refuse(ctx)
-        input_grad = ctx.needs_input_grad[2]
-        if not wanted:
-            d_x, _ = layer.backward(d_y, input_grad=input_grad)
-            return None, None, d_x, None, None
-        ctx.used = True
-        rule = ctx.optimizer.rule(d_y.device)
-        frozen = tuple(part for part in PARTS if part not in wanted)
-        d_x, _ = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen)
-        layer.saved = None
-        return None, None, d_x, None, None
-
-
-def nodes_of(weight: Tensor) -> WeakSet:
-    """The nodes that may still update this weight, in all layers and graphs."""
-    found = _nodes.get(weight)
-    if found is None:
-        found = _nodes[weight] = WeakSet()
-    return found
-
-
-def trained(node: Any) -> list[str]:
-    """The parameters whose gradients this pass of autograd's engine requests."""
-    _, *edges = node.next_functions  # of x first
-    parts = [part for part, need in zip(PARTS, node.needs_input_grad[3:], strict=True) if need]
-    found = [edge for edge, _ in edges if edge is not None]
-    try:  # as torch.autograd.graph.register_multi_grad_hook does
-        asked = [torch._C._will_engine_execute_node(edge) for edge in found]
-    except RuntimeError:  # torch.autograd.grad of a parameter, which would return its gradient
-        raise RuntimeError(
-            f"{OP}: torch.autograd.grad must not ask for the gradient of a parameter, which is "
-            "updated inside backward; optimizer=None makes a layer with gradients"
-        ) from None
-    return [part for part, asks in zip(parts, asked, strict=True) if asks]
-
-
-def refuse(node: Any) -> None:
-    """Raises, before anything is written, for uses that an update inside backward cannot honour."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{OP}: backward must be without create_graph=True, since the weights move inside it"
-        )
-    if node.used:
-        raise RuntimeError(f"{OP}: backward must run once for each forward, got a second one")
-    try:
-        node.saved_tensors  # noqa: B018  # raises where a tensor has changed since forward
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"{OP}: input and parameters must be those of the forward until backward: {error}"
-        ) from error
-    for other in node.nodes if len(node.nodes) > 1 else ():
-        if other is not node and torch._C._will_engine_execute_node(other):
-            raise RuntimeError(
-                f"{OP}: weight must be used once in one graph, since the first use's backward "
-                "moves what the second's needs, got it twice; optimizer=None allows it"
-            )
-
-
-@eager_only
-def updating(layer: Linear, *arguments: Any) -> Tensor:
-    refuse_wrapped(OP, layer)
-    return Updating.apply(layer, *arguments)

@@ -327,9 +327,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<const py::object&, const std::string&>(), py::arg("plan"), py::arg("precision"))
-      .def("saved_bytes",
-           [](const Plan& plan, int64_t B) {
-             return noprop_saved_bytes_cpu(&plan.plan, plan.rows(B));
+      .def("saved_floats",
+           [](const Plan& plan, int64_t n, int64_t B) {
+             return n * noprop_saved_bytes_cpu(&plan.plan, plan.rows(B)) / 4 + kSavedRoom;
            })
       .def("crew_size",
            [](const Plan& plan, int64_t chains, int64_t B, int32_t threads) {

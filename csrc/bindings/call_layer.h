@@ -134,7 +134,7 @@ inline Result forward_layer(const Plan& plan, const char* op, const char* x_name
 }
 
 // d_x (*, in) or None, and the gradients (weight's, bias') or, with an optimizer, an update.
-// `moments` are weight_m, weight_v, bias_m, bias_v.
+// `moments` are weight_m, weight_v, bias_m, bias_v; `applied` may be None.
 inline Result backward_layer(const Plan& plan, const char* op, const py::object& saved_given,
                              const py::object& weight, const py::object& bias,
                              const py::object& d_y, const py::object& d_x_given,
@@ -153,9 +153,10 @@ inline Result backward_layer(const Plan& plan, const char* op, const py::object&
   if (optimizer) rule = optimizer->rule;
   rule.lr = &lr;
   rule.weight_decay = &weight_decay;
-  uint8_t* const applied =
-      optimizer ? call.tensors.write(applied_given, {"applied"}, Kind::kBool, {1}).as<uint8_t>()
-                : nullptr;
+  uint8_t own_applied = 0;
+  uint8_t* applied = &own_applied;
+  if (!applied_given.is_none())
+    applied = call.tensors.write(applied_given, {"applied"}, Kind::kBool, {1}).as<uint8_t>();
   const NopropSlices slices = call.slices();
   return without_gil(call.tensors, threads, [&](const NopropHost* host) {
     return noprop_backward_cpu(&slices, saved, from, &d_x, &rule, applied, call.B, false, host);

@@ -6,6 +6,7 @@ tensors only, does not have them and runs the forward once more.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from ..optimizers import OPTIMIZERS, Optimizer
 from .custom_op import needs_grad, register
 from .layer import PARTS, Layer, check_layer, plan_of
 from .layer_optimizer import rule_of
+
+PLAIN_TYPES = frozenset(PLAIN)
+LAYOUT, STRIDED = attrgetter("layout"), {torch.strided}
 
 
 def layer_of(
@@ -120,7 +124,7 @@ def dense_gradients_of(
     if any(wanted):
         shapes = (layer.weight.shape, layer.weight.shape[:1])
         grads = {part: d_y.new_empty(shape) for part, shape in zip(PARTS, shapes, strict=True)}
-    d_x, _ = layer.backward(d_y, input_grad=input_grad, grads=grads)
+    d_x = layer.backward(d_y, input_grad=input_grad, grads=grads)
     found = (grads or dict.fromkeys(PARTS)).values()
     return d_x, [grad if wants else None for grad, wants in zip(found, wanted, strict=True)]
 
@@ -221,13 +225,20 @@ def dense_update_(
     layer = layer_of(weight, bias, None, precision, backend, named, updates)
     layer.save(x)
     rule = rule_of(optimizer, lr, weight_decay, weight.device)
-    d_x, applied = layer.backward(d_y, input_grad=input_grad, rule=rule)
+    applied = d_y.new_empty(1, dtype=torch.bool)
+    d_x = layer.backward(d_y, input_grad=input_grad, rule=rule, applied=applied)
     return applied, d_y.new_empty(0) if d_x is None else d_x
 
 
 def moment_names(optimizer: Optimizer, has_bias: bool) -> list[str]:
     parts = PARTS if has_bias else PARTS[:1]
     return [f"{part}_{moment}" for moment in optimizer.moments for part in parts]
+
+
+@lru_cache(maxsize=16)
+def state_names(moments: tuple[str, ...], has_bias: bool) -> frozenset[str]:
+    parts = PARTS if has_bias else PARTS[:1]
+    return frozenset({"updates", *(f"{part}_{moment}" for moment in moments for part in parts)})
 
 
 def fake_update(x, d_y, weight, bias, moments, updates, kind, numbers, lr, wd, input_grad, *_):
@@ -251,16 +262,15 @@ def update_at_once(
 ) -> tuple[Tensor, Tensor | None] | None:
     """`applied`, and d_x where requested, as `at_once`: what does not fit is left to the checks by
     name, and nothing has changed."""
-    parts = (x, d_y, weight) if bias is None else (x, d_y, weight, bias)
-    for value in (*parts, *state.values()):
-        if type(value) not in PLAIN or not value.is_contiguous() or value.is_nested:
-            return None
+    tensors = (x, d_y, weight, weight if bias is None else bias, *state.values())
+    if not PLAIN_TYPES.issuperset(map(type, tensors)) or {*map(LAYOUT, tensors)} != STRIDED:
+        return None
     decay, updates = optimizer.weight_decay, state.get("updates")
     if isinstance(decay, tuple) or x.numel() == 0 or d_y.numel() == 0 or weight.ndim != 2:
         return None
-    if x.ndim == 0 or x.shape[:-1] != d_y.shape[:-1]:
+    if x.is_nested or d_y.is_nested or x.ndim == 0 or x.shape[:-1] != d_y.shape[:-1]:
         return None
-    if state.keys() != {*moment_names(optimizer, bias is not None), "updates"}:
+    if state.keys() != state_names(optimizer.moments, bias is not None):
         return None
     chosen = dispatch.choose(plan_of(*weight.shape[::-1], None), weight.device, precision, backend)
     if not hasattr(chosen, "forward_layer") or updates is None or updates.shape != (1,):
@@ -271,7 +281,8 @@ def update_at_once(
     try:
         layer.save(x)
         rule = rule_of(optimizer, lr, decay, weight.device)
-        d_x, applied = layer.backward(d_y, input_grad=input_grad, rule=rule)
+        applied = d_y.new_empty(1, dtype=torch.bool)
+        d_x = layer.backward(d_y, input_grad=input_grad, rule=rule, applied=applied)
     except ValueError:
         return None
     return applied, d_x

@@ -4,9 +4,10 @@ It is a plan with the only input "z", over one slice. Leading dimensions of x ar
 kernels take its tensors as they are; other backends take records of stacked ones.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..plan import Dense, Plan
 PARTS = ("weight", "bias")
 NAMES = (*PARTS, "weight_m", "weight_v", "bias_m", "bias_v")  # as a backend takes them
 NO_MOMENTS = (None,) * 4
+SHAPE = attrgetter("shape")
 
 
 @lru_cache(maxsize=256)
@@ -88,7 +90,16 @@ class Layer:
         self.takes_tensors = hasattr(self.backend, "forward_layer")
         moments = (self.moments.get(name) for name in NAMES[2:]) if self.moments else NO_MOMENTS
         self.tensors = (self.weight, self.bias, *moments)  # by NAMES
-        self._memory: list = []  # of the tensors in the forward that saved
+        named = zip(NAMES, self.tensors, strict=True)
+        self.present = {name: value for name, value in named if value is not None}
+        self._memory: Any = None  # of the tensors in the forward that saved
+
+    def anew(self) -> "Layer":
+        """The same layer for another forward."""
+        made = object.__new__(Layer)
+        made.__dict__.update(self.__dict__)
+        made.saved = made._memory = None
+        return made
 
     def forward(self, x: Tensor, *, save: bool) -> Tensor:
         """y (*, out) of x (*, in)."""
@@ -104,7 +115,7 @@ class Layer:
 
     def _forward(self, x: Tensor, y: Tensor | None, save: bool) -> None:
         if save:
-            self._memory = memory_of(self.tensors)
+            self._memory = memory_of(self.present.values())
         if self.takes_tensors:
             x = x if x.is_contiguous() else x.contiguous()
             self.saved = self.backend.forward_layer(
@@ -130,22 +141,26 @@ class Layer:
         grads: Mapping[str, Tensor] | None = None,
         rule: Rule | None = None,
         frozen: tuple[str, ...] = (),
-    ) -> tuple[Tensor | None, Tensor]:
-        """d_x (*, in) if requested, and `applied` (1,) bool.
+        applied: Tensor | None = None,
+    ) -> Tensor | None:
+        """d_x (*, in) if requested.
 
         Gradients are written into `grads`, by part; with a rule the layer is updated instead,
-        except frozen parts, where d_y is finite. No rows are a gradient of 0, and so an update.
+        except frozen parts, where d_y is finite, of which `applied` (1,) bool tells. No rows are a
+        gradient of 0, and so an update.
         """
-        if self._memory and memory_of(self.tensors) != self._memory:
+        if self._memory and memory_of(self.present.values()) != self._memory:
             self._refuse_memory()
         d_x = d_y.new_empty(*d_y.shape[:-1], self.weight.shape[1]) if input_grad else None
-        applied = torch.zeros(1, dtype=torch.bool, device=d_y.device)
         if d_y.numel() == 0:
             for value in (grads or {}).values():
                 value.zero_()
             if rule is not None:
-                self._update_from_zero(rule, frozen, applied.fill_(True))
-            return d_x, applied
+                apply = torch.ones(1, dtype=torch.bool, device=d_y.device)
+                self._update_from_zero(rule, frozen, apply)
+                if applied is not None:
+                    applied.copy_(apply)
+            return d_x
         d_y = d_y if d_y.is_contiguous() else d_y.contiguous()
         run = self._by_tensors if self.takes_tensors else self._by_record
         try:
@@ -156,7 +171,7 @@ class Layer:
             self._tell_writes(rule, frozen)
             raise
         self._tell_writes(rule, frozen)
-        return d_x, applied
+        return d_x
 
     def _by_tensors(
         self,
@@ -165,7 +180,7 @@ class Layer:
         grads: Mapping[str, Tensor] | None,
         rule: Rule | None,
         frozen: tuple[str, ...],
-        applied: Tensor,
+        applied: Tensor | None,
     ) -> None:
         tensors = self.tensors
         if frozen:
@@ -191,8 +206,10 @@ class Layer:
         grads: Mapping[str, Tensor] | None,
         rule: Rule | None,
         frozen: tuple[str, ...],
-        applied: Tensor,
+        applied: Tensor | None,
     ) -> None:
+        if rule is not None and applied is None:
+            applied = torch.empty(1, dtype=torch.bool, device=d_y.device)
         stacked = {f"y.{part}": value[None] for part, value in (grads or {}).items()}
         call = BackwardCall(
             slices=self.slices(frozen),
@@ -252,8 +269,7 @@ class Layer:
         """Tells torch which tensors a backward wrote."""
         if rule is None:
             return
-        moved = zip(NAMES, self.tensors, strict=True)
-        written = [value for name, value in moved if value is not None and not is_of(name, frozen)]
+        written = [value for name, value in self.present.items() if not is_of(name, frozen)]
         increment_version(written if self.updates is None else [*written, self.updates])
 
     def _refuse_memory(self) -> None:
@@ -261,9 +277,11 @@ class Layer:
         Raises:
             ValueError: a tensor is no longer where the forward read it.
         """
-        now = zip(NAMES, self.tensors, memory_of(self.tensors), self._memory, strict=True)
-        for name, value, found, then in now:
-            if found != then and value is not None:
+        for i, (name, value) in enumerate(self.present.items()):
+            if any(
+                now[0] != then[i]
+                for now, then in zip(memory_of([value]), self._memory, strict=True)
+            ):
                 raise ValueError(
                     f"backward: {name} must stay where it was in the forward, got other memory, of "
                     f"shape {shape_text(value.shape)}"
@@ -275,5 +293,6 @@ def is_of(name: str, parts: tuple[str, ...]) -> bool:
     return bool(parts) and name.split("_")[0] in parts
 
 
-def memory_of(tensors: Iterable[Tensor | None]) -> list:
-    return [None if value is None else (value.data_ptr(), value.shape) for value in tensors]
+def memory_of(tensors: Collection[Tensor]) -> tuple[list[int], list[torch.Size]]:
+    """Where they lie, and their shapes."""
+    return [*map(Tensor.data_ptr, tensors)], [*map(SHAPE, tensors)]

@@ -30,7 +30,7 @@ class LayerOptimizer:
                 f"{op}: optimizer must have one weight_decay, got {settings.weight_decay}"
             )
         self.settings = settings
-        self._made: tuple[Any, Rule] | None = None
+        self._made: tuple[Optimizer, torch.device, Rule] | None = None
 
     @property
     def lr(self) -> float:
@@ -55,10 +55,11 @@ class LayerOptimizer:
         return self.settings.moments
 
     def rule(self, device: torch.device) -> Rule:
-        key = (self.settings, device)
-        if self._made is None or self._made[0] != key:
-            self._made = key, rule_of(self.settings, self.lr, self.weight_decay, device)
-        return self._made[1]
+        made = self._made
+        if made is None or made[0] is not self.settings or made[1] != device:
+            rule = rule_of(self.settings, self.lr, self.weight_decay, device)
+            self._made = made = self.settings, device, rule
+        return made[2]
 
     def __repr__(self) -> str:
         return repr(self.settings)

@@ -153,7 +153,8 @@ class LayerUpdate:
         layer = self._layer(together, moments, counter, precision, backend)
         layer.save(x)
         frozen = () if together else ("bias",)
-        d_x, applied = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen)
+        applied = d_y.new_empty(1, dtype=torch.bool)
+        d_x = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen, applied=applied)
         for count in counts:
             if count is not None:  # a count elsewhere goes on without waiting for `applied`
                 count.view(1).add_(applied if count.device == applied.device else 1)
@@ -209,7 +210,7 @@ class LayerUpdate:
         shapes = (self.weight.shape, self.weight.shape[:1])
         grads = {part: d_y.new_empty(shape) for part, shape in zip(PARTS, shapes, strict=True)}
         layer.save(x)
-        d_x, _ = layer.backward(d_y, input_grad=input_grad, grads=grads)
+        d_x = layer.backward(d_y, input_grad=input_grad, grads=grads)
         for part, value in named.items():
             value.grad = grads[part] if value.grad is None else value.grad.add_(grads[part])
         return d_x

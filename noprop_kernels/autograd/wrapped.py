@@ -13,17 +13,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakTensorKeyDictionary
 
+INSTEAD = "optimizer=None makes a layer with .grad"
+
 _owners = WeakTensorKeyDictionary()  # parameter -> the layer that updates it
+_claims = 0  # changes of _owners so far
 
 
-def refuse_wrapped(op: str, layer: nn.Module) -> None:
-    """Raises, before anything is written, where an update inside backward would be wrong.
+def claims() -> int:
+    """A number that stays while no parameter gets another owner."""
+    return _claims
+
+
+def claim(op: str, layer: nn.Module) -> None:
+    """Makes the layer the one that updates its parameters.
 
     Raises:
-        RuntimeError: it runs inside DistributedDataParallel, fully_shard holds its parameters, or
-            another layer updates one of them.
+        RuntimeError: another layer updates one of them.
     """
-    refuse_data_parallel(op, layer, "optimizer=None makes a layer with .grad")
+    global _claims
     for name, value in layer._parameters.items():
         known = None if value is None else _owners.get(value)
         owner = None if known is None else known()
@@ -32,9 +39,10 @@ def refuse_wrapped(op: str, layer: nn.Module) -> None:
         if owner is not None and owner.updates_itself(value):
             raise RuntimeError(
                 f"{op}: {name} must belong to one layer, since each updates it by moments of its "
-                f"own, and is that of {owner} too; optimizer=None makes a layer with .grad"
+                f"own, and is that of {owner} too; {INSTEAD}"
             )
         _owners[value] = weakref.ref(layer)
+        _claims += 1
 
 
 def refuse_data_parallel(op: str, layer: nn.Module, instead: str) -> None:

@@ -200,12 +200,9 @@ def embed_times(out: Tensor, t: Tensor, frequencies: Tensor) -> None:
     _check("embed_time", _call(_C.embed_times, out, t, frequencies), [], 0)
 
 
-def _memory(size: int) -> Tensor:
-    """`size` bytes, as float32, that begin at a multiple of 64 bytes."""
-    floats = size // 4
-    memory = torch.empty(floats + 16, dtype=torch.float32, device="cpu")
-    start = -memory.data_ptr() % 64 // 4
-    return memory[start : start + floats]
+def _memory(native: Any, n: int, B: int) -> Tensor:
+    """What a forward of B rows of n slices saves for its backward."""
+    return torch.empty(native.saved_floats(n, B), dtype=torch.float32, device="cpu")
 
 
 def _check_isa(isa: str) -> None:
@@ -237,7 +234,7 @@ def forward(call: ForwardCall) -> None:
     native = _native_plan(plan, slices.precision)
     saved = None
     if call.save:
-        saved = _memory(n * native.saved_bytes(B))
+        saved = _memory(native, n, B)
     result = _call(_C.forward, native, call, saved)
     _check("forward", result, list(plan.inputs), plan.widths[plan.output])
     call.saved = (saved, call.training, _C.isa_used()) if call.save else None
@@ -333,7 +330,7 @@ def forward_layer(
         ValueError: a tensor does not fit; nothing has been written.
     """
     native = _native_plan(plan, precision)
-    saved = _memory(native.saved_bytes(x.numel() // x.shape[-1])) if save else None
+    saved = _memory(native, 1, x.numel() // x.shape[-1]) if save else None
     _check(op, _call(_C.forward_layer, native, op, name, x, weight, bias, y, saved), [name], 0)
     return (saved, _C.isa_used()) if save else None
 
@@ -351,14 +348,14 @@ def backward_layer(
     rule: Rule | None,
     moments: tuple[Tensor | None, ...],
     updates: Tensor | None,
-    applied: Tensor,
+    applied: Tensor | None = None,
 ) -> None:
     """d_x (*, in), and the gradients of weight and bias or their update, for contiguous tensors.
 
     Args:
         moments: of weight m, weight v, bias m, bias v; None what the optimizer or layer lacks.
         updates: (1,) int64, the steps so far; needed with a rule.
-        applied: out, (1,) bool: whether a rule was applied.
+        applied: out, (1,) bool, or None: whether a rule was applied.
 
     Raises:
         ValueError: a tensor does not fit; nothing has been written.

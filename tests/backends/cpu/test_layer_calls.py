@@ -48,7 +48,9 @@ def test_a_step_has_the_bits_of_the_records_calls(
         layer = made(backend, optimizer, bias=bias, activation="gelu")
         y = layer.forward(x, save=True)
         rule = rule_of(optimizer, 0.02, 0.03, x.device)
-        d_x, applied = layer.backward(d_y, input_grad=True, rule=rule, frozen=frozen)
+        applied = torch.zeros(1, dtype=torch.bool)
+        wanted: Any = {"rule": rule, "frozen": frozen, "applied": applied}
+        d_x = layer.backward(d_y, input_grad=True, **wanted)
         assert layer.updates is not None and applied.item() and layer.updates.item() == 5
         found.append([y, d_x, *(value for value in layer.tensors if value is not None)])
     ours, records = found
@@ -65,7 +67,7 @@ def test_gradients_have_the_bits_of_the_records_calls() -> None:
         before = layer.weight.clone()
         layer.forward(x, save=True)
         grads = {"weight": torch.empty(33, 18), "bias": torch.empty(33)}
-        d_x, _ = layer.backward(d_y, input_grad=True, grads=grads)
+        d_x = layer.backward(d_y, input_grad=True, grads=grads)
         assert torch.equal(layer.weight, before)
         found.append((d_x, *grads.values()))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

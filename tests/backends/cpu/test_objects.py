@@ -287,4 +287,4 @@ def test_widths_beyond_32_bits_are_refused() -> None:
 def test_rows_whose_workspace_has_no_size() -> None:
     plan = cpu._C.Plan(nk.plans.mlp(20, 3, 3, hidden=32), "float32")
     with pytest.raises(MemoryError):
-        plan.saved_bytes(2**60)
+        plan.saved_floats(1, 2**60)
