@@ -25,7 +25,8 @@ inline NopropLabels labels_of(Reader& reader, const py::object& y) {
   return made;
 }
 
-// z and eps (B, D) of labels y (B,), by numbers signal and noise (B,) whose stride may be 0
+// z and eps (B, D) of labels y (B,), by signal and noise, each a float or (B,) whose stride may be
+// 0
 inline Result add_noise_rows(const py::object& y, const py::object& signal, const py::object& noise,
                              const py::object& W_embed, uint32_t stream, int64_t seed, int64_t draw,
                              int64_t block, int64_t first_row, float sigma, const py::object& z,
@@ -36,13 +37,19 @@ inline Result add_noise_rows(const py::object& y, const py::object& signal, cons
   const int64_t M = W_embed.is_none() ? D : reader.sizes(W_embed, {"W_embed"}, 2).shape[0];
   const NopropEmbedding embedding = embedding_of(reader, W_embed, M, D);
   const NopropLabels labels = labels_of(reader, y);
-  const auto per_row = [&](const py::object& given, const char* name) -> NopropPerRow {
+  float numbers[2];
+  const auto per_row = [&](const py::object& given, const char* name,
+                           float* number) -> NopropPerRow {
+    if (PyFloat_CheckExact(given.ptr())) {
+      *number = static_cast<float>(PyFloat_AS_DOUBLE(given.ptr()));
+      return {number, 0, 0, 0};
+    }
     const TensorView view = reader.tensors.read(given, {name}, Kind::kFloat32, {B}, 1);
     return {view.as<float>(), 0, 0, view.strides[0]};
   };
   const NopropNoising noising = {
-      .signal = per_row(signal, "signal"),
-      .noise = per_row(noise, "noise"),
+      .signal = per_row(signal, "signal", &numbers[0]),
+      .noise = per_row(noise, "noise", &numbers[1]),
       .sigma = sigma,
   };
   NopropNoise address = {};

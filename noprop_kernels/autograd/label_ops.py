@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from ..backends import dispatch
 from ..backends.calls import AddNoiseCall, Embedding, HeadCall, NoiseAddress, Noising, Objective
+from ..check import LARGEST, MOST, MOST_COUNT, PLAIN
 from ..philox import STREAM_EPS
 from .custom_op import node, register
 from .layer import plan_of
@@ -126,6 +127,61 @@ error_op = register(denoising_error, fake_error, save_error, error_backward)
 
 
 # z = signal * W_embed[y] + noise * eps + sigma * eps_1
+
+
+def noise_at_once(
+    y: Tensor,
+    signal: float | Tensor,
+    noise: float | Tensor,
+    W_embed: Tensor | None,
+    num_classes: int | None,
+    address: tuple[int, int, int, int],
+    sigma: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor] | None:
+    """z and eps where the levels are two floats, all is as the kernels take it, and they check it
+    alone; else None, and what does not fit is left to the checks by name.
+
+    Args:
+        address: seed, draw, block and first row of the noise.
+    """
+    if type(signal) is not float or type(noise) is not float or type(sigma) is not float:
+        return None
+    if not is_dense(y) or y.ndim != 1 or y.numel() == 0:
+        return None
+    D: Any = num_classes
+    if W_embed is not None:
+        if not is_dense(W_embed) or W_embed.ndim != 2 or W_embed.requires_grad:
+            return None
+        D = W_embed.shape[1]
+    seed, draw, block, first_row = address
+    for value in (D, seed, draw, block, first_row):
+        if type(value) is not int:
+            return None
+    last = MOST_COUNT + 1 - y.numel()
+    if not (0 <= draw <= MOST_COUNT and 0 <= block <= 0xFFFF and 0 <= first_row <= last):
+        return None
+    if not (0 < D <= MOST and -(2**63) <= seed < 2**63):
+        return None
+    if not (abs(signal) <= LARGEST and abs(noise) <= LARGEST and abs(sigma) <= LARGEST):
+        return None
+    try:
+        chosen = backend_of(1, D, y.device, backend)
+        if not hasattr(chosen, "add_noise_rows"):
+            return None
+        z = y.new_empty(y.numel(), D, dtype=torch.float32)
+        eps = torch.empty_like(z)
+        chosen.add_noise_rows(y, signal, noise, W_embed, (STREAM_EPS, *address), sigma, z, eps)
+    except (ValueError, dispatch.BackendError):
+        return None
+    return z, eps
+
+
+def is_dense(value: Any) -> bool:
+    """Whether a value is a plain tensor whose numbers follow one another."""
+    if type(value) not in PLAIN or value.layout is not torch.strided or value.is_nested:
+        return False
+    return value.is_contiguous()
 
 
 def add_noise(

@@ -274,15 +274,15 @@ def predict(call: PredictCall) -> None:
 
 def add_noise_rows(
     y: Tensor,
-    signal: Tensor,
-    noise: Tensor,
+    signal: float | Tensor,
+    noise: float | Tensor,
     W_embed: Tensor | None,
     address: tuple[int, int, int, int, int],
     sigma: float,
     z: Tensor,
     eps: Tensor,
 ) -> None:
-    """z and eps (B, D) of the labels y (B,), by signal and noise (B,).
+    """z and eps (B, D) of the labels y (B,), by signal and noise, each a float or (B,).
 
     Args:
         address: stream, seed, draw, block and first row of the noise.
