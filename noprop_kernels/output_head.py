@@ -17,7 +17,8 @@ from .philox import STREAM_HEAD
 from .plan import Dense, Plan
 from .results import Step, Update
 from .schedule import MOST_BLOCKS
-from .stack import engine
+from .stack import engine, known
+from .stack.call_arguments import positions
 from .stack.module import Stack
 from .stack.shared import Shared, check_shared
 from .stack.state import check_state
@@ -263,10 +264,14 @@ class OutputHead(Stack):
     def _everyone(self) -> Tensor:
         """(R,) positions of all slices, after a check of the state."""
         check_state(self)
-        return torch.arange(len(self), dtype=torch.int64, device="cpu")
+        held = self.layout.held
+        return positions(held, held, self.layout.replicas)
 
     def _noise_block(self, op: str, t: int | Tensor, K: int) -> Tensor:
         """Philox's block t - 1 of each step, (K, R)."""
+        cache, key = self.layout.cache, ("noise block", t, K, self.device)
+        if type(t) is int and key in cache:
+            return cache[key]
         if isinstance(t, Tensor):
             ts = check_tensor(op, "t", t, shape=(K,), dtype=INT64)
         else:
@@ -277,7 +282,10 @@ class OutputHead(Stack):
             ts = torch.full((K,), t, dtype=torch.int64, device="cpu")
         if K and not (1 <= int(ts.min()) and int(ts.max()) <= self.goal.T):
             raise ValueError(f"{op}: t must be in 1..{self.goal.T}, got {ts.unique().tolist()}")
-        return (ts - 1).to(self.device, non_blocking=True)[:, None].expand(K, len(self))
+        block = (ts - 1).to(self.device, non_blocking=True)[:, None].expand(K, len(self))
+        if type(t) is int:
+            cache.keep(key, block)
+        return block
 
 
 def head_step(
@@ -290,6 +298,11 @@ def head_step(
     row_weight: Tensor | None = None,
 ) -> Step:
     """OutputHead.train_step; `last` are the levels of z_T, where the caller has them."""
+    repeatable = type(t) is int and (lr is None or type(lr) is float) and known.has_form(y)
+    repeatable = repeatable and not levels_grad and last is None and row_weight is None
+    key = ("train_step", t, lr, y.shape[0]) if repeatable else ()
+    if repeatable and (done := step_again(head, key, y)) is not None:
+        return done
     op, index = "train_step", head._everyone()
     head._refuse_flow(op)
     rule = engine.step_rule(head, op, lr, index)
@@ -302,7 +315,9 @@ def head_step(
         out.d_W_embed = engine.empty(head, len(head), head.M, head.D)
         out.d_signal, out.d_noise = torch.empty_like(out.error), torch.empty_like(out.error)
     block, given = head._noise_block(op, t, 1), None if last is None else (None, last)
-    engine.step(head, op, index, block, {}, y, B, out, row_weight, rule=rule, given=given)
+    call = engine.step(head, op, index, block, {}, y, B, out, row_weight, rule=rule, given=given)
+    if repeatable:
+        known.keep(head, key, call, ("y", "out"))
     return Step(
         out.loss[0],
         out.error,
@@ -311,3 +326,17 @@ def head_step(
         d_noise=out.d_noise,
         d_W_embed=out.d_W_embed,
     )
+
+
+def step_again(head: OutputHead, key: tuple, y: Tensor) -> Step | None:
+    """A step as an earlier one by this key, or None (see stack/known.py)."""
+    call = known.earlier(head, key, y)
+    if call is None:
+        return None
+    call.out = out = engine.new_out(head, 1, len(head))
+    out.error = engine.empty(head, len(head), call.B)
+    try:
+        engine.run_train(head, call)
+    except ValueError:  # nothing has changed
+        return None
+    return Step(out.loss[0], out.error, out.applied[0])

@@ -147,7 +147,7 @@ class Plan:
 
     def has_norm(self) -> bool:
         """Whether rows of a batch know each other in training, by its statistics."""
-        return bool(self.statistics())
+        return self._has_norm
 
     def live(self) -> dict[str, tuple[int, int]]:
         """The pixels of each convolution's map, before its pool, that anything depends on.
@@ -206,6 +206,10 @@ class Plan:
 
     def __hash__(self) -> int:
         return self._hash
+
+    @cached_property
+    def _has_norm(self) -> bool:
+        return bool(self.statistics())
 
     @cached_property
     def _hash(self) -> int:

@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <limits>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "call_plan.h"
@@ -14,7 +15,15 @@ namespace noprop {
 
 constexpr int64_t kMost64 = std::numeric_limits<int64_t>::max();
 
-inline py::object get(py::handle object, const char* name) { return object.attr(name); }
+// an attribute, whose name is a literal: Python's text of it is made once
+inline py::object get(py::handle object, const char* name) {
+  static thread_local std::unordered_map<const char*, PyObject*> made;
+  PyObject*& text = made[name];
+  if (text == nullptr) text = PyUnicode_InternFromString(name);
+  PyObject* const found = text == nullptr ? nullptr : PyObject_GetAttr(object.ptr(), text);
+  if (found == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(found);
+}
 
 inline py::object item(const py::object& mapping, py::handle key) {
   PyObject* found = PyObject_GetItem(mapping.ptr(), key.ptr());

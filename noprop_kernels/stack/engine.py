@@ -167,9 +167,9 @@ def noise_of(
     """The address of K steps' noise; draw (K, n) defaults to the slices' own."""
     K, part, buffers = len(block), part_of(stack, index), stack._buffers
     if draw is None:
-        own: Tensor = buffers["draws"][None, part].clone()  # the call changes the original
-        steps = torch.arange(K, dtype=torch.int64, device=stack.device)
-        draw = own + steps[:, None]
+        draw = buffers["draws"][None, part].clone()  # the call changes the original
+        if K > 1:
+            draw = draw + torch.arange(K, dtype=torch.int64, device=draw.device)[:, None]
     return NoiseAddress(buffers["seeds"][part], draw, block, stack.layout.stream, first_row)
 
 
@@ -263,9 +263,9 @@ def train(
     rows: int | None = None,
     given: TimedLevels | None = None,
     row_weight: Tensor | None = None,
-) -> None:
+) -> TrainCall:
     """K steps of the selected slices, K = len(block): an update each, or `out.grads` once;
-    `row_weight` (K, n, B) as of `weighted`.
+    `row_weight` (K, n, B) as of `weighted`. Returns the call's record.
     """
     K = len(block)
     if K > 1:
@@ -289,8 +289,13 @@ def train(
         blocks_per_launch=stack.blocks_per_launch,
         op=op,
     )
-    written = () if rule is None else [*updated(slices), slices.draws]
-    run(stack, "train", call, written, head=objective.head)
+    run_train(stack, call)
+    return call
+
+
+def run_train(stack: Stack, call: TrainCall) -> None:
+    written = () if call.rule is None else [*updated(call.slices), call.slices.draws]
+    run(stack, "train", call, written, head=call.objective.head)
 
 
 def step(
@@ -304,14 +309,14 @@ def step(
     out: TrainOut,
     row_weight: Tensor | None,
     **options: Any,
-) -> None:
+) -> TrainCall:
     """A step of `index`'s slices on checked rows of weights (B,), or None; `options` are those of
-    `train`.
+    `train`, and so is the result.
     """
     inputs = {name: packed(value)[None] for name, value in inputs.items()}
     y = y.contiguous().expand(1, len(index), B)
     options["row_weight"] = None if row_weight is None else row_weight.expand(1, len(index), B)
-    train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, out=out, **options)
+    return train(stack, op, index=index, block=block, inputs=inputs, y=y, B=B, out=out, **options)
 
 
 def train_steps(
