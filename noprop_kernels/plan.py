@@ -112,6 +112,7 @@ class Plan:
         }
         self.in_widths = MappingProxyType(in_widths)  # of every layer's concatenated inputs
         self.output = output
+        self._has_norm = bool(self.statistics())
 
     def parameters(self) -> dict[str, Shape]:
         """Shapes of one slice's parameters by their state_dict names, in plan order."""
@@ -206,10 +207,6 @@ class Plan:
 
     def __hash__(self) -> int:
         return self._hash
-
-    @cached_property
-    def _has_norm(self) -> bool:
-        return bool(self.statistics())
 
     @cached_property
     def _hash(self) -> int:

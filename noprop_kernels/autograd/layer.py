@@ -269,7 +269,9 @@ class Layer:
         """Tells torch which tensors a backward wrote."""
         if rule is None:
             return
-        written = [value for name, value in self.present.items() if not is_of(name, frozen)]
+        written = [*self.present.values()]
+        if frozen:
+            written = [value for name, value in self.present.items() if not is_of(name, frozen)]
         increment_version(written if self.updates is None else [*written, self.updates])
 
     def _refuse_memory(self) -> None:

@@ -57,6 +57,17 @@ def what_is_seen(module: Any, precision: str, weight: Tensor, bias: Tensor | Non
 class Updating(torch.autograd.Function):
     """y = activation(x @ weight.T + bias), whose backward updates weight and bias."""
 
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        """As torch's, which for a function without setup_context refuses transforms of torch.func,
+        and else unwraps tensors that a transform has left."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*arguments)
+        unwrap = torch._C._functorch.unwrap_if_dead
+        given, tensors = arguments[:3], arguments[3:]
+        tensors = [unwrap(value) if isinstance(value, Tensor) else value for value in tensors]
+        return super(torch.autograd.Function, cls).apply(*given, *tensors)
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -91,7 +102,7 @@ class Updating(torch.autograd.Function):
             return None, None, None, d_x, None, None
         ctx.used = True
         rule = ctx.optimizer.rule(d_y.device)
-        frozen = tuple(part for part in PARTS if part not in wanted)
+        frozen = () if len(wanted) == 2 else tuple(part for part in PARTS if part not in wanted)
         d_x = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen)
         layer.saved = None
         return None, None, None, d_x, None, None
@@ -125,17 +136,17 @@ def nodes_of(weight: Tensor) -> WeakSet:
 
 def trained(node: Any) -> list[str]:
     """The parameters whose gradients this pass of autograd's engine requests."""
-    _, *edges = node.next_functions  # of x first
-    parts = [part for part, need in zip(PARTS, node.needs_input_grad[4:], strict=True) if need]
-    found = [edge for edge, _ in edges if edge is not None]
+    found = []
     try:  # as torch.autograd.graph.register_multi_grad_hook does
-        asked = [torch._C._will_engine_execute_node(edge) for edge in found]
+        for part, (edge, _) in zip(PARTS, node.next_functions[1:], strict=False):  # x is first
+            if edge is not None and torch._C._will_engine_execute_node(edge):
+                found.append(part)
     except RuntimeError:  # torch.autograd.grad of a parameter, which would return its gradient
         raise RuntimeError(
             f"{OP}: torch.autograd.grad must not ask for the gradient of a parameter, which is "
             "updated inside backward; optimizer=None makes a layer with gradients"
         ) from None
-    return [part for part, asks in zip(parts, asked, strict=True) if asks]
+    return found
 
 
 def refuse(node: Any) -> None:

@@ -35,7 +35,6 @@ def modules(*folders: str) -> Iterator[tuple[str, str]]:
             r"\bdata_ptr\(",
             ["noprop_kernels/backends"],
             {
-                "noprop_kernels/backends/cpu/backend.py",  # where saved memory begins
                 "noprop_kernels/backends/triton/graph.py",  # addresses that a graph froze
                 "noprop_kernels/backends/turns.py",  # by which calls are kept apart
                 *(
