@@ -9,6 +9,7 @@ from .arguments.batches import INT64, check_labels, gather_inputs, rows_of
 from .arguments.row_weights import check_row_weight, in_steps
 from .arguments.scalars import seed_list, seed_tensor
 from .autograd import block_nodes, block_ops
+from .backends import dispatch
 from .check import LARGEST, check_integer, check_number, check_positive, check_tensor, is_flag
 from .compiler.eager import eager_only
 from .goal import Goal, LastLevel, Levels, check_goal
@@ -336,7 +337,7 @@ def step_again(head: OutputHead, key: tuple, y: Tensor) -> Step | None:
     call.out = out = engine.new_out(head, 1, len(head))
     out.error = engine.empty(head, len(head), call.B)
     try:
-        engine.run_train(head, call)
+        engine.run_train(head, call, dispatch.cpu)
     except ValueError:  # nothing has changed
         return None
     return Step(out.loss[0], out.error, out.applied[0])

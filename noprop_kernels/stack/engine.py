@@ -41,12 +41,14 @@ def run(
     *,
     sampled: bool = False,
     head: str | None = None,
+    backend: ModuleType | None = None,
 ) -> None:
     """Runs one of BACKEND_FUNCTIONS, and bumps the version counters of `written`, also on
     interrupt. Not every backend has samplers and each head: sampled: the call is of a sampler;
-    head: of a call that computes a loss.
+    head: of a call that computes a loss; backend: that runs it, where it is chosen.
     """
-    backend = backend_of(stack, sampled=sampled, head=head)
+    if backend is None:
+        backend = backend_of(stack, sampled=sampled, head=head)
     with torch.no_grad():
         try:
             getattr(backend, name)(call)
@@ -293,9 +295,9 @@ def train(
     return call
 
 
-def run_train(stack: Stack, call: TrainCall) -> None:
+def run_train(stack: Stack, call: TrainCall, backend: ModuleType | None = None) -> None:
     written = () if call.rule is None else [*updated(call.slices), call.slices.draws]
-    run(stack, "train", call, written, head=call.objective.head)
+    run(stack, "train", call, written, head=call.objective.head, backend=backend)
 
 
 def step(

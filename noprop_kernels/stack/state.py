@@ -4,7 +4,6 @@ A kernel reads and writes addresses, so every call first compares the object's c
 their original layout.
 """
 
-from itertools import chain
 from operator import attrgetter
 
 import torch
@@ -89,5 +88,5 @@ def slices_of(stack: StrictModule, index: Tensor) -> Slices:
 
 def updated(slices: Slices) -> list[Tensor]:
     """The tensors that an update writes."""
-    groups = (slices.params, slices.m, slices.v, slices.stats)
-    return [*chain.from_iterable(group.values() for group in groups), slices.updates]
+    params, stats = slices.params.values(), slices.stats.values()
+    return [*params, *slices.m.values(), *slices.v.values(), *stats, slices.updates]
