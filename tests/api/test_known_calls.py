@@ -149,7 +149,7 @@ def test_a_forced_backend_is_that_of_the_call(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_repeated_call_makes_no_record_anew(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from noprop_kernels.stack import engine, training
+    from noprop_kernels.stack import call_arguments, engine
 
     make, run = CALLS[call]
     stack = make()
@@ -159,6 +159,6 @@ def test_a_repeated_call_makes_no_record_anew(call: str, monkeypatch: pytest.Mon
         raise AssertionError("the whole call ran")
 
     monkeypatch.setattr(engine, "levels_of", refuse)
-    monkeypatch.setattr(training, "check_state", refuse)
+    monkeypatch.setattr(call_arguments, "check_state", refuse)
     second = run(stack, Y)
     assert torch.equal(first[0], second[0]) == (call == "noise")  # a step moves on
