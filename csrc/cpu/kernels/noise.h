@@ -28,10 +28,16 @@ NOPROP_INLINE WideVec multiply_even(WideVec a, uint32_t b) {
 }
 
 NOPROP_INLINE void multiply_wide(UintVec a, uint32_t b, UintVec& high, UintVec& low) {
-  constexpr uint64_t kLow = 0xffffffff;
   const WideVec even = multiply_even((WideVec)a, b), odd = multiply_even((WideVec)a >> 32, b);
+#if NOPROP_LANES == 8
+  // the blends of which GCC makes one instruction
+  high = __builtin_shufflevector((UintVec)(even >> 32), (UintVec)odd, 0, 9, 2, 11, 4, 13, 6, 15);
+  low = __builtin_shufflevector((UintVec)even, (UintVec)(odd << 32), 0, 9, 2, 11, 4, 13, 6, 15);
+#else
+  constexpr uint64_t kLow = 0xffffffff;
   high = (UintVec)(even >> 32 | (odd & ~kLow));
   low = (UintVec)((even & kLow) | odd << 32);
+#endif
 }
 
 NOPROP_INLINE void philox(UintVec (&c)[4], uint64_t seed) {
@@ -70,11 +76,14 @@ inline void draw_normal(float* values, const NoiseKey& key, int64_t D, const Pan
       UintVec c[4] = {UintVec{} + (uint32_t)(column / 4), row, UintVec{} + key.place,
                       UintVec{} + key.draw};
       philox(c, key.seed);
-      Vec normal[4];
-      box_muller(c[0], c[1], normal[0], normal[1]);
-      box_muller(c[2], c[3], normal[2], normal[3]);
-      for (int64_t i = 0; i < 4 && column + i < D; ++i)
-        store(values + panels.at(D, column + i, g), keep_first(normal[i], panels.B - g * kLanes));
+      const auto put = [&](int64_t first, UintVec r0, UintVec r1) {
+        Vec normal[2];
+        box_muller(r0, r1, normal[0], normal[1]);
+        for (int64_t i = 0; i < 2 && first + i < D; ++i)
+          store(values + panels.at(D, first + i, g), keep_first(normal[i], panels.B - g * kLanes));
+      };
+      put(column, c[0], c[1]);
+      if (column + 2 < D) put(column + 2, c[2], c[3]);
     }
   }
 }
