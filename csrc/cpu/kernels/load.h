@@ -42,11 +42,13 @@ NOPROP_INLINE void load_inputs(Vec (&square)[kLanes], const NopropInput& input,
                                const int64_t (&at)[kLanes], int64_t f, int count, int64_t rows) {
   if (input.dtype == NOPROP_FLOAT32 && !input.scale && count == kLanes && rows == kLanes) {
     const float* data = static_cast<const float*>(input.data) + f;
-    for (int64_t b = 0; b < kLanes; ++b) square[b] = load(data + at[b]);
+    for_first(kLanes, [&](int b) { square[b] = load(data + at[b]); });
     return;
   }
+  Vec any[kLanes];  // apart, so that whole squares stay in registers
   for (int64_t b = 0; b < kLanes; ++b)
-    square[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
+    any[b] = b < rows ? load_features(input, at[b] + f, f, count) : Vec{};
+  for_first(kLanes, [&](int b) { square[b] = any[b]; });
 }
 
 // Gathered rows are anywhere in memory, and a square reads too little of each of them for the
@@ -63,13 +65,13 @@ NOPROP_INLINE void fetch_inputs(const NopropInput& input, const int64_t (&at)[kL
 template <bool PAIRS>
 NOPROP_INLINE void store_features(float* values, const Vec (&square)[kLanes], int64_t width,
                                   int64_t f, int count, int64_t g, const Panels& panels) {
-  for (int c = 0; c < count; c += PAIRS ? 2 : 1) {
-    float* at = values + panels.at(terms<PAIRS>(width), PAIRS ? (f + c) / 2 : f + c, g);
-    if constexpr (PAIRS)
-      store(at, zip_pairs(square[c], c + 1 < count ? square[c + 1] : Vec{}));
-    else
-      store(at, square[c]);
-  }
+  float* to = values + panels.at(terms<PAIRS>(width), PAIRS ? f / 2 : f, g);
+  for_first(count, [&](int c) {
+    if constexpr (!PAIRS)
+      store(to + c * panels.P, square[c]);
+    else if (c % 2 == 0)
+      store(to + c / 2 * panels.P, zip_pairs(square[c], c + 1 < count ? square[c + 1] : Vec{}));
+  });
 }
 
 // Loads the rows of vectors g_first .. g_last of an input, for step k and slice i, into strips and

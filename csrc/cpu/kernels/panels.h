@@ -151,17 +151,16 @@ inline void strips_to_panels(float* values, bool accumulate, const float* strips
     for (int64_t g = 0; g < panels.vectors(); ++g)
       for (int j = 0; j < cols; ++j) {
         Vec square[kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-          const int64_t b = g * kLanes + i;
-          square[i] = b < panels.B ? load(strip + (b * cols + j) * kLanes) : Vec{};
-        }
+        for (Vec& row : square) row = Vec{};
+        for_first(panels.B - g * kLanes,
+                  [&](int i) { square[i] = load(strip + ((g * kLanes + i) * cols + j) * kLanes); });
         transpose(square);
         const int64_t f = first + j * kLanes;
-        const int64_t features = width - f < kLanes ? width - f : kLanes;
-        for (int64_t i = 0; i < features; ++i) {
-          float* at = values + panels.at(width, f + i, g);
+        float* to = values + panels.at(width, f, g);
+        for_first(width - f, [&](int i) {
+          float* at = to + i * panels.P;
           store(at, accumulate ? load(at) + square[i] : square[i]);
-        }
+        });
       }
   });
 }
@@ -185,18 +184,27 @@ inline void strips_to_rows(float* rows, bool accumulate, const float* strips, in
   });
 }
 
+// the rows of vector g: features f .. f + kLanes of panels, 0 from `width` on
+NOPROP_INLINE void load_transposed(Vec (&square)[kLanes], const float* values, int64_t width,
+                                   int64_t f, int64_t g, const Panels& panels) {
+  const float* from = values + panels.at(width, f, g);
+  for (Vec& row : square) row = Vec{};
+  for_first(width - f, [&](int i) { square[i] = load(from + i * panels.P); });
+  transpose(square);
+}
+
 // stores a square of rows of vector g to its column of a strip; rounds: to bfloat16, as pairs are
 template <bool PAIRS>
 NOPROP_INLINE void store_square(float* column, const Vec (&square)[kLanes], int64_t g, int cols,
                                 int64_t B, bool rounds = false) {
-  const int64_t left = B - g * kLanes, rows = left < kLanes ? left : kLanes;
-  for (int64_t i = 0; i < rows; i += PAIRS ? 2 : 1) {
-    float* at = column + (PAIRS ? (g * kLanes + i) / 2 : g * kLanes + i) * cols * kLanes;
-    if constexpr (PAIRS)
-      store(at, zip_pairs(square[i], i + 1 < rows ? square[i + 1] : Vec{}));
-    else
-      store(at, rounds ? round_bfloat16(square[i]) : square[i]);
-  }
+  const int64_t rows = B - g * kLanes;
+  float* to = column + g * kLanes / (PAIRS ? 2 : 1) * cols * kLanes;
+  for_first(rows, [&](int i) {
+    if constexpr (!PAIRS)
+      store(to + i * cols * kLanes, rounds ? round_bfloat16(square[i]) : square[i]);
+    else if (i % 2 == 0)
+      store(to + i / 2 * cols * kLanes, zip_pairs(square[i], i + 1 < rows ? square[i + 1] : Vec{}));
+  });
 }
 
 // PAIRS: the strips have pairs of rows, rounded to bfloat16
@@ -209,9 +217,7 @@ inline void panels_to_strips(float* strips, const float* values, int64_t width,
       for (int j = 0; j < cols; ++j) {
         const int64_t f = first + j * kLanes;
         Vec square[kLanes];
-        for (int i = 0; i < kLanes; ++i)
-          square[i] = f + i < width ? load(values + panels.at(width, f + i, g)) : Vec{};
-        transpose(square);
+        load_transposed(square, values, width, f, g, panels);
         store_square<PAIRS>(strip + j * kLanes, square, g, cols, panels.B);
       }
   });
@@ -226,16 +232,13 @@ inline void panels_to_strips(float* strips, const float* values, int64_t width,
     for (int64_t f = 0; f < width; f += kLanes) {
       const int features = width - f < kLanes ? (int)(width - f) : kLanes;
       Vec square[kLanes];
-      for (int i = 0; i < kLanes; ++i)
-        square[i] = i < features ? load(values + panels.at(width, f + i, g)) : Vec{};
-      transpose(square);
+      load_transposed(square, values, width, f, g, panels);
       const int64_t left = panels.B - g * kLanes;
       float* to = rows + g * kLanes * width + f;
-      for (int64_t b = 0; b < left && b < kLanes; ++b, to += width)
-        if (features == kLanes)
-          store(to, square[b]);
-        else
-          store_partial(to, square[b], features);
+      if (features == kLanes)
+        for_first(left, [&](int b) { store(to + b * width, square[b]); });
+      else
+        for_first(left, [&](int b) { store_partial(to + b * width, square[b], features); });
     }
 }
 
@@ -251,20 +254,22 @@ inline void panels_to_strips(float* strips, const float* values, int64_t width,
       Vec square[kLanes];
       const int64_t left = panels.B - g * kLanes;
       const float* from = rows + g * kLanes * width + f;
-      for (int64_t b = 0; b < kLanes; ++b, from += width) {
-        square[b] = b >= left            ? Vec{}
-                    : features == kLanes ? load(from)
-                                         : load_partial(from, features);
-        zero += square[b] * 0.0f;
-      }
+      for (Vec& row : square) row = Vec{};
+      if (features == kLanes)
+        for_first(left, [&](int b) { square[b] = load(from + b * width); });
+      else
+        for_first(left, [&](int b) { square[b] = load_partial(from + b * width, features); });
+      for (const Vec& row : square) zero += row * 0.0f;
       transpose(square);
-      for (int i = 0; i < features; ++i) store(values + panels.at(width, f + i, g), square[i]);
+      float* to = values + panels.at(width, f, g);
+      for_first(features, [&](int i) { store(to + i * panels.P, square[i]); });
     }
   return sum_lanes(zero) == 0;
 }
 
 // the levels of the rows of vector g
 inline Vec per_row(const float* data, int64_t row_stride, int64_t g, const Panels& panels) {
+  if (row_stride == 0) return keep_first(broadcast(*data), panels.B - g * kLanes);
   Vec v = {};
   for (int i = 0; i < kLanes; ++i) {
     const int64_t b = g * kLanes + i;

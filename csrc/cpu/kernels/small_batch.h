@@ -27,43 +27,19 @@ NOPROP_INLINE Quarter load_quarter(const float* p) {
   return *reinterpret_cast<const UnalignedQuarter*>(p);
 }
 
-// PAIR_LOW (PAIR_HIGH) interleaves the elements of the first (last) halves of each 128 bits of two
-// vectors; HALF_LOW (HALF_HIGH) joins these halves. join_quarters makes a vector of 128-bit parts,
-// of which part(i) is the i-th.
-#if NOPROP_LANES == 16
-#define NOPROP_PAIR_LOW(a, b) \
-  __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define NOPROP_PAIR_HIGH(a, b) \
-  __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-#define NOPROP_HALF_LOW(a, b) \
-  __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define NOPROP_HALF_HIGH(a, b) \
-  __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+// a vector of 128-bit parts, of which part(i) is the i-th
 template <class Part>
 NOPROP_INLINE Vec join_quarters(Part part) {
+#if NOPROP_LANES == 16
   const auto low = __builtin_shufflevector(part(0), part(1), 0, 1, 2, 3, 4, 5, 6, 7);
   const auto high = __builtin_shufflevector(part(2), part(3), 0, 1, 2, 3, 4, 5, 6, 7);
   return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-}
 #elif NOPROP_LANES == 8
-#define NOPROP_PAIR_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
-#define NOPROP_PAIR_HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
-#define NOPROP_HALF_LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
-#define NOPROP_HALF_HIGH(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
-template <class Part>
-NOPROP_INLINE Vec join_quarters(Part part) {
   return __builtin_shufflevector(part(0), part(1), 0, 1, 2, 3, 4, 5, 6, 7);
-}
 #else
-#define NOPROP_PAIR_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
-#define NOPROP_PAIR_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
-#define NOPROP_HALF_LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
-#define NOPROP_HALF_HIGH(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
-template <class Part>
-NOPROP_INLINE Vec join_quarters(Part part) {
   return part(0);
-}
 #endif
+}
 
 // Rows of a weight (out, in) as lanes of whole vectors; where there are fewer, the last is
 // repeated.
@@ -86,13 +62,7 @@ NOPROP_INLINE void load_square(Vec (&w)[4], const OutputRows<FULL>& outputs, int
     mixed[j] = join_quarters([&](int q) __attribute__((always_inline)) {
       return load_quarter(outputs.row(g * kLanes + 4 * q + j) + k);
     });
-  const Vec low = NOPROP_PAIR_LOW(mixed[0], mixed[1]), high = NOPROP_PAIR_HIGH(mixed[0], mixed[1]);
-  const Vec low_2 = NOPROP_PAIR_LOW(mixed[2], mixed[3]);
-  const Vec high_2 = NOPROP_PAIR_HIGH(mixed[2], mixed[3]);
-  w[0] = NOPROP_HALF_LOW(low, low_2);
-  w[1] = NOPROP_HALF_HIGH(low, low_2);
-  w[2] = NOPROP_HALF_LOW(high, high_2);
-  w[3] = NOPROP_HALF_HIGH(high, high_2);
+  transpose_quarters(w, mixed);
 }
 
 // c[g][r] += sum over k of the weights of the outputs from g * kLanes times x[k * ROWS + r].

@@ -41,10 +41,28 @@ NOPROP_INLINE Vec load(const float* p) { return *reinterpret_cast<const Unaligne
 NOPROP_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 NOPROP_INLINE Vec broadcast(float x) { return x - Vec{}; }  // x - 0 is x, the sign of zero included
 
+// calls body(i) for the first `count` of a square's vectors. Unrolled, or the square would not stay
+// in registers.
+template <class Body>
+NOPROP_INLINE void for_first(int64_t count, Body body) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (i < count) body(i);
+}
+
+// lane numbers 0, 1, 2, ...
+NOPROP_INLINE IntVec lane_numbers() {
+  IntVec v = {};
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
+
 // the first `count` (1..kLanes) lanes, the others zero
 NOPROP_INLINE Vec load_partial(const float* p, int count) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), p);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_maskload_ps(p, (__m256i)(lane_numbers() < count));
 #else
   Vec v = {};
   for (int i = 0; i < count; ++i) v[i] = p[i];
@@ -78,13 +96,6 @@ inline void round_run(float* out, const float* in, int64_t count) {
   for (; i + kLanes <= count; i += kLanes) store(out + i, round_bfloat16(load(in + i)));
   const int rest = (int)(count - i);
   if (rest) store_partial(out + i, round_bfloat16(load_partial(in + i, rest)), rest);
-}
-
-// lane numbers 0, 1, 2, ...
-NOPROP_INLINE IntVec lane_numbers() {
-  IntVec v = {};
-  for (int i = 0; i < kLanes; ++i) v[i] = i;
-  return v;
 }
 
 // Two bfloat16 in each lane, for processors that multiply them in pairs: the even term of a sum in
@@ -200,28 +211,65 @@ NOPROP_INLINE float sum_lanes(Vec v) {
   return part[0];
 }
 
+// PAIR_LOW (PAIR_HIGH) interleaves the elements of the first (last) halves of each 128 bits of two
+// vectors; HALF_LOW (HALF_HIGH) joins these halves.
 #if NOPROP_LANES == 16
-#define NOPROP_ZIP_LOW(a, b) \
-  __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
-#define NOPROP_ZIP_HIGH(a, b) \
-  __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#define NOPROP_PAIR_LOW(a, b) \
+  __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define NOPROP_PAIR_HIGH(a, b) \
+  __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define NOPROP_HALF_LOW(a, b) \
+  __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define NOPROP_HALF_HIGH(a, b) \
+  __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
 #elif NOPROP_LANES == 8
-#define NOPROP_ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
-#define NOPROP_ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#define NOPROP_PAIR_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define NOPROP_PAIR_HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define NOPROP_HALF_LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define NOPROP_HALF_HIGH(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
 #else
-#define NOPROP_ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
-#define NOPROP_ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define NOPROP_PAIR_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define NOPROP_PAIR_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define NOPROP_HALF_LOW(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define NOPROP_HALF_HIGH(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
 #endif
 
-// transpose of a kLanes x kLanes square: each pass zips row i with row i + kLanes / 2
+// the transposes of the 4 x 4 squares in each 128 bits of four vectors
+NOPROP_INLINE void transpose_quarters(Vec* out, const Vec* rows) {
+  const Vec low = NOPROP_PAIR_LOW(rows[0], rows[1]), high = NOPROP_PAIR_HIGH(rows[0], rows[1]);
+  const Vec low_2 = NOPROP_PAIR_LOW(rows[2], rows[3]), high_2 = NOPROP_PAIR_HIGH(rows[2], rows[3]);
+  out[0] = NOPROP_HALF_LOW(low, low_2);
+  out[1] = NOPROP_HALF_HIGH(low, low_2);
+  out[2] = NOPROP_HALF_LOW(high, high_2);
+  out[3] = NOPROP_HALF_HIGH(high, high_2);
+}
+
+// transpose of a kLanes x kLanes square: of its 4 x 4 squares, and then of what these are in it
 NOPROP_INLINE void transpose(Vec (&rows)[kLanes]) {
-  for (int pass = 1; pass < kLanes; pass *= 2) {
-    Vec zipped[kLanes];
-    for (int i = 0; i < kLanes / 2; ++i) {
-      zipped[2 * i] = NOPROP_ZIP_LOW(rows[i], rows[i + kLanes / 2]);
-      zipped[2 * i + 1] = NOPROP_ZIP_HIGH(rows[i], rows[i + kLanes / 2]);
-    }
-    for (int i = 0; i < kLanes; ++i) rows[i] = zipped[i];
+  Vec quarters[kLanes];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes; i += 4) transpose_quarters(quarters + i, rows + i);
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+#if NOPROP_LANES == 16
+    const Vec a = quarters[i], b = quarters[4 + i], c = quarters[8 + i], d = quarters[12 + i];
+#define NOPROP_JOIN(x, y, p, q)                                                                 \
+  __builtin_shufflevector(x, y, 4 * p, 4 * p + 1, 4 * p + 2, 4 * p + 3, 4 * q, 4 * q + 1,       \
+                          4 * q + 2, 4 * q + 3, 4 * p + 16, 4 * p + 17, 4 * p + 18, 4 * p + 19, \
+                          4 * q + 16, 4 * q + 17, 4 * q + 18, 4 * q + 19)
+    const Vec low = NOPROP_JOIN(a, b, 0, 1), high = NOPROP_JOIN(a, b, 2, 3);
+    const Vec low_2 = NOPROP_JOIN(c, d, 0, 1), high_2 = NOPROP_JOIN(c, d, 2, 3);
+    rows[i] = NOPROP_JOIN(low, low_2, 0, 2);
+    rows[4 + i] = NOPROP_JOIN(low, low_2, 1, 3);
+    rows[8 + i] = NOPROP_JOIN(high, high_2, 0, 2);
+    rows[12 + i] = NOPROP_JOIN(high, high_2, 1, 3);
+#elif NOPROP_LANES == 8
+    const Vec a = quarters[i], b = quarters[4 + i];
+    rows[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+    rows[4 + i] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+#else
+    rows[i] = quarters[i];
+#endif
   }
 }
 
