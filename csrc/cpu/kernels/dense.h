@@ -327,8 +327,8 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
     finish(gradient, o, rows, begun, end - begun);
   };
   for_blocks(num_strips, panels.B * kStrip, [&](int64_t first, int64_t count) {
-    for (int64_t o = own.first; o < own.last; o += kGradientRows) {
-      const int64_t rows = own.last - o < kGradientRows ? own.last - o : kGradientRows;
+    for (int64_t o = own.first, rows; o < own.last; o += rows) {
+      rows = tile_height<kMaxStripCols>(own.last - o);
       for (int64_t p = 0; p < panels.count; ++p)  // the product then has one run of terms
         for (int64_t i = 0; i < rows; ++i) {
           const float* from = d_out + (p * H + o + i) * panels.P;

@@ -89,11 +89,34 @@ struct Fetching {
   }
 };
 
-// calls body(Constant<ROWS>, first row) over row .. rows, in tiles of the best height for COLS,
-// then in smaller ones
+// The height of the first of the tiles over `left` rows. Where registers are few, tiles are as even
+// as possible: the sums of a low one would wait for one another.
+constexpr bool kEvenTiles = NOPROP_REGISTERS == 16;
+template <int COLS>
+inline int64_t tile_height(int64_t left) {
+  constexpr int64_t kRows = kTileRows[COLS];
+  if (!kEvenTiles) return left < kRows ? left : kRows;
+  const auto rows = (uint32_t)left, tiles = (rows + (uint32_t)kRows - 1) / (uint32_t)kRows;
+  return (rows + tiles - 1) / tiles;
+}
+
+// calls body(Constant<ROWS>, first row) over row .. rows, in tiles of the best height for COLS, or
+// in even ones, then in smaller ones
 template <int COLS, class Body>
 NOPROP_INLINE void for_row_tiles(int64_t row, int64_t rows, Body body) {
   constexpr int kRows = kTileRows[COLS];
+  if constexpr (kEvenTiles && COLS > 1) {
+    for (int64_t height; row < rows; row += height) {
+      height = tile_height<COLS>(rows - row);
+      if (height == 6) body(Constant<6>{}, row);
+      if (height == 5) body(Constant<5>{}, row);
+      if (height == 4) body(Constant<4>{}, row);
+      if (height == 3) body(Constant<3>{}, row);
+      if (height == 2) body(Constant<2>{}, row);
+      if (height == 1) body(Constant<1>{}, row);
+    }
+    return;
+  }
   // 4 rows would wait for their own sums, which two tiles of 8 do not
   constexpr int64_t kTwoTiles = kRows > 8 ? 16 : 0;
   for (; row + kRows <= rows && rows - row != kTwoTiles; row += kRows) body(Constant<kRows>{}, row);
