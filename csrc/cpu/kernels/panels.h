@@ -165,25 +165,6 @@ inline void strips_to_panels(float* values, bool accumulate, const float* strips
   });
 }
 
-// copies strips to a caller's rows (B, width)
-inline void strips_to_rows(float* rows, bool accumulate, const float* strips, int64_t width,
-                           const Panels& panels, const Share& share) {
-  for_own_strips(share, width, [&](int64_t first, int cols) {
-    const float* from = strips + first * panels.B;
-    const int64_t columns = width - first < cols * kLanes ? width - first : cols * kLanes;
-    float* to = rows + first;
-    for (int64_t b = 0; b < panels.B; ++b, from += cols * kLanes, to += width) {
-      int64_t c = 0;
-      for (; c + kLanes <= columns; c += kLanes)
-        store(to + c, accumulate ? load(to + c) + load(from + c) : load(from + c));
-      if (const int rest = (int)(columns - c)) {
-        const Vec d = load_partial(from + c, rest);
-        store_partial(to + c, accumulate ? load_partial(to + c, rest) + d : d, rest);
-      }
-    }
-  });
-}
-
 // the rows of vector g: features f .. f + kLanes of panels, 0 from `width` on
 NOPROP_INLINE void load_transposed(Vec (&square)[kLanes], const float* values, int64_t width,
                                    int64_t f, int64_t g, const Panels& panels) {

@@ -3,7 +3,7 @@
 
 #include "cpu/kernels/activation.h"
 #include "cpu/kernels/conv_few_rows.h"
-#include "cpu/kernels/dense.h"
+#include "cpu/kernels/dense_gradients.h"
 
 namespace noprop {
 namespace {
@@ -160,6 +160,21 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
     pixels = larger(pixels, conv.rows() * conv.map.W * a_pixel);
   }
   saved.pixels = pieces.take<float>(pixels * team.size) + team.rank * pixels;
+}
+
+// For each input whose gradient comes from products alone, its rows in the caller's memory, to
+// which it is then written directly; null for the others.
+inline void rows_of_inputs(float** rows, const NopropPlan& plan, float* const* d_inputs, int64_t i,
+                           int64_t B) {
+  for (int j = 0; j < plan.num_inputs; ++j)
+    rows[j] = d_inputs && d_inputs[j] ? d_inputs[j] + i * B * plan.input_widths[j] : nullptr;
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (const int added = plan.layers[l].add; added >= 0 && added < plan.num_inputs)
+      rows[added] = nullptr;
+  for (int l = 0; l < plan.num_layers; ++l)
+    if (const NopropLayer& layer = plan.layers[l];
+        layer.kind == NOPROP_CONV2D && layer.sources[0] < plan.num_inputs)
+      rows[layer.sources[0]] = nullptr;
 }
 
 inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan,

@@ -1,7 +1,7 @@
 // The walk over a plan: forward in order, backward in reverse.
 #pragma once
 
-#include "cpu/kernels/dense.h"
+#include "cpu/kernels/dense_gradients.h"
 #include "cpu/kernels/head.h"
 #include "cpu/kernels/load.h"
 #include "cpu/kernels/norm.h"
@@ -169,21 +169,6 @@ struct BackwardPlan {
   const NoiseKey* noise;  // as the forward had it
 };
 
-// For each input whose gradient comes from products alone, its rows in the caller's memory, to
-// which it is then written directly; null for the others.
-inline void rows_of_inputs(float** rows, const NopropPlan& plan, float* const* d_inputs, int64_t i,
-                           int64_t B) {
-  for (int j = 0; j < plan.num_inputs; ++j)
-    rows[j] = d_inputs && d_inputs[j] ? d_inputs[j] + i * B * plan.input_widths[j] : nullptr;
-  for (int l = 0; l < plan.num_layers; ++l)
-    if (const int added = plan.layers[l].add; added >= 0 && added < plan.num_inputs)
-      rows[added] = nullptr;
-  for (int l = 0; l < plan.num_layers; ++l)
-    if (const NopropLayer& layer = plan.layers[l];
-        layer.kind == NOPROP_CONV2D && layer.sources[0] < plan.num_inputs)
-      rows[layer.sources[0]] = nullptr;
-}
-
 // passes own features of a small parameter's gradient to its optimizer, or to the caller's array
 inline void finish_vector(const NopropParam& param, const float* gradient, const BackwardPlan& job,
                           int64_t H, const Range& own) {
@@ -322,12 +307,13 @@ inline void walk_backward(const BackwardPlan& job, const Saved& saved, Grads& gr
         const int source = layer.sources[s];
         const int64_t width = width_of(plan, source);
         if (wanted(source)) {
-          dense_input_grad<PAIRS>(strips, d_out, weight, in, first, width, H, grads.packed,
+          float* rows = source < plan.num_inputs ? job.input_rows[source] : nullptr;
+          const bool to_panels = !rows && goes_to_panels(H, grads.written[source], panels);
+          const InputGradOut out = {strips, to_panels ? grads.value[source] : nullptr, rows,
+                                    grads.written[source]};
+          dense_input_grad<PAIRS>(out, d_out, weight, in, first, width, H, grads.packed,
                                   rounds(plan), panels, share);
-          if (source < plan.num_inputs && job.input_rows[source])
-            strips_to_rows(job.input_rows[source], grads.written[source], strips, width, panels,
-                           share);
-          else
+          if (!rows && !to_panels)
             strips_to_panels(grads.value[source], grads.written[source], strips, width, panels,
                              share);
           grads.written[source] = true;
