@@ -142,8 +142,7 @@ def test_a_weight_that_another_layer_took_is_refused() -> None:
     step(other)
     weight = layer.weight
     layer.weight = nn.Parameter(rows(7, 7))
-    step(layer)
-    other.weight = weight  # handed on
+    other.weight = weight  # handed on, before a forward of the layer saw its new one
     step(other)
     layer.weight = weight
     for _ in range(2):
