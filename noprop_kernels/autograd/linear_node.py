@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends import dispatch
@@ -63,10 +64,12 @@ class Updating(torch.autograd.Function):
         and else unwraps tensors that a transform has left."""
         if torch._C._are_functorch_transforms_active():
             return super().apply(*arguments)
-        unwrap = torch._C._functorch.unwrap_if_dead
         given, tensors = arguments[:3], arguments[3:]
-        tensors = [unwrap(value) if isinstance(value, Tensor) else value for value in tensors]
-        return super(torch.autograd.Function, cls).apply(*given, *tensors)
+        tensors = [
+            unwrap_if_dead(value) if isinstance(value, Tensor) else value for value in tensors
+        ]
+        of_the_engine: Any = super(torch.autograd.Function, cls)
+        return of_the_engine.apply(*given, *tensors)
 
     @staticmethod
     def forward(

@@ -169,9 +169,9 @@ def noise_of(
     """The address of K steps' noise; draw (K, n) defaults to the slices' own."""
     K, part, buffers = len(block), part_of(stack, index), stack._buffers
     if draw is None:
-        draw = buffers["draws"][None, part].clone()  # the call changes the original
-        if K > 1:
-            draw = draw + torch.arange(K, dtype=torch.int64, device=draw.device)[:, None]
+        own: Tensor = buffers["draws"][None, part].clone()  # the call changes the original
+        steps = torch.arange(K, dtype=torch.int64, device=own.device) if K > 1 else None
+        draw = own if steps is None else own + steps[:, None]
     return NoiseAddress(buffers["seeds"][part], draw, block, stack.layout.stream, first_row)
 
 

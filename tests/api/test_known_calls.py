@@ -118,7 +118,7 @@ def test_memory_that_was_released_is_refused() -> None:
     head = new_head()
     for _ in range(2):
         step(head, Y)
-    head.logits.weight.untyped_storage().resize_(0)
+    head.get_parameter("logits.weight").untyped_storage().resize_(0)
     with pytest.raises(ValueError, match="logits.weight must have memory for its"):
         step(head, Y)
 
