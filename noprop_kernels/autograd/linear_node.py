@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Known:
 
     seen: list
     layer: Layer
-    nodes: WeakSet
+    nodes: list[ref]
     claims: int
 
     def holds(self, module: Any, precision: str, weight: Tensor, bias: Tensor | None) -> bool:
@@ -92,7 +92,7 @@ class Updating(torch.autograd.Function):
             layer, y, nodes = done
         ctx.layer, ctx.optimizer, ctx.nodes, ctx.used = layer, module.optimizer, nodes, False
         ctx.save_for_backward(x, weight, bias)  # so that torch detects a change of what was read
-        nodes.add(ctx)
+        nodes.append(ref(ctx, nodes.remove))  # a WeakSet is slower
         return y
 
     @staticmethod
@@ -113,7 +113,7 @@ class Updating(torch.autograd.Function):
 
 def forward_at_once(
     module: Any, known: Known, precision: str, x: Tensor
-) -> tuple[Layer, Tensor, WeakSet] | None:
+) -> tuple[Layer, Tensor, list[ref]] | None:
     """A layer whose tensors are known, y, and the weight's nodes, where the kernels take x and
     check all that they address; else None, and what does not fit is left to the checks by name."""
     layer = known.layer
@@ -129,11 +129,11 @@ def forward_at_once(
         return None
 
 
-def nodes_of(weight: Tensor) -> WeakSet:
-    """The nodes that may still update this weight, in all layers and graphs."""
+def nodes_of(weight: Tensor) -> list[ref]:
+    """The living nodes that may still update this weight, in all layers and graphs."""
     found = _nodes.get(weight)
     if found is None:
-        found = _nodes[weight] = WeakSet()
+        found = _nodes[weight] = []
     return found
 
 
@@ -166,8 +166,9 @@ def refuse(node: Any) -> None:
         raise RuntimeError(
             f"{OP}: input and parameters must be those of the forward until backward: {error}"
         ) from error
-    for other in node.nodes if len(node.nodes) > 1 else ():
-        if other is not node and torch._C._will_engine_execute_node(other):
+    others = [known() for known in node.nodes] if len(node.nodes) > 1 else ()
+    for other in others:
+        if other not in (node, None) and torch._C._will_engine_execute_node(other):
             raise RuntimeError(
                 f"{OP}: weight must be used once in one graph, since the first use's backward "
                 "moves what the second's needs, got it twice; optimizer=None allows it"
