@@ -331,7 +331,7 @@ def head_step(
 
 def step_again(head: OutputHead, key: tuple, y: Tensor) -> Step | None:
     """A step as an earlier one by this key, or None (see stack/known.py)."""
-    call = known.earlier(head, key, y)
+    call = known.on_labels(head, key, y)
     if call is None:
         return None
     call.out = out = engine.new_out(head, 1, len(head))

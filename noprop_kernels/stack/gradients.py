@@ -15,7 +15,7 @@ from ..backends.contents import finite_rows
 from ..check import check_count, check_tensor
 from ..compiler.eager import eager_only
 from ..results import Gradients
-from . import engine
+from . import engine, known
 from .call_arguments import check_batch, check_draws_z, index_of
 from .module import Stack
 from .state import check_state, slices_of, updated
@@ -93,7 +93,9 @@ class GradientStack(Stack):
         Raises:
             ValueError: an argument does not fit, or optimizer=None.
         """
-        op = "update"
+        op, key = "update", known.update_key(self, grads, lr)
+        if key is not None and (done := known.update(self, key, grads)) is not None:
+            return done
         if not isinstance(grads, Gradients):
             raise ValueError(f"{op}: grads must be Gradients, got {type(grads).__name__}")
         check_state(self)
@@ -126,7 +128,10 @@ class GradientStack(Stack):
         for value in grads.stats.values():
             apply &= finite_rows(value.flatten(1))
         applied = torch.empty_like(apply)
-        engine.run(self, "update", UpdateCall(slices, by_name, apply, rule, applied), state)
+        call = UpdateCall(slices, by_name, apply, rule, applied)
+        engine.run(self, "update", call, state)
+        if key is not None:
+            known.keep(self, key, call, ("grads", "apply", "applied"))
         at = index.to(self.device)
         self.draws[at] += 1
         for name, batch in grads.stats.items():

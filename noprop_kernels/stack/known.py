@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from ..backends import dispatch
 from ..check import PLAIN, check_counter
+from ..results import Gradients
 from . import engine
 from .module import Stack
+from .state import updated
 
+PLAIN_TYPES = frozenset(PLAIN)
+FORM = attrgetter("dtype", "shape", "device")
 TRAINABLE = attrgetter("requires_grad", "is_leaf")
 
 
@@ -48,9 +52,9 @@ def keep(stack: Stack, key: tuple, record: Any, own: tuple[str, ...]) -> None:
         stack.layout.cache.keep(("known", *key), known)
 
 
-def earlier(stack: Stack, key: tuple, y: Tensor) -> Any:
-    """A copy of the record of an earlier call by this key, with the labels y (B,) and the present
-    draws, where the object is as it was then and y has the kernels' form; else None.
+def earlier(stack: Stack, key: tuple) -> Any:
+    """A copy of the record of an earlier call by this key, where the object is as it was then; else
+    None.
 
     Raises:
         ValueError: a counter is out of range.
@@ -61,11 +65,15 @@ def earlier(stack: Stack, key: tuple, y: Tensor) -> Any:
     if known.seen != what_is_seen(stack, *tensors_of(stack)):
         return None
     for name in ("draws", "updates"):
-        counter = stack._buffers[name]
-        if not counter.is_cpu or counter.dtype != torch.int64 or counter.shape != (len(stack),):
-            return None
-        check_counter(type(stack).__name__, name, counter, 1)
-    record = twin(known.record)
+        check_counter(type(stack).__name__, name, stack._buffers[name], 1)
+    return twin(known.record)
+
+
+def on_labels(stack: Stack, key: tuple, y: Tensor) -> Any:
+    """The same with the labels y (B,), which `has_form`, and the present draws."""
+    record = earlier(stack, key)
+    if record is None:
+        return None
     noise = record.noise = twin(record.noise)
     noise.seeds = stack._buffers["seeds"]
     noise.draw = stack._buffers["draws"][None].clone()  # the call changes the original
@@ -112,7 +120,9 @@ def tensors_of(module: nn.Module) -> tuple[list[Any], list[Any]]:
 def what_is_seen(stack: Stack, params: list[Any], buffers: list[Any]) -> list[object]:
     """What the checks depend on, but the tensors' memory."""
     options = id(stack.optimizer), stack.precision, stack.backend, stack.training
-    return [*map(id, params), *map(id, buffers), *map(TRAINABLE, params), *options]
+    own = [value for value in stack._buffers.values() if isinstance(value, Tensor)]
+    forms = *map(FORM, own), *map(Tensor.is_contiguous, own)  # not every call of a kernel has them
+    return [*map(id, params), *map(id, buffers), *map(TRAINABLE, params), *forms, *options]
 
 
 def noise_key(y: Tensor, with_eps: bool) -> tuple:
@@ -121,7 +131,7 @@ def noise_key(y: Tensor, with_eps: bool) -> tuple:
 
 def add_noise(stack: Stack, y: Any, with_eps: bool) -> tuple[Tensor, Tensor | None] | None:
     """z and eps of all slices as an earlier call made them, or None."""
-    call = earlier(stack, noise_key(y, with_eps), y) if has_form(y) else None
+    call = on_labels(stack, noise_key(y, with_eps), y) if has_form(y) else None
     if call is None:
         return None
     z = call.z = engine.empty(stack, len(stack), y.shape[0], stack.D)
@@ -131,3 +141,33 @@ def add_noise(stack: Stack, y: Any, with_eps: bool) -> tuple[Tensor, Tensor | No
     except ValueError:
         return None
     return z, eps
+
+
+def update_key(stack: Stack, grads: Any, lr: object) -> tuple | None:
+    """The key of an update of all slices in their order, without batch statistics; None: it is of
+    another kind."""
+    if not isinstance(grads, Gradients) or grads.stats or type(grads.by_name) is not dict:
+        return None
+    index, own = grads.index, (*grads.by_name.values(), grads.applied, grads.index)
+    if not (lr is None or type(lr) is float) or not PLAIN_TYPES.issuperset(map(type, own)):
+        return None
+    if index.layout is not torch.strided or not index.is_cpu or index.dtype != torch.int64:
+        return None
+    if grads.by_name.keys() != {*stack.layout.params} or index.ndim != 1:
+        return None
+    return ("update", lr) if index.tolist() == [*range(len(stack))] else None
+
+
+def update(stack: Stack, key: tuple, grads: Gradients) -> Tensor | None:
+    """`applied` (n,) of an update as an earlier one, or None."""
+    call = earlier(stack, key)
+    if call is None:
+        return None
+    call.grads, call.apply = grads.by_name, grads.applied
+    call.applied = engine.empty(stack, len(stack), dtype=torch.bool)
+    try:
+        engine.run(stack, "update", call, updated(call.slices), backend=dispatch.cpu)
+    except ValueError:
+        return None
+    stack._buffers["draws"].add_(1)
+    return call.applied

@@ -34,7 +34,23 @@ def noise(blocks: Object, y: Any) -> list[torch.Tensor]:
     return [blocks.add_noise(y)]
 
 
-CALLS = {"step": (new_head, step), "noise": (new_blocks, noise)}
+def new_gradients(blocks: nk.DenoisingBlocks) -> nk.Gradients:
+    shapes, names = blocks.layout.shapes, blocks.layout.params
+    grads = {name: torch.full(shapes[name], 0.1 * i) for i, name in enumerate(names)}
+    ones = torch.ones(len(blocks))
+    return nk.Gradients(grads, ones, ones[:, None], ones.bool(), torch.arange(len(blocks)), rows=1)
+
+
+def update(blocks: Object, y: Any) -> list[torch.Tensor]:
+    """With y a change of the gradients, if it is one."""
+    assert isinstance(blocks, nk.DenoisingBlocks)
+    grads = new_gradients(blocks)
+    if callable(y):
+        y(blocks, grads)
+    return [blocks.update(grads)]
+
+
+CALLS = {"step": (new_head, step), "noise": (new_blocks, noise), "update": (new_blocks, update)}
 Y = torch.tensor([0, 3, 1, 1, 2])
 
 
@@ -58,6 +74,9 @@ EITHER: dict[str, Callable[[Any], object]] = {
     "short draws": lambda stack: setattr(stack.draws, "data", torch.zeros(9, dtype=torch.int64)),
     "square draws": lambda stack: setattr(stack.draws, "data", stack.draws[None].clone()),
     "seeds of float64": lambda stack: setattr(stack.seeds, "data", stack.seeds.double()),
+    "t of float64": lambda stack: (
+        "t" in stack._buffers and setattr(stack.t, "data", stack.t.double())
+    ),
     "no backend": lambda stack: setattr(stack, "backend", "triton"),
     "reference": lambda stack: setattr(stack, "backend", "reference"),
     "an embedding where there was none": lambda stack: set_buffer("W_embed", torch.eye(4))(stack),
@@ -78,7 +97,7 @@ OF_A_STEP: dict[str, Callable[[Any], object]] = {
     "a transposed weight": set_data("logits.weight", torch.zeros(1, 3, 4).mT),
 }
 CHANGES = [("step", name, change) for name, change in (EITHER | OF_A_STEP).items()] + [
-    ("noise", name, change) for name, change in EITHER.items()
+    (call, name, change) for call in ("noise", "update") for name, change in EITHER.items()
 ]
 
 
@@ -123,7 +142,7 @@ def test_memory_that_was_released_is_refused() -> None:
         step(head, Y)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["step", "noise"])
 @pytest.mark.parametrize(
     "y",
     [Y.flip(0), Y[:2], Y[:0], Y + 1, Y - 1, Y.double(), Y[None], Y.int(), [1, 2], None,
@@ -131,6 +150,42 @@ def test_memory_that_was_released_is_refused() -> None:
 )  # fmt: skip
 def test_labels_have_the_effect_that_they_have_on_a_new_object(call: str, y: Any) -> None:
     check(call, lambda stack: None, y)
+
+
+def put(name: str, make: Callable[[torch.Tensor], object]) -> Callable[..., None]:
+    def change(blocks: Any, grads: Any) -> None:
+        grads.by_name[name] = make(grads.by_name[name])
+
+    return change
+
+
+GRADIENTS: dict[str, Callable[[Any, Any], object]] = {
+    "others": put("f.weight", lambda value: value + 1),
+    "not finite": put("logits.bias", lambda value: value.fill_(torch.nan)),
+    "another shape": put("f.weight", lambda value: value[:, :2]),
+    "float64": put("f.weight", lambda value: value.double()),
+    "transposed": put("f.weight", lambda value: value.mT.contiguous().mT),
+    "a list": put("f.weight", lambda value: value.tolist()),
+    "one that requires a gradient": put("f.weight", lambda value: value.requires_grad_()),
+    "one too few": lambda blocks, grads: grads.by_name.pop("f.weight"),
+    "one too many": lambda blocks, grads: grads.by_name.update(more=torch.zeros(3)),
+    "the weights": lambda blocks, grads: grads.by_name.update(
+        {"f.weight": blocks.get_parameter("f.weight").detach()}
+    ),
+    "not applied": lambda blocks, grads: grads.applied.fill_(False),
+    "one not applied": lambda blocks, grads: grads.applied[1].fill_(False),
+    "applied as numbers": lambda blocks, grads: setattr(grads, "applied", torch.ones(3)),
+    "in another order": lambda blocks, grads: setattr(grads, "index", torch.tensor([2, 0, 1])),
+    "twice the same": lambda blocks, grads: setattr(grads, "index", torch.tensor([0, 0, 1])),
+    "fewer": lambda blocks, grads: setattr(grads, "index", torch.tensor([0, 1])),
+    "a square index": lambda blocks, grads: setattr(grads, "index", torch.arange(3)[None]),
+    "statistics": lambda blocks, grads: grads.stats.update(unknown=torch.ones(3, 2)),
+}
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_gradients_have_the_effect_that_they_have_on_a_new_object(case: str) -> None:
+    check("update", lambda stack: None, GRADIENTS[case])
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -149,7 +204,7 @@ def test_a_forced_backend_is_that_of_the_call(call: str) -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_repeated_call_makes_no_record_anew(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from noprop_kernels.stack import call_arguments, engine
+    from noprop_kernels.stack import call_arguments, engine, gradients
 
     make, run = CALLS[call]
     stack = make()
@@ -160,5 +215,6 @@ def test_a_repeated_call_makes_no_record_anew(call: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(engine, "levels_of", refuse)
     monkeypatch.setattr(call_arguments, "check_state", refuse)
+    monkeypatch.setattr(gradients, "check_state", refuse)
     second = run(stack, Y)
-    assert torch.equal(first[0], second[0]) == (call == "noise")  # a step moves on
+    assert torch.equal(first[0], second[0]) == (call != "step")  # which moves on
