@@ -133,7 +133,7 @@ inline void dense_forward(const DenseOut& result, const DenseSum& sum, int64_t H
     const int64_t first_column = runs[0].column;
     const int64_t columns = runs[num_runs - 1].column + runs[num_runs - 1].width - first_column;
     const float* before = is_first ? start : out;
-    for_row_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
+    for_even_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
       constexpr int ROWS = decltype(rows)::value;
       const float* tile_weight = weight + o * in + first_column;
       const int64_t left = own.last - o - ROWS;

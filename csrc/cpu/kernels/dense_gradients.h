@@ -190,7 +190,7 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
         float* to = gradient + first + f - begun;
         with_cols(strip_cols, [&](auto cols) {
           constexpr int COLS = decltype(cols)::value;
-          for_row_tiles<kMaxStripCols>(0, rows, [&](auto tile_rows, int64_t r) {
+          for_even_tiles<kMaxStripCols>(0, rows, [&](auto tile_rows, int64_t r) {
             constexpr int ROWS = decltype(tile_rows)::value;
             Vec c[ROWS][COLS] = {};
             multiply_tile<PAIRS>(c, d_rows + r * padded, padded, 1,

@@ -89,8 +89,23 @@ struct Fetching {
   }
 };
 
-// The height of the first of the tiles over `left` rows. Where registers are few, tiles are as even
-// as possible: the sums of a low one would wait for one another.
+// calls body(Constant<ROWS>, first row) over row .. rows, in tiles of the best height for COLS,
+// then in smaller ones
+template <int COLS, class Body>
+NOPROP_INLINE void for_row_tiles(int64_t row, int64_t rows, Body body) {
+  constexpr int kRows = kTileRows[COLS];
+  // 4 rows would wait for their own sums, which two tiles of 8 do not
+  constexpr int64_t kTwoTiles = kRows > 8 ? 16 : 0;
+  for (; row + kRows <= rows && rows - row != kTwoTiles; row += kRows) body(Constant<kRows>{}, row);
+  if constexpr (kRows > 8)
+    for (; row + 8 <= rows; row += 8) body(Constant<8>{}, row);
+  for (; row + 4 <= rows; row += 4) body(Constant<4>{}, row);
+  for (; row + 2 <= rows; row += 2) body(Constant<2>{}, row);
+  for (; row < rows; ++row) body(Constant<1>{}, row);
+}
+
+// The same for products over many rows. Where registers are few, tiles are as even as possible: the
+// sums of a low one would wait for one another. tile_height is the first one's over `left` rows.
 constexpr bool kEvenTiles = NOPROP_REGISTERS == 16;
 template <int COLS>
 inline int64_t tile_height(int64_t left) {
@@ -100,12 +115,12 @@ inline int64_t tile_height(int64_t left) {
   return (rows + tiles - 1) / tiles;
 }
 
-// calls body(Constant<ROWS>, first row) over row .. rows, in tiles of the best height for COLS, or
-// in even ones, then in smaller ones
 template <int COLS, class Body>
-NOPROP_INLINE void for_row_tiles(int64_t row, int64_t rows, Body body) {
-  constexpr int kRows = kTileRows[COLS];
-  if constexpr (kEvenTiles && COLS > 1) {
+NOPROP_INLINE void for_even_tiles(int64_t row, int64_t rows, Body body) {
+  if constexpr (!kEvenTiles || COLS == 1) {
+    for_row_tiles<COLS>(row, rows, body);
+  } else {
+    static_assert(kTileRows[COLS] == 6);
     for (int64_t height; row < rows; row += height) {
       height = tile_height<COLS>(rows - row);
       if (height == 6) body(Constant<6>{}, row);
@@ -115,16 +130,7 @@ NOPROP_INLINE void for_row_tiles(int64_t row, int64_t rows, Body body) {
       if (height == 2) body(Constant<2>{}, row);
       if (height == 1) body(Constant<1>{}, row);
     }
-    return;
   }
-  // 4 rows would wait for their own sums, which two tiles of 8 do not
-  constexpr int64_t kTwoTiles = kRows > 8 ? 16 : 0;
-  for (; row + kRows <= rows && rows - row != kTwoTiles; row += kRows) body(Constant<kRows>{}, row);
-  if constexpr (kRows > 8)
-    for (; row + 8 <= rows; row += 8) body(Constant<8>{}, row);
-  for (; row + 4 <= rows; row += 4) body(Constant<4>{}, row);
-  for (; row + 2 <= rows; row += 2) body(Constant<2>{}, row);
-  for (; row < rows; ++row) body(Constant<1>{}, row);
 }
 
 }  // namespace
