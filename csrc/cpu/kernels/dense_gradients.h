@@ -30,6 +30,51 @@ struct InputGradOut {
   }
 };
 
+// Copies columns f .. of the weight's columns from `first`, for rows (PAIRS: pairs of rows) k .. k
+// + rows, to a strip, between the bursts of a product, whose registers it leaves alone. rounds: to
+// bfloat16.
+template <bool PAIRS>
+struct PackStrip {
+  static constexpr int64_t kAhead = 8;  // rows: enough for memory, few enough for the nearest cache
+  float* to;
+  const float* from;
+  int64_t in, H, o, columns, rows, a_call = 0;
+  bool rounds;
+
+  NOPROP_INLINE PackStrip(float* to, const float* weight, int64_t in, int64_t H, int64_t first,
+                          int64_t f, int64_t width, int64_t k, int64_t rows, bool rounds)
+      : to(to), in(in), H(H), o(PAIRS ? 2 * k : k), rows(rows), rounds(rounds) {
+    from = weight + o * in + first + f;
+    columns = width - f < kStrip ? width - f : kStrip;
+  }
+  NOPROP_INLINE void begin(int64_t calls) { a_call = (rows + calls - 1) / calls; }
+  NOPROP_INLINE void go_on() {
+    for (int64_t i = 0; i < a_call && rows > 0; ++i) row();
+  }
+  NOPROP_INLINE void finish() {
+    while (rows > 0) row();
+  }
+
+  NOPROP_INLINE void row() {
+    int64_t c = 0;
+    const auto put = [&](auto get) __attribute__((always_inline)) {
+      const Vec w = get(from + c);
+      if constexpr (PAIRS)
+        store(to + c, zip_pairs(w, o + 1 < H ? get(from + in + c) : Vec{}));
+      else
+        store(to + c, rounds ? round_bfloat16(w) : w);
+    };
+    for (; c + kLanes <= columns; c += kLanes) put([](const float* at) { return load(at); });
+    if (c < columns) put([&](const float* at) { return load_partial(at, (int)(columns - c)); });
+    for (int64_t ahead = o + kAhead; ahead < o + kAhead + (PAIRS ? 2 : 1) && ahead < H; ++ahead)
+      for (c = 0; c < columns; c += kLineFloats) __builtin_prefetch(from + (ahead - o) * in + c);
+    o += PAIRS ? 2 : 1;
+    from += PAIRS ? 2 * in : in;
+    to += kStrip;
+    --rows;
+  }
+};
+
 // d_source (B, width) = d_out (H, P) times columns first .. first + width of weight (H, in). Lanes
 // are rows for panels, else columns. A tile runs down the rows of a block of the weight. The
 // rows of a wide weight are so far apart that they push each other out of the caches, so strips of
@@ -41,54 +86,31 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
                              int64_t in, int64_t first, int64_t width, int64_t H, float* packed,
                              bool rounds, const Panels& panels, const Share& share) {
   const int64_t P = panels.P;
-  constexpr int64_t kAhead = 8;  // rows: long enough for memory, few enough for the nearest cache
   const int64_t K = terms<PAIRS>(H);
-  // row i of the strip from column f of the block from term k
-  const auto pack_row = [&](float* to, int64_t f, int64_t k,
-                            int64_t i) __attribute__((always_inline)) {
-    const int64_t columns = width - f < kStrip ? width - f : kStrip;
-    const int64_t o = PAIRS ? 2 * (k + i) : k + i;
-    const float* from = weight + o * in + first + f;
-    float* row = to + i * kStrip;
-    int64_t c = 0;
-    const auto put = [&](auto get) {
-      const Vec w = get(from + c);
-      if constexpr (PAIRS)
-        store(row + c, zip_pairs(w, o + 1 < H ? get(from + in + c) : Vec{}));
-      else
-        store(row + c, rounds ? round_bfloat16(w) : w);
-    };
-    for (; c + kLanes <= columns; c += kLanes) put([](const float* at) { return load(at); });
-    if (c < columns) put([&](const float* at) { return load_partial(at, (int)(columns - c)); });
-    for (int64_t ahead = o + kAhead; ahead < o + kAhead + (PAIRS ? 2 : 1) && ahead < H; ++ahead)
-      for (c = 0; c < columns; c += 16) __builtin_prefetch(from + (ahead - o) * in + c);
-  };
   const Range own = own_columns(share, width);
   if (own.first == own.last) return;
   float* next_packed = packed + K * kStrip;
   bool is_packed = false;
   for_blocks(K, panels.padded(), [&](int64_t k, int64_t count) {
     for_own_strips(share, width, [&](int64_t f, int strip_cols) {
-      for (int64_t i = 0; !is_packed && i < count; ++i) pack_row(packed, f, k, i);
+      if (!is_packed) {
+        PackStrip<PAIRS> first_strip = {packed, weight, in, H, first, f, width, k, count, rounds};
+        first_strip.finish();
+      }
       is_packed = true;
       // the next strip, which may be the first of the next block
       const bool goes_on = f + strip_cols * kLanes < own.last;
       const int64_t next_f = goes_on ? f + strip_cols * kLanes : own.first;
       const int64_t next_k = goes_on ? k : k + count;
       const int64_t rows = next_k + count < K ? count : K - next_k;
-      int64_t done = 0, rows_a_call = 0;
-      const auto begin = [&](int64_t tiles) {
-        const int64_t calls = tiles * (count / kBurst + 1);
-        rows_a_call = (rows + calls - 1) / calls;
-      };
-      const auto pack_next = [&]() __attribute__((always_inline)) {
-        for (int64_t r = 0; r < rows_a_call && done < rows; ++r)
-          pack_row(next_packed, next_f, next_k, done++);
-      };
+      PackStrip<PAIRS> strip = {next_packed, weight, in,     H,    first,
+                                next_f,      width,  next_k, rows, rounds};
       const auto to_panels = [&](auto cols) {
         constexpr int COLS = decltype(cols)::value;
         const int64_t end = f + strip_cols * kLanes < width ? f + strip_cols * kLanes : width;
-        begin(panels.count * ((end - f + kTileRows[COLS] - 1) / kTileRows[COLS]));
+        const int64_t tiles = panels.count * ((end - f + kTileRows[COLS] - 1) / kTileRows[COLS]);
+        PackStrip<PAIRS> next = strip;
+        next.begin(tiles * (count / kBurst + 1));
         for (int64_t p = 0; p < panels.count; ++p)
           for_row_tiles<COLS>(f, end, [&](auto tile_rows, int64_t row) {
             constexpr int ROWS = decltype(tile_rows)::value;
@@ -97,7 +119,7 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
             Vec c[ROWS][COLS] = {};
             if (k > 0) for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(place(i, j)); });
             multiply_tile<PAIRS>(c, packed + row - f, 1, kStrip, d_out + (p * K + k) * P, P, count,
-                                 pack_next);
+                                 [&] { next.go_on(); });
             if ((p + 1) * P > panels.B)
               for_tile<ROWS, COLS>([&](int i, int j) {
                 c[i][j] = keep_first(c[i][j], panels.B - p * P - j * kLanes);
@@ -106,22 +128,28 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
               for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(place(i, j)) + c[i][j]; });
             for_tile<ROWS, COLS>([&](int i, int j) { store(place(i, j), c[i][j]); });
           });
+        next.finish();
       };
       const auto to_columns = [&](auto cols) {
         constexpr int COLS = decltype(cols)::value;
-        begin((panels.B + kTileRows[COLS] - 1) / kTileRows[COLS]);
+        PackStrip<PAIRS> next = strip;
+        next.begin((panels.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (count / kBurst + 1));
         for (int64_t p = 0; p < panels.count; ++p) {
           const int64_t B = panels.B - p * P < P ? panels.B - p * P : P;
           for_row_tiles<COLS>(0, B, [&](auto tile_rows, int64_t b) {
             constexpr int ROWS = decltype(tile_rows)::value;
             const int64_t row = p * P + b;
             float* out = result.strips + f * panels.B + row * COLS * kLanes;
+            // a caller's rows are far, and stores wait for one another
+            for (int i = 0; result.rows && k + count == K && i < ROWS; ++i)
+              for (int64_t at = 0; at < COLS * kLanes; at += kLineFloats)
+                __builtin_prefetch(result.rows + (row + i) * width + f + at, 1);
             Vec c[ROWS][COLS] = {};
             if (k > 0)
               for_tile<ROWS, COLS>(
                   [&](int i, int j) { c[i][j] = load(out + (i * COLS + j) * kLanes); });
             multiply_tile<PAIRS>(c, d_out + (p * K + k) * P + b, 1, P, packed, kStrip, count,
-                                 pack_next);
+                                 [&] { next.go_on(); });
             if (result.rows && k + count == K)
               for_tile<ROWS, COLS>([&](int i, int j) {
                 const int64_t column = f + j * kLanes;
@@ -132,12 +160,12 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
                   [&](int i, int j) { store(out + (i * COLS + j) * kLanes, c[i][j]); });
           });
         }
+        next.finish();
       };
       if (result.panels)
         with_cols(panels.cols, to_panels);
       else
         with_cols(strip_cols, to_columns);
-      for (; done < rows; ++done) pack_row(next_packed, next_f, next_k, done);
       float* full = packed;
       packed = next_packed;
       next_packed = full;
