@@ -100,31 +100,47 @@ inline void pack_backward(float* packed, const float* weight, int64_t C, int64_t
               });
 }
 
-// The sums of the windows of `in` whose corners are (y + offset, x + offset), for y in first_y ..
-// last_y and x < width: done(sums, first output channel, y, x) gets each tile, of as many channels
-// as its sums have rows.
-template <bool CHANNELS_LAST, class Done>
+// c += the sums of a window of `in`, whose corner is (y, x), for a tile of output channels, whose
+// packed weights begin at w.
+template <bool CHANNELS_LAST, int ROWS>
+NOPROP_INLINE void window_product(Vec (&c)[ROWS][kConvCols], const float* in, const Map& map,
+                                  const float* w, int64_t size, int64_t y, int64_t x) {
+  constexpr int64_t P = kConvCols * kLanes;
+  for_runs<CHANNELS_LAST>(
+      map, size, y, x,
+      [&](int64_t feature, int64_t term, int64_t count) __attribute__((always_inline)) {
+        multiply_tile(c, w + term * ROWS, 1, ROWS, in + feature * P, P, count);
+      });
+}
+
+// Fetches the lines that a tile's results will be stored to, `step` floats apart, before the tile
+// is summed: a store to memory far away would hold up those behind it.
+template <int ROWS>
+NOPROP_INLINE void fetch_tile(const float* to, int64_t step) {
+  for (int64_t i = 0; i < ROWS; ++i)
+    for (int64_t j = 0; j < kConvCols * kLanes; j += kLineFloats)
+      __builtin_prefetch(to + i * step + j, 1);
+}
+
+// The sums of the windows of `in` whose corners are (y + offset, x + offset), for y < height and x
+// < width: done(sums, first output channel, y, x) gets each tile, of as many channels as its sums
+// have rows.
+template <bool CHANNELS_LAST, class Begin, class Done>
 [[gnu::noinline]] inline void conv_product(const float* in, const Map& map, const float* packed,
                                            int64_t outputs, int64_t size, int64_t offset,
-                                           int64_t first_y, int64_t last_y, int64_t width,
-                                           Done done) {
-  constexpr int64_t P = kConvCols * kLanes;
+                                           int64_t height, int64_t width, Begin begin, Done done) {
   const int64_t K = map.C * size * size;
   for_channel_blocks(outputs, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
-    for (int64_t y = first_y; y < last_y; ++y)
+    for (int64_t y = 0; y < height; ++y)
       for (int64_t x = 0; x < width; ++x)
-        for_row_tiles<kConvCols>(
-            first, last, [&](auto rows, int64_t o) __attribute__((always_inline)) {
-              constexpr int ROWS = decltype(rows)::value;
-              Vec c[ROWS][kConvCols] = {};
-              const float* w = packed + o * K;
-              for_runs<CHANNELS_LAST>(
-                  map, size, y + offset, x + offset,
-                  [&](int64_t feature, int64_t term, int64_t count) __attribute__((always_inline)) {
-                    multiply_tile(c, w + term * ROWS, 1, ROWS, in + feature * P, P, count);
-                  });
-              done(c, o, y, x);
-            });
+        for_row_tiles<kConvCols>(first, last,
+                                 [&](auto rows, int64_t o) __attribute__((always_inline)) {
+                                   begin(rows, o, y, x);
+                                   Vec c[decltype(rows)::value][kConvCols] = {};
+                                   window_product<CHANNELS_LAST>(c, in, map, packed + o * K, size,
+                                                                 y + offset, x + offset);
+                                   done(c, o, y, x);
+                                 });
   });
 }
 

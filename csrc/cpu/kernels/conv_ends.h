@@ -17,108 +17,133 @@ struct ConvEnds {
   NoiseKey key;      // of dropout's numbers; row 0 is the panel's first
 };
 
+// Bytes as numbers, and numbers below 128 as bytes. GCC converts vectors of bytes one by one.
+NOPROP_INLINE IntVec load_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (IntVec)_mm512_maskz_cvtepu8_epi32((__mmask16)-1, _mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+  return (IntVec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  ByteVec bytes;
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, IntVec);
+#endif
+}
+
+NOPROP_INLINE void store_bytes(uint8_t* p, IntVec v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8((__mmask16)-1, (__m512i)v));
+#elif defined(__AVX2__)
+  const __m128i low = _mm256_castsi256_si128((__m256i)v);
+  const __m128i words = _mm_packs_epi32(low, _mm256_extracti128_si256((__m256i)v, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+#else
+  const ByteVec bytes = __builtin_convertvector(v, ByteVec);
+  __builtin_memcpy(p, &bytes, sizeof bytes);
+#endif
+}
+
 // whether a pixel of a window is the new maximum; of equal ones the first stays, and NaN is one, as
 // torch has it
 NOPROP_INLINE IntVec replaces(Vec other, Vec maximum) {
   return (other > maximum) | (other != other);
 }
 
-// The numbers of dropout of a vector of rows from first_row on: a word for each column, pixel * C +
-// c, four of one counter.
-NOPROP_INLINE void draw_dropout(UintVec (&words)[4], const NoiseKey& key, int64_t first_row,
-                                int64_t counter) {
-  words[0] = UintVec{} + (uint32_t)counter;
-  words[1] = (UintVec)lane_numbers() + (key.first_row + (uint32_t)first_row);
-  words[2] = UintVec{} + key.place;
-  words[3] = UintVec{} + key.draw;
-  philox(words, key.seed);
-}
+// a tile of output channels, of each pixel of a pool's window
+constexpr int64_t kEndsFloats = 4 * kConvRows * kConvCols * kLanes;
 
-// One row of a result, from one row of pixels, or two where it pools: `pixels` (row, x, C, P) has
-// the sums with bias, `width` of them beside each other, all that anything depends on. places (y,
-// x, C, P) gets each maximum's place in its window, 0..3 by rows.
+// `count` channels from first_c on of pixel (y, x) of a result, from the sums with bias of as many
+// pixels as it has before a pool, (pixel, count, P). places (y, x, C, P) gets each maximum's place
+// in its window, 0..3 by rows.
 // Map and ends are copies: a store of a vector may change what a reference refers to.
 template <bool POOLS, bool DROPS>
-[[gnu::noinline]] inline void finish_pixels(float* out, const Map map, uint8_t* places,
-                                            const float* pixels, int64_t width, const ConvEnds ends,
-                                            int64_t y) {
+[[gnu::noinline]] inline void finish_tile(float* out, const Map map, uint8_t* places,
+                                          const float* sums, const ConvEnds ends, int64_t first_c,
+                                          int64_t count, int64_t y, int64_t x) {
   constexpr int64_t P = kConvCols * kLanes;
-  for (int64_t x = 0; x < (POOLS ? width / 2 : width); ++x) {
-    const auto finish = [&](int64_t c, int64_t g, UintVec word) __attribute__((always_inline)) {
-      const auto pixel = [&](int64_t i, int64_t j) __attribute__((always_inline)) {
-        return load(pixels + ((i * width + j) * map.C + c) * P + g * kLanes);
-      };
-      Vec v = POOLS ? pixel(0, 2 * x) : pixel(0, x);
-      if constexpr (POOLS) {
-        IntVec place = {};
-#pragma GCC unroll 3
-        for (int q = 1; q < 4; ++q) {
-          const Vec other = pixel(q / 2, 2 * x + q % 2);
-          const IntVec takes = replaces(other, v);
-          v = takes ? other : v;
-          place = takes ? IntVec{} + q : place;
-        }
-        const ByteVec bytes = __builtin_convertvector(place, ByteVec);
-        const int64_t at = ((y * map.W + x) * map.C + c) * P + g * kLanes;
-        __builtin_memcpy(places + at, &bytes, sizeof bytes);
-      }
-      if (ends.is_relu) v = relu(v);
-      if (DROPS) v = (word >> 8) >= ends.dropped ? v * ends.scale : Vec{};
-      store(out + map.at(c, y, x) * P + g * kLanes, v);
+  const auto finish = [&](int64_t i, int64_t g, UintVec word) __attribute__((always_inline)) {
+    const int64_t c = first_c + i;
+    const auto pixel = [&](int64_t q) __attribute__((always_inline)) {
+      return load(sums + (q * count + i) * P + g * kLanes);
     };
-    // the columns of a counter may belong to two pixels
-    const int64_t first = (y * map.W + x) * map.C;
-    for (int64_t counter = first / 4; counter * 4 < first + map.C; ++counter) {
-      UintVec words[kConvCols][4] = {};
-#pragma GCC unroll 2
-      for (int64_t g = 0; DROPS && g < kConvCols; ++g)
-        draw_dropout(words[g], ends.key, g * kLanes, counter);
-      const int64_t c = counter * 4 - first;
-      if (c >= 0 && c + 4 <= map.C) {
-        for_tile<4, kConvCols>(
-            [&](int i, int g) __attribute__((always_inline)) { finish(c + i, g, words[g][i]); });
-      } else {
-        for (int64_t i = 0; i < 4; ++i)
-          if (c + i >= 0 && c + i < map.C)
-            for (int64_t g = 0; g < kConvCols; ++g) finish(c + i, g, words[g][i]);
+    Vec v = pixel(0);
+    if constexpr (POOLS) {
+      IntVec place = {};
+#pragma GCC unroll 3
+      for (int q = 1; q < 4; ++q) {
+        const Vec other = pixel(q);
+        const IntVec takes = replaces(other, v);
+        v = takes ? other : v;
+        place = takes ? IntVec{} + q : place;
       }
+      store_bytes(places + ((y * map.W + x) * map.C + c) * P + g * kLanes, place);
+    }
+    if (ends.is_relu) v = relu(v);
+    if (DROPS) v = (word >> 8) >= ends.dropped ? v * ends.scale : Vec{};
+    store(out + map.at(c, y, x) * P + g * kLanes, v);
+  };
+  if constexpr (!DROPS) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t g = 0; g < kConvCols; ++g) finish(i, g, UintVec{});
+    return;
+  }
+  const auto philox_of = [&](int64_t g) {
+    const UintVec row = (UintVec)lane_numbers() + (ends.key.first_row + (uint32_t)(g * kLanes));
+    return RowsPhilox(row, ends.key.place, ends.key.draw, ends.key.seed);
+  };
+  const RowsPhilox rows[kConvCols] = {philox_of(0), philox_of(1)};
+  // the columns of a counter may belong to two tiles, or to two pixels
+  const int64_t first = (y * map.W + x) * map.C + first_c;
+  for (int64_t counter = first / 4; counter * 4 < first + count; ++counter) {
+    UintVec words[kConvCols][4];
+#pragma GCC unroll 2
+    for (int64_t g = 0; g < kConvCols; ++g) rows[g].words(words[g], (uint32_t)counter);
+    const int64_t i = counter * 4 - first;
+    if (i >= 0 && i + 4 <= count) {
+      for_tile<4, kConvCols>([&](int j, int g)
+                                 __attribute__((always_inline)) { finish(i + j, g, words[g][j]); });
+    } else {
+      for (int64_t j = 0; j < 4; ++j)
+        if (i + j >= 0 && i + j < count)
+          for (int64_t g = 0; g < kConvCols; ++g) finish(i + j, g, words[g][j]);
     }
   }
 }
 
-// Row y of a convolution's result in a panel, from its input. `pixels` (2, width, C, P) has room
-// for the map's rows behind it, of which `width` pixels are live.
+// Row y of a convolution's result in a panel, from its input, of `width` live pixels of the map. A
+// tile of output channels is finished as soon as it is summed; `sums` has room for kEndsFloats.
 template <bool CHANNELS_LAST>
-inline void conv_panel_row(float* out, const Map& map, uint8_t* places, const float* in,
-                           const Map& in_map, const float* packed, int64_t size, int64_t width,
-                           float* pixels, const ConvEnds& ends, int64_t y) {
+[[gnu::noinline]] inline void conv_panel_row(float* out, const Map map, uint8_t* places,
+                                             const float* in, const Map in_map, const float* packed,
+                                             int64_t size, int64_t width, float* sums,
+                                             const ConvEnds& ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
-  const int64_t rows = ends.pools ? 2 : 1, first = y * rows;
-  conv_product<CHANNELS_LAST>(
-      in, in_map, packed, map.C, size, 0, first, first + rows, width,
-      [&](auto& sums, int64_t o, int64_t map_y, int64_t x) __attribute__((always_inline)) {
-        constexpr int ROWS = sizeof(sums) / sizeof(sums[0]);
-        float* to = pixels + (((map_y - first) * width + x) * map.C + o) * P;
-        for_tile<ROWS, kConvCols>(
-            [&](int i, int j) { store(to + i * P + j * kLanes, sums[i][j] + ends.bias[o + i]); });
-      });
-  const auto finish = [&](auto pools, auto drops) {
-    finish_pixels<pools.value, drops.value>(out, map, places, pixels, width, ends, y);
-  };
-  const auto with_pool = [&](auto pools) {
-    if (ends.dropped)
-      finish(pools, Constant<1>{});
-    else
-      finish(pools, Constant<0>{});
-  };
-  if (ends.pools)
-    with_pool(Constant<1>{});
-  else
-    with_pool(Constant<0>{});
+  const int64_t side = ends.pools ? 2 : 1, K = in_map.C * size * size;
+  const auto finish = ends.pools
+                          ? (ends.dropped ? finish_tile<true, true> : finish_tile<true, false>)
+                          : (ends.dropped ? finish_tile<false, true> : finish_tile<false, false>);
+  for_channel_blocks(map.C, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
+    for (int64_t x = 0; x < width / side; ++x)
+      for_row_tiles<kConvCols>(
+          first, last, [&](auto rows, int64_t o) __attribute__((always_inline)) {
+            constexpr int ROWS = decltype(rows)::value;
+            fetch_tile<ROWS>(out + map.at(o, y, x) * P, map.channel * P);
+            for (int64_t q = 0; q < side * side; ++q) {
+              Vec c[ROWS][kConvCols] = {};
+              window_product<CHANNELS_LAST>(c, in, in_map, packed + o * K, size, y * side + q / 2,
+                                            x * side + q % 2);
+              float* to = sums + q * ROWS * P;
+              for_tile<ROWS, kConvCols>([&](int i, int j) {
+                store(to + i * P + j * kLanes, c[i][j] + ends.bias[o + i]);
+              });
+            }
+            finish(out, map, places, sums, ends, o, ROWS, y, x);
+          });
+  });
 }
 
 // The gradient of the sums from that of the result, one row of it: to `pixels` (row, x, C, P) as in
-// finish_pixels, and its sum over the row's pixels to d_bias (C, P). A result above 0 was active
+// finish_tile, and its sum over the row's pixels to d_bias (C, P). A result above 0 was active
 // and kept, whatever came behind the product.
 template <bool POOLS>
 [[gnu::noinline]] inline void pixels_gradient(float* pixels, float* d_bias, const float* d_out,

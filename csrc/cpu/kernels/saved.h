@@ -34,7 +34,7 @@ struct Saved {
   uint8_t* places[kMaxResults];  // of convolutions with a pool, each maximum's in its window
   float* images[kMaxResults];    // of few rows, (B, width): what convolutions read, else null
   float* weights[kMaxResults];   // of convolutions, by layer, packed
-  float* pixels;                 // rows of a convolution's map; this member's
+  float* pixels;                 // of a convolution's map; this member's
 };
 
 struct Grads {
@@ -156,8 +156,7 @@ inline void take_forward(Saved& saved, Pieces& pieces, const NopropPlan& plan, c
     if (apart && !saved.images[source])
       saved.images[source] = pieces.take<float>(panels.B * width_of(plan, source));
     saved.weights[l] = pieces.take<float>(conv.forward_floats());
-    const int64_t a_pixel = apart ? round_up(conv.out.C) : conv.out.C * panels.P;
-    pixels = larger(pixels, conv.rows() * conv.map.W * a_pixel);
+    pixels = larger(pixels, apart ? conv.rows() * conv.map.W * round_up(conv.out.C) : kEndsFloats);
   }
   saved.pixels = pieces.take<float>(pixels * team.size) + team.rank * pixels;
 }

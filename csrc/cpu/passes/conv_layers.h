@@ -196,16 +196,19 @@ inline void backward_panel(const Saved& saved, const Grads& grads, const NopropP
   if (!wanted(source)) return;
   float* to = gradient_panel(grads, plan, source, p, panels);
   const bool adds = written[source];
-  conv_product<true>(grads.d_map, conv.map, grads.weights[conv.result - plan.num_inputs], conv.in.C,
-                     conv.size, 1 - conv.size, 0, conv.in.H, conv.in.W,
-                     [&](auto& tile, int64_t c, int64_t y, int64_t x)
-                         __attribute__((always_inline)) {
-                           constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
-                           for_tile<ROWS, kImageCols>([&](int i, int j) {
-                             float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
-                             store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
-                           });
-                         });
+  conv_product<true>(
+      grads.d_map, conv.map, grads.weights[conv.result - plan.num_inputs], conv.in.C, conv.size,
+      1 - conv.size, conv.in.H, conv.in.W,
+      [&](auto rows, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
+        fetch_tile<rows.value>(to + conv.in.at(c, y, x) * P, conv.in.channel * P);
+      },
+      [&](auto& tile, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
+        constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
+        for_tile<ROWS, kImageCols>([&](int i, int j) {
+          float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
+          store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
+        });
+      });
   written[source] = true;
 }
 
