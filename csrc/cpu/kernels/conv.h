@@ -195,7 +195,14 @@ inline int64_t conv_gradient_floats(int64_t O, const Map& map, int64_t size) {
   const auto strip_row = [&](int64_t strip, int64_t y) {
     return strips + (strip * size + y % size) * map.W * P * kConvStrip;
   };
+  // A row of the input that comes next is fetched from memory far away meanwhile, some lines for
+  // each product.
+  const int64_t row_lines = map.C * (width + size - 1) * P / kLineFloats;
+  const int64_t products = (O + kConvRows - 1) / kConvRows * num_strips * taps;
+  const int64_t lines = (row_lines + products - 1) / products;
   for (int64_t y = first_y; y < first_y + height; ++y) {
+    const float* next = in + map.at(0, y + size, 0) * P;
+    const bool has_next = map.channels_last && y + size < map.H;
     for (int64_t row = y ? y + size - 1 : 0; row < y + size; ++row)
       for (int64_t strip = 0; strip < num_strips; ++strip)
         row_to_channel_strip(strip_row(strip, row), in, map, strip * kConvStrip, row,
@@ -211,6 +218,8 @@ inline int64_t conv_gradient_floats(int64_t O, const Map& map, int64_t size) {
           if (y > 0)
             for_tile<ROWS, kConvCols>(
                 [&](int i, int j) { c[i][j] = load(sum + i * kConvStrip + j * kLanes); });
+          for (int64_t i = 0; has_next && i < lines; ++i, next += kLineFloats)
+            __builtin_prefetch(next, 0, 2);
           const float* a = copied;
           const float* b = strip_row(strip, y + tap / size) + tap % size * P * kConvStrip;
           for (int64_t x = 0; x < width; ++x, a += ROWS * P, b += P * kConvStrip)
@@ -231,41 +240,49 @@ inline int64_t summed_floats(int64_t C, int64_t size) {
   return (C + kConvStrip - 1) / kConvStrip * kConvStrip * size * size;
 }
 
+// Output channels of a tile, whose gradient stays in the nearest cache for a whole window.
+constexpr int kFewChannelsOutputs = 4;
+
 inline int64_t few_channels_gradient_floats(int64_t O, int64_t C, int64_t size) {
   return O * C * size * size * kLanes;
 }
 
-// Adds to sums (output channel, c, window's row, window's column, kLanes), over (y, x, vector). d
-// has height x width pixels of the map's gradient, from row first_y on; a few rows at once stay
-// near.
-[[gnu::noinline]] inline void few_channels_weight_grad(float* sums, const float* d,
-                                                       const Map& d_map, const float* in,
+// Adds to sums (output channel, c, window's row, window's column, kLanes), over (y, x, vector), for
+// `count` output channels from first_o on. d (y, x, kFewChannelsOutputs, P) has height x width
+// pixels of their gradient, from row first_y on.
+[[gnu::noinline]] inline void few_channels_weight_grad(float* sums, const float* d, int64_t first_o,
+                                                       int64_t count, const float* in,
                                                        const Map& map, int64_t size,
                                                        int64_t first_y, int64_t height,
                                                        int64_t width) {
   constexpr int64_t P = kConvCols * kLanes;
-  constexpr int kOutputs = 4, kColumns = 3;  // of a tile, which fits the registers
+  constexpr int kColumns = 3;
+  constexpr int64_t d_step = kFewChannelsOutputs * P;
+  const int64_t in_step = map.pixel * P;
   const auto tile = [&](auto outputs, auto columns, int64_t o, int64_t c, int64_t i, int64_t j) {
     constexpr int OUTPUTS = decltype(outputs)::value, COLUMNS = decltype(columns)::value;
     const auto place = [&](int r, int q) __attribute__((always_inline)) {
-      return sums + ((((o + r) * map.C + c) * size + i) * size + j + q) * kLanes;
+      return sums + ((((first_o + o + r) * map.C + c) * size + i) * size + j + q) * kLanes;
     };
     Vec sum[OUTPUTS][COLUMNS];
     for_tile<OUTPUTS, COLUMNS>([&](int r, int q) { sum[r][q] = load(place(r, q)); });
-    for (int64_t y = 0; y < height; ++y)
-      for (int64_t x = 0; x < width; ++x)
+    const float* gradient = d + o * P;
+    for (int64_t y = 0; y < height; ++y) {
+      const float* from = in + map.at(c, first_y + y + i, j) * P;
+      for (int64_t x = 0; x < width; ++x, from += in_step, gradient += d_step)
+#pragma GCC unroll 2
         for (int64_t g = 0; g < P; g += kLanes) {
           Vec pixel[COLUMNS];
 #pragma GCC unroll 4
-          for (int q = 0; q < COLUMNS; ++q)
-            pixel[q] = load(in + map.at(c, first_y + y + i, x + j + q) * P + g);
+          for (int q = 0; q < COLUMNS; ++q) pixel[q] = load(from + q * in_step + g);
 #pragma GCC unroll 4
           for (int r = 0; r < OUTPUTS; ++r) {
-            const Vec gradient = load(d + d_map.at(o + r, y, x) * P + g);
+            const Vec factor = held(load(gradient + r * P + g));
 #pragma GCC unroll 4
-            for (int q = 0; q < COLUMNS; ++q) sum[r][q] += gradient * pixel[q];
+            for (int q = 0; q < COLUMNS; ++q) sum[r][q] += factor * pixel[q];
           }
         }
+    }
     for_tile<OUTPUTS, COLUMNS>([&](int r, int q) { store(place(r, q), sum[r][q]); });
   };
   const auto columns = [&](auto outputs, int64_t o, int64_t c, int64_t i) {
@@ -275,9 +292,10 @@ inline int64_t few_channels_gradient_floats(int64_t O, int64_t C, int64_t size) 
   };
   for (int64_t c = 0; c < map.C; ++c)
     for (int64_t i = 0; i < size; ++i) {
-      int64_t o = 0;
-      for (; o + kOutputs <= d_map.C; o += kOutputs) columns(Constant<kOutputs>{}, o, c, i);
-      for (; o < d_map.C; ++o) columns(Constant<1>{}, o, c, i);
+      if (count == kFewChannelsOutputs)
+        columns(Constant<kFewChannelsOutputs>{}, 0, c, i);
+      else
+        for (int64_t o = 0; o < count; ++o) columns(Constant<1>{}, o, c, i);
     }
 }
 
@@ -298,8 +316,11 @@ inline void fold_panels(float* gradient, const float* sums, int64_t panels, int6
   for (int64_t i = 0; i < channel_strips(map) * taps; ++i)
     for (int64_t j = 0; j < kConvStrip; j += kLanes) {
       Vec sum = {};
-      for (int64_t p = 0; p < panels; ++p)
-        sum += load(sums + p * a_panel + (i * outputs + o) * kConvStrip + j);
+      for (int64_t p = 0; p < panels; ++p) {
+        const float* from = sums + p * a_panel + (i * outputs + o) * kConvStrip + j;
+        __builtin_prefetch(from + 2 * kConvStrip);  // of a channel that comes soon
+        sum += load(from);
+      }
       store(summed + i * kConvStrip + j, sum);
     }
   for (int64_t c = 0; c < map.C; ++c)

@@ -142,37 +142,59 @@ template <bool CHANNELS_LAST>
   });
 }
 
-// The gradient of the sums from that of the result, one row of it: to `pixels` (row, x, C, P) as in
-// finish_tile, and its sum over the row's pixels to d_bias (C, P). A result above 0 was active
-// and kept, whatever came behind the product.
+// The gradient of the sums from that of the result, one row of it: to `pixels` (tile of `tile`
+// channels, row, x, tile, P), one row or two where it pools, and its sum over the row's pixels to
+// d_bias (C, P). A result above 0 was active and kept, whatever came behind the product.
 template <bool POOLS>
-[[gnu::noinline]] inline void pixels_gradient(float* pixels, float* d_bias, const float* d_out,
-                                              const float* out, const Map map,
+[[gnu::noinline]] inline void pixels_gradient(float* pixels, int64_t tile, float* d_bias,
+                                              const float* d_out, const float* out, const Map map,
                                               const uint8_t* places, int64_t width,
                                               const ConvEnds ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
+  const int64_t next_row = map.at(0, 1, 0) * P, a_tile = (POOLS ? 2 : 1) * width * tile * P;
   for (int64_t x = 0; x < (POOLS ? width / 2 : width); ++x)
-    for (int64_t c = 0; c < map.C; ++c)
+    for (int64_t first = 0; first < map.C; first += tile) {
+      float* to = pixels + first / tile * a_tile;
+      for (int64_t i = 0; i < tile && first + i < map.C; ++i)
 #pragma GCC unroll 2
-      for (int64_t i = 0; i < P; i += kLanes) {
-        const int64_t at = map.at(c, y, x) * P + i;
-        Vec d = load(d_out + at);
-        if (ends.is_relu) d = load(out + at) <= 0.0f ? Vec{} : d;
-        if (ends.dropped) d *= ends.scale;
-        store(d_bias + c * P + i, load(d_bias + c * P + i) + d);
-        if (ends.rounds) d = round_bfloat16(d);
-        if constexpr (!POOLS) {
-          store(pixels + (x * map.C + c) * P + i, d);
-        } else {
-          ByteVec bytes;
-          __builtin_memcpy(&bytes, places + ((y * map.W + x) * map.C + c) * P + i, sizeof bytes);
-          const IntVec place = __builtin_convertvector(bytes, IntVec);
+        for (int64_t g = 0; g < P; g += kLanes) {
+          const int64_t c = first + i, at = map.at(c, y, x) * P + g;
+          __builtin_prefetch(d_out + at + next_row, 0, 2);
+          __builtin_prefetch(out + at + next_row, 0, 2);
+          Vec d = load(d_out + at);
+          if (ends.is_relu) d = load(out + at) <= 0.0f ? Vec{} : d;
+          if (ends.dropped) d *= ends.scale;
+          store(d_bias + c * P + g, load(d_bias + c * P + g) + d);
+          if (ends.rounds) d = round_bfloat16(d);
+          if constexpr (!POOLS) {
+            store(to + (x * tile + i) * P + g, d);
+          } else {
+            const IntVec place = load_bytes(places + ((y * map.W + x) * map.C + c) * P + g);
 #pragma GCC unroll 4
-          for (int q = 0; q < 4; ++q)
-            store(pixels + (((q / 2) * width + 2 * x + q % 2) * map.C + c) * P + i,
-                  place == q ? d : Vec{});
+            for (int q = 0; q < 4; ++q)
+              store(to + (((q / 2) * width + 2 * x + q % 2) * tile + i) * P + g,
+                    place == q ? d : Vec{});
+          }
         }
-      }
+    }
+}
+
+// The gradient of a map's pixels (row, x, tile, P) from that of the maxima (x, tile, P), for
+// `count` channels from first_c on.
+[[gnu::noinline]] inline void unpool_tile(float* pixels, const float* d, int64_t tile,
+                                          const Map map, const uint8_t* places, int64_t width,
+                                          int64_t y, int64_t first_c, int64_t count) {
+  constexpr int64_t P = kConvCols * kLanes;
+  for (int64_t x = 0; x < width / 2; ++x) {
+    const uint8_t* from = places + ((y * map.W + x) * map.C + first_c) * P;
+    for (int64_t i = 0; i < count * P; i += kLanes) {
+      const Vec v = load(d + x * tile * P + i);
+      const IntVec place = load_bytes(from + i);
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q)
+        store(pixels + ((q / 2) * width + 2 * x + q % 2) * tile * P + i, place == q ? v : Vec{});
+    }
+  }
 }
 
 }  // namespace

@@ -18,6 +18,18 @@ NOPROP_INLINE void for_tile(Body body) {
   }
 }
 
+// Keeps a value that was loaded in its register: GCC would load it again for each use.
+NOPROP_INLINE Vec held(Vec v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 template <bool PAIRS, int ROWS, int COLS>
 NOPROP_INLINE void multiply_step(Vec (&c)[ROWS][COLS], const float* a, int64_t a_row,
                                  const float* b) {

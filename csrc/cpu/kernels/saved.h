@@ -185,11 +185,15 @@ inline void take_conv_grads(Grads& grads, Pieces& pieces, const NopropPlan& plan
     const int64_t O = conv.out.C;
     grads.weights[l] = pieces.take<float>(conv.backward_floats());
     const bool goes_on = conv.layer.sources[0] >= plan.num_inputs || input_gradients;
-    const int64_t rows = goes_on ? conv.map.H : conv.rows();
+    const bool few = has_few_channels(conv.in);
+    const int64_t rows = goes_on ? conv.map.H : few ? 0 : conv.rows();
     d_map = larger(d_map, rows * conv.map.W * panels.P * O);
-    copied = larger(copied, conv.map.W * panels.P * kConvRows);
-    if (!has_few_channels(conv.in))
-      strips = larger(strips, channel_strip_floats(conv.in, conv.size));
+    // of few channels, a row of the result's gradient and a tile of channels of the map's
+    const int64_t few_floats =
+        conv.map.W / conv.rows() * (O + kFewChannelsOutputs) +
+        (conv.layer.pool ? conv.rows() * conv.map.W * kFewChannelsOutputs : 0);
+    copied = larger(copied, (few ? few_floats : conv.map.W * kConvRows) * panels.P);
+    if (!few) strips = larger(strips, channel_strip_floats(conv.in, conv.size));
     channel = larger(channel, conv.a_channel());
     summed = larger(summed, summed_floats(conv.in.C, conv.size));
     channels = larger(channels, O);

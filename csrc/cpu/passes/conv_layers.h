@@ -156,6 +156,76 @@ inline float* gradient_panel(const Grads& grads, const NopropPlan& plan, int32_t
   return grads.value[result] + (grads.in_run[result] ? 0 : p * size);
 }
 
+// What the gradients of a layer in one panel are made from, and where they are summed.
+struct PanelRows {
+  const float *in, *d_out, *out;
+  const uint8_t* places;
+  float *sums, *d_bias;  // of the weight, of the bias
+};
+
+// the gradient of the map behind row y of a result, to d, and its part of bias and weight
+inline void backward_row(const Grads& grads, const ConvLayer& conv, const ConvEnds& ends,
+                         const PanelRows& at, float* d, bool weights_wanted, int64_t y) {
+  const int64_t rows = conv.rows(), columns = conv.map.W;
+  const auto gradient = ends.pools ? pixels_gradient<true> : pixels_gradient<false>;
+  gradient(d, conv.out.C, at.d_bias, at.d_out, at.out, conv.out, at.places, columns, ends, y);
+  if (weights_wanted)
+    conv_weight_grad(at.sums, d, conv.map, at.in, conv.in, conv.size, y * rows, rows, columns,
+                     grads.channel_strips, grads.copied);
+}
+
+// The same for an input of few channels, whose tile of output channels stays near for a whole
+// window. The map's gradient itself is written to d unless that is null.
+inline void backward_few_channels_row(const Grads& grads, const ConvLayer& conv,
+                                      const ConvEnds& ends, const PanelRows& at, float* d,
+                                      bool weights_wanted, int64_t y) {
+  constexpr int64_t P = kConvCols * kLanes, kTile = kFewChannelsOutputs;
+  const int64_t O = conv.out.C, rows = conv.rows(), columns = conv.map.W;
+  float *maxima = grads.copied, *unpooled = maxima + columns / rows * (O + kTile) * P;
+  pixels_gradient<false>(maxima, kTile, at.d_bias, at.d_out, at.out, conv.out, at.places,
+                         columns / rows, ends, y);
+  for (int64_t o = 0; o < O; o += kTile) {
+    const int64_t count = O - o < kTile ? O - o : kTile;
+    float* tile = maxima + o * columns / rows * P;
+    if (ends.pools) {
+      unpool_tile(unpooled, tile, kTile, conv.out, at.places, columns, y, o, count);
+      tile = unpooled;
+    }
+    for (int64_t i = 0; d && i < rows * columns; ++i)
+      copy_run(d + (i * O + o) * P, tile + i * kTile * P, count * P);
+    if (weights_wanted)
+      few_channels_weight_grad(at.sums, tile, o, count, at.in, conv.in, conv.size, y * rows, rows,
+                               columns);
+  }
+}
+
+// to = or += the gradient of a layer's source in one panel
+inline void backward_source(float* to, bool adds, const Grads& grads, const NopropPlan& plan,
+                            const ConvLayer& conv) {
+  constexpr int64_t P = kConvCols * kLanes;
+  const int32_t source = conv.layer.sources[0];
+  // a pixel that nothing depends on has a gradient, which is zero, only outside its run
+  int64_t height = conv.in.H, width = conv.in.W;
+  if (grads.in_run[source]) {
+    const ConvLayer before(plan, source - plan.num_inputs);
+    height = before.out_rows();
+    width = before.map.W / before.rows();
+  }
+  conv_product<true>(
+      grads.d_map, conv.map, grads.weights[conv.result - plan.num_inputs], conv.in.C, conv.size,
+      1 - conv.size, height, width,
+      [&](auto rows, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
+        fetch_tile<rows.value>(to + conv.in.at(c, y, x) * P, conv.in.channel * P);
+      },
+      [&](auto& tile, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
+        constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
+        for_tile<ROWS, kImageCols>([&](int i, int j) {
+          float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
+          store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
+        });
+      });
+}
+
 // Panel p's gradients of a layer: of the map, of bias and weight, and of the source. `written`
 // tells which results have a gradient in this panel already, to which more is then added.
 inline void backward_panel(const Saved& saved, const Grads& grads, const NopropPlan& plan,
@@ -173,42 +243,24 @@ inline void backward_panel(const Saved& saved, const Grads& grads, const NopropP
     written[add] = true;
   }
   const ConvEnds ends = ends_of(plan, conv, nullptr, job.noise, p * P);
-  const float* in = saved.operand[source] + p * conv.in.C * conv.in.H * conv.in.W * P;
-  const bool few = has_few_channels(conv.in);
-  float* d_bias = sums + conv.sums();
+  const bool few = has_few_channels(conv.in), goes_on = wanted(source);
+  const PanelRows at = {saved.operand[source] + p * conv.in.C * conv.in.H * conv.in.W * P,
+                        d_out,
+                        saved.kept[conv.result] + p * width * P,
+                        saved.places[conv.result] + p * width * P,
+                        sums,
+                        sums + conv.sums()};
   if (few) __builtin_memset(sums, 0, sizeof(float) * conv.sums());
-  __builtin_memset(d_bias, 0, sizeof(float) * O * P);
+  __builtin_memset(at.d_bias, 0, sizeof(float) * O * P);
   for (int64_t y = 0; y < conv.map.H / conv.rows(); ++y) {
     // rows that nothing reads again are written where the last ones were, which is near
-    float* d = grads.d_map + (wanted(source) ? y * row : 0);
-    (ends.pools ? pixels_gradient<true>
-                : pixels_gradient<false>)(d, d_bias, d_out, saved.kept[conv.result] + p * width * P,
-                                          conv.out, saved.places[conv.result] + p * width * P,
-                                          conv.map.W, ends, y);
-    if (!job.weights_wanted) continue;
-    if (few)
-      few_channels_weight_grad(sums, d, conv.map, in, conv.in, conv.size, y * conv.rows(),
-                               conv.rows(), conv.map.W);
-    else
-      conv_weight_grad(sums, d, conv.map, in, conv.in, conv.size, y * conv.rows(), conv.rows(),
-                       conv.map.W, grads.channel_strips, grads.copied);
+    float* d = goes_on ? grads.d_map + y * row : few ? nullptr : grads.d_map;
+    (few ? backward_few_channels_row : backward_row)(grads, conv, ends, at, d, job.weights_wanted,
+                                                     y);
   }
-  if (!wanted(source)) return;
-  float* to = gradient_panel(grads, plan, source, p, panels);
-  const bool adds = written[source];
-  conv_product<true>(
-      grads.d_map, conv.map, grads.weights[conv.result - plan.num_inputs], conv.in.C, conv.size,
-      1 - conv.size, conv.in.H, conv.in.W,
-      [&](auto rows, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
-        fetch_tile<rows.value>(to + conv.in.at(c, y, x) * P, conv.in.channel * P);
-      },
-      [&](auto& tile, int64_t c, int64_t y, int64_t x) __attribute__((always_inline)) {
-        constexpr int ROWS = sizeof(tile) / sizeof(tile[0]);
-        for_tile<ROWS, kImageCols>([&](int i, int j) {
-          float* at = to + conv.in.at(c + i, y, x) * P + j * kLanes;
-          store(at, adds ? load(at) + tile[i][j] : tile[i][j]);
-        });
-      });
+  if (!goes_on) return;
+  backward_source(gradient_panel(grads, plan, source, p, panels), written[source], grads, plan,
+                  conv);
   written[source] = true;
 }
 
