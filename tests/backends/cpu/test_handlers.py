@@ -161,9 +161,10 @@ assert depth >= 17, depth  # Python code may be interrupted too
         "threading.Thread(target=long_call, args=[make()], daemon=True).start()\n"
         "time.sleep(0.5); print('ready', flush=True); make().predict(X)",
         # a handler waits for a thread that waits for the handler's call
+        "other = make()  # PyTorch's own calls abort a process that ends beside them\n"
         "def handler():\n"
-        "    thread = threading.Thread(target=lambda: make().predict(X), daemon=True)\n"
-        "    thread.start(); print('ready', flush=True); thread.join()\n"
+        "    thread = threading.Thread(target=long_call, args=[other], daemon=True)\n"
+        "    thread.start(); time.sleep(0.5); print('ready', flush=True); thread.join()\n"
         "handle(handler); long_call(make())",
         # in a handler's own long call
         "def handler(): print('ready', flush=True); long_call(make())\n"
