@@ -61,11 +61,13 @@ def check_dense(op: str, name: str, value: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be dense, got {got}; .to_dense() makes most so")
 
 
-def check_memory(op: str, name: str, value: Tensor) -> None:
-    """Checks that the storage covers every entry: it may have been released or resized without the
-    tensor, and PyTorch's own operations would read beyond it.
+def check_memory(op: str, name: str, value: object) -> None:
+    """Checks that a tensor's storage covers every entry: it may have been released or resized
+    without the tensor, and PyTorch's own operations would read beyond it.
     """
-    if type(value) not in PLAIN or torch.compiler.is_compiling() or not value.is_cpu:
+    if not isinstance(value, Tensor) or type(value) not in PLAIN:
+        return
+    if torch.compiler.is_compiling() or not value.is_cpu:
         return
     if value.layout != torch.strided or value.numel() == 0:
         return
@@ -92,6 +94,7 @@ def is_flag(value: object) -> bool:
 
 def check_integer(op: str, name: str, value: object, least: int, most: int) -> int:
     """An integer of any type, also numpy's, in least..most."""
+    check_memory(op, name, value)
     try:
         number = least - 1 if is_flag(value) else index(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):  # torch's of a tensor with several entries
@@ -115,6 +118,7 @@ def check_number(
     op: str, name: str, value: object, must: str, fits: Callable[[float], bool]
 ) -> float:
     """A number of any type, as a float that `fits`; an integer beyond floats does not."""
+    check_memory(op, name, value)
     number = math.nan
     if not (is_flag(value) or isinstance(value, str | bytes)):
         try:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .check import LARGEST, check_number
+from .check import LARGEST, check_memory, check_number
 from .gamma import Gamma
 from .gamma_network import GammaNetwork, LearnedGamma
 from .goal import Levels, divergence
@@ -201,3 +201,4 @@ def check_t(t: object) -> None:
     if not (isinstance(t, Tensor) and t.is_floating_point()):
         got = t.dtype if isinstance(t, Tensor) else type(t).__name__
         raise ValueError(f"levels: t must be a tensor of floats, got {got}")
+    check_memory("levels", "t", t)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .check import LARGEST, check_number
+from .check import LARGEST, check_memory, check_number
 
 
 class Gamma:
@@ -22,6 +22,7 @@ class Gamma:
     """
 
     def __init__(self, values: Tensor) -> None:
+        check_memory("Gamma", "values", values)
         try:
             values = torch.as_tensor(values, dtype=torch.float64, device="cpu").clone()
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .check import LARGEST, check_number, check_positive
+from .check import LARGEST, check_memory, check_number, check_positive
 
 MOST_BLOCKS = 0xFFFD  # the last three of 16 bits are no block's: z_0, shared parts
 
@@ -45,6 +45,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, alpha_bar: Tensor) -> None:
+        check_memory("NoiseSchedule", "alpha_bar", alpha_bar)
         try:
             alpha_bar = torch.as_tensor(alpha_bar, dtype=torch.float64, device="cpu").clone()
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:

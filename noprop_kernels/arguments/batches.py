@@ -233,6 +233,7 @@ def mean_and_scale(
 
 def per_feature(op: str, value: float | Sequence[float] | Tensor, F: int) -> Tensor:
     """A number, one per channel (F / channels features in a row) or per feature: (F,) float64."""
+    check_memory(op, "normalize", value)
     try:
         numbers = torch.as_tensor(value, dtype=torch.float64, device="cpu").flatten()
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:

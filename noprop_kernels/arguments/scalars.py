@@ -10,6 +10,7 @@ from ..check import (
     MOST_COUNT,
     check_count,
     check_integer,
+    check_memory,
     check_positive,
     is_flag,
     shape_text,
@@ -19,6 +20,7 @@ INT64_ENDS = (-(2**63), 2**63 - 1)
 
 
 def seed_list(op: str, seed: int | Sequence[int]) -> list[int]:
+    check_memory(op, "seed", seed)
     given = list(seed) if isinstance(seed, Sequence) else [seed]
     try:
         seeds = [check_integer(op, "seed", value, *INT64_ENDS) for value in given]
@@ -40,6 +42,7 @@ def number_tensor(op: str, name: str, value: object) -> Tensor:
             raise ValueError(
                 f"{op}: {name} must be real numbers, got {value.dtype} on {value.device}"
             )
+        check_memory(op, name, value)
         return value.detach().to(torch.float64)
     try:
         if is_flag(value):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..check import check_integer, check_tensor
+from ..check import check_integer, check_memory, check_tensor
 from ..plan import Plan
 
 Blocks = int | Sequence[int] | None
@@ -13,6 +13,7 @@ Blocks = int | Sequence[int] | None
 
 def check_blocks(op: str, name: str, blocks: object, T: int) -> list[int]:
     """The paper's t, one or several, each once and in 1..T."""
+    check_memory(op, name, blocks)
     given = [*blocks] if isinstance(blocks, Iterable) and not is_scalar(blocks) else [blocks]
     try:
         ts = [check_integer(op, name, t, 1, T) for t in given]

@@ -221,7 +221,8 @@ def add_noise(
     """z of DenoisingBlocks.add_noise, and eps where the target, or the caller, needs it; `given`
     as engine.levels_of.
     """
-    usual = blocks is None and first_row == 0 and rows is None and given is None
+    usual = blocks is None and rows is None and given is None
+    usual = usual and type(first_row) is int and first_row == 0
     if usual and (done := known.add_noise(stack, y, with_eps)) is not None:
         return done
     index = index_of(stack, op, blocks)
