@@ -28,6 +28,7 @@ from .suite import Lineup, Suite
 NAMES = ("ours", "step_compiled", "stacked_shared", "sequential")
 SPIN = "while True:\n    pass"
 SETTLE_SECONDS = 0.05  # until the system has seen the neighbour, or missed it
+LEAST_SECONDS = 0.2  # of a sample: some fifty of the slices in which a system shares a core
 
 
 @dataclass
@@ -76,7 +77,7 @@ def measure(lineup: Lineup, suite: Suite, rounds: int, end: float) -> list[Line]
                     for K in turn.samples:
                         indices = lineup.problem.indices(K, seed=100 + number)
                         times = found.setdefault((turn.name, K), {})
-                        times[busy] = sample(turn.contender, indices)
+                        times[busy] = sample(turn.contender, indices, LEAST_SECONDS)
             for key, times in found.items():
                 pairs.setdefault(key, []).append((times[False], times[True]))
     return [line_of(lineup.base, *key, found) for key, found in pairs.items()]

@@ -21,18 +21,20 @@ MIN_ROUNDS = 3
 Turn = TypeVar("Turn")
 
 
-def sample(contender: Contender, indices: Tensor) -> float:
-    """Milliseconds a step: of one call of K steps, or the mean of several calls of one."""
+def sample(contender: Contender, indices: Tensor, least: float = 0.0) -> float:
+    """Milliseconds a step: of one call of K steps, or the mean of several calls of one, and of as
+    many as take `least` seconds."""
     K = len(indices)
     begin = time.perf_counter()
     contender.steps(indices[:1])
     gpu.synchronize(indices.device)
     calls = SINGLE_CALLS if K == 1 and time.perf_counter() - begin < LONG else 1
-    begin = time.perf_counter()
-    for _ in range(calls):
+    begin, done = time.perf_counter(), 0
+    while done < calls or time.perf_counter() - begin < least:
         contender.steps(indices)
+        done += 1
     gpu.synchronize(indices.device)
-    return (time.perf_counter() - begin) / (calls * K) * 1e3
+    return (time.perf_counter() - begin) / (done * K) * 1e3
 
 
 def in_turns(turns: Sequence[Turn], rounds: int, end: float) -> Iterator[tuple[int, Turn]]:

@@ -128,9 +128,9 @@ def test_what_is_aimed_at_stands_beside_what_was_measured():
     assert rows == [("`small`", "50", "1.20", "1.50", "50%", "85%", "62%")]
 
 
-@pytest.mark.parametrize("K", [1, 5])
-def test_sample_is_milliseconds_a_step(monkeypatch, K):
-    clock = 0.0
+@pytest.mark.parametrize("K, least, steps", [(1, 0, 11), (5, 0, 6), (1, 0.2, 68), (5, 0.2, 71)])
+def test_sample_is_milliseconds_a_step(monkeypatch, K, least, steps):
+    clock = 0.0  # the first step warms up; the others take at least `least` seconds
 
     class Slow(Contender):
         def __init__(self):
@@ -142,7 +142,8 @@ def test_sample_is_milliseconds_a_step(monkeypatch, K):
             return indices
 
     monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: clock))
-    assert rounds.sample(Slow(), torch.zeros(K, 2)) == pytest.approx(3.0)
+    assert rounds.sample(Slow(), torch.zeros(K, 2), least) == pytest.approx(3.0)
+    assert round(clock / 0.003) == steps
 
 
 def test_scaling_tells_the_floor(tmp_path, monkeypatch, capsys):
