@@ -37,7 +37,10 @@ inline double fma_gflop(int64_t rounds) {
   constexpr int64_t kRound = 100000;
   Vec sums[kSums];
 #pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) sums[i] = broadcast((float)i);  // all alike, they would be one
+  for (int i = 0; i < kSums; ++i) {
+    // A compiler computes sums that it knows to be equal, or to stay as they are, once.
+    sums[i] = held(broadcast(2.0f + (float)i));
+  }
   const Vec factor = broadcast(0.999f), term = broadcast(1e-3f);
   for (int64_t k = 0; k < rounds * kRound; ++k) {
 #pragma GCC unroll 24
