@@ -45,12 +45,14 @@ constexpr int64_t kConvStrip = kConvCols * kLanes;
 // Tiles of output channels whose weights stay near while all pixels pass.
 constexpr int64_t kConvTilesAtOnce = 4;
 
-// calls block(first, last) for the output channels that are near at once
+// calls block(first, last) for the output channels that are near at once, whole tiles of them
 template <class Block>
 NOPROP_INLINE void for_channel_blocks(int64_t outputs, Block block) {
-  constexpr int64_t kBlock = kConvTilesAtOnce * kConvRows;
-  for (int64_t first = 0; first < outputs; first += kBlock)
-    block(first, outputs - first < kBlock ? outputs : first + kBlock);
+  for (int64_t first = 0, last = 0; first < outputs; first = last) {
+    for (int64_t i = 0; i < kConvTilesAtOnce && last < outputs; ++i)
+      last += tile_height<kConvCols>(outputs - last);
+    block(first, last);
+  }
 }
 
 // Packed (term, ROWS) of each tile of ROWS output channels of the product <- get(output channel, c,
@@ -76,7 +78,7 @@ inline void pack_weight(float* packed, int64_t outputs, int64_t size, const Map&
     if (rounds) round_run(begin, begin, to - begin);
   };
   for_channel_blocks(outputs, [&](int64_t block, int64_t end) {
-    for_row_tiles<kConvCols>(block, end, [&](auto rows, int64_t o) {
+    for_even_tiles<kConvCols>(block, end, [&](auto rows, int64_t o) {
       if (o >= first && o < last) pack_tile(o, rows.value);
     });
   });
@@ -133,14 +135,14 @@ template <bool CHANNELS_LAST, class Begin, class Done>
   for_channel_blocks(outputs, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
     for (int64_t y = 0; y < height; ++y)
       for (int64_t x = 0; x < width; ++x)
-        for_row_tiles<kConvCols>(first, last,
-                                 [&](auto rows, int64_t o) __attribute__((always_inline)) {
-                                   begin(rows, o, y, x);
-                                   Vec c[decltype(rows)::value][kConvCols] = {};
-                                   window_product<CHANNELS_LAST>(c, in, map, packed + o * K, size,
-                                                                 y + offset, x + offset);
-                                   done(c, o, y, x);
-                                 });
+        for_even_tiles<kConvCols>(first, last,
+                                  [&](auto rows, int64_t o) __attribute__((always_inline)) {
+                                    begin(rows, o, y, x);
+                                    Vec c[decltype(rows)::value][kConvCols] = {};
+                                    window_product<CHANNELS_LAST>(c, in, map, packed + o * K, size,
+                                                                  y + offset, x + offset);
+                                    done(c, o, y, x);
+                                  });
   });
 }
 
@@ -207,7 +209,7 @@ inline int64_t conv_gradient_floats(int64_t O, const Map& map, int64_t size) {
       for (int64_t strip = 0; strip < num_strips; ++strip)
         row_to_channel_strip(strip_row(strip, row), in, map, strip * kConvStrip, row,
                              width + size - 1);
-    for_row_tiles<kConvCols>(0, O, [&](auto rows, int64_t o) __attribute__((always_inline)) {
+    for_even_tiles<kConvCols>(0, O, [&](auto rows, int64_t o) __attribute__((always_inline)) {
       constexpr int ROWS = decltype(rows)::value;
       for (int64_t x = 0; x < width; ++x)
         copy_run(copied + x * ROWS * P, d + d_map.at(o, y - first_y, x) * P, ROWS * P);

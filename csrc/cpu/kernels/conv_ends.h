@@ -124,7 +124,7 @@ template <bool CHANNELS_LAST>
                           : (ends.dropped ? finish_tile<false, true> : finish_tile<false, false>);
   for_channel_blocks(map.C, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
     for (int64_t x = 0; x < width / side; ++x)
-      for_row_tiles<kConvCols>(
+      for_even_tiles<kConvCols>(
           first, last, [&](auto rows, int64_t o) __attribute__((always_inline)) {
             constexpr int ROWS = decltype(rows)::value;
             fetch_tile<ROWS>(out + map.at(o, y, x) * P, map.channel * P);
