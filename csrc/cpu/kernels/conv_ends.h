@@ -49,17 +49,18 @@ NOPROP_INLINE IntVec replaces(Vec other, Vec maximum) {
   return (other > maximum) | (other != other);
 }
 
-// a tile of output channels, of each pixel of a pool's window
-constexpr int64_t kEndsFloats = 4 * kConvRows * kConvCols * kLanes;
+// the output channels that are near at once, of each pixel of a pool's window
+constexpr int64_t kEndsFloats = 4 * kConvTilesAtOnce * kConvRows * kConvCols * kLanes;
 
 // `count` channels from first_c on of pixel (y, x) of a result, from the sums with bias of as many
 // pixels as it has before a pool, (pixel, count, P). places (y, x, C, P) gets each maximum's place
 // in its window, 0..3 by rows.
 // Map and ends are copies: a store of a vector may change what a reference refers to.
 template <bool POOLS, bool DROPS>
-[[gnu::noinline]] inline void finish_tile(float* out, const Map map, uint8_t* places,
-                                          const float* sums, const ConvEnds ends, int64_t first_c,
-                                          int64_t count, int64_t y, int64_t x) {
+[[gnu::noinline]] inline void finish_channels(float* out, const Map map, uint8_t* places,
+                                              const float* sums, const ConvEnds ends,
+                                              int64_t first_c, int64_t count, int64_t y,
+                                              int64_t x) {
   constexpr int64_t P = kConvCols * kLanes;
   const auto finish = [&](int64_t i, int64_t g, UintVec word) __attribute__((always_inline)) {
     const int64_t c = first_c + i;
@@ -92,7 +93,7 @@ template <bool POOLS, bool DROPS>
     return RowsPhilox(row, ends.key.place, ends.key.draw, ends.key.seed);
   };
   const RowsPhilox rows[kConvCols] = {philox_of(0), philox_of(1)};
-  // the columns of a counter may belong to two tiles, or to two pixels
+  // the columns of a counter may belong to two calls, or to two pixels
   const int64_t first = (y * map.W + x) * map.C + first_c;
   for (int64_t counter = first / 4; counter * 4 < first + count; ++counter) {
     UintVec words[kConvCols][4];
@@ -110,8 +111,9 @@ template <bool POOLS, bool DROPS>
   }
 }
 
-// Row y of a convolution's result in a panel, from its input, of `width` live pixels of the map. A
-// tile of output channels is finished as soon as it is summed; `sums` has room for kEndsFloats.
+// Row y of a convolution's result in a panel, from its input, of `width` live pixels of the map.
+// The output channels that are near at once are finished as soon as they are summed; `sums` has
+// room for kEndsFloats.
 template <bool CHANNELS_LAST>
 [[gnu::noinline]] inline void conv_panel_row(float* out, const Map map, uint8_t* places,
                                              const float* in, const Map in_map, const float* packed,
@@ -119,11 +121,11 @@ template <bool CHANNELS_LAST>
                                              const ConvEnds& ends, int64_t y) {
   constexpr int64_t P = kConvCols * kLanes;
   const int64_t side = ends.pools ? 2 : 1, K = in_map.C * size * size;
-  const auto finish = ends.pools
-                          ? (ends.dropped ? finish_tile<true, true> : finish_tile<true, false>)
-                          : (ends.dropped ? finish_tile<false, true> : finish_tile<false, false>);
+  const auto finish =
+      ends.pools ? (ends.dropped ? finish_channels<true, true> : finish_channels<true, false>)
+                 : (ends.dropped ? finish_channels<false, true> : finish_channels<false, false>);
   for_channel_blocks(map.C, [&](int64_t first, int64_t last) __attribute__((always_inline)) {
-    for (int64_t x = 0; x < width / side; ++x)
+    for (int64_t x = 0; x < width / side; ++x) {
       for_even_tiles<kConvCols>(
           first, last, [&](auto rows, int64_t o) __attribute__((always_inline)) {
             constexpr int ROWS = decltype(rows)::value;
@@ -132,13 +134,14 @@ template <bool CHANNELS_LAST>
               Vec c[ROWS][kConvCols] = {};
               window_product<CHANNELS_LAST>(c, in, in_map, packed + o * K, size, y * side + q / 2,
                                             x * side + q % 2);
-              float* to = sums + q * ROWS * P;
+              float* to = sums + (q * (last - first) + o - first) * P;
               for_tile<ROWS, kConvCols>([&](int i, int j) {
                 store(to + i * P + j * kLanes, c[i][j] + ends.bias[o + i]);
               });
             }
-            finish(out, map, places, sums, ends, o, ROWS, y, x);
           });
+      finish(out, map, places, sums, ends, first, last - first, y, x);
+    }
   });
 }
 
