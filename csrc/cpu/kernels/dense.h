@@ -158,9 +158,15 @@ inline void dense_forward(const DenseOut& result, const DenseSum& sum, int64_t H
         if (before)
           for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(before + place(i, j)); });
         const float* w = tile_weight;
-        for (int s = 0; s < num_runs; w += runs[s++].count)
-          multiply_tile<PAIRS>(c, w, rounded ? count : in, 1, runs[s].value + p * runs[s].panel, P,
-                               runs[s].count, [&] { next.go_on(); });
+        for (int s = 0; s < num_runs; w += runs[s++].count) {
+          const float *first = runs[s].value, *own_panel = first + p * runs[s].panel;
+          ReadingAhead<kBurst * COLS * kLanes> ahead(
+              own_panel, first + panels.count * runs[s].panel, o == own.first);
+          multiply_tile<PAIRS>(c, w, rounded ? count : in, 1, own_panel, P, runs[s].count, [&] {
+            next.go_on();
+            ahead.go_on();
+          });
+        }
         if (is_last && result.bias)
           for_tile<ROWS, COLS>([&](int i, int j) { result.finish(c[i][j], o + i, place(i, j)); });
         else

@@ -221,8 +221,11 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
           for_even_tiles<kMaxStripCols>(0, rows, [&](auto tile_rows, int64_t r) {
             constexpr int ROWS = decltype(tile_rows)::value;
             Vec c[ROWS][COLS] = {};
-            multiply_tile<PAIRS>(c, d_rows + r * padded, padded, 1,
-                                 sources[s].strips + f * panels.B, COLS * kLanes, K);
+            const float* strips = sources[s].strips;
+            ReadingAhead<kBurst * COLS * kLanes> ahead(
+                strips + f * panels.B, strips + sources[s].width * panels.B, o == own.first);
+            multiply_tile<PAIRS>(c, d_rows + r * padded, padded, 1, strips + f * panels.B,
+                                 COLS * kLanes, K, [&] { ahead.go_on(); });
             for_tile<ROWS, COLS>([&](int i, int j) {
               store(to + (r + i) * kGradientColumns + j * kLanes, c[i][j]);
             });
