@@ -191,8 +191,13 @@ class Linear(nn.Linear):
         """The current tensors, checked so that a kernel can address them, and the backend."""
         device, moments = weight.device, dict(self._buffers)
         updates = moments.pop("updates", None)
-        if not isinstance(updates, Tensor):
-            raise ValueError(f"{OP}: updates must be a tensor, got {type(updates).__name__}")
+        kept = {"updates": updates}
+        for part in ("weight",) if bias is None else ("weight", "bias"):
+            for moment in self._optimizer(OP).moments:
+                kept[f"{part}_{moment}"] = moments.get(f"{part}_{moment}")
+        for name, value in kept.items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{OP}: {name} must be a tensor, got {type(value).__name__}")
         plan = plan_of(self.in_features, self.out_features, self.activation)
         backend = dispatch.choose(plan, device, precision, self.backend)
         check_rows(OP, "input", input, self.in_features, device)

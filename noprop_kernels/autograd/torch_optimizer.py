@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends.calls import Rule
+from ..check import shape_text
 from ..optimizers import NAMES, OPTIMIZERS, Optimizer
 from .layer_optimizer import rule_of
 
@@ -66,16 +67,30 @@ class TorchOptimizer:
         return self.optimizer.state.get(parameter, {}).get("step")
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The moments by our names; at first they are made as torch.optim makes them."""
+        """The moments by our names; at first they are made as torch.optim makes them.
+
+        Raises:
+            ValueError: the state has some of what torch.optim keeps, and not all.
+        """
         index = self._index[parameter]
         settings, group = self._settings[index], self.optimizer.param_groups[index]
         if not settings.moments:
             return {}
         state = self.optimizer.state[parameter]
-        if settings.kind != "SGD" and "step" not in state:
-            beside = group.get("capturable") or group.get("fused")
-            device = parameter.device if beside else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        if settings.kind != "SGD":  # whose moment may come later, as None until then
+            if not state:
+                beside = group.get("capturable") or group.get("fused")
+                device = parameter.device if beside else "cpu"
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                for theirs in settings.torch_moments:
+                    state[theirs] = torch.zeros_like(parameter, requires_grad=False)
+            for theirs in ("step", *settings.torch_moments):
+                if not isinstance(state.get(theirs), Tensor):
+                    raise ValueError(
+                        f"{self.op}: the optimizer's state must have a tensor {theirs!r} for a "
+                        f"parameter of shape {shape_text(parameter.shape)}, got "
+                        f"{type(state.get(theirs)).__name__}"
+                    )
         found = {}
         for ours, theirs in zip(settings.moments, settings.torch_moments, strict=False):
             value = state.get(theirs)

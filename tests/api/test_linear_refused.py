@@ -276,3 +276,17 @@ def test_wrappers_that_average_or_shard_are_refused_on_each_rank(tmp_path):
         assert len(wrapped) == 5 and alone[-1]
         for kind, text, updates, same in wrapped:
             assert "optimizer=None" in text and updates == 0 and same, (kind, text)
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+@pytest.mark.parametrize("optimizer", [nk.AdamW(), nk.SGD(momentum=0.9)], ids=["AdamW", "SGD"])
+def test_what_the_optimizer_keeps_must_be_there(backend, optimizer, used):
+    for name in dict(linear(7, 5, optimizer=optimizer).named_buffers()):
+        layer = linear(7, 5, optimizer=optimizer)
+        if used:
+            layer(rows(4, 7)).sum().backward()
+        layer._buffers[name] = None
+        before = everything(layer)
+        with pytest.raises(ValueError, match=f"Linear: {name} must be a tensor, got NoneType"):
+            layer(rows(4, 7))
+        assert_same(everything(layer), before)

@@ -230,3 +230,21 @@ def test_wrappers_that_average_or_shard(tmp_path):
     run = [sys.executable, "-c", WRAPPED, str(tmp_path / "store")]
     done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=180)
     assert done.stdout.strip() == "refused", done.stderr
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+@pytest.mark.parametrize("name", ["step", "exp_avg", "exp_avg_sq"])
+def test_a_state_without_a_part_is_refused_as_by_torch(name, part):
+    model = network()
+    optimizer = adamw(model)
+    train(model, optimizer, steps=1)
+    state = optimizer.state[getattr(model[0], part)]
+    kept = state.pop(name)
+    text = f"OptimizerInBackward: the optimizer's state must have a tensor '{name}'"
+    before = copy.deepcopy(model[0].state_dict())
+    with pytest.raises(ValueError, match=text):
+        train(model, optimizer, steps=1)
+    assert name not in state
+    torch.testing.assert_close(model[0].state_dict(), before, rtol=0, atol=0)
+    state[name] = kept
+    train(model, optimizer, steps=1)
