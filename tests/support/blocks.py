@@ -67,6 +67,10 @@ def images(rows: int = B, seed: int = 1) -> tuple[Tensor, Tensor]:
     return x, torch.randint(M, (rows,), generator=generator)
 
 
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(4))
+
+
 def batch(rows: int = B, seed: int = 1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, F, generator=generator)
