@@ -9,14 +9,10 @@ import time
 import pytest
 
 from noprop import checkpoint
-from support.cli import QUICK, call
+from support.cli import QUICK, call, tensors_of
 
 pytest.importorskip("submitit", reason="submitit is not installed: the extra slurm")
 LOCAL = ["--engine", "slurm", "--address", "local", "--threads", "1"]
-
-
-def tensors_of(folder) -> str:
-    return checkpoint.load_content(folder)["tensors"]["sha256"]
 
 
 def test_tasks_come_to_the_bits_of_one_run_and_are_merged(alone, tmp_path) -> None:

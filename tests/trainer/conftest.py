@@ -98,12 +98,15 @@ def assert_same_state():
 
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
-    """In a folder of its own, without a GPU or data."""
+    """In a folder of its own, without a GPU or data; messages are in one line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("NOPROP_DATA", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

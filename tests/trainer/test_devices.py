@@ -14,15 +14,10 @@ from noprop.cli import common
 from noprop.devices import pick_device
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cpu import backend as cpu
-from support.cli import call
+from support.cli import call, words
 
 CPU = torch.device("cpu")
 QUICK = ["--hidden", "8", "--T", "3", "--batch-size", "32", "--epochs", "2", "--head", "paper"]
-
-
-def words(text: str) -> str:
-    """Without the frames and breaks of a usage error."""
-    return " ".join(text.replace("│", " ").split())
 
 
 @pytest.fixture(autouse=True)

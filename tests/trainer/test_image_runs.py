@@ -12,7 +12,7 @@ import torch
 import noprop
 from noprop import checkpoint, json_records
 from noprop_kernels import plans
-from support.cli import call
+from support.cli import call, tensors_of
 from support.images import image_model, toy_images
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -25,10 +25,6 @@ def trained():
     model = image_model(T=1)
     noprop.fit(model, *toy_images(64, 0), epochs=4, batch_size=32)
     return model
-
-
-def tensors_of(folder: str) -> str:
-    return checkpoint.load_content(Path(folder))["tensors"]["sha256"]
 
 
 def test_a_run_on_images_goes_on_bit_for_bit_and_is_tested_again(image_file, tmp_path):

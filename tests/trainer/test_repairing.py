@@ -12,7 +12,7 @@ from noprop.building import Split
 from noprop.repairing import retrain
 from noprop.runs import Run
 from noprop.units import Units
-from support.cli import QUICK, call, words
+from support.cli import QUICK, call, tensors_of, words
 from support.units import assert_units_of, damage
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -29,10 +29,6 @@ def train(toy_file):
         return Path(out)
 
     return run
-
-
-def tensors_of(folder: str | Path) -> str:
-    return checkpoint.load_content(Path(folder))["tensors"]["sha256"]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -17,7 +17,7 @@ from noprop import checkpoint, metrics, runs
 from noprop.cli import train
 from noprop.files import LOCK
 from noprop.settings import Settings
-from support.cli import QUICK, call, words
+from support.cli import QUICK, call, tensors_of, tree, words
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -41,14 +41,6 @@ def begin(*command: object, **environment: str) -> subprocess.Popen:
         text=True,
         env=os.environ | {"PYTHONPATH": path} | environment,
     )
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    return {str(p): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
-def tensors_of(folder: str | Path) -> str:
-    return checkpoint.load_content(Path(folder))["tensors"]["sha256"]
 
 
 # signals

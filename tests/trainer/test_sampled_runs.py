@@ -13,7 +13,7 @@ import noprop_kernels as nk
 from noprop import Progress, checkpoint, epoch_reports, evaluation, metrics, progress
 from noprop.epochs import Epoch
 from noprop_kernels import plans
-from support.cli import call, words
+from support.cli import call, tensors_of, words
 
 pytestmark = pytest.mark.usefixtures("alone")
 VARIANTS = ("ct", "fm")
@@ -27,10 +27,6 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(evaluation, "STEPS", (1, 2, 10))
     monkeypatch.setattr(evaluation, "NOISY_STEPS", (10,))
     monkeypatch.setattr(evaluation, "STEPS_ON_THE_WAY", 10)
-
-
-def tensors_of(folder):
-    return checkpoint.load_content(Path(folder))["tensors"]["sha256"]
 
 
 # fit

@@ -13,7 +13,7 @@ from noprop import checkpoint, evaluation, metrics, runs, seeds
 from noprop.errors import InputError
 from noprop.runs import progress_from_json
 from noprop.settings import Settings
-from support.cli import QUICK, call, words
+from support.cli import QUICK, call, tensors_of, words
 
 pytestmark = pytest.mark.usefixtures("alone")
 SMALL = ("--hidden", 8, "--batch-size", 32, "--lr-schedule", "constant")
@@ -40,10 +40,6 @@ def several(toy_file, tmp_path):
     command = ("--data", toy_file, *KINDS["dt"], "--epochs", 2, "--seeds", "0,3,7")
     call("train", *command, "--out", tmp_path / "several")
     return tmp_path / "several"
-
-
-def tensors_of(folder: str | Path) -> str:
-    return checkpoint.load_content(Path(folder))["tensors"]["sha256"]
 
 
 # lists and figures
