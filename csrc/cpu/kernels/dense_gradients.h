@@ -75,12 +75,24 @@ struct PackStrip {
   }
 };
 
+// Fetches rows of a weight, of `columns` floats each, ahead of a tile that reads them once.
+struct FetchRows {
+  static constexpr int64_t kAhead = 16;  // rows
+  const float* from;
+  int64_t in, columns, rows;
+
+  NOPROP_INLINE void go_on() {
+    for (int64_t i = 0; i < kBurst && rows > kAhead; ++i, --rows, from += in)
+      for (int64_t c = 0; c < columns; c += kLineFloats) __builtin_prefetch(from + kAhead * in + c);
+  }
+};
+
 // d_source (B, width) = d_out (H, P) times columns first .. first + width of weight (H, in). Lanes
 // are rows for panels, else columns. A tile runs down the rows of a block of the weight. The
 // rows of a wide weight are so far apart that they push each other out of the caches, so strips of
 // columns are copied to `packed` (2, H, kStrip), the next one row by row while this one's product
-// runs. rounds: the weight is rounded to bfloat16. PAIRS: the weight has pairs of rows, d_out pairs
-// of features.
+// runs; not where one tile has all rows of the batch, and reads a weight once. rounds: the weight
+// is rounded to bfloat16. PAIRS: the weight has pairs of rows, d_out pairs of features.
 template <bool PAIRS>
 inline void dense_input_grad(const InputGradOut& result, const float* d_out, const float* weight,
                              int64_t in, int64_t first, int64_t width, int64_t H, float* packed,
@@ -90,7 +102,9 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
   const Range own = own_columns(share, width);
   if (own.first == own.last) return;
   float* next_packed = packed + K * kStrip;
-  bool is_packed = false;
+  const bool reads_once = !PAIRS && !rounds && !result.panels && width % kLanes == 0 &&
+                          panels.B <= kTileRows[kMaxStripCols];
+  bool is_packed = reads_once;
   for_blocks(K, panels.padded(), [&](int64_t k, int64_t count) {
     for_own_strips(share, width, [&](int64_t f, int strip_cols) {
       if (!is_packed) {
@@ -102,7 +116,8 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
       const bool goes_on = f + strip_cols * kLanes < own.last;
       const int64_t next_f = goes_on ? f + strip_cols * kLanes : own.first;
       const int64_t next_k = goes_on ? k : k + count;
-      const int64_t rows = next_k + count < K ? count : K - next_k;
+      const int64_t left = next_k + count < K ? count : K - next_k;
+      const int64_t rows = reads_once ? 0 : left;
       PackStrip<PAIRS> strip = {next_packed, weight, in,     H,    first,
                                 next_f,      width,  next_k, rows, rounds};
       const auto to_panels = [&](auto cols) {
@@ -130,8 +145,12 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
           });
         next.finish();
       };
-      const auto to_columns = [&](auto cols) {
+      const auto to_columns = [&](auto cols, auto once) {
         constexpr int COLS = decltype(cols)::value;
+        constexpr bool ONCE = decltype(once)::value;
+        const float* const terms = ONCE ? weight + k * in + first + f : packed;
+        const int64_t apart = ONCE ? in : kStrip;
+        FetchRows fetch = {terms, in, COLS * kLanes, count};
         PackStrip<PAIRS> next = strip;
         next.begin((panels.B + kTileRows[COLS] - 1) / kTileRows[COLS] * (count / kBurst + 1));
         for (int64_t p = 0; p < panels.count; ++p) {
@@ -148,8 +167,12 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
             if (k > 0)
               for_tile<ROWS, COLS>(
                   [&](int i, int j) { c[i][j] = load(out + (i * COLS + j) * kLanes); });
-            multiply_tile<PAIRS>(c, d_out + (p * K + k) * P + b, 1, P, packed, kStrip, count,
-                                 [&] { next.go_on(); });
+            multiply_tile<PAIRS>(c, d_out + (p * K + k) * P + b, 1, P, terms, apart, count, [&] {
+              if constexpr (ONCE)
+                fetch.go_on();
+              else
+                next.go_on();
+            });
             if (result.rows && k + count == K)
               for_tile<ROWS, COLS>([&](int i, int j) {
                 const int64_t column = f + j * kLanes;
@@ -165,7 +188,9 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
       if (result.panels)
         with_cols(panels.cols, to_panels);
       else
-        with_cols(strip_cols, to_columns);
+        with_cols(strip_cols, [&](auto cols) {
+          reads_once ? to_columns(cols, Constant<1>{}) : to_columns(cols, Constant<0>{});
+        });
       float* full = packed;
       packed = next_packed;
       next_packed = full;

@@ -73,6 +73,21 @@ def test_gradients_have_the_bits_of_the_records_calls() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("width", [96, 18])
+@pytest.mark.parametrize("B", [1, 2, 5, 6, 7, 8, 12, 13])
+def test_an_input_gradient_has_the_same_bits_in_any_batch(B: int, width: int) -> None:
+    """Of few rows the products read a weight of whole vectors where it is, else a copy."""
+    draw = torch.Generator().manual_seed(B)
+    x, d_y = torch.randn(40, width, generator=draw), torch.randn(40, 33, generator=draw)
+    layer = Layer(torch.randn(33, width, generator=draw), None, None, "float32", cpu)
+    found = []
+    for rows in (B, 40):
+        layer.save(x[:rows])
+        found.append(layer.backward(d_y[:rows], input_grad=True))
+    few, many = found
+    assert few is not None and many is not None and torch.equal(few, many[:B])
+
+
 def tensors() -> dict[str, Any]:
     x = torch.ones(4, 18)
     return {"x": x, "weight": torch.ones(33, 18), "bias": torch.ones(33), "y": torch.zeros(4, 33)}
