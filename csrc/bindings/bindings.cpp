@@ -14,6 +14,8 @@
 #include "call_levels.h"
 #include "call_reader.h"
 #include "cpu/threads/processors.h"
+#include "dense_call.h"
+#include "known_layer.h"
 #include "without_gil.h"
 
 namespace py = pybind11;
@@ -323,7 +325,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("most_results") = kMostResults;
   m.attr("most_sources") = kMostSources;
   m.def("use_openmp", &use_openmp, py::arg("parallel"), py::arg("num_threads"), py::arg("pause"));
-  m.def("use_torch", &use_torch, py::arg("tensor"), py::arg("storage"), py::arg("exchange"));
+  m.def("use_torch", &use_torch, py::arg("tensor"), py::arg("parameter"), py::arg("storage"),
+        py::arg("exchange"), py::arg("followers"), py::arg("increment_version"));
 
   py::class_<Plan>(m, "Plan")
       .def(py::init<const py::object&, const std::string&>(), py::arg("plan"), py::arg("precision"))
@@ -351,6 +354,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       .def(py::init<const std::string&, bool, bool, const py::kwargs&>(), py::arg("kind"),
            py::arg("has_m"), py::arg("has_v"));
 
+  py::class_<KnownLayer>(m, "KnownLayer")
+      .def_static("of", &KnownLayer::of)
+      .def("forward", &KnownLayer::forward)
+      .def("backward", &KnownLayer::backward);
+
   m.def("train", &train);
   m.def("add_noise", &add_noise);
   m.def("draw_times", &draw_times);
@@ -363,6 +371,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("backward", &backward);
   m.def("add_noise_rows", &add_noise_rows);
   m.def("error_rows", &error_rows);
+  m.def("dense", &dense);
+  m.def("layer_saved", &LayerSaved::made);
+  m.def("isa_of", [](const py::object& saved) { return LayerSaved::in(saved)->isa(); });
   m.def("forward_layer", &forward_layer);
   m.def("backward_layer", &backward_layer);
   m.def("update", &update);

@@ -4,21 +4,78 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "call_reader.h"
+#include "cpu/threads/workspace.h"
 #include "without_gil.h"
 
 namespace noprop {
+
+inline bool is_dense_layer(const Plan& plan) {
+  return plan.layers.size() == 1 && plan.input_widths.size() == 1 && !plan.layers[0].norm &&
+         plan.layers[0].kind == NOPROP_DENSE;
+}
+
+// What a layer's forward of B rows leaves for its backward. Python has it as a capsule, which costs
+// less than an object of a bound class.
+class LayerSaved {
+ public:
+  LayerSaved(const Plan& plan, int64_t B)
+      : B_(plan.rows(B)),
+        isa_(noprop_isa_used()),
+        bytes_(noprop_saved_bytes_cpu(&plan.plan, B)),
+        data_(static_cast<char*>(new_memory(static_cast<size_t>((bytes_ + 63) / 64 * 64)))) {
+    if (!data_) throw std::bad_alloc();
+  }
+
+  static py::object made(const Plan& plan, int64_t B) {
+    auto saved = std::make_unique<LayerSaved>(plan, B);
+    PyObject* const capsule = PyCapsule_New(saved.get(), kName, [](PyObject* of) {
+      delete static_cast<LayerSaved*>(PyCapsule_GetPointer(of, kName));
+    });
+    if (!capsule) throw py::error_already_set();
+    saved.release();
+    return py::reinterpret_steal<py::object>(capsule);
+  }
+  // null for None
+  static const LayerSaved* in(py::handle capsule) {
+    if (capsule.is_none()) return nullptr;
+    const void* const saved = PyCapsule_GetPointer(capsule.ptr(), kName);
+    if (!saved) throw py::error_already_set();
+    return static_cast<const LayerSaved*>(saved);
+  }
+
+  char* data() const { return data_.get(); }
+  int64_t B() const { return B_; }
+  bool is_of_present_isa() const { return isa_ == noprop_isa_used(); }
+  std::string isa() const { return noprop_isa_name(isa_); }
+  bool fits(const Plan& plan, int64_t B) const {
+    return B == B_ && noprop_saved_bytes_cpu(&plan.plan, B) == bytes_;
+  }
+
+ private:
+  static constexpr const char* kName = "noprop_kernels.LayerSaved";
+  struct Free {
+    void operator()(char* data) const { std::free(data); }
+  };
+
+  int64_t B_;
+  int32_t isa_;
+  int64_t bytes_;
+  std::unique_ptr<char, Free> data_;
+};
 
 // Checks and addresses the tensors of a call. `op` and the tensors' names are for errors.
 class LayerCall {
  public:
   LayerCall(const Plan& plan, const char* op)
       : tensors(op), plan_(plan), in_(plan.in_widths[0]), out_(plan.layers[0].width) {
-    if (plan.layers.size() != 1 || plan.input_widths.size() != 1 || plan.layers[0].norm ||
-        plan.layers[0].kind != NOPROP_DENSE)
+    if (!is_dense_layer(plan))
       throw py::value_error(std::string(op) + ": plan must be one dense layer");
   }
   LayerCall(const LayerCall&) = delete;
@@ -77,6 +134,12 @@ class LayerCall {
     return tensor.is_none() ? nullptr : rows(tensor, name, width, written);
   }
 
+  void check_saved(const LayerSaved* saved) const {
+    if (saved && !saved->fits(plan_, B))
+      tensors.refuse({"saved"}, "be of the plan and its " + std::to_string(B) + " rows, got " +
+                                    std::to_string(saved->B()) + " rows");
+  }
+
   NopropSlices slices() const {
     return {&plan_.plan, &state_, nullptr, nullptr, updates_, &kOnlySlice, 1};
   }
@@ -121,15 +184,15 @@ inline Result forward_layer(const Plan& plan, const char* op, const char* x_name
   if (y_given.is_none() && plan.layers[0].activation)
     call.tensors.refuse({"y"}, "be a tensor, as the layer is more than a product");
   float* const y = call.rows_or_null(y_given, {"y"}, call.out(), true);
-  char* const saved = saved_given.is_none()
-                          ? nullptr
-                          : take_saved(call.tensors, plan, saved_given, 1, call.B, true);
+  const LayerSaved* const saved = LayerSaved::in(saved_given);
+  call.check_saved(saved);
   NopropInput input = {};
   input.data = from;
   input.replicas = 1;
   const NopropSlices slices = call.slices();
   return without_gil(call.tensors, threads, [&](const NopropHost* host) {
-    return noprop_forward_cpu(y, saved, &slices, &input, nullptr, nullptr, call.B, false, host);
+    return noprop_forward_cpu(y, saved ? saved->data() : nullptr, &slices, &input, nullptr, nullptr,
+                              call.B, false, host);
   });
 }
 
@@ -148,7 +211,9 @@ inline Result backward_layer(const Plan& plan, const char* op, const py::object&
   if (optimizer) call.take_moments(*optimizer, moments, updates);
   if (!grads.is_none()) call.take_grads(item(grads, py::int_(0)), item(grads, py::int_(1)));
   float* d_x = call.rows_or_null(d_x_given, {"d_x"}, call.in(), true);
-  const char* const saved = take_saved(call.tensors, plan, saved_given, 1, call.B, false);
+  const LayerSaved* const saved = LayerSaved::in(saved_given);
+  if (!saved) call.tensors.refuse({"saved"}, "be of a forward, got None");
+  call.check_saved(saved);
   NopropUpdateRule rule = {};
   if (optimizer) rule = optimizer->rule;
   rule.lr = &lr;
@@ -159,7 +224,8 @@ inline Result backward_layer(const Plan& plan, const char* op, const py::object&
     applied = call.tensors.write(applied_given, {"applied"}, Kind::kBool, {1}).as<uint8_t>();
   const NopropSlices slices = call.slices();
   return without_gil(call.tensors, threads, [&](const NopropHost* host) {
-    return noprop_backward_cpu(&slices, saved, from, &d_x, &rule, applied, call.B, false, host);
+    return noprop_backward_cpu(&slices, saved->data(), from, &d_x, &rule, applied, call.B, false,
+                               host);
   });
 }
 

@@ -19,9 +19,11 @@ namespace py = pybind11;
 
 // The functions of PyTorch that the extension calls; it does not link PyTorch.
 struct Torch {
-  PyTypeObject* tensor = nullptr;
+  PyTypeObject *tensor = nullptr, *parameter = nullptr;
   PyObject *untyped_storage = nullptr, *is_neg = nullptr, *resolve_neg = nullptr;
-  PyObject* storage_data_ptr = nullptr;
+  PyObject *new_empty = nullptr, *storage_data_ptr = nullptr;
+  PyObject* followers = nullptr;          // functions: whether modes or transforms see each call
+  PyObject* increment_version = nullptr;  // of the tensors of a list
   const dlpack::ExchangeApi* exchange = nullptr;  // null: tensors are read by their attributes
 };
 
@@ -30,16 +32,26 @@ inline Torch& torch() {
   return used;
 }
 
-// Sets the tensor type and how tensors are read. `capsule` is
+// Sets the tensor types and how tensors are read. `capsule` is
 // torch.Tensor.__dlpack_c_exchange_api__ or None.
-inline void use_torch(const py::object& tensor, const py::object& storage,
-                      const py::object& capsule) {
-  const auto own = [](const py::object& of, const char* name) {
-    return py::object(of.attr(name)).release().ptr();  // of the process, as the extension is
+inline void use_torch(const py::object& tensor, const py::object& parameter,
+                      const py::object& storage, const py::object& capsule,
+                      const py::tuple& followers, const py::object& increment_version) {
+  const auto own = [](const py::object& of) {
+    return py::object(of).release().ptr();  // of the process, as the extension is
   };
-  torch() = {reinterpret_cast<PyTypeObject*>(py::object(tensor).release().ptr()),
-             own(tensor, "untyped_storage"), own(tensor, "is_neg"), own(tensor, "resolve_neg"),
-             own(storage, "data_ptr")};
+  const auto type = [&](const py::object& of) { return reinterpret_cast<PyTypeObject*>(own(of)); };
+  torch() = {
+      .tensor = type(tensor),
+      .parameter = type(parameter),
+      .untyped_storage = own(tensor.attr("untyped_storage")),
+      .is_neg = own(tensor.attr("is_neg")),
+      .resolve_neg = own(tensor.attr("resolve_neg")),
+      .new_empty = own(tensor.attr("new_empty")),
+      .storage_data_ptr = own(storage.attr("data_ptr")),
+      .followers = own(followers),
+      .increment_version = own(increment_version),
+  };
   if (capsule.is_none()) return;
   void* api = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
   if (!api) throw py::error_already_set();
@@ -102,6 +114,68 @@ struct TensorView {
   }
   int64_t size() const { return facts_of(kind).type.bits / 8; }
 };
+
+// what a function of PyTorch returns
+inline py::object called(PyObject* result) {
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+inline bool is_negated(py::handle tensor) {
+  return called(PyObject_CallOneArg(torch().is_neg, tensor.ptr())).ptr() == Py_True;
+}
+
+// Reads the state of a tensor that has an exchange interface, of its first kMostDims dimensions.
+// False, with Python's exception: it has none that can be described.
+inline bool describe(py::handle tensor, TensorView& view) {
+  dlpack::Tensor told = {};
+  if (torch().exchange->dltensor_from_py_object_no_sync(tensor.ptr(), &told) != 0) return false;
+  view.data = static_cast<char*>(told.data) + told.byte_offset;
+  view.on_cpu = told.device.type == dlpack::kCpu;
+  view.kind = Kind::kOther;
+  for (const KindFacts& facts : kKinds)
+    if (facts.type.code == told.dtype.code && facts.type.bits == told.dtype.bits &&
+        told.dtype.lanes == 1)
+      view.kind = facts.kind;
+  view.ndim = told.ndim;
+  std::copy_n(told.shape, std::min(told.ndim, kMostDims), view.shape);
+  std::copy_n(told.strides, std::min(told.ndim, kMostDims), view.strides);
+  return true;
+}
+
+// addresses, from the first to behind the last
+struct Extent {
+  uintptr_t begin = 0, end = 0;
+
+  bool meets(const Extent& other) const { return begin < other.end && other.begin < end; }
+  bool covers(const Extent& other) const { return begin <= other.begin && other.end <= end; }
+};
+
+// of a tensor's elements; nothing where it has none
+inline Extent extent_of(const TensorView& view) {
+  int64_t last = 0;  // the furthest element
+  for (int i = 0; i < view.ndim; ++i) {
+    if (view.shape[i] == 0) return {};
+    last += (view.shape[i] - 1) * view.strides[i];
+  }
+  const auto begin = reinterpret_cast<uintptr_t>(view.data);
+  return {begin, begin + static_cast<uintptr_t>((last + 1) * view.size())};
+}
+
+// A tensor's storage, whose memory stays while it is held, though not if it is resized.
+struct Storage {
+  py::object held;
+  Extent extent;
+};
+
+inline Storage storage_of(py::handle tensor) {
+  py::object storage = called(PyObject_CallOneArg(torch().untyped_storage, tensor.ptr()));
+  const auto length = static_cast<uintptr_t>(PyObject_Length(storage.ptr()));
+  const py::object start = called(PyObject_CallOneArg(torch().storage_data_ptr, storage.ptr()));
+  const uintptr_t base = PyLong_AsSize_t(start.ptr());
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return {std::move(storage), {base, base + length}};
+}
 
 class Tensors {
  public:
@@ -186,29 +260,20 @@ class Tensors {
 
   // Holds the checked memory, and records its range.
   void hold(py::handle tensor, const Name& name, const TensorView& view, bool written) {
-    int64_t last = 0;  // the furthest element
-    for (int i = 0; i < view.ndim; ++i) {
-      if (view.shape[i] == 0) return;
-      last += (view.shape[i] - 1) * view.strides[i];
-    }
-    const auto begin = reinterpret_cast<uintptr_t>(view.data);
-    const auto bytes = static_cast<uintptr_t>((last + 1) * view.size());
+    const Extent extent = extent_of(view);
+    if (extent.end == 0) return;
     const auto lacks = [&](const std::string& got) {
       refuse(name,
              "have memory for its shape " + tuple_text(view.shape, view.ndim) + ", got " + got);
     };
-    if (begin == 0) lacks("none");
-    py::object storage = call(torch().untyped_storage, tensor);
-    const Py_ssize_t length = PyObject_Length(storage.ptr());
-    const py::object start = call(torch().storage_data_ptr, storage);
-    const uintptr_t base = PyLong_AsSize_t(start.ptr());
-    if (PyErr_Occurred()) throw py::error_already_set();
-    if (begin < base || begin + bytes > base + static_cast<uintptr_t>(length))
-      lacks(std::to_string(length) + " bytes");
-    if (begin % static_cast<uintptr_t>(view.size()) != 0)
+    if (extent.begin == 0) lacks("none");
+    Storage storage = storage_of(tensor);
+    if (!storage.extent.covers(extent))
+      lacks(std::to_string(storage.extent.end - storage.extent.begin) + " bytes");
+    if (extent.begin % static_cast<uintptr_t>(view.size()) != 0)
       refuse(name, "be aligned to its dtype, got an odd address");
-    held_.push_back(std::move(storage));
-    ranges_.push_back({begin, begin + bytes, written, name});
+    held_.push_back(std::move(storage.held));
+    ranges_.push_back({extent, written, name});
     has_written_ = has_written_ || written;
   }
 
@@ -216,38 +281,28 @@ class Tensors {
   void check_apart() {
     if (!has_written_) return;
     std::sort(ranges_.begin(), ranges_.end(),
-              [](const Range& a, const Range& b) { return a.begin < b.begin; });
+              [](const Range& a, const Range& b) { return a.at.begin < b.at.begin; });
     const Range *furthest = nullptr, *furthest_written = nullptr;
     for (const Range& range : ranges_) {
       const Range* before = range.written ? furthest : furthest_written;
-      if (before && before->end > range.begin) {
+      if (before && before->at.end > range.at.begin) {
         const bool first = range.written;
         refuse((first ? range : *before).name,
                "share no memory, since it is written, got that of " +
                    (first ? *before : range).name.str());
       }
-      if (!furthest || range.end > furthest->end) furthest = &range;
-      if (range.written && (!furthest_written || range.end > furthest_written->end))
+      if (!furthest || range.at.end > furthest->at.end) furthest = &range;
+      if (range.written && (!furthest_written || range.at.end > furthest_written->at.end))
         furthest_written = &range;
     }
   }
 
  private:
   struct Range {
-    uintptr_t begin, end;
+    Extent at;
     bool written;
     Name name;
   };
-
-  static py::object call(PyObject* function, py::handle argument) {
-    PyObject* result = PyObject_CallOneArg(function, argument.ptr());
-    if (!result) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(result);
-  }
-
-  static bool is_negated(py::handle tensor) {
-    return call(torch().is_neg, tensor).ptr() == Py_True;
-  }
 
   static std::string told(py::handle tensor, const char* attribute) {
     return py::str(tensor.attr(attribute));
@@ -263,20 +318,9 @@ class Tensors {
   }
 
   TensorView by_exchange(py::handle tensor, const Name& name) const {
-    dlpack::Tensor told = {};
-    if (torch().exchange->dltensor_from_py_object_no_sync(tensor.ptr(), &told) != 0)
-      refuse_unreadable(tensor, name);
     TensorView view;
-    view.data = static_cast<char*>(told.data) + told.byte_offset;
-    view.on_cpu = told.device.type == dlpack::kCpu;
-    for (const KindFacts& facts : kKinds)
-      if (facts.type.code == told.dtype.code && facts.type.bits == told.dtype.bits &&
-          told.dtype.lanes == 1)
-        view.kind = facts.kind;
-    check_dims(name, told.ndim);
-    view.ndim = told.ndim;
-    std::copy_n(told.shape, told.ndim, view.shape);
-    std::copy_n(told.strides, told.ndim, view.strides);
+    if (!describe(tensor, view)) refuse_unreadable(tensor, name);
+    check_dims(name, view.ndim);
     return view;
   }
 

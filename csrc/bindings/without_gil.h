@@ -53,11 +53,9 @@ inline void use_openmp(uintptr_t parallel, uintptr_t num_threads, uintptr_t paus
   };
 }
 
-// Calls run() without the GIL, after the check for shared memory. A stop raises the signal
-// handler's exception.
+// Calls run() without the GIL. A stop raises the signal handler's exception.
 template <class Run>
-Result without_gil(Tensors& tensors, int32_t threads, Run run) {
-  tensors.check_apart();
+Result without_gil(int32_t threads, Run run) {
   const NopropHost host = {threads, poll_signals, nullptr, openmp.parallel ? &openmp : nullptr};
   NopropResult result;
   PyThreadState* const state = PyEval_SaveThread();
@@ -70,6 +68,13 @@ Result without_gil(Tensors& tensors, int32_t threads, Run run) {
   take_gil(state);
   if (PyErr_Occurred()) throw py::error_already_set();
   return {static_cast<int>(result.status), result.where, result.value};
+}
+
+// The same after the check for shared memory.
+template <class Run>
+Result without_gil(Tensors& tensors, int32_t threads, Run run) {
+  tensors.check_apart();
+  return without_gil(threads, run);
 }
 
 }  // namespace noprop

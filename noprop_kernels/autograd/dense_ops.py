@@ -59,7 +59,7 @@ def run(
         return dense_op(x, weight, bias, activation, precision, backend)
     graph = torch.is_grad_enabled() and any(map(needs_grad, (x, weight, bias)))
     if not graph:
-        y = at_once(op, name, x, weight, bias, activation, precision, backend)
+        y = at_once(op, x, weight, bias, activation, precision, backend)
         if y is not None:
             return y
     check_layer(op, x, weight, bias, name=name)
@@ -69,7 +69,6 @@ def run(
 
 def at_once(
     op: str,
-    name: str,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -81,21 +80,14 @@ def at_once(
 
     So a small layer does not pay for checks by name, to which what does not fit is left.
     """
-    if type(x) not in PLAIN or type(weight) not in PLAIN or weight.ndim != 2:
-        return None
-    if x.layout is not torch.strided or x.is_nested or x.numel() == 0:
+    if type(weight) not in PLAIN or weight.ndim != 2:
         return None
     out_features, in_features = weight.shape
     plan = plan_of(in_features, out_features, activation)
     chosen = dispatch.choose(plan, weight.device, precision, backend)
-    if not (hasattr(chosen, "forward_layer") and x.is_contiguous()):
+    if not hasattr(chosen, "forward_layer"):
         return None
-    y = x.new_empty(*x.shape[:-1], out_features)
-    try:
-        chosen.forward_layer(plan, precision, op, name, x, weight, bias, y, False)
-    except ValueError:
-        return None
-    return y
+    return chosen.dense(plan, precision, op, x, weight, bias)
 
 
 class DenseNode(torch.autograd.Function):

@@ -94,11 +94,12 @@ class Layer:
         self.present = {name: value for name, value in named if value is not None}
         self._memory: Any = None  # of the tensors in the forward that saved
 
-    def anew(self) -> "Layer":
-        """The same layer for another forward."""
+    def again(self, saved: Any) -> "Layer":
+        """The same layer after another forward, for which its tensors were where they are known to
+        be."""
         made = object.__new__(Layer)
         made.__dict__.update(self.__dict__)
-        made.saved = made._memory = None
+        made.saved = saved
         return made
 
     def forward(self, x: Tensor, *, save: bool) -> Tensor:

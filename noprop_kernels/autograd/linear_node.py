@@ -1,7 +1,6 @@
 """The node of nk.Linear in torch's graph, whose backward updates the weights."""
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -11,13 +10,12 @@ from torch._C._functorch import unwrap_if_dead
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..backends import dispatch
-from ..check import PLAIN
 from ..compiler.eager import eager_only
 from .layer import PARTS, Layer
 from .wrapped import INSTEAD, claim, claims, refuse_data_parallel
 
 OP = "Linear"
-IS_LEAF = attrgetter("is_leaf")
+OPTIONS = ("training", "optimizer", "activation", "backend", "in_features", "out_features")
 
 _nodes = WeakTensorKeyDictionary()  # see nodes_of
 _known: WeakKeyDictionary[Any, "Known"] = WeakKeyDictionary()  # by layer
@@ -25,34 +23,61 @@ _known: WeakKeyDictionary[Any, "Known"] = WeakKeyDictionary()  # by layer
 
 @dataclass
 class Known:
-    """What the last forward of a layer that updates itself has found. A forward that sees the same
-    makes no check again but those that depend on memory, which are the kernels' own.
+    """What the last checked forward of a layer that updates itself has found. One that finds the
+    same makes no check by name; what differs is left to those.
 
     Args:
         seen: as of `what_is_seen`.
-        layer: of these tensors, which passed the checks, on the CPU kernels.
+        tensors: of the layer, as the kernels' `known_layer`.
+        layer: of these tensors, after a forward.
         nodes: of the weight.
-        claims: as of `claims`, when the parameters were found to be this layer's own.
+        parts: how many parameters it has.
     """
 
-    seen: list
+    seen: tuple
+    tensors: Any
     layer: Layer
     nodes: list[ref]
-    claims: int
+    parts: int
 
-    def holds(self, module: Any, precision: str, weight: Tensor, bias: Tensor | None) -> bool:
-        return (
-            self.claims == claims()
-            and self.seen == what_is_seen(module, precision, weight, bias)
-            and all(map(IS_LEAF, self.layer.present.values()))
-        )
+    @classmethod
+    def of(cls, module: Any, precision: str, layer: Layer, nodes: list[ref]) -> "Known | None":
+        state, backend = module.__dict__, layer.backend
+        if not (layer.takes_tensors and all(name in state for name in OPTIONS)):
+            return None
+        if layer.saved is None:  # of no rows, for which no tensor was addressed
+            return None
+        tensors = *layer.tensors, layer.updates
+        known = backend.known_layer(layer.plan, precision, state, OPTIONS, tensors)
+        if known is None:
+            return None
+        parts = 1 if layer.bias is None else 2
+        return cls(what_is_seen(module, precision), known, layer.again(None), nodes, parts)
 
 
-def what_is_seen(module: Any, precision: str, weight: Tensor, bias: Tensor | None) -> list[object]:
-    buffers = module._buffers
-    tensors = weight, bias, *buffers.values()
-    options = precision, module.activation, module.in_features, module.out_features
-    return [weight.shape, *map(id, tensors), *map(type, tensors), *buffers, *options]
+def what_is_seen(module: Any, precision: str) -> tuple:
+    """What a forward depends on beside its tensors and the module's attributes."""
+    return precision, module.optimizer.moments, claims(), dispatch.forcing()
+
+
+def forward_again(module: Any, precision: str, x: Any) -> Tensor | None:
+    """y of an nk.Linear with an optimizer, with a node in torch's graph, where nothing has changed
+    since its last forward that was to train; else None.
+
+    Raises:
+        RuntimeError: a wrapper also updates its parameters.
+    """
+    known = _known.get(module)
+    if known is None or not torch.is_grad_enabled():
+        return None
+    if known.seen != what_is_seen(module, precision):
+        return None
+    refuse_data_parallel(OP, module, INSTEAD)
+    layer = known.layer
+    done = layer.backend.forward_known(OP, known.tensors, module.__dict__, x)
+    if done is None:
+        return None
+    return apply(module, precision, (known, *done), x, layer.weight, layer.bias)
 
 
 class Updating(torch.autograd.Function):
@@ -68,65 +93,58 @@ class Updating(torch.autograd.Function):
         tensors = [
             unwrap_if_dead(value) if isinstance(value, Tensor) else value for value in tensors
         ]
-        of_the_engine: Any = super(torch.autograd.Function, cls)
-        return of_the_engine.apply(*given, *tensors)
+        return apply(*given, *tensors)
 
     @staticmethod
     def forward(
         ctx: Any,
         module: Any,
-        known: Known | None,
         precision: str,
+        done: tuple[Known, Tensor, Any] | None,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        done = None if known is None else forward_at_once(module, known, precision, x)
+        """done: what is known, y and what is saved for backward, if y has been computed."""
         if done is None:
             layer = module.checked_layer(precision, x, weight, bias)
             y, nodes = layer.forward(x, save=True), nodes_of(weight)
-            if layer.takes_tensors:
-                seen = what_is_seen(module, precision, weight, bias)
-                _known[module] = Known(seen, layer.anew(), nodes, claims())
+            if (known := Known.of(module, precision, layer, nodes)) is not None:
+                _known[module] = known
+            ctx.known, ctx.layer, ctx.saved = None, layer, None
         else:
-            layer, y, nodes = done
-        ctx.layer, ctx.optimizer, ctx.nodes, ctx.used = layer, module.optimizer, nodes, False
+            ctx.known, y, ctx.saved = done
+            nodes = ctx.known.nodes
+        ctx.optimizer, ctx.nodes, ctx.used = module.optimizer, nodes, False
         ctx.save_for_backward(x, weight, bias)  # so that torch detects a change of what was read
         nodes.append(ref(ctx, nodes.remove))  # a WeakSet is slower
         return y
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        layer, wanted = ctx.layer, trained(ctx)
+        wanted, known, optimizer = trained(ctx), ctx.known, ctx.optimizer
         refuse(ctx)
-        input_grad = ctx.needs_input_grad[3]
+        input_grad, ctx.used = ctx.needs_input_grad[3], bool(wanted)
+        if known is not None and len(wanted) == known.parts:
+            d_y = d_y if d_y.is_contiguous() else d_y.contiguous()
+            given = ctx.saved, d_y, input_grad, optimizer.settings
+            done = known.layer.backend.backward_known(known.tensors, *given)
+            if done is not None:
+                ctx.saved = None
+                return None, None, None, done[0], None, None
+        layer = ctx.layer if known is None else known.layer.again(ctx.saved)
         if not wanted:
             d_x = layer.backward(d_y, input_grad=input_grad)
             return None, None, None, d_x, None, None
-        ctx.used = True
-        rule = ctx.optimizer.rule(d_y.device)
+        rule = optimizer.rule(d_y.device)
         frozen = () if len(wanted) == 2 else tuple(part for part in PARTS if part not in wanted)
         d_x = layer.backward(d_y, input_grad=input_grad, rule=rule, frozen=frozen)
-        layer.saved = None
+        layer.saved = ctx.saved = None
         return None, None, None, d_x, None, None
 
 
-def forward_at_once(
-    module: Any, known: Known, precision: str, x: Tensor
-) -> tuple[Layer, Tensor, list[ref]] | None:
-    """A layer whose tensors are known, y, and the weight's nodes, where the kernels take x and
-    check all that they address; else None, and what does not fit is left to the checks by name."""
-    layer = known.layer
-    backend = dispatch.choose(layer.plan, layer.weight.device, precision, module.backend)
-    if backend is not layer.backend or type(x) not in PLAIN:
-        return None
-    if x.layout is not torch.strided or x.is_nested or x.numel() == 0 or x.ndim == 0:
-        return None
-    layer = layer.anew()
-    try:
-        return layer, layer.forward(x, save=True), known.nodes
-    except ValueError:
-        return None
+# as an extension in C++ calls it, without a look at transforms and their tensors
+apply: Any = super(torch.autograd.Function, Updating).apply  # type: ignore[misc]
 
 
 def nodes_of(weight: Tensor) -> list[ref]:
@@ -185,8 +203,5 @@ def updating(module: Any, precision: str, x: Tensor, weight: Tensor, bias: Tenso
         BackendError: no backend can run it.
     """
     refuse_data_parallel(OP, module, INSTEAD)
-    known = _known.get(module)
-    if known is None or not known.holds(module, precision, weight, bias):
-        known = None
-        claim(OP, module)
-    return Updating.apply(module, known, precision, x, weight, bias)
+    claim(OP, module)
+    return Updating.apply(module, precision, None, x, weight, bias)

@@ -96,8 +96,8 @@ def choose(
         BackendError: none can, or the forced one cannot.
     """
     forced, by = forced_backend(backend)
-    if device.type == "cpu" and forced in (None, "cpu") and native_gap() is None:
-        if runs_natively(plan, precision, sampled, head):  # the usual case, without a search
+    if forced in (None, "cpu") and native_gap() is None:
+        if runs_natively(plan, device, precision, sampled, head):  # the usual case, not searched
             return cpu
     if forced is None and device.type == "cpu" and (isa := settings.isa()):
         forced, by = "cpu", f"NOPROP_ISA={isa}"  # only the CPU kernels can honour it
@@ -137,6 +137,11 @@ def name_of(module: ModuleType) -> str:
     return next(
         name for name, path in BACKENDS.items() if module.__name__ == f"{__package__}.{path}"
     )
+
+
+def forcing() -> tuple[str | None, str | None]:
+    """What a choice depends on beside its arguments."""
+    return _forced.get(), settings.backend()
 
 
 def forced_backend(backend: str | None) -> tuple[str | None, str]:
@@ -188,9 +193,10 @@ def gap(
 
 
 @lru_cache(maxsize=256)
-def runs_natively(plan: Plan, precision: str, sampled: bool, head: str | None) -> bool:
+def runs_natively(
+    plan: Plan, device: torch.device, precision: str, sampled: bool, head: str | None
+) -> bool:
     """Whether the CPU kernels, where they can be used, run such a call."""
-    device = torch.device("cpu")
     return gap("cpu", plan, device, precision, sampled=sampled, head=head) is None
 
 

@@ -40,8 +40,19 @@ except ImportError as error:
     _missing = str(error)
 else:
     # PyTorch describes a tensor to C directly; without that, it is read attribute by attribute
-    _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
-    _C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=_exchange)
+    _torch = {
+        "tensor": Tensor,
+        "parameter": torch.nn.Parameter,
+        "storage": torch.UntypedStorage,
+        "exchange": getattr(Tensor, "__dlpack_c_exchange_api__", None),
+        "followers": (
+            torch._C._len_torch_function_stack,
+            torch._C._len_torch_dispatch_stack,
+            torch._C._are_functorch_transforms_active,
+        ),
+        "increment_version": torch.autograd.graph.increment_version,
+    }
+    _C.use_torch(**_torch)
     _C.use_openmp(*openmp.functions())
     # a forked child has none of the threads that its copy of the runtime would wait for
     os.register_at_fork(after_in_child=functools.partial(_C.use_openmp, 0, 0, 0))
@@ -330,9 +341,9 @@ def forward_layer(
         ValueError: a tensor does not fit; nothing has been written.
     """
     native = _native_plan(plan, precision)
-    saved = _memory(native, 1, x.numel() // x.shape[-1]) if save else None
+    saved = _C.layer_saved(native, x.numel() // x.shape[-1]) if save else None
     _check(op, _call(_C.forward_layer, native, op, name, x, weight, bias, y, saved), [name], 0)
-    return (saved, _C.isa_used()) if save else None
+    return saved
 
 
 def backward_layer(
@@ -360,11 +371,58 @@ def backward_layer(
     Raises:
         ValueError: a tensor does not fit; nothing has been written.
     """
-    memory, isa = saved
-    _check_isa(isa)
+    _check_isa(_C.isa_of(saved))
     native, op, rates = _native_plan(plan, precision), "backward", (0.0, 0.0)
     if rule is not None:
         rates = rule.lr.item(), rule.weight_decay.item()
-    tensors = (memory, weight, bias, d_y, d_x, grads)
+    tensors = (saved, weight, bias, d_y, d_x, grads)
     update = (_rule(rule), moments, updates, *rates, applied)
     _check(op, _call(_C.backward_layer, native, op, *tensors, *update), [], 0)
+
+
+# The same without checks by name, which cost a small layer more than its products. Where a tensor
+# is not plain, dense and of its shape, where torch's modes or transforms see every call, and where
+# a known layer's tensor is not as it was, the answer is None, and nothing has been done.
+
+
+def dense(plan: Plan, precision: str, op: str, x: Any, weight: Any, bias: Any) -> Tensor | None:
+    """y (*, out) of x (*, in), or None."""
+    done = _C.dense(_native_plan(plan, precision), x, weight, bias, threads())
+    return None if done is None else _ended(op, *done)[0]
+
+
+def known_layer(
+    plan: Plan,
+    precision: str,
+    state: dict[str, Any],
+    options: tuple[str, ...],
+    tensors: tuple[Tensor | None, ...],
+) -> Any:
+    """What `forward_known` compares with, or None.
+
+    Args:
+        state: the __dict__ of a module, in which the values of `options` are to stay.
+        tensors: its weight and bias, their moments as in `backward_layer`, and the steps so far.
+    """
+    return _C.KnownLayer.of(_native_plan(plan, precision), state, options, tensors)
+
+
+def forward_known(op: str, known: Any, state: dict[str, Any], x: Any) -> tuple[Tensor, Any] | None:
+    """y of x, and what a backward needs, or None."""
+    done = known.forward(state, x, threads())
+    return None if done is None else _ended(op, *done)
+
+
+def backward_known(
+    known: Any, saved: Any, d_y: Tensor, input_grad: bool, optimizer: Optimizer
+) -> tuple[Tensor | None, Any] | None:
+    """d_x where requested, and an update, of which torch is told; or None."""
+    rates = optimizer.lr, optimizer.weight_decay
+    done = known.backward(saved, d_y, input_grad, _native_optimizer(optimizer), *rates, threads())
+    return None if done is None else _ended("backward", *done)
+
+
+def _ended(op: str, result: Any, saved: Any, status: tuple[int, int, int] | None) -> Any:
+    if status is not None:
+        _check(op, status, [], 0)
+    return result, saved

@@ -221,11 +221,11 @@ def test_a_call_runs_as_it_is_meant_or_writes_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["train", "train, bytes", "backward with the update"])
 def test_without_the_exchange_interface(kind: str) -> None:
-    cpu._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=None)
+    cpu._C.use_torch(**(cpu._torch | {"exchange": None}))
     try:
         check_changes(kind, CHANGES)
     finally:
-        cpu._C.use_torch(tensor=Tensor, storage=torch.UntypedStorage, exchange=cpu._exchange)
+        cpu._C.use_torch(**cpu._torch)
 
 
 def check_changes(kind: str, changes: dict[str, Callable[[Tensor], Any]]) -> None:
