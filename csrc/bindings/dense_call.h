@@ -2,7 +2,6 @@
 // is None, and Python's checks say what is wrong.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <tuple>
@@ -26,10 +25,6 @@ inline bool is_followed() {
 inline bool is_plain(py::handle tensor) {
   const PyTypeObject* const type = Py_TYPE(tensor.ptr());
   return type == torch().tensor || type == torch().parameter;
-}
-
-inline bool same_shape(const TensorView& a, const TensorView& b) {
-  return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
 }
 
 // A contiguous tensor of this kind on the CPU, of 1 to kMostDims dimensions, whose storage is held.

@@ -13,6 +13,10 @@
 
 namespace noprop {
 
+inline bool same_shape(const TensorView& a, const TensorView& b) {
+  return a.ndim == b.ndim && std::equal(a.shape, a.shape + a.ndim, b.shape);
+}
+
 // The tensors and options of a module with one dense layer, as a checked call found them.
 class KnownLayer {
  public:
