@@ -81,14 +81,26 @@ inline void dense_few_rows(const DenseOut& out, const DenseSum& sum, int64_t H, 
   });
 }
 
-// An operand that every tile of a product reads again stays in a core's second cache, of a megabyte
-// or more, beside what streams past it: a longer sum is formed in blocks of terms, for all tiles
-// one after the other, and between the blocks waits where its result will be.
+// What tiles read again stays in a core's second cache, of a megabyte or more, beside what streams
+// past it. Where that is more than this for one panel or strip, a sum is formed in blocks of terms,
+// and waits between them where its result will be. Where it is for all of them, several tiles take
+// turns on each.
 constexpr int64_t kReadAgainFloats = 128 * 1024, kFewestTerms = 16;
 
-// of K terms, each of which has `width` floats of it
+// of K terms, each of which has `width` floats of a panel
 inline int64_t num_blocks(int64_t K, int64_t width) {
   return (K * width + kReadAgainFloats / 2) / kReadAgainFloats;
+}
+
+// The rows, of `left`, that take turns on panels or strips of `total` floats: one tile, or as many
+// as have `most` floats, where each row has `row` of them.
+template <int COLS>
+inline int64_t rows_in_turn(int64_t left, int64_t total, int64_t row, int64_t most) {
+  constexpr int64_t kRows = kTileRows[COLS];
+  const int64_t tiles = total > kReadAgainFloats ? most / (kRows * row) : 1;
+  if (tiles > 1) return tiles * kRows < left ? tiles * kRows : left;
+  if (left == kTwoTiles<COLS>) return left;
+  return tile_height<COLS>(left);
 }
 
 // calls body(first, count) for the blocks
@@ -133,16 +145,18 @@ inline void dense_forward(const DenseOut& result, const DenseSum& sum, int64_t H
     const int64_t first_column = runs[0].column;
     const int64_t columns = runs[num_runs - 1].column + runs[num_runs - 1].width - first_column;
     const float* before = is_first ? start : out;
-    for_even_tiles<COLS>(own.first, own.last, [&](auto rows, int64_t o) {
-      constexpr int ROWS = decltype(rows)::value;
-      const float* tile_weight = weight + o * in + first_column;
-      const int64_t left = own.last - o - ROWS;
-      Fetching next = {tile_weight + ROWS * in, left < ROWS ? left : ROWS, in, columns,
-                       panels.count * (count / kBurst)};
+    constexpr int64_t kRows = kTileRows[COLS];
+    for (int64_t first = own.first, taken; first < own.last; first += taken) {
+      taken = rows_in_turn<COLS>(own.last - first, rounded ? 0 : count * panels.padded(), count,
+                                 kReadAgainFloats / 2);
+      const int64_t last = first + taken, left = own.last - last;
+      const float* turn_weight = weight + first * in + first_column;
+      Fetching next = {turn_weight + taken * in, left < taken ? left : taken, in, columns,
+                       panels.count * ((taken + kRows - 1) / kRows) * (count / kBurst)};
       if (rounded) {
-        for (int i = 0; i < ROWS; ++i) {
+        for (int64_t i = 0; i < taken; ++i) {
           float* to = rounded + i * count;
-          const float* from = tile_weight + i * in;
+          const float* from = turn_weight + i * in;
           for (int s = 0; s < num_runs; to += runs[s].count, from += runs[s++].width) {
             if constexpr (PAIRS)
               pair_run(to, from, runs[s].width);
@@ -150,31 +164,35 @@ inline void dense_forward(const DenseOut& result, const DenseSum& sum, int64_t H
               round_run(to, from, runs[s].width);
           }
         }
-        tile_weight = rounded;
+        turn_weight = rounded;
       }
+      const int64_t weight_row = rounded ? count : in;
       for (int64_t p = 0; p < panels.count; ++p) {
-        const auto place = [&](int i, int j) { return (p * H + o + i) * P + j * kLanes; };
-        Vec c[ROWS][COLS] = {};
-        if (before)
-          for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(before + place(i, j)); });
-        const float* w = tile_weight;
-        for (int s = 0; s < num_runs; w += runs[s++].count) {
-          const float *first = runs[s].value, *own_panel = first + p * runs[s].panel;
-          ReadingAhead<kBurst * COLS * kLanes> ahead(
-              own_panel, first + panels.count * runs[s].panel, o == own.first);
-          multiply_tile<PAIRS>(c, w, rounded ? count : in, 1, own_panel, P, runs[s].count, [&] {
-            next.go_on();
-            ahead.go_on();
-          });
-        }
-        if (is_last && result.bias)
-          for_tile<ROWS, COLS>([&](int i, int j) { result.finish(c[i][j], o + i, place(i, j)); });
-        else
-          for_tile<ROWS, COLS>([&](int i, int j) { store(out + place(i, j), c[i][j]); });
+        for_even_tiles<COLS>(first, last, [&](auto rows, int64_t o) {
+          constexpr int ROWS = decltype(rows)::value;
+          const auto place = [&](int i, int j) { return (p * H + o + i) * P + j * kLanes; };
+          Vec c[ROWS][COLS] = {};
+          if (before)
+            for_tile<ROWS, COLS>([&](int i, int j) { c[i][j] = load(before + place(i, j)); });
+          const float* w = turn_weight + (o - first) * weight_row;
+          for (int s = 0; s < num_runs; w += runs[s++].count) {
+            const float *all = runs[s].value, *own_panel = all + p * runs[s].panel;
+            ReadingAhead<kBurst * COLS * kLanes> ahead(
+                own_panel, all + panels.count * runs[s].panel, o == own.first);
+            multiply_tile<PAIRS>(c, w, weight_row, 1, own_panel, P, runs[s].count, [&] {
+              next.go_on();
+              ahead.go_on();
+            });
+          }
+          if (is_last && result.bias)
+            for_tile<ROWS, COLS>([&](int i, int j) { result.finish(c[i][j], o + i, place(i, j)); });
+          else
+            for_tile<ROWS, COLS>([&](int i, int j) { store(out + place(i, j), c[i][j]); });
+        });
       }
-    });
+    }
   };
-  for_blocks(in_terms, panels.padded(), [&](int64_t first, int64_t count) {
+  for_blocks(in_terms, P, [&](int64_t first, int64_t count) {
     int num_runs = 0;
     int64_t before = 0, column = 0;  // terms and columns before this source
     for (int s = 0; s < num_sources; ++s) {

@@ -10,7 +10,7 @@ namespace {
 // Whether a source's gradient, with H terms, goes to panels at once. Lanes of few rows would be
 // work for nothing, and what waits between the blocks of a sum would wait where others are.
 inline bool goes_to_panels(int64_t H, bool adds, const Panels& panels) {
-  return 2 * panels.B > panels.padded() && !(adds && num_blocks(H, panels.padded()) > 1);
+  return 2 * panels.B > panels.padded() && !(adds && num_blocks(H, panels.P) > 1);
 }
 
 // Where a source's gradient goes: to panels (width, P), or to a caller's rows (B, width), or to
@@ -38,7 +38,7 @@ struct PackStrip {
   static constexpr int64_t kAhead = 8;  // rows: enough for memory, few enough for the nearest cache
   float* to;
   const float* from;
-  int64_t in, H, o, columns, rows, a_call = 0;
+  int64_t in, H, o, columns, rows, a_turn = 0, calls_a_turn = 1, wait = 1;
   bool rounds;
 
   NOPROP_INLINE PackStrip(float* to, const float* weight, int64_t in, int64_t H, int64_t first,
@@ -47,9 +47,15 @@ struct PackStrip {
     from = weight + o * in + first + f;
     columns = width - f < kStrip ? width - f : kStrip;
   }
-  NOPROP_INLINE void begin(int64_t calls) { a_call = (rows + calls - 1) / calls; }
+  // Rows are spread evenly over this many calls of go_on: a product waits for many at once.
+  NOPROP_INLINE void begin(int64_t calls) {
+    a_turn = (rows + calls - 1) / calls;
+    calls_a_turn = larger(1, rows > 0 ? calls / rows : 1);
+  }
   NOPROP_INLINE void go_on() {
-    for (int64_t i = 0; i < a_call && rows > 0; ++i) row();
+    if (--wait > 0) return;
+    wait = calls_a_turn;
+    for (int64_t i = 0; i < a_turn && rows > 0; ++i) row();
   }
   NOPROP_INLINE void finish() {
     while (rows > 0) row();
@@ -105,7 +111,7 @@ inline void dense_input_grad(const InputGradOut& result, const float* d_out, con
   const bool reads_once = !PAIRS && !rounds && !result.panels && width % kLanes == 0 &&
                           panels.B <= kTileRows[kMaxStripCols];
   bool is_packed = reads_once;
-  for_blocks(K, panels.padded(), [&](int64_t k, int64_t count) {
+  for_blocks(K, panels.P, [&](int64_t k, int64_t count) {
     for_own_strips(share, width, [&](int64_t f, int strip_cols) {
       if (!is_packed) {
         PackStrip<PAIRS> first_strip = {packed, weight, in, H, first, f, width, k, count, rounds};
@@ -204,14 +210,15 @@ struct StripSource {
   int64_t width;
 };
 
-// Whole rows of a weight gradient wait for the optimizer in the nearest cache. It then goes along
-// the rows of its arrays, and no product stands between two of its accesses.
-constexpr int64_t kGradientRows = kTileRows[kMaxStripCols];
-constexpr int64_t kGradientColumns = 6 * 1024 / kGradientRows / kStrip * kStrip;
+// Whole rows of a weight gradient wait for the optimizer near the core. It then goes along the rows
+// of its arrays, and no product stands between two of its accesses. They are a tile's rows, and
+// several tiles' where those take turns on strips.
+constexpr int64_t kTileGradientRows = kTileRows[kMaxStripCols], kMostTurns = 4;
+constexpr int64_t kGradientColumns = 6 * 1024 / kTileGradientRows / kStrip * kStrip;
 
 // what dense_weight_grad needs of memory: the rows' gradient, then their d_out
 inline int64_t weight_grad_floats(const Panels& panels) {
-  return kGradientRows * (kGradientColumns + panels.padded());
+  return kMostTurns * kTileGradientRows * (kGradientColumns + panels.padded());
 }
 
 // The weight gradient d_out^T @ concat(sources), some rows at a time: finish(gradient, o, rows, f,
@@ -222,19 +229,28 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
                               int64_t H, float* scratch, const Panels& panels, const Share& share,
                               Finish finish) {
   const int64_t P = terms<PAIRS>(panels.P), K = terms<PAIRS>(panels.B), padded = panels.count * P;
-  float *gradient = scratch, *d_rows = scratch + kGradientRows * kGradientColumns;
-  const Range own = own_part(share, H, kGradientRows);
-  int64_t num_strips = 0;  // of all sources
-  for (int s = 0; s < num_sources; ++s)
-    for_strips(sources[s].width, [&](int64_t, int) { ++num_strips; });
-  // strips first_strip .. last_strip of rows o .. o + rows
-  const auto multiply = [&](int64_t first_strip, int64_t last_strip, int64_t o, int64_t rows) {
-    int64_t strip = 0, first = 0;  // strips so far, and columns before this source
-    int64_t begun = -1, end = 0;   // the columns in `gradient`
+  float* gradient = scratch;
+  float* d_rows = scratch + kMostTurns * kTileGradientRows * kGradientColumns;
+  const Range own = own_part(share, H, kTileGradientRows);
+  int64_t strip_floats = 0;  // of all sources
+  for (int s = 0; s < num_sources; ++s) strip_floats += K * round_up(sources[s].width);
+  for (int64_t o = own.first, rows; o < own.last; o += rows) {
+    rows =
+        rows_in_turn<kMaxStripCols>(own.last - o, strip_floats, 1, kMostTurns * kTileGradientRows);
+    for (int64_t p = 0; p < panels.count; ++p)  // the product then has one run of terms
+      for (int64_t i = 0; i < rows; ++i) {
+        const float* from = d_out + (p * H + o + i) * panels.P;
+        float* to = d_rows + i * padded + p * P;
+        if constexpr (PAIRS)
+          pair_run(to, from, panels.P);
+        else
+          copy_run(to, from, panels.P);
+      }
+    int64_t first = 0;           // columns before this source
+    int64_t begun = 0, end = 0;  // the columns in `gradient`
     for (int s = 0; s < num_sources; ++s) {
-      for_strips(sources[s].width, [&](int64_t f, int strip_cols) {
-        if (strip++ < first_strip || strip > last_strip) return;
-        if (begun < 0) begun = first + f;
+      const int64_t width = sources[s].width;
+      for_strips(width, [&](int64_t f, int strip_cols) {
         if (first + f + strip_cols * kLanes > begun + kGradientColumns) {
           finish(gradient, o, rows, begun, end - begun);
           begun = end;
@@ -248,7 +264,7 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
             Vec c[ROWS][COLS] = {};
             const float* strips = sources[s].strips;
             ReadingAhead<kBurst * COLS * kLanes> ahead(
-                strips + f * panels.B, strips + sources[s].width * panels.B, o == own.first);
+                strips + f * panels.B, strips + width * panels.B, o + r == own.first);
             multiply_tile<PAIRS>(c, d_rows + r * padded, padded, 1, strips + f * panels.B,
                                  COLS * kLanes, K, [&] { ahead.go_on(); });
             for_tile<ROWS, COLS>([&](int i, int j) {
@@ -256,28 +272,13 @@ inline void dense_weight_grad(const float* d_out, const StripSource* sources, in
             });
           });
         });
-        const int64_t after = f + strip_cols * kLanes, width = sources[s].width;
+        const int64_t after = f + strip_cols * kLanes;
         end = first + (after < width ? after : width);
       });
-      first += sources[s].width;
+      first += width;
     }
     finish(gradient, o, rows, begun, end - begun);
-  };
-  for_blocks(num_strips, panels.B * kStrip, [&](int64_t first, int64_t count) {
-    for (int64_t o = own.first, rows; o < own.last; o += rows) {
-      rows = tile_height<kMaxStripCols>(own.last - o);
-      for (int64_t p = 0; p < panels.count; ++p)  // the product then has one run of terms
-        for (int64_t i = 0; i < rows; ++i) {
-          const float* from = d_out + (p * H + o + i) * panels.P;
-          float* to = d_rows + i * padded + p * P;
-          if constexpr (PAIRS)
-            pair_run(to, from, panels.P);
-          else
-            copy_run(to, from, panels.P);
-        }
-      multiply(first, first + count, o, rows);
-    }
-  });
+  }
 }
 
 // d_bias[o] = sum over rows of d_out

@@ -124,14 +124,18 @@ struct ReadingAhead {
   }
 };
 
+// so many rows are two tiles of 8, since 4 after 12 would wait for their own sums; 0: there are
+// none
+template <int COLS>
+constexpr int64_t kTwoTiles = kTileRows[COLS] > 8 ? 16 : 0;
+
 // calls body(Constant<ROWS>, first row) over row .. rows, in tiles of the best height for COLS,
 // then in smaller ones
 template <int COLS, class Body>
 NOPROP_INLINE void for_row_tiles(int64_t row, int64_t rows, Body body) {
   constexpr int kRows = kTileRows[COLS];
-  // 4 rows would wait for their own sums, which two tiles of 8 do not
-  constexpr int64_t kTwoTiles = kRows > 8 ? 16 : 0;
-  for (; row + kRows <= rows && rows - row != kTwoTiles; row += kRows) body(Constant<kRows>{}, row);
+  for (; row + kRows <= rows && rows - row != kTwoTiles<COLS>; row += kRows)
+    body(Constant<kRows>{}, row);
   if constexpr (kRows > 8)
     for (; row + 8 <= rows; row += 8) body(Constant<8>{}, row);
   for (; row + 4 <= rows; row += 4) body(Constant<4>{}, row);

@@ -104,8 +104,8 @@ struct Run {
   float *w, *m, *v;
 };
 
-// The processor's own prefetch ends at a page, and does not keep up with four arrays. LONG: one
-// long run, whose gradient comes from memory too.
+// The processor's own prefetch ends at a page, and does not keep up with four arrays. What is ahead
+// of a row's end is the next row. LONG: one long run, whose gradient comes from memory too.
 template <class Formula, bool LONG>
 NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradient,
                              int64_t gradient_stride, int64_t rows, int64_t count,
@@ -118,9 +118,10 @@ NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradien
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
       if (kLanes >= kLine || i % kLine == 0) {
-        __builtin_prefetch(w + i + kAhead);
-        if (has_m) __builtin_prefetch(m + i + kAhead);
-        if (Formula::kHasV) __builtin_prefetch(v + i + kAhead);
+        const int64_t ahead = LONG || i + kAhead < count ? i + kAhead : i + kAhead - count + stride;
+        __builtin_prefetch(w + ahead);
+        if (has_m) __builtin_prefetch(m + ahead);
+        if (Formula::kHasV) __builtin_prefetch(v + ahead);
         if (LONG) __builtin_prefetch(g + i + kAhead);
       }
       Vec w_i = load(w + i), m_i = has_m ? load(m + i) : Vec{};

@@ -31,12 +31,25 @@ def test_long_sums(kernels: ModuleType) -> None:
 
 
 def test_operands_larger_than_a_second_cache(kernels: ModuleType) -> None:
-    """Sums are formed in blocks of terms, gradients of weights in blocks of columns."""
+    """Several tiles take turns on each panel and each strip."""
     plan = Plan(
         {"x": (1030,), "z": (3,)},
         {"h": Dense(("x", "z"), 800, activation="relu"), "logits": Dense(("h", "x"), 37)},
     )
     check_layers(kernels, plan, 1, 519, True)
+
+
+def test_panels_larger_than_a_second_cache(kernels: ModuleType) -> None:
+    """Sums are formed in blocks of terms: over features forward, over outputs backward."""
+    plan = Plan(
+        {"x": (3,), "z": (2,)},
+        {
+            "narrow": Dense(("x", "z"), 5),
+            "wide": Dense(("narrow", "z"), 26_000, activation="relu"),
+            "logits": Dense(("x", "wide", "z"), 13),
+        },
+    )
+    check_layers(kernels, plan, 1, 49, True)
 
 
 @pytest.mark.parametrize("B", [1, 100, 128, 300])
