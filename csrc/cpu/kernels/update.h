@@ -110,7 +110,7 @@ template <class Formula, bool LONG>
 NOPROP_INLINE void move_rows(const Run& at, int64_t stride, const float* gradient,
                              int64_t gradient_stride, int64_t rows, int64_t count,
                              const UpdateScalars& s) {
-  constexpr int64_t kLine = 16, kAhead = LONG ? 1024 : 256;  // floats
+  constexpr int64_t kLine = 16, kAhead = LONG ? 128 : 256;  // floats
   const bool has_m = Formula::kHasV || at.m != nullptr;
   for (int64_t row = 0; row < rows; ++row) {
     float *w = at.w + row * stride, *m = at.m + row * stride, *v = at.v + row * stride;
