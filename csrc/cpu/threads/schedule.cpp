@@ -118,8 +118,10 @@ int32_t update_team_size(const NopropPlan& plan, int64_t n, int32_t threads) {
 
 int64_t rows_a_task(int64_t n, int64_t B, int64_t width, int32_t threads) {
   constexpr int64_t kUnit = 16, kElements = 16'000;  // whole vectors; some ten microseconds' work
+  constexpr int64_t kMost = 32 * 1024;  // elements of which all arrays stay in a second cache
   const int64_t tasks = shared_by(n, B * width, kElements, threads);
-  return std::max(kUnit, (B + tasks * kUnit - 1) / (tasks * kUnit) * kUnit);
+  const int64_t rows = (B + tasks * kUnit - 1) / (tasks * kUnit) * kUnit;
+  return std::clamp(kMost / width / kUnit * kUnit, kUnit, std::max(kUnit, rows));
 }
 
 ChainWork chain_work(const PredictTask& task, int64_t rows) {
