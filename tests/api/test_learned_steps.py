@@ -8,7 +8,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 from noprop_kernels import philox
-from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.embedding_step import embedding_step
 from noprop_kernels.stack import training
 from support.blocks import IMAGES, B, M, assert_same, batch, images, snapshot
@@ -318,9 +318,9 @@ def test_a_learned_gamma_s_steps_are_the_same_on_any_threads(monkeypatch, thread
     x, y = batch()
     with nk.use_backend("cpu"):
         for _ in range(3):
-            monkeypatch.setattr(cpu, "threads", lambda: 2)
+            monkeypatch.setattr(extension, "threads", lambda: 2)
             coupled.step(x, y)
-            monkeypatch.setattr(cpu, "threads", lambda: threads)
+            monkeypatch.setattr(extension, "threads", lambda: threads)
             other.step(x, y)
     assert_same(snapshot(other), snapshot(coupled))
 

@@ -13,7 +13,7 @@ import noprop_kernels
 PACKAGE = Path(noprop_kernels.__file__).parent
 TELL = (
     "import noprop_kernels as nk; "
-    "print(nk.__file__, nk.plans.__file__, nk.backends.cpu.backend._C.__file__)"
+    "print(nk.__file__, nk.plans.__file__, nk.backends.cpu.extension.C.__file__)"
 )
 
 # takes away what installs the package, in place or not, in the environment that runs the tests

@@ -11,8 +11,8 @@ import faulthandler, os, signal, sys, threading, time
 faulthandler.dump_traceback_later(100, exit=True)
 import torch
 import noprop_kernels as nk
-from noprop_kernels.backends.cpu import backend as cpu
-cpu.threads = lambda: 2
+from noprop_kernels.backends.cpu import backend as cpu, extension
+extension.threads = lambda: 2
 
 def make(hidden=128, T=4, **options):
     options = {"optimizer": nk.AdamW(), "backend": "cpu", **options}

@@ -74,9 +74,9 @@ from sklearn.model_selection import GridSearchCV
 import noprop
 
 def share(model, X, y):
-    from noprop_kernels.backends.cpu import backend
+    from noprop_kernels.backends.cpu import extension
     model.predict(X)
-    return backend.threads() + 1000 * (os.getpid() != parent)
+    return extension.threads() + 1000 * (os.getpid() != parent)
 
 if __name__ == "__main__":
     parent = os.getpid()

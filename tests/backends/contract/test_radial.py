@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from noprop_kernels.backends.calls import Embedding, HeadCall, TrainCall
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.backends.reference import backend as reference
 from noprop_kernels.optimizers import SGD, AdamW
 from support.calls import PLANS, clone_call, make_train_call, one_slice, one_step
@@ -80,9 +81,9 @@ def test_neither_threads_nor_other_rows_change_a_bit(
     call = make_head(131, 50, D, "radial", radius=0.8)
     call.loss = None  # which would keep the rows together
     alone = clone_call(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 2)
+    monkeypatch.setattr(extension, "threads", lambda: 2)
     kernels.head(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     kernels.head(alone)
     for first, last in ((0, 1), (1, 18), (18, 131)):
         part = clone_call(call)
@@ -133,9 +134,9 @@ def test_bits_of_a_step(kernels: ModuleType, monkeypatch) -> None:
     """Of any number of threads, of a slice alone, and of one step after the other."""
     call = make_step("branches", 70, K=3, optimizer=AdamW())
     threads, alone, single = (clone_call(call) for _ in range(3))
-    monkeypatch.setattr(kernels, "threads", lambda: 2)
+    monkeypatch.setattr(extension, "threads", lambda: 2)
     kernels.train(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     kernels.train(threads)
     for k in range(call.K):
         kernels.train(one_step(single, k, slice(None)))

@@ -22,6 +22,7 @@ from noprop_kernels.backends.calls import (
     UpdateCall,
 )
 from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cpu import extension
 from support.calls import PLANS, make_train_call
 from support.chains import make_chain_call, make_predict_call
 
@@ -221,11 +222,11 @@ def test_a_call_runs_as_it_is_meant_or_writes_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["train", "train, bytes", "backward with the update"])
 def test_without_the_exchange_interface(kind: str) -> None:
-    cpu._C.use_torch(**(cpu._torch | {"exchange": None}))
+    extension.C.use_torch(**(extension.TORCH | {"exchange": None}))
     try:
         check_changes(kind, CHANGES)
     finally:
-        cpu._C.use_torch(**cpu._torch)
+        extension.C.use_torch(**extension.TORCH)
 
 
 def check_changes(kind: str, changes: dict[str, Callable[[Tensor], Any]]) -> None:

@@ -16,6 +16,7 @@ import torch
 from noprop_kernels import plans
 from noprop_kernels.backends.chain_calls import PredictCall
 from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Plan
 from support.calls import clone_call
 from support.chains import OUTPUTS, make_chain_call, oracle, poisoned
@@ -23,7 +24,7 @@ from support.compare import assert_matches
 
 RELU: dict[str, Any] = {"activation": "relu"}
 GELU: dict[str, Any] = {"activation": "gelu"}
-ISAS = [name for name, runs in cpu._C.isas() if runs] if cpu._C else []
+ISAS = [name for name, runs in extension.C.isas() if runs] if extension.C else []
 
 
 def with_time(F: int, D: int, M: int, hidden: int) -> Plan:
@@ -197,7 +198,7 @@ def test_samples_alone_or_together(
     kernels: ModuleType, isa: str, plan: str, many_blocks: bool, precision: str, monkeypatch
 ) -> None:
     """One sample's layers have no sums that are kept where it is alone, with a block each."""
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     for B in (3, 40):
         options = {"many_blocks": many_blocks, "precision": precision, "seed": B}
         together = make_chain_call(PLANS[plan], "ancestral", 3, B, S=3, **options)
@@ -241,9 +242,9 @@ def test_threads(
 ) -> None:
     alone = make_chain_call(WIDE[plan], "mixed", 17, B, S=S, precision=precision)
     crew = clone_call(alone)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     kernels.predict(alone)
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     for _ in range(3):
         crew = poisoned(crew, *alone.z.shape[:4])
         kernels.predict(crew)
@@ -263,7 +264,7 @@ def test_a_signal_s_handler_stops_a_long_chain(
         raise Stop
 
     call = make_chain_call(plans.mlp(20, 5, 6, hidden=300), "euler", 10**8 // B // 10, B)
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     before = signal.signal(signal.SIGALRM, handler)
     try:
         for _ in range(5):

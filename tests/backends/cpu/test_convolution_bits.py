@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import noprop_kernels as nk
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.plan import Conv2d, Dense
 from support.blocks import snapshot
 from support.convolutions import BOTH, POOL, RELU, D, M, blocks_of, plan_of
@@ -77,11 +78,11 @@ def everything(blocks: nk.DenoisingBlocks, which: list[int] | None) -> dict[str,
 def test_threads_change_no_bit(
     kernels: ModuleType, threads: int, which: list[int] | None, precision: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     if which:
         assert kernels.team_size(PLAN, 1, B) > 1
     got = everything(make(precision=precision), which)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     assert_same(got, everything(make(precision=precision), which))
 
 
@@ -157,7 +158,7 @@ def test_dropout_knows_a_row_by_its_place_in_the_whole_batch() -> None:
 def test_rows_are_predicted_alone_or_together(
     kernels: ModuleType, threads: int, precision: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     blocks, (x, _) = make(precision=precision), draw(64)
     whole = blocks.predict(x, samples=3, keep="all")
     assert all(getattr(whole, field).isfinite().all() for field in ("logits", "u_hat", "z"))

@@ -5,6 +5,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.optimizers import SGD
 from support.calls import PLANS, clone_call, make_train_call, one_slice
 from support.compare import assert_matches, run_three
@@ -44,10 +45,10 @@ def test_threads_and_other_slices_do_not_change_a_bit(
 ) -> None:
     call = make(13, 49, 200, F=3000, **HEADS[head])
     other, alone = clone_call(call), one_slice(clone_call(call), 0, 0)
-    monkeypatch.setattr(kernels, "threads", lambda: 5)
+    monkeypatch.setattr(extension, "threads", lambda: 5)
     assert kernels.team_size(call.slices.plan, 2, call.B) > 1
     kernels.train(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     kernels.train(other)
     assert torch.equal(call.out.d_W_embed, other.out.d_W_embed)
     alone.out.d_W_embed = torch.full_like(call.out.d_W_embed[:1], torch.nan)

@@ -7,6 +7,7 @@ import torch
 
 from noprop_kernels import plans
 from noprop_kernels.backends.chain_calls import PredictCall
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 from support.calls import clone_call
 from support.chains import make_predict_call
@@ -75,14 +76,14 @@ def test_a_crew_gives_the_bits_of_one_thread(
     crew = make_predict_call(plan, R, 3, B, 1, keep_all=keep_all, seed=B)
     crew.slices.precision = precision
     alone = clone_call(crew)
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     chains = R * (2 if B > 128 else 1)
     if chains < threads:
         assert kernels.crew_size(plan, chains, min(B, 128)) >= min(2, threads // chains)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     assert kernels.crew_size(plan, chains, min(B, 128)) == 1
     kernels.predict(alone)
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     for _ in range(10):
         for field in OUTPUTS:
             getattr(crew, field).fill_(torch.nan)

@@ -13,6 +13,7 @@ import noprop_kernels as nk
 from noprop_kernels.autograd.layer import plan_of
 from noprop_kernels.autograd.linear_node import OPTIONS
 from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cpu import extension
 from support.blocks import assert_same
 from support.linear import everything, linear, rows
 
@@ -265,12 +266,12 @@ def test_another_instruction_set_between_the_calls_is_left_to_the_checks() -> No
 
 def test_without_the_exchange_interface_all_is_left_to_the_checks() -> None:
     layer, x = linear(18, 33), rows(4, 18)
-    cpu._C.use_torch(**(cpu._torch | {"exchange": None}))
+    extension.C.use_torch(**(extension.TORCH | {"exchange": None}))
     try:
         assert known_of(layer) is None
         plan = plan_of(18, 33, None)
         assert cpu.dense(plan, "float32", "dense", x, layer.weight, layer.bias) is None
         layer(x).sum().backward()
     finally:
-        cpu._C.use_torch(**cpu._torch)
+        extension.C.use_torch(**extension.TORCH)
     assert layer.updates.item() == 1

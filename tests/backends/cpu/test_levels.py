@@ -10,6 +10,7 @@ from torch import Tensor
 
 import noprop_kernels as nk
 from noprop_kernels.backends.calls import Rule
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.backends.reference.equations import optimizer_step
 from noprop_kernels.backends.shared_calls import (
     LevelsCall,
@@ -124,7 +125,7 @@ def test_threads_and_other_replicas_change_no_bit(
     kernels: ModuleType, monkeypatch, R: int, B: int, hidden: int
 ) -> None:
     def with_threads(count: int, replicas: int) -> dict[str, Tensor]:
-        monkeypatch.setattr(kernels, "threads", lambda: count)
+        monkeypatch.setattr(extension, "threads", lambda: count)
         return run(kernels, made(replicas, B, hidden, "snr", seed=5))
 
     together = with_threads(1, R)

@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import noprop_kernels as nk
 from noprop_kernels.backends import dispatch
 from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.plan import Dense, Plan
 
 pytestmark = pytest.mark.skipif(
@@ -245,7 +246,7 @@ def wide(count: int) -> Plan:
 
 def test_as_many_sources_as_the_kernels_have_room_for() -> None:
     goal, (x, y) = nk.DT(nk.NoiseSchedule.cosine(T=2)), data()
-    most = cpu._C.most_sources
+    most = extension.C.most_sources
     losses = [
         nk.DenoisingBlocks(wide(most // 2), goal, backend=backend).train_step(x[:, :2], y).loss
         for backend in ("cpu", "reference")
@@ -260,7 +261,7 @@ def test_more_sources_are_refused_by_name() -> None:
     object.__setattr__(plan.layers["logits"], "inputs", ("x", "z") * 70)
     assert "may have 128 inputs, 'logits' has 140" in str(cpu.plan_gap(plan))
     with pytest.raises(ValueError, match="1 to 128 inputs"):
-        cpu._C.Plan(plan, "float32")
+        extension.C.Plan(plan, "float32")
 
 
 def test_more_layers_are_refused() -> None:
@@ -268,7 +269,7 @@ def test_more_layers_are_refused() -> None:
     plan = Plan({"x": (2,), "z": (3,)}, layers)
     assert "may have 128 inputs and layers" in str(cpu.plan_gap(plan))
     with pytest.raises(ValueError, match="at most 128"):
-        cpu._C.Plan(plan, "float32")
+        extension.C.Plan(plan, "float32")
 
 
 def test_widths_beyond_32_bits_are_refused() -> None:
@@ -281,10 +282,10 @@ def test_widths_beyond_32_bits_are_refused() -> None:
     object.__setattr__(plan, "inputs", {"x": (2**31,), "z": (3,)})
     assert "below 2^31" in str(cpu.plan_gap(plan))
     with pytest.raises(ValueError, match="width"):
-        cpu._C.Plan(plan, "float32")
+        extension.C.Plan(plan, "float32")
 
 
 def test_rows_whose_workspace_has_no_size() -> None:
-    plan = cpu._C.Plan(nk.plans.mlp(20, 3, 3, hidden=32), "float32")
+    plan = extension.C.Plan(nk.plans.mlp(20, 3, 3, hidden=32), "float32")
     with pytest.raises(MemoryError):
         plan.saved_floats(1, 2**60)

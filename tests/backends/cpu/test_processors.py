@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cpu import extension
 from support.scripts import BEGIN
 
 HERE = len(os.sched_getaffinity(0))
@@ -45,36 +45,36 @@ def test_quotas_of_a_group_and_of_all_above_it(name: str, tmp_path: Path) -> Non
         else:
             for part, number in zip(("quota", "period"), quota, strict=True):
                 (folder / f"cpu.cfs_{part}_us").write_text(str(number))
-    assert cpu._C.processors(str(tmp_path)) == min(processors, HERE)
+    assert extension.C.processors(str(tmp_path)) == min(processors, HERE)
 
 
 def test_affinity() -> None:
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-    code += "from noprop_kernels.backends.cpu import backend as cpu\n"
+    code += "from noprop_kernels.backends.cpu import backend as cpu, extension\n"
     code += "assert cpu.describe()['processors'] == 1"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
 
 
 LIMITED = """
 torch.set_num_threads(1)
-cpu._C.use_openmp(0, 0, 0)  # whose threads come and go with the load of the machine
+extension.C.use_openmp(0, 0, 0)  # whose threads come and go with the load of the machine
 blocks, twin = make(256, T=1), make(256, T=1)
 indices = torch.arange(64).expand(3, 64).contiguous()
 import resource
 def count(): return len(os.listdir("/proc/self/task"))
 before = count()
 GRANTED = {granted}
-cpu.threads = lambda: 4
+extension.threads = lambda: 4
 if GRANTED > 1:
-    cpu.threads, four = lambda: GRANTED, cpu.threads
+    extension.threads, four = lambda: GRANTED, extension.threads
     make().predict(X)
-    cpu.threads = four
+    extension.threads = four
 if os.getuid() == 0: os.setuid(65534)  # root has no such limit
 resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 losses = blocks.train_steps(X, Y, indices)
 assert cpu.describe()["threads"] == GRANTED, cpu.describe()
 assert count() - before == GRANTED - 1
-cpu.threads = lambda: 1
+extension.threads = lambda: 1
 assert torch.equal(losses, twin.train_steps(X, Y, indices))
 """
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from noprop_kernels import functional, plans
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.optimizers import AdamW
 from noprop_kernels.plan import BatchNorm, Dense, Plan
 from support.calls import clone_call, make_train_call
@@ -47,10 +48,10 @@ def test_a_team_gives_the_bits_of_one_thread(
     )  # fmt: skip
     call.slices.precision = precision
     alone = clone_call(call)
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     assert kernels.team_size(PLANS[plan], n, B) >= min(2, threads // n)
     kernels.train(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     assert kernels.team_size(PLANS[plan], n, B) == 1
     kernels.train(alone)
     assert torch.equal(call.out.applied, alone.out.applied)
@@ -69,10 +70,10 @@ def test_slices_in_several_tasks_have_the_bits_of_one(
         plan, n + 1, n, 131, 9, optimizer=AdamW(), seed=threads, gather=mode == "gather"
     )
     alone = clone_call(call)
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     assert kernels.team_size(plan, n, 131) == 1
     kernels.train(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     kernels.train(alone)
     assert call.out.applied.all()
     for (name, got), (_, expected) in zip(results(call), results(alone), strict=True):
@@ -83,7 +84,7 @@ def test_a_team_stops_at_a_loss_that_is_not_finite(kernels: ModuleType, monkeypa
     call = make_train_call(PLANS["mlp"], 1, 1, 131, 2, optimizer=AdamW())
     call.slices.params["hx.weight"][0, 66, 300] = torch.nan
     before = clone_call(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 4)
+    monkeypatch.setattr(extension, "threads", lambda: 4)
     kernels.train(call)
     assert not call.out.applied.any()
     assert torch.equal(call.slices.draws, before.slices.draws + 2)
@@ -107,7 +108,7 @@ def test_threads_share_the_rows_of_noise_and_loss(
     flow = 0.0 if head == "cross_entropy" else 1.0
 
     def run(threads: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(kernels, "threads", lambda: threads)
+        monkeypatch.setattr(extension, "threads", lambda: threads)
         options = {"num_classes": M, "sigma": 0.5, "seed": 3, "first_row": 7}
         z, eps = functional.add_noise(y, signal, noise, W_embed=W_embed, **options)
         given = logits.clone().requires_grad_()

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import noprop_kernels as nk
-from noprop_kernels.backends.cpu import backend as cpu
-from noprop_kernels.backends.cpu import openmp
+from noprop_kernels.backends.cpu import extension, openmp
 from support.scripts import BEGIN
 
 SHARED = """
@@ -88,12 +87,12 @@ class Runtime:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
-    monkeypatch.setattr(cpu, "threads", lambda: 2)
+    monkeypatch.setattr(extension, "threads", lambda: 2)
     fake = Runtime()
-    cpu._C.use_openmp(*map(openmp.address, fake.functions))
+    extension.C.use_openmp(*map(openmp.address, fake.functions))
     yield fake
     time.sleep(0.3)  # as long as a call may remember that threads were late
-    cpu._C.use_openmp(*openmp.functions())
+    extension.C.use_openmp(*openmp.functions())
 
 
 def losses(steps: int = 3) -> list[list[float]]:
@@ -107,7 +106,7 @@ def losses(steps: int = 3) -> list[list[float]]:
 def test_tasks_run_on_openmps_threads(runtime: Runtime) -> None:
     in_regions = losses()
     assert runtime.regions > 0 and runtime.pauses == 0
-    cpu._C.use_openmp(0, 0, 0)
+    extension.C.use_openmp(0, 0, 0)
     assert losses() == in_regions
 
 

@@ -7,6 +7,7 @@ import torch
 
 from noprop_kernels.backends.calls import TrainCall
 from noprop_kernels.backends.cpu import backend as cpu
+from noprop_kernels.backends.cpu import extension
 from noprop_kernels.optimizers import SGD, Adam, AdamW, Optimizer
 from noprop_kernels.plan import Dense, Plan
 from support.calls import PLANS, clone_call, make_train_call, one_slice, one_step
@@ -77,9 +78,9 @@ def test_rows_of_a_weight_longer_than_their_buffer(
 def test_threads_do_not_change_a_bit(kernels: ModuleType, threads: int, monkeypatch) -> None:
     call = make_train_call(PLANS["paper_dt"](17, 5, 6), 5, 5, 70, 3, optimizer=AdamW())
     other = clone_call(call)
-    monkeypatch.setattr(kernels, "threads", lambda: threads)
+    monkeypatch.setattr(extension, "threads", lambda: threads)
     kernels.train(call)
-    monkeypatch.setattr(kernels, "threads", lambda: 1)
+    monkeypatch.setattr(extension, "threads", lambda: 1)
     kernels.train(other)
     for (name, got), (_, expected) in zip(results(call), results(other), strict=True):
         assert torch.equal(got, expected), name
