@@ -99,7 +99,7 @@ inline int64_t rows_in_turn(int64_t left, int64_t total, int64_t row, int64_t mo
   constexpr int64_t kRows = kTileRows[COLS];
   const int64_t tiles = total > kReadAgainFloats ? most / (kRows * row) : 1;
   if (tiles > 1) return tiles * kRows < left ? tiles * kRows : left;
-  if (left == kTwoTiles<COLS>) return left;
+  if (left == kTwoTiles<COLS>) return left / 2;
   return tile_height<COLS>(left);
 }
 
