@@ -3,10 +3,8 @@ however a chain is divided, kept or split into what moves and what does not.
 """
 
 import functools
-import os
 import signal
 import time
-from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -15,16 +13,15 @@ import torch
 
 from noprop_kernels import plans
 from noprop_kernels.backends.chain_calls import PredictCall
-from noprop_kernels.backends.cpu import backend as cpu
 from noprop_kernels.backends.cpu import extension
 from noprop_kernels.plan import BatchNorm, Conv2d, Dense, Plan
 from support.calls import clone_call
 from support.chains import OUTPUTS, make_chain_call, oracle, poisoned
 from support.compare import assert_matches
+from support.isas import ISAS
 
 RELU: dict[str, Any] = {"activation": "relu"}
 GELU: dict[str, Any] = {"activation": "gelu"}
-ISAS = [name for name, runs in extension.C.isas() if runs] if extension.C else []
 
 
 def with_time(F: int, D: int, M: int, hidden: int) -> Plan:
@@ -70,13 +67,6 @@ PLANS = {
     "no time": plans.mlp(97, 5, 6, hidden=67),
     "paper_dt": plans.paper_dt((1, 16, 16), 5, 6),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    cpu.set_isa(request.param)
-    yield request.param
-    cpu.set_isa(os.environ.get("NOPROP_ISA"))
 
 
 def check(kernels: ModuleType, call: PredictCall, answers: tuple | None = None) -> None:

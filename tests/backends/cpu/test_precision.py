@@ -91,7 +91,8 @@ def test_forward_and_backward(kernels: ModuleType, plan: str) -> None:
         assert error(found[0][name], exact) <= CLOSE, name
 
 
-def test_predict(kernels: ModuleType) -> None:
+def test_predict(kernels: ModuleType, isa: str) -> None:
+    """On each instruction set, since a rounded weight's room is one of floats, or of pairs."""
     call = make_predict_call(PLANS["paper_dt"](17, 5, 6), 1, 3, 150, 1, keep_all=True)
     call.slices.precision = "bfloat16"
     exact, unrounded = clone_call(call, torch.float64), clone_call(call)
