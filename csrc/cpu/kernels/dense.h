@@ -82,9 +82,9 @@ inline void dense_few_rows(const DenseOut& out, const DenseSum& sum, int64_t H, 
 }
 
 // What tiles read again stays in a core's second cache, of a megabyte or more, beside what streams
-// past it. Where that is more than this for one panel or strip, a sum is formed in blocks of terms,
-// and waits between them where its result will be. Where it is for all of them, several tiles take
-// turns on each.
+// past it. Where one panel is larger than this, a sum is formed in blocks of terms, and waits
+// between them where its result will be. Where all panels or strips together are, several tiles
+// take turns on each.
 constexpr int64_t kReadAgainFloats = 128 * 1024, kFewestTerms = 16;
 
 // of K terms, each of which has `width` floats of a panel
@@ -147,6 +147,7 @@ inline void dense_forward(const DenseOut& result, const DenseSum& sum, int64_t H
     const float* before = is_first ? start : out;
     constexpr int64_t kRows = kTileRows[COLS];
     for (int64_t first = own.first, taken; first < own.last; first += taken) {
+      // `rounded` has room for one tile
       taken = rows_in_turn<COLS>(own.last - first, rounded ? 0 : count * panels.padded(), count,
                                  kReadAgainFloats / 2);
       const int64_t last = first + taken, left = own.last - last;
