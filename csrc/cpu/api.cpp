@@ -75,12 +75,8 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
               pack_input(packed[j], present_isa(), plan, inputs[j], j, B, first, last, host))
         return {bad, 0, j};
     }
-    const int64_t alone = size > 1 ? last - first : steps_a_task(n, last - first, host.threads());
-    StepTasks tasks(n, first, last, alone);
-    const auto run = [&](int64_t number, const Team& team, const Worker& worker) {
+    const auto run = [&](const StepTask& steps, const Team& team, const Worker& worker) {
       Poll poll = {&host, worker.id};
-      const StepTask steps = size > 1 ? StepTask{number, first, last}
-                                      : tasks.take([&] { poll.host->go_on(poll.worker); });
       const TrainTask task = {
           .slices = slices,
           .noise = noise,
@@ -103,9 +99,19 @@ NopropResult noprop_train_cpu(const NopropSlices* slices, const NopropNoise* noi
           .team = team,
       };
       present_isa().train_slice(task, steps.slice, worker.workspace);
-      tasks.finish(steps);
     };
-    ran = run_teams(tasks.count(), size, bytes, host, run);
+    if (size > 1) {
+      ran = run_teams(n, size, bytes, host, [&](int64_t i, const Team& team, const Worker& worker) {
+        run({i, first, last}, team, worker);
+      });
+      continue;
+    }
+    const int64_t steps = steps_a_task(n, last - first, host.threads());
+    StepTasks tasks(n, first, last, steps, host.threads());
+    const auto until_none_is_left = [&](int64_t, const Worker& worker) {
+      for (StepTask task; tasks.take(task); tasks.finish(task, worker.id)) run(task, {}, worker);
+    };
+    ran = run_tasks(std::min<int64_t>(n, host.threads()), bytes, host, until_none_is_left);
   }
   return host.result(ran);
 }

@@ -23,8 +23,9 @@ namespace noprop {
 namespace {
 
 constexpr double kSpinSeconds = 50e-6;
-// of OpenMP's threads: an idle one comes sooner; a later one had to wait for a processor
-constexpr double kLateSeconds = 0.5e-3, kCrowdedSeconds = 0.25;
+// Of OpenMP's threads: an idle one comes sooner; a later one had to wait for a processor. How long
+// it is not asked again, which doubles each time that it is late.
+constexpr double kLateSeconds = 0.5e-3, kLeastCrowdedSeconds = 0.25, kMostCrowdedSeconds = 4;
 constexpr double kFetchSeconds = 0.2e-3;  // from one look at threads that do not run to the next
 constexpr int kPauseSoft = 1;             // of omp_pause_resource_t
 constexpr int32_t kNoLimit = std::numeric_limits<int32_t>::max();
@@ -69,6 +70,7 @@ class Pool {
   void end() {
     if (!is_of_this_process()) return;  // what a fork left of it
     std::lock_guard<std::mutex> lock(mutex_);
+    for (int32_t i = 1; i <= helpers(); ++i) apart_.release(i, Apart::When::kLater);
     busy_ = false;
     turn_.notify_all();
   }
@@ -187,7 +189,12 @@ class Pool {
             here.ran = true;
           },
           &region, static_cast<unsigned>(host.threads_), 0);
-    if (region.late.load()) crowded_until_ = now() + kCrowdedSeconds;
+    if (region.late.load()) {
+      crowded_until_ = now() + crowded_seconds_;
+      crowded_seconds_ = std::min(2 * crowded_seconds_, kMostCrowdedSeconds);
+    } else if (region.ran) {  // by chance, or since the other process has ended
+      crowded_seconds_ = std::max(0.98 * crowded_seconds_, kLeastCrowdedSeconds);
+    }
     if (!region.ran) openmp.pause(kPauseSoft);
     return region.ran;
   }
@@ -209,6 +216,7 @@ class Pool {
     theirs_apart_.begin(id);
     running_.fetch_add(1, std::memory_order_relaxed);
     drain(id, theirs_apart_);
+    theirs_apart_.release(id, Apart::When::kNow);
     leave(theirs_apart_);
   }
 
@@ -264,6 +272,7 @@ class Pool {
   int32_t waiting_ = 0;                                 // threads, for theirs
   std::thread::id last_;                                // that had one
   double crowded_until_ = 0;                            // with OpenMP's threads
+  double crowded_seconds_ = kLeastCrowdedSeconds;       // from the next that is late
   int32_t limit_ = kNoLimit;                            // of the system, met by the last call
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // the calling thread's first
   std::atomic<uint64_t> generation_{0};

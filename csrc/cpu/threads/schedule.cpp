@@ -182,7 +182,8 @@ NopropStatus pack_input(char*& data, const Isa& isa, const NopropPlan& plan,
   constexpr int64_t kRows = 64;
   const int64_t pieces = (B + kRows - 1) / kRows;
   std::atomic<bool> finite{true};
-  const bool ran = run_tasks(runs * pieces, 0, host, [&](int64_t task, const Worker&) {
+  const bool ran = run_tasks(runs * pieces, 0, host, [&](int64_t task, const Worker& worker) {
+    if (!host.go_on(worker.id)) return;
     const int64_t run = task / pieces, first = task % pieces * kRows;
     const PackTask job = {
         .data = data,

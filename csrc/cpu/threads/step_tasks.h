@@ -5,10 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
-#include <thread>
 #include <vector>
-
-#include "cpu/threads/relax.h"
 
 namespace noprop {
 
@@ -16,37 +13,39 @@ struct StepTask {
   int64_t slice, first, last;  // steps
 };
 
-// Steps first .. last of n slices, in tasks of at most `steps` ones.
+// Steps first .. last of n slices, in tasks of at most `steps` ones, which so many workers take.
+//
+// Beside a busy process one worker may have half of its processor's time. Its last task would then
+// end long after the others have nothing left to do. So once a worker is two tasks behind another,
+// a task has at most its part of a third of the steps that are left.
 class StepTasks {
  public:
-  StepTasks(int64_t n, int64_t first, int64_t last, int64_t steps)
+  StepTasks(int64_t n, int64_t first, int64_t last, int64_t steps, int32_t workers)
       : last_(last),
         steps_(steps),
-        count_(n * ((last - first + steps - 1) / steps)),
-        slices_(static_cast<size_t>(n), Slice{first, false}) {}
+        left_(n * (last - first)),
+        slices_(static_cast<size_t>(n), Slice{first, false}),
+        done_(static_cast<size_t>(workers), 0) {}
 
-  int64_t count() const { return count_; }
-
-  // The next steps of a slice that is nobody's, and has the most left. As many tasks as there are
-  // may be taken. idle() is called now and then while the slices with steps left are all taken.
-  template <class Idle>
-  StepTask take(Idle idle) {
-    constexpr int kSpins = 2000;  // the system alone keeps another so long behind
-    StepTask task;
-    for (int spin = 0; !try_take(task); ++spin) {
-      if (spin < kSpins) {
-        relax();
-        continue;
-      }
-      idle();
-      std::this_thread::yield();
-    }
-    return task;
+  // The next steps of a slice that is nobody's, and has the most left. False: there is none, and
+  // since whoever has a slice goes on with it, there will be none.
+  bool take(StepTask& task) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Slice* found = nullptr;
+    for (Slice& slice : slices_)
+      if (!slice.taken && slice.next < last_ && (found == nullptr || slice.next < found->next))
+        found = &slice;
+    if (found == nullptr) return false;
+    found->taken = true;
+    task = {found - slices_.data(), found->next, std::min(found->next + steps_a_task(), last_)};
+    left_ -= task.last - task.first;
+    return true;
   }
 
-  void finish(const StepTask& task) {
+  void finish(const StepTask& task, int32_t worker) {
     std::lock_guard<std::mutex> lock(mutex_);
     slices_[static_cast<size_t>(task.slice)] = {task.last, false};
+    done_[static_cast<size_t>(worker)] += task.last - task.first;
   }
 
  private:
@@ -55,21 +54,20 @@ class StepTasks {
     bool taken;
   };
 
-  bool try_take(StepTask& task) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    Slice* found = nullptr;
-    for (Slice& slice : slices_)
-      if (!slice.taken && slice.next < last_ && (found == nullptr || slice.next < found->next))
-        found = &slice;
-    if (found == nullptr) return false;
-    found->taken = true;
-    task = {found - slices_.data(), found->next, std::min(found->next + steps_, last_)};
-    return true;
+  int64_t steps_a_task() {
+    const auto [least, most] = std::minmax_element(done_.begin(), done_.end());
+    uneven_ = uneven_ || *most - *least >= 2 * steps_;
+    if (!uneven_) return steps_;
+    const auto parts = static_cast<int64_t>(3 * done_.size());
+    return std::clamp<int64_t>(left_ / parts, 1, steps_);
   }
 
-  const int64_t last_, steps_, count_;
+  const int64_t last_, steps_;
   std::mutex mutex_;
+  bool uneven_ = false;
+  int64_t left_;  // steps that nobody has taken
   std::vector<Slice> slices_;
+  std::vector<int64_t> done_;  // steps, by worker
 };
 
 }  // namespace noprop

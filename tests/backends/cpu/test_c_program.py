@@ -32,11 +32,12 @@ def test_kernels_match_plain_loops(hostile_build: Build) -> None:
     assert all(0 < worst < 1e-5 for worst in outcome["worst"].values())
 
 
-def test_a_thread_behind_a_busy_one_is_fetched(hostile_build: Build) -> None:
-    outcome = run(hostile_build, "fetch")
-    if outcome["processors"] == 1:
-        pytest.skip("one processor: nowhere to fetch it to")
-    assert outcome == {"processors": 2, "wrong": 0, "moved": 1, "kept": 1, "ran_here": 1}
+def test_threads_are_fetched_and_kept_apart(hostile_build: Build) -> None:
+    outcome = run(hostile_build, "apart")
+    if outcome.pop("processors") == 1:
+        pytest.skip("one processor: nowhere to move a thread to")
+    # each bit: see the program
+    assert outcome == {"wrong": 0, "moved": 1, "kept": 1, "ran_here": 1, "apart": 0b1111}
 
 
 def test_steps_of_a_slice_are_taken_in_turn_and_evenly(hostile_build: Build) -> None:
@@ -45,3 +46,8 @@ def test_steps_of_a_slice_are_taken_in_turn_and_evenly(hostile_build: Build) -> 
     # (slices, steps, threads): (10, 20, 2), (10, 20, 8), (10, 20, 4), (10, 20, 3), (3, 20, 2),
     # (5, 20, 2), (10, 1, 8), (3, 20, 8), (8, 20, 8), (3, 3, 2)
     assert outcome["steps"] == [20, 5, 10, 10, 10, 10, 1, 20, 20, 3]
+    # slices, steps, and the seconds that each thread needs for a step
+    speeds = [(10, 20, (1, 1)), (10, 20, (1, 2)), (10, 20, (2, 1)), (16, 10, (1, 1, 1, 4))]
+    for (n, steps, seconds), (end, tasks) in zip(speeds, outcome["simulated"], strict=True):
+        assert end <= n * steps / sum(1 / one for one in seconds) * 1.06
+        assert tasks == n if len({*seconds}) == 1 else tasks <= 3 * n

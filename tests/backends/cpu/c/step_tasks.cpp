@@ -1,10 +1,14 @@
-// Slices' steps as tasks: how many steps each has, and that threads take each step of a slice once,
-// one after the other, and never two of a slice at the same time.
+// Slices' steps as tasks: how many steps each has, that threads take each step of a slice once, one
+// after the other, and never two of a slice at the same time, and that slow and fast threads end
+// together.
 #include "cpu/threads/step_tasks.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <deque>
+#include <thread>
+#include <vector>
 
 #include "cpu/threads/schedule.h"
 
@@ -12,8 +16,8 @@ namespace {
 
 // the steps that were taken out of turn, twice, not at all, or beside another of the slice
 int64_t faults(int64_t n, int64_t first, int64_t last, int64_t steps, int threads) {
-  noprop::StepTasks tasks(n, first, last, steps);
-  std::atomic<int64_t> faults{0}, left{tasks.count()};
+  noprop::StepTasks tasks(n, first, last, steps, threads);
+  std::atomic<int64_t> faults{0};
   struct Slice {
     std::atomic<int> holders{0};
     std::atomic<int64_t> next;
@@ -22,20 +26,53 @@ int64_t faults(int64_t n, int64_t first, int64_t last, int64_t steps, int thread
   for (Slice& slice : slices) slice.next = first;
   std::deque<std::thread> workers;
   for (int worker = 0; worker < threads; ++worker)
-    workers.emplace_back([&] {
-      while (left.fetch_sub(1) > 0) {
-        const noprop::StepTask task = tasks.take([] {});
+    workers.emplace_back([&, worker] {
+      for (noprop::StepTask task; tasks.take(task); tasks.finish(task, worker)) {
         Slice& slice = slices[static_cast<size_t>(task.slice)];
         faults += slice.holders.fetch_add(1) != 0;
         for (int64_t k = task.first; k < task.last; ++k) faults += slice.next.fetch_add(1) != k;
         std::this_thread::yield();
         slice.holders.fetch_sub(1);
-        tasks.finish(task);
       }
     });
   for (std::thread& worker : workers) worker.join();
   for (const Slice& slice : slices) faults += slice.next != last;
   return faults;
+}
+
+// When the last of workers ends that need so long for a step, and how many tasks they took.
+struct Simulated {
+  int64_t end, tasks;
+};
+
+Simulated simulated(int64_t n, int64_t steps, const std::vector<int64_t>& seconds_a_step) {
+  struct Holder {
+    noprop::StepTask task;
+    int64_t until = 0;
+    bool holds = false, over = false;
+  };
+  const auto workers = static_cast<int32_t>(seconds_a_step.size());
+  noprop::StepTasks tasks(n, 0, steps, steps, workers);
+  std::vector<Holder> holders(seconds_a_step.size());
+  Simulated result = {};
+  for (;;) {
+    int32_t next = -1;
+    for (int32_t i = 0; i < workers; ++i) {
+      const Holder& holder = holders[static_cast<size_t>(i)];
+      if (!holder.over && (next < 0 || holder.until < holders[static_cast<size_t>(next)].until))
+        next = i;
+    }
+    if (next < 0) return result;
+    Holder& holder = holders[static_cast<size_t>(next)];
+    if (holder.holds) tasks.finish(holder.task, next);
+    result.end = std::max(result.end, holder.until);
+    holder.holds = tasks.take(holder.task);
+    holder.over = !holder.holds;
+    if (holder.over) continue;
+    result.tasks += 1;
+    holder.until +=
+        (holder.task.last - holder.task.first) * seconds_a_step[static_cast<size_t>(next)];
+  }
 }
 
 }  // namespace
@@ -52,6 +89,17 @@ int main() {
   for (const auto& [n, steps, threads] : cases) {
     const int64_t each = noprop::steps_a_task(n, steps, static_cast<int32_t>(threads));
     std::printf("%s%ld", before, static_cast<long>(each));
+    before = ", ";
+  }
+  std::printf("], \"simulated\": [");
+  const struct {
+    int64_t n, steps;
+    std::vector<int64_t> seconds_a_step;
+  } simulations[] = {{10, 20, {1, 1}}, {10, 20, {1, 2}}, {10, 20, {2, 1}}, {16, 10, {1, 1, 1, 4}}};
+  before = "";
+  for (const auto& [n, steps, seconds_a_step] : simulations) {
+    const auto [end, tasks] = simulated(n, steps, seconds_a_step);
+    std::printf("%s[%ld, %ld]", before, static_cast<long>(end), static_cast<long>(tasks));
     before = ", ";
   }
   std::puts("]}");

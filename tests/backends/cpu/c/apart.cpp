@@ -1,11 +1,13 @@
 // A thread that holds a task, and waits for its processor behind a busy one, is fetched to the
-// processor of the thread that asks; one that holds none, or may not run there, is left alone.
+// processor of the thread that asks; one that holds none, or may not run there, is left alone. A
+// worker leaves the processor of an earlier one, and may not come back until it is released, unless
+// the user has said meanwhile where it may run.
+#include "cpu/threads/apart.h"
+
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <thread>
-
-#include "cpu/threads/apart.h"
 
 namespace {
 
@@ -32,6 +34,43 @@ bool in_the_end(Done done) {
   while (!done())
     if (Clock::now() > begin + kLong) return false;
   return true;
+}
+
+bool is_held(pid_t tid, const cpu_set_t& cpus) {
+  cpu_set_t now;
+  return sched_getaffinity(tid, sizeof now, &now) == 0 && CPU_EQUAL(&now, &cpus);
+}
+
+// what keeps a worker on, and then off, the processor of an earlier one, as bits that are 1 if
+// right
+int keeps_apart(int here, const cpu_set_t& all) {
+  using When = noprop::Apart::When;
+  static noprop::Apart apart;
+  cpu_set_t others = all;
+  CPU_CLR(static_cast<size_t>(here), &others);
+  apart.begin(0);
+  apart.keep(0);  // this thread is held there
+  int right = 0;
+  std::thread([&] {
+    const pid_t me = gettid();
+    apart.begin(1);
+    const auto moved = [&] {
+      hold(0, only(here));
+      hold(0, all);
+      apart.keep(1);
+      return is_held(me, others);
+    };
+    right |= in_the_end(moved) && sched_getcpu() != here ? 1 : 0;
+    apart.release(1, When::kLater);
+    right |= is_held(me, others) ? 2 : 0;
+    apart.release(1, When::kNow);
+    right |= is_held(me, all) ? 4 : 0;
+    in_the_end(moved);
+    hold(0, only(here));
+    apart.release(1, When::kNow);
+    right |= is_held(me, only(here)) ? 8 : 0;
+  }).join();
+  return right;
 }
 
 }  // namespace
@@ -64,10 +103,6 @@ int main() {
   in_the_end([&] { return worker != 0; });
 
   const auto fetched = [&] { return apart.fetch(1, 1); };
-  const auto is_held = [&](const cpu_set_t& cpus) {
-    cpu_set_t now;
-    return sched_getaffinity(worker, sizeof now, &now) == 0 && CPU_EQUAL(&now, &cpus);
-  };
   // tried often enough to find it waiting at times
   const auto tries = [&] {
     int times = 0;
@@ -79,12 +114,12 @@ int main() {
   };
   apart.join(1);
   int wrong = tries();  // it may run there alone
-  wrong += !is_held(only(there));
+  wrong += !is_held(worker, only(there));
   hold(worker, all);
   apart.leave(1);
   wrong += tries();
   apart.join(1);
-  const bool moved = in_the_end(fetched), kept = is_held(all);
+  const bool moved = in_the_end(fetched), kept = is_held(worker, all);
   const bool ran_here = in_the_end([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));  // its processor is free
     return seen == here;
@@ -92,7 +127,8 @@ int main() {
   over = true;
   working.join();
   busy.join();
-  std::printf("{\"processors\": 2, \"wrong\": %d, \"moved\": %d, \"kept\": %d, \"ran_here\": %d}\n",
+  std::printf("{\"processors\": 2, \"wrong\": %d, \"moved\": %d, \"kept\": %d, \"ran_here\": %d, ",
               wrong, moved, kept, ran_here);
+  std::printf("\"apart\": %d}\n", keeps_apart(here, all));
   return 0;
 }
