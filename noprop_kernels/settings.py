@@ -3,11 +3,18 @@
 import os
 
 CLUSTERS = "NOPROP_CUDA_CLUSTERS"
+BACKEND = "NOPROP_BACKEND"
+ENCODED_BACKEND = os.fsencode(BACKEND)
 
 
 def backend() -> str | None:
     """NOPROP_BACKEND: the backend to force."""
-    return os.environ.get("NOPROP_BACKEND") or None
+    # of a variable that is not there os.environ raises and catches errors, for as long as a small
+    # layer's call takes otherwise
+    encoded = getattr(os.environ, "_data", None)
+    if encoded is not None and ENCODED_BACKEND not in encoded:
+        return None
+    return os.environ.get(BACKEND) or None
 
 
 def isa() -> str | None:
