@@ -155,6 +155,30 @@ def denoising_loss(
         BackendError: no backend can run it.
     """
     op = "denoising_loss"
+    arguments = (logits, y, W_embed, eps, head, flow, backend)
+    error = None
+    if head in HEADS and not torch.compiler.is_compiling():
+        error = label_ops.error_at_once(*arguments)
+    if error is None:
+        flow = check_errors(op, logits, y, W_embed, eps, head, flow)
+        arguments = (logits, y, W_embed, eps, head, flow, backend)
+        if torch.compiler.is_compiling():
+            error, _, _ = label_ops.error_op(*arguments)
+        else:
+            error = label_ops.error_node(*arguments)
+    return error if weight is None else error * per_row(op, "weight", weight, y)
+
+
+def check_errors(
+    op: str,
+    logits: Tensor,
+    y: Tensor,
+    W_embed: Tensor | None,
+    eps: Tensor | None,
+    head: str,
+    flow: float,
+) -> float:
+    """The checks of `denoising_loss` by name; flow as a float."""
     B, M = check_tensor(op, "logits", logits, shape=(None, None)).shape
     check_tensor(op, "y", y, shape=(B,), dtype=INT64, device=logits.device)
     if head not in HEADS:
@@ -169,12 +193,7 @@ def denoising_loss(
         raise ValueError(f"{op}: eps must be given where flow is not 0 and only there, got {flow=}")
     if eps is not None:
         check_tensor(op, "eps", eps, shape=(B, D), device=logits.device)
-    arguments = (logits, y, W_embed, eps, head, flow, backend)
-    if torch.compiler.is_compiling():
-        error, _, _ = label_ops.error_op(*arguments)
-    else:
-        error = label_ops.error_node(*arguments)
-    return error if weight is None else error * per_row(op, "weight", weight, y)
+    return flow
 
 
 def dense_update_(

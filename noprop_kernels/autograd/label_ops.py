@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
 from ..backends import dispatch
@@ -120,6 +121,72 @@ def error_backward(ctx: Any, d_error: Tensor, *_: Tensor) -> tuple[Tensor | None
         d_u_hat = 2 * d_error[:, None] * residual
         d_W_embed = (p - one_hot(y, p.shape[-1])).T @ d_u_hat
     return d_logits * d_error[:, None], None, d_W_embed, None, None, None, None
+
+
+def d_logits_of(ctx: Any, d_error: Tensor) -> tuple[None, Tensor]:
+    (d_logits,) = ctx.saved_tensors
+    return None, d_logits * d_error.unsqueeze(1)
+
+
+class ErrorNode(torch.autograd.Function):
+    """Errors where only logits need a gradient, which the kernels have formed beside them."""
+
+    @staticmethod
+    def forward(ctx: Any, done: tuple[Tensor, Tensor], logits: Tensor) -> Tensor:
+        error, d_logits = done
+        ctx.save_for_backward(d_logits)
+        return error
+
+    @staticmethod
+    def backward(ctx: Any, d_error: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        if torch.is_grad_enabled():  # create_graph=True
+            return twice_refused(ctx, d_error)
+        return d_logits_of(ctx, d_error)
+
+
+# takes as long as the rest of a small batch's backward
+twice_refused = once_differentiable(d_logits_of)
+# as an extension in C++ calls it, without a look at transforms and their tensors
+apply_error: Any = super(torch.autograd.Function, ErrorNode).apply  # type: ignore[misc]
+
+
+def error_at_once(
+    logits: Tensor,
+    y: Tensor,
+    W_embed: Tensor | None,
+    eps: Tensor | None,
+    head: str,
+    flow: float,
+    backend: str | None,
+) -> Tensor | None:
+    """error where all is as the kernels take it, they check it alone, and only logits may need a
+    gradient; else None, and what does not fit is left to the checks by name."""
+    if not (is_dense(logits) and is_dense(y)) or logits.ndim != 2 or logits.numel() == 0:
+        return None
+    for value in (W_embed, eps):
+        if value is not None and not (is_dense(value) and value.ndim == 2):
+            return None
+        if value is not None and value.requires_grad:
+            return None
+    if type(flow) is not float or not abs(flow) <= LARGEST or (eps is None) != (flow == 0):
+        return None
+    if W_embed is not None and head == "cross_entropy":
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return None
+    B, M = logits.shape
+    try:
+        D = M if W_embed is None else W_embed.shape[1]
+        chosen = backend_of(M, D, logits.device, backend, head)
+        if not hasattr(chosen, "error_rows"):
+            return None
+        error, d_logits = logits.new_empty(B), logits.new_empty(B, M)
+        chosen.error_rows(logits, y, W_embed, eps, head, flow, error, None, d_logits)
+    except (ValueError, dispatch.BackendError):
+        return None
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return apply_error((error, d_logits), logits)
+    return error
 
 
 error_node = node(error_for_gradient, save_error, error_backward, returned=1)

@@ -73,6 +73,45 @@ def test_losses_and_gradients_are_those_of_torch(backend, case, rows, classes, w
         assert_matches(got, want, torch_s, terms=rows + classes + width)
 
 
+@pytest.mark.parametrize("head, flow", [("softmax", 0.0), ("linear", 1.0)])
+def test_fixed_embeddings_have_the_bits_of_learned_ones(backend, head, flow):
+    """And backward may run again."""
+    logits, y, _, W_embed, eps = given()
+    found = []
+    for table in (W_embed, nn.Parameter(W_embed)):
+        leaf = logits.clone().requires_grad_()
+        losses = nk.DenoisingLoss(table, head=head, flow=flow)(leaf, y, eps=eps if flow else None)
+        factor = torch.linspace(-1, 2, B)
+        for _ in range(2):
+            losses.backward(factor, retain_graph=True)
+        found.append((losses.detach(), leaf.grad))
+    assert all(map(torch.equal, *found)) and bool(found[0][1].any())
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_second_derivative_is_refused(backend, learned):
+    logits, y, _, W_embed, _ = given()
+    loss, leaf = nk.DenoisingLoss(nn.Parameter(W_embed) if learned else W_embed), logits.clone()
+    total = loss(leaf.requires_grad_(), y).square().sum()
+    (d_logits,) = torch.autograd.grad(total, leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        d_logits.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_what_fits_is_checked_by_the_kernels_alone(backend, monkeypatch):
+    def by_name(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(nk.functional, "check_errors", by_name)
+    logits, y, weight, W_embed, eps = given()
+    nk.DenoisingLoss()(logits.requires_grad_(), y, weight)
+    nk.DenoisingLoss(W_embed, flow=1.0)(logits, y, eps=eps)
+    for other in (logits.double(), logits.T.contiguous().T):
+        with pytest.raises(AssertionError):
+            nk.DenoisingLoss()(other, y)
+
+
 def test_weight_is_one_a_number_or_one_per_row(backend):
     logits, y, weight, _, _ = given()
     loss = nk.DenoisingLoss()
