@@ -77,7 +77,10 @@ class Apart {
     constexpr double kHeldSeconds = 1;
     Affinity& own = affinity_[at(worker)];
     if (!own.held || (when == When::kLater && now() < own.since + kHeldSeconds)) return;
-    while (moving().test_and_set(std::memory_order_acquire)) relax();
+    while (moving().test_and_set(std::memory_order_acquire)) {
+      if (when == When::kLater) return;  // whoever is moving may wait for a processor
+      relax();
+    }
     if (own.held) set_free(tid_[at(worker)].load(std::memory_order_relaxed), own);
     moving().clear(std::memory_order_release);
   }
