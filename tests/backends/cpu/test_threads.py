@@ -1,11 +1,9 @@
 """A call's tasks run on the threads of PyTorch's OpenMP runtime, or on our own where those will not
 do."""
 
-import ctypes
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,8 @@ import torch
 
 import noprop_kernels as nk
 from noprop_kernels.backends.cpu import extension, openmp
+from support import openmp_runtime, scripts
+from support.openmp_runtime import Runtime
 from support.scripts import BEGIN
 
 SHARED = """
@@ -49,40 +49,6 @@ def test_pytorchs_threads_stay_and_a_child_has_its_own():
         timeout=120, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-
-
-RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-PARALLEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-NUM_THREADS, PAUSE = ctypes.CFUNCTYPE(ctypes.c_int), ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)
-
-
-class Runtime:
-    """An OpenMP runtime that counts its regions and pauses; the calling thread does all the work.
-
-    Attributes:
-        granted: the threads of a region, whatever is asked for.
-        late: whether the other thread of a region comes, after 10 ms.
-    """
-
-    def __init__(self) -> None:
-        self.granted, self.late, self.regions, self.pauses = 2, False, 0, 0
-        self.functions = (
-            PARALLEL(self.parallel), NUM_THREADS(lambda: self.granted), PAUSE(self.pause)
-        )  # fmt: skip
-
-    def parallel(self, run: int, data: int, threads: int, flags: int) -> None:
-        assert threads == 2 and flags == 0
-        self.regions += 1
-        RUN(run)(data)
-        if self.late:
-            time.sleep(0.01)
-            other = threading.Thread(target=RUN(run), args=(data,))
-            other.start()
-            other.join()
-
-    def pause(self, kind: int) -> int:
-        self.pauses += 1
-        return 0
 
 
 @pytest.fixture
@@ -126,3 +92,33 @@ def test_after_a_late_thread_our_own_run_for_a_while(runtime: Runtime) -> None:
     runtime.late, runtime.pauses = False, 0
     assert losses() == on_ours
     assert runtime.pauses == 0
+
+
+# each time is far from the bounds that it is held to
+LATE_AGAIN = """
+from noprop_kernels.backends.cpu import openmp
+from support.openmp_runtime import Runtime
+runtime = Runtime()
+extension.C.use_openmp(*map(openmp.address, runtime.functions))
+blocks = make()
+def begun():
+    before = runtime.regions
+    blocks.train_step(X, Y)
+    return runtime.regions > before
+runtime.late = True
+for seconds in (0.3, 0.55, 1.05):
+    assert begun(), seconds
+    time.sleep(seconds)
+assert begun()
+runtime.late = False
+time.sleep(0.5)
+assert not begun(), "after the first time it was asked again by now"
+time.sleep(1.6)
+assert begun()
+"""
+
+
+def test_threads_that_are_late_again_are_asked_again_later() -> None:
+    tests = Path(openmp_runtime.__file__).parents[1]
+    done = scripts.run(f"sys.path.insert(0, {str(tests)!r})\n{LATE_AGAIN}")
+    assert done.returncode == 0, done.stderr
