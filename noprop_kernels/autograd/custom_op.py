@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 
@@ -46,7 +47,7 @@ def node(
         return output[chosen]
 
     def call(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and any(map(needs_grad, arguments)):
+        if needs_node(*arguments):
             return made.apply(*arguments)
         return run(*arguments)[chosen]
 
@@ -56,5 +57,22 @@ def node(
     return call
 
 
+def needs_node(*arguments: Any) -> bool:
+    """Whether a gradient in one of them is wanted, or, forwards, one has a tangent. A node is what
+    then refuses that: the result of a kernel would have none, and nobody would know."""
+    if torch.is_grad_enabled() and any(map(needs_grad, arguments)):
+        return True
+    return is_forward_mode() and any(map(has_tangent, arguments))
+
+
 def needs_grad(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
+
+
+def has_tangent(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def is_forward_mode() -> bool:
+    """Whether the call is inside torch.autograd.forward_ad.dual_level()."""
+    return forward_ad._current_level >= 0

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from ..backends import dispatch
 from ..check import MOST_COUNT, PLAIN
 from ..optimizers import OPTIMIZERS, Optimizer
-from .custom_op import needs_grad, register
+from .custom_op import needs_node, register
 from .layer import PARTS, Layer, check_layer, plan_of
 from .layer_optimizer import rule_of
 
@@ -57,7 +57,7 @@ def run(
     if torch.compiler.is_compiling():
         check_layer(op, x, weight, bias, name=name)
         return dense_op(x, weight, bias, activation, precision, backend)
-    graph = torch.is_grad_enabled() and any(map(needs_grad, (x, weight, bias)))
+    graph = needs_node(x, weight, bias)
     if not graph:
         y = at_once(op, x, weight, bias, activation, precision, backend)
         if y is not None:

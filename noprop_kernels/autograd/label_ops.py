@@ -13,7 +13,7 @@ from ..backends import dispatch
 from ..backends.calls import AddNoiseCall, Embedding, HeadCall, NoiseAddress, Noising, Objective
 from ..check import LARGEST, MOST, MOST_COUNT, PLAIN
 from ..philox import STREAM_EPS
-from .custom_op import node, register
+from .custom_op import is_forward_mode, node, register
 from .layer import plan_of
 
 
@@ -172,7 +172,7 @@ def error_at_once(
         return None
     if W_embed is not None and head == "cross_entropy":
         return None
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active() or is_forward_mode():
         return None
     B, M = logits.shape
     try:
@@ -219,6 +219,8 @@ def noise_at_once(
     D: Any = num_classes
     if W_embed is not None:
         if not is_dense(W_embed) or W_embed.ndim != 2 or W_embed.requires_grad:
+            return None
+        if is_forward_mode():
             return None
         D = W_embed.shape[1]
     seed, draw, block, first_row = address

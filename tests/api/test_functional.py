@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.functional import gelu, linear, one_hot
 
 import noprop_kernels as nk
@@ -143,6 +144,32 @@ def test_precision_is_that_of_the_operands():
     assert torch.equal(layer(x), y)
     with pytest.raises(nk.BackendError, match="precision must be one of"):
         F.dense(x, w, precision="tf32", backend="cpu")
+
+
+FORWARDS = {
+    "dense": lambda v: F.dense(v(2, 4), rows(5, 4), rows(5)),
+    "dense of a weight": lambda v: F.dense(rows(2, 4), v(5, 4)),
+    "denoising_loss": lambda v: F.denoising_loss(v(2, 5), torch.tensor([4, 0])),
+    "add_noise of a level": lambda v: F.add_noise(labels(), v(B), 0.3, seed=0, num_classes=M),
+    "add_noise of a table": lambda v: F.add_noise(labels(), 0.7, 0.3, seed=0, W_embed=v(M, D)),
+    "Linear that is evaluated": lambda v: nk.Linear(4, 5, optimizer=nk.AdamW()).eval()(v(2, 4)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # by make_dual
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("case", FORWARDS)
+def test_a_tangent_is_refused_and_not_lost(backend, case, grad):
+    """Forward mode, of which kernels have none; a tensor without one is as always."""
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        with pytest.raises(NotImplementedError, match="jvp"):
+            FORWARDS[case](lambda *shape: forward_ad.make_dual(rows(*shape), rows(*shape, seed=1)))
+        inside = FORWARDS[case](rows)
+    outside = FORWARDS[case](rows)
+    for got, want in zip(
+        *(v if isinstance(v, tuple) else (v,) for v in (inside, outside)), strict=True
+    ):
+        assert "Linear" in case or torch.equal(got, want)
 
 
 def test_dense_of_strided_tensors(backend):
