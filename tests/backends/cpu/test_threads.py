@@ -55,10 +55,21 @@ def test_pytorchs_threads_stay_and_a_child_has_its_own():
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     monkeypatch.setattr(extension, "threads", lambda: 2)
     fake = Runtime()
-    extension.C.use_openmp(*map(openmp.address, fake.functions))
+    assert is_asked(fake)
+    fake.regions = fake.pauses = 0
     yield fake
-    time.sleep(0.3)  # as long as a call may remember that threads were late
+    assert is_asked(fake)
     extension.C.use_openmp(*openmp.functions())
+
+
+def is_asked(runtime: Runtime) -> bool:
+    """Whether calls run in its regions, once it is long enough ago that threads were late."""
+    extension.C.use_openmp(*map(openmp.address, runtime.functions))
+    runtime.granted, runtime.late, before, end = 2, False, runtime.regions, time.monotonic() + 20
+    while runtime.regions == before and time.monotonic() < end:
+        losses(1)
+        time.sleep(0.05)
+    return runtime.regions > before
 
 
 def losses(steps: int = 3) -> list[list[float]]:
@@ -88,33 +99,27 @@ def test_after_a_late_thread_our_own_run_for_a_while(runtime: Runtime) -> None:
     runtime.late = True
     on_ours = losses()
     assert runtime.regions > 0 and runtime.pauses > 0
-    time.sleep(0.3)
-    runtime.late, runtime.pauses = False, 0
+    assert is_asked(runtime)
+    runtime.pauses = 0
     assert losses() == on_ours
     assert runtime.pauses == 0
 
 
-# each time is far from the bounds that it is held to
 LATE_AGAIN = """
 from noprop_kernels.backends.cpu import openmp
 from support.openmp_runtime import Runtime
 runtime = Runtime()
 extension.C.use_openmp(*map(openmp.address, runtime.functions))
-blocks = make()
-def begun():
-    before = runtime.regions
-    blocks.train_step(X, Y)
-    return runtime.regions > before
 runtime.late = True
-for seconds in (0.3, 0.55, 1.05):
-    assert begun(), seconds
-    time.sleep(seconds)
-assert begun()
-runtime.late = False
-time.sleep(0.5)
-assert not begun(), "after the first time it was asked again by now"
-time.sleep(1.6)
-assert begun()
+blocks = make()
+def waited():
+    begin, before = time.monotonic(), runtime.regions
+    while runtime.regions == before:
+        blocks.train_step(X, Y)
+        time.sleep(0.01)
+    return time.monotonic() - begin
+found = [waited() for _ in range(5)]
+assert found[4] > 1.5, found  # 0.25, 0.5, 1 and 2 s after the first
 """
 
 
