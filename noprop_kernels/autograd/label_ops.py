@@ -144,7 +144,7 @@ class ErrorNode(torch.autograd.Function):
         return d_logits_of(ctx, d_error)
 
 
-# takes as long as the rest of a small batch's backward
+# apart, since what it does before it calls costs a small batch's backward time
 twice_refused = once_differentiable(d_logits_of)
 # as an extension in C++ calls it, without a look at transforms and their tensors
 apply_error: Any = super(torch.autograd.Function, ErrorNode).apply  # type: ignore[misc]
