@@ -87,6 +87,28 @@ def test_tasks_run_on_openmps_threads(runtime: Runtime) -> None:
     assert losses() == in_regions
 
 
+def test_shorter_tasks_have_the_bits_of_whole_ones(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first thread does all, so that it is ahead by two tasks, and takes shorter ones."""
+
+    def trained() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        x, y = torch.randn(40, 20, generator=generator), torch.arange(40) % 3
+        plan, goal = nk.plans.mlp(20, 3, 3, hidden=32), nk.DT(nk.NoiseSchedule.cosine(T=5))
+        blocks = nk.DenoisingBlocks(plan, goal, backend="cpu", seed=3)
+        rows = torch.randint(40, (7, 16), generator=generator)
+        return blocks.train_steps(x, y, rows), blocks.state_dict()
+
+    shorter, moved = trained()
+    assert runtime.regions > 0 and runtime.pauses == 0
+    with monkeypatch.context() as alone:
+        alone.setattr(extension, "threads", lambda: 1)
+        whole, state = trained()
+    assert torch.equal(shorter, whole)
+    assert all(torch.equal(value, state[name]) for name, value in moved.items())
+
+
 def test_fewer_threads_than_asked_for_run_nothing(runtime: Runtime) -> None:
     runtime.granted = 1
     on_ours = losses()
